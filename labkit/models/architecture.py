@@ -1,0 +1,109 @@
+"""Facts about a model that its config.json and the headers of its weights tell, without loading it."""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import ModelError
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What the memory arithmetic needs. Sizes count elements unless the name says bytes."""
+
+    model_type: str
+    layers: int
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    dtype_bytes: int
+    max_positions: int
+    sliding_window: int | None = None
+    parameters: int | None = None
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of the weights in their own dtype; None when no weights lie beside the config."""
+        return None if self.parameters is None else self.parameters * self.dtype_bytes
+
+
+def architecture(path: Path | str) -> Architecture:
+    """Reads a model folder or a config.json. Raises `ModelError` naming the file and the missing key."""
+    config_file = Path(path)
+    config_file = config_file / "config.json" if config_file.is_dir() else config_file
+    config = _text_config(_read_json(config_file))
+    try:
+        return _from_config(config, parameters=parameter_count(config_file.parent))
+    except KeyError as missing:
+        raise ModelError(
+            f"{config_file} has no key {missing}, so the size of its KV cache cannot be told",
+            remedy="name the folder or the config.json of a decoder model (num_hidden_layers, num_attention_heads, ...)",
+        ) from None
+
+
+def parameter_count(folder: Path) -> int | None:
+    """Counts the parameters in the headers of the folder's safetensors files; None when there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    return sum(_elements(file) for file in files) if files else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"there is no {file.name} in {file.parent}",
+            remedy="name the folder that holds the model's config.json, an embedded model, or a hub id",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}", remedy="fetch the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds a {type(content).__name__}, not an object", remedy="fetch the model again")
+    return content
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Multimodal configs keep the language model's part under `text_config`."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _from_config(config: dict[str, Any], *, parameters: int | None) -> Architecture:
+    heads = int(config["num_attention_heads"])
+    hidden = int(config["hidden_size"])
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return Architecture(
+        model_type=str(config.get("model_type", "unknown")),
+        layers=int(config["num_hidden_layers"]),
+        attention_heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        hidden_size=hidden,
+        dtype_bytes=DTYPE_BYTES.get(str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"), 2),
+        max_positions=int(config.get("max_position_embeddings", 0)),
+        sliding_window=int(window) if window else None,
+        parameters=parameters,
+    )
+
+
+def _elements(file: Path) -> int:
+    """A safetensors file starts with the header's length (8 bytes, little endian) and a JSON header of shapes."""
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+    except (OSError, ValueError, struct.error) as error:
+        raise ModelError(f"{file} is not a whole safetensors file: {error}", remedy="fetch the model again") from error
+    shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+    return sum(_product(shape) for shape in shapes)
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

