@@ -1,0 +1,165 @@
+"""GPUs by NVML (module `pynvml` of the distribution nvidia-ml-py), never by a framework that would take memory to look.
+
+NVML fails in many ways on machines without a usable GPU: each becomes a reason in words.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+REASONS = {
+    "NVMLError_LibraryNotFound": "no NVIDIA driver: its library libnvidia-ml.so.1 is not on this machine",
+    "NVMLError_DriverNotLoaded": "the NVIDIA driver is installed but its kernel module is not loaded",
+    "NVMLError_NoPermission": "this user may not talk to the NVIDIA driver",
+    "NVMLError_LibRmVersionMismatch": "the NVIDIA library and kernel module have different versions: reboot",
+    "NVMLError_GpuIsLost": "a GPU has fallen off the bus",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One device that a program can use: a whole GPU, or one MIG instance of it."""
+
+    index: int
+    name: str
+    uuid: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    driver: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuUse:
+    """One reading of one device. `busy_percent` is None where NVML does not tell (MIG instances)."""
+
+    busy_percent: float | None
+    memory_used_bytes: int
+
+
+def load_nvml() -> Any | None:
+    """The module, or None where nvidia-ml-py is not installed."""
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        return None
+
+
+def reason_of(error: Exception) -> str:
+    """An NVML error in words: ours where the error is a common one, else NVML's own."""
+    return REASONS.get(type(error).__name__, f"NVML says: {error}")
+
+
+@contextmanager
+def session(nvml: Any) -> Iterator[Any]:
+    """NVML between init and shutdown. It counts its users, so nesting is fine."""
+    nvml.nvmlInit()
+    try:
+        yield nvml
+    finally:
+        nvml.nvmlShutdown()
+
+
+def find_gpus(nvml: Any | None = None, *, visible: str | None = None) -> tuple[tuple[Gpu, ...], str]:
+    """The devices a program would see, and "" or the reason why there are none.
+
+    `nvml`: the module to ask (default: `pynvml`). `visible`: as CUDA_VISIBLE_DEVICES (default: that variable), which
+    NVML itself does not follow.
+    """
+    nvml = nvml or load_nvml()
+    if nvml is None:
+        return (), "cannot look for GPUs: the package nvidia-ml-py is not installed"
+    try:
+        with session(nvml):
+            gpus, reason = _all_gpus(nvml)
+    except nvml.NVMLError as error:
+        return (), reason_of(error)
+    return choose_visible(gpus, visible) if gpus else (gpus, reason)
+
+
+def choose_visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[tuple[Gpu, ...], str]:
+    """The devices that CUDA_VISIBLE_DEVICES leaves, by index or by (the beginning of) a UUID, in its order."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+    if visible is None:
+        return gpus, ""
+    chosen: list[Gpu] = []
+    for word in (part.strip() for part in visible.split(",")):
+        match = next((gpu for gpu in gpus if word and (word == str(gpu.index) or gpu.uuid.startswith(word))), None)
+        if match is None:  # CUDA stops at the first entry that it cannot resolve
+            break
+        chosen.append(match)
+    hidden = f'CUDA_VISIBLE_DEVICES="{visible}" hides all {len(gpus)} GPU(s) of this machine'
+    return tuple(chosen), "" if chosen else hidden
+
+
+def handles(nvml: Any) -> tuple[list[tuple[int, Any]], str]:
+    """(index of the physical GPU, handle) of every usable device; a GPU in MIG mode is usable only as its instances."""
+    found: list[tuple[int, Any]] = []
+    empty: list[int] = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        instances = _mig_instances(nvml, handle)
+        found += [(index, each) for each in ([handle] if instances is None else instances)]
+        if instances == []:
+            empty.append(index)
+    if found:
+        return found, ""
+    return [], f"GPU {empty[0]} is in MIG mode and has no instance" if empty else "the NVIDIA driver reports no GPU"
+
+
+def read_use(nvml: Any, handle: Any) -> GpuUse | None:
+    """How busy the device is now, or None where it does not answer."""
+    try:
+        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+    except nvml.NVMLError:
+        return None
+    try:
+        busy: float | None = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except nvml.NVMLError:
+        busy = None
+    return GpuUse(busy_percent=busy, memory_used_bytes=used)
+
+
+def _all_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
+    driver = _text(nvml.nvmlSystemGetDriverVersion())
+    found, reason = handles(nvml)
+    gpus = []
+    for index, handle in found:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        gpus.append(
+            Gpu(
+                index=index,
+                name=_text(nvml.nvmlDeviceGetName(handle)),
+                uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+                memory_total_bytes=int(memory.total),
+                memory_free_bytes=int(memory.free),
+                driver=driver,
+            )
+        )
+    return tuple(gpus), reason
+
+
+def _mig_instances(nvml: Any, handle: Any) -> list[Any] | None:
+    """The MIG instances of a GPU; None where it is not in MIG mode."""
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
+        if not current:
+            return None
+        slots = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except nvml.NVMLError:  # the GPU knows no MIG
+        return None
+    return [each for slot in range(slots) if (each := _mig_instance(nvml, handle, slot)) is not None]
+
+
+def _mig_instance(nvml: Any, handle: Any, slot: int) -> Any | None:
+    try:
+        return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
+    except nvml.NVMLError:  # the slot is empty
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    """Old releases of the binding returned bytes."""
+    return value.decode() if isinstance(value, bytes) else value
