@@ -12,14 +12,15 @@ from pathlib import Path
 import labkit
 
 # What decides a result or a picture; in the order in which doctor shows them.
-PACKAGES = tuple("torch transformers ray torchserve jupyterlab papermill altair pandas scipy numpy".split())
+ENGINES = ("torch", "transformers", "ray", "torchserve")
+TOOLS = ("jupyterlab", "papermill", "altair", "pandas", "scipy", "numpy")
 OLDEST_JAVA = 11  # TorchServe's installation notes name JDK 11, then 17; its class files would load in 8
 
 
 def versions() -> dict[str, str]:
     """Version by name; what is absent is left out. vLLM's CPU build counts as vllm, its version ending in "+cpu"."""
     found = {"labkit": labkit.__version__, "python": platform.python_version(), "vllm": vllm_version()}
-    found |= {name: _version(name) for name in PACKAGES}
+    found |= {name: _version(name) for name in (*ENGINES, *TOOLS)}
     return {name: version for name, version in found.items() if version}
 
 
