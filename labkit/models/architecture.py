@@ -8,6 +8,7 @@ from typing import Any
 
 from labkit.errors import ModelError
 
+# A config without a dtype means float32: what transformers assumes too.
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
@@ -42,7 +43,7 @@ def architecture(path: Path | str) -> Architecture:
     except KeyError as missing:
         raise ModelError(
             f"{config_file} has no key {missing}, so the size of its KV cache cannot be told",
-            remedy="name the folder or the config.json of a decoder model (num_hidden_layers, num_attention_heads, ...)",
+            remedy="name the folder or config.json of a decoder model (num_hidden_layers, num_attention_heads, ...)",
         ) from None
 
 
@@ -84,7 +85,7 @@ def _from_config(config: dict[str, Any], *, parameters: int | None) -> Architect
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or hidden // heads),
         hidden_size=hidden,
-        dtype_bytes=DTYPE_BYTES.get(str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"), 2),
+        dtype_bytes=DTYPE_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4),
         max_positions=int(config.get("max_position_embeddings", 0)),
         sliding_window=int(window) if window else None,
         parameters=parameters,

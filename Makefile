@@ -1,0 +1,42 @@
+# Serving Lab. Two commands are all that is needed: `make run` and `make lab`; `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+STACK ?= auto
+ARGS ?=
+
+.PHONY: help setup fetch run lab test test-fast lint notebooks bench lock
+
+help:           ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+setup:          ## .venv from the lock (CUDA stack where there is an NVIDIA GPU, CPU stack elsewhere)
+	@$(PYTHON) setup/install.py --stack $(STACK)
+
+fetch: setup    ## the embedded models into the user's cache, verified
+	@$(BIN)/labkit fetch
+
+run: fetch      ## every lab for real, then report.html (options: make run ARGS="01_first_deployment --resume")
+	@$(BIN)/labkit run $(ARGS)
+
+lab: fetch      ## JupyterLab on the first notebook
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb $(ARGS)
+
+lint: setup     ## formatting, lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-fast: lint ## lint and the unit tests
+	$(BIN)/pytest tests/unit
+
+test: fetch lint ## everything: lint, types, unit, engine, notebook and browser tests
+	$(BIN)/pytest
+
+notebooks: fetch ## execute the notebooks and store their outputs
+	$(BIN)/python tools/notebooks.py
+
+bench: fetch    ## benchmarks; they report and never judge
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: setup     ## renew the locks with the newest versions that the .in files allow
+	$(PYTHON) setup/lock.py

@@ -1,0 +1,26 @@
+"""Renews requirements/cpu.lock and requirements/gpu.lock: `python3 setup/lock.py`. Needs uv (`pip install uv`).
+
+Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments); no index addresses.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
+COMMON = ["--universal", "--python-version", "3.11", "--generate-hashes", "--upgrade", "--quiet"]
+SILENT = ["--no-emit-index-url", "--no-emit-find-links", "--no-header"]
+
+
+def compile_lock(stack: str, *extra: str) -> None:
+    """Resolves `stack`.in into `stack`.lock."""
+    command = ["uv", "pip", "compile", f"{stack}.in", *COMMON, *SILENT, *extra, "--output-file", f"{stack}.lock"]
+    subprocess.run(command, cwd=REQUIREMENTS, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    try:
+        compile_lock("cpu", "--override", "cpu-overrides.txt")
+        compile_lock("gpu")
+    except FileNotFoundError:
+        sys.exit("uv is not installed; to fix it: pip install uv")
