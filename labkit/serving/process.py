@@ -1,0 +1,187 @@
+"""One process type for every server: own process group, log file, health check, loopback port, clean stop.
+
+Knows nothing of any engine. A server runs under `labkit.serving.guard`, which ends it when we end, however we end.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from labkit.errors import ServerError, UsageError
+
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.25
+Progress = Callable[[str], None]
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nothing listens at this moment."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int) -> int:
+    """Returns `port`, or raises `UsageError` when it is out of range or something listens on it already."""
+    if not 1 <= port <= 65535:
+        raise UsageError(f"port {port} does not exist", remedy="use a port from 1024 to 65535, or leave it out")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} on {LOOPBACK} cannot be used: {error.strerror}",
+                remedy=f"stop what listens there, use another port ({free_port()} is free now), or leave it out",
+            ) from error
+    return port
+
+
+class ServerProcess:
+    """A server that runs as a child process, until `stop`, the end of a `with` block, or the end of this process.
+
+    `command` runs in the private folder `folder`, its output goes to `folder/server.log`; it counts as ready when
+    `health_url` answers 200. `explain` may turn the log of a failed start into (what happened, remedy).
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        folder: Path,
+        health_url: str,
+        env: Mapping[str, str] | None = None,
+        start_timeout_s: float = 300.0,
+        stop_grace_s: float = 20.0,
+        explain: Callable[[str], tuple[str, str] | None] = lambda _: None,
+    ) -> None:
+        self.command = tuple(command)
+        self.name = name
+        self.folder = folder
+        self.log_path = folder / "server.log"
+        self.start_seconds: float | None = None
+        self._health_url = health_url
+        self._env = dict(env or {})
+        self._start_timeout_s = start_timeout_s
+        self._stop_grace_s = stop_grace_s
+        self._explain = explain
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        """True from `start` until the server has ended."""
+        return self._guard is not None and self._guard.poll() is None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The server's own process first, then everything that it started."""
+        if self._guard is None:
+            return ()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return tuple(process.pid for process in psutil.Process(self._guard.pid).children(recursive=True))
+        return ()
+
+    def start(self, *, progress: Progress = lambda _: None) -> Self:
+        """Starts the server and waits until it is ready; on any failure nothing is left running."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        try:
+            self._launch()
+            self._wait_until_ready(began, progress)
+        except BaseException:
+            self.stop()
+            raise
+        self.start_seconds = time.monotonic() - began
+        return self
+
+    def stop(self) -> None:
+        """Ends the server and everything it started; returns when it is gone. Safe to call again."""
+        if self._guard is None:
+            return
+        guard, pids = self._guard, self.pids
+        if guard.stdin is not None:
+            with contextlib.suppress(OSError):
+                guard.stdin.close()
+        try:
+            guard.wait(self._stop_grace_s + 10)
+        except subprocess.TimeoutExpired:
+            _kill([guard.pid, *pids])
+            guard.wait(10)
+
+    def check(self) -> None:
+        """Raises `ServerError` with the end of the log when the server has died."""
+        if self._guard is not None and not self.running:
+            raise self._error(f"{self.name} died with exit code {self._guard.returncode}")
+
+    def log_text(self) -> str:
+        """Everything the server has written so far."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log_path.read_text(errors="replace")
+        return ""
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The log's last lines."""
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def _launch(self) -> None:
+        guard = [sys.executable, "-m", "labkit.serving.guard", str(self._stop_grace_s), *self.command]
+        with self.log_path.open("wb") as log:
+            self._guard = subprocess.Popen(
+                guard,
+                cwd=self.folder,
+                env={**os.environ, **self._env},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal reaches us, and we stop the server in order
+            )
+
+    def _wait_until_ready(self, began: float, progress: Progress) -> None:
+        while not _answers(self._health_url):
+            self.check()
+            waited_s = time.monotonic() - began
+            if waited_s > self._start_timeout_s:
+                raise self._error(f"{self.name} was not ready after {waited_s:.0f} s")
+            progress(f"{self.name}: starting, {waited_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def _error(self, what: str) -> ServerError:
+        known = self._explain(self.log_text())
+        reason, remedy = known or ("", f"read the whole log: {self.log_path}")
+        return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=self.log_tail())
+
+    def __enter__(self) -> Self:
+        return self if self._guard is not None else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
