@@ -1,0 +1,72 @@
+"""Every process that a lab starts, and the end of all of them.
+
+A lab's kernel starts servers in process groups of their own, and what dies in the middle leaves orphans. On Linux this
+process adopts orphans (it becomes their "child subreaper"), so that whatever a lab started stays below us in the tree,
+however often it forked.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterable
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+TERMINATE_GRACE_S = 3.0
+KILL_GRACE_S = 5.0
+
+
+def adopt_orphans() -> bool:
+    """Makes this process the new parent of orphans below it. False where the system cannot (not Linux)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    failed: int = ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return failed == 0
+
+
+class Scope:
+    """The processes below this one that started after the scope was made."""
+
+    def __init__(self) -> None:
+        adopt_orphans()
+        self._older = set(_descendants())
+
+    def alive(self) -> list[psutil.Process]:
+        """Those that still run. Zombies that nobody else waits for are reaped on the way."""
+        return [process for process in _descendants() if process not in self._older and not _reaped(process)]
+
+    def end(self, *, wait_s: float = 0.0) -> int:
+        """Ends them all: `wait_s` for their own end, then SIGTERM, then SIGKILL. Returns how many had to be ended."""
+        _, left = psutil.wait_procs(self.alive(), timeout=wait_s)
+        ended = len(left)
+        end_processes(left)
+        end_processes(self.alive())  # started while the others were ending
+        return ended
+
+
+def end_processes(processes: Iterable[psutil.Process]) -> None:
+    """SIGTERM to all, SIGKILL to what is alive after `TERMINATE_GRACE_S`; returns when they are gone."""
+    left = list(processes)
+    for act, grace_s in ((psutil.Process.terminate, TERMINATE_GRACE_S), (psutil.Process.kill, KILL_GRACE_S)):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                act(process)
+        _, left = psutil.wait_procs(left, timeout=grace_s)
+
+
+def _descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _reaped(process: psutil.Process) -> bool:
+    """True for a process that has ended; takes its zombie away when it is our own child."""
+    try:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return False
+    except psutil.NoSuchProcess:
+        return True
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return True
