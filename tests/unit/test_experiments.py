@@ -1,0 +1,421 @@
+"""Repeats, intervals, the stopwatch and the lie detector."""
+
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from labkit.errors import ServerError, UsageError
+from labkit.experiments import (
+    Caution,
+    Statistic,
+    Stopwatch,
+    interleaved,
+    interval,
+    mixed_machines,
+    paired_ratio,
+    samples_needed,
+    too_few_samples,
+    warnings_for,
+)
+
+positive = st.floats(min_value=1e-3, max_value=1e3)
+pairs = st.lists(st.tuples(positive, positive), min_size=1, max_size=12)
+# Each example is a bootstrap of some milliseconds: a deadline would test the machine's load.
+quick = settings(max_examples=40, deadline=None)
+
+BURN = """
+import sys, time
+sys.stdin.readline()
+end = time.process_time() + float(sys.argv[1])
+while time.process_time() < end: pass
+print('burnt', flush=True)
+sys.stdin.readline()
+"""
+
+
+def split(together: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [a for a, _ in together], [b for _, b in together]
+
+
+# --- interleaved
+
+
+@given(names=st.sets(st.text(max_size=4), min_size=1, max_size=5), repeats=st.integers(1, 6), seed=st.integers())
+@quick
+def test_every_round_runs_every_arm_once(names: set[str], repeats: int, seed: int) -> None:
+    """Calls come in rounds that hold every arm once, and each arm's results stand in order of rounds."""
+    calls: list[tuple[int, str]] = []
+
+    def arm(name: str) -> Callable[[int], tuple[str, int]]:
+        def measure(index: int) -> tuple[str, int]:
+            calls.append((index, name))
+            return name, index
+
+        return measure
+
+    results = interleaved({name: arm(name) for name in names}, repeats=repeats, seed=seed)
+    assert [index for index, _ in calls] == [index for index in range(repeats) for _ in names]
+    assert Counter(calls) == Counter((index, name) for index in range(repeats) for name in names)
+    assert results == {name: [(name, index) for index in range(repeats)] for name in names}
+
+
+def orders(seed: int) -> list[str]:
+    calls: list[str] = []
+    arms = {name: (lambda _, name=name: calls.append(name)) for name in "abc"}
+    interleaved(arms, repeats=60, seed=seed)
+    return calls
+
+
+def test_order_is_shuffled_by_the_seed_alone() -> None:
+    """One seed gives one order, another seed another, and every arm comes first in about a third of the rounds."""
+    assert orders(7) == orders(7)
+    assert orders(7) != orders(8)
+    first = Counter(orders(7)[::3])
+    assert set(first) == set("abc")
+    assert min(first.values()) >= 10
+
+
+def test_progress_counts_every_measurement() -> None:
+    """The callback hears of each measurement before it runs and of the end once."""
+    heard: list[tuple[int, int, str]] = []
+    interleaved({"a": lambda _: 0, "b": lambda _: 0}, repeats=3, seed=1, progress=lambda *step: heard.append(step))
+    assert [done for done, _, _ in heard] == list(range(7))
+    assert {total for _, total, _ in heard} == {6}
+    assert heard[-1] == (6, 6, "")
+    assert all(arm in ("a", "b") for _, _, arm in heard[:-1])
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_error_names_arm_and_round(kind: type[BaseException]) -> None:
+    """The arm's own exception comes out, with a note on where it struck, and nothing runs after it."""
+    calls: list[int] = []
+
+    def fails(index: int) -> None:
+        calls.append(index)
+        if index == 1:
+            raise kind("boom")
+
+    with pytest.raises(kind, match="boom") as caught:
+        interleaved({"bad arm": fails}, repeats=5, seed=0)
+    assert caught.value.__notes__ == ["while measuring arm 'bad arm', round 2 of 5"]
+    assert calls == [0, 1]
+
+
+def test_nothing_to_run_is_a_usage_error() -> None:
+    """No arm and no repeat are refused with the number."""
+    with pytest.raises(UsageError, match="0 arms"):
+        interleaved({}, repeats=1, seed=0)
+    with pytest.raises(UsageError, match="repeats is 0"):
+        interleaved({"a": lambda _: 0}, repeats=0, seed=0)
+
+
+# --- intervals and ratios
+
+
+@given(pairs, st.sampled_from([0.8, 0.95, 0.99]))
+@quick
+def test_interval_contains_the_point(together: list[tuple[float, float]], confidence: float) -> None:
+    """low <= value <= high; the value is the geometric mean of the pairwise ratios."""
+    a, b = split(together)
+    ratio = paired_ratio(a, b, confidence=confidence)
+    assert 0 < ratio.low <= ratio.value <= ratio.high
+    assert ratio.value == pytest.approx(stats.gmean([x / y for x, y in together]))
+    assert ratio.values == pytest.approx([x / y for x, y in together])
+    assert ratio.pairs == len(together)
+
+
+@given(pairs, st.floats(0.01, 100))
+@quick
+def test_scaling_both_arms_leaves_the_ratio(together: list[tuple[float, float]], factor: float) -> None:
+    """A ratio has no unit: seconds or milliseconds give the same value and bounds."""
+    a, b = split(together)
+    plain = paired_ratio(a, b)
+    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b])
+    assert (scaled.value, scaled.low, scaled.high) == pytest.approx((plain.value, plain.low, plain.high), rel=1e-9)
+
+
+@given(pairs)
+@quick
+def test_swapping_the_arms_inverts_the_ratio(together: list[tuple[float, float]]) -> None:
+    """ratio(b, a) is 1 / ratio(a, b), and its bounds are the inverse of the other's, swapped."""
+    a, b = split(together)
+    forth, back = paired_ratio(a, b), paired_ratio(b, a)
+    assert (back.value, back.low, back.high) == pytest.approx((1 / forth.value, 1 / forth.high, 1 / forth.low))
+
+
+@given(pairs, st.integers(0, 2**32))
+@quick
+def test_intervals_are_deterministic_by_seed(together: list[tuple[float, float]], seed: int) -> None:
+    """The same data and seed give the same bounds to the last bit."""
+    a, b = split(together)
+    assert paired_ratio(a, b, seed=seed) == paired_ratio(a, b, seed=seed)
+    assert interval(a, seed=seed) == interval(a, seed=seed)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.sampled_from(["mean", "median"]))
+@quick
+def test_interval_of_a_statistic(values: list[float], statistic: Statistic) -> None:
+    """An interval holds the statistic that numpy computes, and more confidence never makes it narrower."""
+    wide, narrow = (interval(values, statistic=statistic, confidence=c) for c in (0.99, 0.8))
+    oracle = np.mean(values) if statistic == "mean" else np.median(values)
+    assert wide.value == pytest.approx(oracle)
+    assert wide.low <= narrow.low <= wide.value <= narrow.high <= wide.high
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_coverage_is_about_nominal(n: int) -> None:
+    """Of 400 lognormal experiments with a true ratio of 2, near 95% of the intervals hold it, few repeats or many.
+
+    (The plain percentile bootstrap holds 75% at n = 3, which this bound refuses.)
+    """
+    rng = np.random.default_rng(n)
+    held = 0
+    for _ in range(400):
+        b = rng.lognormal(0.0, 0.3, n)
+        a = b * 2.0 * rng.lognormal(0.0, 0.2, n)
+        found = paired_ratio(a.tolist(), b.tolist())
+        held += found.low <= 2.0 <= found.high
+    assert 0.90 <= held / 400 <= 0.99
+
+
+def test_interval_narrows_to_the_t_interval_of_many_values() -> None:
+    """For many normal values the bootstrap agrees with Student's t interval, an independent formula."""
+    values = np.random.default_rng(1).normal(10, 2, 400)
+    found = interval(values.tolist())
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+
+
+def test_one_pair_has_no_interval_and_says_so() -> None:
+    """One repeat gives low = high = value with a warning and settles nothing; equal repeats give no warning."""
+    one = paired_ratio([6.0], [2.0], name="speed-up")
+    assert (one.low, one.value, one.high) == pytest.approx((3, 3, 3))
+    assert one.warning is not None
+    assert "'speed-up' rests on 1 pair" in one.warning
+    assert not one.differs
+    assert interval([5.0]).warning is not None
+    same = paired_ratio([6.0, 3.0], [2.0, 1.0])
+    assert (same.low, same.high) == pytest.approx((3, 3))
+    assert same.warning is None
+    assert same.differs
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.5, math.nan, math.inf])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_ratio_refuses_what_has_none(bad: float, first: bool) -> None:
+    """Zero, negative and non-finite values are refused, with arm, place and number."""
+    good, spoilt = [1.0, 2.0], [1.0, bad]
+    a, b = (spoilt, good) if first else (good, spoilt)
+    with pytest.raises(UsageError, match=f"{'first' if first else 'second'} arm of ratio 'r': value 1 is {bad}"):
+        paired_ratio(a, b, name="r")
+
+
+def test_bad_questions_are_usage_errors() -> None:
+    """Unequal lengths, no values, a confidence outside (0, 1) and an unknown statistic are refused."""
+    with pytest.raises(UsageError, match="2 values cannot pair with 1"):
+        paired_ratio([1.0, 2.0], [1.0])
+    with pytest.raises(UsageError, match="0 values"):
+        paired_ratio([], [])
+    with pytest.raises(UsageError, match="confidence is 95"):
+        interval([1.0, 2.0], confidence=95)
+    with pytest.raises(UsageError, match="'mode'"):
+        interval([1.0], statistic="mode")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="nan"):
+        interval([1.0, math.nan])
+
+
+# --- stopwatch
+
+
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+@pytest.fixture
+def burner() -> Iterator[Callable[[float], "subprocess.Popen[str]"]]:
+    """Starts a child that waits for a line, burns CPU-seconds, says so and waits for another line to end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(seconds: float) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-S", "-E", "-c", BURN, str(seconds)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def tell(child: "subprocess.Popen[str]") -> None:
+    assert child.stdin is not None
+    child.stdin.write("go\n")
+    child.stdin.flush()
+
+
+def until_burnt(child: "subprocess.Popen[str]") -> None:
+    assert child.stdout is not None
+    assert child.stdout.readline() == "burnt\n"
+
+
+def test_sleep_costs_wall_time_and_no_cpu() -> None:
+    """A sleeping block has wall seconds and next to no CPU-seconds; a burning one has both."""
+    with Stopwatch() as asleep:
+        time.sleep(0.2)
+    with Stopwatch() as busy:
+        burn(0.2)
+    assert asleep.wall_s >= 0.2
+    assert asleep.own_cpu_s < 0.1
+    assert 0.2 <= busy.own_cpu_s <= busy.cpu_s
+    assert busy.pids_cpu_s == 0
+
+
+def test_a_given_process_is_told_apart_from_its_client(burner: Callable[[float], "subprocess.Popen[str]"]) -> None:
+    """pids_cpu_s holds what the server burnt inside the block, not its client's share; cpu_s counts each once."""
+    child = burner(0.3)
+    with Stopwatch(pids=[child.pid]) as watch:
+        burn(0.2)
+        tell(child)
+        until_burnt(child)
+    assert 0.27 <= watch.pids_cpu_s < 0.45
+    assert 0.2 <= watch.own_cpu_s < 0.3
+    assert watch.cpu_s == pytest.approx(watch.own_cpu_s + watch.pids_cpu_s, abs=0.05)
+
+
+def test_children_that_ended_inside_count_once(burner: Callable[[float], "subprocess.Popen[str]"]) -> None:
+    """A child that was alive at the start and waited for inside adds what it burnt inside, and only that."""
+    child = burner(0.3)
+    with Stopwatch() as watch:
+        tell(child)
+        until_burnt(child)
+        child.communicate("done\n")
+    with Stopwatch() as after:
+        pass
+    assert 0.27 <= watch.cpu_s - watch.own_cpu_s < 0.45
+    assert after.cpu_s < 0.1
+
+
+def time_a_death(child: "subprocess.Popen[str]", error: Exception | None = None) -> None:
+    with Stopwatch(pids=[child.pid]):
+        child.kill()
+        child.wait()
+        if error is not None:
+            raise error
+
+
+def test_a_process_that_dies_inside_is_an_error(burner: Callable[[float], "subprocess.Popen[str]"]) -> None:
+    """A timed server's death is reported with its pid, unless the block itself raised: that error wins."""
+    child = burner(0.0)
+    with pytest.raises(ServerError, match=f"process {child.pid} is not running: it ended"):
+        time_a_death(child)
+    with pytest.raises(ValueError, match="first cause"):
+        time_a_death(burner(0.0), ValueError("first cause"))
+
+
+def test_stopwatch_misuse_is_a_usage_error() -> None:
+    """An unknown pid and a reading before the end are refused."""
+    free = next(pid for pid in range(4_000_000, 4_194_304) if not psutil.pid_exists(pid))
+    with pytest.raises(UsageError, match=str(free)), Stopwatch(pids=[free]):
+        pass
+    with pytest.raises(UsageError, match="no reading yet"):
+        _ = Stopwatch().wall_s
+
+
+# --- the lie detector
+
+
+def codes(found: list[Caution]) -> list[str]:
+    return [caution.code for caution in found]
+
+
+def test_sound_conditions_call_for_no_caution() -> None:
+    """An open loop on a warmed server with 200 requests, a quiet client and the expected hit rate passes."""
+    assert (
+        warnings_for(
+            requests=200,
+            warmup=4,
+            rate=2.0,
+            client_cpu_share=0.1,
+            seed=2,
+            seeds_before=[1],
+            hit_rate=0.51,
+            shared_share=0.5,
+            pairs=5,
+            machines={"a": "2 CPUs", "b": "2 CPUs"},
+        )
+        == []
+    )
+    assert warnings_for() == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "code", "numbers"),
+    [
+        ({"seed": 7, "seeds_before": {7}, "hit_rate": 0.78}, "warm-cache", ["seed 7", "78%", "0%"]),
+        ({"seed": 7, "seeds_before": {7}}, "warm-cache", ["seed 7"]),
+        ({"seed": 7, "hit_rate": 0.4, "shared_share": 0.2}, "warm-cache", ["40%", "20%"]),
+        ({"hit_rate": 0.03, "shared_share": 0.5, "warmup": 2}, "cold-cache", ["50%", "3%", "2 warm-up"]),
+        ({"warmup": 0, "requests": 150}, "no-warmup", ["150"]),
+        ({"requests": 40}, "too-few-samples", ["40", "100", "60 more"]),
+        ({"client_cpu_share": 0.93}, "client-bound", ["93%", "80%"]),
+        ({"concurrency": 16}, "closed-loop", ["16"]),
+        ({"pairs": 2}, "too-few-pairs", ["2 pairs"]),
+        ({"machines": {"a": "2 CPUs", "b": "1 GPU", "c": "2 CPUs"}}, "mixed-machines", ["a, c: 2 CPUs", "b: 1 GPU"]),
+    ],
+)
+def test_each_lie_is_detected_alone(conditions: dict[str, object], code: str, numbers: list[str]) -> None:
+    """Each condition calls for its own caution, with the numbers and a remedy, and for no other."""
+    found = warnings_for(**conditions)  # type: ignore[arg-type]
+    assert codes(found) == [code]
+    assert all(number in str(found[0]) for number in numbers)
+    assert found[0].remedy
+    assert found[0].remedy in str(found[0])
+
+
+def test_a_replay_that_hit_nothing_is_no_lie() -> None:
+    """The same seed again is harmless where the cache's own counter shows no hits (it is off, or was reset)."""
+    assert warnings_for(seed=7, seeds_before={7}, hit_rate=0.0) == []
+
+
+@given(st.floats(0.5, 99.99))
+def test_samples_needed_puts_one_beyond_the_percentile(percentile: float) -> None:
+    """With that many samples one lies beyond the percentile on average; with one fewer it does not."""
+    needed, tail = samples_needed(percentile), min(percentile, 100 - percentile) / 100
+    assert needed * tail >= 1 - 1e-6
+    assert (needed - 1) * tail < 1
+
+
+def test_percentiles_by_name() -> None:
+    """p50 needs 2 samples, p90 10, p99 100, p99.9 1000; at the number itself there is no caution."""
+    assert [samples_needed(p) for p in (50, 90, 99, 99.9)] == [2, 10, 100, 1000]
+    assert too_few_samples(100) is None
+    assert too_few_samples(99) is not None
+    with pytest.raises(UsageError, match="percentile is 100"):
+        samples_needed(100)
+
+
+def test_shares_outside_0_to_1_are_refused() -> None:
+    """A hit rate in percent is a mistake, not a warm cache."""
+    with pytest.raises(UsageError, match="hit_rate is 78"):
+        warnings_for(hit_rate=78)
+    with pytest.raises(UsageError, match="shared_share is -1"):
+        warnings_for(shared_share=-1)
+
+
+def test_one_machine_mixes_nothing() -> None:
+    """No record and records of one machine call for no caution."""
+    assert mixed_machines({}) is None
+    assert mixed_machines({"a": "x", "b": "x"}) is None
