@@ -1,0 +1,164 @@
+"""A pool of blocks that sequences share by prefix: reference counts, a hash chain, and eviction of the longest unused.
+
+It does what vLLM's v1/core/block_pool.py does, on token numbers alone. A block is found again by the hash of its own
+tokens and of the block before it, so equal hashes mean an equal prefix; only full blocks have a hash.
+"""
+
+import hashlib
+import itertools
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from labkit.errors import UsageError
+from labkit.kvcache.arithmetic import blocks_for_tokens, require_positive
+
+ROOT = b""
+
+
+@dataclass(slots=True)
+class Block:
+    """One block: how many sequences hold it, and the hash under which it is found, if it is full and known."""
+
+    number: int
+    references: int = 0
+    hash: bytes | None = None
+
+
+@dataclass(slots=True)
+class Lease:
+    """The blocks of one sequence, in order; the first `hit_blocks` of them were found, the rest taken new."""
+
+    blocks: list[int]
+    hit_blocks: int
+    hit_tokens: int
+    tokens: list[int] = field(repr=False)
+    hashes: list[bytes] = field(repr=False)
+
+
+def block_hashes(tokens: Sequence[int], *, block_size: int) -> tuple[bytes, ...]:
+    """The chain: for each full block SHA-256 of (hash of the block before, its tokens); none for a partial block."""
+    hashes = []
+    parent = ROOT
+    for end in range(block_size, len(tokens) + 1, block_size):
+        parent = chain_hash(parent, tokens[end - block_size : end])
+        hashes.append(parent)
+    return tuple(hashes)
+
+
+def chain_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """One link of the chain (vLLM's `hash_block_tokens`, with the tokens as 64-bit numbers in place of a pickle)."""
+    return hashlib.sha256(parent + struct.pack(f"<{len(tokens)}q", *tokens)).digest()
+
+
+class BlockPool:
+    """`blocks` blocks of `block_size` tokens. What is released stays findable until its block is needed for others."""
+
+    def __init__(self, blocks: int, *, block_size: int, caching: bool = True) -> None:
+        self.block_size = require_positive("block_size", block_size)
+        self.caching = caching
+        self.blocks = [Block(number) for number in range(require_positive("blocks", blocks))]
+        self._known: dict[bytes, int] = {}
+        # Free blocks, the longest unused first: that one is the next to be given away.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
+        self.evictions = 0
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that no sequence holds, findable or not."""
+        return len(self._free)
+
+    @property
+    def cached_blocks(self) -> int:
+        """Blocks that can be found by their hash."""
+        return len(self._known)
+
+    def take(self, count: int) -> list[int] | None:
+        """`count` blocks of one's own, or None (and nothing changed) where fewer are free."""
+        if count > len(self._free):
+            return None
+        return [self._take_one() for _ in range(count)]
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        """Drops one reference of each block. The last given back is the last to be evicted."""
+        for number in numbers:
+            block = self.blocks[number]
+            if block.references < 1:
+                raise UsageError(f"block {number} is given back, but nothing holds it", remedy="release a lease once")
+            block.references -= 1
+            if block.references == 0:
+                self._free[number] = None
+
+    def match(self, tokens: Sequence[int]) -> list[int]:
+        """The blocks that hold the longest known prefix of `tokens`: whole blocks only. Changes nothing."""
+        return self._find(block_hashes(tokens, block_size=self.block_size))
+
+    def lease(self, tokens: Sequence[int]) -> Lease | None:
+        """Blocks for a sequence of `tokens`, shared where its prefix is known; None where too few are free.
+
+        At least the last token is computed, since its result is needed: of a prompt that is known to its end, the last
+        block is taken new (vLLM's kv_cache_manager.py, `max_cache_hit_length`).
+        """
+        hashes = list(block_hashes(tokens, block_size=self.block_size))
+        hits = self._find(hashes)[: max(0, len(tokens) - 1) // self.block_size]
+        needed = blocks_for_tokens(len(tokens), block_size=self.block_size) - len(hits)
+        idle_hits = sum(self.blocks[number].references == 0 for number in hits)
+        if needed > len(self._free) - idle_hits:
+            return None
+        for number in hits:
+            self._hold(number)
+        blocks = hits + [self._take_one() for _ in range(needed)]
+        for number, each in zip(blocks, hashes, strict=False):
+            self._remember(number, each)
+        return Lease(blocks, len(hits), len(hits) * self.block_size, list(tokens), hashes)
+
+    def append(self, lease: Lease, token: int) -> bool:
+        """Adds one generated token; False (and nothing changed) where that needs a block and none is free."""
+        if len(lease.tokens) == len(lease.blocks) * self.block_size:
+            new = self.take(1)
+            if new is None:
+                return False
+            lease.blocks += new
+        lease.tokens.append(token)
+        if len(lease.tokens) % self.block_size == 0:
+            lease.hashes.append(
+                chain_hash(lease.hashes[-1] if lease.hashes else ROOT, lease.tokens[-self.block_size :])
+            )
+            self._remember(lease.blocks[-1], lease.hashes[-1])
+        return True
+
+    def release(self, lease: Lease) -> None:
+        """Gives the sequence's blocks back, last block first: of a prefix, the end is evicted before the beginning."""
+        self.give_back(reversed(lease.blocks))
+        lease.blocks = []
+
+    def reset(self) -> None:
+        """Forgets every prefix (vLLM's `reset_prefix_cache`)."""
+        for number in self._known.values():
+            self.blocks[number].hash = None
+        self._known.clear()
+
+    def _hold(self, number: int) -> None:
+        self.blocks[number].references += 1
+        self._free.pop(number, None)
+
+    def _take_one(self) -> int:
+        number, _ = self._free.popitem(last=False)
+        block = self.blocks[number]
+        if block.hash is not None:
+            del self._known[block.hash]
+            block.hash = None
+            self.evictions += 1
+        block.references = 1
+        return number
+
+    def _find(self, hashes: Iterable[bytes]) -> list[int]:
+        known = itertools.takewhile(self._known.__contains__, hashes if self.caching else ())
+        return [self._known[each] for each in known]
+
+    def _remember(self, number: int, its_hash: bytes) -> None:
+        """Makes a full block findable; a prefix that is known already keeps the block that it has."""
+        if self.caching and self.blocks[number].hash is None and its_hash not in self._known:
+            self._known[its_hash] = number
+            self.blocks[number].hash = its_hash
