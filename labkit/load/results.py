@@ -1,0 +1,122 @@
+"""What a load run gives: one record for every request, however it ended, and the run around them.
+
+Times are seconds on one clock (`time.perf_counter`) since the load began; warm-up requests lie before 0.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    OK = "ok"
+    HTTP_ERROR = "http_error"
+    """The server answered with an error: a status other than 200, or an error object inside the stream."""
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """Refused, reset, or closed before the answer was complete."""
+    MALFORMED = "malformed"
+    """An answer that is not what the protocol says: no JSON, no content, no end."""
+    CANCELLED = "cancelled"
+    """Given up by this client: the load was stopped while the request was under way."""
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One request. The derived times follow vLLM's definitions (vllm/benchmarks/lib/endpoint_request_func.py); they
+    are None where they are not defined: for a request that did not end OK, or (TTFT, TPOT) whose answer was not
+    streamed."""
+
+    index: int
+    scheduled_s: float
+    """When it was due. In a closed loop the same as `started_s`."""
+    started_s: float
+    chunk_times_s: tuple[float, ...]
+    """Arrival of each content chunk (one that has `choices`; not a token). Empty if the answer was not streamed."""
+    finished_s: float
+    input_tokens: int | None
+    output_tokens: int | None
+    """Tokens by the server's usage; None if it sent none."""
+    outcome: Outcome
+    status: int | None = None
+    error: str = ""
+    text: str = ""
+    warmup: bool = False
+    group: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is Outcome.OK
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token: first content chunk - start."""
+        return self.chunk_times_s[0] - self.started_s if self.ok and self.chunk_times_s else None
+
+    @property
+    def e2e_s(self) -> float | None:
+        """End to end: last content chunk - start. vLLM ends here, not with the usage chunk or [DONE] that follow. For
+        an answer that was not streamed: its arrival - start."""
+        if not self.ok:
+            return None
+        return (self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s) - self.started_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first: (E2E - TTFT) / (output_tokens - 1); None for fewer than two tokens."""
+        if self.ttft_s is None or self.e2e_s is None or self.output_tokens is None or self.output_tokens < 2:
+            return None
+        return (self.e2e_s - self.ttft_s) / (self.output_tokens - 1)
+
+    @property
+    def itl_s(self) -> tuple[float, ...]:
+        """Inter-token latencies: the gaps between content chunks (a chunk may hold several tokens)."""
+        times = self.chunk_times_s if self.ok else ()
+        return tuple(later - earlier for earlier, later in pairwise(times))
+
+    @property
+    def waited_s(self) -> float:
+        """How long after its scheduled time it was sent: start - scheduled."""
+        return self.started_s - self.scheduled_s
+
+    @property
+    def ttft_from_schedule_s(self) -> float | None:
+        """First content chunk - scheduled time: what a user who came at that time waited."""
+        return None if self.ttft_s is None else self.chunk_times_s[0] - self.scheduled_s
+
+    @property
+    def e2e_from_schedule_s(self) -> float | None:
+        """End - scheduled time. Counting from a late start would hide the wait (coordinated omission)."""
+        if self.e2e_s is None:
+            return None
+        return (self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s) - self.scheduled_s
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """A load run. `records` are the measured requests in the order in which they were asked, `warmup_records` those
+    before them. `duration_s` runs from the load's start to the end of its last request."""
+
+    records: tuple[RequestRecord, ...]
+    duration_s: float
+    client_cpu_s: float
+    """CPU time of this process in `duration_s`; NaN where it is not known (a result read from a file)."""
+    concurrency: int | None
+    """Requests under way at a time (closed loop), or None."""
+    rate: float | None
+    """Requests per second (open loop), or None."""
+    workload: str
+    seed: int | None
+    warnings: tuple[str, ...] = ()
+    warmup_records: tuple[RequestRecord, ...] = ()
+    model: str = ""
+    api: str = "completions"
+    stream: bool = True
+    arrival: str | None = None
+
+    @property
+    def client_cpu_share(self) -> float:
+        """CPU time of this process / duration: 1.0 is one core, which is all that a client of one thread can use."""
+        return self.client_cpu_s / self.duration_s if self.duration_s > 0 else 0.0
