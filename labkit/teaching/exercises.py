@@ -1,0 +1,260 @@
+"""What an exercise is, and how an answer to it is judged: by its value, by its behaviour, or by the options chosen.
+
+A misconception is written down as the wrong answer that it leads to. A learner whose answer agrees with it is told its
+name and why it is one. Right and wrong answers may depend on the context: what was measured, what a config says.
+"""
+
+import copy
+import inspect
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.teaching.judging import attempt, call, close, describe, is_unanswered, met_a_blank
+
+Context = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The judgement of one answer. `misconceptions` holds the names of those recognised."""
+
+    exercise: str
+    passed: bool
+    answered: bool
+    diagnosis: str
+    misconceptions: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """passed, not yet, or not answered yet."""
+        if self.passed:
+            return "passed"
+        return "not yet" if self.answered else "not answered yet"
+
+    def _ipython_display_(self) -> None:
+        """`check` has shown the result: as a cell's last value there is nothing to add."""
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A way to go wrong. `wrong`: the answers that show it, or functions of the context that give them."""
+
+    name: str
+    text: str
+    wrong: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exercise(ABC):
+    """One exercise. `starter` is the source that the learner's cell begins with; it gives `answer_name` a value.
+
+    `data` are the exercise's own numbers; a caller may replace them by measured ones. `needs` are names that a caller
+    has to give, each with the example value that tests use. `worked` is shown, solved, before the question.
+    """
+
+    id: str
+    title: str
+    prompt: str
+    starter: str
+    answer_name: str
+    hints: tuple[str, ...]
+    data: Context = field(default_factory=dict)
+    needs: Context = field(default_factory=dict)
+    worked: Callable[..., Any] | None = None
+
+    def context(self, given: Context | None = None) -> dict[str, Any]:
+        """The numbers that this exercise is asked with. Raises UsageError when one that it needs is missing."""
+        known = {**self.data, **(given or {})}
+        missing = [name for name in self.needs if known.get(name) is None]
+        if missing:
+            raise UsageError(
+                f"exercise {self.id} needs {', '.join(missing)}", remedy="pass them: context={'NAME': value, ...}"
+            )
+        return known
+
+    def cell(self) -> str:
+        """The source of the learner's cell: the starter and the line that checks it."""
+        context = ", context=facts" if self.needs else ""
+        return f'{self.starter.strip()}\n\ncheck("{self.id}", {self.answer_name}{context})'
+
+    def judge(self, answer: Any, context: Context | None = None) -> CheckResult:
+        """Judges an answer; never raises for what a learner wrote."""
+        if is_unanswered(answer):
+            return self._unanswered()
+        return self._judge(answer, self.context(context))
+
+    @abstractmethod
+    def _judge(self, answer: Any, context: Context) -> CheckResult: ...
+
+    @abstractmethod
+    def reference(self, context: Context) -> Any:
+        """The right answer."""
+
+    @abstractmethod
+    def solution_text(self) -> str:
+        """The reference solution, as the learner may read it."""
+
+    @abstractmethod
+    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
+        """Every listed wrong answer with the name of its misconception."""
+
+    def _passed(self) -> CheckResult:
+        return CheckResult(self.id, passed=True, answered=True, diagnosis="That is right.")
+
+    def _unanswered(self) -> CheckResult:
+        text = f"Give `{self.answer_name}` a value in the cell above and run it again."
+        return CheckResult(self.id, passed=False, answered=False, diagnosis=text)
+
+    def _wrong(self, text: str, *names: str) -> CheckResult:
+        return CheckResult(self.id, passed=False, answered=True, diagnosis=text, misconceptions=names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueExercise(Exercise):
+    """Asks for a number. `solution` and the wrong answers are functions of the context's entries that they name."""
+
+    unit: str
+    solution: Callable[..., float]
+    misconceptions: tuple[Misconception, ...]
+    tolerance: float = 1e-6
+
+    def reference(self, context: Context) -> float:
+        """The right number."""
+        return float(call(self.solution, context))
+
+    def solution_text(self) -> str:
+        """The source of the function that computes the right number."""
+        return source(self.solution)
+
+    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
+        """Every listed wrong number."""
+        for one in self.misconceptions:
+            yield from ((one.name, call(wrong, context)) for wrong in one.wrong)
+
+    def _judge(self, answer: Any, context: Context) -> CheckResult:
+        expected = self.reference(context)
+        if close(answer, expected, tolerance=self.tolerance):
+            return self._passed()
+        for one in self.misconceptions:
+            if any(close(answer, call(wrong, context), tolerance=self.tolerance) for wrong in one.wrong):
+                return self._wrong(one.text, one.name)
+        return self._wrong(describe(answer, expected, unit=self.unit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionExercise(Exercise):
+    """Asks for a function, judged by what it returns on `cases` (tuples of arguments), not by how it is written."""
+
+    unit: str
+    solution: Callable[..., Any]
+    cases: tuple[tuple[Any, ...], ...]
+    misconceptions: tuple[Misconception, ...]
+    tolerance: float = 1e-6
+
+    def reference(self, context: Context) -> Callable[..., Any]:  # noqa: ARG002 - the cases are the exercise's own
+        """The right function."""
+        return self.solution
+
+    def solution_text(self) -> str:
+        """The source of the right function."""
+        return source(self.solution)
+
+    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:  # noqa: ARG002
+        """Every listed wrong function."""
+        for one in self.misconceptions:
+            yield from ((one.name, wrong) for wrong in one.wrong)
+
+    def _judge(self, answer: Any, context: Context) -> CheckResult:  # noqa: ARG002
+        if not callable(answer):
+            return self._wrong(f"A function is expected: pass `{self.answer_name}` itself, without calling it.")
+        runs = [attempt(answer, copy.deepcopy(case)) for case in self.cases]
+        error = next((error for _, error in runs if error), None)
+        if error is not None:
+            return self._unanswered() if met_a_blank(error) else self._raised(error)
+        return self._compare([result for result, _ in runs])
+
+    def _compare(self, given: list[Any]) -> CheckResult:
+        if all(is_unanswered(one) for one in given):
+            return self._unanswered()
+        expected = [self.solution(*case) for case in self.cases]
+        if close(given, expected, tolerance=self.tolerance):
+            return self._passed()
+        for one in self.misconceptions:
+            if any(
+                close(given, [wrong(*case) for case in self.cases], tolerance=self.tolerance) for wrong in one.wrong
+            ):
+                return self._wrong(one.text, one.name)
+        pairs = zip(given, expected, strict=True)
+        first = next(pair for pair in pairs if not close(*pair, tolerance=self.tolerance))
+        return self._wrong(describe(*first, unit=self.unit))
+
+    def _raised(self, error: Exception) -> CheckResult:
+        return self._wrong(f"The function raised {type(error).__name__}: {error}.")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. `told` is what a learner hears who misses it (when right) or chooses it (when wrong)."""
+
+    code: str
+    text: str
+    right: bool
+    misconception: str
+    told: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceExercise(Exercise):
+    """Asks which of several options apply. The answer: their codes, as a list, a set or a string such as "A C"."""
+
+    options: tuple[Option, ...]
+
+    def reference(self, context: Context) -> set[str]:  # noqa: ARG002 - options do not depend on it
+        """The codes of all options that apply."""
+        return {one.code for one in self.options if one.right}
+
+    def solution_text(self) -> str:
+        """The options that apply, and why the others do not."""
+        applies = [f"{one.code}: {one.text}" for one in self.options if one.right]
+        others = [f"not {one.code}: {one.told}" for one in self.options if not one.right]
+        return "\n".join(applies + others)
+
+    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
+        """The right set short of one option, and with one too many."""
+        right = self.reference(context)
+        for one in self.options:
+            yield one.misconception, right ^ {one.code}
+
+    def _judge(self, answer: Any, context: Context) -> CheckResult:
+        chosen = _codes(answer)
+        unknown = chosen - {one.code for one in self.options}
+        if unknown:
+            codes = ", ".join(one.code for one in self.options)
+            return self._wrong(f"There is no option {', '.join(sorted(unknown))}; the options are {codes}.")
+        if not chosen:
+            return self._unanswered()
+        off = [one for one in self.options if one.code in chosen ^ self.reference(context)]
+        if not off:
+            return self._passed()
+        return self._wrong("\n\n".join(one.told for one in off), *(one.misconception for one in off))
+
+
+def source(function: Callable[..., Any]) -> str:
+    """A function's source, as shown to learners."""
+    return textwrap.dedent(inspect.getsource(function)).strip()
+
+
+def by_id(exercises: Sequence[Exercise]) -> dict[str, Exercise]:
+    """The exercises of a lab by id."""
+    return {one.id: one for one in exercises}
+
+
+def _codes(answer: Any) -> set[str]:
+    parts: Iterable[Any] = answer.replace(",", " ").split() if isinstance(answer, str) else ()
+    if not isinstance(answer, str):
+        parts = answer if isinstance(answer, Iterable) else (answer,)
+    return {str(one).strip().upper() for one in parts}
