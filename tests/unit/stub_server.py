@@ -1,0 +1,250 @@
+"""A small server that speaks as much of the OpenAI API as the load client uses, and misbehaves on request.
+
+In a test: `with serving(Behaviour(token_delay_s=0.01)) as stub: ... stub.base_url ...`. As a process of its own (it
+prints its address and serves until its standard input ends): `python -m tests.unit.stub_server [--token-delay-s 0.01]`.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from aiohttp import web
+
+MODEL = "stub"
+METRICS = """\
+# HELP vllm:generation_tokens_total Tokens generated.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{{engine="0",model_name="stub"}} {tokens}
+"""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the stub answers. Counts of chunks and tokens are of content only."""
+
+    first_token_delay_s: float = 0.0
+    token_delay_s: float = 0.0
+    tokens_per_chunk: int = 1
+    usage: bool = True
+    done: bool = True
+    finish_reason: bool = True
+    error_status: int | None = None
+    """Answer with this status."""
+    error_every: int = 1
+    """... but only every so many requests."""
+    hang: bool = False
+    """Accept the request and never answer."""
+    cut_after_chunks: int | None = None
+    """Close the connection in the middle of the stream."""
+    malformed_after_chunks: int | None = None
+    """Send a chunk that is no JSON."""
+    error_after_chunks: int | None = None
+    """Send an error object in the stream, as vLLM does when its engine fails."""
+    api_key: str | None = None
+    models: tuple[str, ...] = (MODEL,)
+    models_status: int = 200
+
+
+@dataclass
+class Stub:
+    """A running stub, and what it has seen."""
+
+    behaviour: Behaviour
+    base_url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    hung_up: int = 0
+    """Requests whose client went away before the answer was complete."""
+    under_way: int = 0
+    most_under_way: int = 0
+
+    @property
+    def root(self) -> str:
+        """The server's root: `base_url` without /v1."""
+        return self.base_url.removesuffix("/v1")
+
+    def app(self) -> web.Application:
+        """The stub as an aiohttp application."""
+        app = web.Application()
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/v1/completions", self._answer)
+        app.router.add_post("/v1/chat/completions", self._answer)
+        return app
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if not self._allowed(request):
+            return _error(401, "Unauthorized")
+        if self.behaviour.models_status != 200:
+            return _error(self.behaviour.models_status, "no models here")
+        data = [{"id": name, "object": "model", "root": name} for name in self.behaviour.models]
+        return web.json_response({"object": "list", "data": data})
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(text=METRICS.format(tokens=float(self.tokens)))
+
+    def _allowed(self, request: web.Request) -> bool:
+        key = self.behaviour.api_key
+        return key is None or request.headers.get("Authorization") == f"Bearer {key}"
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            return await self._reply(request, body)
+        except (asyncio.CancelledError, ConnectionError):
+            self.hung_up += 1
+            raise
+        finally:
+            self.under_way -= 1
+
+    async def _reply(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        behaviour = self.behaviour
+        if not self._allowed(request):
+            return _error(401, "Unauthorized")
+        if body["model"] not in behaviour.models:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if behaviour.error_status is not None and len(self.bodies) % behaviour.error_every == 0:
+            return _error(behaviour.error_status, f"the stub answers {behaviour.error_status}")
+        if behaviour.hang:
+            await asyncio.Event().wait()
+        answer = _Answer.of(body, chat=request.path.endswith("/chat/completions"), behaviour=behaviour)
+        self.tokens += answer.tokens
+        return await (answer.stream(request) if body.get("stream") else answer.whole())
+
+
+@dataclass(frozen=True)
+class _Answer:
+    chat: bool
+    tokens: int
+    usage: dict[str, int]
+    behaviour: Behaviour
+
+    @classmethod
+    def of(cls, body: dict[str, Any], *, chat: bool, behaviour: Behaviour) -> "_Answer":
+        asked = body["messages"] if chat else body["prompt"]
+        prompt = " ".join(message["content"] for message in asked) if chat else asked
+        tokens = body["max_completion_tokens"] if chat else body["max_tokens"]
+        words = len(prompt.split())
+        usage = {"prompt_tokens": words, "completion_tokens": tokens, "total_tokens": words + tokens}
+        return cls(chat, tokens, usage, behaviour)
+
+    async def whole(self) -> web.Response:
+        text = "".join(_words(0, self.tokens))
+        await asyncio.sleep(self.behaviour.first_token_delay_s + self.behaviour.token_delay_s * self.tokens)
+        choice = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        usage = {"usage": self.usage} if self.behaviour.usage else {}
+        return web.json_response({"choices": [{"index": 0, "finish_reason": "length", **choice}], **usage})
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        behaviour = self.behaviour
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await _pause(behaviour.first_token_delay_s)
+        for count, begin in enumerate(range(0, self.tokens, behaviour.tokens_per_chunk)):
+            if count:
+                await _pause(behaviour.token_delay_s)
+            if count == behaviour.cut_after_chunks and request.transport is not None:
+                request.transport.abort()
+                return response
+            await response.write(self._chunk(count, begin))
+        if behaviour.usage:
+            await response.write(_event({"choices": [], "usage": self.usage}))
+        if behaviour.done:
+            await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    def _chunk(self, count: int, begin: int) -> bytes:
+        if count == self.behaviour.malformed_after_chunks:
+            return b'data: {"choices": [{"text"\n\n'
+        if count == self.behaviour.error_after_chunks:
+            return _event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
+        end = min(begin + self.behaviour.tokens_per_chunk, self.tokens)
+        text = "".join(_words(begin, end))
+        reason = "length" if end == self.tokens and self.behaviour.finish_reason else None
+        choice = {"delta": {"content": text}} if self.chat else {"text": text}
+        return _event({"id": "stub-1", "object": "chunk", "model": MODEL, "choices": [
+            {"index": 0, "logprobs": None, "finish_reason": reason, **choice}]})  # fmt: skip
+
+
+def _words(begin: int, end: int) -> Iterator[str]:
+    return (f" w{index}" for index in range(begin, end))
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": {"message": message, "code": status}}, status=status)
+
+
+async def _pause(delay_s: float) -> None:
+    if delay_s:
+        await asyncio.sleep(delay_s)
+
+
+async def _started(stub: Stub, port: int) -> web.AppRunner:
+    # handler_cancellation: a client that goes away is noticed at once, as by vLLM.
+    runner = web.AppRunner(stub.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    port = runner.addresses[0][1]
+    stub.base_url = f"http://127.0.0.1:{port}/v1"
+    return runner
+
+
+@contextmanager
+def serving(behaviour: Behaviour | None = None, *, port: int = 0, **changes: Any) -> Iterator[Stub]:
+    """A stub in a thread of its own, until the block ends. `changes` are fields of Behaviour."""
+    stub = Stub(replace(behaviour or Behaviour(), **changes))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(_started(stub, port), loop).result(10)
+    try:
+        yield stub
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+async def _serve_until_stdin_ends(behaviour: Behaviour, port: int) -> None:
+    stub = Stub(behaviour)
+    runner = await _started(stub, port)
+    print(stub.base_url, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await runner.cleanup()
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    for name, value in asdict(Behaviour()).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args())
+    port = options.pop("port")
+    try:
+        import uvloop
+
+        uvloop.run(_serve_until_stdin_ends(Behaviour(**options), port))
+    except ImportError:
+        asyncio.run(_serve_until_stdin_ends(Behaviour(**options), port))
+
+
+if __name__ == "__main__":
+    main()
