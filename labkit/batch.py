@@ -87,6 +87,8 @@ def execute(
             _interrupt(run, stop, scope, on_tick)
         left = scope.end(wait_s=0 if interrupted else LEFTOVER_GRACE_S)
         run.thread.join(INTERRUPT_GRACE_S)
+        if left:
+            log.write(f"labkit ended {left} processes that the lab had left running\n")
     cell, error = run.failure()
     return NotebookEnd(
         status="interrupted" if interrupted else "failed" if error else "done",
@@ -141,8 +143,9 @@ class _Run:
             return "", f"{type(self.error).__name__}: {self.error}"
         error: Any = self.error  # papermill's PapermillExecutionError
         number = f" [In {error.exec_count}]" if error.exec_count else ""
-        first_line = next((line for line in error.source.splitlines() if line.strip()), "")
-        return f"cell {error.cell_index + 1}{number}: {first_line}", f"{error.ename}: {error.evalue}"
+        lines = [line for line in error.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        begins = lines[0] if lines else ""
+        return f"cell {error.cell_index + 1}{number}: {begins}", f"{error.ename}: {error.evalue}"
 
 
 def kernel_environment() -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""Runs labs one after the other with nobody at the keyboard, and keeps what they found whatever happens.
+
+`plan` has checked everything before; `batch` runs a notebook. Here: run.json, the records' last word, and the estimate.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from labkit.batch import NotebookEnd, Stop, execute, stop_on_signals
+from labkit.errors import RecordError
+from labkit.machine import to_json
+from labkit.paths import root, runs_path
+from labkit.plan import OUT_DIR, Job, Plan
+from labkit.progress import Progress
+from labkit.records import LabRun, Recorder, RunInfo, read, read_run, set_status
+
+NO_RECORD = "the notebook wrote no record: it must call course.start(...)"
+UNFINISHED = "the notebook ended without lab.finish()"
+SELF_FAILED = "the lab itself recorded that it failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended. `interrupted`: somebody stopped it."""
+
+    out_dir: Path
+    labs: tuple[LabRun, ...]
+    interrupted: bool
+
+    @property
+    def failed(self) -> tuple[LabRun, ...]:
+        """The labs that failed."""
+        return tuple(lab for lab in self.labs if lab.status == "failed")
+
+
+def run_labs(plan: Plan, *, progress: Callable[[list[str], Mapping[str, float]], Progress] = Progress) -> RunResult:
+    """Runs the plan's labs into its folder. One lab's failure leaves the others running; Ctrl-C ends all of it.
+
+    run.json is rewritten after each lab. A record says "failed" whenever its notebook did not end well.
+    """
+    running = [job for job in plan.jobs if not job.done and not job.refused]
+    shown = progress([job.lab.name for job in running], estimates_s(running, plan.profile.name))
+    info = _keep(plan, _opening(plan))
+    with stop_on_signals() as stop:
+        for job in running:
+            if stop.asked.is_set():
+                break
+            info = _keep(plan, info.with_lab(LabRun(name=job.lab.name, status="running")))
+            shown.lab_started(job.lab.name)
+            end = run_job(job, plan, stop, shown)
+            info = _keep(plan, info.with_lab(end))
+            shown.lab_ended(job.lab.name, end.status, end.seconds or 0.0, end.error)
+    info = _keep(plan, info.model_copy(update={"ended": datetime.now(UTC)}))
+    return RunResult(out_dir=plan.out_dir, labs=info.labs, interrupted=stop.asked.is_set())
+
+
+def run_job(job: Job, plan: Plan, stop: Stop, shown: Progress) -> LabRun:
+    """Runs one lab and settles its record."""
+    name, record_file = job.lab.name, plan.out_dir / f"{job.lab.name}.json"
+    record_file.unlink(missing_ok=True)  # what an earlier attempt left must not pass for this one's
+    end = execute(
+        job.notebook,
+        plan.out_dir / job.lab.notebook,
+        {**job.given, OUT_DIR: str(plan.out_dir)},
+        log_path=log_path(plan.out_dir, name),
+        stop=stop,
+        on_cell=shown.cell_started,
+        on_tick=shown.tick,
+    )
+    error = _settle(job, plan, record_file, end)
+    return LabRun(name=name, status="failed" if error else "done", seconds=round(end.seconds, 3), error=error)
+
+
+def log_path(out_dir: Path, lab: str) -> Path:
+    """Where everything that a lab printed stands."""
+    return out_dir / "logs" / f"{lab}.log"
+
+
+def estimates_s(jobs: Iterable[Job], profile: str) -> dict[str, float]:
+    """Seconds by lab: of the newest run with this profile in which the lab ended well, or else from labs.yaml."""
+    estimates = {job.lab.name: job.lab.minutes * 60 for job in jobs}
+    for run_file in sorted(runs_path().glob("*/run.json"), key=lambda file: file.stat().st_mtime):
+        try:
+            earlier = read_run(run_file.parent)
+        except RecordError:  # a broken file is no estimate; whoever reports or resumes that run is told
+            continue
+        for lab in earlier.labs:
+            if lab.name in estimates and lab.status == "done" and lab.seconds and earlier.profile == profile:
+                estimates[lab.name] = lab.seconds
+    return estimates
+
+
+def git_commit() -> str | None:
+    """The commit of the course, "+" added when files were changed since; None outside of a clone."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            cwd=root(),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _opening(plan: Plan) -> RunInfo:
+    return RunInfo(
+        machine=to_json(plan.machine),
+        versions=dict(plan.versions),
+        seed=plan.seed,
+        started=datetime.now(UTC),
+        profile=plan.profile.name,
+        git_commit=git_commit(),
+        labs=tuple(_waiting(job, plan) for job in plan.jobs),
+    )
+
+
+def _waiting(job: Job, plan: Plan) -> LabRun:
+    if job.done:
+        return LabRun(name=job.lab.name, status="done", seconds=_earlier_seconds(job, plan))
+    return LabRun(name=job.lab.name, status="skipped" if job.refused else "waiting", error=job.refused)
+
+
+def _earlier_seconds(job: Job, plan: Plan) -> float | None:
+    record = read(plan.out_dir / f"{job.lab.name}.json")
+    return round((record.ended - record.started).total_seconds(), 3) if record.ended else None
+
+
+def _keep(plan: Plan, info: RunInfo) -> RunInfo:
+    info.write(plan.out_dir)
+    return info
+
+
+def _settle(job: Job, plan: Plan, record_file: Path, end: NotebookEnd) -> str:
+    """Makes the record agree with the notebook's end; returns the error in one line, "" when all went well."""
+    error = end.error if end.status == "interrupted" or not end.cell else f"{end.error} (in {end.cell})"
+    if not record_file.exists():
+        recorder = Recorder(
+            job.lab.name, plan.out_dir, job.parameters, machine=plan.machine, versions=plan.versions, seed=plan.seed
+        )
+        recorder.save("failed")
+        return error or NO_RECORD
+    status = read(record_file).status
+    if status != "done" or error:
+        set_status(record_file, "failed", at=datetime.now(UTC))
+    return error or {"running": UNFINISHED, "failed": SELF_FAILED}.get(status, "")

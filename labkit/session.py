@@ -1,0 +1,170 @@
+"""A lab's session: what a notebook holds between its first cell and its last.
+
+It checks the parameters, opens the record, and puts the machine's line under every chart. What is asked, shown and
+judged stands in `teaching`, `charts` and `claims`; here they meet the record.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from labkit.errors import UsageError
+from labkit.experiments import Caution, Interval, Ratio
+from labkit.labs import Lab, check_parameters, find_lab
+from labkit.machine import Machine, inspect, versions
+from labkit.paths import runs_path
+from labkit.records import Measured, Recorder
+from labkit.teaching import Prediction, Reveal, predict, reveal, show
+
+OUT_DIR = "out_dir"
+ORANGE = "#D55E00"
+Evidence = bool | int | float | str | Ratio | Interval
+
+
+def start(name: str, parameters: Mapping[str, Any], *, out_dir: str | Path | None = None) -> "LabSession":
+    """Begins a lab: checks its parameters, opens its record and shows the machine's line.
+
+    `parameters`: a dict, or the notebook's `globals()`, from which the declared names are taken. `out_dir`: the run's
+    folder (default: the parameter of that name; empty: a new folder under runs/notebook). A lab that is started again,
+    in the same kernel or not, starts its record afresh. UsageError: a missing, unknown or wrong parameter.
+    """
+    lab = find_lab(name)
+    checked = _complete(lab, check_parameters(lab, _declared(lab, parameters)))
+    folder = str(out_dir if out_dir is not None else checked.get(OUT_DIR, ""))
+    checked.pop(OUT_DIR, None)  # where a record goes is no parameter of what is measured
+    session = LabSession(lab, checked, Path(folder).expanduser() if folder else _fresh_folder(), machine=inspect())
+    session.show_machine()
+    return session
+
+
+class LabSession:
+    """One lab while it runs. Everything that is added is on disk at once; `finish` completes the record.
+
+    As a context manager it also marks the record as failed when the block raises; a batch run does so in any case.
+    """
+
+    def __init__(self, lab: Lab, parameters: Mapping[str, Any], out_dir: Path, *, machine: Machine) -> None:
+        self.lab, self.parameters, self.out_dir, self.machine = lab, dict(parameters), out_dir, machine
+        self.seed = int(parameters.get("seed", 0))
+        self.recorder = Recorder(lab.name, out_dir, parameters, machine=machine, versions=versions(), seed=self.seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.recorder.save("failed")
+
+    @property
+    def machine_line(self) -> str:
+        """The machine in one line, with the model and the engine's version: what every chart carries."""
+        found = self.recorder.record.versions
+        engine = (
+            "" if self.lab.engine in ("none", "all") else f"{self.lab.engine} {found.get(self.lab.engine, '')}".strip()
+        )
+        return " · ".join(part for part in (self.machine.line(), str(self.parameters.get("model", "")), engine) if part)
+
+    def show_machine(self) -> None:
+        """Shows the machine's line and where the record goes."""
+        text = f"{self.machine_line}\nRecord: {self.recorder.path}"
+        html = f"<p><b>{escape(self.machine_line)}</b><br>Record: <code>{escape(str(self.recorder.path))}</code></p>"
+        show.show({"text/plain": text, "text/html": html})
+
+    def predict(
+        self,
+        id: str,
+        question: str,
+        *,
+        unit: str | None = None,
+        options: Sequence[str] | None = None,
+        guess: float | str | None = None,
+        confidence: float | None = None,
+    ) -> Prediction:
+        """Asks before anything runs (see `teaching.predict`). `guess` and `confidence` are the lab's parameters."""
+        return predict(
+            id, question, unit=unit, options=tuple(options) if options else None, guess=guess, confidence=confidence
+        )
+
+    def reveal(
+        self,
+        prediction: Prediction,
+        measured: float | str | Interval | Ratio | Measured,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        article: float | str | None = None,
+        model: float | str | None = None,
+    ) -> Reveal:
+        """Shows the guess beside the measurement and records both. An Interval, Ratio or Measured brings its bounds."""
+        if isinstance(measured, Interval | Ratio | Measured):
+            low, high = measured.low, measured.high
+            measured = measured.value
+        shown = reveal(prediction, measured, low, high, article=article, model=model)
+        self.recorder.prediction(shown.to_dict())
+        return shown
+
+    def exact(self, name: str, value: Any) -> None:
+        """Records what is the same, bit by bit, in every run of the same parameters."""
+        self.recorder.exact(name, value)
+
+    def measure(
+        self, name: str, unit: str, values: Sequence[float] | float, interval: Interval | None = None
+    ) -> Measured:
+        """Records each repeat of a quantity in `unit`; returns it with its mean and interval."""
+        return self.recorder.measure(name, unit, values, interval)
+
+    def ratio(self, ratio: Ratio, *, tolerance: float) -> Measured:
+        """Records a paired ratio. Two runs agree on it if neither is more than (1 + tolerance) times the other."""
+        return self.recorder.ratio(ratio, tolerance=tolerance)
+
+    def evidence(self, claim_id: str, value: Evidence | None = None, **more: Evidence | None) -> None:
+        """Adds what this lab found on a claim, by the names that the claim's rule needs (see `Recorder.evidence`)."""
+        if claim_id not in self.lab.claims:
+            remedy = f"this lab tests {', '.join(self.lab.claims) or 'none'}; labs.yaml says which"
+            raise UsageError(f"{self.lab.name} does not test claim {claim_id}", remedy=remedy)
+        self.recorder.evidence(claim_id, value, **more)
+
+    def warn(self, text: str | Caution) -> None:
+        """Records a warning and shows it."""
+        self.recorder.warn(text)
+        words = str(text)
+        show.show(
+            {"text/plain": f"Warning: {words}", "text/html": show.card("Warning", show.inline(words), colour=ORANGE)}
+        )
+
+    def finish(self) -> None:
+        """Completes the record. A claim of the lab without evidence becomes a warning."""
+        for claim in self.lab.claims:
+            if claim not in self.recorder.record.claims:
+                self.warn(f"this run has no evidence on claim {claim}")
+        self.recorder.save("done")
+        text = f"Recorded: {self.recorder.path}"
+        html = f"<p>Recorded: <code>{escape(str(self.recorder.path))}</code></p>"
+        show.show({"text/plain": text, "text/html": html})
+
+
+def _declared(lab: Lab, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The declared names of a notebook's globals (which hold much else); a dict is taken whole."""
+    if "__name__" not in parameters:
+        return parameters
+    return {name: parameters[name] for name in lab.parameters if name in parameters}
+
+
+def _complete(lab: Lab, checked: dict[str, Any]) -> dict[str, Any]:
+    missing = [name for name in lab.parameters if name not in checked and name != OUT_DIR]
+    if missing:
+        remedy = "assign them in the cell tagged parameters"
+        raise UsageError(f"{lab.name} was started without {', '.join(missing)}", remedy=remedy)
+    return checked
+
+
+def _fresh_folder() -> Path:
+    """runs/notebook/<time>; a second start in the same second takes the next name."""
+    base = runs_path() / "notebook" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}"
+    candidates = (base.with_name(f"{base.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(folder for folder in candidates if not folder.exists())
