@@ -33,11 +33,11 @@ def main() -> int:
     found = _read_stamp(stamp_file)
     if found == wanted:
         return 0
-    if problem := disk_problem(stack, shutil.disk_usage(ROOT).free):
-        return _stop(2, problem)
-    if found and found["stack"] != stack:
-        print(f"The environment was made for the {found['stack']} stack; making it anew for the {stack} stack.")
+    if reason := remake_reason(options.venv, found, wanted):
+        print(f"{options.venv} was made {reason}; making it anew.")
         shutil.rmtree(options.venv)
+    if not options.venv.exists() and (problem := disk_problem(stack, shutil.disk_usage(ROOT).free)):
+        return _stop(2, problem)
     return _install(options.venv, stack, stamp_file, wanted)
 
 
@@ -84,24 +84,60 @@ def stamp(stack: str) -> dict[str, str]:
     return {"stack": stack, "python": platform.python_version(), "digest": digest, "root": str(ROOT)}
 
 
-def _read_stamp(file: Path) -> dict[str, str] | None:
+def remake_reason(venv: Path, found: dict[str, str], wanted: dict[str, str]) -> str:
+    """Says why the environment cannot be brought up to date by pip, if it cannot: what it was made for or where."""
+    if not (venv / "pyvenv.cfg").is_file():
+        return ""  # nothing there, or nothing that is ours to delete
+    if not (venv / "bin" / "python").exists():
+        return "without a Python that is still there"
+    if found and found["stack"] != wanted["stack"]:
+        return f"for the {found['stack']} stack, this is the {wanted['stack']} stack"
+    if found and found["root"] != wanted["root"]:
+        return f"in {found['root']}, which its commands still name"
+    made_by = _venv_python(venv)
+    if made_by.split(".")[:2] != wanted["python"].split(".")[:2]:
+        return f"by Python {made_by or 'unknown'}, this is Python {wanted['python']}"
+    return ""
+
+
+def _venv_python(venv: Path) -> str:
+    """The version that stands in the environment's pyvenv.cfg; empty when there is none."""
     try:
-        content: dict[str, str] = json.loads(file.read_text())
-        return content
+        lines = (venv / "pyvenv.cfg").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition("=")[2].strip() for line in lines if line.startswith("version")), "")
+
+
+def _read_stamp(file: Path) -> dict[str, str]:
+    """What the environment was made of; empty when there is none or its stamp is damaged."""
+    try:
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
-        return None
+        return {}
+    keys = {"stack", "python", "digest", "root"}
+    return content if isinstance(content, dict) and content.keys() == keys else {}
 
 
 def _install(venv: Path, stack: str, stamp_file: Path, wanted: dict[str, str]) -> int:
     print(f"Setting up {venv} with the {stack} stack (a few minutes the first time).", flush=True)
-    stamp_file.unlink(missing_ok=True)
-    if not (venv / "bin" / "python").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    if not (venv / "bin" / "python").exists() and not _make_venv(venv):
+        return _stop(1, "Python's venv module did not work; on Debian and Ubuntu: apt install python3-venv")
+    # Not done yet, but a later call has to know for what it was begun.
+    stamp_file.write_text(json.dumps({**wanted, "digest": "incomplete"}))
     for title, arguments in steps(stack, sys.version_info[:2]):
         if not _pip(venv, title, arguments):
             return _stop(1, f"'{title}' failed; the whole log is {venv / 'install.log'}. Then run the command again.")
     stamp_file.write_text(json.dumps(wanted))
     return 0
+
+
+def _make_venv(venv: Path) -> bool:
+    new = not venv.exists()
+    done = subprocess.run([sys.executable, "-m", "venv", str(venv)], check=False).returncode == 0
+    if new and not done:
+        shutil.rmtree(venv, ignore_errors=True)  # it has a Python and no pip
+    return done
 
 
 def steps(stack: str, python: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:

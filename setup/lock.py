@@ -1,6 +1,7 @@
 """Renews requirements/cpu.lock and requirements/gpu.lock: `python3 setup/lock.py`. Needs uv (`pip install uv`).
 
-Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments); no index addresses.
+Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments), and no
+index addresses.
 """
 
 import subprocess

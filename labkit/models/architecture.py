@@ -1,6 +1,7 @@
 """Facts about a model that its config.json and the headers of its weights tell, without loading it."""
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from labkit.errors import ModelError
 
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a longer one is a damaged length
 # A config without a dtype means float32: what transformers assumes too.
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
@@ -45,6 +47,10 @@ def architecture(path: Path | str) -> Architecture:
             f"{config_file} has no key {missing}, so the size of its KV cache cannot be told",
             remedy="name the folder or config.json of a decoder model (num_hidden_layers, num_attention_heads, ...)",
         ) from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{config_file} holds a size that is no whole number above 0: {error}", remedy="correct it, or fetch again"
+        ) from error
 
 
 def parameter_count(folder: Path) -> int | None:
@@ -96,15 +102,8 @@ def _elements(file: Path) -> int:
     """A safetensors file starts with the header's length (8 bytes, little endian) and a JSON header of shapes."""
     try:
         with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    except (OSError, ValueError, struct.error) as error:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"{file} is not a whole safetensors file: {error}", remedy="fetch the model again") from error
-    shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
-    return sum(_product(shape) for shape in shapes)
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

