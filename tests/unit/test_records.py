@@ -260,9 +260,12 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "shared.json"
     texts = {str(n) * 20_000 * (n + 1) for n in range(4)}
     write_atomic(path, next(iter(texts)))
-    writers = [
-        threading.Thread(target=lambda text=text: [write_atomic(path, text) for _ in range(10)]) for text in texts
-    ]
+
+    def write(text: str) -> None:
+        for _ in range(10):
+            write_atomic(path, text)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
     for writer in writers:
         writer.start()
     reads = 0
@@ -275,7 +278,12 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
 def test_threads_may_share_a_recorder(tmp_path: Path) -> None:
     """Nothing is lost when several threads add to one record at a time."""
     writer = recorder(tmp_path)
-    threads = [threading.Thread(target=lambda k=k: [writer.exact(f"{k}-{i}", i) for i in range(10)]) for k in range(4)]
+
+    def add(thread: int) -> None:
+        for index in range(10):
+            writer.exact(f"{thread}-{index}", index)
+
+    threads = [threading.Thread(target=add, args=(k,)) for k in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -417,7 +425,8 @@ def test_a_run_agrees_with_itself(tmp_path_factory: pytest.TempPathFactory, valu
     found = compare(run, run)
     assert found.identical
     assert found.agrees
-    assert found.exact_differences == found.parameter_differences == found.notes == found.unfinished == ()
+    assert found.exact_differences == found.parameter_differences == ()
+    assert found.notes == found.unfinished == ()
     assert [(pair.name, pair.a, pair.b, pair.within) for pair in found.ratios] == [("01_lab.speed-up", 2.0, 2.0, True)]
 
 
