@@ -71,8 +71,12 @@ ROOT_CAUSE = re.compile(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exceptio
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What this hardware asks of vLLM: the environment, the arguments of `LLM` and the flags of `vllm serve`."""
+    """What this hardware asks of vLLM: the environment, the arguments of `LLM` and the flags of `vllm serve`.
 
+    `dtype` is the same thing for other libraries: "auto" (the model's own) or "float32".
+    """
+
+    dtype: str = "auto"
     env: dict[str, str] = field(default_factory=dict)
     llm: dict[str, Any] = field(default_factory=dict)
     flags: str = ""
@@ -87,8 +91,9 @@ def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float
     """The settings for this machine.
 
     On a CPU: `kv_cache_gib` GiB for the KV cache (whole GiB: vLLM takes no fraction there), one OpenMP thread (spinning
-    threads on few busy cores cost 8-10 times), no compilation (it takes over a minute). On a GPU: `gpu_memory_share` of
-    its memory, which is what vLLM takes up front for weights and cache together.
+    threads on few busy cores cost 8-10 times), no compilation (it takes over a minute), and float32 where the
+    cores have no fast bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which is what
+    vLLM takes up front for weights and cache together.
     """
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
     if machine.gpus:
@@ -105,7 +110,13 @@ def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines would fight for core 0
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # LLM() in this very process: its CPU-seconds are ours to read
     }
-    return EngineSettings(env={**quiet, **cpu}, llm={"enforce_eager": True}, flags="--enforce-eager")
+    dtype = "auto" if machine.cpu_bf16 else "float32"
+    return EngineSettings(
+        dtype=dtype,
+        env={**quiet, **cpu},
+        llm={"enforce_eager": True, "dtype": dtype},
+        flags=f"--enforce-eager --dtype {dtype}",
+    )
 
 
 def _require_free_share(machine: Machine, share: float) -> None:
