@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,9 +126,10 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             _kill([server.pid, *pids])
             server.wait(10)
+        self._guard = None  # ended because we asked: no death to report
 
     def check(self) -> None:
-        """Raises `ServerError` with the end of the log when the server has died."""
+        """Raises `ServerError` with the end of the log when the server has died; one that we stopped has not."""
         if self._guard is not None and not self.running:
             raise self._error(f"{self.name} {_ending(self._guard.returncode)}")
 
@@ -178,13 +180,24 @@ class ServerProcess:
         self.stop()
 
 
+def answers_http(port: int, *, timeout_s: float = 0.5) -> bool:
+    """Whether an HTTP request to this loopback port gets any HTTP response, an error's status among them."""
+    return _status(f"http://{LOOPBACK}:{port}/", timeout_s) is not None
+
+
 def _answers(url: str) -> bool:
+    return _status(url, 2.0) == 200
+
+
+def _status(url: str, timeout_s: float) -> int | None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
     try:
-        with direct.open(url, timeout=2) as response:
-            return bool(response.status == 200)
+        with direct.open(url, timeout=timeout_s) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except (OSError, http.client.HTTPException):
-        return False
+        return None
 
 
 def _ending(code: int) -> str:
