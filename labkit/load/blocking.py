@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ParamSpec, TypeVar
 
 from labkit.load.runner import run
@@ -31,21 +31,24 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         loop = _new_loop()
         task = loop.create_task(function(*args, **kwargs))
-        thread = Thread(target=_drive, args=(loop, task), name="labkit-load", daemon=True)
+        done = Event()
+        thread = Thread(target=_drive, args=(loop, task, done), name="labkit-load", daemon=True)
         thread.start()
         try:
-            thread.join()
+            done.wait()  # not join(): Python 3.11 takes a thread whose join was interrupted for a finished one
         except BaseException:
             with contextlib.suppress(RuntimeError):  # the loop may just have closed: then there is nothing to cancel
                 loop.call_soon_threadsafe(task.cancel)
-            thread.join()
+            done.wait()
             raise
+        finally:
+            thread.join()
         return task.result()
 
     return call
 
 
-def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], done: Event) -> None:
     try:
         with contextlib.suppress(BaseException):  # it stays in the task, for the caller
             loop.run_until_complete(task)
@@ -53,6 +56,7 @@ def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
+        done.set()
 
 
 run_blocking = blocking(run)

@@ -1,0 +1,285 @@
+"""Metrics: vLLM's own figures out of vLLM's own request data, and properties that any summary must have."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import metrics
+from labkit.errors import UsageError
+from labkit.load import LoadResult, Outcome, RequestRecord
+from labkit.metrics import Quantity, Slo, goodput, percentile, quantity, summarise
+
+SAVED = Path(__file__).parent.parent / "data" / "vllm_bench_serve_detailed.json"
+"""What `vllm bench serve --save-detailed` (0.32.0) wrote about a stub server that failed every seventh request."""
+
+times = st.floats(0, 100, allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def saved() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(SAVED.read_text())
+    return data
+
+
+@st.composite
+def records(draw: st.DrawFn, index: int = 0) -> RequestRecord:
+    """Any request: due, sent later, chunks after that, tokens as many as chunks or more; or failed."""
+    scheduled, wait = draw(times), draw(times)
+    started = scheduled + wait
+    chunks = tuple(accumulate(draw(st.lists(times, max_size=6)), initial=started))[1:]
+    ok, failed = draw(st.booleans()), st.sampled_from([outcome for outcome in Outcome if outcome is not Outcome.OK])
+    return RequestRecord(
+        index=index,
+        scheduled_s=scheduled,
+        started_s=started,
+        chunk_times_s=chunks,
+        finished_s=(chunks[-1] if chunks else started) + draw(times),
+        input_tokens=draw(st.integers(0, 1000)),
+        output_tokens=len(chunks) + draw(st.integers(0, 5)),
+        outcome=Outcome.OK if ok and chunks else draw(failed),
+        group=draw(st.sampled_from(["a", "b"])),
+    )
+
+
+loads = st.builds(
+    lambda found, seconds: LoadResult(tuple(found), seconds, 0.0, concurrency=1, rate=None, workload="any", seed=0),
+    st.lists(records(), max_size=12),
+    st.floats(0.1, 1000),
+)
+
+
+# vLLM's figures
+
+
+def ms(value_s: float) -> float:
+    return value_s * 1000
+
+
+def test_vllm_bench_figures_are_reproduced(saved: dict[str, Any]) -> None:
+    """Every figure that `vllm bench serve` printed comes out of its per-request data by our formulas, to rounding."""
+    summary = summarise(metrics.from_vllm_bench(saved))
+    ours = {
+        "completed": summary.completed,
+        "failed": summary.failed,
+        "total_input_tokens": summary.input_tokens,
+        "total_output_tokens": summary.output_tokens,
+        "duration": summary.duration_s,
+        "request_throughput": summary.request_throughput,
+        "output_throughput": summary.output_throughput,
+        "total_token_throughput": summary.total_token_throughput,
+    }
+    named = {"ttft": summary.ttft_s, "tpot": summary.tpot_s, "itl": summary.itl_s, "e2el": summary.e2e_s}
+    for name, measured in named.items():
+        ours |= {f"mean_{name}_ms": ms(measured.mean), f"std_{name}_ms": ms(measured.std)}
+        ours |= {f"median_{name}_ms": ms(measured.p50), f"p50_{name}_ms": ms(measured.p50)}
+        ours |= {f"p90_{name}_ms": ms(measured.p90), f"p99_{name}_ms": ms(measured.p99)}
+    assert ours == pytest.approx({name: saved[name] for name in ours}, rel=1e-9, abs=0)
+
+
+def test_vllm_bench_goodput_is_reproduced(saved: dict[str, Any]) -> None:
+    """Goodput at the SLO that `vllm bench serve` was given is its goodput, neither zero nor the throughput."""
+    bounds_s = {name: float(saved[f"slo_{name}_ms"]) / 1000 for name in ("ttft", "tpot", "e2el")}
+    slo = Slo(ttft_s=bounds_s["ttft"], tpot_s=bounds_s["tpot"], e2e_s=bounds_s["e2el"])
+    result = metrics.from_vllm_bench(saved)
+    assert goodput(result, slo) == pytest.approx(saved["request_goodput"], rel=1e-9)
+    assert 0 < goodput(result, slo) < saved["request_throughput"]
+
+
+def test_vllm_bench_requests_are_reproduced(saved: dict[str, Any]) -> None:
+    """Each request's TTFT, gaps and latency are those that vLLM saved, bit by bit."""
+    for record in metrics.from_vllm_bench(saved).records:
+        if record.ok:
+            assert record.ttft_s == saved["ttfts"][record.index]
+            assert record.itl_s == tuple(saved["itls"][record.index])
+            assert record.e2e_s == saved["latencies"][record.index]
+    assert sum(record.ok for record in metrics.from_vllm_bench(saved).records) == saved["completed"]
+
+
+def test_vllm_bench_without_details_is_refused(saved: dict[str, Any]) -> None:
+    """A result without --save-detailed is a usage error that says so."""
+    brief = {key: value for key, value in saved.items() if key not in ("itls", "ttfts")}
+    with pytest.raises(UsageError, match=r"no ttfts, itls(.|\n)*--save-detailed"):
+        metrics.from_vllm_bench(brief)
+
+
+# One request
+
+
+@given(records())
+def test_a_requests_times_agree(record: RequestRecord) -> None:
+    """TTFT plus the gaps is E2E, TPOT is the mean gap over tokens, and from the schedule all is later by the wait."""
+    if not record.ok:
+        assert (record.ttft_s, record.tpot_s, record.e2e_s, record.itl_s) == (None, None, None, ())
+        return
+    assert record.ttft_s is not None
+    assert record.e2e_s is not None
+    assert record.output_tokens is not None
+    assert record.e2e_s == pytest.approx(record.ttft_s + sum(record.itl_s), abs=1e-9)
+    if record.output_tokens > 1:
+        assert record.tpot_s == pytest.approx(sum(record.itl_s) / (record.output_tokens - 1), abs=1e-9)
+    else:
+        assert record.tpot_s is None
+    assert record.e2e_from_schedule_s is not None
+    assert record.ttft_from_schedule_s is not None
+    assert record.e2e_from_schedule_s >= record.e2e_s >= record.ttft_s >= 0
+    assert record.ttft_from_schedule_s >= record.ttft_s
+
+
+# Summaries
+
+
+@given(loads, st.randoms(use_true_random=False))
+def test_order_does_not_matter(result: LoadResult, rng: random.Random) -> None:
+    """A summary and a goodput are the same, to the last bit, whatever the order of the records."""
+    shuffled = list(result.records)
+    rng.shuffle(shuffled)
+    other = replace(result, records=tuple(shuffled))
+    assert summarise(other).to_dict() == summarise(result).to_dict()
+    slo = Slo(e2e_s=50.0)
+    assert goodput(other, slo) == goodput(result, slo)
+
+
+@given(loads)
+def test_counts_add_up(result: LoadResult) -> None:
+    """Every request is completed or failed, only completed ones count, and rates are counts over the duration."""
+    summary = summarise(result)
+    done = [record for record in result.records if record.outcome is Outcome.OK]
+    assert summary.completed + summary.failed == len(result.records)
+    assert summary.completed == summary.ttft_s.count == summary.e2e_s.count == len(done)
+    assert summary.itl_s.count == sum(len(record.chunk_times_s) - 1 for record in done)
+    assert summary.output_tokens == sum(record.output_tokens or 0 for record in done)
+    assert summary.request_throughput * result.duration_s == pytest.approx(summary.completed)
+    assert summary.total_token_throughput == pytest.approx(
+        (summary.input_tokens + summary.output_tokens) / result.duration_s
+    )
+
+
+@given(loads)
+def test_groups_add_up_to_the_whole(result: LoadResult) -> None:
+    """The groups' completed requests and tokens sum to those of the load."""
+    groups = {record.group for record in result.records}
+    parts = [metrics.summarise_group(result, group) for group in groups]
+    whole = summarise(result)
+    assert sum(part.completed for part in parts) == whole.completed
+    assert sum(part.output_tokens for part in parts) == whole.output_tokens
+    with pytest.raises(UsageError, match="no request is of group 'c'"):
+        metrics.summarise_group(result, "c")
+
+
+@given(loads)
+def test_a_summary_is_json(result: LoadResult) -> None:
+    """`to_dict` is plain JSON without NaN, with the keys that the command line promises."""
+    found = json.loads(json.dumps(summarise(result).to_dict(), allow_nan=False))
+    assert {"completed", "failed", "input_tokens", "output_tokens", "duration_s", "warnings"} <= set(found)
+    assert {"mean", "p50", "p90", "p99"} <= set(found["ttft_s"])
+    assert (found["e2e_s"]["mean"] is None) == (found["completed"] == 0)
+
+
+def test_an_unstreamed_load_has_no_ttft() -> None:
+    """Without streaming there is an E2E and neither a TTFT nor a TPOT, rather than wrong ones."""
+    record = RequestRecord(0, 0.0, 0.0, (), 2.0, 5, 8, Outcome.OK)
+    summary = summarise(LoadResult((record,), 2.0, 0.0, concurrency=1, rate=None, workload="any", seed=0))
+    assert (summary.ttft_s.count, summary.tpot_s.count, summary.itl_s.count) == (0, 0, 0)
+    assert (summary.e2e_s.mean, summary.output_throughput) == (2.0, 4.0)
+
+
+# Percentiles and quantities
+
+values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
+
+
+def by_hand(data: list[float], q: float) -> float:
+    """The definition, written out: the value at rank q/100 x (n - 1), linear between neighbours."""
+    ordered = sorted(data)
+    rank = q / 100 * (len(ordered) - 1)
+    low = math.floor(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+@given(values, st.floats(0, 100), st.floats(0, 100))
+def test_percentiles_rise_within_the_values(data: list[float], q: float, other: float) -> None:
+    """A percentile lies between minimum and maximum, grows with q, and is what the definition says."""
+    low, high = sorted((q, other))
+    assert min(data) <= percentile(data, low) <= percentile(data, high) + 1e-6
+    assert percentile(data, high) <= max(data)
+    assert percentile(data, q) == pytest.approx(by_hand(data, q), rel=1e-9, abs=1e-6)
+
+
+@given(values)
+def test_a_quantity_is_ordered(data: list[float]) -> None:
+    """p50 <= p90 <= p99 <= max, and the mean is the arithmetic one."""
+    found = quantity(data)
+    assert found.p50 <= found.p90 + 1e-6
+    assert found.p90 <= found.p99 + 1e-6
+    assert found.p99 <= found.max == max(data)
+    assert found.mean == pytest.approx(fmean(data), abs=1e-6)
+    assert found.count == len(data)
+
+
+def test_nothing_measured_is_nan() -> None:
+    """A quantity of nothing is NaN with a count of 0, never 0 seconds."""
+    found = quantity([None, None])
+    assert found.count == 0
+    assert all(math.isnan(value) for value in (found.mean, found.p50, found.p90, found.p99, found.max, found.std))
+    assert math.isnan(percentile([], 50))
+    assert quantity([None, 2.0]) == Quantity(2.0, 2.0, 2.0, 2.0, 2.0, 0.0, 1)
+
+
+@pytest.mark.parametrize("q", [-1, 100.5, math.nan])
+def test_percentiles_end_at_100(q: float) -> None:
+    """A percentile below 0 or above 100 is a usage error."""
+    with pytest.raises(UsageError, match="q is"):
+        percentile([1.0], q)
+
+
+# Goodput
+
+bounds = st.none() | st.floats(0.001, 500)
+slos = st.builds(Slo, ttft_s=bounds, tpot_s=bounds, e2e_s=bounds)
+
+
+@given(loads, slos)
+def test_goodput_is_at_most_throughput(result: LoadResult, slo: Slo) -> None:
+    """No SLO makes more requests good than were completed; no bound at all makes all of them good."""
+    assert goodput(result, slo) <= summarise(result).request_throughput
+    assert goodput(result, Slo()) == summarise(result).request_throughput
+
+
+@given(loads, slos, st.floats(1, 10))
+def test_a_looser_slo_never_lowers_goodput(result: LoadResult, slo: Slo, factor: float) -> None:
+    """Bounds that are wider keep what was good."""
+    wider = Slo(*(bound and bound * factor for bound in (slo.ttft_s, slo.tpot_s, slo.e2e_s)))
+    assert goodput(result, wider) >= goodput(result, slo)
+
+
+def test_one_token_keeps_any_tpot() -> None:
+    """As in vLLM, an answer of one token counts with a TPOT of 0."""
+    record = RequestRecord(0, 0.0, 0.0, (1.0,), 1.0, 5, 1, Outcome.OK)
+    assert Slo(tpot_s=1e-6).holds(record)
+
+
+def test_unmeasured_bounds_are_refused() -> None:
+    """A bound on what was not measured is an error, not a pass."""
+    unstreamed = RequestRecord(0, 0.0, 0.0, (), 1.0, 5, 8, Outcome.OK)
+    no_usage = RequestRecord(1, 0.0, 0.0, (1.0, 2.0), 2.0, None, None, Outcome.OK)
+    with pytest.raises(UsageError, match="ttft_s, which request 0"):
+        Slo(ttft_s=1.0).holds(unstreamed)
+    with pytest.raises(UsageError, match="tpot_s, which request 1"):
+        Slo(tpot_s=1.0).holds(no_usage)
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, math.nan, math.inf])
+def test_slo_bounds_are_above_zero(bound: float) -> None:
+    """A bound of zero, less, or no number is a usage error with its name."""
+    with pytest.raises(UsageError, match="tpot_s is"):
+        Slo(tpot_s=bound)
