@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from labkit.claims import Row, ledger
 from labkit.errors import UsageError
 from labkit.experiments import Caution, Interval, Ratio
 from labkit.labs import Lab, check_parameters, find_lab
@@ -20,7 +21,7 @@ from labkit.records import Measured, Recorder
 from labkit.teaching import Prediction, Reveal, predict, reveal, show
 
 OUT_DIR = "out_dir"
-ORANGE = "#D55E00"
+ORANGE, LEFT = "#D55E00", "text-align:left"
 Evidence = bool | int | float | str | Ratio | Interval
 
 
@@ -129,6 +130,23 @@ class LabSession:
             raise UsageError(f"{self.lab.name} does not test claim {claim_id}", remedy=remedy)
         self.recorder.evidence(claim_id, value, **more)
 
+    def chart(self, chart: Any, name: str, *, key: bool = False, caption: str = "") -> None:
+        """Shows an Altair chart (or a Vega-Lite specification) and records it under `name`, data included.
+
+        Under its title stands the machine's line, and `caption` if there is one. `key`: the report shows it unfolded.
+        """
+        from labkit import charts
+
+        spec = _captioned(charts.spec(chart), [self.machine_line, *([caption] if caption else [])])
+        data, metadata = charts.bundle(spec, png=show.in_notebook())
+        self.recorder.chart(name, spec, key=key)
+        if not show.in_notebook():
+            show.show(data)
+            return
+        from IPython.display import display
+
+        display(data, raw=True, metadata=metadata)
+
     def warn(self, text: str | Caution) -> None:
         """Records a warning and shows it."""
         self.recorder.warn(text)
@@ -136,6 +154,12 @@ class LabSession:
         show.show(
             {"text/plain": f"Warning: {words}", "text/html": show.card("Warning", show.inline(words), colour=ORANGE)}
         )
+
+    def verdicts(self) -> list[Row]:
+        """Shows what the article claims, what sources say and what was measured here; returns the ledger's rows."""
+        rows = [row for row in ledger([self.recorder.record]) if row.id in self.lab.claims]
+        show.show({"text/plain": _verdict_text(rows), "text/html": _verdict_table(rows)})
+        return rows
 
     def finish(self) -> None:
         """Completes the record. A claim of the lab without evidence becomes a warning."""
@@ -161,6 +185,35 @@ def _complete(lab: Lab, checked: dict[str, Any]) -> dict[str, Any]:
         remedy = "assign them in the cell tagged parameters"
         raise UsageError(f"{lab.name} was started without {', '.join(missing)}", remedy=remedy)
     return checked
+
+
+def _captioned(spec: dict[str, Any], lines: list[str]) -> dict[str, Any]:
+    """The specification with each of `lines` below its title, unless it stands there already."""
+    title = spec.get("title") or {"text": ""}
+    title = dict(title) if isinstance(title, dict) else {"text": title}
+    below = title.get("subtitle") or []
+    below = list(below) if isinstance(below, list) else [below]
+    return {**spec, "title": {**title, "subtitle": below + [line for line in lines if line not in below]}}
+
+
+def _verdict_text(rows: Sequence[Row]) -> str:
+    return "\n\n".join(f"{row.id} {row.verdict}: {row.short}\n  {row.because}" for row in rows)
+
+
+def _verdict_table(rows: Sequence[Row]) -> str:
+    heads = ("", "The article says", "Sources say", "Measured here", "Because")
+    head = "".join(f"<th style='{LEFT}'>{name}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(_cell(text) for text in _verdict_cells(row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _verdict_cells(row: Row) -> tuple[str, ...]:
+    figure = f" ({row.article_figure})" if row.article_figure else ""
+    return row.id, f"{row.short}{figure}", row.literature, row.verdict, " ".join([row.because, *row.notes])
+
+
+def _cell(text: str) -> str:
+    return f"<td style='{LEFT};vertical-align:top'>{escape(text)}</td>"
 
 
 def _fresh_folder() -> Path:

@@ -1,0 +1,254 @@
+"""The command line. Scripts rely on it: `--json` prints one object on stdout and nothing else; the rest goes to stderr.
+
+Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 130 stopped by the user.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labkit.errors import LabkitError, UsageError
+
+if TYPE_CHECKING:
+    from labkit.records import LabRun
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Serving Lab: learn model serving by measuring it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich would double the time to show it
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What runs on this machine, and the fixes."""
+    from labkit.doctor import examine
+
+    found = examine()
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        from rich.console import Console
+
+        found.render(Console())
+
+
+@app.command()
+def fetch(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the embedded ones.")
+    ] = None,
+) -> None:
+    """Fetches models into the cache, verified."""
+    from labkit.models import EMBEDDED, resolve
+    from labkit.models import fetch as fetch_model
+
+    for name in models or list(EMBEDDED):
+        folder = resolve(name, progress=_say) if Path(name).expanduser().is_dir() else fetch_model(name, progress=_say)
+        typer.echo(folder)
+
+
+@app.command()
+def run(
+    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all that exist.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: what fits this machine.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing or failed there.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="A parameter; LAB may be `all`.")
+    ] = None,
+) -> None:
+    """Runs labs: records, notebooks, a report."""
+    from labkit import report as reports
+    from labkit import tables
+    from labkit.plan import make_plan
+    from labkit.runner import run_labs
+
+    plan = make_plan(labs or (), profile=profile, out_dir=out, resume=resume, settings=settings or (), progress=_say)
+    _say(f"profile {plan.profile.name}: {plan.profile.description}; into {plan.out_dir}")
+    result = run_labs(plan)
+    page = reports.build(result.out_dir)
+    tables.show_run(result.out_dir)
+    typer.echo(f"Report: {page}")
+    _explain_failures(result.failed, result.out_dir)
+    if result.interrupted or result.failed:
+        raise typer.Exit(INTERRUPTED if result.interrupted else 1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR.")] = None,
+) -> None:
+    """Writes a run's report, one HTML file."""
+    from labkit.report import build
+
+    typer.echo(build(folder, out))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR", help="Another run's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Compares two runs.
+
+    Exit 0: identical where they must be, ratios inside their tolerance; else 1."""
+    from labkit import records, tables
+
+    found = records.compare(a, b)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        tables.show_comparison(found)
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
+def claims(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A run whose evidence counts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The article's claims and their verdicts."""
+    from labkit import records, tables
+    from labkit.claims import ledger
+
+    rows = ledger(records.read_all(folder).values() if folder else ())
+    if as_json:
+        _print_json({"claims": [row.to_json() for row in rows]})
+    else:
+        tables.show_claims(rows)
+
+
+@app.command()
+def kv(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder, or a config.json.")],
+    memory: Annotated[str, typer.Option(metavar="BYTES", help="Memory for the cache, such as 1GiB.")] = "1GiB",
+    block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a block. Default: vLLM's.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's positions.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The arithmetic of a model's KV cache."""
+    from labkit.kvcache import describe
+    from labkit.machine import inspect
+    from labkit.models import architecture, resolve
+    from labkit.settings import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE, parse_bytes
+
+    path = Path(model).expanduser()
+    found = describe(
+        architecture(path if path.suffix == ".json" else resolve(model, progress=_say)),
+        memory_bytes=parse_bytes(memory),
+        block_size=block_size if block_size is not None else GPU_BLOCK_SIZE if inspect().gpus else CPU_BLOCK_SIZE,
+        max_model_len=max_model_len,
+    )
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo("\n".join(found.lines))
+
+
+@app.command()
+def load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
+    workload: Annotated[str, typer.Option(metavar="NAME", help="chat, shared-prefix, interference or file.")] = "chat",
+    options: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
+    requests: Annotated[int, typer.Option(metavar="N", help="How many requests.")] = 32,
+    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent before, and kept apart.")] = 1,
+    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Of an open loop.")] = "poisson",
+    api: Annotated[str, typer.Option(metavar="completions|chat", help="The OpenAI protocol.")] = "completions",
+    timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
+    api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Loads a server and measures it."""
+    from labkit import tables
+    from labkit.load import run_blocking
+    from labkit.metrics import summarise
+    from labkit.settings import parse_settings
+    from labkit.workloads import build
+
+    if rate is None and concurrency is None:
+        concurrency = 1
+    with tables.counting("requests") as progress:
+        result = run_blocking(
+            url,
+            model,
+            build(workload, n=requests, seed=seed, **parse_settings(options or ())),
+            concurrency=concurrency,
+            rate=rate,
+            arrival=arrival,
+            api=api,  # type: ignore[arg-type]  # checked there, with the choices in the message
+            warmup=warmup,
+            timeout_s=timeout_s,
+            api_key=api_key,
+            progress=progress,
+        )
+    found = summarise(result)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        tables.show_load(found)
+    if not found.completed:
+        first = next((record for record in result.records), None)
+        why = f": {first.outcome} {first.error}".rstrip() if first else ""
+        raise LabkitError(f"none of {found.failed} requests succeeded{why}", remedy="look at the server's log")
+
+
+@app.command()
+def serve(
+    server: Annotated[str, typer.Argument(metavar="vllm", help="The server to start.")],
+    model: Annotated[str, typer.Option(metavar="M", help="An embedded model, a folder or a hub id.")] = "smollm2-135m",
+    port: Annotated[int, typer.Option(metavar="P", help="On the loopback interface.")] = 8000,
+    gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that it takes.")] = 0.9,
+) -> None:
+    """Starts a server in the foreground."""
+    from labkit.foreground import serve_vllm
+    from labkit.labs import did_you_mean
+
+    starters = {"vllm": serve_vllm}
+    if server not in starters:
+        raise UsageError(f"there is no server called {server!r}", remedy=did_you_mean(server, starters))
+    starters[server](model, port=port, gpu_memory_share=gpu_memory_share, say=_say)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: an error of ours becomes a message on stderr and its exit code, never a traceback."""
+    try:
+        app(arguments)
+    except LabkitError as error:
+        typer.echo(f"labkit: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _explain_failures(failed: "tuple[LabRun, ...]", out_dir: Path) -> None:
+    from labkit.runner import log_path
+
+    for lab in failed:
+        _say(f"{lab.name} failed: {lab.error}\n  Its log: {log_path(out_dir, lab.name)}")

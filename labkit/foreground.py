@@ -1,0 +1,31 @@
+"""A server in the foreground: started, told about, and ended by Ctrl-C with every process that it has."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from labkit.batch import stop_on_signals
+from labkit.machine import inspect
+from labkit.models import resolve
+from labkit.serving import vllm
+from labkit.serving.process import require_free_port
+
+POLL_S = 0.5
+
+
+def serve_vllm(model: str, *, port: int, gpu_memory_share: float, say: Callable[[str], None]) -> None:
+    """Serves `model` by `vllm serve` until somebody stops it. ServerError, with the log's end, when it dies itself."""
+    require_free_port(port)
+    settings = vllm.settings(inspect(), gpu_memory_share=gpu_memory_share)
+    command = f"vllm serve {resolve(model, progress=say)} --served-model-name {model} {settings.flags}".strip()
+    say(command)
+    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder, stop_on_signals() as stop:
+        key = os.environ.get("LABKIT_API_KEY")
+        with vllm.start(command, folder=Path(folder), env=settings.env, port=port, api_key=key, progress=say) as server:
+            say(f"ready: {server.base_url} (Ctrl-C stops it). In another terminal:")
+            say(f"  LABKIT_API_KEY={server.api_key} labkit load {server.url} --model {model} --concurrency 4")
+            while not stop.asked.is_set():
+                server.process.check()
+                time.sleep(POLL_S)

@@ -1,0 +1,253 @@
+"""A run in words: everything that the report's template shows, computed from the records."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from labkit import teaching
+from labkit.claims import Row, ledger
+from labkit.errors import LabkitError
+from labkit.experiments import mixed_machines
+from labkit.labs import LABS
+from labkit.progress import clock
+from labkit.records import Chart, LabRun, Measured, Record
+from labkit.report_data import RunData
+from labkit.svg import chart_svg
+from labkit.teaching.words import amount, number, off_by, share, span
+
+GIB = 2**30
+KEY_FIGURES = 5
+LOG_LINES = 25
+FEW_PREDICTIONS = 10
+MARKS = {"done": "good", "failed": "bad", "skipped": "none", "waiting": "none", "running": "mid"}
+VERDICTS = {"supported": "good", "refuted": "bad", "depends": "mid"}
+HITS = {True: "good", False: "bad", None: "none"}
+
+
+def view(data: RunData) -> dict[str, Any]:
+    """Everything that the template shows, in words."""
+    labs = [{**lab, "charts": _charts(data.records.get(lab["name"]))} for lab in lab_views(data)]
+    predictions = [one for record in data.records.values() for one in record.predictions]
+    claims, claims_error = _claims(data)
+    warnings = list(_warnings(data))
+    return {
+        "title": _title(data),
+        "subtitle": _subtitle(data),
+        "tiles": list(_tiles(data, predictions, claims, len(warnings))),
+        "failures": [*_failures(data), *_broken({**data.broken, "claims": claims_error})],
+        "labs": labs,
+        "charts": any(lab["charts"] for lab in labs),
+        "predictions": [_prediction_view(_lab_title(r.lab), p) for r in data.records.values() for p in r.predictions],
+        "calibration": _calibration(predictions),
+        "tested": [claim for claim in claims if claim["tested"]],
+        "untested": [claim for claim in claims if not claim["tested"]],
+        "warnings": warnings,
+        "machine": list(_machine(data)),
+        "versions": sorted(data.described.versions.items()) if data.described else [],
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
+
+
+def lab_views(data: RunData) -> list[dict[str, Any]]:
+    """Each lab with its status, time, figures and parameters."""
+    return [_lab_view(lab, data.records.get(lab.name)) for lab in data.labs]
+
+
+def _lab_title(name: str) -> str:
+    return f"{name[:2]} {LABS[name].title}" if name in LABS else name
+
+
+def _title(data: RunData) -> str:
+    described = data.described
+    return f"What was measured on {described.machine_line}" if described else "A run that cannot be read"
+
+
+def _subtitle(data: RunData) -> str:
+    described = data.described
+    if described is None:
+        return str(data.folder)
+    parts = [f"{described.started:%A, %d %B %Y, %H:%M} UTC"]
+    if data.info:
+        parts.append(f"profile {data.info.profile}")
+    if described.ended:
+        parts.append(f"{clock((described.ended - described.started).total_seconds())} minutes")
+    return " · ".join(parts)
+
+
+def _tiles(
+    data: RunData, predictions: list[dict[str, Any]], claims: list[dict[str, Any]], warnings: int
+) -> Iterable[dict[str, str]]:
+    done = sum(lab.status == "done" for lab in data.labs)
+    yield {"value": f"{done} of {len(data.labs)}", "label": "labs done"}
+    yield {"value": str(sum(claim["tested"] for claim in claims)), "label": "claims tested here"}
+    found = teaching.calibration(predictions)
+    hits = sum(one.get("hit") is True for one in predictions)
+    yield {
+        "value": f"{hits} of {found.n}" if found.n else "none",
+        "label": "predictions close" if found.n else "predicted",
+    }
+    yield {"value": str(warnings), "label": "warning" if warnings == 1 else "warnings"}
+
+
+def _lab_view(lab: LabRun, record: Record | None) -> dict[str, Any]:
+    measured = sorted(record.measured, key=lambda item: item.tolerance is None) if record else []
+    figures = [_figure(item) for item in measured]
+    return {
+        "name": lab.name,
+        "title": _lab_title(lab.name),
+        "question": LABS[lab.name].question if lab.name in LABS else "",
+        "status": lab.status,
+        "mark": MARKS[lab.status],
+        "duration": "" if lab.seconds is None else clock(lab.seconds),
+        "figures": figures[:KEY_FIGURES],
+        "more_figures": figures if len(figures) > KEY_FIGURES else [],
+        "parameters": [(name, _plainly(value)) for name, value in record.parameters.items()] if record else [],
+    }
+
+
+def _figure(item: Measured) -> dict[str, str]:
+    return {
+        "name": item.name.replace("_", " "),
+        "value": amount(item.value, item.unit),
+        "interval": span(item.low, item.high, item.unit) if len(item.values) > 1 else "",
+        "repeats": str(len(item.values)),
+    }
+
+
+def _charts(record: Record | None) -> list[dict[str, Any]]:
+    return [_chart_view(chart, f"{record.lab}-{n}-") for n, chart in enumerate(record.charts)] if record else []
+
+
+def _chart_view(chart: Chart, prefix: str) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    shown: dict[str, Any] = {"key": chart.key, "caption": str(chart.spec.get("description") or chart.name)}
+    try:
+        return {**shown, "svg": Markup(chart_svg(chart.spec, prefix=prefix)), "message": ""}
+    except LabkitError as error:
+        return {**shown, "svg": None, "message": f"{chart.name}: {error}"}
+
+
+def _plainly(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def _prediction_view(lab: str, prediction: Mapping[str, Any]) -> dict[str, str]:
+    unit, hit = prediction.get("unit"), prediction.get("hit")
+    low, high, confidence = prediction.get("low"), prediction.get("high"), prediction.get("confidence")
+    return {
+        "lab": lab,
+        "question": str(prediction.get("question", prediction.get("id", ""))),
+        "guess": _quantity(prediction.get("guess"), unit) or "no guess",
+        "confidence": "" if confidence is None else share(confidence),
+        "measured": _quantity(prediction.get("measured"), unit) or "not measured",
+        "interval": span(low, high, unit) if low is not None and high is not None else "",
+        "outcome": _outcome(prediction, unit),
+        "mark": HITS[hit],
+    }
+
+
+def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:
+    guess, measured, hit = prediction.get("guess"), prediction.get("measured"), prediction.get("hit")
+    if guess is None:
+        return "no prediction"
+    if hit is None or measured is None:
+        return "not measured"
+    if isinstance(guess, str) or isinstance(measured, str):
+        return "right" if hit else "another one"
+    return "close" if hit else off_by(guess, measured, unit)
+
+
+def _quantity(value: object, unit: str | None) -> str:
+    return amount(value, unit) if isinstance(value, int | float) else str(value or "")
+
+
+def _calibration(predictions: list[dict[str, Any]]) -> str:
+    found = teaching.calibration(predictions)
+    if not 0 < found.n < FEW_PREDICTIONS:
+        return found.sentence()
+    return f"{found.sentence()} That few ({found.n}) tell little about how well calibrated anybody is."
+
+
+def _claims(data: RunData) -> tuple[list[dict[str, Any]], str]:
+    """The ledger's rows for this run, and the message where evidence cannot be judged."""
+    try:
+        return [_claim_view(row) for row in ledger(data.records.values())], ""
+    except LabkitError as error:
+        return [], str(error)
+
+
+def _claim_view(row: Row) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "short": row.short,
+        "article_figure": row.article_figure or "",
+        "literature": row.literature,
+        "verdict": row.verdict,
+        "because": " ".join([row.because, *row.notes]),
+        "lab": _lab_title(row.lab) if row.lab else "",
+        "mark": VERDICTS.get(row.verdict, "none"),
+        "tested": row.measured,
+    }
+
+
+def _failures(data: RunData) -> Iterable[dict[str, str]]:
+    for lab in data.labs:
+        if lab.status == "failed":
+            log = data.folder / "logs" / f"{lab.name}.log"
+            shown = f"logs/{log.name}" if log.exists() else ""
+            yield {
+                "lab": _lab_title(lab.name),
+                "error": lab.error or "it ended before it was complete",
+                "tail": _tail(log),
+                "log": shown,
+            }
+
+
+def _broken(messages: Mapping[str, str]) -> Iterable[dict[str, str]]:
+    """What could not be read, each with its message."""
+    for name, message in messages.items():
+        if message:
+            yield {"lab": name, "error": message, "tail": "", "log": ""}
+
+
+def _tail(log: Path) -> str:
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+
+
+def _warnings(data: RunData) -> Iterable[dict[str, str]]:
+    mixed = mixed_machines({lab: record.machine_line for lab, record in data.records.items()})
+    if mixed is not None:
+        yield {"lab": "all", "text": str(mixed)}
+    for record in data.records.values():
+        yield from ({"lab": _lab_title(record.lab), "text": text} for text in record.warnings)
+    for lab in data.labs:
+        if lab.status in ("skipped", "waiting"):
+            yield {"lab": _lab_title(lab.name), "text": f"did not run: {lab.error or 'the run was stopped before'}"}
+
+
+def _machine(data: RunData) -> Iterable[tuple[str, str]]:
+    described = data.described
+    if described is None:
+        return
+    facts = described.machine
+    yield "CPU", f"{facts.get('cpus', 'unknown')} usable ({facts.get('cpu_model', 'unknown')})"
+    total = facts.get("memory_total_bytes")
+    if isinstance(total, int):
+        yield "Memory", f"{number(total / GIB)} GiB"
+    yield "GPU", _gpus(facts)
+    yield "System", str(facts.get("os", "unknown"))
+    yield "Seed", str(described.seed)
+    if data.info:
+        yield "Profile", data.info.profile
+        yield "Commit", data.info.git_commit or "unknown"
+
+
+def _gpus(facts: Mapping[str, Any]) -> str:
+    gpus = facts.get("gpus") or []
+    if not gpus:
+        return f"none ({facts.get('gpu_reason') or 'unknown'})"
+    return ", ".join(f"{gpu.get('name')} ({number(gpu.get('memory_total_bytes', 0) / GIB)} GiB)" for gpu in gpus)

@@ -1,0 +1,125 @@
+"""Results as tables on a terminal. Values come ready; here they only get rows."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.claims import Row
+from labkit.metrics import Quantity, Summary
+from labkit.records import Comparison
+from labkit.teaching.words import number, share
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+VERDICTS = {"supported": "green", "refuted": "bold red", "depends": "yellow"}
+STYLES = {"good": "green", "bad": "bold red", "mid": "yellow", "none": "dim"}
+
+
+def show_run(run_dir: Path) -> None:
+    """Each lab of a run: its status, its time and its key figures, as the report has them."""
+    from labkit.report_data import load
+    from labkit.report_view import lab_views
+
+    table = _table("lab", "status", "time", "key figures")
+    for lab in lab_views(load(run_dir)):
+        figures = [f"{figure['name']}: {figure['value']}{_bounds(figure['interval'])}" for figure in lab["figures"]]
+        style = STYLES[lab["mark"]]
+        table.add_row(_text(lab["title"]), f"[{style}]{lab['status']}[/]", lab["duration"], _text("\n".join(figures)))
+    _print(table)
+
+
+def show_comparison(found: Comparison) -> None:
+    """What two runs agree on and what not."""
+    ratios = _table("ratio", "a", "b", "tolerance", "agrees")
+    for pair in found.ratios:
+        values = ["absent" if value is None else number(value) for value in (pair.a, pair.b)]
+        ratios.add_row(_text(pair.name), *values, share(pair.tolerance), "yes" if pair.within else "[bold red]no[/]")
+    if found.ratios:
+        _print(ratios)
+    for title, differences in (("exact", found.exact_differences), ("parameter", found.parameter_differences)):
+        for each in differences:
+            _print(_text(f"{title} difference: {each.lab} {each.path}: {each.a!r} in a, {each.b!r} in b"))
+    for run, labs in (("a", found.only_in_a), ("b", found.only_in_b)):
+        for lab in labs:
+            _print(_text(f"only in {run}: {lab}"))
+    for line in (*(f"not finished: {each}" for each in found.unfinished), *found.notes):
+        _print(_text(line))
+    _print(
+        f"identical where they must be: {'yes' if found.identical else 'no'}; agree: {'yes' if found.agrees else 'no'}"
+    )
+
+
+def show_claims(rows: Sequence[Row]) -> None:
+    """The ledger: first what was measured, then the rest."""
+    table = _table("claim", "the article says", "sources say", "verdict here", "because")
+    for row in sorted(rows, key=lambda each: not each.measured):
+        style = VERDICTS.get(row.verdict, "dim")
+        because = _text(" ".join([row.because, *row.notes]))
+        table.add_row(row.id, _text(row.short), row.literature, f"[{style}]{row.verdict}[/]", because)
+    _print(table)
+
+
+def show_load(found: Summary) -> None:
+    """A load in figures."""
+    _print(
+        f"{found.completed} completed, {found.failed} failed in {number(found.duration_s)} s; "
+        f"{found.input_tokens:,} tokens in, {found.output_tokens:,} out\n"
+        f"{number(found.request_throughput)} requests/s, {number(found.output_throughput)} output tokens/s; "
+        f"this client used {share(found.client_cpu_share)} of a core"
+    )
+    table = _table("seconds", "mean", "p50", "p90", "p99")
+    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+        quantity: Quantity = getattr(found, name)
+        values = (quantity.mean, quantity.p50, quantity.p90, quantity.p99)
+        table.add_row(name.removesuffix("_s").upper(), *(number(value) if quantity.count else "-" for value in values))
+    _print(table)
+    for warning in found.warnings:
+        _print(_text(f"warning: {warning}"))
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress callback (done, total) that draws one line on a terminal's stderr, and nothing elsewhere."""
+    live = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        if live:
+            sys.stderr.write(f"\r\x1b[2K{done} of {total} {what}")
+            sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if live:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+def _bounds(interval: str) -> str:
+    return f" ({interval})" if interval else ""
+
+
+def _table(*columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _text(words: str) -> str:
+    """Words that came from elsewhere: brackets in them are brackets, not rich's markup."""
+    from rich.markup import escape
+
+    return escape(words)
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    Console().print(what)
