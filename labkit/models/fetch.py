@@ -28,7 +28,7 @@ def resolve(name: str, *, progress: Progress = lambda _: None) -> Path:
 
     Raises `UsageError` for a name that is none of the three and `ModelError` for a folder without config.json.
     """
-    if name not in EMBEDDED and Path(name).expanduser().is_dir():
+    if name and name not in EMBEDDED and Path(name).expanduser().is_dir():
         return _checked_folder(Path(name).expanduser().resolve())
     if name in EMBEDDED and is_complete(cached(name)):
         return cached(name)
