@@ -1,5 +1,6 @@
 """A server as a child process: it comes up, says why not, and never outlives the one who started it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -35,7 +36,8 @@ PARENT = """
 import os, signal, sys, time
 from pathlib import Path
 from tests.unit.standin import stand_in
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also where the tests run in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 here = Path(sys.argv[1])
 with stand_in(here, "family") as server:
     {inside}
@@ -49,18 +51,24 @@ def family(tmp_path: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-def run_parent(tmp_path: Path, inside: str) -> "subprocess.Popen[str]":
+@contextlib.contextmanager
+def run_parent(tmp_path: Path, inside: str) -> "Iterator[subprocess.Popen[str]]":
     """Starts the parent program; its server runs when tmp_path/parent holds the parent's own words."""
     say = "temporary = here / 'words'; temporary.write_text(' '.join(map(str, server.pids))); "
     say += "temporary.rename(here / 'parent'); "
     program = PARENT.format(inside=say + inside)
-    return subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    with parent:
+        try:
+            yield parent
+        finally:
+            parent.kill()
 
 
 def all_processes(tmp_path: Path) -> list[psutil.Process]:
