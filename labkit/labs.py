@@ -18,6 +18,7 @@ from labkit.errors import UsageError
 from labkit.paths import data_path
 
 Scalar = Literal["int", "float", "bool", "str"]
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TRUE, FALSE, NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"none", "null", ""}
 
 
@@ -100,7 +101,7 @@ def load_labs(path: Path | None = None) -> dict[str, Lab]:
     """The labs of `path` (default: data/labs.yaml), in the file's order. UsageError names the entry that is wrong."""
     path = path or data_path("labs.yaml")
     try:
-        entries: Mapping[str, Mapping[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        entries: Mapping[str, Mapping[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), Loader=FAST_LOADER) or {}
         return {name: Lab(name=name, **entry) for name, entry in entries.items()}
     except (yaml.YAMLError, ValidationError, TypeError, AttributeError, OSError) as error:
         raise UsageError(

@@ -1,5 +1,6 @@
 """A run in words: everything that the report's template shows, computed from the records."""
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,14 @@ from labkit.progress import clock
 from labkit.records import Chart, LabRun, Measured, Record
 from labkit.report_data import RunData
 from labkit.svg import chart_svg
+from labkit.teaching.reveals import TOLERANCE
 from labkit.teaching.words import amount, number, off_by, share, span
 
 GIB = 2**30
 KEY_FIGURES = 5
 LOG_LINES = 25
 FEW_PREDICTIONS = 10
+SCALE_ENDS = 8  # a guess further off than this factor is drawn as an arrow at the end
 MARKS = {"done": "good", "failed": "bad", "skipped": "none", "waiting": "none", "running": "mid"}
 VERDICTS = {"supported": "good", "refuted": "bad", "depends": "mid"}
 HITS = {True: "good", False: "bad", None: "none"}
@@ -40,6 +43,7 @@ def view(data: RunData) -> dict[str, Any]:
         "charts": any(lab["charts"] for lab in labs),
         "predictions": [_prediction_view(_lab_title(r.lab), p) for r in data.records.values() for p in r.predictions],
         "calibration": _calibration(predictions),
+        "scale_ends": SCALE_ENDS,
         "tested": [claim for claim in claims if claim["tested"]],
         "untested": [claim for claim in claims if not claim["tested"]],
         "warnings": warnings,
@@ -71,7 +75,7 @@ def _subtitle(data: RunData) -> str:
     if data.info:
         parts.append(f"profile {data.info.profile}")
     if described.ended:
-        parts.append(f"{clock((described.ended - described.started).total_seconds())} minutes")
+        parts.append(f"{clock((described.ended - described.started).total_seconds())} min")
     return " · ".join(parts)
 
 
@@ -133,7 +137,7 @@ def _plainly(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def _prediction_view(lab: str, prediction: Mapping[str, Any]) -> dict[str, str]:
+def _prediction_view(lab: str, prediction: Mapping[str, Any]) -> dict[str, Any]:
     unit, hit = prediction.get("unit"), prediction.get("hit")
     low, high, confidence = prediction.get("low"), prediction.get("high"), prediction.get("confidence")
     return {
@@ -144,8 +148,19 @@ def _prediction_view(lab: str, prediction: Mapping[str, Any]) -> dict[str, str]:
         "measured": _quantity(prediction.get("measured"), unit) or "not measured",
         "interval": span(low, high, unit) if low is not None and high is not None else "",
         "outcome": _outcome(prediction, unit),
+        "scale": _scale(prediction.get("guess"), prediction.get("measured")),
         "mark": HITS[hit],
     }
+
+
+def _scale(guess: object, measured: object) -> dict[str, Any] | None:
+    """The guess on a logarithmic line from -100 to 100 with the measurement at 0; None where a factor means nothing."""
+    if not isinstance(guess, int | float) or not isinstance(measured, int | float) or guess <= 0 or measured <= 0:
+        return None
+    unit = 100 / math.log(SCALE_ENDS)
+    at = math.log(guess / measured) * unit
+    close = round(math.log(1 + TOLERANCE) * unit, 1)
+    return {"at": round(max(-100.0, min(100.0, at)), 1), "close": close, "beyond": abs(at) > 100}
 
 
 def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:

@@ -122,4 +122,5 @@ def _text(words: str) -> str:
 def _print(what: Any) -> None:
     from rich.console import Console
 
-    Console().print(what)
+    # 80 columns, rich's guess where there is no terminal, would fold every sentence.
+    Console(width=None if sys.stdout.isatty() else 120).print(what)
