@@ -126,7 +126,8 @@ def _why_not(claim: Claim) -> str:
 
 def _notes(claim: Claim, records: list[Record], found: Verdict) -> tuple[str, ...]:
     newest, *older = records
-    notes = [] if newest.status == "done" else [f"From a lab that has not ended well ({newest.status})."]
+    endings = {"done": [], "running": ["From a lab that has not ended yet."], "failed": ["From a lab that failed."]}
+    notes: list[str] = endings[newest.status]
     for record in older:
         before = verdict(claim, record.claims[claim.id]).verdict
         agrees = "says the same" if before == found.verdict else f"said: {before}"

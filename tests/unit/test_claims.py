@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from labkit.claims import NOT_MEASURED, Claim, Rule, find_claim, ledger, load_claims, verdict
 from labkit.errors import UsageError
 from labkit.labs import load_labs
-from labkit.paths import data_path
 from labkit.records import Record, Scalar, Status
 
 CLAIMS = load_claims()
@@ -77,10 +76,10 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def broken(folder: Path, change: Change, claim_id: str = "C07") -> Path:
-    tree = yaml.safe_load(data_path("claims.yaml").read_text(encoding="utf-8"))
-    change(next(entry for entry in tree["claims"] if entry["id"] == claim_id))
+    entries = [CLAIMS[name].model_dump(mode="json") for name in (claim_id, "C08")]
+    change(entries[0])
     path = folder / "claims.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump({"claims": entries}))
     return path
 
 
@@ -362,8 +361,14 @@ def test_evidence_of_a_stopped_lab_counts_with_a_note() -> None:
     """A failed lab's evidence still decides, and the row says where it is from; half of it decides nothing."""
     rows = {row.id: row for row in ledger([record(1, {"C28": {"listening_ports": 0}, "C29": {}}, status="failed")])}
     assert rows["C28"].verdict == "refuted"
-    assert "not ended well (failed)" in rows["C28"].notes[0]
+    assert rows["C28"].notes == ("From a lab that failed.",)
     assert rows["C29"].verdict == "inconclusive"
+
+
+def test_evidence_of_a_running_lab_says_so() -> None:
+    """A lab shows its verdicts before it has ended; a ledger that reads its record then says so."""
+    rows = {row.id: row for row in ledger([record(1, {"C28": {"listening_ports": 0}}, status="running")])}
+    assert rows["C28"].notes == ("From a lab that has not ended yet.",)
 
 
 def test_evidence_without_a_rule_is_reported_as_such() -> None:

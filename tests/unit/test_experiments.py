@@ -210,6 +210,12 @@ def test_one_pair_has_no_interval_and_says_so() -> None:
     assert same.differs
 
 
+def test_intervals_and_ratios_read_well() -> None:
+    """As text they give the value, its bounds and how many repeats stand behind it."""
+    assert str(interval([2.0, 2.0])) == "2 (2 to 2, n=2)"
+    assert str(paired_ratio([6.0, 3.0], [2.0, 1.0])) == "3x (3 to 3, 2 pairs)"
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.5, math.nan, math.inf])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_ratio_refuses_what_has_none(bad: float, first: bool) -> None:
@@ -326,7 +332,13 @@ def test_a_process_that_dies_inside_is_an_error(burner: Callable[[float], "subpr
 
 
 def test_stopwatch_misuse_is_a_usage_error() -> None:
-    """An unknown pid and a reading before the end are refused."""
+    """An unknown pid, one that has ended and a reading before the end are refused."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:  # ended, and nobody has waited for it yet
+        time.sleep(0.01)
+    with pytest.raises(UsageError, match=str(ended.pid)), Stopwatch(pids=[ended.pid]):
+        pass
+    ended.wait()
     free = next(pid for pid in range(4_000_000, 4_194_304) if not psutil.pid_exists(pid))
     with pytest.raises(UsageError, match=str(free)), Stopwatch(pids=[free]):
         pass

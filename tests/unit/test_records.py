@@ -33,7 +33,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=40, deadline=None)
 
 
 def recorder(
@@ -213,6 +213,8 @@ def test_misuse_of_the_recorder_is_refused(tmp_path: Path) -> None:
         ("measured.m has 0 values", lambda: writer.measure("m", "s", [])),
         ("is True, not a number", lambda: writer.measure("m", "s", [True])),
         ("claims.C01.value is nan", lambda: writer.evidence("C01", math.nan)),
+        ("claims.C01.value is a list", lambda: writer.evidence("C01", [1.0])),  # type: ignore[arg-type]
+        ("predictions is list, not a dict", lambda: writer.prediction([1])),  # type: ignore[arg-type]
         ("id is None", lambda: writer.prediction({"guess": 1})),
         ("'../x' cannot name", lambda: recorder(tmp_path, "../x")),
         ("'run' cannot name", lambda: recorder(tmp_path, "run")),
@@ -242,6 +244,21 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RecordError, match=r"a\.json cannot be written: No space left on device"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of a write comes through, the old content stays and no hidden file is left."""
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -476,6 +493,13 @@ def test_within_is_symmetric_and_about_factors(a: float, b: float, tolerance: fl
     assert within(a, b, tolerance=tolerance) == within(b, a, tolerance=tolerance)
     assert within(a, a * (1 + tolerance), tolerance=tolerance)
     assert not within(a, a * (1 + tolerance) * 1.001, tolerance=tolerance)
+
+
+def test_what_is_not_above_zero_has_no_factor() -> None:
+    """Zero and negative values agree only with themselves, whatever the tolerance."""
+    assert within(0.0, 0.0, tolerance=0.1)
+    assert not within(0.0, 1e-9, tolerance=10)
+    assert not within(-1.0, 1.0, tolerance=10)
 
 
 def test_a_ratio_outside_its_tolerance_fails(tmp_path: Path) -> None:
