@@ -1,0 +1,35 @@
+"""Figures that need no network, say on which machine they were measured, and can be read without seeing colours.
+
+Every function takes plain data and returns an Altair chart; `enable` makes a notebook draw it offline, `svg` draws it
+for the report.
+"""
+
+from labkit.charts.bars import Bar, bars_with_intervals
+from labkit.charts.batches import batch_grid
+from labkit.charts.curves import LinePoint, LoadPoint, lines, throughput_latency
+from labkit.charts.distributions import ecdf, tail
+from labkit.charts.render import bundle, enable, show_live, spec, svg
+from labkit.charts.requests import anatomy, request_timeline
+from labkit.charts.theme import config, finish, palette
+
+__all__ = [
+    "Bar",
+    "LinePoint",
+    "LoadPoint",
+    "anatomy",
+    "bars_with_intervals",
+    "batch_grid",
+    "bundle",
+    "config",
+    "ecdf",
+    "enable",
+    "finish",
+    "lines",
+    "palette",
+    "request_timeline",
+    "show_live",
+    "spec",
+    "svg",
+    "tail",
+    "throughput_latency",
+]
