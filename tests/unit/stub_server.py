@@ -18,7 +18,13 @@ from aiohttp import web
 
 MODEL = "stub"
 METRICS = """\
-# HELP vllm:generation_tokens_total Tokens generated.
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{{engine="0",model_name="stub"}} {under_way}
+# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{{engine="0",model_name="stub"}} {prompt_tokens}
+# HELP vllm:generation_tokens_total Number of generation tokens processed.
 # TYPE vllm:generation_tokens_total counter
 vllm:generation_tokens_total{{engine="0",model_name="stub"}} {tokens}
 """
@@ -59,6 +65,7 @@ class Stub:
     base_url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
+    prompt_tokens: int = 0
     hung_up: int = 0
     """Requests whose client went away before the answer was complete."""
     under_way: int = 0
@@ -87,7 +94,7 @@ class Stub:
         return web.json_response({"object": "list", "data": data})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(text=METRICS.format(tokens=float(self.tokens)))
+        return web.Response(text=METRICS.format(**vars(self)))
 
     def _allowed(self, request: web.Request) -> bool:
         key = self.behaviour.api_key
@@ -118,6 +125,7 @@ class Stub:
             await asyncio.Event().wait()
         answer = _Answer.of(body, chat=request.path.endswith("/chat/completions"), behaviour=behaviour)
         self.tokens += answer.tokens
+        self.prompt_tokens += answer.usage["prompt_tokens"]
         return await (answer.stream(request) if body.get("stream") else answer.whole())
 
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from labkit import prometheus
+from labkit import load, prometheus
 from labkit.errors import ServerError, UsageError
 from labkit.prometheus import Histogram, difference, parse
-from tests.unit.stub_server import serving
+from labkit.workloads import chat
+from tests.unit.stub_server import MODEL, serving
 
 PAGE = """\
 # HELP python_gc_objects_collected_total Objects collected during gc
@@ -175,6 +176,14 @@ def test_scrape_reads_a_server(suffix: str) -> None:
         snapshot = prometheus.scrape(stub.root + suffix)
     assert snapshot.value("vllm:generation_tokens", model_name="stub") == 0.0
     assert snapshot.taken_s > 0
+
+
+def test_scrape_and_load_go_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment, here a dead one, is not asked for a server on this machine."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving() as stub:
+        load.run_blocking(stub.base_url, MODEL, chat(1, max_tokens=7), concurrency=1)
+        assert prometheus.scrape(stub.root).value("vllm:generation_tokens") == 7.0
 
 
 def test_scrape_says_what_is_wrong() -> None:

@@ -1,0 +1,7 @@
+"""`make bench`."""
+
+import sys
+
+from benchmarks.client import main
+
+sys.exit(main())
