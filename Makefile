@@ -39,4 +39,4 @@ bench: fetch    ## benchmarks; they report and never judge
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: setup     ## renew the locks with the newest versions that the .in files allow
-	$(PYTHON) setup/lock.py
+	$(BIN)/python setup/lock.py

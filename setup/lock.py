@@ -1,4 +1,4 @@
-"""Renews requirements/cpu.lock and requirements/gpu.lock: `python3 setup/lock.py`. Needs uv (`pip install uv`).
+"""Renews requirements/cpu.lock and requirements/gpu.lock: `make lock`, or `python setup/lock.py` where uv is installed.
 
 Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments), and no
 index addresses.
@@ -15,7 +15,19 @@ SILENT = ["--no-emit-index-url", "--no-emit-find-links", "--no-header"]
 
 def compile_lock(stack: str, *extra: str) -> None:
     """Resolves `stack`.in into `stack`.lock."""
-    command = ["uv", "pip", "compile", f"{stack}.in", *COMMON, *SILENT, *extra, "--output-file", f"{stack}.lock"]
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        f"{stack}.in",
+        *COMMON,
+        *SILENT,
+        *extra,
+        "--output-file",
+        f"{stack}.lock",
+    ]
     subprocess.run(command, cwd=REQUIREMENTS, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -23,5 +35,5 @@ if __name__ == "__main__":
     try:
         compile_lock("cpu", "--override", "cpu-overrides.txt")
         compile_lock("gpu")
-    except FileNotFoundError:
-        sys.exit("uv is not installed; to fix it: pip install uv")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"uv could not resolve the requirements (exit code {error.returncode}); its reason stands above")

@@ -4,11 +4,13 @@ The engine's own command and arguments stay visible: nothing here renames or hid
 """
 
 import math
+import logging
 import os
 import re
 import secrets
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +87,8 @@ class EngineSettings:
         """Puts `env` into this process, before vllm is imported; what the user set already stays."""
         for name, value in self.env.items():
             os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # no Triton on a CPU: known
 
 
 def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float = 0.9) -> EngineSettings:
@@ -95,12 +99,14 @@ def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float
     cores have no fast bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which is what
     vLLM takes up front for weights and cache together.
     """
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+    offline = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    # A notebook shows errors; a server's log, where more is wanted, has the level of its own (see `start`).
+    quiet = {**offline, "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if machine.gpus:
         _require_free_share(machine, gpu_memory_share)
         return EngineSettings(
             env=quiet,
-            llm={"gpu_memory_utilization": gpu_memory_share},
+            llm={"gpu_memory_utilization": gpu_memory_share, "use_tqdm_on_load": False},
             flags=f"--gpu-memory-utilization {gpu_memory_share}",
         )
     _require_memory(machine, kv_cache_gib)
@@ -114,7 +120,7 @@ def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float
     return EngineSettings(
         dtype=dtype,
         env={**quiet, **cpu},
-        llm={"enforce_eager": True, "dtype": dtype},
+        llm={"enforce_eager": True, "dtype": dtype, "use_tqdm_on_load": False},
         flags=f"--enforce-eager --dtype {dtype}",
     )
 
