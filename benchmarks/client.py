@@ -2,12 +2,14 @@
 
     python -m benchmarks.client                            against a stub server: requests per second, CPU per request
     python -m benchmarks.client --server URL --model NAME  against a real server: what each of them reports
+                                                           (its key, if it wants one, in LABKIT_API_KEY)
 
 Both send the same workload. Rounds are interleaved, and the ratio is over pairs of rounds. Nothing is judged here.
 """
 
 import argparse
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -40,11 +42,19 @@ class Setting:
     concurrency: int
     rounds: int
     seed: int
+    api_key: str | None
 
 
 def ours(setting: Setting, workload: Workload) -> Figures:
     """What our client reports."""
-    result = run_blocking(setting.root_url, setting.model, workload, concurrency=setting.concurrency, warmup=1)
+    result = run_blocking(
+        setting.root_url,
+        setting.model,
+        workload,
+        concurrency=setting.concurrency,
+        api_key=setting.api_key,
+        warmup=1,
+    )
     found = summarise(result)
     if found.failed:
         raise LoadError(f"{found.failed} requests failed: {'; '.join(found.warnings)}")
@@ -63,7 +73,12 @@ def ours(setting: Setting, workload: Workload) -> Figures:
 def theirs(setting: Setting, workload: Workload, *, tokenizer: Path) -> Figures:
     """What `vllm bench serve` reports."""
     saved: dict[str, Any] = bench_serve(
-        setting.root_url, setting.model, workload, tokenizer=tokenizer, concurrency=setting.concurrency
+        setting.root_url,
+        setting.model,
+        workload,
+        tokenizer=tokenizer,
+        concurrency=setting.concurrency,
+        api_key=setting.api_key,
     )
     return {
         "completed": saved["completed"],
@@ -136,8 +151,16 @@ def against_server(arguments: argparse.Namespace) -> None:
 
 
 def _setting(arguments: argparse.Namespace, root_url: str, model: str, *, tokens: int, requests: int) -> Setting:
-    concurrency, rounds, seed = arguments.concurrency, arguments.rounds, arguments.seed
-    return Setting(root_url, model, requests, tokens, concurrency, rounds, seed)
+    return Setting(
+        root_url,
+        model,
+        requests=requests,
+        tokens=tokens,
+        concurrency=arguments.concurrency,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        api_key=os.environ.get("LABKIT_API_KEY") if arguments.server else None,
+    )
 
 
 def _load_line(setting: Setting) -> str:

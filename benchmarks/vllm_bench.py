@@ -28,6 +28,7 @@ def bench_serve(
     tokenizer: str | Path,
     concurrency: int | None = None,
     rate: float | None = None,
+    api_key: str | None = None,
     options: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """What `vllm bench serve --save-detailed` writes for `workload` at the server's root (without /v1). The prompts
@@ -50,7 +51,7 @@ def bench_serve(
             *([] if rate is None else ["--request-rate", str(rate)]),
             *options,
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(api_key), check=False)
         if done.returncode:
             said = (done.stdout + done.stderr).partition("nanobind: leaked")[0]  # what comes then is noise
             raise LoadError(f"vllm bench serve ended with {done.returncode}:\n{said[-2000:]}")
@@ -63,12 +64,13 @@ def _write_dataset(path: Path, workload: Workload) -> None:
     path.write_bytes(msgspec.json.Encoder().encode_lines(lines))
 
 
-def _environment() -> dict[str, str]:
+def _environment(api_key: str | None) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     # Unlike ours, this client asks a proxy that is set in the environment, even for loopback.
     direct = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-    return {**os.environ, **direct, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+    key = {"OPENAI_API_KEY": api_key} if api_key else {}  # here, and not among the arguments, which anyone can list
+    return {**os.environ, **direct, **key, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
 
 
 def word_tokenizer(folder: Path) -> Path:

@@ -7,14 +7,14 @@ Nothing is gated on wall-clock: ratios of timed figures are recorded as properti
 import asyncio
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import pytest
 
 from benchmarks.vllm_bench import bench_serve
 from labkit import load, metrics, prometheus, workloads
 from labkit.load import LoadResult, Outcome
+from labkit.serving import vllm
 
 pytestmark = pytest.mark.engine
 
@@ -22,16 +22,18 @@ WORKLOAD = workloads.chat(12, seed=41, max_tokens=24, max_tokens_low=2)
 CONCURRENCY = 4
 
 
-class VllmServer(Protocol):
-    """The session's server, of tests/engine/conftest.py."""
+def run(server: vllm.Server, workload: workloads.Workload = WORKLOAD, **options: Any) -> LoadResult:
+    """`workload` in a closed loop."""
+    return load.run_blocking(
+        server.base_url, server.model_name, workload, concurrency=CONCURRENCY, api_key=server.api_key, **options
+    )
 
-    base_url: str
-    model_name: str
-    model_path: Path
 
-
-def run(server: VllmServer, workload: workloads.Workload = WORKLOAD, *, api: load.Api = "completions") -> LoadResult:
-    return load.run_blocking(server.base_url, server.model_name, workload, concurrency=CONCURRENCY, api=api)
+def bench(server: vllm.Server, workload: workloads.Workload, **options: Any) -> dict[str, Any]:
+    """The same with `vllm bench serve`."""
+    return bench_serve(
+        server.url, server.model_name, workload, tokenizer=server.model_path, api_key=server.api_key, **options
+    )
 
 
 def eventually(reading: Callable[[], float], wanted: float) -> bool:
@@ -42,17 +44,11 @@ def eventually(reading: Callable[[], float], wanted: float) -> bool:
     return reading() == wanted
 
 
-def test_both_clients_count_the_same(vllm_server: VllmServer, record_property: Callable[[str, object], None]) -> None:
+def test_both_clients_count_the_same(vllm_server: vllm.Server, record_property: Callable[[str, object], None]) -> None:
     """On the same prompts, our client and `vllm bench serve` complete the same requests with the same tokens, and the
     ratios of what they timed are recorded."""
     ours = run(vllm_server)
-    saved = bench_serve(
-        vllm_server.base_url.rstrip("/").removesuffix("/v1"),
-        vllm_server.model_name,
-        WORKLOAD,
-        tokenizer=vllm_server.model_path,
-        concurrency=CONCURRENCY,
-    )
+    saved = bench(vllm_server, WORKLOAD, concurrency=CONCURRENCY)
     summary = metrics.summarise(ours)
     assert (summary.completed, summary.failed) == (saved["completed"], saved["failed"]) == (len(ours.records), 0)
     assert [record.output_tokens for record in ours.records] == saved["output_lens"]
@@ -70,15 +66,9 @@ def test_both_clients_count_the_same(vllm_server: VllmServer, record_property: C
         assert ratio > 0
 
 
-def test_our_formulas_give_its_figures(vllm_server: VllmServer) -> None:
+def test_our_formulas_give_its_figures(vllm_server: vllm.Server) -> None:
     """Fresh per-request data of `vllm bench serve`, put into our formulas, gives the figures that it printed."""
-    saved = bench_serve(
-        vllm_server.base_url.rstrip("/").removesuffix("/v1"),
-        vllm_server.model_name,
-        workloads.chat(6, seed=42, max_tokens=8),
-        tokenizer=vllm_server.model_path,
-        rate=20.0,
-    )
+    saved = bench(vllm_server, workloads.chat(6, seed=42, max_tokens=8), rate=20.0)
     summary = metrics.summarise(metrics.from_vllm_bench(saved))
     for name, found in {
         "ttft": summary.ttft_s,
@@ -93,7 +83,7 @@ def test_our_formulas_give_its_figures(vllm_server: VllmServer) -> None:
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_the_engine_counted_the_same(vllm_server: VllmServer, api: load.Api) -> None:
+def test_the_engine_counted_the_same(vllm_server: vllm.Server, api: load.Api) -> None:
     """Over a load, the engine's own counters of prompt and generated tokens grow by exactly what our records hold."""
     before = prometheus.scrape(vllm_server.base_url)
     summary = metrics.summarise(run(vllm_server, workloads.chat(6, seed=43, max_tokens=10), api=api))
@@ -106,22 +96,24 @@ def test_the_engine_counted_the_same(vllm_server: VllmServer, api: load.Api) -> 
     assert eventually(grown("vllm:prompt_tokens"), summary.input_tokens)
 
 
-def test_a_greedy_request_repeats(vllm_server: VllmServer) -> None:
+def test_a_greedy_request_repeats(vllm_server: vllm.Server) -> None:
     """The same request alone in the engine, again, and not streamed, gives the same text and tokens."""
     one = workloads.chat(1, seed=44, max_tokens=16)
     run(
         vllm_server, one
     )  # the first computes its prompt, later ones find it cached: other shapes, maybe other rounding
     streamed, again = (run(vllm_server, one).records[0] for _ in range(2))
-    whole = load.run_blocking(vllm_server.base_url, vllm_server.model_name, one, concurrency=1, stream=False).records[0]
+    whole = run(vllm_server, one, stream=False).records[0]
     assert streamed.text == again.text == whole.text != ""
     assert streamed.output_tokens == again.output_tokens == whole.output_tokens == 16
 
 
-async def test_a_cancelled_load_leaves_the_engine_idle(vllm_server: VllmServer) -> None:
+async def test_a_cancelled_load_leaves_the_engine_idle(vllm_server: vllm.Server) -> None:
     """After a load was cancelled in the middle of long answers, the engine soon runs nothing."""
     long = workloads.chat(4, seed=45, max_tokens=400)
-    task = asyncio.create_task(load.run(vllm_server.base_url, vllm_server.model_name, long, concurrency=4))
+    task = asyncio.create_task(
+        load.run(vllm_server.base_url, vllm_server.model_name, long, concurrency=4, api_key=vllm_server.api_key)
+    )
     await asyncio.sleep(0.5)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -132,7 +124,7 @@ async def test_a_cancelled_load_leaves_the_engine_idle(vllm_server: VllmServer) 
     assert await asyncio.to_thread(eventually, running, 0.0)
 
 
-def test_a_refused_request_is_a_record(vllm_server: VllmServer) -> None:
+def test_a_refused_request_is_a_record(vllm_server: vllm.Server) -> None:
     """A request that the engine refuses (temperature below 0) ends as an HTTP error with the engine's words; the one
     beside it is served."""
     good = workloads.chat(1, seed=46, max_tokens=4).requests[0]
