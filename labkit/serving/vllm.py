@@ -3,8 +3,8 @@
 The engine's own command and arguments stay visible: nothing here renames or hides an option.
 """
 
-import math
 import logging
+import math
 import os
 import re
 import secrets
@@ -55,6 +55,11 @@ KNOWN_FAILURES = (
         r"out of memory|OutOfMemory",
         "the machine ran out of memory",
         "take a smaller model or a smaller share; start engines one after the other",
+    ),
+    (
+        r"couldn't connect to 'https://huggingface\.co'",
+        "the model is not on this machine, and nothing is fetched while a server starts",
+        "`labkit fetch MODEL` fetches it; or name a model folder",
     ),
     (
         r"unrecognized arguments: (.*)",
@@ -201,7 +206,7 @@ def start(
     `ServerError` with the reason and the end of the log when the server does not come up.
     """
     words = _checked_command(command)
-    chosen = require_free_port(port) if port else free_port()
+    chosen = free_port() if port is None else require_free_port(port)
     key = api_key or secrets.token_urlsafe(16)
     words += ["--host", LOOPBACK, "--port", str(chosen)]
     process = ServerProcess(

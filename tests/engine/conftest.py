@@ -1,0 +1,64 @@
+"""One real engine for all the tests that only ask it something."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from labkit import models
+from labkit.errors import ServerError
+from labkit.machine import inspect
+from labkit.models import resolve
+from labkit.serving import vllm
+from tests.unit.standin import survivors
+
+STARTS = 3  # a start may fail for want of time or memory on a busy machine, and that is not what is tested
+
+
+@pytest.fixture(scope="session")
+def chat_model() -> Path:
+    """The folder of the embedded chat model, fetched if it is not in the cache yet."""
+    return resolve(models.CHAT)
+
+
+@pytest.fixture(scope="session")
+def engine_settings() -> vllm.EngineSettings:
+    """What this machine asks of vLLM; on a GPU a share that leaves room for others."""
+    return vllm.settings(inspect(), gpu_memory_share=0.3)
+
+
+@pytest.fixture(scope="session")
+def vllm_server(
+    chat_model: Path, engine_settings: vllm.EngineSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[vllm.Server]:
+    """A running `vllm serve` of the embedded chat model. When it is stopped, no process of it may be left."""
+    command = f"vllm serve {chat_model} --max-model-len 2048 --max-num-seqs 16 {engine_settings.flags}"
+    server = start_patiently(command, engine_settings, tmp_path_factory.mktemp("vllm"))
+    try:
+        yield server
+    finally:
+        processes = [psutil.Process(pid) for pid in server.process.pids]
+        server.stop()
+    assert not survivors(processes, within_s=0)
+
+
+def start_patiently(command: str, settings: vllm.EngineSettings, folder: Path) -> vllm.Server:
+    """Starts the command, again if it does not come up: the last failure counts."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            return vllm.start(command, folder=folder / str(attempt), env=settings.env, start_timeout_s=180)
+        except ServerError:
+            if attempt == STARTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+@pytest.fixture(scope="session")
+def client(vllm_server: vllm.Server) -> Iterator[requests.Session]:
+    """HTTP with the server's key; proxies and .netrc of the environment stay out of it."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers["Authorization"] = f"Bearer {vllm_server.api_key}"
+        yield session

@@ -1,0 +1,167 @@
+"""`vllm serve` of the embedded model, for real: what the labs rely on."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from labkit import prometheus
+from labkit.machine import inspect, versions
+from labkit.models import CHAT, EMBEDDED, architecture, cached, is_complete
+from labkit.serving import vllm
+
+pytestmark = pytest.mark.engine
+
+PROMPT = "The capital of France is"
+
+
+def ask(client: requests.Session, server: vllm.Server, **changes: Any) -> requests.Response:
+    """One completion of eight tokens, greedy, unless `changes` say otherwise."""
+    body = {"model": server.model_name, "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    return client.post(f"{server.base_url}/completions", json={**body, **changes}, timeout=120)
+
+
+def test_embedded_model_facts(chat_model: Path) -> None:
+    """The embedded chat model is what the course's arithmetic says: 30 layers, 3 KV heads, 134,515,008 parameters."""
+    assert chat_model == cached(CHAT)
+    assert is_complete(chat_model)
+    assert EMBEDDED[CHAT].title == "SmolLM2-135M-Instruct"
+    found = architecture(chat_model)
+    assert (found.layers, found.attention_heads, found.kv_heads, found.head_dim) == (30, 9, 3, 64)
+    assert (found.hidden_size, found.dtype_bytes, found.max_positions) == (576, 2, 8192)
+    assert found.parameters == 134_515_008
+
+
+def test_console_command() -> None:
+    """`vllm --version` of this environment works and prints the version that the course is made for."""
+    result = subprocess.run([str(vllm.executable("vllm")), "--version"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    version = result.stdout.split()[-1]
+    assert version.partition("+")[0] == "0.32.0"
+    assert version in versions().values()
+
+
+def test_healthy(vllm_server: vllm.Server) -> None:
+    """A started server runs, is healthy, and took the time that it says."""
+    vllm_server.process.check()
+    assert requests.get(f"{vllm_server.url}/health", timeout=30).status_code == 200
+    assert vllm_server.process.start_seconds is not None
+    assert vllm_server.process.start_seconds > 1
+
+
+def test_what_it_serves(vllm_server: vllm.Server, client: requests.Session, chat_model: Path) -> None:
+    """The server lists the one model, under the name and with the length of its command."""
+    (card,) = client.get(f"{vllm_server.base_url}/models", timeout=30).json()["data"]
+    assert card["id"] == vllm_server.model_name == vllm_server.model_path == str(chat_model)
+    assert card["max_model_len"] == 2048
+    assert vllm_server.command.startswith(f"vllm serve {chat_model} --max-model-len 2048 --max-num-seqs 16")
+
+
+def test_usage(vllm_server: vllm.Server, client: requests.Session) -> None:
+    """A completion comes with the tokens that went in and came out, as many as were asked for, and sense in it."""
+    answer = ask(client, vllm_server)
+    usage = answer.json()["usage"]
+    assert answer.status_code == 200
+    assert usage["completion_tokens"] == 8
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 8
+    assert "Paris" in answer.json()["choices"][0]["text"]
+
+
+def test_streaming(vllm_server: vllm.Server, client: requests.Session) -> None:
+    """Streamed pieces make up the text of the whole answer; the last piece before the end carries the usage."""
+    whole = ask(client, vllm_server, max_tokens=24).json()
+    stream = ask(client, vllm_server, max_tokens=24, stream=True, stream_options={"include_usage": True})
+    lines = [line for line in stream.text.splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    pieces = [choice["text"] for event in events for choice in event["choices"]]
+    assert len(pieces) > 1
+    assert "".join(pieces) == whole["choices"][0]["text"]
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 24
+
+
+def test_chat(vllm_server: vllm.Server, client: requests.Session) -> None:
+    """The model's chat template is there: a chat answers."""
+    body = {
+        "model": vllm_server.model_name,
+        "messages": [{"role": "user", "content": "What is the capital of France? One word."}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    answer = client.post(f"{vllm_server.base_url}/chat/completions", json=body, timeout=120).json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("key", ["", "Bearer wrong"])
+def test_wrong_key(vllm_server: vllm.Server, key: str) -> None:
+    """Without the key that was made for this server it answers 401; the key is not in its command line."""
+    answer = requests.post(f"{vllm_server.base_url}/completions", json={}, headers={"Authorization": key}, timeout=30)
+    assert answer.status_code == 401
+    assert vllm_server.api_key not in vllm_server.command
+    assert all(vllm_server.api_key not in psutil.Process(pid).cmdline() for pid in vllm_server.process.pids)
+
+
+def test_unknown_model(vllm_server: vllm.Server, client: requests.Session) -> None:
+    """A model that it does not serve is a 404 that names it."""
+    answer = ask(client, vllm_server, model="no-such-model")
+    assert answer.status_code == 404
+    assert "no-such-model" in answer.text
+
+
+def test_prompt_too_long(vllm_server: vllm.Server, client: requests.Session) -> None:
+    """A prompt beyond the model's length is a 400 that gives the limit."""
+    answer = ask(client, vllm_server, prompt="word " * 3000)
+    assert answer.status_code == 400
+    assert "2048" in answer.text
+
+
+def test_counters(vllm_server: vllm.Server, client: requests.Session) -> None:
+    """The engine's own counters, read before and after, move by exactly the tokens of one request's usage."""
+    before = prometheus.scrape(vllm_server.metrics_url)
+    usage = ask(client, vllm_server, max_tokens=5).json()["usage"]
+    moved = prometheus.difference(before, prometheus.scrape(vllm_server.metrics_url))
+    assert moved.value("vllm:generation_tokens") == usage["completion_tokens"] == 5
+    assert moved.value("vllm:prompt_tokens") == usage["prompt_tokens"]
+    assert moved.value("vllm:request_success", finished_reason="length") == 1
+
+
+def test_loopback_only(vllm_server: vllm.Server) -> None:
+    """Whatever the server's processes listen on, HTTP above all, is reachable from this machine only."""
+    listening = {
+        connection.laddr
+        for pid in vllm_server.process.pids
+        for connection in psutil.Process(pid).net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert int(vllm_server.url.rsplit(":", 1)[1]) in {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_private_folder(vllm_server: vllm.Server) -> None:
+    """The server works in its own folder, where its log is, not in ours."""
+    folder = vllm_server.process.folder
+    assert Path(psutil.Process(vllm_server.process.pids[0]).cwd()) == folder != Path.cwd()
+    assert "max_model_len" in (folder / "server.log").read_text()
+
+
+@pytest.mark.skipif(bool(inspect().gpus), reason="the KV cache of a GPU is as large as its free memory")
+def test_settings_reach_the_engine(vllm_server: vllm.Server, engine_settings: vllm.EngineSettings) -> None:
+    """On a CPU the engine gets the one GiB of KV cache and the single OpenMP thread that the settings ask for."""
+    found = re.search(r"CPU KV cache size: ([\d,]+) tokens", vllm_server.process.log_text())
+    assert found is not None
+    model = architecture(vllm_server.model_path)
+    element_bytes = {"auto": model.dtype_bytes, "float32": 4}[engine_settings.dtype]
+    block_bytes = 128 * 2 * model.layers * model.kv_heads * model.head_dim * element_bytes
+    blocks = int(found[1].replace(",", "")) // 128
+    assert blocks * block_bytes <= 2**30 < (blocks + 1) * block_bytes
+    environment = psutil.Process(vllm_server.process.pids[0]).environ()
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
