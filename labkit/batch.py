@@ -76,9 +76,12 @@ def execute(
 
     `on_cell(index, total)` is called when a cell starts, from another thread; `on_tick` about ten times a second.
     """
-    stop, scope, started = stop or Stop(), Scope(), time.monotonic()
+    stop, started = stop or Stop(), time.monotonic()
     log_path.write_text("", encoding="utf-8")
-    with log_path.open("a", encoding="utf-8") as log:  # appending: the kernel and its children write to it too
+    with (
+        Scope() as scope,
+        log_path.open("a", encoding="utf-8") as log,
+    ):  # appending: the kernel and its children write to it too
         run = _Run(notebook, output, dict(parameters), log, stop, on_cell)
         run.thread.start()
         _wait(run.thread, stop.asked, on_tick=on_tick)

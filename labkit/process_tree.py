@@ -10,28 +10,41 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable
+from typing import Self
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37  # linux/prctl.h
 TERMINATE_GRACE_S = 3.0
 KILL_GRACE_S = 5.0
 
 
-def adopt_orphans() -> bool:
-    """Makes this process the new parent of orphans below it. False where the system cannot (not Linux)."""
+def adopts_orphans() -> bool:
+    """Whether this process is the new parent of orphans below it."""
     if not sys.platform.startswith("linux"):
         return False
-    failed: int = ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    return failed == 0
+    found = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0)
+    return bool(found.value)
+
+
+def adopt_orphans(yes: bool) -> None:
+    """Makes this process the new parent of orphans below it, or no longer. Without effect outside of Linux."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
 class Scope:
-    """The processes below this one that started after the scope was made."""
+    """The processes below this one that start inside the `with` block, which adopts orphans while it lasts."""
 
-    def __init__(self) -> None:
-        adopt_orphans()
+    def __enter__(self) -> Self:
+        self._adopted_before = adopts_orphans()
+        adopt_orphans(True)
         self._older = set(_descendants())
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        adopt_orphans(self._adopted_before)
 
     def alive(self) -> list[psutil.Process]:
         """Those that still run. Zombies that nobody else waits for are reaped on the way."""

@@ -1,0 +1,467 @@
+"""The batch runner: everything checked before, each lab's end told as it was, and nothing left running."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+
+from labkit import plan as plans
+from labkit.batch import Stop, kernel_environment, stop_on_signals
+from labkit.errors import LabError, LabkitError, RecordError, UsageError
+from labkit.labs import Lab
+from labkit.machine import Machine
+from labkit.plan import Plan, make_plan, read_defaults
+from labkit.process_tree import Scope, adopts_orphans
+from labkit.progress import Progress, clock
+from labkit.records import Record, RunInfo, read, read_run
+from labkit.runner import RunResult, estimates_s, log_path, run_labs
+from tests.unit import synthetic
+
+GOOD, FAILS, SLEEPS, DIES, FORGETS = synthetic.LABS
+
+
+@pytest.fixture(autouse=True)
+def _synthetic_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_ROOT", str(synthetic.ROOT))
+
+
+def plan(*names: str, out_dir: Path, machine: Machine | None = None, **options: Any) -> Plan:
+    """A plan of the synthetic labs, on a machine without a GPU unless another is given."""
+    machine = machine or synthetic.machine()
+    return make_plan(names, out_dir=out_dir, labs=synthetic.LABS, machine=machine, **options)
+
+
+def quietly(labs: list[str], estimates: Any) -> Progress:
+    """Progress that nobody sees."""
+    return Progress(labs, estimates, stream=io.StringIO())
+
+
+def course_with(folder: Path, *, parameters: str, **lab: Any) -> dict[str, Lab]:
+    """A course of one lab, 95_made, whose notebook has one cell: `parameters`."""
+    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    (folder / "notebooks").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebooks" / "95_made.ipynb")
+    (folder / "data").symlink_to(synthetic.ROOT / "data")
+    declared = {"seed": {"type": "int", "help": "h"}, "out_dir": {"type": "str", "help": "h"}} | lab.pop("declared", {})
+    declared["number"] = {"type": "float", "help": "h"}
+    made = Lab(name="95_made", title="Made", question="Why?", minutes=1, engine="none", parameters=declared, **lab)
+    return {made.name: made}
+
+
+# --- before anything starts
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "says"),
+    [
+        (["90_god"], {}, "did you mean 90_good"),
+        ([GOOD], {"settings": ["90.numbr=1"]}, "did you mean number"),
+        ([GOOD], {"settings": ["all.numbr=1"]}, "did you mean number"),
+        ([GOOD], {"settings": ["90.number=11"]}, "90_good.number is '11'; it must be a float from 0 to 10 (s)"),
+        ([GOOD], {"settings": ["all.seed=x"]}, "an int from 0 to 1000"),
+        ([GOOD], {"settings": ["91.number=1"]}, "of a lab that does not run"),
+        ([GOOD], {"profile": "cpuu"}, "did you mean cpu"),
+        ([GOOD], {"profile": "gpu"}, synthetic.NO_GPU),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, names: list[str], options: dict[str, Any], says: str
+) -> None:
+    """Each mistake has its message with the remedy, and not even the run's folder appears."""
+    with pytest.raises(UsageError) as caught:
+        plan(*names, out_dir=tmp_path / "run", **options)
+    assert says in str(caught.value)
+    assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    """Without --resume an earlier run stays what it was, and the message names both ways out."""
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match="--resume to complete that run, or another --out"):
+        plan(GOOD, out_dir=tmp_path)
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A path through a file is no folder, whoever asks."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be written: .*directory"):
+        plan(GOOD, out_dir=tmp_path / "file" / "run")
+
+
+def test_too_little_disk_is_told_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hungriest lab needs and what is free stand in the message."""
+    labs = course_with(tmp_path / "c", parameters="seed = 1\nout_dir = ''\nnumber = 1.0", needs={"disk_gib": 3})
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
+    monkeypatch.setattr(plans, "disk_free_bytes", lambda _: synthetic.GIB)
+    with pytest.raises(UsageError, match=r"needs 3\.0 GiB of disk and 1\.0 GiB are free"):
+        make_plan(out_dir=tmp_path / "run", labs=labs, machine=synthetic.machine())
+
+
+def test_a_model_folder_without_a_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is resolved before any lab starts, and a folder that is no model is named."""
+    text = "seed = 1\nout_dir = ''\nnumber = 1.0\nmodel = 'smollm2-135m'"
+    labs = course_with(tmp_path / "c", parameters=text, declared={"model": {"type": "str", "help": "h"}})
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
+    with pytest.raises(LabkitError, match=r"no config\.json"):
+        make_plan(
+            out_dir=tmp_path / "run",
+            labs=labs,
+            machine=synthetic.machine(),
+            settings=[f"all.model={tmp_path}"],
+        )
+
+
+def test_too_little_memory_stops_a_named_lab_and_skips_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lab that cannot run here is an error for who asked for it, and a skipped line in a run of all."""
+    text = "seed = 1\nout_dir = ''\nnumber = 1.0"
+    labs = course_with(tmp_path / "c", parameters=text, needs={"memory_gib": 8})
+    (tmp_path / "c" / "notebooks" / "90_good.ipynb").symlink_to(synthetic.ROOT / "notebooks" / "90_good.ipynb")
+    labs = {GOOD: synthetic.LABS[GOOD], **labs}
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
+    small = synthetic.machine(memory_gib=2)
+    with pytest.raises(UsageError, match=r"95_made cannot run here: it takes 8 GiB of memory and 2\.0 of 32\.0"):
+        make_plan(["95"], out_dir=tmp_path / "run", labs=labs, machine=small)
+    jobs = make_plan(out_dir=tmp_path / "run", labs=labs, machine=small).jobs
+    assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
+
+
+def test_a_notebook_and_its_entry_must_name_the_same_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parameter that only one of the two has is named before the lab runs without it."""
+    labs = course_with(tmp_path / "c", parameters="seed = 1\nout_dir = ''")
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
+    with pytest.raises(LabError, match="disagree on number"):
+        make_plan(out_dir=tmp_path / "run", labs=labs, machine=synthetic.machine())
+
+
+@pytest.mark.parametrize(
+    ("source", "tagged", "says"),
+    [("a = 1", False, "no cell tagged"), ("a = f()", True, "literals"), ("a =", True, "a =")],
+)
+def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
+    tmp_path: Path, source: str, tagged: bool, says: str
+) -> None:
+    """No tagged cell, a computed value or a syntax error is told with the notebook's name."""
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]} if tagged else {})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    with pytest.raises(LabError) as caught:
+        read_defaults(tmp_path / "a.ipynb")
+    assert says in caught.value.what
+    assert "a.ipynb" in caught.value.what
+
+
+def test_defaults_are_read_as_the_values_that_they_are(tmp_path: Path) -> None:
+    """Negative numbers, lists, None, annotations and comments come out as Python would assign them."""
+    source = '# comment\na = -1  # unit\nb: float = 0.5\nc = [1, 2]\nd = None\n"""text"""'
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    assert read_defaults(tmp_path / "a.ipynb") == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
+
+
+def test_profile_and_settings_reach_the_notebook(tmp_path: Path) -> None:
+    """What is passed is checked and typed; the full parameters hold the notebook's defaults too, but no out_dir."""
+    (job,) = plan(GOOD, out_dir=tmp_path, settings=["90.seed=9", "90.out_dir=/nowhere"]).jobs
+    assert job.given == {"seed": 9, "number": 2.0}
+    assert job.parameters == {"seed": 9, "number": 2.0, "guess": None}
+
+
+# --- a run, and what it leaves
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """Four labs that end in four ways, run once."""
+    out_dir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_ROOT", str(synthetic.ROOT))
+        return run_labs(plan(GOOD, FAILS, DIES, FORGETS, out_dir=out_dir, settings=["all.guess=1.9"]), progress=quietly)
+
+
+@pytest.mark.notebook
+def test_one_labs_failure_leaves_the_others(finished: RunResult) -> None:
+    """All four ran, and the result says which of them ended well."""
+    assert [(lab.name, lab.status) for lab in finished.labs] == [
+        (GOOD, "done"),
+        (FAILS, "failed"),
+        (DIES, "failed"),
+        (FORGETS, "failed"),
+    ]
+    assert not finished.interrupted
+
+
+@pytest.mark.notebook
+def test_every_end_is_told_with_its_cell_and_error(finished: RunResult) -> None:
+    """An exception names its cell by number and first line, a dead kernel says so, a forgotten finish() too."""
+    errors = {lab.name: lab.error for lab in finished.labs}
+    assert errors[GOOD] == ""
+    assert (
+        errors[FAILS] == 'ValueError: seed 7 is unlucky (in cell 6 [In 5]: raise ValueError(f"seed {seed} is unlucky"))'
+    )
+    assert "the kernel died while this cell ran" in errors[DIES]
+    assert "import os" in errors[DIES]
+    assert errors[FORGETS] == "the notebook ended without lab.finish()"
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(("lab", "status"), [(GOOD, "done"), (FAILS, "failed"), (DIES, "failed"), (FORGETS, "failed")])
+def test_records_keep_what_was_found_and_say_how_it_ended(finished: RunResult, lab: str, status: str) -> None:
+    """A record is failed whenever its notebook is, also where the notebook could not say so itself."""
+    record = read(finished.out_dir / f"{lab}.json")
+    assert record.status == status
+    assert record.ended is not None
+    assert record.exact == ({"tokens": [1, 2, 3]} if lab == GOOD else {"kept": 1})
+    assert record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9}
+
+
+@pytest.mark.notebook
+def test_the_folder_holds_run_json_notebooks_and_logs(finished: RunResult) -> None:
+    """run.json describes the run, each executed notebook is whole and shows its error, each log what was printed."""
+    info = read_run(finished.out_dir)
+    assert info.labs == finished.labs
+    assert (info.profile, info.seed) == ("cpu", 7)
+    assert info.ended is not None
+    assert "a good day" in log_path(finished.out_dir, GOOD).read_text()
+    for lab, error in ((FAILS, "ValueError"), (DIES, "DeadKernelError")):
+        notebook = nbformat.read(finished.out_dir / f"{lab}.ipynb", 4)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert [output.ename for output in outputs if output.output_type == "error"] == [error]
+
+
+@pytest.mark.notebook
+def test_a_batch_runs_guess_is_its_parameter(finished: RunResult) -> None:
+    """With nobody at the keyboard the parameter is the prediction, and it is revealed and recorded."""
+    (prediction,) = read(finished.out_dir / f"{GOOD}.json").predictions
+    assert (prediction["guess"], prediction["measured"], prediction["source"]) == (1.9, 2.0, "parameter")
+
+
+@pytest.mark.notebook
+def test_no_process_of_a_lab_is_left(finished: RunResult) -> None:
+    """The sleeper that the dead kernel had started is gone with it."""
+    children = psutil.Process().children(recursive=True)
+    assert finished.labs
+    assert [child.cmdline() for child in children if "296" in child.cmdline()] == []
+
+
+@pytest.mark.notebook
+def test_resume_runs_what_is_missing_or_failed(finished: RunResult) -> None:
+    """A done record of the same parameters is kept; a failed one, or other parameters, are run again."""
+    again = plan(GOOD, FAILS, out_dir=finished.out_dir, resume=True, settings=["all.guess=1.9"])
+    assert [(job.lab.name, job.done) for job in again.jobs] == [(GOOD, True), (FAILS, False)]
+    other = plan(GOOD, out_dir=finished.out_dir, resume=True, settings=["all.guess=1.9", "90.number=3"])
+    assert [job.done for job in other.jobs] == [False]
+
+
+@pytest.mark.notebook
+def test_a_resumed_run_keeps_the_record_that_was_done(finished: RunResult, tmp_path: Path) -> None:
+    """The lab is not run again, its record is the same file, and the new run.json has its time."""
+    record = tmp_path / f"{GOOD}.json"
+    record.write_bytes((finished.out_dir / record.name).read_bytes())
+    before = record.stat()
+    result = run_labs(plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"]), progress=quietly)
+    assert [(lab.name, lab.status) for lab in result.labs] == [(GOOD, "done")]
+    assert result.labs[0].seconds is not None
+    assert record.stat().st_mtime_ns == before.st_mtime_ns
+    assert not (tmp_path / f"{GOOD}.ipynb").exists()
+
+
+def test_a_corrupt_record_is_not_overwritten_by_a_resumed_run(tmp_path: Path) -> None:
+    """RecordError names the file and says how to run the lab again; the file stays."""
+    (tmp_path / f"{GOOD}.json").write_text('{"format": 1, "lab": ')
+    with pytest.raises(RecordError, match=f"remove {tmp_path / GOOD}.json"):
+        plan(GOOD, out_dir=tmp_path, resume=True)
+    assert (tmp_path / f"{GOOD}.json").read_text() == '{"format": 1, "lab": '
+
+
+def test_resume_without_a_folder_takes_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`labkit run --resume` completes the run that was written last, and says so where there is none."""
+    for folder in ("data", "notebooks"):
+        (tmp_path / folder).symlink_to(synthetic.ROOT / folder)
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    with pytest.raises(UsageError, match="no run to resume"):
+        make_plan([GOOD], resume=True, labs=synthetic.LABS, machine=synthetic.machine())
+    for age, name in ((20, "new"), (900, "old")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text("{}")
+        os.utime(tmp_path / "runs" / name / "run.json", (time.time() - age,) * 2)
+    found = make_plan([GOOD], resume=True, labs=synthetic.LABS, machine=synthetic.machine())
+    assert found.out_dir == tmp_path / "runs" / "new"
+
+
+def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest run in which a lab ended well tells how long it takes; without one labs.yaml does."""
+    jobs = plan(GOOD, FAILS, out_dir=tmp_path / "out").jobs
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    labs = [{"name": GOOD, "status": "done", "seconds": 42.0}, {"name": FAILS, "status": "failed", "seconds": 9.0}]
+    when = "2026-01-01T00:00:00Z"
+    told = {"format": 1, "machine": {}, "versions": {}, "seed": 0, "started": when, "profile": "cpu", "labs": labs}
+    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(told))
+    (tmp_path / "runs" / "b").mkdir()
+    (tmp_path / "runs" / "b" / "run.json").write_text("{")
+    assert estimates_s(jobs, "cpu") == {GOOD: 42.0, FAILS: 3.0}
+    assert estimates_s(jobs, "gpu") == {GOOD: 3.0, FAILS: 3.0}
+
+
+# --- stopping
+
+
+def start_run(tmp_path: Path, token: str) -> "subprocess.Popen[str]":
+    """`labkit run` of a good lab, a sleeping one and one more; every process below it carries the token."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "labkit", "run", "90", "92", "93", "--out", str(tmp_path)],
+        env={**os.environ, "LABKIT_TEST_TOKEN": token},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def carrying(token: str) -> list[str]:
+    """The command lines of all processes of this machine that carry the token."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("LABKIT_TEST_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_no_process_and_keeps_its_records(tmp_path: Path, how: signal.Signals) -> None:
+    """Exit 130; children in other sessions, orphans and one that ignores SIGTERM are gone; what was found is there."""
+    token = uuid.uuid4().hex
+    run = start_run(tmp_path, token)
+    end = time.monotonic() + 120
+    while not (tmp_path / "asleep").exists() and run.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    assert sum("sleep 297" in line for line in carrying(token)) >= 4
+    run.send_signal(how)
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert carrying(token) == []
+    kept: dict[str, Record] = {lab: read(tmp_path / f"{lab}.json") for lab in (GOOD, SLEEPS)}
+    assert {lab: record.status for lab, record in kept.items()} == {GOOD: "done", SLEEPS: "failed"}
+    assert kept[SLEEPS].exact == {"kept": 1}
+    info: RunInfo = read_run(tmp_path)
+    assert [lab.status for lab in info.labs] == ["done", "failed", "waiting"]
+    assert nbformat.read(tmp_path / f"{SLEEPS}.ipynb", 4).cells
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_second_request_to_stop_is_urgent() -> None:
+    """The first leaves time to clean up, the second does not; signals ask just like that, and are given back."""
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked.wait(5)
+        assert not stop.urgent.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.urgent.wait(5)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    """A run inside a thread (a notebook's, a server's) works: it can be stopped by its Stop only."""
+    found: list[Stop] = []
+
+    def inside() -> None:
+        with stop_on_signals() as stop:
+            found.append(stop)
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert not found[0].asked.is_set()
+
+
+def test_a_scope_ends_what_started_in_it_and_nothing_else() -> None:
+    """Later children, their orphans in other sessions included, are ended; an older child lives on."""
+    older = subprocess.Popen(["sleep", "60"])
+    try:
+        with Scope() as scope:
+            orphaning = "import subprocess; subprocess.Popen(['sleep', '61'], start_new_session=True)"
+            subprocess.run([sys.executable, "-c", orphaning], check=True)
+            subprocess.Popen(["sleep", "62"])
+            assert sorted(process.cmdline()[1] for process in scope.alive()) == ["61", "62"]
+            assert scope.end() == 2
+            assert scope.alive() == []
+        assert older.poll() is None
+        assert not adopts_orphans()
+    finally:
+        older.kill()
+        older.wait()
+
+
+def test_the_kernel_finds_the_programs_of_its_environment() -> None:
+    """`vllm` in a notebook is this environment's, also when nobody activated it."""
+    assert kernel_environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+# --- progress
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """It is, for this test."""
+        return True
+
+
+def test_progress_counts_down_what_is_left() -> None:
+    """What is left is the current lab's estimate less its time, never below 0, and the labs after it."""
+    now = [0.0]
+    shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=io.StringIO(), now=lambda: now[0])
+    assert shown.left_s() == 90
+    shown.lab_started("a")
+    now[0] = 45
+    assert shown.left_s() == 45
+    now[0] = 500
+    assert shown.left_s() == 30
+    shown.lab_started("b")
+    assert shown.left_s() == 30
+
+
+def test_a_terminal_gets_one_live_line_and_a_file_two_lines_a_lab() -> None:
+    """Live: lab k of n, cell, time, rest. Elsewhere nothing is redrawn, so that a log stays readable."""
+    texts = []
+    for stream in (Terminal(), io.StringIO()):
+        now = [0.0]
+        shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=stream, now=lambda now=now: now[0])  # type: ignore[misc]
+        shown.lab_started("b")
+        shown.cell_started(2, 9)
+        now[0] = 7.0
+        shown.tick()
+        shown.lab_ended("b", "failed", 67.0, "out of memory")
+        texts.append(stream.getvalue())
+    assert "[2/2] b, cell 3 of 9, 0:07, about 0:23 left" in texts[0]
+    assert texts[0].endswith("[2/2] b: failed in 1:07 - out of memory\n")
+    assert texts[1].splitlines() == [
+        "[2/2] b: about 0:30, all about 0:30",
+        "[2/2] b: failed in 1:07 - out of memory",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (187, "3:07"), (-3, "0:00")])
+def test_clock(seconds: float, shown: str) -> None:
+    """Minutes and seconds, rounded to the second."""
+    assert clock(seconds) == shown
