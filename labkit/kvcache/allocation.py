@@ -77,9 +77,8 @@ class _Simulation:
             if not (self.waiting or self.running):
                 step = max(step, self.ordered[self.arriving[0]].arrival)
             self._arrive(step)
-            preempted = self._grow_all(step)
-            if not preempted:
-                self._admit_all(step)
+            self._grow_all(step)
+            self._admit_all(step)
             self.states.append(self._state(step))
             self._end_all(step)
             step += 1
@@ -98,13 +97,11 @@ class _Simulation:
         while self.arriving and self.ordered[self.arriving[0]].arrival <= step:
             self.waiting.append(self.arriving.popleft())
 
-    def _grow_all(self, step: int) -> bool:
-        """Gives a block to each sequence whose blocks are full; True where others lost theirs for it."""
-        before = self.preemptions
+    def _grow_all(self, step: int) -> None:
+        """Gives a block to each sequence whose blocks are full, if need be from the one that came last."""
         for index in sorted(self.growing.pop(step, ())):
             while index in self.running and not self._grow(index, step):
                 self._preempt(next(reversed(self.running)), step)
-        return self.preemptions > before
 
     def _grow(self, index: int, step: int) -> bool:
         run = self.running[index]
