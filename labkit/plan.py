@@ -109,8 +109,15 @@ def _assigned(statement: ast.stmt) -> tuple[str, Any] | None:
             ast.Assign(targets=[ast.Name(id=name)], value=value)
             | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
         ):
-            return name, ast.literal_eval(value)
+            return name, _literal(name, value)
     return None
+
+
+def _literal(name: str, value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise ValueError(f"{name} = {ast.unparse(value)} is not a literal") from None
 
 
 def _selected(names: Sequence[str], labs: Mapping[str, Lab]) -> list[Lab]:

@@ -150,7 +150,7 @@ def test_a_notebook_and_its_entry_must_name_the_same_parameters(
 
 @pytest.mark.parametrize(
     ("source", "tagged", "says"),
-    [("a = 1", False, "no cell tagged"), ("a = f()", True, "literals"), ("a =", True, "a =")],
+    [("a = 1", False, "no cell tagged"), ("a = f(1)", True, "a = f(1) is not a literal"), ("a =", True, "syntax")],
 )
 def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
     tmp_path: Path, source: str, tagged: bool, says: str
