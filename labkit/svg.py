@@ -28,7 +28,7 @@ def chart_svg(spec: Mapping[str, Any], *, prefix: str) -> str:
         raise LabkitError(f"the chart could not be drawn: {reason}") from error
     for element in root.iter():
         _require_passive(element)
-        _make_ids_unique(element, prefix)
+    _make_ids_unique(root, prefix)
     root.set("role", "img")  # its hundreds of marks are one picture to a screen reader
     root.set("aria-label", str(spec.get("description") or "chart"))
     ElementTree.register_namespace("", SVG)
@@ -52,11 +52,15 @@ def _urls(text: str, tag: str = "style") -> list[str]:
     return [url for url in found if not url.startswith(HERE)]
 
 
-def _make_ids_unique(element: ElementTree.Element, prefix: str) -> None:
-    for key, value in element.attrib.items():
-        if key == "id":
-            element.set(key, f"{prefix}{value}")
-        elif key.endswith("href") and value.startswith("#"):
-            element.set(key, f"#{prefix}{value[1:]}")
-        else:
-            element.set(key, value.replace("url(#", f"url(#{prefix}"))
+def _make_ids_unique(root: ElementTree.Element, prefix: str) -> None:
+    """Ids become `prefix` and a number, in the document's order: Vega's own count on from drawing to drawing."""
+    found = [element.get("id") for element in root.iter() if element.get("id")]
+    names = {old: f"{prefix}{n}" for n, old in enumerate(dict.fromkeys(found))}
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, names[value])
+            elif key.endswith("href") and value.startswith("#"):
+                element.set(key, f"#{names.get(value[1:], '')}")
+            else:
+                element.set(key, re.sub(r"url\(#([^)]+)\)", lambda at: f"url(#{names.get(at[1], '')})", value))

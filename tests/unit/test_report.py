@@ -1,0 +1,313 @@
+"""The report: whole without any other machine, safe whatever a record holds, honest about what is missing."""
+
+import json
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import charts
+from labkit.errors import LabkitError, RecordError
+from labkit.experiments import paired_ratio
+from labkit.machine import to_json
+from labkit.records import LabRun, Recorder, RunInfo
+from labkit.report import build
+from labkit.report_data import load
+from labkit.report_view import view
+from labkit.svg import chart_svg
+from tests.unit import synthetic
+
+FIRST, SECOND = "00_start_here", "01_first_deployment"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 1234567 * 3 }}"
+SPEC = {
+    "description": "points",
+    "title": "Points",
+    "data": {"values": [{"a": 1, "b": 2}, {"a": 2, "b": 4}]},
+    "mark": {"type": "line", "clip": True},
+    "encoding": {"x": {"field": "a", "type": "quantitative"}, "y": {"field": "b", "type": "quantitative"}},
+}
+
+
+def recorder(folder: Path, lab: str = FIRST, **parameters: Any) -> Recorder:
+    """A record in progress on a machine without a GPU."""
+    facts = synthetic.machine()
+    return Recorder(lab, folder, parameters, machine=facts, versions={"vllm": "0.0.1"}, seed=1)
+
+
+def run_info(folder: Path, *labs: LabRun, **changes: Any) -> None:
+    """A run.json beside the records."""
+    now = datetime.now(UTC)
+    facts: dict[str, Any] = {"machine": to_json(synthetic.machine()), "versions": {"vllm": "0.0.1"}, "seed": 1}
+    RunInfo(**{**facts, "started": now, "ended": now, "profile": "cpu", "labs": labs, **changes}).write(folder)
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, its text, and the text inside <details>."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.folded, self._details = "", "", 0
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes the element."""
+        self.elements.append((tag, dict(attrs)))
+        self._details += tag == "details"
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leaves a <details>."""
+        self._details -= tag == "details"
+
+    def handle_data(self, data: str) -> None:
+        """Collects text."""
+        self.text += data
+        self.folded += data if self._details else ""
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids."""
+        return [attributes["id"] or "" for _, attributes in self.elements if "id" in attributes]
+
+
+def page(folder: Path) -> tuple[str, Page]:
+    """The folder's report, as text and as elements."""
+    html = build(folder).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """A run with everything: two labs, one failed, figures, charts, predictions, claims and a warning."""
+    first = recorder(tmp_path, FIRST, model="smollm2-135m", levels=[1, 2])
+    first.measure("tokens_per_second", "tok/s", [40.0, 42.0, 41.0])
+    first.chart("key", SPEC, key=True)
+    first.chart("other", {**SPEC, "description": "the other one"})
+    first.prediction(
+        {"id": "a", "question": "How fast?", "unit": "tok/s", "guess": 20.0, "confidence": 0.6, "measured": 41.0,
+         "low": 40.0, "high": 42.0, "hit": False}
+    )  # fmt: skip
+    first.save("done")
+    second = recorder(tmp_path, SECOND)
+    second.ratio(paired_ratio([4.0, 4.2, 4.1], [2.0, 2.0, 2.0], name="gain"), tolerance=0.3)
+    second.evidence("C29", article_formula_over_true=0.25, batch_size=4)
+    second.warn("the client was the limit")
+    second.save("failed")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"{SECOND}.log").write_text("INFO all well\nValueError: no memory\n")
+    failed = LabRun(name=SECOND, status="failed", seconds=7.0, error="ValueError: no memory (in cell 3: go())")
+    run_info(tmp_path, LabRun(name=FIRST, status="done", seconds=63.0), failed)
+    return tmp_path
+
+
+def test_a_report_asks_nothing_of_any_other_machine(full: Path) -> None:
+    """No element loads anything, no style sheet has an address, and a policy in the page forbids what we overlooked."""
+    html, found = page(full)
+    loading = [
+        (tag, attributes) for tag, attributes in found.elements
+        if tag in ("script", "link", "iframe", "img", "object", "embed", "base")
+        or any(name in ("src", "srcset", "data", "action", "background") for name in attributes)
+        or not str(attributes.get("href") or attributes.get("xlink:href") or "#").startswith("#")
+    ]  # fmt: skip
+    assert loading == []
+    assert not re.search(r"@import|url\((?!#)", html)
+    policy = next(each for _, each in found.elements if each.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in str(policy["content"])
+
+
+def test_every_result_is_told(full: Path) -> None:
+    """Question, figure with interval, status, time, claim, warning, failure with its log, machine and versions."""
+    _, found = page(full)
+    words = " ".join(found.text.split())
+    for expected in (
+        "What is this machine, and what can it run?",
+        "tokens per second: 41 tok/s (",
+        "1:03",
+        "gain: 2.05x (",
+        "2.05 times too low",
+        "C29",
+        "refuted",
+        "the client was the limit",
+        "ValueError: no memory (in cell 3: go())",
+        "INFO all well",
+        "Test CPU",
+        synthetic.NO_GPU,
+        "0.0.1",
+        "1 of 2",
+    ):
+        assert expected in words, expected
+
+
+def test_key_charts_are_open_and_the_others_folded(full: Path) -> None:
+    """Each chart is an SVG with its description for who cannot see it; only the key chart stands open."""
+    html, _ = page(full)
+    drawings = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
+    assert [each for each in drawings if "times" not in each] == ["points", "the other one"]
+    before_the_fold = html[: html.index("1 more chart")]
+    assert 'aria-label="points"' in before_the_fold
+    assert 'aria-label="the other one"' not in before_the_fold
+
+
+def test_charts_do_not_share_ids(full: Path) -> None:
+    """A clip path of one chart must not cut another: every id stands once, every reference has its target."""
+    html, found = page(full)
+    assert len(found.ids) == len(set(found.ids))
+    references = set(re.findall(r"url\(#([^)]+)\)", html))
+    assert references
+    assert references <= set(found.ids)
+
+
+def test_what_a_record_holds_is_text_and_nothing_else(tmp_path: Path) -> None:
+    """Hostile names, questions, warnings, errors, parameters and chart texts come out as the characters they are."""
+    made = recorder(tmp_path, FIRST, model=EVIL)
+    made.measure(EVIL, EVIL, [1.0, 2.0])
+    made.prediction({"id": "x", "question": EVIL, "options": [EVIL], "guess": EVIL, "measured": EVIL, "hit": True})
+    made.warn(EVIL)
+    values = [{"a": 1, "b": 2, "t": EVIL}]
+    encoding = {**SPEC["encoding"], "text": {"field": "t"}, "tooltip": {"field": "t"}}  # type: ignore[dict-item]
+    spec = {**SPEC, "mark": "text", "data": {"values": values}, "title": EVIL, "encoding": encoding}
+    made.chart("evil", spec, key=True)
+    made.save("failed")
+    run_info(tmp_path, LabRun(name=FIRST, status="failed", error=EVIL), git_commit=EVIL, profile=EVIL)
+    _, found = page(tmp_path)
+    assert [tag for tag, _ in found.elements if tag in ("script", "img")] == []
+    assert [name for _, attributes in found.elements for name in attributes if name.startswith("on")] == []
+    assert found.text.count(EVIL) >= 7
+    assert str(1234567 * 3) not in found.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"mark": "image", "data": {"values": [{"u": "http://x.example/a.png"}]}, "encoding": {"url": {"field": "u"}}},
+         "it would ask http://x.example"),
+        ({"mark": "point", "data": {"url": "http://x.example/a.csv"}}, "not allowed"),
+        ({"mark": "no such mark"}, "could not be drawn"),
+    ],
+)  # fmt: skip
+def test_a_chart_that_cannot_stand_in_the_page_becomes_a_message(
+    tmp_path: Path, spec: dict[str, Any], why: str
+) -> None:
+    """A picture or data from elsewhere, or a broken specification, is named; the rest of the report is there."""
+    with pytest.raises(LabkitError, match=re.escape(why)):
+        chart_svg({"description": "d", **spec}, prefix="a")
+    made = recorder(tmp_path)
+    made.chart("broken", {"description": "d", **spec}, key=True)
+    made.chart("whole", SPEC, key=True)
+    made.save("done")
+    html, found = page(tmp_path)
+    assert why in found.text
+    assert 'aria-label="points"' in html
+
+
+def test_the_courses_own_charts_are_drawn(tmp_path: Path) -> None:
+    """What `charts` makes survives the way through the record into the page."""
+    made = recorder(tmp_path)
+    drawn = charts.bars_with_intervals([charts.Bar("a", 1.0, 0.9, 1.1)], title="Bars", unit="s", guess=0.5)
+    made.chart("bars", charts.spec(drawn), key=True)
+    made.save("done")
+    html, _ = page(tmp_path)
+    assert "your guess: 0.5 s" in html
+
+
+def test_a_broken_record_does_not_take_the_others_with_it(full: Path) -> None:
+    """Its message stands under the failures, and the other lab's figures are still there."""
+    (full / f"{SECOND}.json").write_text("{")
+    _, found = page(full)
+    assert "is not valid JSON" in found.text
+    assert "tokens per second" in found.text
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_records_without_a_readable_run_json_have_a_report(full: Path, broken: bool) -> None:
+    """An interactive session has no run.json: the records tell machine, status and time."""
+    (full / "run.json").unlink()
+    if broken:
+        (full / "run.json").write_text("{")
+    _, found = page(full)
+    assert "Test CPU" in found.text
+    assert "1 of 2" in found.text
+    assert ("run.json" in found.text) == broken
+
+
+def test_evidence_on_an_unknown_claim_is_told(full: Path) -> None:
+    """A record of another labkit leaves the ledger out, with the reason."""
+    file = full / f"{SECOND}.json"
+    record = json.loads(file.read_text())
+    record["claims"]["C99"] = {"value": 1.0}
+    file.write_text(json.dumps(record))
+    _, found = page(full)
+    assert "evidence on C99" in found.text
+
+
+def test_records_of_different_machines_are_pointed_out(full: Path) -> None:
+    """Figures of two machines in one report would be compared by somebody."""
+    file = full / f"{SECOND}.json"
+    record = json.loads(file.read_text())
+    record["machine"]["line"] = "64 CPUs (Other)"
+    file.write_text(json.dumps(record))
+    _, found = page(full)
+    assert "64 CPUs (Other)" in found.text
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10])
+def test_few_predictions_are_not_called_a_calibration(tmp_path: Path, count: int) -> None:
+    """Below ten predictions the page says that they tell little; without any it says that, too."""
+    made = recorder(tmp_path)
+    for n in range(count):
+        hit = n % 2 == 0
+        made.prediction(
+            {"id": str(n), "question": "q", "unit": "s", "guess": 1.0, "confidence": 0.5, "measured": 1.0, "hit": hit}
+        )
+    made.save("done")
+    _, found = page(tmp_path)
+    assert ("tell little" in found.text) == (0 < count < 10)
+    assert ("No lab of this run asked for a prediction" in found.text) == (count == 0)
+    assert ("Brier score 0.25" in found.text) == (count > 0)
+
+
+@given(guess=st.floats(1e-6, 1e6), measured=st.floats(1e-6, 1e6))
+def test_a_guess_is_drawn_on_its_side_of_the_measurement(guess: float, measured: float) -> None:
+    """Too high is right, too low left, exact in the middle, and further off than the scale an arrow at its end."""
+    from labkit.report_view import SCALE_ENDS, _scale
+
+    found = _scale(guess, measured)
+    assert found is not None
+    ratio = guess / measured
+    assert -100 <= found["at"] <= 100
+    assert (found["at"] > 0) == (ratio > 1.002) or abs(ratio - 1) < 0.003
+    assert found["beyond"] == (max(ratio, 1 / ratio) > SCALE_ENDS) or abs(max(ratio, 1 / ratio) - SCALE_ENDS) < 1e-6
+
+
+def test_labs_that_did_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
+    """A skipped lab and one that an interrupted run never reached are warnings, not silence."""
+    recorder(tmp_path).save("done")
+    skipped = LabRun(name=SECOND, status="skipped", error="java not found: run make again")
+    run_info(tmp_path, LabRun(name=FIRST, status="done", seconds=1.0), skipped, LabRun(name="77_x", status="waiting"))
+    texts = [warning["text"] for warning in view(load(tmp_path))["warnings"]]
+    assert texts == ["did not run: java not found: run make again", "did not run: the run was stopped before"]
+
+
+def test_where_there_is_nothing_to_report_it_says_so(tmp_path: Path) -> None:
+    """An empty folder, no folder, and an output path without a folder are each refused by name."""
+    with pytest.raises(RecordError, match="0 records"):
+        build(tmp_path)
+    with pytest.raises(RecordError, match="is not a folder"):
+        build(tmp_path / "nowhere")
+    recorder(tmp_path).save("done")
+    with pytest.raises(RecordError, match="is not a folder"):
+        build(tmp_path, tmp_path / "nowhere" / "report.html")
+
+
+def test_the_report_goes_where_it_is_asked_to(full: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By default into the run's folder, else to the named file; built twice it differs in nothing but its time."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "page.html"
+    assert build(full) == full / "report.html"
+    assert build(full, elsewhere) == elsewhere
+    one, two = (re.sub(r"on \d{4}-[^.]*UTC", "", file.read_text()) for file in (full / "report.html", elsewhere))
+    assert one == two
