@@ -70,5 +70,5 @@ def finish(chart: Any, *, title: str, description: str, caption: str | None = No
 
 def labelled(chart: Any, **text: Any) -> Any:
     """Text with a white halo, so that it can be read where it crosses a line. Takes what `mark_text` takes."""
-    halo = chart.mark_text(stroke="white", strokeWidth=7, strokeJoin="round", **text)
+    halo = chart.mark_text(aria=False, stroke="white", strokeWidth=7, strokeJoin="round", **text)
     return halo + chart.mark_text(**text)

@@ -1,0 +1,176 @@
+"""The notebooks as they are stored: all parts of a lab in order, executed, small, without a trace of the machine."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from labkit.teaching import exercises
+from tools import notebooks as tool
+
+STORED = sorted(tool.NOTEBOOKS.glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+
+
+@each_notebook
+def test_a_stored_notebook_is_in_order(path: Path) -> None:
+    """Structure, ids, outputs, paths and size are as the tool that stores notebooks asks."""
+    assert tool.faults(path) == []
+
+
+@each_notebook
+def test_a_lab_asks_all_of_its_exercises(path: Path) -> None:
+    """Each exercise of the lab stands in a cell of its own, unsolved, as its starter is."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if "exercise" in tool.tags(cell)]
+    for one in exercises().values():
+        if one.id.split(".")[0] == path.stem[:2]:
+            assert any(one.starter.strip() in source for source in cells), one.id
+
+
+@each_notebook
+def test_no_number_is_typed_into_a_verdict(path: Path) -> None:
+    """Measured figures come out of cells: the prose after the runs holds no figure with a unit of speed or time."""
+    notebook = nbformat.read(path, as_version=4)
+    parts = [cell for cell in notebook.cells if {"explain", "verdict"} & set(tool.tags(cell))]
+    prose = " ".join(cell.source for cell in parts if cell.cell_type == "markdown")
+    assert re.findall(r"\d[\d.,]*\s*(?:tok/s|tokens/s|ms\b|s\b|x faster|times faster)", prose) == []
+
+
+# --- the rules themselves: each is broken once ---
+
+
+def lab(*parts: str) -> Any:
+    """A notebook with a cell for each part, executed, that is in order when the parts are."""
+    cells = []
+    for number, part in enumerate(parts):
+        is_code = part in {"parameters", "machine", "predict", "run", "reveal", "exercise"}
+        cell = nbformat.v4.new_code_cell("1") if is_code else nbformat.v4.new_markdown_cell(f"## {part}")
+        cell.metadata["tags"] = [part]
+        if is_code:
+            cell["execution_count"] = number
+        cells.append(cell)
+    cells.append(nbformat.v4.new_markdown_cell("## Key points"))
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def stored(notebook: Any, folder: Path, *, name: str = "01_lab") -> Path:
+    """The notebook on disk, as the tool writes it."""
+    path = folder / f"{name}.ipynb"
+    path.write_text(tool.normalised(notebook, path.stem), encoding="utf-8")
+    return path
+
+
+def test_a_lab_in_order_has_no_faults(tmp_path: Path) -> None:
+    """The shortest lab passes; so does one with two rounds, and lab 00 without a recall."""
+    assert tool.faults(stored(lab(*tool.TAGS), tmp_path)) == []
+    rounds = [*tool.TAGS[:9], "idea", "predict", "run", "reveal", "explain", "exercise", "verdict"]
+    assert tool.faults(stored(lab(*rounds), tmp_path)) == []
+    assert tool.faults(stored(lab("card", *tool.TAGS[2:]), tmp_path, name="00_start")) == []
+
+
+@pytest.mark.parametrize("missing", tool.TAGS)
+def test_a_missing_part_is_a_fault(missing: str, tmp_path: Path) -> None:
+    """Without any one part the fault names it."""
+    found = tool.faults(stored(lab(*(tag for tag in tool.TAGS if tag != missing)), tmp_path))
+    assert any(f"tagged {missing}" in one for one in found)
+
+
+def test_parts_out_of_order_are_a_fault(tmp_path: Path) -> None:
+    """Running before predicting is told as a wrong order."""
+    swapped = [*tool.TAGS[:5], "run", "predict", *tool.TAGS[7:]]
+    found = " ".join(tool.faults(stored(lab(*swapped), tmp_path)))
+    assert "in the order" in found
+    assert "not followed by a run" in found
+
+
+def test_a_prediction_never_revealed_is_a_fault(tmp_path: Path) -> None:
+    """Of two predictions the second one, without a reveal, is told by its number."""
+    parts = [*tool.TAGS[:9], "predict", "run", "exercise", "verdict"]
+    assert "prediction 2" in " ".join(tool.faults(stored(lab(*parts), tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (nbformat.v4.new_output("error", ename="KeyError", evalue="x", traceback=[]), "KeyError"),
+        (nbformat.v4.new_output("stream", text="see /home/somebody/x"), "/home/somebody"),
+        (nbformat.v4.new_output("stream", text="x" * tool.MAX_BYTES), "bytes"),
+    ],
+)
+def test_a_bad_output_is_a_fault(output: Any, told: str, tmp_path: Path) -> None:
+    """A stored error, a machine's path and a huge output are each told."""
+    notebook = lab(*tool.TAGS)
+    notebook.cells[2].outputs = [output]
+    assert told in " ".join(tool.faults(stored(notebook, tmp_path)))
+
+
+def test_the_repository_and_the_home_are_not_stored(tmp_path: Path) -> None:
+    """The tool shortens the paths of this machine when it stores."""
+    notebook = lab(*tool.TAGS)
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text=f"{tool.ROOT}/data and {Path.home()}/x")]
+    path = stored(notebook, tmp_path)
+    assert tool.faults(path) == []
+    assert "./data and ~/x" in path.read_text()
+
+
+def test_an_unexecuted_cell_is_a_fault(tmp_path: Path) -> None:
+    """A code cell without an execution count was never run."""
+    notebook = lab(*tool.TAGS)
+    notebook.cells[3]["execution_count"] = None
+    assert "cell 3 has not been executed" in " ".join(tool.faults(stored(notebook, tmp_path)))
+
+
+def test_an_edited_file_is_a_fault(tmp_path: Path) -> None:
+    """Ids given by an editor are told: the notebook has to be stored again."""
+    path = stored(lab(*tool.TAGS), tmp_path)
+    path.write_text(path.read_text().replace('"01_lab-03"', '"3f2a"'), encoding="utf-8")
+    assert "make notebooks" in " ".join(tool.faults(path))
+
+
+def test_two_parameter_cells_are_a_fault(tmp_path: Path) -> None:
+    """Papermill fills one cell."""
+    notebook = lab(*tool.TAGS)
+    notebook.cells[3].metadata["tags"] += ["parameters"]
+    assert "only one" in " ".join(tool.faults(stored(notebook, tmp_path)))
+
+
+@pytest.mark.notebook
+def test_storing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    """A notebook with a widget, a chart and an exercise, executed twice, is the same file."""
+    notebook = lab(*tool.TAGS)
+    notebook.cells[
+        5
+    ].source = "from labkit.teaching import predict\nguess = predict('q', 'How many?', unit='s', guess=2)"
+    notebook.cells[7].source = "from labkit.teaching import reveal\nreveal(guess, 3.0)"
+    notebook.cells[9].source = "from labkit.teaching import check\ncheck('01.tpot', None)"
+    path = stored(notebook, tmp_path)
+    tool.store(path)
+    once = path.read_bytes()
+    tool.store(path)
+    assert path.read_bytes() == once
+    assert b'"model_id": "00000000000000000000000000000000"' in once
+    assert tool.faults(path) == []
+
+
+@pytest.mark.notebook
+def test_a_failing_notebook_is_left_as_it_was(tmp_path: Path) -> None:
+    """A cell that raises stops the tool, and the stored notebook stays."""
+    client_error = pytest.importorskip("nbclient.exceptions").CellExecutionError
+    notebook = lab(*tool.TAGS)
+    notebook.cells[6].source = "1 / 0"
+    path = stored(notebook, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(client_error, match="ZeroDivisionError"):
+        tool.store(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_check_ends_with_one_for_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--check` prints the faults and ends with 1; without any it ends with 0."""
+    good, bad = stored(lab(*tool.TAGS), tmp_path), stored(lab("card"), tmp_path, name="02_bad")
+    assert tool.main([str(good), "--check"]) == 0
+    assert tool.main([str(good), str(bad), "--check"]) == 1
+    assert "02_bad.ipynb: no cell is tagged recall" in capsys.readouterr().err
