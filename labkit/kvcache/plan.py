@@ -29,6 +29,10 @@ RECURRENT = frozenset({
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "nemotron_h",
     "olmo_hybrid", "qwen3_next", "zamba2",
 })
+ENCODERS = frozenset({
+    "albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "nomic_bert",
+    "roberta", "xlm-roberta",
+})
 # fmt: on
 NULL_BLOCKS = 1  # vLLM's BlockPool keeps block 0 for itself as a placeholder
 
@@ -90,8 +94,9 @@ def describe(
 ) -> KvPlan:
     """The plan for `memory_bytes` of KV cache on each GPU. `max_model_len`: tokens (default: the model's own limit).
 
-    UsageError: a number below 1, heads that cannot be split, memory below one block.
+    UsageError: a number below 1, heads that cannot be split, memory below one block, a model that generates nothing.
     """
+    _require_decoder(architecture)
     length = require_positive("max_model_len", architecture.max_positions if max_model_len is None else max_model_len)
     require_positive("in_flight_tokens", in_flight_tokens)
     per_token = bytes_per_token(architecture, tensor_parallel=tensor_parallel, kv_dtype_bytes=kv_dtype_bytes)
@@ -128,6 +133,14 @@ def describe(
         fits=blocks >= each,
         notes=tuple(_notes(architecture, length=length, longest=longest, kv_dtype_bytes=kv_dtype_bytes)),
     )
+
+
+def _require_decoder(architecture: Architecture) -> None:
+    if architecture.model_type in ENCODERS:
+        raise UsageError(
+            f"a model of type {architecture.model_type} is an encoder: it generates nothing and keeps no KV cache",
+            remedy="name a model that generates text, such as the embedded smollm2-135m",
+        )
 
 
 def _whole_blocks(memory_bytes: int, per_block: int) -> int:

