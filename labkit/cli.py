@@ -231,7 +231,7 @@ def serve(
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: an error of ours becomes a message on stderr and its exit code, never a traceback."""
     try:
-        app(arguments)
+        app(arguments, prog_name="labkit")
     except LabkitError as error:
         typer.echo(f"labkit: {error}", err=True)
         sys.exit(error.exit_code)

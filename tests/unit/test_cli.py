@@ -1,0 +1,336 @@
+"""The command line as scripts rely on it: keys, exit codes, one object on stdout, messages without a traceback."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import cli
+from labkit.errors import UsageError
+from labkit.experiments import paired_ratio
+from labkit.records import Recorder
+from labkit.settings import parse_bytes, parse_settings
+from tests.unit import synthetic
+from tests.unit.stub_server import MODEL, serving
+
+COMMANDS = {"doctor", "fetch", "run", "report", "compare", "claims", "kv", "load", "serve"}
+CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+          "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
+HEAVY = (
+    "torch",
+    "vllm",
+    "ray",
+    "altair",
+    "pandas",
+    "scipy",
+    "numpy",
+    "papermill",
+    "transformers",
+    "pydantic",
+    "aiohttp",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The object on stdout; fails when anything else stands there."""
+        found: dict[str, Any] = json.loads(self.stdout)
+        return found
+
+
+@pytest.fixture
+def labkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs a command in this process."""
+
+    def call(*arguments: object) -> Ended:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(each) for each in arguments])
+        out, err = capsys.readouterr()
+        return Ended(int(caught.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The config.json of a small model."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIG))
+    return file
+
+
+def a_run(folder: Path, *, tokens: int = 3, ratio: float = 2.0, status: Any = "done") -> Path:
+    """A run's folder with one record."""
+    made = Recorder("01_first_deployment", folder, {}, machine=synthetic.machine(), versions={}, seed=1)
+    made.exact("tokens", tokens)
+    made.ratio(paired_ratio([ratio, ratio * 1.1], [1.0, 1.0], name="gain"), tolerance=0.3)
+    made.evidence("C29", article_formula_over_true=0.25, batch_size=4)
+    made.save(status)
+    return folder
+
+
+# --- what every command has in common
+
+
+def test_the_commands_are_those_that_are_promised(labkit: Callable[..., Ended]) -> None:
+    """No command is missing and none is a stub for later."""
+    ended = labkit("--help")
+    listed = {line.split()[0] for line in ended.stdout.partition("Commands:")[2].splitlines() if line.strip()}
+    assert ended.code == 0
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["doctor", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """Help comes at once because no engine, no numerics and no data library is loaded for it."""
+    code = (
+        "import sys\nfrom labkit.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ""),
+        (["frobnicate"], "No such command"),
+        (["select"], "No such command"),
+        (["run", "--nonsense"], "No such option"),
+        (["run", "99_nothing"], "there is no lab called '99_nothing'"),
+        (["run", "--profile", "tpu"], "there is no profile 'tpu'"),
+        (["run", "-p", "nonsense"], "LAB.NAME=VALUE"),
+        (["run", "-p", "all.nonsense=1"], "no lab has a parameter 'nonsense'"),
+        (["run", "--profile", "{tmp}/broken.yaml"], "not a valid profile"),
+        (["fetch", "nonsense"], "'nonsense' is no embedded model"),
+        (["fetch", "{tmp}"], "no config.json"),
+        (["report", "{tmp}/nowhere"], "is not a folder"),
+        (["report", "{tmp}"], "0 records"),
+        (["compare", "{tmp}", "{tmp}", "--json"], "0 records"),
+        (["claims", "{tmp}/nowhere", "--json"], "is not a folder"),
+        (["kv", "{tmp}/none.json", "--json"], "there is no none.json"),
+        (["kv", "nonsense", "--json"], "no embedded model"),
+        (["kv", "{tmp}/config.json", "--memory", "lots", "--json"], "'lots' is no number of bytes"),
+        (["kv", "{tmp}/config.json", "--memory", "1", "--json"], "one block takes"),
+        (["kv", "{tmp}/config.json", "--block-size", "0", "--json"], "block_size is 0"),
+        (["kv", "{tmp}/config.json", "--block-size", "x"], "valid integer"),
+        (["load", "http://127.0.0.1:9", "--model", "m", "--workload", "nonsense", "--json"], "no workload 'nonsense'"),
+        (["load", "http://127.0.0.1:9", "--model", "m", "--rate", "1", "--concurrency", "2"], "concurrency"),
+        (["load", "http://127.0.0.1:9", "--model", "m", "--requests", "0"], "0"),
+        (["load", "http://127.0.0.1:9", "--model", "m", "--set", "nonsense"], "KEY=VALUE"),
+        (["load", "http://127.0.0.1:9", "--model", "m", "--set", "nonsense=1"], "no option 'nonsense'"),
+        (["load", "nonsense", "--model", "m"], "nonsense"),
+        (["load", "http://127.0.0.1:9"], "--model"),
+        (["serve", "ray"], "no server called 'ray'"),
+        (["serve", "vllm", "--port", "0"], "port 0"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_message(
+    labkit: Callable[..., Ended], config: Path, arguments: list[str], says: str
+) -> None:
+    """Each mistake gets its message on stderr with the remedy, nothing on stdout, no traceback, and exit code 2."""
+    (config.parent / "broken.yaml").write_text("{name: x")
+    folder = config.parent if "kv" in arguments or "broken" in " ".join(arguments) else config.parent / "empty"
+    folder.mkdir(exist_ok=True)
+    ended = labkit(*(each.replace("{tmp}", str(folder)) for each in arguments))
+    assert says in ended.stderr or (not arguments and "Commands:" in ended.stdout)
+    assert "Traceback" not in ended.stderr
+    assert not arguments or ended.stdout == ""
+    assert ended.code == (1 if "config.json" in says or "none.json" in says else 2)
+
+
+def test_ctrl_c_ends_with_130(labkit: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is stopped by the user says so by its exit code, without a traceback."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("labkit.report.build", interrupted)
+    ended = labkit("report", ".")
+    assert ended.code == 130
+    assert "Traceback" not in ended.stderr
+
+
+# --- each command's own
+
+
+def test_doctor_has_its_keys(labkit: Callable[..., Ended]) -> None:
+    """labs with name, runs, reason and fix; gpus; cpus."""
+    found = labkit("doctor", "--json").json
+    assert {"labs", "gpus", "cpus"} <= set(found)
+    assert all({"name", "runs", "reason", "fix"} <= set(lab) for lab in found["labs"])
+    assert "01_first_deployment" in labkit("doctor").stdout
+
+
+def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Callable[..., Ended], config: Path) -> None:
+    """2 x layers x KV heads x head_dim x bytes a token; whole blocks; the lines show the same numbers."""
+    found = labkit("kv", config, "--memory", "1MiB", "--block-size", "16", "--json").json
+    per_token = 2 * 2 * 2 * 8 * 2
+    assert (found["bytes_per_token"], found["bytes_per_block"]) == (per_token, 16 * per_token)
+    assert found["blocks"] == 2**20 // (16 * per_token)
+    assert found["tokens"] == found["blocks"] * 16
+    words = labkit("kv", config, "--memory", "1MiB", "--block-size", "16").stdout
+    assert f"{found['tokens']:,} tokens" in words
+
+
+def test_load_has_its_keys(labkit: Callable[..., Ended]) -> None:
+    """Counts, throughputs and the four latencies with mean, p50, p90 and p99; nothing else on stdout."""
+    with serving() as stub:
+        ended = labkit("load", stub.base_url, "--model", MODEL, "--requests", 6, "--concurrency", 2, "--json")
+        shown = labkit("load", stub.base_url, "--model", MODEL, "--requests", 3, "--rate", 50)
+    assert ended.code == shown.code == 0
+    found = ended.json
+    assert (found["completed"], found["failed"]) == (6, 0)
+    assert {"input_tokens", "output_tokens", "duration_s", "request_throughput", "output_throughput"} <= set(found)
+    assert {"client_cpu_share", "warnings"} <= set(found)
+    for quantity in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+        assert {"mean", "p50", "p90", "p99"} <= set(found[quantity])
+    assert "3 completed, 0 failed" in shown.stdout
+
+
+def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Callable[..., Ended]) -> None:
+    """Two loads with one seed send the same bodies, another seed sends others; workload options arrive."""
+    sent = []
+    for seed in (5, 5, 6):
+        with serving() as stub:
+            labkit("load", stub.base_url, "--model", MODEL, "--requests", 3, "--seed", seed, "--warmup", 0)
+            sent.append(sorted(body["prompt"] for body in stub.bodies))
+    assert sent[0] == sent[1] != sent[2]
+    with serving() as stub:
+        labkit("load", stub.base_url, "--model", MODEL, "--requests", 2, "--set", "max_tokens=7", "--warmup", 0)
+        assert max(body["max_tokens"] for body in stub.bodies) <= 7
+
+
+def test_a_load_of_which_nothing_succeeds_fails(labkit: Callable[..., Ended]) -> None:
+    """The figures are printed for scripts all the same, the message names the first error, and the exit code is 1."""
+    with serving(error_status=500) as stub:
+        ended = labkit("load", stub.base_url, "--model", MODEL, "--requests", 2, "--json")
+    assert ended.code == 1
+    assert ended.json["failed"] == 2
+    assert "none of 2 requests succeeded: http_error" in ended.stderr
+
+
+def test_a_server_that_is_not_there_is_told(labkit: Callable[..., Ended]) -> None:
+    """No server at the address: exit code 1, its address in the message, no figures."""
+    ended = labkit("load", "http://127.0.0.1:9", "--model", "m", "--json")
+    assert (ended.code, ended.stdout) == (1, "")
+    assert "127.0.0.1:9" in ended.stderr
+
+
+def test_compare_has_its_keys_and_exit_codes(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+    """0 where two runs agree; 1 where an exact value differs, a ratio is outside its tolerance, or a lab failed."""
+    first = a_run(tmp_path / "a")
+    same = labkit("compare", first, a_run(tmp_path / "b", ratio=2.2), "--json")
+    assert same.code == 0
+    assert same.json["identical"] is True
+    assert [set(pair) >= {"name", "a", "b", "within"} for pair in same.json["ratios"]] == [True]
+    other = labkit("compare", first, a_run(tmp_path / "c", tokens=4), "--json")
+    assert (other.code, other.json["identical"]) == (1, False)
+    far = labkit("compare", first, a_run(tmp_path / "d", ratio=4.0), "--json")
+    assert (far.code, far.json["identical"], far.json["ratios"][0]["within"]) == (1, True, False)
+    words = labkit("compare", first, a_run(tmp_path / "e", status="failed"))
+    assert words.code == 1
+    assert "01_first_deployment.gain" in words.stdout
+    assert "not finished: b: 01_first_deployment (failed)" in words.stdout
+
+
+def test_claims_has_its_keys(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+    """All 65 claims with id, verdict, evidence and lab; a run's evidence gives its claims a verdict."""
+    plain = labkit("claims", "--json").json["claims"]
+    found = {claim["id"]: claim for claim in labkit("claims", a_run(tmp_path), "--json").json["claims"]}
+    assert len(plain) == len(found) == 65
+    assert all({"id", "verdict", "evidence", "lab"} <= set(claim) for claim in found.values())
+    assert not any(claim["measured"] for claim in plain)
+    assert [name for name, claim in found.items() if claim["measured"]] == ["C29"]
+    assert found["C29"]["evidence"] == {"article_formula_over_true": 0.25, "batch_size": 4}
+    assert "C29" in labkit("claims", tmp_path).stdout
+
+
+def test_report_prints_where_it_is(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+    """The path alone stands on stdout, by default in the run's folder."""
+    assert labkit("report", a_run(tmp_path)).stdout.strip() == str(tmp_path / "report.html")
+    other = tmp_path / "other.html"
+    assert labkit("report", tmp_path, "--out", other).stdout.strip() == str(other)
+    assert other.exists()
+
+
+def test_a_corrupt_record_is_bad_input_where_it_decides(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+    """compare and claims end with 2 and the file's name; the report shows it and ends well."""
+    (a_run(tmp_path) / "00_start_here.json").write_text("{")
+    for arguments in (["compare", tmp_path, tmp_path], ["claims", tmp_path]):
+        ended = labkit(*arguments)
+        assert ended.code == 2
+        assert "00_start_here.json is not valid JSON" in ended.stderr
+    assert labkit("report", tmp_path).code == 0
+
+
+@pytest.mark.notebook
+def test_run_shows_results_and_fails_with_the_log(tmp_path: Path) -> None:
+    """A run of a good and a failing lab: table and report's path on stdout, cell, error and log on stderr, exit 1."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "labkit", "run", "90", "91", "--out", tmp_path, "-p", "90.number=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"LABKIT_ROOT": str(synthetic.ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+    assert ended.returncode == 1
+    assert f"Report: {tmp_path / 'report.html'}" in ended.stdout
+    assert "number: 3 s" in ended.stdout
+    assert "91_fails failed: ValueError: seed 7 is unlucky (in cell" in ended.stderr
+    assert str(tmp_path / "logs" / "91_fails.log") in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# --- values as people type them
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("5", 5), ("1GiB", 2**30), ("1 gb", 10**9), ("2G", 2 * 10**9), ("1.5KiB", 1536), ("3MiB", 3 * 2**20), ("7b", 7)],
+)
+def test_sizes(text: str, count: int) -> None:
+    """Binary units are powers of 1024, decimal ones of 1000, case and blanks do not matter."""
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1XB", "1e9", "nan", "1 G i B"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    """A message with the text and examples."""
+    with pytest.raises(UsageError, match="1GiB"):
+        parse_bytes(text)
+
+
+@given(st.integers(0, 10**18))
+def test_plain_bytes_are_exact(count: int) -> None:
+    """No detour by floating point: every byte counts."""
+    assert parse_bytes(str(count)) == count
+
+
+def test_settings_have_the_type_that_they_look_like() -> None:
+    """Numbers, booleans, text and an equals sign inside a value."""
+    assert parse_settings(["n=3", "share=0.5", "on=true", "path=a=b", "prefix-words=4"]) == {
+        "n": 3,
+        "share": 0.5,
+        "on": True,
+        "path": "a=b",
+        "prefix_words": 4,
+    }
