@@ -33,7 +33,6 @@ HEAVY = (
     "numpy",
     "papermill",
     "transformers",
-    "pydantic",
     "aiohttp",
 )
 
