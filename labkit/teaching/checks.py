@@ -62,12 +62,14 @@ def _html(one: Exercise, result: CheckResult) -> str:
     if not result.passed:
         parts += [show.folded(f"Hint {n}", show.inline(hint)) for n, hint in enumerate(one.hints, start=1)]
     parts.append(show.folded("Solution", show.code(one.solution_text())))
-    return show.card(f"{one.title}: {_headline(result)}", "".join(parts), colour=COLOURS[result.outcome])
+    return show.card(_headline(one, result), "".join(parts), colour=COLOURS[result.outcome])
 
 
-def _headline(result: CheckResult) -> str:
-    return f"{result.outcome} ({'; '.join(result.misconceptions)})" if result.misconceptions else result.outcome
+def _headline(one: Exercise, result: CheckResult) -> str:
+    title = one.title[:1].upper() + one.title[1:]
+    named = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
+    return f"{title}: {result.outcome}{named}"
 
 
 def _text(one: Exercise, result: CheckResult) -> str:
-    return f"{one.title}: {_headline(result)}\n{result.diagnosis}"
+    return f"{_headline(one, result)}\n{result.diagnosis}"

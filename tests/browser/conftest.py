@@ -35,6 +35,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 START_S, STARTS = 120, 3
+EXPECT_S = 30  # for what a loaded machine takes seconds to do
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
 
@@ -154,9 +155,10 @@ def _answers(process: "subprocess.Popen[bytes]", running: Lab) -> bool:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """One headless Chromium for all tests; playwright downloads nothing."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     path = chromium()
+    expect.set_options(timeout=EXPECT_S * 1000)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, headless=True, args=CHROMIUM_ARGUMENTS)
         yield running
@@ -249,7 +251,8 @@ class Notebook:
 
 @pytest.fixture
 def open_notebook(page: Any, lab: Lab, watch: Watch) -> Iterator[Callable[[str], Notebook]]:
-    """Opens a notebook by its file name. Afterwards nothing may have gone outside and no script may have failed."""
+    """Opens a notebook by its file name. Afterwards its kernel is ended, nothing went outside, no script failed."""
     yield lambda name: Notebook(page, lab, name)
+    page.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")
     assert watch.outside == []
     assert watch.errors == []

@@ -85,14 +85,14 @@ def test_a_wrong_answer_is_named_and_hints_unfold(open_notebook: Opener, page: A
     from playwright.sync_api import expect
 
     open_notebook(NOTEBOOK).run_all()
-    wrong = card(page, "the time per output token of one request")
+    wrong = card(page, "The time per output token of one request")
     expect(wrong).to_contain_text("not yet (a chunk taken for a token)")
     hint = wrong.get_by_text("The first token is paid for by the TTFT")
     expect(hint).to_be_hidden()
     wrong.get_by_text("Hint 1", exact=True).click()
     expect(hint).to_be_visible()
     expect(wrong.get_by_text("def tpot_s")).to_be_hidden()
-    expect(card(page, "what a static batch computes for nothing")).to_contain_text("not answered yet")
+    expect(card(page, "What a static batch computes for nothing")).to_contain_text("not answered yet")
 
 
 def test_charts_are_drawn_offline(open_notebook: Opener, page: Any, watch: Watch) -> None:
