@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from labkit.errors import UsageError
 
-CLIENT_BOUND_SHARE = 0.8  # of one core: asyncio has only one, and above this its own queue shows in the latencies
 HIT_RATE_SLACK = 0.05  # a hit rate this far from the share that the workload itself repeats needs a cause
 PERCENTILE = 99.0
 
@@ -132,12 +131,14 @@ def too_few_samples(requests: int | None, *, percentile: float = PERCENTILE) -> 
 
 def client_bound(client_cpu_share: float | None) -> Caution | None:
     """A busy client reads answers late: its own queue is then in every latency."""
-    if client_cpu_share is None or client_cpu_share < CLIENT_BOUND_SHARE:
+    from labkit.load.doubts import CLIENT_IS_THE_LIMIT_SHARE  # here: a load's client takes a while to import
+
+    if client_cpu_share is None or client_cpu_share <= CLIENT_IS_THE_LIMIT_SHARE:
         return None
     return Caution(
         code="client-bound",
         what=f"Client-bound: the load generator kept one core {client_cpu_share:.0%} busy "
-        f"(limit {CLIENT_BOUND_SHARE:.0%}), so its own queue is in these latencies.",
+        f"(limit {CLIENT_IS_THE_LIMIT_SHARE:.0%}), so its own queue is in these latencies.",
         remedy="ask less of one client process: a lower rate or concurrency, no streaming, or several clients.",
     )
 

@@ -114,6 +114,8 @@ def interval(
         raise UsageError(f"statistic is {statistic!r}", remedy="take 'mean' or 'median'")
     _check_finite(values, what="the values", above_zero=False)
     value, low, high = _bounds(np.asarray(values, dtype=float), statistic, confidence=confidence, seed=seed)
+    if min(values) >= 0:
+        low = max(low, 0.0)  # what cannot be negative (a rate, a time) has no mean below zero either
     return Interval(value=value, low=low, high=high, n=len(values), confidence=confidence, statistic=statistic)
 
 

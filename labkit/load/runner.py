@@ -1,6 +1,7 @@
 """Runs a workload against a server: closed loop (a number of requests under way) or open loop (a rate of arrivals)."""
 
 import asyncio
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter, process_time
@@ -59,10 +60,17 @@ async def run(
     )
     plan.check()
     root = api_root(base_url)
+    _allow_many_connections()
     async with _session(api_key) as session:
         if preflight:
             await check_server(session, root, model)
         return await _Run(plan, session, root + PATHS[api], progress).result()
+
+
+def _allow_many_connections() -> None:
+    """Raises this process's limit on open files to what it may have: an open loop may have thousands under way."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _session(api_key: str | None) -> aiohttp.ClientSession:
