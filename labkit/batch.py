@@ -21,6 +21,7 @@ INTERRUPT_GRACE_S = 10.0  # for the lab's own clean-up: a server's clean stop ta
 LEFTOVER_GRACE_S = 2.0
 TICK_S = 0.1
 ENGINE = "labkit"
+LOG_TAIL = "The end of its log:"  # as ServerError begins it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +144,17 @@ class _Run:
         if self.error is None:
             return "", ""
         if not hasattr(self.error, "ename"):
-            return "", f"{type(self.error).__name__}: {self.error}"
+            return "", f"{type(self.error).__name__}: {_one_line(str(self.error))}"
         error: Any = self.error  # papermill's PapermillExecutionError
         number = f" [In {error.exec_count}]" if error.exec_count else ""
         lines = [line for line in error.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         begins = lines[0] if lines else ""
-        return f"cell {error.cell_index + 1}{number}: {begins}", f"{error.ename}: {error.evalue}"
+        return f"cell {error.cell_index + 1}{number}: {begins}", f"{error.ename}: {_one_line(error.evalue)}"
+
+
+def _one_line(message: str) -> str:
+    """A message in one line, without a server's log, which stands in the notebook and in the lab's own log."""
+    return " ".join(message.partition(LOG_TAIL)[0].split())
 
 
 def kernel_environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A server in the foreground: started, told about, and ended by Ctrl-C with every process that it has."""
 
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,13 +20,17 @@ def serve_vllm(model: str, *, port: int, gpu_memory_share: float, say: Callable[
     """Serves `model` by `vllm serve` until somebody stops it. ServerError, with the log's end, when it dies itself."""
     require_free_port(port)
     settings = vllm.settings(inspect(), gpu_memory_share=gpu_memory_share)
-    command = f"vllm serve {resolve(model, progress=say)} --served-model-name {model} {settings.flags}".strip()
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    words = ["vllm", "serve", str(resolve(model, progress=say)), "--served-model-name", name]
+    command = f"{shlex.join(words)} {settings.flags}".strip()
     say(command)
-    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder, stop_on_signals() as stop:
-        key = os.environ.get("LABKIT_API_KEY")
-        with vllm.start(command, folder=Path(folder), env=settings.env, port=port, api_key=key, progress=say) as server:
+    key = os.environ.get("LABKIT_API_KEY")
+    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder:
+        # Ctrl-C while it starts is Python's own: a KeyboardInterrupt, upon which `start` ends what it has started.
+        server = vllm.start(command, folder=Path(folder), env=settings.env, port=port, api_key=key, progress=say)
+        with server, stop_on_signals() as stop:
             say(f"ready: {server.base_url} (Ctrl-C stops it). In another terminal:")
-            say(f"  LABKIT_API_KEY={server.api_key} labkit load {server.url} --model {model} --concurrency 4")
+            say(f"  LABKIT_API_KEY={server.api_key} labkit load {server.url} --model {shlex.quote(name)}")
             while not stop.asked.is_set():
                 server.process.check()
                 time.sleep(POLL_S)

@@ -1,6 +1,8 @@
 """The command line as scripts rely on it: keys, exit codes, one object on stdout, messages without a traceback."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit import cli
-from labkit.errors import UsageError
+from labkit.errors import ServerError, UsageError
 from labkit.experiments import paired_ratio
 from labkit.records import Recorder
+from labkit.serving.process import free_port
 from labkit.settings import parse_bytes, parse_settings
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
@@ -297,6 +300,51 @@ def test_run_shows_results_and_fails_with_the_log(tmp_path: Path) -> None:
     assert "91_fails failed: ValueError: seed 7 is unlucky (in cell" in ended.stderr
     assert str(tmp_path / "logs" / "91_fails.log") in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+class Serving:
+    """Stands for a started `vllm serve`; notes what it was started with and that it was stopped."""
+
+    url = "http://127.0.0.1:8123"
+    base_url = f"{url}/v1"
+    api_key = "secret"
+
+    def __init__(self, command: str, *, dies: bool = False, **options: Any) -> None:
+        self.command, self.options, self.dies, self.stopped, self.process = command, options, dies, False, self
+
+    def check(self) -> None:
+        """A dead server says so; a live one gets Ctrl-C from the user."""
+        if self.dies:
+            raise ServerError("vllm serve died with signal 9", log_tail="out of memory")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_serve_runs_until_it_is_stopped(
+    labkit: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """The true command is shown, then how to load it; Ctrl-C ends it well, its own death ends with 1 and its log."""
+    started: list[Serving] = []
+
+    def start(command: str, **options: Any) -> Serving:
+        started.append(Serving(command, dies=dies, **options))
+        return started[0]
+
+    monkeypatch.setattr("labkit.serving.vllm.start", start)
+    ended = labkit("serve", "vllm", "--model", config.parent, "--port", free_port())
+    name = config.parent.name
+    assert ended.code == (1 if dies else 0)
+    assert started[0].command.startswith(f"vllm serve {config.parent} --served-model-name {name}")
+    assert f"LABKIT_API_KEY=secret labkit load http://127.0.0.1:8123 --model {name}" in ended.stderr
+    assert started[0].stopped
+    assert ended.stdout == ""
+    assert ("out of memory" in ended.stderr) == dies
 
 
 # --- values as people type them

@@ -16,9 +16,10 @@ import nbformat
 import psutil
 import pytest
 
+from labkit import batch
 from labkit import plan as plans
 from labkit.batch import Stop, kernel_environment, stop_on_signals
-from labkit.errors import LabError, LabkitError, RecordError, UsageError
+from labkit.errors import LabError, LabkitError, RecordError, ServerError, UsageError
 from labkit.labs import Lab
 from labkit.machine import Machine
 from labkit.plan import Plan, make_plan, read_defaults
@@ -314,6 +315,12 @@ def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monke
     (tmp_path / "runs" / "b" / "run.json").write_text("{")
     assert estimates_s(jobs, "cpu") == {GOOD: 42.0, FAILS: 3.0}
     assert estimates_s(jobs, "gpu") == {GOOD: 3.0, FAILS: 3.0}
+
+
+def test_an_error_is_told_in_one_line_without_the_servers_log() -> None:
+    """What happened and the remedy stay; the log's end stands in the notebook and in the lab's own log."""
+    error = ServerError("vllm serve died", remedy="take a smaller model", log_tail="a\nb")
+    assert batch._one_line(str(error)) == "vllm serve died To fix it: take a smaller model"
 
 
 # --- stopping
