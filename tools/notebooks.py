@@ -124,11 +124,11 @@ def _cell_faults(notebook: Any) -> Iterator[str]:
     ids = [cell.get("id") for cell in notebook.cells]
     if len(set(ids)) != len(ids) or None in ids:
         yield "cell ids are missing or not unique"
-    for number, cell in enumerate(notebook.cells):
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        if cell.execution_count is None:
-            yield f"cell {number} has not been executed"
+    code = [(n, cell) for n, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
+    never = [number for number, cell in code if cell.execution_count is None]
+    if never:
+        yield f"{len(never)} of {len(code)} code cells have not been executed, the first of them is cell {never[0]}"
+    for number, cell in code:
         for output in cell.outputs:
             if output.output_type == "error":
                 yield f"cell {number} ends with {output.ename}: {output.evalue[:80]}"

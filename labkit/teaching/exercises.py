@@ -209,7 +209,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceExercise(Exercise):
-    """Asks which of several options apply. The answer: their codes, as a list, a set or a string such as "A C"."""
+    """Asks which of several options apply. The answer: their letters, as a list, a set or a string, "A C" or "AC"."""
 
     options: tuple[Option, ...]
 
@@ -254,7 +254,8 @@ def by_id(exercises: Sequence[Exercise]) -> dict[str, Exercise]:
 
 
 def _codes(answer: Any) -> set[str]:
-    parts: Iterable[Any] = answer.replace(",", " ").split() if isinstance(answer, str) else ()
-    if not isinstance(answer, str):
-        parts = answer if isinstance(answer, Iterable) else (answer,)
+    if isinstance(answer, str):
+        # Codes are single letters, so that they may be written with blanks, with commas or together.
+        return {letter.upper() for letter in answer if letter.isalnum()}
+    parts = answer if isinstance(answer, Iterable) else (answer,)
     return {str(one).strip().upper() for one in parts}

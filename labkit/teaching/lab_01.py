@@ -129,8 +129,8 @@ A static batch decodes until its longest answer is done; the rows that finished 
 answers have {output_lengths} tokens, the prompts had {prompt_lengths}. How many output tokens does the batch
 **compute for each useful one**?
 """,
-    starter="padding_factor = ...  # computed tokens for each useful token",
-    answer_name="padding_factor",
+    starter="padding_answer = ...  # computed tokens for each useful token",
+    answer_name="padding_answer",
     unit="computed tokens for each useful token",
     data={"output_lengths": [4, 32, 9, 12, 20, 7, 16, 4], "prompt_lengths": [40, 18, 25, 40, 12, 31, 22, 36]},
     solution=padding_factor,

@@ -90,7 +90,7 @@ This benchmark is broken. It was run for this purpose: **{purpose}**.
 | server | {server} |
 | request | temperature {temperature}, streaming {streaming}, ignore_eos {ignore_eos} |
 
-Which of these are faults of it, for this purpose? Answer with all the letters that apply, such as `"A H"`.
+Which of these are faults of it, for this purpose? Answer with all the letters that apply, such as `"ACF"`.
 
 """
 
@@ -98,7 +98,7 @@ BROKEN_BENCHMARK = ChoiceExercise(
     id="01.broken_benchmark",
     title="this benchmark is broken: find out why",
     prompt=_PROMPT + "\n".join(f"- **{one.code}** {one.text}" for one in OPTIONS),
-    starter="faults = None  # letters",
+    starter='faults = None  # letters, such as "ACF"',
     answer_name="faults",
     data=CONFIGURATION,
     options=OPTIONS,

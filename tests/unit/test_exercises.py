@@ -247,7 +247,9 @@ def test_padding_counts_the_rectangle(lengths: list[int]) -> None:
     assert PADDING.judge(factor, {"output_lengths": lengths, "prompt_lengths": [1] * len(lengths)}).passed
 
 
-@pytest.mark.parametrize("answer", ["A B C D E", "e,d,c,b,a", ["A", "B", "C", "D", "E"], {"A", "B", "C", "D", "E"}])
+@pytest.mark.parametrize(
+    "answer", ["A B C D E", "ABCDE", "e,d,c,b,a", ["A", "B", "C", "D", "E"], {"A", "B", "C", "D", "E"}]
+)
 def test_letters_may_be_written_in_any_way(answer: object) -> None:
     """A string with blanks or commas, a list and a set are the same answer."""
     assert BROKEN_BENCHMARK.judge(answer).passed
