@@ -94,8 +94,10 @@ def test_words_in_the_pipe() -> None:
         assert process.wait(60) == 0
 
 
-def test_orphan_asked_politely(tmp_path: Path) -> None:
-    """A worker that the command left behind is asked with SIGTERM, not killed at once and not waited for in vain."""
+@pytest.mark.parametrize("ends_by_itself", [True, False])
+def test_orphan_asked_politely(tmp_path: Path, ends_by_itself: bool) -> None:
+    """A worker that the command leaves behind, when it ends or when it is stopped, is asked with SIGTERM: it is not
+    killed at once, and not waited for in vain."""
     worker = f"""
 import pathlib, signal, sys, time
 here = pathlib.Path({str(tmp_path)!r})
@@ -110,10 +112,13 @@ import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-S", "-c", {worker!r}], start_new_session=True)
 while not os.path.exists({str(tmp_path / "ready")!r}):
     time.sleep(.05)
-sys.exit(5)"""
+{"sys.exit(5)" if ends_by_itself else "time.sleep(600)"}"""
     began = time.monotonic()
     with guarded(*python(command), grace_s=60) as process:
-        assert process.wait(120) == 5
+        if not ends_by_itself:
+            wait_for(tmp_path / "ready")
+            process.terminate()
+        process.wait(120)
     assert (tmp_path / "cleaned").exists()
     assert time.monotonic() - began < 45
 

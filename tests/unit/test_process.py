@@ -39,7 +39,7 @@ from tests.unit.standin import stand_in
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also where the tests run in the background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 here = Path(sys.argv[1])
-with stand_in(here, "family") as server:
+with stand_in(here, {modes}) as server:
     {inside}
 """
 
@@ -52,11 +52,11 @@ def family(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 @contextlib.contextmanager
-def run_parent(tmp_path: Path, inside: str) -> "Iterator[subprocess.Popen[str]]":
+def run_parent(tmp_path: Path, inside: str, *, modes: str = "'family'") -> "Iterator[subprocess.Popen[str]]":
     """Starts the parent program; its server runs when tmp_path/parent holds the parent's own words."""
     say = "temporary = here / 'words'; temporary.write_text(' '.join(map(str, server.pids))); "
     say += "temporary.rename(here / 'parent'); "
-    program = PARENT.format(inside=say + inside)
+    program = PARENT.format(inside=say + inside, modes=modes)
     parent = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -314,10 +314,18 @@ def test_parent_ends_without_a_stop(tmp_path: Path) -> None:
 FORK = "fork = os.fork() or time.sleep(600); (here / 'fork').write_text(str(fork)); "
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "server.stop()"])
-def test_fork_of_the_parent_lives_on(tmp_path: Path, end: str) -> None:
-    """A fork that inherited the guard's pipe (multiprocessing makes such) keeps no server alive."""
-    with run_parent(tmp_path, FORK + end) as parent:
+def test_fork_of_the_parent_and_stop(tmp_path: Path) -> None:
+    """A fork that inherited the guard's pipe (multiprocessing makes such) does not hold up a stop."""
+    inside = FORK + "began = time.monotonic(); server.stop(); (here / 'took').write_text(str(time.monotonic() - began))"
+    with run_parent(tmp_path, inside, modes="stop_grace_s=60.0") as parent:
+        parent.wait(120)
+        psutil.Process(int(wait_for(tmp_path / "fork"))).kill()
+    assert float((tmp_path / "took").read_text()) < 45
+
+
+def test_fork_of_the_parent_lives_on(tmp_path: Path) -> None:
+    """Such a fork keeps no server alive after the parent was killed."""
+    with run_parent(tmp_path, FORK + "os.kill(os.getpid(), signal.SIGKILL)") as parent:
         processes = all_processes(tmp_path)
         parent.wait(60)
         fork = psutil.Process(int(wait_for(tmp_path / "fork")))
