@@ -96,8 +96,10 @@ class EngineSettings:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # no Triton on a CPU: known
 
 
-def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float = 0.9) -> EngineSettings:
-    """The settings for this machine.
+def settings(
+    machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float = 0.9, weight_bytes: int | None = None
+) -> EngineSettings:
+    """The settings for this machine. `weight_bytes`, where known, must leave room for a cache in the GPU's share.
 
     On a CPU: `kv_cache_gib` GiB for the KV cache (whole GiB: vLLM takes no fraction there), one OpenMP thread (spinning
     threads on few busy cores cost 8-10 times), no compilation (it takes over a minute), and float32 where the
@@ -109,6 +111,7 @@ def settings(machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float
     quiet = {**offline, "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if machine.gpus:
         _require_free_share(machine, gpu_memory_share)
+        _require_room(machine, gpu_memory_share, weight_bytes or 0)
         return EngineSettings(
             env=quiet,
             llm={"gpu_memory_utilization": gpu_memory_share, "use_tqdm_on_load": False},
@@ -140,6 +143,18 @@ def _require_free_share(machine: Machine, share: float) -> None:
             f"gpu_memory_share is {share:.2f}, but only {free_share:.2f} of {gpu.name}'s "
             f"{gpu.memory_total_bytes / 2**30:.0f} GiB is free",
             remedy=f"pass a gpu_memory_share of at most {free_share:.2f}, or stop what else uses the GPU",
+        )
+
+
+def _require_room(machine: Machine, share: float, weight_bytes: int) -> None:
+    """The weights and a tenth of them for a cache: less than that serves nobody."""
+    gpu = machine.gpus[0]
+    room_bytes = share * gpu.memory_total_bytes
+    if room_bytes < 1.1 * weight_bytes:
+        raise UsageError(
+            f"the weights take {weight_bytes / 2**30:.1f} GiB; a share of {share:.2f} of {gpu.name}'s "
+            f"{gpu.memory_total_bytes / 2**30:.0f} GiB is {room_bytes / 2**30:.1f} GiB",
+            remedy="take a larger gpu_memory_share, a larger GPU, or a smaller model",
         )
 
 
