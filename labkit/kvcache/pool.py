@@ -59,8 +59,9 @@ class BlockPool:
         self.block_size = require_positive("block_size", block_size)
         self.caching = caching
         self.blocks = [Block(number) for number in range(require_positive("blocks", blocks))]
-        self._known: dict[bytes, int] = {}
-        # Free blocks, the longest unused first: that one is the next to be given away.
+        # Sequences that compute an equal block at the same time each keep theirs, so one hash may have several.
+        self._known: dict[bytes, dict[int, None]] = {}
+        # Free blocks; the first is given away next: those that nobody can find, then the longest unused.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.evictions = 0
 
@@ -71,8 +72,8 @@ class BlockPool:
 
     @property
     def cached_blocks(self) -> int:
-        """Blocks that can be found by their hash."""
-        return len(self._known)
+        """Blocks that carry a hash and can be found by it."""
+        return sum(map(len, self._known.values()))
 
     def take(self, count: int) -> list[int] | None:
         """`count` blocks of one's own, or None (and nothing changed) where fewer are free."""
@@ -81,14 +82,10 @@ class BlockPool:
         return [self._take_one() for _ in range(count)]
 
     def give_back(self, numbers: Iterable[int]) -> None:
-        """Drops one reference of each block. The last given back is the last to be evicted."""
-        for number in numbers:
-            block = self.blocks[number]
-            if block.references < 1:
-                raise UsageError(f"block {number} is given back, but nothing holds it", remedy="release a lease once")
-            block.references -= 1
-            if block.references == 0:
-                self._free[number] = None
+        """Drops one reference of each block. Those with a hash are evicted in this order, the others before all."""
+        nameless = [number for number in numbers if self._drop(number) and self.blocks[number].hash is None]
+        for number in reversed(nameless):
+            self._free.move_to_end(number, last=False)
 
     def match(self, tokens: Sequence[int]) -> list[int]:
         """The blocks that hold the longest known prefix of `tokens`: whole blocks only. Changes nothing."""
@@ -135,30 +132,46 @@ class BlockPool:
 
     def reset(self) -> None:
         """Forgets every prefix (vLLM's `reset_prefix_cache`)."""
-        for number in self._known.values():
-            self.blocks[number].hash = None
+        for block in self.blocks:
+            block.hash = None
         self._known.clear()
 
     def _hold(self, number: int) -> None:
         self.blocks[number].references += 1
         self._free.pop(number, None)
 
+    def _drop(self, number: int) -> bool:
+        """Takes one reference away; True where it was the last."""
+        block = self.blocks[number]
+        if block.references < 1:
+            raise UsageError(f"block {number} is given back, but nothing holds it", remedy="release a lease once")
+        block.references -= 1
+        if block.references == 0:
+            self._free[number] = None
+        return block.references == 0
+
     def _take_one(self) -> int:
         number, _ = self._free.popitem(last=False)
         block = self.blocks[number]
         if block.hash is not None:
-            del self._known[block.hash]
-            block.hash = None
-            self.evictions += 1
+            self._evict(number, block.hash)
         block.references = 1
         return number
 
+    def _evict(self, number: int, its_hash: bytes) -> None:
+        same = self._known[its_hash]
+        del same[number]
+        if not same:
+            del self._known[its_hash]
+        self.blocks[number].hash = None
+        self.evictions += 1
+
     def _find(self, hashes: Iterable[bytes]) -> list[int]:
         known = itertools.takewhile(self._known.__contains__, hashes if self.caching else ())
-        return [self._known[each] for each in known]
+        return [next(iter(self._known[each])) for each in known]
 
     def _remember(self, number: int, its_hash: bytes) -> None:
-        """Makes a full block findable; a prefix that is known already keeps the block that it has."""
-        if self.caching and self.blocks[number].hash is None and its_hash not in self._known:
-            self._known[its_hash] = number
+        """Makes a full block findable, behind those that hold the same prefix already."""
+        if self.caching and self.blocks[number].hash is None:
+            self._known.setdefault(its_hash, {})[number] = None
             self.blocks[number].hash = its_hash

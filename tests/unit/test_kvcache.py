@@ -47,6 +47,8 @@ LLAMA_8B = replace(SMOLLM2, layers=32, attention_heads=32, kv_heads=8, head_dim=
 MISTRAL_V01 = replace(LLAMA_8B, model_type="mistral", sliding_window=4096, max_positions=32768)
 OPT_13B = replace(SMOLLM2, layers=40, attention_heads=40, kv_heads=40, head_dim=128, hidden_size=5120)
 GIB = 2**30
+# A deadline would test how busy the machine is.
+quick = settings(max_examples=60, deadline=None)
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
@@ -98,6 +100,7 @@ def test_heads_that_cannot_be_split() -> None:
         kv_heads_per_rank(replace(LLAMA_8B, attention_heads=12, kv_heads=4), 6)
 
 
+@quick
 @given(length=st.integers(1, 5000), block=st.integers(1, 200), memory=st.integers(1, 10_000))
 def test_whole_blocks_only(length: int, block: int, memory: int) -> None:
     """The blocks hold the tokens with less than one block to spare; the longest sequence that fits is the longest."""
@@ -108,6 +111,7 @@ def test_whole_blocks_only(length: int, block: int, memory: int) -> None:
     assert longest == length or blocks_per_sequence(longest + 1, block_size=block) > memory
 
 
+@quick
 @given(length=st.integers(1, 3000), block=st.integers(1, 64), window=st.integers(1, 500), blocks=st.integers(1, 100))
 def test_a_sliding_window_caps_a_sequence(length: int, block: int, window: int, blocks: int) -> None:
     """However long it gets, a sequence holds the window's blocks and one; below that, what its tokens need and one."""
@@ -134,6 +138,7 @@ def test_a_window_in_some_layers_is_an_upper_bound() -> None:
     assert any("mixes full and sliding" in note for note in plan.notes)
 
 
+@quick
 @given(
     memory=st.integers(10**7, 10**10),
     block=st.integers(1, 256),
@@ -226,6 +231,7 @@ def check_pool(pool: BlockPool, leases: list[Lease]) -> None:
             assert prefixes.setdefault(number, prefix) == prefix
 
 
+@quick
 @given(st.lists(PROMPT, max_size=12), st.integers(1, 5), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_the_pool_conserves_blocks(
     prompts: list[list[int]], block_size: int, blocks: int, chance: random.Random
@@ -248,6 +254,7 @@ def test_the_pool_conserves_blocks(
     assert pool.free_blocks == blocks
 
 
+@quick
 @given(st.lists(PROMPT, min_size=1, max_size=10), PROMPT, st.integers(1, 5))
 def test_prefix_hits_are_the_full_blocks_in_common(earlier: list[list[int]], new: list[int], block_size: int) -> None:
     """With room for all, what a prompt finds is the most that it has in common with any earlier one, in full blocks."""
@@ -264,6 +271,7 @@ def test_prefix_hits_are_the_full_blocks_in_common(earlier: list[list[int]], new
     assert lease.hit_blocks == min(common, (len(new) - 1) // block_size)
 
 
+@quick
 @given(PROMPT, PROMPT, st.integers(1, 4))
 def test_equal_hashes_mean_an_equal_prefix(a: list[int], b: list[int], block_size: int) -> None:
     """Two chains agree exactly as far as the tokens do, in full blocks, and never again after they differ."""
@@ -275,6 +283,7 @@ def test_equal_hashes_mean_an_equal_prefix(a: list[int], b: list[int], block_siz
     assert equal == sorted(equal, reverse=True)
 
 
+@quick
 @given(st.lists(PROMPT, max_size=15), st.integers(1, 4), st.integers(20, 30))
 def test_eviction_never_invents_a_hit(prompts: list[list[int]], block_size: int, blocks: int) -> None:
     """In a pool that is too small, a prompt finds no more than it has in common with an earlier one."""
@@ -298,6 +307,35 @@ def test_the_longest_unused_goes_first_and_a_prefix_from_its_end() -> None:
     assert pool.evictions == 2  # of 2, whose block was computed anew as the prompt's last, and of 4 for 5
 
 
+def test_a_prefix_that_two_computed_survives_the_loss_of_one() -> None:
+    """Two sequences with the same generated block each keep it, so that evicting one leaves the other findable."""
+    pool = BlockPool(4, block_size=2)
+    first, second = pool.lease([1]), pool.lease([1])
+    assert first is not None
+    assert second is not None
+    assert pool.append(first, 2)
+    assert pool.append(second, 2)
+    assert pool.cached_blocks == 2
+    pool.release(first)
+    third = pool.lease([9, 9, 8, 8, 7, 7])
+    assert third is not None
+    assert pool.match([1, 2, 3]) == second.blocks
+
+
+def test_what_nobody_can_find_is_given_away_first() -> None:
+    """A released partial block is taken again before any free block that a prefix could still hit."""
+    pool = BlockPool(3, block_size=2)
+    findable, partial = pool.lease([1, 2, 3, 4]), pool.lease([5])
+    assert findable is not None
+    assert partial is not None
+    last = partial.blocks[0]
+    pool.release(findable)
+    pool.release(partial)
+    assert pool.take(1) == [last]
+    assert pool.evictions == 0
+    assert len(pool.match([1, 2, 3, 4])) == 2
+
+
 def test_generated_tokens_become_findable_by_full_blocks() -> None:
     """A conversation's next turn finds the answer's full blocks as well as the prompt's."""
     pool = BlockPool(8, block_size=2)
@@ -309,6 +347,7 @@ def test_generated_tokens_become_findable_by_full_blocks() -> None:
     assert len(pool.match([1, 2, 3, 4, 5, 6, 7])) == 2
 
 
+@quick
 @given(PROMPT, PROMPT, st.integers(1, 4))
 def test_a_sequence_grown_token_by_token_has_the_same_chain(prompt: list[int], answer: list[int], block: int) -> None:
     """Whether tokens came as a prompt or one by one, their full blocks are found under the same hashes."""
@@ -471,7 +510,7 @@ def naive(sequences: list[Sequence], policy: Policy, capacity: int) -> list[tupl
 
 
 @pytest.mark.parametrize("policy", Policy)
-@settings(max_examples=60)
+@quick
 @given(sequences=SEQUENCES, capacity=CAPACITY)
 def test_the_simulation_is_the_token_by_token_one(policy: Policy, sequences: list[Sequence], capacity: int) -> None:
     """The fast simulation gives the steps, queues, tokens and preemptions of a plain one that moves every token."""
@@ -482,6 +521,7 @@ def test_the_simulation_is_the_token_by_token_one(policy: Policy, sequences: lis
 
 
 @pytest.mark.parametrize("policy", Policy)
+@quick
 @given(sequences=SEQUENCES, capacity=CAPACITY)
 def test_memory_is_conserved(policy: Policy, sequences: list[Sequence], capacity: int) -> None:
     """In every step the five kinds of tokens are the memory, no token has two owners, and at the end all is free."""
@@ -498,6 +538,7 @@ def test_memory_is_conserved(policy: Policy, sequences: list[Sequence], capacity
     assert sum(trace.shares().values()) == pytest.approx(1)
 
 
+@quick
 @given(sequences=SEQUENCES, capacity=CAPACITY)
 def test_paging_wastes_less_than_a_block_a_sequence(sequences: list[Sequence], capacity: int) -> None:
     """The paper's claim: less than one block of each running sequence is empty, and nothing is external."""
@@ -509,6 +550,7 @@ def test_paging_wastes_less_than_a_block_a_sequence(sequences: list[Sequence], c
 @pytest.mark.parametrize(
     ("policy", "block_size"), [(Policy.RESERVE_MAX, BLOCK), (Policy.RESERVE_POWER_OF_TWO, 1), (Policy.RESERVE_KNOWN, 1)]
 )
+@quick
 @given(sequences=SEQUENCES, capacity=CAPACITY)
 def test_contiguous_never_admits_more_than_paged(
     policy: Policy, block_size: int, sequences: list[Sequence], capacity: int
@@ -520,6 +562,7 @@ def test_contiguous_never_admits_more_than_paged(
 
 
 @pytest.mark.parametrize("policy", Policy)
+@quick
 @given(sequences=SEQUENCES, capacity=CAPACITY)
 def test_every_sequence_ends_and_again_the_same(policy: Policy, sequences: list[Sequence], capacity: int) -> None:
     """All are admitted and finish with the tokens that they asked for, and a second run gives the same trace."""

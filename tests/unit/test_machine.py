@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import machine
@@ -19,6 +19,8 @@ from labkit.errors import UsageError
 from labkit.machine import cgroups, facts, gpus, installed, sampler
 
 GIB = 2**30
+# A deadline would test how busy the machine is.
+quick = settings(max_examples=100, deadline=None)
 MEMINFO = f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\nHugePages_Total: 0\n"
 
 
@@ -151,6 +153,7 @@ WORDS = st.sampled_from(
 )
 
 
+@quick
 @given(st.one_of(st.text(), st.lists(st.lists(WORDS, max_size=4).map(" ".join), max_size=4).map("\n".join)))
 def test_parsers_take_any_text(text: str) -> None:
     """No content of a /proc or cgroup file makes a parser fail."""
@@ -164,6 +167,7 @@ def test_parsers_take_any_text(text: str) -> None:
     installed.parse_java_release(text)
 
 
+@quick
 @given(st.integers(1, 512), st.one_of(st.none(), st.floats(0.01, 512)))
 def test_usable_cpus_are_within_both_limits(affinity: int, quota: float | None) -> None:
     """At least one CPU, never more than the affinity, and never more than the quota unless that is below one."""
