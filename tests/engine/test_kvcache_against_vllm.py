@@ -1,0 +1,28 @@
+"""Our block pool and arithmetic against vLLM's own classes, which need neither a model nor a server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+
+def test_pool_and_sizes_are_vllms() -> None:
+    """Over random histories both find, refuse and evict the same; bytes and windows agree for random models."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.kvcache_oracle"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["wrong"] == []
+    # Without sharing, full pools and eviction the agreement would say little.
+    assert all(result["seen"][name] > result["trials"] for name in ("hits", "refused", "grown", "evictions"))
