@@ -50,7 +50,7 @@ def request_timeline(
     colour = alt.Color(
         "phase:N", title=None, scale=alt.Scale(domain=present, range=[PHASES[name] for name in present]), sort=present
     )
-    x = alt.X("start:Q", title="seconds since the load began", axis=alt.Axis(tickCount=8, format="~g"))
+    x = alt.X("start:Q", title="seconds since the load began", axis=alt.Axis(tickCount=8, format="~f"))
     bars = alt.Chart(alt.Data(values=rows)).mark_bar(height=step * 0.72).encode(x=x, x2="end:Q", y=y, color=colour)
     ticks = [{"request": one.index, "at": round(at, 4)} for one in shown if one.ok for at in one.chunk_times_s]
     marks = alt.Chart(alt.Data(values=ticks)).mark_tick(color=BLUE, thickness=1, size=step * 0.72).encode(x="at:Q", y=y)
@@ -114,7 +114,7 @@ def anatomy(record: "RequestRecord", *, title: str = "One request, taken apart",
         "start:Q",
         title="seconds since the request was sent",
         scale=alt.Scale(domain=[0, end * 1.01], nice=False),
-        axis=alt.Axis(grid=False, tickCount=6, format="~g"),
+        axis=alt.Axis(grid=False, tickCount=6, format="~f"),
     )
     scale = alt.Scale(domain=[len(lanes), 0], nice=False)
     base = alt.Chart(alt.Data(values=bars)).transform_calculate(top="datum.lane + 0.46", bottom="datum.lane + 0.88")

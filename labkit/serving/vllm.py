@@ -88,6 +88,11 @@ class EngineSettings:
     llm: dict[str, Any] = field(default_factory=dict)
     flags: str = ""
 
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.llm.items())
+        environment = " ".join(f"{name}={value}" for name, value in self.env.items())
+        return f"LLM(..., {arguments})\nvllm serve ... {self.flags}\nenvironment: {environment}"
+
     def apply(self) -> None:
         """Puts `env` into this process, before vllm is imported; what the user set already stays."""
         for name, value in self.env.items():

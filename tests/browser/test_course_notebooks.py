@@ -1,0 +1,47 @@
+"""The course's own notebooks in a real browser: as they are stored, and run with a learner's clicks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import ROOT, Notebook
+
+pytestmark = pytest.mark.browser
+
+Opener = Callable[[str], Notebook]
+STORED = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+VEGA = "application/vnd.vegalite.v5+json"
+
+
+def stored_charts(name: str) -> int:
+    """How many outputs of the stored notebook are charts."""
+    cells = json.loads((ROOT / "notebooks" / name).read_text())["cells"]
+    return sum(VEGA in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_notebook_shows_its_charts(name: str, open_notebook: Opener, page: Any, tmp_path: Path) -> None:
+    """Every stored chart is drawn from its own data, offline, before anything is run."""
+    open_notebook(name)
+    charts = page.locator(".jp-OutputArea-output svg.marks")
+    charts.nth(stored_charts(name) - 1).wait_for()
+    assert charts.count() == stored_charts(name)
+    page.locator(".jp-NotebookPanel").screenshot(path=str(tmp_path / f"{name}.png"))
+
+
+@pytest.mark.engine
+def test_a_learner_commits_a_guess_and_sees_it_in_the_chart(open_notebook: Opener, page: Any) -> None:
+    """In notebook 00 a number typed and committed stands in the reveal and in the chart, beside a real measurement."""
+    notebook = open_notebook("00_start_here.ipynb")
+    notebook.run_cells("guess_tokens_per_second = None", "course.start", "models.resolve", "lab.predict")
+    form = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text="How many tokens a second")
+    form.get_by_label("Your guess (tokens/s)").fill("12.5")
+    form.get_by_role("button", name="Commit").click()
+    notebook.run_cells("serving.settings", "llm = LLM(", "rates, token_ids", "cache_config", "speed =", timeout_s=300)
+    assert "12.5" in page.locator(".jp-OutputArea-output", has_text="Your guess").first.inner_text()
+    notebook.run_cells("read_bytes_per_s", "one_user", timeout_s=120)
+    assert page.locator("svg.marks", has_text="12.5").count() == 1
+    assert notebook.error_outputs() == []
