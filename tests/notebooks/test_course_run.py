@@ -1,0 +1,100 @@
+"""Every lab, run for real on the engine by the command that users run: papermill, records, verdicts, report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from labkit.labs import LABS
+from labkit.records import Record, read
+
+pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(2400)]
+TRIES = 2
+GUESSES = {"float": 2.0, "int": 2}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of the whole course, with a guess for every numeric prediction."""
+    folder = tmp_path_factory.mktemp("run")
+    options = [option for lab in LABS.values() for option in guesses(lab.name)]
+    for attempt in range(TRIES):  # a busy machine may cost a lab its engine's start: resume runs only what failed
+        resume = ["--resume"] if attempt else []
+        done = labkit("run", "--profile", "cpu", "--out", str(folder), *options, *resume)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
+
+
+def guesses(lab: str) -> list[str]:
+    """A guess for each of the lab's predictions that asks for a number."""
+    asked = LABS[lab].parameters.items()
+    values = {name: GUESSES[one.type] for name, one in asked if name.startswith("guess_") and one.type in GUESSES}
+    return [word for name, value in values.items() for word in ("-p", f"{lab}.{name}={value}")]
+
+
+def labkit(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command line, as a user runs it."""
+    command = [sys.executable, "-m", "labkit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=2300)
+
+
+def record(run_dir: Path, lab: str) -> Record:
+    """A lab's record of the run."""
+    return read(run_dir / f"{lab}.json")
+
+
+@pytest.mark.parametrize("lab", LABS)
+def test_a_lab_runs_to_its_end_and_records_what_it_found(lab: str, run_dir: Path) -> None:
+    """The record is complete, holds a measurement, and evidence on each claim that the lab tests."""
+    found = record(run_dir, lab)
+    assert found.status == "done"
+    assert found.measured
+    assert set(found.claims) >= set(LABS[lab].claims)
+    assert any(chart["key"] for chart in json.loads((run_dir / f"{lab}.json").read_text())["charts"])
+
+
+@pytest.mark.parametrize("lab", [lab for lab in LABS if guesses(lab)])
+def test_a_batch_run_takes_the_guesses_from_its_parameters(lab: str, run_dir: Path) -> None:
+    """What was passed as a guess stands in the record, beside a measurement."""
+    predictions: list[dict[str, Any]] = json.loads((run_dir / f"{lab}.json").read_text())["predictions"]
+    given = [one for one in predictions if one["source"] == "parameter"]
+    assert given
+    assert all(one["measured"] is not None for one in given)
+
+
+def test_every_tested_claim_has_a_verdict_by_its_rule(run_dir: Path) -> None:
+    """`labkit claims` says of each claim that a lab tests what was found here, and of the others who could tell."""
+    rows = json.loads(labkit("claims", str(run_dir), "--json").stdout)["claims"]
+    verdicts = {row["id"]: row["verdict"] for row in rows}
+    assert len(rows) == 65
+    tested = {claim for lab in LABS.values() for claim in lab.claims}
+    assert {verdicts[claim] for claim in tested} <= {"supported", "refuted", "depends", "inconclusive"}
+
+
+def test_a_run_agrees_with_itself(run_dir: Path) -> None:
+    """`labkit compare A A` is identical and ends with 0."""
+    done = labkit("compare", str(run_dir), str(run_dir), "--json")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["identical"] is True
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(run_dir: Path) -> None:
+    """No script, style, picture or font comes from elsewhere, and every lab is in it."""
+    text = (run_dir / "report.html").read_text()
+    assert 'src="http' not in text
+    assert "url(http" not in text
+    assert "@import" not in text
+    assert all(lab.title in text for lab in LABS.values())
+
+
+def test_a_run_leaves_no_process(run_dir: Path) -> None:
+    """Nothing that the run started is alive: no kernel, no server, no engine names its folder."""
+    here = str(run_dir)
+    left = [one.info for one in psutil.process_iter(["pid", "cmdline"]) if here in " ".join(one.info["cmdline"] or [])]
+    assert left == []
