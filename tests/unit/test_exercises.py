@@ -87,7 +87,7 @@ def test_no_diagnosis_gives_the_answer_away(exercise: Exercise) -> None:
         right = right[0] if isinstance(right, list) else right
     texts = [exercise.judge(answer, context).diagnosis for _, answer in exercise.wrong_answers(context)]
     texts += [exercise.judge("nonsense", context).diagnosis, *exercise.hints]
-    told = {f"{right:g}", f"{right:,.0f}"} if isinstance(right, float) else {" ".join(sorted(right))}
+    told = {f"{right:g}", f"{right:,.0f}"} if isinstance(right, int | float) else {" ".join(sorted(right))}
     assert not [text for text in texts if told & set(text.split()) or any(len(one) > 3 and one in text for one in told)]
 
 
