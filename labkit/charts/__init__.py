@@ -10,12 +10,16 @@ from labkit.charts.curves import LinePoint, LoadPoint, lines, throughput_latency
 from labkit.charts.distributions import ecdf, tail
 from labkit.charts.render import bundle, enable, show_live, spec, svg
 from labkit.charts.requests import anatomy, request_timeline
+from labkit.charts.streams import Lane, token_streams
 from labkit.charts.theme import config, finish, palette
+from labkit.charts.tradeoff import Tradeoff, tradeoff
 
 __all__ = [
     "Bar",
+    "Lane",
     "LinePoint",
     "LoadPoint",
+    "Tradeoff",
     "anatomy",
     "bars_with_intervals",
     "batch_grid",
@@ -32,4 +36,6 @@ __all__ = [
     "svg",
     "tail",
     "throughput_latency",
+    "token_streams",
+    "tradeoff",
 ]
