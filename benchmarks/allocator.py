@@ -8,8 +8,9 @@ It prints and gates nothing: CPU-seconds are the best of the repeats, since othe
 import argparse
 import json
 import random
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from labkit.kvcache import BlockPool, Policy, replay, simulate, stream
@@ -50,23 +51,24 @@ def measure_prefixes(*, requests: int, repeats: int) -> dict[str, Any]:
     return {"what": "prefix cache, 600-token prompts", "cpu_s": cpu_s, "hit_rate": hits.hit_rate}
 
 
-def main() -> None:
-    """Measures and prints."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     sizes = {"requests": options.requests, "repeats": options.repeats}
     rows = [*(measure_policy(policy, **sizes) for policy in Policy), measure_prefixes(**sizes)]
     if options.json:
         print(json.dumps({"machine": inspect().line(), **sizes, "rows": rows}))
-        return
+        return 0
     print(f"{inspect().line()}; {options.requests:,} requests, best of {options.repeats}")
     for row in rows:
         others = ", ".join(f"{name} {value:,.4g}" for name, value in row.items() if name not in ("what", "cpu_s"))
         print(f"{row['cpu_s']:7.2f} CPU-s  {row['what']:32} {others}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
