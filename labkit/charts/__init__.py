@@ -8,6 +8,8 @@ from labkit.charts.bars import Bar, bars_with_intervals
 from labkit.charts.batches import batch_grid
 from labkit.charts.curves import LinePoint, LoadPoint, lines, throughput_latency
 from labkit.charts.distributions import ecdf, tail
+from labkit.charts.models import model_and_measured
+from labkit.charts.prefixes import prefix_blocks
 from labkit.charts.render import bundle, enable, show_live, spec, svg
 from labkit.charts.requests import anatomy, request_timeline
 from labkit.charts.streams import Lane, token_streams
@@ -29,7 +31,9 @@ __all__ = [
     "enable",
     "finish",
     "lines",
+    "model_and_measured",
     "palette",
+    "prefix_blocks",
     "request_timeline",
     "show_live",
     "spec",

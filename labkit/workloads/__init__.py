@@ -1,6 +1,7 @@
 """What is asked: seeded requests and the times at which they arrive.
 
-No tokenizer here: lengths are in words, and how many tokens they are is what the server's usage says.
+No tokenizer here: lengths are in words, and how many tokens they are is what the server's usage says. Only the prompts
+over documents are made of tokens, by the tokenizer that they are given.
 """
 
 import inspect
@@ -11,20 +12,32 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.workloads.arrivals import constant_arrivals_s, poisson_arrivals_s
+from labkit.workloads.documents import (
+    Document,
+    check_retrieval,
+    load_documents,
+    pages_with_questions,
+    retrieval,
+)
 from labkit.workloads.files import from_file
 from labkit.workloads.made import chat, interference, shared_prefix
 from labkit.workloads.request import Request, Workload
 
 __all__ = [
     "WORKLOADS",
+    "Document",
     "Request",
     "Workload",
     "build",
     "chat",
+    "check_retrieval",
     "constant_arrivals_s",
     "from_file",
     "interference",
+    "load_documents",
+    "pages_with_questions",
     "poisson_arrivals_s",
+    "retrieval",
     "shared_prefix",
 ]
 
