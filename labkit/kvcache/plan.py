@@ -34,7 +34,7 @@ ENCODERS = frozenset({
     "roberta", "xlm-roberta",
 })
 # fmt: on
-NULL_BLOCKS = 1  # vLLM's BlockPool keeps block 0 for itself as a placeholder
+NULL_BLOCKS = 1  # vLLM's BlockPool keeps block 0 for itself, and get_kv_cache_configs checks the length without it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class KvPlan:
 
     `max_concurrency` is the log's "Maximum concurrency": how many sequences fit if all have `max_model_len` tokens, a
     worst case and no limit. `allocatable_blocks` leaves out the one that vLLM keeps as a placeholder. `longest_tokens`:
-    the longest sequence that fits, at most `max_model_len`; below it the engine refuses to start.
+    the longest sequence that fits into these, at most `max_model_len`; below it the engine refuses to start.
     """
 
     model_type: str
@@ -105,7 +105,8 @@ def describe(
     window = None if architecture.model_type in MIXED_WINDOW | RECURRENT else architecture.sliding_window
     kept = {"sliding_window": window, "in_flight_tokens": in_flight_tokens}
     each = blocks_per_sequence(length, block_size=block_size, **kept)  # type: ignore[arg-type]
-    longest = longest_sequence(blocks, block_size=block_size, at_most=length, **kept)  # type: ignore[arg-type]
+    usable = blocks - NULL_BLOCKS
+    longest = longest_sequence(usable, block_size=block_size, at_most=length, **kept)  # type: ignore[arg-type]
     return KvPlan(
         model_type=architecture.model_type,
         layers=architecture.layers,
@@ -122,7 +123,7 @@ def describe(
         bytes_per_token=per_token,
         bytes_per_block=per_block,
         blocks=blocks,
-        allocatable_blocks=blocks - NULL_BLOCKS,
+        allocatable_blocks=usable,
         tokens=blocks * block_size,
         unused_bytes=memory_bytes - blocks * per_block,
         blocks_per_sequence=each,
@@ -130,7 +131,7 @@ def describe(
         max_concurrency=blocks / each,
         logged_tokens=int(blocks / each * length),
         longest_tokens=longest,
-        fits=blocks >= each,
+        fits=usable >= each,
         notes=tuple(_notes(architecture, length=length, longest=longest, kv_dtype_bytes=kv_dtype_bytes)),
     )
 
@@ -176,6 +177,7 @@ def _budget_lines(plan: KvPlan) -> list[str]:
         f"{plan.unused_bytes:,} bytes left over",
         f"tokens: {plan.blocks:,} blocks x {plan.block_size} = {plan.tokens:,} tokens",
         sequence,
+        f"sequences get at most {plan.allocatable_blocks:,} blocks: vLLM keeps {NULL_BLOCKS} as a placeholder",
         f"maximum concurrency: {plan.blocks:,} blocks / {plan.blocks_per_sequence:,} = {plan.max_concurrency:.2f}x",
     ]
 
