@@ -8,10 +8,13 @@ from labkit.charts.bars import Bar, bars_with_intervals
 from labkit.charts.batches import batch_grid
 from labkit.charts.curves import LinePoint, LoadPoint, lines, throughput_latency
 from labkit.charts.distributions import ecdf, tail
+from labkit.charts.memory import memory_map
 from labkit.charts.models import model_and_measured
 from labkit.charts.prefixes import prefix_blocks
 from labkit.charts.render import bundle, enable, show_live, spec, svg
 from labkit.charts.requests import anatomy, request_timeline
+from labkit.charts.stacked import stacked_bars
+from labkit.charts.steps import StepPanel, step_panels
 from labkit.charts.streams import Lane, token_streams
 from labkit.charts.theme import config, finish, palette
 from labkit.charts.tradeoff import Tradeoff, tradeoff
@@ -21,6 +24,7 @@ __all__ = [
     "Lane",
     "LinePoint",
     "LoadPoint",
+    "StepPanel",
     "Tradeoff",
     "anatomy",
     "bars_with_intervals",
@@ -31,12 +35,15 @@ __all__ = [
     "enable",
     "finish",
     "lines",
+    "memory_map",
     "model_and_measured",
     "palette",
     "prefix_blocks",
     "request_timeline",
     "show_live",
     "spec",
+    "stacked_bars",
+    "step_panels",
     "svg",
     "tail",
     "throughput_latency",

@@ -10,21 +10,29 @@ from labkit.kvcache.arithmetic import (
     kv_heads_per_rank,
     longest_sequence,
 )
-from labkit.kvcache.memory import Policy, Sequence
+from labkit.kvcache.budget import Budget, EngineShare, start_in_turn
+from labkit.kvcache.limits import check_blocks, check_contention, check_lengths
+from labkit.kvcache.memory import Extent, Policy, Sequence
 from labkit.kvcache.plan import KvPlan, describe
 from labkit.kvcache.pool import Block, BlockPool, Lease, block_hashes, chain_hash
 from labkit.kvcache.replay import HitCount, common_full_blocks, replay
+from labkit.kvcache.snapshots import Holding, Snapshot, snapshots, waste_share, worst_empty_tokens
 from labkit.kvcache.stream import stream
 from labkit.kvcache.trace import StepState, Tenure, Trace
 
 __all__ = [
     "Block",
     "BlockPool",
+    "Budget",
+    "EngineShare",
+    "Extent",
     "HitCount",
+    "Holding",
     "KvPlan",
     "Lease",
     "Policy",
     "Sequence",
+    "Snapshot",
     "StepState",
     "Tenure",
     "Trace",
@@ -35,11 +43,18 @@ __all__ = [
     "bytes_per_token",
     "chain_hash",
     "check_block_size",
+    "check_blocks",
+    "check_contention",
+    "check_lengths",
     "common_full_blocks",
     "describe",
     "kv_heads_per_rank",
     "longest_sequence",
     "replay",
     "simulate",
+    "snapshots",
+    "start_in_turn",
     "stream",
+    "waste_share",
+    "worst_empty_tokens",
 ]
