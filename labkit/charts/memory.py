@@ -6,7 +6,7 @@ from typing import Any
 
 from labkit.charts.theme import GREY, WIDTH, finish, palette
 from labkit.errors import UsageError
-from labkit.kvcache import Extent, Holding, Snapshot
+from labkit.kvcache import Holding, Snapshot
 
 STORED, EMPTY = "stored", "given, but empty"
 PALE = 0.25
@@ -43,10 +43,17 @@ def memory_map(
     import altair as alt
 
     steps = max(snapshots[-1].step for snapshots in panels.values()) + 1
-    x = alt.Scale(domain=[0, steps], nice=False)
     names = sorted({str(owner + 1) for found in panels.values() for one in found for owner in one.holdings}, key=int)
     drawn = [
-        _panel(name, snapshots, names, x=x, block_size=block_size, every=every, height=height)
+        _panel(
+            name,
+            snapshots,
+            names,
+            x=_x(steps, last=name == [*panels][-1]),
+            block_size=block_size,
+            every=every,
+            height=height,
+        )
         for name, snapshots in panels.items()
     ]
     text = "; ".join(f"{name}: {_words(snapshots)}" for name, snapshots in panels.items())
@@ -87,7 +94,7 @@ def _panel(
         alt.Chart(alt.Data(values=rows))
         .mark_rect()
         .encode(
-            x=alt.X("start:Q", title="steps of the engine", scale=x, axis=alt.Axis(tickCount=8, grid=False)),
+            x=x,
             x2="end:Q",
             y=alt.Y("low:Q", title="memory (tokens)", scale=scale, axis=alt.Axis(tickCount=5, grid=False)),
             y2="high:Q",
@@ -104,6 +111,15 @@ def _panel(
     heading = alt.TitleParams(f"{name}: {_words(snapshots)}", fontSize=14, fontWeight="normal", offset=6)
     layers = [boxes, lines, frame] if edges else [boxes, frame]
     return alt.layer(*layers).properties(width=WIDTH, height=height, title=heading)
+
+
+def _x(steps: int, *, last: bool) -> Any:
+    """The axis of steps, with its title below the last panel only."""
+    import altair as alt
+
+    scale = alt.Scale(domain=[0, steps], nice=False)
+    axis = alt.Axis(tickCount=8, grid=False)
+    return alt.X("start:Q", title="steps of the engine" if last else None, scale=scale, axis=axis)
 
 
 def patches(snapshots: Sequence[Snapshot], *, every: int = 1) -> Iterator[Patch]:
@@ -125,25 +141,15 @@ def patches(snapshots: Sequence[Snapshot], *, every: int = 1) -> Iterator[Patch]
 
 
 def _parts(holding: Holding) -> Iterator[tuple[str, int, int]]:
-    """Each extent's stored and empty part; extents that touch, both whole, are told as one."""
+    """Each extent's stored and its empty part: (kind, low, high)."""
     left = holding.stored_tokens
-    for extent in _joined(holding):
+    for extent in holding.extents:
         stored = min(left, extent.tokens)
         left -= stored
         if stored:
             yield STORED, extent.start, extent.start + stored
         if stored < extent.tokens:
             yield EMPTY, extent.start + stored, extent.start + extent.tokens
-
-
-def _joined(holding: Holding) -> list[Extent]:
-    joined: list[Extent] = []
-    for extent in holding.extents:
-        if joined and joined[-1].start + joined[-1].tokens == extent.start:
-            joined[-1] = Extent(joined[-1].start, joined[-1].tokens + extent.tokens)
-        else:
-            joined.append(extent)
-    return joined
 
 
 def _words(snapshots: Sequence[Snapshot]) -> str:

@@ -1,6 +1,7 @@
-"""Wholes and their parts: one bar for each whole, cut into the same kinds of parts."""
+"""Wholes and their parts: one bar for each whole, its parts side by side; a kind of part has one colour in all bars."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from labkit.charts.theme import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, finish
@@ -9,28 +10,29 @@ from labkit.teaching.words import amount
 
 STEP = 46
 COLOURS = (BLUE, ORANGE, VERMILLION, SKY, GREEN, PURPLE)
-LABEL_FROM = 0.075  # of the longest bar: a shorter part has no room for its value
+Part = tuple[str, float]
+LABEL_FROM = 0.06  # of the longest bar: a shorter part has no room for its value
 
 
 def stacked_bars(
-    rows: Mapping[str, Mapping[str, float]], *, title: str, unit: str, rest: str = "", caption: str | None = None
+    rows: Mapping[str, Sequence[Part]], *, title: str, unit: str, rest: str = "", caption: str | None = None
 ) -> Any:
-    """A bar for each row, a part for each name, in the order given; the part called `rest` is drawn pale.
+    """A bar for each row, its parts in the order given; a kind may come again. The kind called `rest` is drawn pale.
 
     UsageError without rows or with a part below zero.
     """
-    if not rows or any(value < 0 for parts in rows.values() for value in parts.values()):
+    if not rows or any(value < 0 for parts in rows.values() for _, value in parts):
         raise UsageError(f"the chart {title!r} has no rows, or a part below zero", remedy="pass parts from zero up")
     import altair as alt
 
-    kinds = list(dict.fromkeys(kind for parts in rows.values() for kind in parts))
-    coloured = [kind for kind in kinds if kind != rest]
+    coloured = [kind for kind in dict.fromkeys(kind for parts in rows.values() for kind, _ in parts) if kind != rest]
+    kinds = [*coloured, rest] if rest else coloured
     colours = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(coloured)} | {rest: FAINT}
-    top = max(sum(parts.values()) for parts in rows.values())
+    top = max(sum(value for _, value in parts) for parts in rows.values())
     values = [
-        {"row": row, "kind": kind, "start": start, "end": start + parts[kind], "text": _text(parts[kind], unit, top)}
+        {"row": row, "kind": kind, "start": end - value, "end": end, "text": _text(value, unit, top)}
         for row, parts in rows.items()
-        for kind, start in _starts(parts).items()
+        for (kind, value), end in zip(parts, accumulate(value for _, value in parts), strict=True)
     ]
     base = alt.Chart(alt.Data(values=values)).encode(
         y=alt.Y("row:N", title=None, sort=None, axis=alt.Axis(labelLimit=280, domain=False, ticks=False)),
@@ -50,19 +52,9 @@ def stacked_bars(
     )
     drawn = alt.layer(bars, labels).properties(width=WIDTH, height=STEP * len(rows))
     text = "; ".join(
-        f"{row}: " + ", ".join(f"{kind} {amount(value, unit)}" for kind, value in parts.items())
-        for row, parts in rows.items()
+        f"{row}: " + ", ".join(f"{kind} {amount(value, unit)}" for kind, value in parts) for row, parts in rows.items()
     )
     return finish(drawn, title=title, description=f"Bars, {title}: {text}.", caption=caption)
-
-
-def _starts(parts: Mapping[str, float]) -> dict[str, float]:
-    """Where each part begins: at the sum of those before."""
-    found, reached = {}, 0.0
-    for kind, value in parts.items():
-        found[kind] = reached
-        reached += value
-    return found
 
 
 def _text(value: float, unit: str, top: float) -> str:
