@@ -64,7 +64,7 @@ def prefix_blocks(
     base = alt.Chart(data).encode(y=y)
     colour = alt.Color("kind:N", title=None, scale=kinds, legend=alt.Legend(symbolType="square", symbolStrokeWidth=1))
     boxes = base.mark_bar(height=24, stroke=GREY, strokeWidth=1).encode(x=x, x2="end:Q", color=colour)
-    words = base.mark_text(color=INK, fontSize=12).encode(x=alt.X("middle:Q", scale=scale), text="text:N")
+    words = base.mark_text(color=INK, fontSize=13).encode(x=alt.X("middle:Q", scale=scale), text="text:N")
     width = min(560, BLOCK_WIDTH * longest / block_size)
     drawn = alt.layer(boxes, words).properties(width=width, height=ROW_HEIGHT * len(prompts))
     return finish(drawn, title=title, description=_description(found, title), caption=caption)
