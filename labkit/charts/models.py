@@ -12,6 +12,8 @@ from labkit.teaching.words import amount, number
 
 MARGIN = 0.06  # of the x axis, left and right: points at the ends stay whole
 DODGE = 9  # pixels between the series' points at the same x, so that no interval hides another
+MOST_TICKS = 12
+PLAIN = "format(datum.value, ',')"  # a format on the axis would round its labels to the axis's own step
 ARTICLE_COLOUR = "#8a2f6b"
 
 
@@ -24,15 +26,18 @@ def model_and_measured(
     y_title: str,
     unit: str = "",
     guess: float | None = None,
+    guesses: Sequence[LinePoint] = (),
     article: tuple[float, float] | None = None,
+    steps: bool = False,
     residual: bool = False,
     caption: str | None = None,
 ) -> Any:
     """Dashed lines for the model, points with intervals for what was measured; equal series have equal colours.
 
-    `guess` becomes a labelled rule, `article` a band from one figure to the other. `residual` adds a panel with
-    measured / model - 1 for the measured points at whose x their series has a point of the model. UsageError without
-    points of either.
+    `guess` becomes a labelled rule, `guesses` diamonds (where a guess is for one point of a series), `article` a band
+    from one figure to the other. With `steps` the model keeps its value until its next point. `residual` adds a panel
+    with measured / model - 1 for the measured points at whose x their series has a point of the model. UsageError
+    without points of either.
     """
     if not model or not measured:
         raise UsageError(
@@ -42,7 +47,18 @@ def model_and_measured(
     import altair as alt
 
     x = _x(model, measured, "" if residual else x_title)
-    drawn = _panel(model, measured, x, y_title=y_title, unit=unit, guess=guess, article=article)
+    found = references(unit, guess=guess)
+    scale = _y_scale([*model, *measured, *guesses], [*(one.value for one in found), *(article or ())])
+    y = alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=6, labelExpr=PLAIN))
+    colour = _colour([*model, *measured])
+    line = alt.Chart(_rows(model, unit)).mark_line(
+        strokeWidth=2, strokeDash=[8, 4], interpolate="step-after" if steps else "linear"
+    )
+    layers = [_band(article, scale, unit)] if article else []
+    layers += [line.encode(x=x, y=y, color=colour), *_diamonds(guesses, x, y, colour, unit)]
+    layers += _points(measured, x, y, colour, scale, unit)
+    layers += horizontal(found, domain=(0, scale.domain[1]), scale=scale)
+    drawn = alt.layer(*layers).properties(width=WIDTH, height=280)
     if residual:
         below = _residual_panel(residuals(model, measured), _x(model, measured, x_title), [*model, *measured])
         drawn = alt.vconcat(drawn, below, spacing=20).resolve_scale(color="shared")
@@ -66,28 +82,23 @@ def residuals(model: Sequence[LinePoint], measured: Sequence[LinePoint]) -> list
     ]
 
 
-def _panel(
-    model: Sequence[LinePoint],
-    measured: Sequence[LinePoint],
-    x: Any,
-    *,
-    y_title: str,
-    unit: str,
-    guess: float | None,
-    article: tuple[float, float] | None,
-) -> Any:
+def _y_scale(points: Sequence[LinePoint], others: Sequence[float]) -> Any:
     import altair as alt
 
-    found = references(unit, guess=guess)
-    heights = [p.y for p in model] + [p.high if p.high is not None else p.y for p in measured]
-    top = max([*heights, *(one.value for one in found), *(article or ())]) * 1.1 or 1.0
-    scale = alt.Scale(domain=[0, top], nice=False)
-    y = alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))
-    colour = _colour([*model, *measured])
-    line = alt.Chart(_rows(model, unit)).mark_line(strokeWidth=2, strokeDash=[8, 4])
-    layers = [_band(article, scale, unit)] if article else []
-    layers += [line.encode(x=x, y=y, color=colour), *_points(measured, x, y, colour, scale, unit)]
-    return alt.layer(*layers, *horizontal(found, domain=(0, top), scale=scale)).properties(width=WIDTH, height=280)
+    heights = [point.high if point.high is not None else point.y for point in points]
+    return alt.Scale(domain=[0, max([*heights, *others]) * 1.1 or 1.0], nice=False)
+
+
+def _diamonds(guesses: Sequence[LinePoint], x: Any, y: Any, colour: Any, unit: str) -> list[Any]:
+    import altair as alt
+
+    if not guesses:
+        return []
+    rows = [{**asdict(guess), "text": f"your guess: {amount(guess.y, unit)}"} for guess in guesses]
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y)
+    mark = base.mark_point(shape="diamond", size=170, strokeWidth=2.5, opacity=1, filled=False, xOffset=-2 * DODGE)
+    text = labelled(base.encode(text="text:N"), align="right", baseline="middle", dx=-3.4 * DODGE)
+    return [mark.encode(color=colour), text]
 
 
 def _points(rows: Sequence[LinePoint], x: Any, y: Any, colour: Any, scale: Any, unit: str) -> list[Any]:
@@ -141,9 +152,10 @@ def _x(model: Sequence[LinePoint], measured: Sequence[LinePoint], title: str) ->
     every = [point.x for point in (*model, *measured)]
     edge = (max(every) - min(every)) * MARGIN or 1.0
     scale = alt.Scale(domain=[min(every) - edge, max(every) + edge], nice=False)
-    # What was measured is labelled: between the points there is only the model.
-    # (A number format would round the labels to the axis's own step.)
-    axis = alt.Axis(values=sorted({point.x for point in measured}), labelExpr="format(datum.value, ',')")
+    # Where the model has too many points to label, those that were measured are labelled.
+    steps = sorted({point.x for point in (*model, *measured)})
+    ticks = steps if len(steps) <= MOST_TICKS else sorted({point.x for point in measured})
+    axis = alt.Axis(values=ticks, labelExpr=PLAIN)
     return alt.X("x:Q", title=title or None, scale=scale, axis=axis)
 
 

@@ -14,6 +14,7 @@ from labkit.errors import UsageError
 from labkit.workloads.arrivals import constant_arrivals_s, poisson_arrivals_s
 from labkit.workloads.documents import (
     Document,
+    check_pages,
     check_retrieval,
     load_documents,
     pages_with_questions,
@@ -30,6 +31,7 @@ __all__ = [
     "Workload",
     "build",
     "chat",
+    "check_pages",
     "check_retrieval",
     "constant_arrivals_s",
     "from_file",

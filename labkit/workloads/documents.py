@@ -44,12 +44,17 @@ def load_documents(folder: Path | None = None) -> tuple[Document, ...]:
 
 
 def check_retrieval(
-    *, prompt_tokens: int, shared_tokens: Sequence[int], output_tokens: Sequence[int], max_positions: int
+    *,
+    prompt_tokens: int,
+    shared_tokens: Sequence[int],
+    output_tokens: Sequence[int],
+    max_positions: int,
+    block_size: int = 1,
 ) -> None:
     """Sizes that fit together and into the model; UsageError otherwise, with the number, before an engine is started.
 
     `prompt_tokens`: a whole prompt's; `shared_tokens` and `output_tokens`: the levels of a sweep; `max_positions`: what
-    the model can take, prompt and answer together.
+    the model can take, prompt and answer together; `block_size`: the most that is shared is to fill a block at least.
     """
     checks.whole("prompt_tokens", prompt_tokens, at_least=2)
     most = max(shared_tokens)
@@ -58,6 +63,11 @@ def check_retrieval(
             f"{most} tokens of a prompt are to be shared, but it has {prompt_tokens}, and at least one is its own",
             remedy=f"pass shared_tokens of at most {prompt_tokens - 1}, or longer prompts",
         )
+    if most < block_size:
+        raise UsageError(
+            f"{most} tokens are shared at most: not a full block of {block_size}, so nothing can be found",
+            remedy=f"pass shared_tokens with one level of {block_size} or more",
+        )
     longest = prompt_tokens + max(output_tokens)
     if longest > max_positions:
         raise UsageError(
@@ -65,6 +75,20 @@ def check_retrieval(
             f"{max_positions}",
             remedy=f"pass prompt_tokens of at most {max_positions - max(output_tokens)}",
         )
+
+
+def check_pages(
+    documents: Sequence[Document], encode: Encode, *, page_tokens: int, pages: int, block_size: int
+) -> None:
+    """`pages` different pages of `page_tokens` tokens can be had and each fills a block; UsageError otherwise."""
+    if page_tokens < block_size:
+        raise UsageError(
+            f"page_tokens is {page_tokens}: a page does not fill a block of {block_size}, so none can be found",
+            remedy=f"pass page_tokens of {block_size} or more",
+        )
+    lap = (pages - 1) // len(documents)
+    for document in documents:
+        _page(document, encode(document.text), lap=lap, tokens=page_tokens)
 
 
 def retrieval(
@@ -83,7 +107,11 @@ def retrieval(
     """
     checks.whole("requests", requests, at_least=1)
     check_retrieval(
-        prompt_tokens=prompt_tokens, shared_tokens=[shared_tokens], output_tokens=[0], max_positions=prompt_tokens
+        prompt_tokens=prompt_tokens,
+        shared_tokens=[shared_tokens],
+        output_tokens=[0],
+        max_positions=prompt_tokens,
+        block_size=0,
     )
     pages = [list(encode(document.text)) for document in documents]
     shared = list(islice(chain.from_iterable(cycle(pages)), shared_tokens))
@@ -99,20 +127,20 @@ def pages_with_questions(
     Numbers in `order` beyond the documents take their pages again, from another place on, as documents of their own.
     Question k is different from every other. UsageError for pages shorter than asked for.
     """
+    texts = [encode(document.text) for document in documents]
     starts = [divmod(number, len(documents)) for number in order]
-    pages = [_page(documents[which], encode, lap=lap, tokens=page_tokens) for lap, which in starts]
+    pages = [_page(documents[which], texts[which], lap=lap, tokens=page_tokens) for lap, which in starts]
     return [page + _question(encode, index, tokens=question_tokens) for index, page in enumerate(pages)]
 
 
-def _page(document: Document, encode: Encode, *, lap: int, tokens: int) -> Tokens:
-    """A page from its `lap`-th token on, so that no two laps begin alike."""
-    every = list(encode(document.text))
+def _page(document: Document, every: Sequence[int], *, lap: int, tokens: int) -> Tokens:
+    """A page, of which `every` token is given, from its `lap`-th token on, so that no two laps begin alike."""
     if lap + tokens > len(every):
         raise UsageError(
             f"{tokens} tokens are asked of {document.name}, which has {len(every)}",
             remedy=f"ask for at most {len(every) - lap}, or put longer pages into data/documents",
         )
-    return every[lap : lap + tokens]
+    return list(every[lap : lap + tokens])
 
 
 def _question(encode: Encode, index: int, *, tokens: int) -> Tokens:

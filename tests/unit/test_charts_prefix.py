@@ -26,6 +26,7 @@ DRAWN = {
     "blocks": charts.prefix_blocks(PROMPTS, block_size=32, title="Blocks"),
     "plain": charts.model_and_measured(MODEL, MEASURED[:1], **WORDS),
     "whole": charts.model_and_measured(MODEL, MEASURED, guess=2.5, article=(1.3, 1.5), residual=True, **WORDS),
+    "steps": charts.model_and_measured(MODEL, MEASURED, guesses=[LinePoint(64, 2.0, "series 1")], steps=True, **WORDS),
 }
 
 
@@ -58,6 +59,12 @@ def test_a_prompt_is_drawn_whole_and_found_as_the_cache_finds(prompts: list[list
         lease = pool.lease(prompt)
         assert lease is not None
         pool.release(lease)
+
+
+def test_guesses_are_drawn_at_their_points() -> None:
+    """A guess for one series at one x stands there, with its value in words."""
+    assert "your guess: 2x" in charts.svg(DRAWN["steps"])
+    assert "your guess: 2.5x" in charts.svg(DRAWN["whole"])
 
 
 def test_residuals_are_relative_to_the_model() -> None:

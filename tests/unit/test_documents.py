@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from labkit import kvcache
 from labkit.errors import UsageError
-from labkit.workloads import Document, check_retrieval, load_documents, pages_with_questions, retrieval
+from labkit.workloads import Document, check_pages, check_retrieval, load_documents, pages_with_questions, retrieval
 
 quick = settings(max_examples=60, deadline=None)
 DOCUMENTS = load_documents()
@@ -84,6 +84,7 @@ def test_a_page_that_is_too_short_is_refused() -> None:
         ({"shared_tokens": [200]}, "200 tokens of a prompt", "at most 159"),
         ({"output_tokens": [2, 90]}, "160 and 90 output tokens make 250; the model takes 200", "at most 110"),
         ({"prompt_tokens": 500}, "500 and 24 output tokens make 524", "at most 176"),
+        ({"block_size": 256}, "128 tokens are shared at most: not a full block of 256", "256 or more"),
         ({"prompt_tokens": 1, "shared_tokens": [0]}, "prompt_tokens is 1", "2 or more"),
     ],
 )
@@ -97,4 +98,20 @@ def test_sizes_that_cannot_be_are_refused(values: dict[str, list[int]], message:
 
 def test_sizes_that_fit_pass() -> None:
     """The longest prompt that the model takes, with all but one token shared, is accepted."""
-    check_retrieval(prompt_tokens=176, shared_tokens=[175], output_tokens=[24], max_positions=200)
+    check_retrieval(prompt_tokens=176, shared_tokens=[175], output_tokens=[24], max_positions=200, block_size=175)
+
+
+@pytest.mark.parametrize(
+    ("page_tokens", "pages", "message"),
+    [
+        (16, 4, "page_tokens is 16: a page does not fill a block of 32"),
+        (40, 4, "40 tokens are asked of only, which has 35"),
+        (32, 5, "32 tokens are asked of only, which has 35"),
+    ],
+)
+def test_pages_that_cannot_be_are_refused(page_tokens: int, pages: int, message: str) -> None:
+    """A page shorter than a block, one longer than its text, and one page more than the text gives."""
+    only = [Document("only", " ".join("a" * 18))]
+    check_pages(only, encode, page_tokens=32, pages=4, block_size=32)
+    with pytest.raises(UsageError, match=message):
+        check_pages(only, encode, page_tokens=page_tokens, pages=pages, block_size=32)
