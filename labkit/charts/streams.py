@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from labkit.charts.theme import BLUE, INK, ORANGE, VERMILLION, WIDTH, finish, labelled
+from labkit.charts.theme import BLUE, INK, ORANGE, VERMILLION, WIDTH, finish
 from labkit.errors import UsageError
 from labkit.teaching.words import amount
 
@@ -61,10 +61,10 @@ def _panel(name: str, lanes: Sequence[Lane], scale: Any, x_title: str, *, last: 
     bars = base.mark_bar(height=ROW * 0.5, stroke="white", strokeWidth=1).encode(x=x, x2="end:Q", y=y, color=colour)
     ticks = [{"lane": lane.name, "start": round(at, 4), "kind": TOKEN} for lane in lanes for at in lane.token_times_s]
     marks = alt.Chart(alt.Data(values=ticks)).mark_tick(thickness=2, size=ROW * 0.7).encode(x=x, y=y, color=colour)
-    longest = max((box for box in boxes if box["kind"] == GAP), key=lambda one: one["end"] - one["start"], default=None)
-    layers = [bars, marks, *([_label(longest, x, y)] if longest else [])]
-    heading = alt.TitleParams(name, fontSize=13, fontWeight="normal", color=INK, anchor="start", offset=6)
-    return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(ROW), title=heading)
+    heading = alt.TitleParams(
+        _heading(name, lanes), fontSize=14, fontWeight="normal", color=INK, anchor="start", offset=6
+    )
+    return alt.layer(bars, marks).properties(width=WIDTH, height=alt.Step(ROW), title=heading)
 
 
 def _boxes(lane: Lane) -> list[dict[str, Any]]:
@@ -84,27 +84,14 @@ def _longest_gap(lane: Lane) -> tuple[float, float]:
     return max(pairwise(lane.token_times_s), key=lambda pair: pair[1] - pair[0])
 
 
-def _label(gap: dict[str, Any], x: Any, y: Any) -> Any:
-    import altair as alt
-
-    middle = (gap["start"] + gap["end"]) / 2
-    text = f"{amount(gap['end'] - gap['start'], 's')} without a token"
-    row = {"lane": gap["lane"], "start": middle, "text": text}
-    return labelled(
-        alt.Chart(alt.Data(values=[row])).encode(x=x, y=y, text="text:N"), align="center", baseline="middle"
-    )
+def _heading(name: str, lanes: Sequence[Lane]) -> str:
+    gaps = [end - begin for lane in lanes if lane.marked for begin, end in pairwise(lane.token_times_s)]
+    return f"{name}: longest gap {amount(max(gaps), 's')}" if gaps else name
 
 
 def _description(panels: Mapping[str, Sequence[Lane]]) -> str:
     parts = []
     for name, lanes in panels.items():
-        gaps = [
-            end - begin
-            for lane in lanes
-            if lane.marked and len(lane.token_times_s) > 1
-            for begin, end in [_longest_gap(lane)]
-        ]
-        longest = f"longest gap {amount(max(gaps), 's')}" if gaps else "no gap"
         split = "; ".join(f"{lane.name} computed in {len(lane.parts)} parts" for lane in lanes if lane.parts)
-        parts.append(f"{name}: {len(lanes)} requests, {longest}{f', {split}' if split else ''}")
+        parts.append(f"{_heading(name, lanes)}, {len(lanes)} requests{f', {split}' if split else ''}")
     return "Token streams over time. " + ". ".join(parts) + "."

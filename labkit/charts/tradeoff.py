@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.charts.references import references, vertical
-from labkit.charts.theme import BLUE, INK, WIDTH, finish, labelled
+from labkit.charts.references import STYLES, references, vertical
+from labkit.charts.theme import BLUE, GREY, INK, WIDTH, finish, labelled
 from labkit.errors import UsageError
 from labkit.teaching.words import amount
+
+LETTER = 8  # pixels that a letter of a label takes, generously
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def tradeoff(
     scale, y_scale = alt.Scale(domain=list(domain), nice=False), alt.Scale(domain=[0, top * 1.15], nice=False)
     x = alt.X("x:Q", title=x_title, scale=scale, axis=alt.Axis(tickCount=8, format="~g"))
     y = alt.Y("y:Q", title=y_title, scale=y_scale, axis=alt.Axis(tickCount=6, format="~g"))
-    layers = [_curve(curve, x, y)] if curve else []
-    layers += [*_intervals(points, scale, y_scale), *_dots(points, x, y), *vertical(found, domain=domain, scale=scale)]
+    layers = vertical(found, domain=domain, scale=scale)
+    layers += [*([_curve(curve, x, y)] if curve else []), *_labels(points, x, y, right=domain[1], top=top)]
+    layers += [*_intervals(points, scale, y_scale), _dots(points, x, y)]
     drawn = alt.layer(*layers).properties(width=WIDTH, height=300)
     return finish(drawn, title=title, description=_description(points, x_title, y_title), caption=caption)
 
@@ -58,9 +61,13 @@ def tradeoff(
 def _curve(curve: Sequence[tuple[float, float]], x: Any, y: Any) -> Any:
     import altair as alt
 
+    colour, dash = STYLES["the model"]
     rows = [{"x": at, "y": value, "order": n} for n, (at, value) in enumerate(curve)]
-    line = alt.Chart(alt.Data(values=rows)).mark_line(color="#00573f", strokeDash=[14, 3], strokeWidth=2)
-    return line.encode(x=x, y=y, order="order:Q")
+    line = alt.Chart(alt.Data(values=rows)).mark_line(color=colour, strokeDash=dash, strokeWidth=2)
+    middle = min(curve, key=lambda point: abs(point[0] - (curve[0][0] + curve[-1][0]) * 0.7))
+    name = alt.Chart(alt.Data(values=[{"x": middle[0], "y": middle[1], "text": "the model"}]))
+    words = labelled(name.encode(x=x, y=y, text="text:N"), align="center", baseline="bottom", dy=-8, color=colour)
+    return alt.layer(line.encode(x=x, y=y, order="order:Q"), words)
 
 
 def _intervals(points: Sequence[Tradeoff], x_scale: Any, y_scale: Any) -> list[Any]:
@@ -75,13 +82,42 @@ def _intervals(points: Sequence[Tradeoff], x_scale: Any, y_scale: Any) -> list[A
     return [chart for chart, rows in ((horizontal, across), (upright, along)) if rows]
 
 
-def _dots(points: Sequence[Tradeoff], x: Any, y: Any) -> list[Any]:
+def _labels(points: Sequence[Tradeoff], x: Any, y: Any, *, right: float, top: float) -> list[Any]:
+    """Names below all points, each on a thin line of its own: points of a trade-off often crowd on one height."""
     import altair as alt
 
-    rows = [{"x": p.x_s, "y": p.y_s, "text": p.label} for p in points]
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y)
-    dots = base.mark_point(filled=True, size=110, opacity=1, color=BLUE)
-    return [dots, labelled(base.encode(text="text:N"), align="left", baseline="bottom", dx=9, dy=-7)]
+    rows = [
+        {"x": p.x_s, "y": p.y_s, "at": (0.62 - 0.12 * level) * top, "text": p.label}
+        for p, level in zip(sorted(points, key=_across), label_levels(points, right=right), strict=True)
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
+    leader = base.mark_rule(color=GREY, strokeWidth=1).encode(y=y, y2="at:Q")
+    words = base.encode(y=alt.Y("at:Q"), text="text:N")
+    return [leader, labelled(words, align="center", baseline="top", dy=3)]
+
+
+def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:
+    """The row, 0 on top, of each label from left to right, so that none overlaps another."""
+    ends: list[float] = []  # of the last label in each row, in pixels
+    levels = []
+    for point in sorted(points, key=_across):
+        middle, half = point.x_s / right * WIDTH, len(point.label) * LETTER / 2 + LETTER
+        free = (n for n, end in enumerate(ends) if end <= middle - half)
+        level = next(free, len(ends))
+        ends[level : level + 1] = [middle + half]
+        levels.append(level)
+    return levels
+
+
+def _across(point: Tradeoff) -> float:
+    return point.x_s
+
+
+def _dots(points: Sequence[Tradeoff], x: Any, y: Any) -> Any:
+    import altair as alt
+
+    rows = [{"x": p.x_s, "y": p.y_s} for p in points]
+    return alt.Chart(alt.Data(values=rows)).mark_point(filled=True, size=110, opacity=1, color=BLUE).encode(x=x, y=y)
 
 
 def _description(points: Sequence[Tradeoff], x_title: str, y_title: str) -> str:

@@ -33,7 +33,7 @@ order. Below, your function meets the engine's own schedule.
 """,
     starter="""
 def chunk_sizes(prompt_tokens, budget, decoding, threshold=0):
-    most = ...  # what a step leaves to the prompt
+    most = budget - decoding * ...  # what a step leaves to the prompt
     if threshold > 0:
         most = min(most, ...)
     full, rest = divmod(prompt_tokens, most)
@@ -133,7 +133,7 @@ The promise: no user waits longer than `slo_s` for the next token, **in any roun
 in no order: `budget`, `gap_p50_s` (the median gap), `stalls_s` (the longest gap of each round) and `ttft_s` (the long
 prompt's). Write `largest_budget`: the largest `budget` that kept the promise; 0 if none did.
 """,
-    starter="def largest_budget(points, slo_s):\n    ...",
+    starter="def largest_budget(points, slo_s): ...  # your code",
     answer_name="largest_budget",
     unit="tokens",
     solution=largest_budget,
