@@ -1,10 +1,11 @@
-"""Public models as examples for memory arithmetic: their configs, and the number of parameters that follows from one."""
+"""Public models as examples for memory arithmetic: their configs, and the parameters that follow from one."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from labkit.errors import UsageError
 from labkit.models import Architecture
 from labkit.paths import data_path
 
@@ -13,6 +14,13 @@ def example_models() -> dict[str, Architecture]:
     """The models of data/example_models.yaml by name, each with its number of parameters."""
     entries = yaml.safe_load(data_path("example_models.yaml").read_text(encoding="utf-8"))
     return {name: _architecture(entry) for name, entry in entries.items()}
+
+
+def find(name: str, known: Mapping[str, Architecture]) -> Architecture:
+    """The example of that name. UsageError: there is none."""
+    if name not in known:
+        raise UsageError(f"there is no example model called {name!r}", remedy=f"use one of {', '.join(known)}")
+    return known[name]
 
 
 def decoder_parameters(config: Mapping[str, Any]) -> int:

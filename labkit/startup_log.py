@@ -42,7 +42,7 @@ class MemoryLine:
         return f"{self.recomputed}{verdict}" if self.recomputed else ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reading:
     """The memory lines of a log, in its order. In a notebook it shows itself as a table."""
 
@@ -61,6 +61,8 @@ class Reading:
     def __str__(self) -> str:
         parts = [(f"{line.number}: {line.text}", line.meaning, line.check) for line in self.lines]
         return "\n\n".join("\n  ".join(filter(None, part)) for part in parts)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         heads = ("line", "the log says", "it means", "recomputed")

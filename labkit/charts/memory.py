@@ -1,15 +1,16 @@
 """Memory over time, place by place: which sequence has which part of the KV cache, and which part of that is filled."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from labkit.charts.theme import GREY, WIDTH, finish, palette
 from labkit.errors import UsageError
-from labkit.kvcache import Holding, Snapshot
+from labkit.kvcache import Extent, Snapshot
 
 STORED, EMPTY = "stored", "given, but empty"
 PALE = 0.25
+MOST_NAMED = 12  # beyond this many sequences colours repeat too often for a legend
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ def memory_map(
     block_size: int | None = None,
     every: int = 1,
     height: int = 210,
+    crop: bool = False,
     caption: str | None = None,
 ) -> Any:
     """A panel for each allocation: memory upwards, steps to the right, a colour for each sequence, pale where empty.
 
     `block_size`: draws a line at each block's edge of every panel. `every`: only each so many-th step is looked at (a
-    smaller drawing). UsageError without snapshots.
+    smaller drawing). `crop`: each axis ends at the highest place in use. UsageError without snapshots.
     """
     if not panels or not all(panels.values()):
         raise UsageError(f"the chart {title!r} has no steps", remedy="pass at least one snapshot for each panel")
@@ -53,6 +55,7 @@ def memory_map(
             block_size=block_size,
             every=every,
             height=height,
+            crop=crop,
         )
         for name, snapshots in panels.items()
     ]
@@ -70,19 +73,21 @@ def _panel(
     block_size: int | None,
     every: int,
     height: int,
+    crop: bool,
 ) -> Any:
     import altair as alt
 
-    capacity = snapshots[0].capacity_tokens
+    # what is given lies below what is stored in it
+    rows = sorted((asdict(patch) for patch in patches(snapshots, every=every)), key=lambda row: row["kind"] == STORED)
+    capacity = max((row["high"] for row in rows), default=1) if crop else snapshots[0].capacity_tokens
     scale = alt.Scale(domain=[0, capacity], nice=False)
-    rows = [asdict(patch) for patch in patches(snapshots, every=every)]
     squares = {"symbolType": "square", "symbolSize": 150}
     colour = alt.Color(
         "owner:N",
         title="sequence",
         sort=names,
         scale=alt.Scale(domain=names, range=[palette()[n % len(palette())] for n in range(len(names))]),
-        legend=alt.Legend(columns=len(names), **squares),
+        legend=alt.Legend(columns=len(names), **squares) if len(names) <= MOST_NAMED else None,
     )
     opacity = alt.Opacity(
         "kind:N",
@@ -123,33 +128,40 @@ def _x(steps: int, *, last: bool) -> Any:
 
 
 def patches(snapshots: Sequence[Snapshot], *, every: int = 1) -> Iterator[Patch]:
-    """The parts of memory in use. One that stays as it is is told once, for all its steps."""
-    open_patches: dict[tuple[str, str, int, int], int] = {}
+    """The parts of memory in use: what is given, and on top of it what is stored from some step on.
+
+    A stored part reaches from its extent's beginning to what is filled then; the next one, larger, lies over it. So no
+    seam shows between them.
+    """
+    grown: dict[tuple[int, Extent], list[Patch]] = {}
     looked_at = snapshots[::every]
     for snapshot in looked_at:
-        now = {
-            (str(owner + 1), kind, low, high)
-            for owner, holding in snapshot.holdings.items()
-            for kind, low, high in _parts(holding)
-        }
-        for key in [key for key in open_patches if key not in now]:
-            yield Patch(*key, start=open_patches.pop(key), end=snapshot.step)
-        open_patches |= {key: snapshot.step for key in now if key not in open_patches}
+        filled = _filled(snapshot)
+        for key in [key for key in grown if _filled_until(grown[key]) > key[1].start + filled.get(key, -1)]:
+            yield from (replace(patch, end=snapshot.step) for patch in grown.pop(key))
+        for (owner, extent), stored in filled.items():
+            name, low, now = str(owner + 1), extent.start, snapshot.step
+            given = Patch(name, EMPTY, low, low + extent.tokens, now, now)
+            held = grown.setdefault((owner, extent), [given])
+            if low + stored > _filled_until(held):
+                held.append(Patch(name, STORED, low, low + stored, now, now))
     end = looked_at[-1].step + every if looked_at else 0
-    for key, start in open_patches.items():
-        yield Patch(*key, start=start, end=end)
+    yield from (replace(patch, end=end) for held in grown.values() for patch in held)
 
 
-def _parts(holding: Holding) -> Iterator[tuple[str, int, int]]:
-    """Each extent's stored and its empty part: (kind, low, high)."""
-    left = holding.stored_tokens
-    for extent in holding.extents:
-        stored = min(left, extent.tokens)
-        left -= stored
-        if stored:
-            yield STORED, extent.start, extent.start + stored
-        if stored < extent.tokens:
-            yield EMPTY, extent.start + stored, extent.start + extent.tokens
+def _filled_until(held: Sequence[Patch]) -> int:
+    return held[-1].high if held[-1].kind == STORED else held[-1].low
+
+
+def _filled(snapshot: Snapshot) -> dict[tuple[int, Extent], int]:
+    """How many tokens are stored in each extent of each sequence."""
+    found = {}
+    for owner, holding in snapshot.holdings.items():
+        left = holding.stored_tokens
+        for extent in holding.extents:
+            found[owner, extent] = min(left, extent.tokens)
+            left -= found[owner, extent]
+    return found
 
 
 def _words(snapshots: Sequence[Snapshot]) -> str:

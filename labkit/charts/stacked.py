@@ -39,7 +39,7 @@ def stacked_bars(
         x=alt.X("start:Q", title=unit, scale=alt.Scale(domain=[0, top], nice=False), axis=alt.Axis(tickCount=6)),
     )
     scale = alt.Scale(domain=kinds, range=[colours[kind] for kind in kinds])
-    colour = alt.Color("kind:N", title=None, sort=kinds, scale=scale, legend=alt.Legend(columns=3, symbolType="square"))
+    colour = alt.Color("kind:N", title=None, sort=kinds, scale=scale, legend=alt.Legend(columns=4, symbolType="square"))
     bars = base.mark_bar(height=26, stroke="white", strokeWidth=1).encode(x2="end:Q", color=colour)
     labels = (
         base.transform_calculate(middle="(datum.start + datum.end) / 2")

@@ -11,7 +11,7 @@ from labkit.kvcache.arithmetic import (
     longest_sequence,
 )
 from labkit.kvcache.budget import Budget, EngineShare, start_in_turn
-from labkit.kvcache.limits import check_blocks, check_contention, check_lengths
+from labkit.kvcache.limits import check_blocks, check_contention, check_lengths, check_several_blocks
 from labkit.kvcache.memory import Extent, Policy, Sequence
 from labkit.kvcache.plan import KvPlan, describe
 from labkit.kvcache.pool import Block, BlockPool, Lease, block_hashes, chain_hash
@@ -46,6 +46,7 @@ __all__ = [
     "check_blocks",
     "check_contention",
     "check_lengths",
+    "check_several_blocks",
     "common_full_blocks",
     "describe",
     "kv_heads_per_rank",

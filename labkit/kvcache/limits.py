@@ -36,3 +36,12 @@ def check_contention(*, requests: int, prompt_tokens: int, output_tokens: int, b
             f"{requests} requests of {each} blocks fit into {blocks - 1} at once: nothing would be preempted",
             remedy=f"ask with more than {(blocks - 1) // each} requests, or give at most {requests * each} blocks",
         )
+
+
+def check_several_blocks(*, block_size: int, max_model_len: int) -> None:
+    """UsageError where the longest request is not longer than one block: there would be nothing to page."""
+    if max_model_len <= require_positive("block_size", block_size):
+        raise UsageError(
+            f"max_model_len is {max_model_len:,}, no more than one block of {block_size}",
+            remedy=f"give max_model_len at least {2 * block_size:,}, or smaller blocks",
+        )

@@ -57,14 +57,14 @@ class Watch:
         self._seen: dict[str, Any] = {}  # finished requests leave the scheduler, and with them their preemptions
         self.snapshots: list[Snapshot] = []
 
-    def look(self) -> Snapshot:
-        """What holds now, as one more of `snapshots`."""
+    def look(self, step: int | None = None) -> Snapshot:
+        """What holds now, as one more of `snapshots`, after `step` (default: counted on)."""
         found = self._scheduler
         self._seen |= found.requests
         pool = found.kv_cache_manager.block_pool
         size = found.block_size
         snapshot = Snapshot(
-            step=len(self.snapshots),
+            step=len(self.snapshots) if step is None else step,
             running=len(found.running),
             waiting=len(found.waiting),
             preemptions=sum(request.num_preemptions for request in self._seen.values()),

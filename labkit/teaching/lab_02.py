@@ -2,6 +2,7 @@
 
 from labkit.teaching.exercises import FunctionExercise, Misconception, ValueExercise, by_id
 from labkit.teaching.lab_02_budget import KV_TOKENS, TWO_ENGINES
+from labkit.teaching.lab_02_budget import facts as facts  # the notebook takes it from here
 from labkit.teaching.lab_02_choices import BROKEN_START, MAX_CONCURRENCY, PREEMPTION_SIGNS
 
 
@@ -20,7 +21,7 @@ EMPTY_SLOTS = ValueExercise(
     id="02.empty_slots",
     title="what a finished sequence wasted",
     prompt="""
-A request has a prompt of {prompt_tokens} tokens and is about to end with output token number {output_tokens}. Its blocks
+A request has a prompt of {prompt_tokens} tokens and is about to end with output token number {output_tokens}. Blocks
 have {block_size} tokens each. How many **token slots that it was given are still empty**?
 """,
     starter="empty_slots = ...  # token slots",
