@@ -169,7 +169,7 @@ def check_sizes(
     """
     least, most = min(budgets, default=0), max(budgets, default=0)
     if len(set(budgets)) < 2:
-        raise UsageError(f"budgets has {len(set(budgets))} values", remedy="give at least two that differ")
+        raise UsageError(f"budgets is {list(budgets)}: nothing to compare", remedy="give at least two that differ")
     _check_lengths(long_prompt_tokens, max_model_len, longest_model_len)
     if streams + 2 > max_num_seqs:
         raise UsageError(

@@ -10,11 +10,11 @@ Someone lowered `max_num_batched_tokens` and the longest gap between two tokens 
 are true?
 
 - **A** A step ends for all its requests together: a stream gets its next token when the whole step is computed.
-- **B** With a smaller budget the processor computes each token faster.
+- **B** With a smaller budget the processor computes each token several times faster.
 - **C** The long prompt is spread over more steps, and the streams get a token in each of them.
 - **D** The engine sets the long prompt aside until no stream is decoding any more.
 - **E** Less is computed in total.
-- **F** The long prompt pays: every further step costs its fixed part again, and takes the streams along.
+- **F** The long prompt may pay: every further step costs its fixed part again, and takes the streams along.
 """,
     starter='reasons = None  # letters, such as "BD"',
     answer_name="reasons",
@@ -32,11 +32,11 @@ are true?
         ),
         Option(
             "B",
-            "With a smaller budget the processor computes each token faster.",
+            "With a smaller budget the processor computes each token several times faster.",
             False,
             "smaller steps taken for faster computing",
-            "The time for each token does not fall. Compare what the whole prompt took with the smallest and the"
-            " largest budget.",
+            "The whole prompt took about as long with the smallest budget as with the largest. Had its tokens become"
+            " several times faster, it would have been done much sooner.",
         ),
         Option(
             "C",
@@ -62,7 +62,7 @@ are true?
         ),
         Option(
             "F",
-            "The long prompt pays: every further step costs its fixed part again, and takes the streams along.",
+            "The long prompt may pay: every further step costs its fixed part again, and takes the streams along.",
             True,
             "no price seen",
             "Something about who pays is missing. What does a step cost before the first token of the prompt is in it?",

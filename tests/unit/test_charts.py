@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit import charts
-from labkit.charts import Bar, LinePoint, LoadPoint
+from labkit.charts import Bar, Lane, LinePoint, LoadPoint, Tradeoff
 from labkit.charts.distributions import quantile, steps
 from labkit.charts.render import MIME, VEGA_LITE
 from labkit.charts.requests import phases
-from labkit.charts.theme import INK, set_caption
+from labkit.charts.theme import INK, WIDTH, set_caption
+from labkit.charts.tradeoff import LETTER, label_levels
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 
@@ -44,7 +45,18 @@ def record(
 
 
 POINTS = [LoadPoint(2.0**n, 27 * 1.7**n, 0.5 + n, 0.8 + 2 * n, 25 * 1.7**n, 29 * 1.7**n) for n in range(6)]
+STREAM = Lane("A", (0.1, 0.2, 1.7, 1.8))
+LATE = Lane("long", (1.7,), arrived_s=0.2, parts=((0.4, 1.0, 90), (1.0, 1.7, 12)), marked=False)
+TRADEOFFS = [
+    Tradeoff("128", 0.5, 3.0, 0.4, 0.6, 2.9, 3.2),
+    Tradeoff("4096, threshold 128", 0.52, 2.9),
+    Tradeoff("4096", 3, 2),
+]
 CHARTS: dict[str, Callable[[], Any]] = {
+    "token_streams": lambda: charts.token_streams({"one": [STREAM, LATE], "two": [STREAM]}, title="T", x_title="s"),
+    "tradeoff": lambda: charts.tradeoff(
+        TRADEOFFS, title="Off", x_title="gap (s)", y_title="wait (s)", curve=[(0.5, 3), (3, 2)], slo_s=1.0, guess=2.0
+    ),
     "request_timeline": lambda: charts.request_timeline(
         [record(n, due=n / 9, waits=n / 50) for n in range(5)] + [record(5, outcome=Outcome.TIMEOUT)]
     ),
@@ -336,3 +348,48 @@ def test_labels_of_equal_references_do_not_overlap() -> None:
     heights = sorted(float(y) for _, y, _ in places)
     assert len(heights) == 3
     assert min(b - a for a, b in pairwise(heights)) >= 13
+
+
+# --- token streams and trade-offs
+
+
+def test_token_streams_say_the_longest_gap_and_the_parts() -> None:
+    """Each panel's heading has the longest gap of its marked rows; the description counts a prompt's parts."""
+    spec = charts.spec(CHARTS["token_streams"]())
+    assert [panel["title"]["text"] for panel in spec["vconcat"]] == ["one: longest gap 1.5 s", "two: longest gap 1.5 s"]
+    assert "long computed in 2 parts" in spec["description"]
+    boxes = [(row["kind"], row["start"], row["end"]) for row in rows_of(spec["vconcat"][0]) if "end" in row]
+    assert ("waits for its turn", 0.2, 0.4) in boxes
+    assert ("the longest gap", 0.2, 1.7) in boxes
+    assert boxes.count(("a part of a prompt", 1.0, 1.7)) == 1
+
+
+def rows_of(panel: dict[str, Any]) -> list[dict[str, Any]]:
+    """All data rows of a layered chart."""
+    return [row for layer in panel["layer"] for row in layer["data"]["values"]]
+
+
+def test_a_stream_without_tokens_is_refused() -> None:
+    """A request that was never answered cannot be drawn as a stream, and neither can nothing."""
+    for panels in ({}, {"one": [Lane("A", ())]}):
+        with pytest.raises(UsageError, match="without tokens"):
+            charts.token_streams(panels, title="T", x_title="s")
+
+
+def test_a_tradeoff_needs_points() -> None:
+    """Without a point there is nothing to trade off."""
+    with pytest.raises(UsageError, match="no points"):
+        charts.tradeoff([], title="T", x_title="x", y_title="y")
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 3), st.integers(1, 24)), min_size=1, max_size=9))
+def test_labels_of_a_tradeoff_never_overlap(points: list[tuple[float, int]]) -> None:
+    """Two labels in one row are apart by at least the width of their letters."""
+    given_points = [Tradeoff("x" * letters, at, 1.0) for at, letters in points]
+    ordered = sorted(given_points, key=lambda one: one.x_s)
+    levels = label_levels(given_points, right=3.0)
+    for level in set(levels):
+        row = [one for one, at in zip(ordered, levels, strict=True) if at == level]
+        for left, right in pairwise(row):
+            apart = (right.x_s - left.x_s) / 3.0 * WIDTH
+            assert apart >= (len(left.label) + len(right.label)) / 2 * LETTER
