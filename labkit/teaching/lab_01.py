@@ -18,7 +18,7 @@ A batch of prompts was handed to the engine at once. `outputs` holds one entry a
 `seconds` after which it was done; `seconds` is the time from handing over the batch until the last one was done. Write
 `tokens_per_second`, the **throughput of the server** for this batch.
 """,
-    starter="def tokens_per_second(outputs, seconds):\n    ...  # your code",
+    starter="def tokens_per_second(outputs, seconds): ...  # your code",
     answer_name="tokens_per_second",
     unit="tokens per second",
     solution=tokens_per_second,

@@ -127,7 +127,7 @@ GOODPUT = FunctionExercise(
 Write `goodput`: how many **requests per second** completed within both objectives, a TTFT of at most `ttft_slo_s` and a
 TPOT of at most `tpot_slo_s`, over a load that took `duration_s`. (A request with one token meets every TPOT objective.)
 """,
-    starter="def goodput(requests, duration_s, ttft_slo_s, tpot_slo_s):\n    ...  # your code",
+    starter="def goodput(requests, duration_s, ttft_slo_s, tpot_slo_s): ...  # your code",
     answer_name="goodput",
     unit="requests per second",
     solution=goodput,

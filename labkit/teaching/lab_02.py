@@ -145,7 +145,7 @@ Write the engine's rule of admission. `waiting` holds (prompt tokens, max_tokens
 first; `free_blocks` are free, `running` requests run already and at most `max_num_seqs` may. A request is let in when
 the blocks for its **prompt** are free. Nobody overtakes. Return **how many are let in** now.
 """,
-    starter="def admit(waiting, free_blocks, running, max_num_seqs, block_size):\n    ...",
+    starter="def admit(waiting, free_blocks, running, max_num_seqs, block_size): ...  # your code",
     answer_name="admit",
     unit="requests",
     solution=admit,

@@ -243,7 +243,7 @@ hands them to `replicas` engines in turn, the first request to the first engine.
 empty at first and large enough. Write `pages_found`: **how many requests find their page** in the cache of the engine
 that they come to?
 """,
-    starter="def pages_found(pages, replicas):\n    ...",
+    starter="def pages_found(pages, replicas): ...  # your code",
     answer_name="pages_found",
     unit="requests",
     solution=pages_found,
