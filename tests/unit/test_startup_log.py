@@ -1,0 +1,250 @@
+"""The reader of start-up logs: a recorded log, lines as vLLM's source formats them, and lines that do not add up."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkit.models import Architecture
+from labkit.startup_log import Reading, read
+
+SMOLLM2 = Architecture(
+    model_type="llama", layers=30, attention_heads=9, kv_heads=3, head_dim=64, hidden_size=576, dtype_bytes=2,
+    max_positions=8192, parameters=134_515_008,
+)  # fmt: skip
+LLAMA_8B = replace(SMOLLM2, layers=32, attention_heads=32, kv_heads=8, head_dim=128, parameters=8_030_261_248)
+RECORDED = (Path(__file__).parents[1] / "data" / "vllm_serve_cpu.log").read_text()
+GIB = 2**30
+
+
+def gib(size: float) -> str:
+    """As vLLM prints it (utils/mem_utils.py `format_gib`)."""
+    return f"{round(size / GIB, 2)}"
+
+
+# --- a recorded log of `vllm serve` on a CPU, in float32
+
+
+def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
+    """The lines are found in their order, with colours and process names taken off, and all of them add up."""
+    reading = read(RECORDED, architecture=SMOLLM2)
+    kinds = [line.kind for line in reading.lines]
+    assert kinds[:6] == ["arguments", "dtype", "max_model_len", "checkpoint", "cpu_memory", "cache_size"]
+    assert set(kinds[6:]) == {"statistics"}
+    assert reading.agrees
+    assert all(line.meaning for line in reading.lines)
+    assert not any("\x1b" in line.text or "EngineCore" in line.text for line in reading.lines)
+
+
+def test_the_numbers_of_the_recorded_log_are_recomputed() -> None:
+    """What the log says of the cache follows from the model's config, the type and one GiB, to the token."""
+    reading = read(RECORDED, architecture=SMOLLM2)
+    assert "46,080 bytes of KV cache for each token" in reading.of("dtype")[0].recomputed
+    assert "= 182 blocks" in reading.of("cpu_memory")[0].recomputed
+    size = reading.of("cache_size")[0]
+    assert "182 blocks x 128 = 23,296 tokens; 182 blocks / 8 for a full request = 22.75x" in size.recomputed
+    assert "134,515,008 parameters x 2 bytes = 0.25 GiB" in reading.of("checkpoint")[0].recomputed
+    assert "of 181 blocks" in reading.of("statistics")[0].recomputed
+
+
+def test_another_models_config_does_not_agree() -> None:
+    """With the config of a model that was not served, the lines that depend on it differ and the reading says so."""
+    reading = read(RECORDED, architecture=LLAMA_8B)
+    assert not reading.agrees
+    assert reading.of("cache_size")[0].agrees is False
+    assert "DIFFERS" in str(reading)
+
+
+def test_without_a_model_the_lines_are_explained_all_the_same() -> None:
+    """Without a config the division that the log itself contains is checked, and nothing else is claimed."""
+    reading = read(RECORDED)
+    assert [line.kind for line in reading.lines] == [line.kind for line in read(RECORDED, architecture=SMOLLM2).lines]
+    assert reading.of("cache_size")[0].recomputed == "23,296 / 1,024 = 22.75x"
+    assert reading.of("checkpoint")[0].agrees is None
+
+
+def test_a_table_of_it_escapes_what_a_log_holds() -> None:
+    """A log is text from elsewhere: its markup does not become the notebook's."""
+    html = read("Using max model len 12 <img src=x>")._repr_html_()
+    assert "<img" not in html
+    assert "&lt;img" in html
+
+
+def test_a_log_without_memory_lines_is_an_empty_reading() -> None:
+    """Nothing is found, and nothing is said to agree."""
+    reading = read("INFO 11-24 07:31:40 [model.py:733] Resolved architecture: LlamaForCausalLM\n\n")
+    assert reading == Reading(())
+    assert not reading.agrees
+
+
+# --- lines as vLLM's source formats them, for what a CPU does not log
+
+
+def budget_line(total: int, share: float, weights: int, peak: int, graphs: int) -> tuple[str, int]:
+    """gpu_worker.py's line on free memory, and the KV cache's bytes."""
+    requested = int(total * share)
+    cache = requested - weights - peak
+    line = (
+        f"Free memory on device ({gib(total * 0.99)}/{gib(total)} GiB) on startup. Desired GPU memory utilization is "
+        f"({share}, {gib(requested)} GiB). Actual usage is {gib(weights)} GiB for consumed memory (weights + non-torch)"
+        f", {gib(peak)} GiB for peak activation, and {gib(graphs)} GiB for CUDAGraph memory. Replace "
+        f"gpu_memory_utilization config with `--kv-cache-memory={cache}` ({gib(cache)} GiB) to fit into requested "
+        f"memory, or `--kv-cache-memory={cache}` ({gib(cache)} GiB) to fully utilize gpu memory. Current kv cache "
+        f"memory in use is {gib(cache)} GiB."
+    )
+    return line, cache
+
+
+def gpu_log(cache_bytes: int, *, length: int, tokens: int | None = None, block_size: int = 16) -> str:
+    """kv_cache_utils.py's lines for an 8B model on a GPU, with the division as vLLM does it."""
+    blocks = cache_bytes // (block_size * 131_072)
+    times = blocks / -(-length // block_size)
+    shown = int(times * length) if tokens is None else tokens
+    return (
+        f"INFO 11-24 10:00:00 [gpu_worker.py:759] Available KV cache memory: {gib(cache_bytes)} GiB\n"
+        f"INFO 11-24 10:00:01 [kv_cache_utils.py:2327] GPU KV cache size: {shown:,} tokens, "
+        f"Maximum concurrency for {length:,} tokens per request: {shown / length if tokens else times:.2f}x\n"
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(cache=st.integers(2 * GIB, 70 * GIB), length=st.integers(512, 8192))
+def test_a_gpu_cache_agrees_for_any_memory(cache: int, length: int) -> None:
+    """Two decimals of a GiB leave some blocks open; what vLLM makes of the true bytes always lies among them."""
+    reading = read(gpu_log(cache, length=length), architecture=LLAMA_8B)
+    assert [line.kind for line in reading.lines] == ["gpu_memory", "cache_size"]
+    assert reading.agrees
+
+
+@settings(max_examples=60, deadline=None)
+@given(cache=st.integers(2 * GIB, 70 * GIB), off=st.sampled_from([0.9, 0.98, 1.02, 1.5, 2]))
+def test_a_gpu_cache_of_another_size_differs(cache: int, off: float) -> None:
+    """Tokens that are a few per cent away from what the memory holds are told, whatever the memory."""
+    tokens = int(cache // (16 * 131_072) * 16 * off)
+    assert not read(gpu_log(cache, length=4096, tokens=tokens), architecture=LLAMA_8B).agrees
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    total=st.integers(16 * GIB, 141 * GIB), share=st.sampled_from([0.5, 0.85, 0.9, 0.92]), peak=st.integers(0, 2 * GIB)
+)
+def test_a_gpu_budget_adds_up(total: int, share: float, peak: int) -> None:
+    """Share x total is what was asked for, and what is left of it is the cache, within the printed decimals."""
+    line, _ = budget_line(total, share, 5 * GIB, peak, GIB // 2)
+    found = read(line).lines[0]
+    assert (found.kind, found.agrees) == ("gpu_usage", True)
+
+
+def test_a_gpu_budget_that_does_not_add_up_is_told() -> None:
+    """A cache larger than what the share leaves differs."""
+    line, cache = budget_line(80 * GIB, 0.9, 15 * GIB, 2 * GIB, GIB)
+    wrong = line.replace(f"in use is {gib(cache)}", f"in use is {gib(cache + GIB)}")
+    assert read(wrong).lines[0].agrees is False
+
+
+def test_weights_on_a_gpu_are_recomputed() -> None:
+    """Parameters x bytes, split over the GPUs that the arguments name; quantised weights do not agree with 16 bits."""
+    text = f"Model loading took {gib(LLAMA_8B.parameters * 2 + GIB // 50)} GiB memory and 3.2 seconds"  # type: ignore[operator]
+    assert read(text, architecture=LLAMA_8B).of("weights")[0].agrees
+    assert not read(f"non-default args: {{'tensor_parallel_size': 2}}\n{text}", architecture=LLAMA_8B).agrees
+    quantised = "Model loading took 5.31 GiB memory and 3.2 seconds"
+    assert not read(quantised, architecture=LLAMA_8B).agrees
+
+
+def test_fewer_blocks_than_the_memory_holds() -> None:
+    """With an override, blocks and tokens are those that were asked for; the number before it is the memory's."""
+    text = (
+        "non-default args: {'block_size': 32, 'num_gpu_blocks_override': 16}\n"
+        "Explicitly set (1.0/23.54) GiB for KV cache on node 0.\n"
+        "Overriding num_gpu_blocks=1456 with num_gpu_blocks_override=16\n"
+        "CPU KV cache size: 512 tokens, Maximum concurrency for 256 tokens per request: 2.00x\n"
+        "Engine 000: Avg prompt throughput: 6.1 tokens/s, Avg generation throughput: 4.0 tokens/s, Running: 6 reqs, "
+        "Waiting: 0 reqs, CPU KV cache usage: 80.0%, Prefix cache hit rate: 31.7%\n"
+    )
+    reading = read(text, architecture=SMOLLM2)
+    assert [line.agrees for line in reading.lines] == [None, None, True, True, True]
+    assert "16 are made" in reading.of("override")[0].meaning
+    assert "12 of 15 blocks" in reading.of("statistics")[0].recomputed
+    assert not read(text.replace("=1456", "=1700"), architecture=SMOLLM2).agrees
+    assert not read(text.replace("80.0%", "82.0%"), architecture=SMOLLM2).agrees
+
+
+def test_a_share_of_the_ram() -> None:
+    """On a CPU without a given size the cache is the worker's share less what it uses."""
+    text = (
+        "Auto set (5.5/23.54) GiB for KV cache on node 0, with 8.0 GiB requested memory for the worker. 2.5 GiB memory "
+        "was consumed by non-kv usages."
+    )
+    line = read(text).lines[0]
+    assert (line.kind, line.recomputed, line.agrees) == ("cpu_auto", "8.0 - 2.5 = 5.50 GiB", True)
+    assert not read(text.replace("(5.5/", "(6.5/")).lines[0].agrees
+
+
+# --- what a start that fails says
+
+
+TOO_LONG = (
+    "ValueError: To serve at least one request with the model's max seq len (8192), (0.18 GiB KV cache is needed, "
+    "which is larger than the available KV cache memory (0.0 GiB). Based on the available memory, the estimated "
+    "maximum model length is 224. Try increasing `gpu_memory_utilization` ..."
+)  # vLLM 0.32 with 8 blocks of 32
+
+
+def test_the_longest_length_in_the_error_is_recomputed() -> None:
+    """The error's estimate is what the blocks hold without the one that vLLM keeps; another estimate differs."""
+    before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
+    line = read(before + TOO_LONG, architecture=SMOLLM2).of("too_long")[0]
+    assert line.agrees
+    assert "= 224 tokens" in line.recomputed
+    assert "longest that fits is 224" in line.meaning
+    assert read(before + TOO_LONG.replace("224", "256"), architecture=SMOLLM2).of("too_long")[0].agrees is False
+
+
+def test_an_automatic_length_is_recomputed() -> None:
+    """max_model_len=-1 takes the same longest length."""
+    before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
+    text = "Auto-fit max_model_len: reduced from 8192 to 224 to fit in available KV cache memory (0.01 GiB CPU)"
+    assert read(before + text, architecture=SMOLLM2).of("auto_fit")[0].agrees
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        (TOO_LONG, "too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
+        (TOO_LONG.split(" Based on")[0], "too_long", "No start: one request of 8,192 tokens"),
+        ("No available memory for the cache blocks. Try ...", "nothing_left", "no memory for a single usable block"),
+        (
+            "Free memory on device cuda:0 (8.1/79.11 GiB) on startup is less than desired GPU memory utilization (0.9, "
+            "71.2 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+            "not_free",
+            "No start: 8.1 GiB are free, and the share asks for 71.2",
+        ),
+    ],
+)
+def test_a_failed_start_is_explained(text: str, kind: str, words: str) -> None:
+    """Each error has a meaning in words, also when it names no length."""
+    found = read(text).lines
+    assert [line.kind for line in found] == [kind]
+    assert words in found[0].meaning
+
+
+def test_a_log_of_two_engines_starts_afresh() -> None:
+    """What was read of one engine does not carry over to the next one in the same log."""
+    first = "non-default args: {'block_size': 32}\nUpcasting torch.bfloat16 to torch.float32.\n"
+    second = "non-default args: {'max_model_len': 2048}\nExplicitly set (1.0/23.54) GiB for KV cache on node 0.\n"
+    size = "CPU KV cache size: 46,592 tokens, Maximum concurrency for 2,048 tokens per request: 22.75x\n"
+    assert read(first + second + size, architecture=SMOLLM2).agrees
+
+
+def test_any_text_can_be_read() -> None:
+    """Whatever order the lines come in, and however they are cut, reading ends without an error."""
+    rng = random.Random(0)
+    lines = [*RECORDED.splitlines(), TOO_LONG, *gpu_log(3 * GIB, length=4096).splitlines()]
+    for _ in range(20):
+        rng.shuffle(lines)
+        text = "\n".join(line[: rng.randrange(1, 400)] for line in lines)
+        read(text, architecture=SMOLLM2)
+        read(text)
