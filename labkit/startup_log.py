@@ -8,7 +8,9 @@ over. Nothing here starts or asks an engine.
 import re
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
+from labkit.errors import UsageError
 from labkit.models import Architecture
 from labkit.startup_lines import READERS, State
 
@@ -73,6 +75,14 @@ class Reading:
             for line in self.lines
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def read_text(file: Path | str) -> str:
+    """The text of a log file. UsageError: there is none, or it cannot be read."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no log file {file}", remedy="name a file, or leave it empty for the lab's own log")
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def read(text: str, *, architecture: Architecture | None = None, block_size: int | None = None) -> Reading:

@@ -4,10 +4,18 @@ from labkit.errors import UsageError
 from labkit.kvcache.arithmetic import blocks_for_tokens, require_positive
 
 
-def check_lengths(*, prompt_tokens: int, output_tokens: int, max_model_len: int) -> None:
-    """UsageError where prompt and answer are longer than `max_model_len`: vLLM would cut the answer without a word."""
+def check_lengths(*, prompt_tokens: int, output_tokens: int, max_model_len: int, positions: int | None = None) -> None:
+    """UsageError where prompt and answer are longer than `max_model_len`: vLLM would cut the answer without a word.
+
+    Also where `max_model_len` is longer than the model's `positions`, if given: vLLM refuses that.
+    """
     for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
         require_positive(name, value)
+    if positions is not None and max_model_len > positions:
+        raise UsageError(
+            f"max_model_len is {max_model_len:,}; the model was made for {positions:,} positions",
+            remedy=f"give max_model_len at most {positions:,}",
+        )
     if prompt_tokens + output_tokens > require_positive("max_model_len", max_model_len):
         raise UsageError(
             f"a prompt of {prompt_tokens:,} and an answer of {output_tokens:,} tokens are longer than max_model_len, "
