@@ -43,7 +43,7 @@ def _panel(panel: StepPanel, names: list[str], steps: int, *, last: bool) -> Any
     rows = [
         {"step": step, "value": value, "series": name}
         for name, values in panel.series.items()
-        for step, value in enumerate(values, start=1)
+        for step, value in _changes(values)
     ]
     highest = max(max(values) for values in panel.series.values())
     top = panel.top if panel.top is not None else max(1.0, highest * 1.08)
@@ -65,3 +65,11 @@ def _panel(panel: StepPanel, names: list[str], steps: int, *, last: bool) -> Any
     )
     base = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step-after", strokeWidth=2.5)
     return base.encode(x=x, y=y, color=colour, strokeDash=dash).properties(width=WIDTH, height=PANEL)
+
+
+def _changes(values: Sequence[float]) -> list[tuple[int, float]]:
+    """(step, value) where a curve of steps changes, and its end: all that is needed to draw it."""
+    last = len(values)
+    return [
+        (step, value) for step, value in enumerate(values, start=1) if step in (1, last) or value != values[step - 2]
+    ]
