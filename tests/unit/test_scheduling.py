@@ -199,7 +199,7 @@ def test_sizes_that_cannot_work_are_refused(change: dict[str, Any], says: str, r
 
 @given(st.data(), st.integers(6, 300), st.integers(1, 2047))
 def test_what_is_accepted_never_stops_a_prompt(data: st.DataObject, budget: int, prompt: int) -> None:
-    """Sizes that pass leave every step at least two tokens for the prompt and the newcomer: it is computed to its end."""
+    """Sizes that pass leave the prompt two tokens of every step or more: it is computed to its end."""
     seqs = data.draw(st.integers(6, budget))
     streams = data.draw(st.integers(1, seqs - 2))
     sizes = {"budgets": [budget, 4096], "threshold": 0, "max_num_seqs": seqs, "streams": streams}
