@@ -1,7 +1,9 @@
 """Memory over time, place by place: which sequence has which part of the KV cache, and which part of that is filled."""
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from labkit.charts.theme import GREY, WIDTH, finish, palette
@@ -96,7 +98,7 @@ def _panel(
         legend=alt.Legend(**squares, symbolFillColor=GREY, symbolStrokeWidth=0),
     )
     boxes = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(alt.Data(values=_csv(rows), format=alt.CsvDataFormat(type="csv")))
         .mark_rect()
         .encode(
             x=x,
@@ -116,6 +118,15 @@ def _panel(
     heading = alt.TitleParams(f"{name}: {_words(snapshots)}", fontSize=14, fontWeight="normal", offset=6)
     layers = [boxes, lines, frame] if edges else [boxes, frame]
     return alt.layer(*layers).properties(width=WIDTH, height=height, title=heading)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as one text: as a list of objects they would fill half a notebook."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Patch)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _x(steps: int, *, last: bool) -> Any:
