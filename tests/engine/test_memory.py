@@ -23,7 +23,7 @@ from labkit.serving import stepping
 folder, log, settings, lengths = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
 stepping.log_to(log)
 from vllm import LLM, SamplingParams
-llm = LLM(folder, seed=0, enforce_eager=True, async_scheduling=False, **settings)
+llm = LLM(folder, seed=0, async_scheduling=False, **settings)
 watch, step, todo = stepping.Watch(llm), 0, list(enumerate(lengths))
 while todo or llm.llm_engine.has_unfinished_requests():
     while todo and todo[0][1][0] <= step:
