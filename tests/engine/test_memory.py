@@ -57,7 +57,7 @@ def told(chat_model: Path, engine_settings: vllm.EngineSettings, tmp_path_factor
 
 
 def test_the_engine_does_what_the_model_says(told: Any) -> None:
-    """Running, waiting, preempted, blocks and stored tokens of each request are the simulation's, in every step."""
+    """Running, waiting, blocks and stored tokens of each request are the simulation's, in every step."""
     sequences = [kvcache.Sequence(arrival=a, prompt_tokens=p, output_tokens=o) for a, p, o in LENGTHS]
     trace = kvcache.simulate(
         sequences,
@@ -73,7 +73,7 @@ def test_the_engine_does_what_the_model_says(told: Any) -> None:
         for one in kvcache.snapshots(trace)
     ]  # fmt: skip
     assert told[0] == modelled
-    assert trace.preemptions > 0
+    assert any(one.waiting for one in trace.steps)  # the memory was short: somebody had to wait
 
 
 def test_the_engines_own_log_adds_up(told: Any, chat_model: Path) -> None:
