@@ -53,7 +53,12 @@ def _panel(panel: StepPanel, names: list[str], steps: int, *, last: bool) -> Any
         scale=alt.Scale(domain=[0, steps + 1], nice=False),
         axis=alt.Axis(tickCount=8, labels=last, ticks=last),
     )
-    y = alt.Y("value:Q", title=panel.title, scale=alt.Scale(domain=[0, top], nice=False), axis=alt.Axis(tickCount=4))
+    y = alt.Y(
+        "value:Q",
+        title=panel.title,
+        scale=alt.Scale(domain=[0, top], nice=False),
+        axis=alt.Axis(tickCount=4, tickMinStep=1),
+    )
     dashes = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
     legend = alt.Legend(title=None, symbolSize=700) if len(names) > 1 else None
     colour = alt.Color("series:N", sort=names, scale=alt.Scale(domain=names), legend=legend)

@@ -14,7 +14,7 @@ from labkit.serving import vllm
 
 pytestmark = pytest.mark.engine
 
-BLOCKS, BLOCK_SIZE, MAX_LEN, PLACES = 14, 32, 256, 5
+BLOCKS, BLOCK_SIZE, MAX_LEN, PLACES = 10, 32, 256, 5
 LENGTHS = [(0, 50, 30), (0, 90, 12), (1, 33, 40), (1, 64, 9), (3, 20, 25), (4, 70, 33), (4, 5, 2)]
 STEPS = """
 import json, sys
@@ -57,7 +57,7 @@ def told(chat_model: Path, engine_settings: vllm.EngineSettings, tmp_path_factor
 
 
 def test_the_engine_does_what_the_model_says(told: Any) -> None:
-    """Running, waiting, blocks and stored tokens of each request are the simulation's, in every step."""
+    """Running, waiting, preempted, blocks and stored tokens of each request are the simulation's, in every step."""
     sequences = [kvcache.Sequence(arrival=a, prompt_tokens=p, output_tokens=o) for a, p, o in LENGTHS]
     trace = kvcache.simulate(
         sequences,
@@ -73,7 +73,8 @@ def test_the_engine_does_what_the_model_says(told: Any) -> None:
         for one in kvcache.snapshots(trace)
     ]  # fmt: skip
     assert told[0] == modelled
-    assert any(one.waiting for one in trace.steps)  # the memory was short: somebody had to wait
+    assert trace.preemptions > 0
+    assert any(one.waiting for one in trace.steps)
 
 
 def test_the_engines_own_log_adds_up(told: Any, chat_model: Path) -> None:
