@@ -4,18 +4,10 @@ from typing import Any
 
 from labkit.models import Architecture
 from labkit.teaching.exercises import Context, Misconception, ValueExercise
+from labkit.teaching.lab_00 import EXAMPLE as CONFIG_EXAMPLE
 
-# For tests: a config whose numbers all differ. The lab passes its own model's, as the engine serves it.
-EXAMPLE: dict[str, Any] = {
-    "layers": 30,
-    "attention_heads": 9,
-    "kv_heads": 3,
-    "head_dim": 64,
-    "hidden_size": 576,
-    "dtype_bytes": 2,
-    "kv_gib": 1,
-    "block_size": 128,
-}
+# For tests: lab 00's config, with a cache. The lab passes its own model's, as the engine serves it.
+EXAMPLE: dict[str, Any] = {**CONFIG_EXAMPLE, "kv_gib": 1, "block_size": 128}
 
 
 def facts(served: Architecture, *, kv_gib: float, block_size: int) -> Context:

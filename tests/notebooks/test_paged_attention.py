@@ -1,30 +1,12 @@
 """Lab 02 refuses sizes that cannot work in its first cells: before vLLM is imported."""
 
-import subprocess
-import sys
-from itertools import takewhile
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from tools import notebooks as tool
+from tests.notebooks.first_cells import assert_ready, assert_refused, run_first_cells
 
-ENGINE = "from vllm import"
-
-
-def run_first_cells(out_dir: Path, overrides: dict[str, object]) -> "subprocess.CompletedProcess[str]":
-    """Runs the lab's code up to the cell that imports the engine, with other parameters."""
-    notebook = nbformat.read(tool.NOTEBOOKS / "02_paged_attention.ipynb", as_version=4)
-    parts = ["import sys"]
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in takewhile(lambda cell: ENGINE not in cell.source, cells):
-        parts.append(cell.source)
-        if "parameters" in tool.tags(cell):
-            parts += [f"{name} = {value!r}" for name, value in {**overrides, "out_dir": str(out_dir)}.items()]
-    code = "\n".join(["try:", *(f"    {line}" for part in parts for line in part.splitlines()), "finally:"])
-    code += "\n    print('engine imported:', 'vllm' in sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+NOTEBOOK = "02_paged_attention.ipynb"
 
 
 @pytest.mark.notebook
@@ -46,16 +28,10 @@ def test_sizes_that_cannot_work_are_refused_before_the_engine(
     overrides: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     """The message has the numbers; the engine has not even been imported."""
-    done = run_first_cells(tmp_path, overrides)
-    assert done.returncode == 1
-    assert "UsageError" in done.stderr
-    assert message in done.stderr
-    assert "engine imported: False" in done.stdout
+    assert_refused(run_first_cells(NOTEBOOK, tmp_path, overrides), message)
 
 
 @pytest.mark.notebook
 def test_the_first_cells_run_without_an_engine(tmp_path: Path) -> None:
     """With the lab's own parameters they end well, and vLLM is not loaded yet."""
-    done = run_first_cells(tmp_path, {})
-    assert done.returncode == 0, done.stderr
-    assert "engine imported: False" in done.stdout
+    assert_ready(run_first_cells(NOTEBOOK, tmp_path, {}))

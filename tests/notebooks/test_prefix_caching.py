@@ -1,32 +1,12 @@
 """Lab 03 refuses sizes that cannot work in its first cells: before vLLM is imported."""
 
-import subprocess
-import sys
-from itertools import takewhile
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from tools import notebooks as tool
+from tests.notebooks.first_cells import assert_ready, assert_refused, run_first_cells
 
-ENGINE = "from vllm import"
-
-
-def first_cells(out_dir: Path, overrides: dict[str, object]) -> str:
-    """The lab's code up to the cell that imports the engine, with other parameters."""
-    notebook = nbformat.read(tool.NOTEBOOKS / "03_prefix_caching.ipynb", as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    parts = []
-    for cell in takewhile(lambda cell: ENGINE not in cell.source, code):
-        parts.append(cell.source)
-        if "parameters" in tool.tags(cell):
-            parts += [f"{name} = {value!r}" for name, value in {**overrides, "out_dir": str(out_dir)}.items()]
-    return "\n".join([*parts, "import sys; print('vllm' in sys.modules)"])
-
-
-def run(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+NOTEBOOK = "03_prefix_caching.ipynb"
 
 
 @pytest.mark.notebook
@@ -44,15 +24,11 @@ def run(code: str) -> "subprocess.CompletedProcess[str]":
 def test_sizes_that_cannot_work_are_refused_before_the_engine(
     overrides: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    """The message has the number; the engine has not even been imported."""
-    done = run(first_cells(tmp_path, overrides))
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "UsageError" in done.stderr
+    """The message has the numbers; the engine has not even been imported."""
+    assert_refused(run_first_cells(NOTEBOOK, tmp_path, overrides), message)
 
 
 @pytest.mark.notebook
 def test_the_first_cells_run_without_an_engine(tmp_path: Path) -> None:
     """With the lab's own parameters they end well, and vLLM is not loaded yet."""
-    done = run(first_cells(tmp_path, {"guess_short_prefix": "nothing"}))
-    assert (done.returncode, done.stdout.split()[-1]) == (0, "False"), done.stderr
+    assert_ready(run_first_cells(NOTEBOOK, tmp_path, {"guess_short_prefix": "nothing"}))
