@@ -15,6 +15,21 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def now_and_then(
+    say: Callable[[str], None], *, every_s: float = 10.0, now: Callable[[], float] = time.monotonic
+) -> Callable[[str], None]:
+    """`say` for a wait that is told of many times a second: the first text, then one every `every_s` seconds."""
+    due_s = now()
+
+    def tell(text: str) -> None:
+        nonlocal due_s
+        if now() >= due_s:
+            due_s = now() + every_s
+            say(text)
+
+    return tell
+
+
 class Progress:
     """Lab k of n, its cell, the time so far, and about how long the rest takes (`estimates_s` by lab)."""
 
