@@ -1,10 +1,12 @@
 """The example models: their parameters, computed from the config, are the published ones."""
 
 import pytest
+import yaml
 
 from labkit.errors import UsageError
 from labkit.example_models import example_models, find
 from labkit.kvcache import bytes_per_token
+from labkit.paths import data_path
 
 # Published: the safetensors metadata of each model's page on the Hugging Face hub.
 PUBLISHED = {
@@ -36,3 +38,9 @@ def test_an_unknown_example() -> None:
     with pytest.raises(UsageError, match="no example model called 'Qwen9'") as caught:
         find("Qwen9", known)
     assert all(name in caught.value.remedy for name in known)
+
+
+def test_the_gpu_profiles_weights_follow_from_the_config() -> None:
+    """What the gpu profile tells of its model's weights before the download is what the shapes in its config give."""
+    profile = yaml.safe_load(data_path("profiles/gpu.yaml").read_text(encoding="utf-8"))
+    assert profile["weights"] == {profile["all"]["model"]: example_models()["Qwen2.5-7B"].parameters}
