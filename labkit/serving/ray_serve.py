@@ -82,6 +82,7 @@ def start(
     num_gpus: int = 0,
     address: str | None = None,
     port: int | None = None,
+    request_timeout_s: float | None = None,
     tries: int = TRIES,
     progress: Progress = lambda _: None,
     **options: Any,
@@ -90,7 +91,8 @@ def start(
 
     `num_cpus` and `num_gpus` are logical: Ray counts them and looks at no hardware, so any number works on any
     machine. `address`: a cluster that runs already ("auto", or HOST:PORT of its head), of which this machine is a
-    node; it has its own resources. `options` go to `ray.init`. Raises `UsageError` for what cannot work and
+    node; it has its own resources. A request that takes longer than
+    `request_timeout_s` gets a 408. `options` go to `ray.init`. Raises `UsageError` for what cannot work and
     `ServerError` when Ray does not come up in `tries` tries; nothing is left running then.
     """
     chosen = free_port() if port is None else require_free_port(port)
@@ -102,7 +104,7 @@ def start(
     processes = connect(address, tries) if address else _init(num_cpus, num_gpus, tries, progress, options)
     try:
         others = _applications()
-        return RayServe(port=_start_serve(chosen), processes=processes, others=others)
+        return RayServe(port=_start_serve(chosen, request_timeout_s), processes=processes, others=others)
     except BaseException:
         RayServe(port=chosen, processes=processes, others=None if address is None else frozenset()).stop()
         raise
@@ -181,13 +183,13 @@ def _retried(init: Callable[[], Any], tries: int, progress: Progress) -> None:
             progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({error}); once more")
 
 
-def _start_serve(port: int) -> int:
+def _start_serve(port: int, request_timeout_s: float | None) -> int:
     """Starts Serve, unless it runs in the cluster already; returns the port of its proxy."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
-        http_options={"host": LOOPBACK, "port": port},
+        http_options={"host": LOOPBACK, "port": port, "request_timeout_s": request_timeout_s},
         logging_config={"enable_access_log": False, "log_level": "ERROR"},
     )
     client = _client()

@@ -1,0 +1,126 @@
+"""The part of OpenAI's protocol that a small server needs: request bodies, answers, and streams of chunks.
+
+Reference: the OpenAI API, completions and chat completions; token counts are the server's (`usage`), a chunk may bring
+several tokens.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+Tokens = Annotated[int, Field(ge=1, le=4096)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream brings besides text."""
+
+    include_usage: bool = False
+
+
+class Sampling(BaseModel):
+    """Fields that both APIs share. `ignore_eos` is an extension of vLLM's."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+class CompletionBody(Sampling):
+    """POST /v1/completions."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    max_tokens: Tokens = 16
+
+
+class ChatMessage(BaseModel):
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
+class ChatBody(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a model is asked: a text, or messages for its chat template. Plain data, fit to go between deployments."""
+
+    prompt: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    max_tokens: int = 16
+    temperature: float = 0.0
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What an answer grows by; the counts are those of the whole answer so far."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str | None = None
+
+
+def question(body: CompletionBody | ChatBody) -> Question:
+    """The question that a request's body asks."""
+    if isinstance(body, CompletionBody):
+        asked = Question(prompt=body.prompt, max_tokens=body.max_tokens)
+    else:
+        messages = tuple((message.role, message.content) for message in body.messages)
+        asked = Question(messages=messages, max_tokens=body.max_completion_tokens or body.max_tokens or 64)
+    return replace(asked, temperature=body.temperature, seed=body.seed, ignore_eos=body.ignore_eos)
+
+
+def answer(body: CompletionBody | ChatBody, whole: Piece) -> dict[str, Any]:
+    """A complete answer."""
+    chat = isinstance(body, ChatBody)
+    text = {"message": {"role": "assistant", "content": whole.text}} if chat else {"text": whole.text}
+    choice = {"index": 0, **text, "finish_reason": whole.finish_reason}
+    return {**_head(chat, stream=False), "model": body.model, "choices": [choice], "usage": usage(whole)}
+
+
+async def events(body: CompletionBody | ChatBody, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+    """The answer as server-sent events, ended by `data: [DONE]`."""
+    chat = isinstance(body, ChatBody)
+    head, last = {**_head(chat, stream=True), "model": body.model}, None
+    async for last in pieces:
+        text = {"delta": {"content": last.text}} if chat else {"text": last.text}
+        yield _event({**head, "choices": [{"index": 0, **text, "finish_reason": last.finish_reason}]})
+    if last is not None and body.stream_options.include_usage:
+        yield _event({**head, "choices": [], "usage": usage(last)})
+    yield "data: [DONE]\n\n"
+
+
+def usage(whole: Piece) -> dict[str, int]:
+    """Token counts as OpenAI names them."""
+    total = whole.prompt_tokens + whole.completion_tokens
+    return {
+        "prompt_tokens": whole.prompt_tokens,
+        "completion_tokens": whole.completion_tokens,
+        "total_tokens": total,
+    }
+
+
+def _head(chat: bool, *, stream: bool) -> dict[str, Any]:
+    kind = ("chat.completion" if chat else "text_completion") + (".chunk" if chat and stream else "")
+    return {"id": f"cmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
