@@ -9,6 +9,7 @@ Only the model takes a GPU; everything between deployments is plain data. Deploy
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -155,6 +156,18 @@ class Writer:
     async def noop(self) -> None:
         """What a call costs by itself."""
 
+    async def seconds(self, asked: Question) -> float:
+        """What the answer takes here, beside the engine: what comes on top of it is Ray Serve's."""
+        began = time.perf_counter()
+        await self.write(asked)
+        return time.perf_counter() - began
+
+    async def cache(self) -> dict[str, int]:
+        """The engine's KV cache, as vLLM set it up in this replica."""
+        config = self.engine.vllm_config
+        blocks, size = config.cache_config.num_gpu_blocks, config.cache_config.block_size
+        return {"blocks": blocks, "block_size": size, "max_model_len": config.model_config.max_model_len}
+
     def __del__(self) -> None:
         if engine := getattr(self, "engine", None):
             engine.shutdown()
@@ -187,6 +200,13 @@ class Ticket(BaseModel):
     intent: str
     reply: str
     summary: str
+
+
+# What the routes use stands above the class: `serve.ingress` copies them as they are at that moment.
+async def _from(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 api = FastAPI(title="Support desk")
@@ -272,12 +292,6 @@ class Desk:
         except ValueError as error:
             raise HTTPException(400, str(error).strip().splitlines()[-1]) from None
         return StreamingResponse(events(body, _from(first, pieces)), media_type="text/event-stream")
-
-
-async def _from(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
-    yield first
-    async for piece in rest:
-        yield piece
 
 
 class DeskSettings(BaseModel):
