@@ -161,6 +161,23 @@ def kv(
 
 
 @app.command()
+def cost(
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as requests_per_s=5.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What serving costs, hosted and by API."""
+    from labkit.costs import command
+
+    result = command.answer(settings or ())
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(command.text(result))
+
+
+@app.command()
 def load(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
