@@ -178,6 +178,31 @@ def cost(
 
 
 @app.command()
+def select(
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
+    ] = None,
+    answers: Annotated[str, typer.Option(metavar="JSON", help="Answers as the form exports them.")] = "",
+    runs: Annotated[Path | None, typer.Option(metavar="DIR", help="A run whose verdicts stand by the reasons.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which framework for which workload, and why."""
+    from labkit import records, selector
+    from labkit.claims import ledger
+
+    known, model = selector.read_state(answers)
+    known, other = selector.read_state({**known, **selector.from_settings(settings or ())})
+    found, model = selector.select(known), other or model
+    config = selector.configure(found.winner.name, found.answers, model=model)
+    if as_json:
+        _print_json(selector.to_json(found, config, model=model))
+    else:
+        rows = ledger(records.read_all(runs).values()) if runs else []
+        verdicts = {row.id: row.verdict for row in rows if row.measured}
+        typer.echo(selector.to_text(found, config, verdicts=verdicts, model=model))
+
+
+@app.command()
 def load(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
