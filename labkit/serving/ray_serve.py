@@ -20,7 +20,7 @@ from labkit.process_tree import end_processes
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
 
 TRIES = 5
-STOP_WAIT_S = 10.0
+STOP_WAIT_S = 3.0  # for their own end; then they are ended
 OBJECT_STORE_BYTES = 200 * 2**20
 # A node's agent has about 15 s to write its port, whatever one sets; on a busy machine it may miss that.
 TRANSIENT = ("timed out during startup", "Failed to start", "failed to start", "The current node has not been updated")
@@ -60,12 +60,13 @@ class RayServe:
 
         self._stopped = True
         left = _with_children(self._processes)
-        try:
-            if ray.is_initialized():
-                _end_applications(self._others)
-        finally:
-            ray.shutdown()
-            _end(left)
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray tells of its controller's end as of a failure
+            try:
+                if ray.is_initialized():
+                    _end_applications(self._others)
+            finally:
+                ray.shutdown()
+                _end(left)
 
     def __enter__(self) -> Self:
         return self
@@ -214,8 +215,7 @@ def _end_applications(others: frozenset[str] | None) -> None:
     from ray import serve
 
     if others is None:
-        with contextlib.redirect_stderr(io.StringIO()):  # Ray tells of the controller's end as of a failure
-            serve.shutdown()
+        serve.shutdown()
         return
     for name in (_applications() or frozenset()) - others:
         serve.delete(name)
