@@ -203,6 +203,38 @@ def select(
 
 
 @app.command()
+def fractions(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments as YAML.")],
+    gpu_gib: Annotated[
+        float | None, typer.Option(metavar="N", help="GiB of a GPU. Default: FILE's, or this one's.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="How many. Default: FILE's, or those here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Audits fractions of GPUs: what fits.
+
+    Exit 0: all replicas are placed, start and fit at rest; else 1."""
+    from labkit import fractions as auditor
+    from labkit.machine import inspect
+
+    own = [
+        {
+            "memory_gib": one.memory_total_bytes / 2**30,
+            "used_gib": (one.memory_total_bytes - one.memory_free_bytes) / 2**30,
+        }
+        for one in inspect().gpus
+    ]
+    default = {**own[0], "count": len(own)} if own else {}
+    found = auditor.audit(*auditor.read(file, gpu={"memory_gib": gpu_gib, "count": gpus}, default=default))
+    if as_json:
+        _print_json(auditor.as_json(found))
+    else:
+        typer.echo("\n".join(auditor.lines(found)))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def load(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],

@@ -23,7 +23,7 @@ from labkit.settings import parse_bytes, parse_settings
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
 
-COMMANDS = {"doctor", "fetch", "run", "report", "compare", "claims", "kv", "load", "serve"}
+COMMANDS = {"doctor", "fetch", "run", "report", "compare", "claims", "kv", "fractions", "load", "serve"}
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
 HEAVY = (
@@ -134,6 +134,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["kv", "{tmp}/config.json", "--memory", "1", "--json"], "one block takes"),
         (["kv", "{tmp}/config.json", "--block-size", "0", "--json"], "block_size is 0"),
         (["kv", "{tmp}/config.json", "--block-size", "x"], "valid integer"),
+        (["fractions", "{tmp}/nothing.yaml", "--json"], "there is no file"),
         (["load", "http://127.0.0.1:9", "--model", "m", "--workload", "nonsense", "--json"], "no workload 'nonsense'"),
         (["load", "http://127.0.0.1:9", "--model", "m", "--rate", "1", "--concurrency", "2"], "concurrency"),
         (["load", "http://127.0.0.1:9", "--model", "m", "--requests", "0"], "0"),
