@@ -10,6 +10,7 @@ from labkit.charts.curves import LinePoint, LoadPoint, lines, throughput_latency
 from labkit.charts.distributions import ecdf, tail
 from labkit.charts.memory import memory_map
 from labkit.charts.models import model_and_measured
+from labkit.charts.packing import Beside, article_beside, gpu_packing
 from labkit.charts.prefixes import prefix_blocks
 from labkit.charts.render import bundle, enable, show_live, spec, svg
 from labkit.charts.requests import anatomy, request_timeline
@@ -21,12 +22,14 @@ from labkit.charts.tradeoff import Tradeoff, tradeoff
 
 __all__ = [
     "Bar",
+    "Beside",
     "Lane",
     "LinePoint",
     "LoadPoint",
     "StepPanel",
     "Tradeoff",
     "anatomy",
+    "article_beside",
     "bars_with_intervals",
     "batch_grid",
     "bundle",
@@ -34,6 +37,7 @@ __all__ = [
     "ecdf",
     "enable",
     "finish",
+    "gpu_packing",
     "lines",
     "memory_map",
     "model_and_measured",
