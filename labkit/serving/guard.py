@@ -39,7 +39,7 @@ def main(grace_s: float, command: list[str]) -> int:
         print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
         return CANNOT_START
     try:
-        while child.poll() is None and not stop_asked and not _parent_gone(parent):
+        while child.poll() is None and not stop_asked and not parent_gone(parent):
             _reap_adopted(child.pid)
     finally:
         end_descendants(psutil.Process(), grace_s=grace_s)
@@ -59,7 +59,7 @@ def _note_signals() -> list[int]:
     return asked
 
 
-def _parent_gone(parent: int) -> bool:
+def parent_gone(parent: int) -> bool:
     """Waits a moment on the pipe; it becomes readable, with nothing to read, when its other end closes.
 
     A fork of the parent may hold the other end too and live on, so the parent's pid is looked at as well.

@@ -17,6 +17,7 @@ import psutil
 
 from labkit.errors import ServerError, UsageError
 from labkit.process_tree import end_processes
+from labkit.serving import watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
 
 TRIES = 5
@@ -44,6 +45,7 @@ class RayServe:
     def __init__(self, *, port: int, processes: list[psutil.Process], others: frozenset[str] | None) -> None:
         self.url = f"http://{LOOPBACK}:{port}"
         self._processes = processes
+        self._watcher = watch.start([process.pid for process in processes]) if processes else None
         self._others = others  # applications that ran before; None: Serve is ours altogether
         self._stopped = False
 
@@ -67,6 +69,11 @@ class RayServe:
             finally:
                 ray.shutdown()
                 _end(left)
+                self._end_watcher()
+
+    def _end_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.communicate()  # closes its pipe, upon which it ends
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,69 @@
+"""Ends what a process started when that process is gone, however it went.
+
+    python -m labkit.serving.watch PID ...
+
+Ray's own processes end themselves when their driver is killed, except two agents that stay for ever. So somebody has to
+remember them: this one looks at the trees below the given processes while its parent lives, and ends all it saw then.
+"""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from labkit.process_tree import end_processes
+from labkit.serving.guard import parent_gone
+
+LOOK_S = 1.0
+OWN_END_S = 3.0
+
+
+def start(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Starts a watcher of these processes of ours; it ends by itself when they have ended."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "labkit.serving.watch", *map(str, pids)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for our parent
+    )
+
+
+def main(roots: list[psutil.Process], parent: int) -> None:
+    """Watches until `parent` is gone, or nothing of what was seen is left."""
+    seen = set(roots)
+    looked = 0.0
+    while not parent_gone(parent) and _alive(seen):
+        if time.monotonic() - looked > LOOK_S:
+            looked = time.monotonic()
+            seen = _alive(seen) | _below(seen)
+    _, left = psutil.wait_procs(_alive(seen | _below(seen)), timeout=OWN_END_S)
+    end_processes(left)
+
+
+def _below(processes: set[psutil.Process]) -> set[psutil.Process]:
+    found: set[psutil.Process] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(process.children())
+    return found
+
+
+def _alive(processes: set[psutil.Process]) -> set[psutil.Process]:
+    return {process for process in processes if process.is_running()}
+
+
+if __name__ == "__main__":
+    import os
+
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    trees = []
+    for pid in sys.argv[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            trees.append(psutil.Process(int(pid)))
+    main(trees, os.getppid())
