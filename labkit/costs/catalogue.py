@@ -123,6 +123,7 @@ def model_name(model: str) -> str:
     return known.name if known else model
 
 
+@cache
 def catalogue_version() -> str:
     """The catalogue's package and version, for labels."""
     from importlib.metadata import version

@@ -288,9 +288,9 @@ def _check_number(name: str, value: float | None) -> None:
         raise UsageError(f"{name} is not set", remedy=f"give it {_range(name)}")
     _, low, high, _ = NUMBERS[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # nan fails, too
-        raise UsageError(f"{name} is {_shown(value)}; it must be {_span(name)}", remedy=f"give it {_range(name)}")
+        raise UsageError(f"{name} is {_shown(value)}; it must be {_span(name)}", remedy=f"it means: {NUMBERS[name][3]}")
     if name in WHOLE and int(value) != value:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number", remedy=f"give it {_range(name)}")
+        raise UsageError(f"{name} is {value!r}; it must be a whole number", remedy=f"it means: {NUMBERS[name][3]}")
 
 
 def _range(name: str) -> str:
