@@ -68,6 +68,9 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="A parameter; LAB may be `all`.")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="On a Ray cluster: HOST:PORT of its head, or auto.")
+    ] = None,
 ) -> None:
     """Runs labs: records, notebooks, a report."""
     from labkit import report as reports
@@ -75,9 +78,15 @@ def run(
     from labkit.plan import make_plan
     from labkit.runner import run_labs
 
-    plan = make_plan(labs or (), profile=profile, out_dir=out, resume=resume, settings=settings or (), progress=_say)
-    _say(f"profile {plan.profile.name}: {plan.profile.description}; into {plan.out_dir}")
-    result = run_labs(plan)
+    options: dict[str, Any] = {"profile": profile, "out_dir": out, "resume": resume, "settings": settings or ()}
+    if ray is not None:
+        from labkit.remote import run_on_cluster
+
+        result = run_on_cluster(ray, labs or (), **options, say=_say)
+    else:
+        plan = make_plan(labs or (), **options, progress=_say)
+        _say(plan.line)
+        result = run_labs(plan)
     page = reports.build(result.out_dir)
     tables.show_run(result.out_dir)
     typer.echo(f"Report: {page}")
@@ -287,16 +296,16 @@ def load(
 
 @app.command()
 def serve(
-    server: Annotated[str, typer.Argument(metavar="vllm", help="The server to start.")],
+    server: Annotated[str, typer.Argument(metavar="vllm|ray", help="The server to start.")],
     model: Annotated[str, typer.Option(metavar="M", help="An embedded model, a folder or a hub id.")] = "smollm2-135m",
     port: Annotated[int, typer.Option(metavar="P", help="On the loopback interface.")] = 8000,
     gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that it takes.")] = 0.9,
 ) -> None:
     """Starts a server in the foreground."""
-    from labkit.foreground import serve_vllm
+    from labkit.foreground import serve_ray, serve_vllm
     from labkit.labs import did_you_mean
 
-    starters = {"vllm": serve_vllm}
+    starters = {"vllm": serve_vllm, "ray": serve_ray}
     if server not in starters:
         raise UsageError(f"there is no server called {server!r}", remedy=did_you_mean(server, starters))
     starters[server](model, port=port, gpu_memory_share=gpu_memory_share, say=_say)

@@ -1,6 +1,7 @@
 """A server in the foreground: started, told about, and ended by Ctrl-C with every process that it has."""
 
 import os
+import secrets
 import shlex
 import tempfile
 import time
@@ -11,10 +12,11 @@ from labkit.batch import stop_on_signals
 from labkit.machine import inspect
 from labkit.models import architecture, resolve
 from labkit.progress import now_and_then
-from labkit.serving import vllm
+from labkit.serving import ray_serve, vllm
 from labkit.serving.process import require_free_port
 
 POLL_S = 0.5
+KEY = "LABKIT_API_KEY"
 
 
 def serve_vllm(model: str, *, port: int, gpu_memory_share: float, say: Callable[[str], None]) -> None:
@@ -23,18 +25,56 @@ def serve_vllm(model: str, *, port: int, gpu_memory_share: float, say: Callable[
     folder_of_model = resolve(model, progress=say)
     weight_bytes = architecture(folder_of_model).weight_bytes
     settings = vllm.settings(inspect(), gpu_memory_share=gpu_memory_share, weight_bytes=weight_bytes)
-    name = Path(model).resolve().name if Path(model).is_dir() else model
+    name = served_name(model)
     words = ["vllm", "serve", str(folder_of_model), "--served-model-name", name]
     command = f"{shlex.join(words)} {settings.flags}".strip()
     say(command)
-    key = os.environ.get("LABKIT_API_KEY")
+    key = os.environ.get(KEY)
     with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder:
         # Ctrl-C while it starts is Python's own: a KeyboardInterrupt, upon which `start` ends what it has started.
         waiting = now_and_then(say)
         server = vllm.start(command, folder=Path(folder), env=settings.env, port=port, api_key=key, progress=waiting)
-        with server, stop_on_signals() as stop:
-            say(f"ready: {server.base_url} (Ctrl-C stops it). In another terminal:")
-            say(f"  LABKIT_API_KEY={server.api_key} labkit load {server.url} --model {shlex.quote(name)}")
-            while not stop.asked.is_set():
-                server.process.check()
-                time.sleep(POLL_S)
+        with server:
+            _stay(server.url, name, server.api_key, say, check=server.process.check)
+
+
+def serve_ray(model: str, *, port: int, gpu_memory_share: float, say: Callable[[str], None]) -> None:
+    """Serves the support desk (applications/support_desk.py) on Ray Serve, with its OpenAI routes, until it is stopped.
+
+    ServerError when Ray does not come up or the application cannot be deployed.
+    """
+    require_free_port(port)
+    machine, folder_of_model = inspect(), resolve(model, progress=say)
+    vllm.settings(machine, gpu_memory_share=gpu_memory_share, weight_bytes=architecture(folder_of_model).weight_bytes)
+    name, key = served_name(model), os.environ.get(KEY) or secrets.token_urlsafe(16)
+    gpus = 1 if machine.gpus else 0
+    say("Ray and Ray Serve: starting")
+    with ray_serve.start(num_gpus=gpus, port=port, progress=say) as running:
+        from applications.support_desk import DeskSettings, build
+
+        desk = DeskSettings(
+            model=str(folder_of_model),
+            model_name=name,
+            writer_gpus=gpu_memory_share if gpus else 0,
+            gpu_memory_share=gpu_memory_share,
+            api_key=key,
+        )
+        say("the support desk (applications/support_desk.py): starting, a minute or so")
+        ray_serve.deploy(build(desk), name="desk")
+        say(f"also there: POST {running.url}/chain and /parallel, a message as JSON in `text`")
+        _stay(running.url, name, key, say, check=running.check)
+
+
+def served_name(model: str) -> str:
+    """The name by which requests call the model: an embedded one's, a hub id, or the folder's last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _stay(url: str, name: str, key: str, say: Callable[[str], None], *, check: Callable[[], None]) -> None:
+    """Tells how to reach the server, and stays until Ctrl-C; `check` raises when the server has died."""
+    with stop_on_signals() as stop:
+        say(f"ready: {url}/v1 (Ctrl-C stops it). In another terminal:")
+        say(f"  {KEY}={key} labkit load {url} --model {shlex.quote(name)}")
+        while not stop.asked.is_set():
+            check()
+            time.sleep(POLL_S)

@@ -54,6 +54,11 @@ class RayServe:
         """Ray's processes that this one started, and theirs; empty on somebody else's cluster."""
         return tuple(process.pid for process in _with_children(self._processes))
 
+    def check(self) -> None:
+        """Raises `ServerError` when Ray, where it is ours, has died."""
+        if not self._stopped and not all(map(_runs, self._processes)):
+            raise ServerError("Ray has died", remedy="free memory if it ran short, and start it again")
+
     def stop(self) -> None:
         """Ends the applications and, where it is ours, Ray with all its processes. Safe to call again."""
         if self._stopped:
@@ -143,6 +148,19 @@ def connect(address: str, tries: int = TRIES) -> list[psutil.Process]:
     return []
 
 
+def deploy(application: Any, *, name: str, route_prefix: str = "/") -> None:
+    """`serve.run`, whose failure becomes a `ServerError` with what the deployments say."""
+    from ray import serve
+
+    try:
+        serve.run(application, name=name, route_prefix=route_prefix)
+    except RuntimeError as error:
+        found = serve.status().applications.get(name)
+        told = [deployment.message for deployment in found.deployments.values() if deployment.message] if found else []
+        remedy = "the last line of the replica's message names the cause"
+        raise ServerError(f"{name} was not deployed: {error}", remedy=remedy, log_tail="\n".join(told)) from error
+
+
 def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str, poll_s: float = 0.1) -> float:
     """Waits until `condition` holds; returns the seconds it took. ServerError, naming `what`, after `timeout_s`."""
     began = time.monotonic()
@@ -226,6 +244,12 @@ def _end_applications(others: frozenset[str] | None) -> None:
         return
     for name in (_applications() or frozenset()) - others:
         serve.delete(name)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
