@@ -14,6 +14,7 @@ from labkit.charts.packing import Beside, article_beside, gpu_packing
 from labkit.charts.prefixes import prefix_blocks
 from labkit.charts.render import bundle, enable, show_live, spec, svg
 from labkit.charts.requests import anatomy, request_timeline
+from labkit.charts.scaling import Moment, scaling_timeline
 from labkit.charts.stacked import stacked_bars
 from labkit.charts.steps import StepPanel, step_panels
 from labkit.charts.streams import Lane, token_streams
@@ -26,6 +27,7 @@ __all__ = [
     "Lane",
     "LinePoint",
     "LoadPoint",
+    "Moment",
     "StepPanel",
     "Tradeoff",
     "anatomy",
@@ -44,6 +46,7 @@ __all__ = [
     "palette",
     "prefix_blocks",
     "request_timeline",
+    "scaling_timeline",
     "show_live",
     "spec",
     "stacked_bars",

@@ -65,7 +65,7 @@ class Observation:
         return list(answers)
 
     async def ask_until(self, ask: Ask, done: Callable[[], bool], *, rate: float, at_most_s: float) -> None:
-        """Sends `ask` at `rate` a second until `done`, looked at before each, or `at_most_s`; then waits for answers."""
+        """Sends `ask` at `rate` a second until `done` (looked at before each) or `at_most_s`; waits for the answers."""
         async with session() as client, asyncio.TaskGroup() as tasks:
             while not done() and self.now_s() < at_most_s:
                 tasks.create_task(self._noted(client, ask))
