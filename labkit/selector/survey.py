@@ -71,26 +71,25 @@ def survey(*, using: Catalogue | None = None) -> Survey:
     return Survey(known=known, winners=winners(known))
 
 
-def winners(known: Catalogue, *, without: Iterable[str] = ()) -> "NDArray[np.int8]":
-    """The winner's number for every combination; `without`: ids of rules and exclusions that are left out."""
+def winners(known: Catalogue) -> "NDArray[np.int8]":
+    """The winner's number for every combination."""
     import numpy as np
 
-    scores = np.stack(list(_scores(known, set(without))))
-    found: NDArray[np.int8] = scores.argmax(axis=0).astype(np.int8)  # of equal points the first, with the fewest parts
-    return found
+    found: NDArray[np.int8] = np.stack(list(_scores(known))).argmax(axis=0).astype(np.int8)
+    return found  # of equal points the first one, with the fewest parts
 
 
-def _scores(known: Catalogue, left_out: set[str]) -> Iterable[Any]:
+def _scores(known: Catalogue) -> Iterable[Any]:
     import numpy as np
 
     shape = tuple(len(one.options) for one in known.questions.values())
     for name in known.stacks:
         score = np.zeros(shape, dtype=np.int16)
         for rule in known.rules:
-            if name in rule.points and rule.id not in left_out:
+            if name in rule.points:
                 score += (mask(known, rule.when) * rule.points[name]).astype(np.int16)
         for exclusion in known.exclusions:
-            if name in exclusion.stacks and exclusion.id not in left_out:
+            if name in exclusion.stacks:
                 score += (mask(known, exclusion.when) * EXCLUDED).astype(np.int16)
         yield np.clip(score, EXCLUDED, None)  # excluded twice is excluded
 
