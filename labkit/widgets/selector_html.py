@@ -1,0 +1,173 @@
+"""A selection as HTML, for the form and for where none can be drawn. Colours are JupyterLab's own, light or dark."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+
+from labkit.selector import Catalogue, Comparison, ConfigFile, Ranked, Reason, Selection, catalogue, compare_patterns
+from labkit.selector.words import by_winner, grounds
+
+INK = "color:var(--jp-ui-font-color1,#212121)"
+ACCENT = "var(--jp-brand-color1,#0072B2)"
+RULE = "1px solid var(--jp-border-color1,#8c8c8c)"
+TEXT = f"{INK};font-size:13px;line-height:1.4"
+CODE = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:1.35"
+PROS = 6
+
+
+def summary(found: Selection) -> str:
+    """The recommendation, the ranking as bars, and what the article and a second opinion say."""
+    winner, known = found.winner, catalogue()
+    layers = f"engine: <b>{escape(winner.stack.engine)}</b> · orchestrator: <b>{escape(winner.stack.orchestrator)}</b>"
+    contained = "a layer of this" if found.article.in_stack(winner.stack) else "no part of this"
+    article = f"The article's tree says <b>{found.article.framework}</b>: {contained}."
+    second = f"With opinions left out: <b>{escape(known.stacks[found.without_opinions].title)}</b>."
+    return (
+        f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
+        f"</div><div>{layers}</div>{_bars(found)}<div>{article} {second}</div></div>"
+    )
+
+
+def _bars(found: Selection) -> str:
+    top = max(1, *(one.score or 0 for one in found.ranking))
+    rows = "".join(_bar(one, top) for one in found.ranking)
+    return (
+        f"<table style='{TEXT};border-collapse:collapse;width:100%;margin:4px 0'>"
+        f"<caption style='display:none'>Ranking with points</caption>{rows}</table>"
+    )
+
+
+def _bar(one: Ranked, top: int) -> str:
+    cell = "padding:1px 8px 1px 0;border:0;text-align:left;background:none"
+    points = "not ranked" if one.score is None else f"{one.score}"
+    width = 0 if one.score is None else round(100 * max(0, one.score) / top)
+    bar = f"<div style='background:{ACCENT};height:11px;width:{width}%'></div>"
+    return (
+        f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(one.title)}</td>"
+        f"<td style='{cell}'>{bar}</td><td style='{cell};width:72px;white-space:nowrap'>{points}</td></tr>"
+    )
+
+
+# --- the views ----------------------------------------------------------------------------------------------------
+
+
+def why(found: Selection, verdicts: Mapping[str, str]) -> str:
+    """What speaks for the first one, and against it."""
+    winner = found.winner
+    cons = _heading("What speaks against it") + _reasons(winner.cons, verdicts) if winner.cons else ""
+    more = len(winner.pros) - PROS
+    rest = f"<div>and {more} smaller ones</div>" if more > 0 else ""
+    return f"<div>{escape(winner.stack.what)}</div>{_reasons(winner.pros[:PROS], verdicts)}{rest}{cons}"
+
+
+def why_not(found: Selection, verdicts: Mapping[str, str]) -> str:
+    """Why each of the others is excluded, or what the first one has over it."""
+    return "".join(_heading(one.title) + _against(one, verdicts) for one in found.ranking[1:])
+
+
+def _against(one: Ranked, verdicts: Mapping[str, str]) -> str:
+    if one.excluded:
+        return _list(f"<b>out</b> · {escape(why.text)} {_small(why, verdicts)}" for why in one.excluded)
+    behind = [f"<b>{why.points}</b> behind · {escape(why.text)} {_small(why, verdicts)}" for why in one.behind]
+    return _list(behind or ["equal points, more parts"])
+
+
+def what_if(found: Selection, _: Mapping[str, str]) -> str:
+    """The single answers that would change the first place, by what they would bring."""
+    if not found.flips:
+        return "<div>No single answer changes the first place.</div>"
+    known = catalogue()
+    parts = ["<div>One other answer, all else as it is, and this comes first:</div>"]
+    for winner, flips in by_winner(found.flips).items():
+        questions = ((known.questions[one.question], one.answer) for one in flips)
+        parts.append(_heading(known.stacks[winner].title))
+        parts.append(_list(f"{escape(one.label)}: <b>{escape(one.options[answer])}</b>" for one, answer in questions))
+    return "".join(parts)
+
+
+def warnings(found: Selection, _: Mapping[str, str]) -> str:
+    """What to mind with this choice and these answers."""
+    if not found.warnings:
+        return "<div>None for these answers.</div>"
+    return _list(f"{escape(one.text)} {_where(one.claim, one.lab)}" for one in found.warnings)
+
+
+def article(found: Selection, _: Mapping[str, str]) -> str:
+    """The article's tree for these answers, and its six patterns beside ours."""
+    said = f"Its tree stops at <i>{escape(found.article.question)}</i> and says <b>{found.article.framework}</b>."
+    return f"<div>{said}</div>{patterns(compare_patterns(), differences=False)}"
+
+
+VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
+    "Why": why,
+    "Why not": why_not,
+    "What if": what_if,
+    "Warnings": warnings,
+    "Article": article,
+}
+
+
+def configuration(files: Sequence[ConfigFile]) -> str:
+    """The files as they are to be saved, and why each setting is what it is."""
+    return "".join(_file(one) for one in files)
+
+
+def _file(one: ConfigFile) -> str:
+    box = f"{CODE};{INK};margin:2px 0;padding:4px 6px;border:{RULE};overflow-x:auto;white-space:pre;background:none"
+    settings = (
+        f"<code style='{CODE};{INK};background:none'>{escape(f'{each.name} {each.value}'.strip())}</code> · "
+        f"{escape(each.why)}"
+        for each in one.settings
+    )
+    return f"{_heading(one.name)}<pre style='{box}'>{escape(one.text.strip())}</pre>{_list(settings)}"
+
+
+def patterns(rows: Iterable[Comparison], *, differences: bool = True) -> str:
+    """The article's six patterns as a table: what it recommends, and what comes first here."""
+    cell = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none"
+    heads = ["In this situation", "the article says", "first here", *(["why"] if differences else [])]
+    head = "".join(f"<th style='{cell}'>{name}</th>" for name in heads)
+    body = ""
+    for one in rows:
+        cells = [one.pattern.situation, one.pattern.framework, one.stack.title]
+        cells += [one.pattern.difference] if differences else []
+        row = "".join(f"<td style='{cell}'>{escape(text)}</td>" for text in cells)
+        body += f"<tr style='background:none'>{row}</tr>"
+    return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def static(found: Selection, known: Catalogue) -> str:
+    """The result where nothing can be clicked: the answers, the ranking and the reasons."""
+    asked = known.questions.items()
+    answers = (f"{escape(one.label)}: {escape(one.options[found.answers[name]])}" for name, one in asked)
+    return f"{summary(found)}<div style='{TEXT}'>{' · '.join(answers)}{why(found, {})}</div>"
+
+
+def _reasons(reasons: Iterable[Reason], verdicts: Mapping[str, str]) -> str:
+    return _list(f"<b>{one.points:+d}</b> · {escape(one.text)} {_small(one, verdicts)}" for one in reasons)
+
+
+def _small(one: Reason, verdicts: Mapping[str, str]) -> str:
+    return f"<span style='white-space:nowrap;font-size:12px'>[{_linked(grounds(one, verdicts), one.lab)}]</span>"
+
+
+def _where(claim: str | None, lab: str | None) -> str:
+    parts = [part for part in (claim, f"lab {lab[:2]}" if lab else None) if part]
+    return f"<span style='font-size:12px'>[{_linked(', '.join(parts), lab)}]</span>" if parts else ""
+
+
+def _linked(text: str, lab: str | None) -> str:
+    """The text, with its "lab NN" leading to the notebook of that lab."""
+    safe = escape(text)
+    if lab is None:
+        return safe
+    link = f"<a href='{lab}.ipynb' style='color:inherit;text-decoration:underline'>lab {lab[:2]}</a>"
+    return safe.replace(f"lab {lab[:2]}", link)
+
+
+def _heading(text: str) -> str:
+    return f"<div style='margin-top:5px'><b>{escape(text)}</b></div>"
+
+
+def _list(items: Iterable[str]) -> str:
+    body = "".join(f"<li style='margin:1px 0'>{item}</li>" for item in items)
+    return f"<ul style='margin:1px 0;padding-left:18px'>{body}</ul>"
