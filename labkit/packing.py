@@ -141,3 +141,53 @@ def _least_left(free: list[int], units: int) -> tuple[int, ...]:
 def _whole(free: list[int], count: int) -> tuple[int, ...]:
     empty = [gpu for gpu, left in enumerate(free) if left == PRECISION]
     return tuple(empty[:count]) if len(empty) >= count else ()
+
+
+def models_of(names: Sequence[str], gib: Sequence[float], load: Sequence[float]) -> list[Model]:
+    """The models from three lists. UsageError: lists of different lengths."""
+    if not len(names) == len(gib) == len(load):
+        raise UsageError(
+            f"{len(names)} names, {len(gib)} memories and {len(load)} loads", remedy="give one of each for every model"
+        )
+    return [
+        Model(name=name, memory_gib=memory, load=share) for name, memory, share in zip(names, gib, load, strict=True)
+    ]
+
+
+def check_scene(fractions: Sequence[float], *, late: float, gpus: int) -> None:
+    """UsageError: replicas that do not all find a GPU, or a late one that would not have to wait."""
+    placed = best_fit([*fractions, late], gpus)
+    waiting = [asked for asked, where in zip(fractions, placed, strict=False) if not where]
+    if waiting:
+        raise UsageError(
+            f"on {gpus} GPUs the fractions {list(fractions)} do not all find room: {waiting[0]:g} would wait",
+            remedy="take smaller fractions, another order, or more GPUs",
+        )
+    if placed[-1]:
+        raise UsageError(
+            f"late_fraction is {late:g}, and GPU {placed[-1][0]} of {gpus} has so much left: it would not have to wait",
+            remedy="take a larger late_fraction, fewer GPUs, or more fractions",
+        )
+
+
+def left_over(fractions: Sequence[float], gpus: int) -> list[float]:
+    """What the replicas leave of each GPU, when Ray has placed all of them that fit."""
+    left = [PRECISION] * gpus
+    for asked, where in zip(fractions, best_fit(fractions, gpus), strict=True):
+        for gpu in where:
+            left[gpu] -= min(PRECISION, units_of(asked))
+    return [units / PRECISION for units in left]
+
+
+def check_memory(*, promised_mib: int, taken_mib: int, available_bytes: int) -> None:
+    """UsageError: a replica that keeps its promise, or one that takes what this machine does not have."""
+    if taken_mib <= promised_mib:
+        raise UsageError(
+            f"taken_mib is {taken_mib}, promised_mib {promised_mib}: no promise is broken",
+            remedy="take more than is promised",
+        )
+    if 2 * taken_mib * 2**20 > available_bytes:
+        raise UsageError(
+            f"taken_mib is {taken_mib}; {available_bytes / 2**20:,.0f} MiB of memory are available here",
+            remedy="take at most half of what is available",
+        )

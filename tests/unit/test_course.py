@@ -221,7 +221,8 @@ def test_the_courses_profiles_give_every_lab_allowed_parameters(machine: Machine
     chosen = course.load_profile(course.profile_for(machine), machine)
     for each in course.LABS.values():
         found = chosen.parameters(each)
-        assert found["model"] == ("Qwen/Qwen2.5-7B-Instruct" if machine.gpus else "smollm2-135m")
+        if "model" in each.parameters:
+            assert found["model"] == ("Qwen/Qwen2.5-7B-Instruct" if machine.gpus else "smollm2-135m")
         check_gpu_memory(found, machine, chosen.weights)
 
 
