@@ -15,7 +15,7 @@ from labkit.selector.words import to_text
 from labkit.teaching import show as shown
 from labkit.widgets import selector_html as views
 
-HEIGHT = "520px"
+HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
 CONFIGURATION = "Configuration"
 TIPS = {
@@ -105,7 +105,7 @@ class SelectorForm:
             description=one.label,
             tooltip=f"{one.question} {one.help}",
             style={"description_width": "126px"},
-            layout={"width": QUESTIONS_WIDTH, "height": "27px", "margin": "2px 0"},
+            layout={"width": QUESTIONS_WIDTH, "height": "27px", "margin": "2px 0 1px 0"},
         )
 
     def _button(self, name: str) -> Any:
