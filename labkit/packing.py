@@ -155,7 +155,7 @@ def models_of(names: Sequence[str], gib: Sequence[float], load: Sequence[float])
 
 
 def check_scene(fractions: Sequence[float], *, late: float, gpus: int) -> None:
-    """UsageError: replicas that do not all find a GPU, or a late one that would not have to wait."""
+    """UsageError: replicas that do not all find a GPU, or a late one that would not have to wait for one of them."""
     placed = best_fit([*fractions, late], gpus)
     waiting = [asked for asked, where in zip(fractions, placed, strict=False) if not where]
     if waiting:
@@ -168,6 +168,21 @@ def check_scene(fractions: Sequence[float], *, late: float, gpus: int) -> None:
             f"late_fraction is {late:g}, and GPU {placed[-1][0]} of {gpus} has so much left: it would not have to wait",
             remedy="take a larger late_fraction, fewer GPUs, or more fractions",
         )
+    makes_room(fractions, late=late, gpus=gpus)
+
+
+def makes_room(fractions: Sequence[float], *, late: float, gpus: int) -> int:
+    """The number of the replica, after the first two, whose leaving lets the late one in. UsageError: none does."""
+    left, placed = left_over(fractions, gpus), best_fit(fractions, gpus)
+    rooms = [(left[placed[n][0]] + fractions[n], n) for n in range(2, len(fractions))]
+    room, number = max(rooms, default=(0.0, 0))
+    if units_of(min(1.0, round(room, 4))) < units_of(late):
+        raise UsageError(
+            f"late_fraction is {late:g}; when one of the fractions {list(fractions)[2:]} leaves, a GPU has at most "
+            f"{room:.2f} left",
+            remedy="take a smaller late_fraction, or a larger fraction after the first two",
+        )
+    return number
 
 
 def left_over(fractions: Sequence[float], gpus: int) -> list[float]:
