@@ -148,7 +148,7 @@ def machines(requests_per_s, output_tokens, tokens_per_s, peak, buffer):
     misconceptions=(
         Misconception(
             "the average taken for the peak",
-            "Your machines carry the average. In the busiest minutes more comes, and the queue grows as long as they last.",
+            "Your machines carry the average. In the busiest minutes more comes, and the queue grows and grows.",
             (
                 lambda requests_per_s, output_tokens, tokens_per_s, _peak, buffer: math.ceil(
                     requests_per_s * output_tokens * (1 + buffer) / tokens_per_s

@@ -50,7 +50,7 @@ Which of these are faults of the sheet?
             "The throughput counts tokens that are read: it must be divided by ten before it is used for this traffic.",
             False,
             "the same count converted again",
-            "Traffic and benchmark count the same tokens of the same mix. Only if they did not, one would have to convert.",
+            "Traffic and benchmark count the same tokens of the same mix: there is nothing to convert.",
         ),
         Option(
             "D",
