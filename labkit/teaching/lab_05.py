@@ -196,7 +196,7 @@ def desired_replicas(rate, duration_s, target_ongoing, min_replicas, max_replica
     ),
     hints=(
         "If eight come every second and each stays for half a second, how many are there at a time?",
-        "A part of a replica cannot be started: which way is the number to be rounded, and what holds it in its limits?",
+        "A part of a replica cannot be started: which way is the number rounded, and what holds it in its limits?",
     ),
     misconceptions=(
         Misconception(

@@ -89,8 +89,8 @@ meanwhile?
 - **E** `async def` with `await asyncio.to_thread(requests.get, url)`
 - **F** `async def` with `await self.writer.write.remote(text)`
 """,
-    starter='blocking = None  # letters, such as "BD"',
-    answer_name="blocking",
+    starter='blockers = None  # letters, such as "BD"',
+    answer_name="blockers",
     hints=(
         "In an `async def`, others get their turn at an `await` that has to wait, and nowhere else.",
         "The measurement above has three of the six.",

@@ -1,4 +1,4 @@
-"""Runs a lab's first cells, up to the one that imports the engine: wrong sizes have to be refused there."""
+"""Runs a lab's first cells, up to the one that starts the engine: wrong sizes have to be refused there."""
 
 import subprocess
 import sys
@@ -10,21 +10,24 @@ import nbformat
 
 from tools import notebooks as tool
 
-ENGINE = "from vllm import"
+STARTS = {"vllm": "from vllm import", "ray": "ray_serve.start("}
 
 
 def run_first_cells(
-    notebook: str, out_dir: Path, overrides: Mapping[str, object]
+    notebook: str, out_dir: Path, overrides: Mapping[str, object], *, engine: str = "vllm"
 ) -> "subprocess.CompletedProcess[str]":
-    """The cells in a process of their own, with other parameters; its last line says whether vLLM was imported."""
+    """The cells in a process of their own, with other parameters; its last line says whether the engine was imported.
+
+    `engine`: a key of STARTS.
+    """
     cells = [one for one in nbformat.read(tool.NOTEBOOKS / notebook, as_version=4).cells if one.cell_type == "code"]
     parts = ["import sys"]
-    for cell in takewhile(lambda cell: ENGINE not in cell.source, cells):
+    for cell in takewhile(lambda cell: STARTS[engine] not in cell.source, cells):
         parts.append(cell.source)
         if "parameters" in tool.tags(cell):
             parts += [f"{name} = {value!r}" for name, value in {**overrides, "out_dir": str(out_dir)}.items()]
     code = "\n".join(["try:", *(f"    {line}" for part in parts for line in part.splitlines()), "finally:"])
-    code += "\n    print('engine imported:', 'vllm' in sys.modules)"
+    code += f"\n    print('engine imported:', {engine!r} in sys.modules)"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 

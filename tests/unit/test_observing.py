@@ -1,0 +1,137 @@
+"""What a client notes of an application: answers in order of time, failures as failures, the ends of tracebacks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.serving.observing import Answer, Ask, Observation, calls_per_second, last_lines
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    """A server that echoes a POST's body, counts GETs, answers 500 under /broken and hangs up under /gone."""
+    counted = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/gone":
+            assert request.transport is not None
+            request.transport.abort()
+        if request.path == "/broken":
+            return web.Response(status=500, text="no")
+        counted.append(request.path)
+        text = await request.text() if request.method == "POST" else str(len(counted))
+        return web.Response(text=text, headers={"seen": request.headers.get("mark", "")})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+async def test_bodies_go_as_json_or_as_they_are(url: str) -> None:
+    """A value becomes JSON, a text is sent untouched, and without a body it is a GET."""
+    asks = [Ask(url, body={"a": 1}), Ask(url, body="{not json", headers={"mark": "x"}), Ask(url)]
+    answers = [(await Observation().ask_all([one]))[0] for one in asks]
+    assert [one.text for one in answers] == ['{"a": 1}', "{not json", "3"]
+    assert all(one.ok for one in answers)
+
+
+async def test_failures_are_answers_too(url: str) -> None:
+    """An error's status is kept; a connection that breaks is status 0 with the error's name."""
+    broken, gone = await Observation().ask_all([Ask(f"{url}/broken"), Ask(f"{url}/gone")])
+    assert (broken.status, broken.text, broken.ok) == (500, "no", False)
+    assert gone.status == 0
+    assert "Disconnected" in gone.text
+
+
+async def test_requests_are_sent_when_they_are_due(url: str) -> None:
+    """None is early, and the observation keeps them all."""
+    seen = Observation()
+    answers = await seen.ask_all([Ask(url, at_s=0.06), Ask(url, at_s=0.0), Ask(url, at_s=0.03)])
+    assert all(one.sent_s >= due - 0.001 for one, due in zip(answers, (0.06, 0.0, 0.03), strict=True))
+    assert seen.answers == answers
+
+
+async def test_asking_goes_on_until_it_is_done(url: str) -> None:
+    """The condition sees the answers as they come; all requests that were sent are answered at the end."""
+    seen = Observation()
+    await seen.ask_until(Ask(url), lambda: len(seen.answers) >= 5, rate=200, at_most_s=30)
+    assert len(seen.answers) >= 5
+    assert all(one.ok for one in seen.answers)
+
+
+async def test_asking_ends_by_itself(url: str) -> None:
+    """With a condition that never holds, `at_most_s` ends it."""
+    seen = Observation()
+    await seen.ask_until(Ask(url), lambda: False, rate=100, at_most_s=0.1)
+    assert seen.now_s() >= 0.1
+    assert seen.answers
+
+
+async def test_a_closed_loop_makes_exactly_its_calls() -> None:
+    """Every call is made once, never more at a time than there are clients, and the rate is theirs over the time."""
+    under_way, most, seen = 0, 0, []
+
+    async def call(number: int) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.01)
+        seen.append(number)
+        under_way -= 1
+
+    rate = await calls_per_second(call, clients=4, calls=10)
+    assert sorted(seen) == list(range(10))
+    assert most == 4
+    assert 0 < rate < 400
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 10)), max_size=30))
+def test_under_way_counts_what_was_sent_and_not_answered(spans: list[tuple[float, float]]) -> None:
+    """It ends at zero, never falls below it, and at each moment is the number of requests around it."""
+    seen = Observation()
+    seen.answers = [Answer(at, at + length, 200) for at, length in spans]
+    found = seen.under_way()
+    assert [count for _, count in found[-1:]] == ([0] if spans else [])
+    assert all(count >= 0 for _, count in found)
+    for n, (at, count) in enumerate(found):
+        if n + 1 < len(found) and found[n + 1][0] > at:
+            assert count == sum(one.sent_s <= at < one.finished_s for one in seen.answers)
+
+
+LOG = """
+INFO 2026-11-24 replica ready
+ERROR 2026-11-24 Request failed.
+Traceback (most recent call last):
+  File "replica.py", line 1, in call
+    raise KeyError("app")
+KeyError: 'app'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "a.py", line 2, in b
+ray.exceptions.RayTaskError(KeyError): it was remote
+INFO later
+Traceback (most recent call last):
+  File "c.py"
+json.decoder.JSONDecodeError: Expecting value: line 1
+Traceback (most recent call last):
+  File "d.py"
+StopAsyncIteration
+"""
+
+
+def test_the_last_line_of_each_traceback_is_found() -> None:
+    """The lines that name an exception, in order, and nothing of the frames or of other messages."""
+    assert last_lines(LOG) == [
+        "KeyError: 'app'",
+        "json.decoder.JSONDecodeError: Expecting value: line 1",
+        "StopAsyncIteration",
+    ]
+    assert last_lines("nothing happened\n  indented") == []
