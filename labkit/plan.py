@@ -5,6 +5,7 @@ hour's run is refused in its first seconds, with the number and the remedy.
 """
 
 import ast
+import functools
 import json
 import os
 import tempfile
@@ -51,6 +52,21 @@ class Plan:
     jobs: tuple[Job, ...]
 
     @property
+    def line(self) -> str:
+        """What a run says first."""
+        return f"profile {self.profile.name}: {self.profile.description}; into {self.out_dir}"
+
+    @property
+    def running(self) -> tuple[Job, ...]:
+        """The jobs that are to run."""
+        return tuple(job for job in self.jobs if not job.done and not job.refused)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that they serve, each once."""
+        return tuple(dict.fromkeys(str(job.parameters["model"]) for job in self.running if "model" in job.parameters))
+
+    @property
     def seed(self) -> int:
         """The seed of the first lab that has one (each record holds its own); 0 where none has."""
         return next((int(job.parameters["seed"]) for job in self.jobs if "seed" in job.parameters), 0)
@@ -65,14 +81,19 @@ def make_plan(
     settings: Sequence[str] = (),
     labs: Mapping[str, Lab] | None = None,
     machine: Machine | None = None,
+    versions: Mapping[str, str] | None = None,
+    models: Callable[[str], object] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Checks everything and decides. `names`: labs (default: all that have a notebook); `settings`: LAB.NAME=VALUE.
 
+    `machine`, `versions`, `models`: where the labs will run, what is installed there, and how a model gets there
+    (default: here, into the cache).
+
     UsageError: an unknown lab, parameter, profile or model; a value out of range; no memory, disk or GPU for it; a
     folder that cannot be written or holds another run. RecordError: a corrupt record where a run is to be resumed.
     """
-    labs, machine, versions = labs or LABS, machine or inspect(), installed_versions()
+    labs, machine, versions = labs or LABS, machine or inspect(), versions or installed_versions()
     chosen = load_profile(profile or profile_for(machine), machine, labs)
     overrides = parse_overrides(settings, labs)
     selected = _selected(names, labs)
@@ -80,12 +101,13 @@ def make_plan(
     folder = _folder(out_dir, chosen, resume)
     jobs = [_job(lab, chosen, overrides, machine, versions, folder, resume) for lab in selected]
     _refuse_named(jobs, names)
-    running = [job for job in jobs if not job.done and not job.refused]
-    _require_disk(running, folder)
-    for model in dict.fromkeys(job.parameters["model"] for job in running if "model" in job.parameters):
-        resolve(model, progress=progress)
+    plan = Plan(out_dir=folder, profile=chosen, machine=machine, versions=versions, jobs=tuple(jobs))
+    _require_disk(plan.running, folder)
+    fetch = models or functools.partial(resolve, progress=progress)
+    for model in plan.models:
+        fetch(model)
     _require_writable(folder)
-    return Plan(out_dir=folder, profile=chosen, machine=machine, versions=versions, jobs=tuple(jobs))
+    return plan
 
 
 def read_defaults(notebook: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 Everything goes to stderr: stdout belongs to results.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 
@@ -30,6 +32,19 @@ def now_and_then(
     return tell
 
 
+@dataclass
+class _Shown:
+    """A lab that runs. `cell` from 1; `cells` is 0 before the first."""
+
+    started_s: float
+    cell: int = 0
+    cells: int = 0
+
+    @property
+    def where(self) -> str:
+        return f", cell {self.cell} of {self.cells}" if self.cells else ""
+
+
 class Progress:
     """Lab k of n, its cell, the time so far, and about how long the rest takes (`estimates_s` by lab)."""
 
@@ -44,45 +59,56 @@ class Progress:
         self._labs, self._estimates_s = list(labs), dict(estimates_s)
         self._stream, self._now = stream or sys.stderr, now
         self._live = self._stream.isatty()
-        self._index, self._cell, self._cells = -1, 0, 0
-        self._started_s, self._drawn_s = now(), 0.0
+        self._waiting, self._running = dict.fromkeys(labs), dict[str, _Shown]()
+        self._drawn_s = 0.0
 
     def lab_started(self, lab: str) -> None:
-        """A lab begins."""
-        self._index, self._cell, self._cells = self._labs.index(lab), 0, 0
-        self._started_s = self._now()
+        """A lab begins; others may be running."""
+        self._waiting.pop(lab, None)
+        self._running[lab] = _Shown(started_s=self._now())
         if not self._live:
-            self._print(f"{self._position()}: about {clock(self._estimates_s[lab])}, all about {clock(self.left_s())}")
+            rest = f"about {clock(self._estimates_s[lab])}, all about {clock(self.left_s())}"
+            self._print(f"{self._position(lab)}: {rest}")
 
-    def cell_started(self, index: int, total: int) -> None:
-        """A cell of the lab begins (`index` from 0)."""
-        self._cell, self._cells = index + 1, total
+    def cell_started(self, index: int, total: int, *, lab: str = "") -> None:
+        """A cell of the lab (default: the one that runs) begins (`index` from 0)."""
+        for name in [lab] if lab else self._running:
+            if shown := self._running.get(name):
+                shown.cell, shown.cells = index + 1, total
 
     def tick(self) -> None:
         """Redraws the live line, at most once a second."""
-        if self._live and self._now() - self._drawn_s >= 1:
+        if self._live and self._running and self._now() - self._drawn_s >= 1:
             self._drawn_s = self._now()
-            cell = f", cell {self._cell} of {self._cells}" if self._cells else ""
-            elapsed = clock(self._now() - self._started_s)
-            self._stream.write(f"\r\x1b[2K{self._position()}{cell}, {elapsed}, about {clock(self.left_s())} left")
+            labs = " + ".join(f"{self._position(lab)}{shown.where}" for lab, shown in self._running.items())
+            elapsed = clock(self._now() - min(shown.started_s for shown in self._running.values()))
+            line = f"{labs}, {elapsed}, about {clock(self.left_s())} left"
+            self._stream.write(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """One line that stays, whatever runs."""
+        if self._live:
+            self._stream.write("\r\x1b[2K")
+        self._print(text)
 
     def lab_ended(self, lab: str, status: str, seconds: float, detail: str = "") -> None:
         """A lab is over: its line stays."""
-        if self._live:
-            self._stream.write("\r\x1b[2K")
-        self._print(f"{self._position(lab)}: {status} in {clock(seconds)}{f' - {detail}' if detail else ''}")
+        self._running.pop(lab, None)
+        self.note(f"{self._position(lab)}: {status} in {clock(seconds)}{f' - {detail}' if detail else ''}")
 
     def left_s(self) -> float:
-        """The rest in seconds: what the current lab has left of its estimate, and the labs after it."""
-        if self._index < 0:
-            return sum(self._estimates_s[lab] for lab in self._labs)
-        current = self._estimates_s[self._labs[self._index]] - (self._now() - self._started_s)
-        return max(0.0, current) + sum(self._estimates_s[lab] for lab in self._labs[self._index + 1 :])
+        """The rest in seconds: what the running labs have left of their estimates, and those that wait.
 
-    def _position(self, lab: str = "") -> str:
-        index = self._labs.index(lab) if lab else self._index
-        return f"[{index + 1}/{len(self._labs)}] {self._labs[index]}"
+        Labs that run at the same time share what waits; the longest of them is the least that it can take.
+        """
+        now = self._now()
+        running = [max(0.0, self._estimates_s[lab] - (now - it.started_s)) for lab, it in self._running.items()]
+        waiting = sum(self._estimates_s[lab] for lab in self._waiting)
+        return max(max(running, default=0.0), (sum(running) + waiting) / max(1, len(running)))
+
+    def _position(self, lab: str) -> str:
+        return f"[{self._labs.index(lab) + 1}/{len(self._labs)}] {lab}"
 
     def _print(self, line: str) -> None:
         self._stream.write(f"{line}\n")

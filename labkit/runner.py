@@ -4,7 +4,7 @@
 """
 
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,11 @@ UNFINISHED = "the notebook ended without lab.finish()"
 SELF_FAILED = "the lab itself recorded that it failed"
 
 
+# (job, None) when a lab starts, (job, its end) when its record, notebook and log are in the run's folder
+Step = tuple[Job, NotebookEnd | None]
+Executor = Callable[[Sequence[Job], Plan, Stop, Progress], Iterator[Step]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """How a run ended. `interrupted`: somebody stopped it."""
@@ -36,42 +41,60 @@ class RunResult:
         return tuple(lab for lab in self.labs if lab.status == "failed")
 
 
-def run_labs(plan: Plan, *, progress: Callable[[list[str], Mapping[str, float]], Progress] = Progress) -> RunResult:
+def one_by_one(jobs: Sequence[Job], plan: Plan, stop: Stop, shown: Progress) -> Iterator[Step]:
+    """Runs the labs on this machine, one after the other."""
+    for job in jobs:
+        if stop.asked.is_set():
+            return
+        yield job, None
+        yield (
+            job,
+            execute(
+                job.notebook,
+                plan.out_dir / job.lab.notebook,
+                {**job.given, OUT_DIR: str(plan.out_dir)},
+                log_path=log_path(plan.out_dir, job.lab.name),
+                stop=stop,
+                on_cell=shown.cell_started,
+                on_tick=shown.tick,
+            ),
+        )
+
+
+def run_labs(
+    plan: Plan,
+    *,
+    executor: Executor = one_by_one,
+    progress: Callable[[list[str], Mapping[str, float]], Progress] = Progress,
+) -> RunResult:
     """Runs the plan's labs into its folder. One lab's failure leaves the others running; Ctrl-C ends all of it.
 
-    run.json is rewritten after each lab. A record says "failed" whenever its notebook did not end well.
+    `executor`: where and in which order. run.json is rewritten whenever a lab starts or ends. A record says "failed"
+    whenever its notebook did not end well.
     """
-    running = [job for job in plan.jobs if not job.done and not job.refused]
-    shown = progress([job.lab.name for job in running], estimates_s(running, plan.profile.name))
+    shown = progress([job.lab.name for job in plan.running], estimates_s(plan.running, plan.profile.name))
     info = _keep(plan, _opening(plan))
     with stop_on_signals() as stop:
-        for job in running:
-            if stop.asked.is_set():
-                break
-            info = _keep(plan, info.with_lab(LabRun(name=job.lab.name, status="running")))
-            shown.lab_started(job.lab.name)
-            end = run_job(job, plan, stop, shown)
-            info = _keep(plan, info.with_lab(end))
-            shown.lab_ended(job.lab.name, end.status, end.seconds or 0.0, end.error)
+        for job, end in executor(plan.running, plan, stop, shown):
+            lab = _started(job, plan) if end is None else _ended(job, plan, end)
+            info = _keep(plan, info.with_lab(lab))
+            if end is None:
+                shown.lab_started(lab.name)
+            else:
+                shown.lab_ended(lab.name, lab.status, lab.seconds or 0.0, lab.error)
     info = _keep(plan, info.model_copy(update={"ended": datetime.now(UTC)}))
     return RunResult(out_dir=plan.out_dir, labs=info.labs, interrupted=stop.asked.is_set())
 
 
-def run_job(job: Job, plan: Plan, stop: Stop, shown: Progress) -> LabRun:
-    """Runs one lab and settles its record."""
-    name, record_file = job.lab.name, plan.out_dir / f"{job.lab.name}.json"
-    record_file.unlink(missing_ok=True)  # what an earlier attempt left must not pass for this one's
-    end = execute(
-        job.notebook,
-        plan.out_dir / job.lab.notebook,
-        {**job.given, OUT_DIR: str(plan.out_dir)},
-        log_path=log_path(plan.out_dir, name),
-        stop=stop,
-        on_cell=shown.cell_started,
-        on_tick=shown.tick,
-    )
-    error = _settle(job, plan, record_file, end)
-    return LabRun(name=name, status="failed" if error else "done", seconds=round(end.seconds, 3), error=error)
+def _started(job: Job, plan: Plan) -> LabRun:
+    # what an earlier attempt left must not pass for this one's
+    (plan.out_dir / f"{job.lab.name}.json").unlink(missing_ok=True)
+    return LabRun(name=job.lab.name, status="running")
+
+
+def _ended(job: Job, plan: Plan, end: NotebookEnd) -> LabRun:
+    error = _settle(job, plan, plan.out_dir / f"{job.lab.name}.json", end)
+    return LabRun(name=job.lab.name, status="failed" if error else "done", seconds=round(end.seconds, 3), error=error)
 
 
 def log_path(out_dir: Path, lab: str) -> Path:

@@ -448,12 +448,30 @@ def test_progress_counts_down_what_is_left() -> None:
     assert shown.left_s() == 30
 
 
+def test_labs_that_run_at_the_same_time_share_what_waits() -> None:
+    """What waits is spread over those that run; the longest of them is the least that the rest can take."""
+    now, estimates = [0.0], {"a": 60.0, "b": 20.0, "c": 30.0}
+    shown = Progress(list(estimates), estimates, stream=io.StringIO(), now=lambda: now[0])
+    shown.lab_started("a")
+    shown.lab_started("b")
+    assert shown.left_s() == 60
+    now[0] = 10
+    assert shown.left_s() == 50
+    shown.lab_ended("a", "done", 10)
+    assert shown.left_s() == 10 + 30
+    shown.lab_started("c")
+    shown.lab_ended("b", "done", 10)
+    assert shown.left_s() == 30
+
+
 def test_a_terminal_gets_one_live_line_and_a_file_two_lines_a_lab() -> None:
     """Live: lab k of n, cell, time, rest. Elsewhere nothing is redrawn, so that a log stays readable."""
     texts = []
     for stream in (Terminal(), io.StringIO()):
         now = [0.0]
         shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=stream, now=lambda now=now: now[0])  # type: ignore[misc]
+        shown.lab_started("a")
+        shown.lab_ended("a", "done", 60.0)
         shown.lab_started("b")
         shown.cell_started(2, 9)
         now[0] = 7.0
@@ -463,9 +481,28 @@ def test_a_terminal_gets_one_live_line_and_a_file_two_lines_a_lab() -> None:
     assert "[2/2] b, cell 3 of 9, 0:07, about 0:23 left" in texts[0]
     assert texts[0].endswith("[2/2] b: failed in 1:07 - out of memory\n")
     assert texts[1].splitlines() == [
+        "[1/2] a: about 1:00, all about 1:30",
+        "[1/2] a: done in 1:00",
         "[2/2] b: about 0:30, all about 0:30",
         "[2/2] b: failed in 1:07 - out of memory",
     ]
+
+
+def test_the_live_line_shows_all_that_run_and_stays_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two labs at once stand beside each other, each at its own cell; a narrow terminal cuts the line."""
+    drawn = []
+    for columns in ("200", "30"):
+        monkeypatch.setenv("COLUMNS", columns)
+        now, stream = [0.0], Terminal()
+        shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=stream, now=lambda now=now: now[0])  # type: ignore[misc]
+        for lab, cell in (("a", 1), ("b", 4)):
+            shown.lab_started(lab)
+            shown.cell_started(cell, 9, lab=lab)
+            now[0] += 5
+        shown.tick()
+        drawn.append(stream.getvalue().removeprefix("\r\x1b[2K"))
+    assert drawn[0] == "[1/2] a, cell 2 of 9 + [2/2] b, cell 5 of 9, 0:10, about 0:50 left"
+    assert drawn[1] == drawn[0][:29]
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (187, "3:07"), (-3, "0:00")])
