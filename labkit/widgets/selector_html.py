@@ -23,7 +23,7 @@ def summary(found: Selection) -> str:
     second = f"With opinions left out: <b>{escape(known.stacks[found.without_opinions].title)}</b>."
     return (
         f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
-        f"</div><div>{layers}</div>{_bars(found)}<div>{article} {second}</div></div>"
+        f"</div><div>{layers}</div>{_bars(found)}<div>{article}</div><div>{second}</div></div>"
     )
 
 
