@@ -142,7 +142,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["load", "http://127.0.0.1:9", "--model", "m", "--set", "nonsense=1"], "no option 'nonsense'"),
         (["load", "nonsense", "--model", "m"], "nonsense"),
         (["load", "http://127.0.0.1:9"], "--model"),
-        (["serve", "ray"], "no server called 'ray'"),
+        (["serve", "tgi"], "no server called 'tgi'"),
         (["serve", "vllm", "--port", "0"], "port 0"),
     ],
 )

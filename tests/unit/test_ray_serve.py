@@ -1,0 +1,132 @@
+"""Starting and stopping Ray, with a stand-in for Ray itself: what is retried, what is ended, what is told."""
+
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from labkit.errors import ServerError, UsageError
+from labkit.serving import ray_serve, watch
+from tests.unit.standin import survivors
+
+BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
+SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module `ray` that does nothing well."""
+    ray: Any = types.ModuleType("ray")
+    ray.is_initialized = lambda: False
+    ray.shutdown = lambda: None
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray  # type: ignore[no-any-return]
+
+
+def failing(times: int, error: Exception, started: list[psutil.Process]) -> Callable[..., None]:
+    """An `init` that leaves a process behind each time and fails the first `times` times."""
+
+    def init(*_: Any, **__: Any) -> None:
+        started.append(psutil.Process(subprocess.Popen(SLEEP).pid))
+        if len(started) <= times:
+            raise error
+
+    return init
+
+
+def test_a_busy_machine_gets_another_try(fake_ray: Any) -> None:
+    """A start that fails for want of time is tried again; what the failed tries left behind is ended, and only that."""
+    bystander = subprocess.Popen(SLEEP)
+    started: list[psutil.Process] = []
+    told: list[str] = []
+    fake_ray.init = failing(2, Exception(BUSY), started)
+    own = ray_serve._init(8, 0, 5, told.append, {})
+    try:
+        assert own == started[2:]
+        assert not survivors(started[:2], within_s=5)
+        assert len(told) == 2
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+        ray_serve._end(own)
+
+
+def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
+    """After the last try there is one error with the number of tries, and no process is left."""
+    started: list[psutil.Process] = []
+    fake_ray.init = failing(9, Exception(BUSY), started)
+    with pytest.raises(ServerError, match="did not start in 3 tries"):
+        ray_serve._init(8, 0, 3, lambda _: None, {})
+    assert len(started) == 3
+    assert not survivors(started, within_s=5)
+
+
+def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
+    """What another try cannot help is raised at once, and its processes are ended."""
+    started: list[psutil.Process] = []
+    fake_ray.init = failing(9, ValueError("num_cpus must be positive"), started)
+    with pytest.raises(ValueError, match="num_cpus"):
+        ray_serve._init(-1, 0, 5, lambda _: None, {})
+    assert len(started) == 1
+    assert not survivors(started, within_s=5)
+
+
+def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any) -> None:
+    """A cluster that does not answer is the user's input, with the address in the message."""
+
+    def init(*_: Any, **__: Any) -> None:
+        raise ConnectionError("could not find any running Ray instance")
+
+    fake_ray.init = init
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"):
+        ray_serve.start(address="127.0.0.1:1")
+
+
+def test_ray_twice_in_one_process_is_refused(fake_ray: Any) -> None:
+    """A second start in the same process says what to do with the first."""
+    fake_ray.is_initialized = lambda: True
+    with pytest.raises(UsageError, match="already"):
+        ray_serve.start()
+
+
+def test_waiting_ends_with_the_seconds_and_the_thing() -> None:
+    """`wait_for` returns the time it took, and names what did not happen."""
+    assert ray_serve.wait_for(lambda: True, timeout_s=1, what="nothing") < 1
+    with pytest.raises(ServerError, match="a miracle did not happen within 0 s"):
+        ray_serve.wait_for(lambda: False, timeout_s=0.1, what="a miracle", poll_s=0.01)
+
+
+PARENT = """
+import os, subprocess, sys, time
+from labkit.serving import watch
+child = subprocess.Popen([sys.executable, "-S", "-c", "import subprocess, sys, time; "
+    "p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+    "print(p.pid, flush=True); time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True)
+grandchild = int(child.stdout.readline())
+watcher = watch.start([child.pid])
+time.sleep(2.5)
+print(child.pid, grandchild, watcher.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_watcher_ends_what_a_killed_process_left() -> None:
+    """Children and grandchildren in sessions of their own end after their parent's SIGKILL, and so does the watcher."""
+    ended = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60, check=False)
+    pids = [int(word) for word in ended.stdout.split()]
+    assert len(pids) == 3
+    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    assert not survivors(processes, within_s=15)
+
+
+def test_the_watcher_ends_with_what_it_watches() -> None:
+    """Where everything has ended by itself, no watcher is left."""
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1)"])
+    watcher = watch.start([child.pid])
+    child.wait()
+    assert watcher.wait(20) == 0
