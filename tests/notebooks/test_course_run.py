@@ -12,7 +12,7 @@ import pytest
 from labkit.labs import LABS
 from labkit.records import Record, read
 
-pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(4200)]
 TRIES = 2
 GUESSES = {"float": 2.0, "int": 2}
 
@@ -41,7 +41,7 @@ def guesses(lab: str) -> list[str]:
 def labkit(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """The command line, as a user runs it."""
     command = [sys.executable, "-m", "labkit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=2300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000)
 
 
 def record(run_dir: Path, lab: str) -> Record:
