@@ -49,15 +49,16 @@ def audit(deployments: Sequence[Deployment], gpus: Gpus) -> Audit:
         )
     replicas = tuple(_started(list(_placed(deployments, gpus)), gpus))
     on_gpus = tuple(_gpu(index, replicas, gpus) for index in range(gpus.count))
-    findings = [found for one in deployments for found in deployment_findings(one, replicas, on_gpus, gpus)]
-    findings += [found for one in on_gpus for found in gpu_findings(one, replicas, gpus)]
-    wrong = any(finding.level != "note" for finding in findings)
+    by_deployment = [found for one in deployments for found in deployment_findings(one, replicas, on_gpus, gpus)]
+    by_gpu = [found for one in on_gpus for found in gpu_findings(one, replicas, gpus)]
+    # A GPU's warning is about the order of starts, which no other numbers change.
+    wrong = any(one.level != "note" for one in by_deployment) or any(one.level == "error" for one in by_gpu)
     return Audit(
         deployments=tuple(deployments),
         gpus_asked=gpus,
         replicas=replicas,
         gpus=on_gpus,
-        findings=tuple(findings),
+        findings=(*by_deployment, *by_gpu),
         suggestion=suggest(deployments, gpus) if wrong else None,
     )
 

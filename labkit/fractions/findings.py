@@ -7,7 +7,7 @@ from typing import Literal
 
 from labkit.fractions.asked import GIB, Deployment, Gpus
 from labkit.fractions.results import GpuAudit, Replica
-from labkit.fractions.suggest import least_bytes, least_fraction
+from labkit.fractions.suggest import least_bytes, least_fraction, share_of_part
 
 Level = Literal["error", "warning", "note"]
 WASTE = 0.1  # of a GPU: a promise that is larger than the share by so much is told
@@ -138,7 +138,7 @@ def _more_memory(one: Deployment, each: Replica, gpus: Gpus) -> str:
     least = least_bytes(one)
     if one.engine_share is None:
         return f"put it where {gib(least)} are free"
-    share, promised = math.ceil(least / gpus.total_bytes * 100) / 100, min(1.0, one.num_gpus) * gpus.free_share
+    share, promised = math.ceil(least / gpus.total_bytes * 100) / 100, share_of_part(min(1.0, one.num_gpus), gpus)
     words = f"weights, the engine itself and one request of {one.context_tokens:,} tokens take {gib(least)}"
     if each.longest_tokens and each.rest_bytes <= each.free_bytes:
         return f"max_model_len: {each.longest_tokens}, or engine_share: {share:.2f} ({words})"

@@ -135,9 +135,9 @@ def _advice(audit: Audit) -> list[str]:
             "Numbers that fit, to be deployed in this order:",
             as_yaml(found.deployments, audit.gpus_asked).rstrip(),
         ]
-    if found.too_large:
+    if found.impossible:
         return [
-            f"No numbers help: {found.too_large}. Take a larger GPU, a shorter max_model_len, or more than one GPU."
+            f"No numbers help: {found.impossible}. Take a larger GPU, a shorter max_model_len, or more than one GPU."
         ]
     return [f"No numbers help on {audit.gpus_asked.count} of these GPUs; {found.gpus_needed or 'many more'} would do."]
 
@@ -153,7 +153,7 @@ def _suggestion_json(found: Suggestion | None) -> dict[str, Any] | None:
     if found is None:
         return None
     entries = [deployment_entry(one) for one in found.deployments]
-    return {"deployments": entries, "gpus_needed": found.gpus_needed, "too_large": found.too_large}
+    return {"deployments": entries, "gpus_needed": found.gpus_needed, "impossible": found.impossible}
 
 
 def _td(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from labkit import kvcache
+from labkit.errors import UsageError
 from labkit.fractions.asked import GIB, Deployment, Gpus
 from labkit.packing import best_fit
 from labkit.settings import GPU_BLOCK_SIZE
@@ -19,12 +20,12 @@ class Suggestion:
     """Deployments with num_gpus and engine_share that fit, to be deployed in this order, one when the last one runs.
 
     Empty where nothing fits on these GPUs: `gpus_needed` is then how many of them would do; 0 where a replica is
-    larger than a GPU (`too_large` names it and says what it needs).
+    larger than a GPU, or cannot be split over as many as it asks for (`impossible` says so, with the numbers).
     """
 
     deployments: tuple[Deployment, ...] = ()
     gpus_needed: int = 0
-    too_large: str = ""
+    impossible: str = ""
 
 
 def least_bytes(one: Deployment) -> int:
@@ -46,7 +47,7 @@ def least_bytes(one: Deployment) -> int:
 def least_fraction(one: Deployment, gpus: Gpus) -> float | None:
     """The smallest num_gpus, in hundredths, whose part of the free memory holds a replica; None: it fits no GPU."""
     for hundredths in range(1, 101):
-        if _share(hundredths / 100, gpus) * gpus.total_bytes >= least_bytes(one):
+        if share_of_part(hundredths / 100, gpus) * gpus.total_bytes >= least_bytes(one):
             return hundredths / 100
     return None
 
@@ -55,8 +56,8 @@ def suggest(deployments: Sequence[Deployment], gpus: Gpus) -> Suggestion:
     """The deployments with numbers that fit on these GPUs, the caches as large as some common factor allows."""
     needs = {one.name: least_fraction(one, gpus) for one in deployments}
     for one in deployments:
-        if needs[one.name] is None:
-            return Suggestion(too_large=_too_large(one, gpus))
+        if impossible := cannot_be_split(one) or (_too_large(one, gpus) if needs[one.name] is None else ""):
+            return Suggestion(impossible=impossible)
     least = {name: need for name, need in needs.items() if need is not None}
     for factor in FACTORS:
         found = _scaled(deployments, least, factor, gpus)
@@ -67,11 +68,24 @@ def suggest(deployments: Sequence[Deployment], gpus: Gpus) -> Suggestion:
     return Suggestion(gpus_needed=next(enough, 0))
 
 
+def cannot_be_split(one: Deployment) -> str:
+    """Why the model's heads cannot be split over the replica's GPUs; "" where they can."""
+    architecture = one.model.architecture
+    if architecture is None or one.gpus_each == 1:
+        return ""
+    try:
+        kvcache.kv_heads_per_rank(architecture, one.gpus_each)
+    except UsageError as error:
+        return f"{one.name}: {error.what}"
+    return ""
+
+
 def _too_large(one: Deployment, gpus: Gpus) -> str:
     free_gib = gpus.free_share * gpus.total_bytes / GIB
     text = f"{one.name} needs {least_bytes(one) / GIB:.1f} GiB on a GPU with {free_gib:.1f} free"
     split = (replace(one, num_gpus=float(count)) for count in (2, 4, 8))
-    found = next((each for each in split if least_fraction(each, gpus) is not None), None)
+    fits = (each for each in split if not cannot_be_split(each) and least_fraction(each, gpus) is not None)
+    found = next(fits, None)
     return text + (f"; split over {found.gpus_each} GPUs (num_gpus: {found.gpus_each}) it would fit" if found else "")
 
 
@@ -82,12 +96,12 @@ def _scaled(deployments: Sequence[Deployment], least: dict[str, float], factor: 
         whole = one.valid and one.num_gpus > 1
         times = factor if one.engine_share is not None else 1.0
         part = one.num_gpus if whole else min(1.0, math.floor(least[one.name] * times * 100 + 1e-6) / 100)
-        share = None if one.engine_share is None else _share(min(1.0, part), gpus)
+        share = None if one.engine_share is None else share_of_part(min(1.0, part), gpus)
         found.append(replace(one, num_gpus=part, engine_share=share))
     return sorted(found, key=lambda one: -one.num_gpus)
 
 
-def _share(part: float, gpus: Gpus) -> float:
+def share_of_part(part: float, gpus: Gpus) -> float:
     """The share of all memory that belongs to `part` of a GPU, in whole hundredths, a margin below it."""
     return max(0.0, math.floor((part * gpus.free_share - MARGIN) * 100) / 100)
 
