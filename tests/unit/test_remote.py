@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.batch import NotebookEnd, Stop
+from labkit.cli import main
 from labkit.errors import UsageError
 from labkit.labs import Lab
 from labkit.plan import Job, Plan, make_plan
@@ -156,6 +157,15 @@ def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> Non
         cluster.join(address)
     assert "HOST:PORT of its head" in caught.value.remedy
     assert time.monotonic() - began < 8
+
+
+def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`labkit run --ray` at a wrong address: exit 2, one message, no folder."""
+    with pytest.raises(SystemExit) as ended:
+        main(["run", GOOD, "--ray", "nowhere", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert "'nowhere' is no address of a Ray cluster" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # --- who runs where
