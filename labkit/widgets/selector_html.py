@@ -123,15 +123,23 @@ def _file(one: ConfigFile) -> str:
 
 def patterns(rows: Iterable[Comparison], *, differences: bool = True) -> str:
     """The article's six patterns as a table: what it recommends, and what comes first here."""
-    cell = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none"
-    heads = ["In this situation", "the article says", "first here", *(["why"] if differences else [])]
-    head = "".join(f"<th style='{cell}'>{name}</th>" for name in heads)
-    body = ""
-    for one in rows:
-        cells = [one.pattern.situation, one.pattern.framework, one.stack.title]
-        cells += [one.pattern.difference] if differences else []
-        row = "".join(f"<td style='{cell}'>{escape(text)}</td>" for text in cells)
-        body += f"<tr style='background:none'>{row}</tr>"
+    return table(
+        {
+            "In this situation": one.pattern.situation,
+            "the article says": one.pattern.framework,
+            "first here": one.stack.title,
+            **({"why": one.pattern.difference} if differences else {}),
+        }
+        for one in rows
+    )
+
+
+def table(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows with the same keys as a table, its words to the left."""
+    cell, found = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
+    head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (found[0] if found else ()))
+    lines = ("".join(f"<td style='{cell}'>{escape(str(text))}</td>" for text in row.values()) for row in found)
+    body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
     return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
