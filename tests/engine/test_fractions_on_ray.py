@@ -1,0 +1,151 @@
+"""Fractions on a real Ray with logical GPUs: the auditor places replicas as Ray does; memory is nobody's."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from labkit import fractions as auditor
+from labkit import packing, sharing
+from labkit.serving import ray_serve
+from tests.unit.standin import survivors
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+GPUS = 3
+SCENE = [0.5, 0.2, 0.7, 0.6, 0.5]  # the last one finds 1.0 GPUs left in all, and its half on none of them
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[ray_serve.RayServe]:
+    """One Ray for all of them, with three logical GPUs. When it is stopped, no process of it may be left."""
+    with ray_serve.start(num_gpus=GPUS) as started:
+        processes = [psutil.Process(pid) for pid in started.pids]
+        yield started
+    assert not survivors(processes, within_s=10)
+
+
+def deploy(fractions: dict[str, float], *, gpu_model: Any = None, wait: bool = True) -> None:
+    """A tenant of each name; without `wait` it returns at once."""
+    from ray import serve
+
+    from applications.tenants import Tenant
+
+    options: Any = Tenant.options  # type: ignore[attr-defined]
+    apps = {
+        name: options(name=name, ray_actor_options={"num_cpus": 0.1, "num_gpus": part}).bind(gpu_model)
+        for name, part in fractions.items()
+    }
+    targets = [serve.RunTarget(app, name=name, route_prefix=f"/{name}") for name, app in apps.items()]
+    serve.run_many(targets, wait_for_applications_running=wait)
+
+
+def call(name: str, method: str, *arguments: Any) -> Any:
+    """One call of a tenant's method."""
+    from ray import serve
+
+    return getattr(serve.get_app_handle(name), method).remote(*arguments).result(timeout_s=60)
+
+
+def status(name: str) -> Any:
+    """An application's status as Serve tells it."""
+    from ray import serve
+
+    return serve.status().applications[name]
+
+
+def delete_all() -> None:
+    """Takes every application away."""
+    from ray import serve
+
+    for name in [*serve.status().applications]:
+        serve.delete(name)
+
+
+@pytest.fixture(scope="module")
+def scene(ray: ray_serve.RayServe) -> Iterator[dict[str, float]]:  # noqa: ARG001
+    """The replicas of SCENE, one after the other; the last one is not waited for."""
+    names = {f"t{number}": part for number, part in enumerate(SCENE)}
+    for name, part in [*names.items()][:-1]:
+        deploy({name: part})
+    deploy({"t4": SCENE[-1]}, wait=False)
+    yield names
+    delete_all()
+
+
+def test_replicas_are_where_the_auditor_says(scene: dict[str, float]) -> None:
+    """Every placed replica is on the GPU of the audit, sees it as a whole device, and the last one waits."""
+    asked = [{"name": name, "num_gpus": part, "weight_gib": 1} for name, part in scene.items()]
+    found = auditor.audit(*auditor.parse({"gpu": {"memory_gib": 80, "count": GPUS}, "deployments": asked}))
+    *placed, last = found.replicas
+    for each in placed:
+        where = call(each.name, "where")
+        assert [int(where["gpu"])] == list(each.gpus), each.name
+        assert where["visible"] == where["gpu"]
+    assert last.gpus == ()
+    assert status(last.name).status == "DEPLOYING"
+
+
+def test_ray_names_what_is_left_in_all_and_that_is_not_room(scene: dict[str, float]) -> None:
+    """The message tells the sum, which is larger than what is asked for; the auditor tells each GPU's part."""
+    ray_serve.wait_for(lambda: bool(status("t4").deployments["t4"].message), timeout_s=60, what="a message")
+    left = packing.left_over([*scene.values()][:-1], GPUS)
+    assert f'total resources available: {{"GPU": {sum(left):g}' in status("t4").deployments["t4"].message
+    assert max(left) < SCENE[-1] < sum(left)
+
+
+def test_memory_is_nobodys_and_a_limit_of_its_own_is_kept(scene: dict[str, float]) -> None:  # noqa: ARG001
+    """A replica takes what it likes; one with an address-space limit gets a MemoryError and lives on."""
+    assert call("t0", "take", 300) > 300
+    call("t1", "limit", 50)
+    with pytest.raises(MemoryError):
+        call("t1", "take", 300)
+    assert call("t1", "where")["gpu"] == "0"
+
+
+def test_it_starts_as_soon_as_one_gpu_has_room(scene: dict[str, float]) -> None:  # noqa: ARG001
+    """When the replica with 0.6 leaves, the waiting one gets its GPU."""
+    from ray import serve
+
+    gpu = call("t3", "where")["gpu"]
+    serve.delete("t3")
+    ray_serve.wait_for(lambda: status("t4").status == "RUNNING", timeout_s=120, what="the start")
+    assert call("t4", "where")["gpu"] == gpu
+
+
+def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
+    """Ray fails the deployment, which the auditor calls an error."""
+    with pytest.raises(RuntimeError, match="failed"):
+        deploy({"odd": 1.5})
+    assert status("odd").status == "DEPLOY_FAILED"
+
+
+def test_the_modelled_gpu_shares_as_the_simulation_says(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
+    """Requests through Ray take what the simulation says and Ray's own time; tenants on other GPUs do not wait."""
+    from applications.tenants import ModelledGpus
+
+    delete_all()
+    gpu_model: Any = ModelledGpus
+    deploy({"a": 0.5, "b": 0.5, "c": 1}, gpu_model=gpu_model.remote())
+    asks = [sharing.Ask(at_s=0.0, tenant=name, work_s=0.5) for name in ("a", "b", "c")]
+    for name in ("a", "b", "c"):
+        call(name, "answer", 0.0)
+
+    async def together() -> list[float]:
+        from ray import serve
+
+        loop = asyncio.get_running_loop()
+
+        async def one(ask: sharing.Ask) -> float:
+            began = loop.time()
+            await serve.get_app_handle(ask.tenant).answer.remote(ask.work_s)
+            return loop.time() - began
+
+        return await asyncio.gather(*map(one, asks))
+
+    expected = sharing.simulate(asks, {"a": 0, "b": 0, "c": 1})
+    for took, alone in zip(asyncio.run(together()), expected, strict=True):
+        assert alone - 0.25 <= took <= alone + 0.4
