@@ -13,6 +13,7 @@ from labkit.costs.money import DAYS_PER_MONTH, MILLION, cents, rounded
 from labkit.costs.settings import CostSettings
 
 THOUSAND = 1000
+SMALL_GB = 4  # weights below it are of a model that no API here is like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,8 @@ def warnings_of(settings: CostSettings, hosted: Fleet) -> Iterator[str]:
         yield f"Throughput measured on {found.machine or 'an unknown machine'}, price of a {settings.instance}."
     elif not instance.gpus and settings.instance != OWN:
         yield f"Measured on {found.machine}, priced as {settings.instance}: like it, but not the same processor."
+    if 0 < settings.model_gb < SMALL_GB:
+        yield f"The model has {settings.model_gb:g} GB: the APIs answer with far larger ones. That is no like for like."
     if instance.gpus and settings.model_gb > instance.gpus * instance.gpu_gb:
         yield (
             f"{settings.model_gb:g} GB of weights do not fit into {instance.gpus} x {instance.gpu_gb:g} GB: "

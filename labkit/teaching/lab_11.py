@@ -129,7 +129,7 @@ in reserve above it. How many machines are rented?
     starter="""
 def machines(requests_per_s, output_tokens, tokens_per_s, peak, buffer):
     wanted = requests_per_s * output_tokens  # tokens a second, on average
-    return ...
+    return wanted * ...
 """,
     answer_name="machines",
     unit="machines",

@@ -1,6 +1,7 @@
 """The calculator's fields: one row each, with label, unit and a tooltip that says what the term means."""
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from labkit.costs import NUMBERS, CostSettings, Throughput, article_throughput, measured, settings_from
@@ -10,13 +11,13 @@ from labkit.costs.money import show_usd
 REQUESTS, TOKENS = "requests a second", "tokens a day"
 MEASURED, ARTICLE, ENTERED = "measured here", "the article's figure", "entered"
 COUNTS = {"written only": "output", "read and written": "total"}
-STYLE = {"description_width": "152px"}
-LAYOUT = {"width": "384px", "height": "28px", "margin": "1px 0"}
+STYLE = {"description_width": "128px"}
+LAYOUT = {"width": "334px", "height": "28px", "margin": "1px 0"}
 SLIDERS = {  # smallest, largest, step; a state may hold what lies outside, and then the slider stands at its end
-    "hours_per_day": ("Hours with requests", 1, 24, 1),
+    "hours_per_day": ("Traffic (h a day)", 1, 24, 1),
     "peak_factor": ("Peak over mean", 1, 10, 0.1),
     "buffer": ("Buffer above peak", 0, 1, 0.05),
-    "paid_hours_per_day": ("Hours paid a day", 1, 24, 1),
+    "paid_hours_per_day": ("Paid (h a day)", 1, 24, 1),
 }
 WHOLE = {"input_tokens": "Tokens in a request", "output_tokens": "Tokens out", "min_instances": "Machines at least"}
 FLOATS = {
@@ -150,12 +151,14 @@ def _models(settings: CostSettings) -> list[tuple[str, str]]:
 
 def _slider(widgets: Any, name: str) -> Any:
     label, low, high, step = SLIDERS[name]
-    form = ".0%" if name == "buffer" else "g"
+    form = {"buffer": ".0%", "peak_factor": ".1f"}.get(name, ".0f")
     return _made(widgets.FloatSlider, label, tip(name), min=low, max=high, step=step, readout_format=form)
 
 
 def _made(kind: Any, label: str, tooltip: str, **options: Any) -> Any:
-    field = kind(description=label, tooltip=tooltip, style=STYLE, layout=LAYOUT, **options)
+    # ipywidgets 8 shows a text field's tooltip only where there is no description, so it goes into the description.
+    named = f'<span title="{escape(tooltip, quote=True)}">{escape(label)}</span>'
+    field = kind(description=named, description_allow_html=True, style=STYLE, layout=LAYOUT, **options)
     if hasattr(field, "continuous_update") and "Slider" not in kind.__name__:
         field.continuous_update = False  # a number that is half typed is no number
     return field
