@@ -1,4 +1,4 @@
-"""How many replicas a load asks for, by the rule that Ray Serve scales by, and a load whose requests grow longer.
+"""How many replicas a load asks for, by the rule that Ray Serve scales by, and loads that would show nothing.
 
 Rule (Ray Serve 2.60, ray/serve/autoscaling_policy.py): ongoing requests over the target for each, rounded up, within
 the limits. Ongoing requests = rate x duration (J. D. C. Little, "A Proof for the Queuing Formula L = lambda W", 1961).
@@ -20,26 +20,14 @@ def desired_replicas(
 
 @dataclass(frozen=True, kw_only=True)
 class StepLoad:
-    """Requests at one rate all the time; from `short_for_s` on each of them takes longer.
+    """Requests at one rate all the time, of which each takes `short_s` at first and then `long_s`.
 
-    The volume, requests a second, is the same before and after the step.
+    The volume, `rate` requests a second, is the same before and after the step.
     """
 
     rate: float
     short_s: float
     long_s: float
-    short_for_s: float
-    long_for_s: float
-
-    @property
-    def end_s(self) -> float:
-        """When the last request is sent, in seconds from the start."""
-        return self.short_for_s + self.long_for_s
-
-    def arrivals(self) -> list[tuple[float, float]]:
-        """When each request is due, and how long it takes: (seconds from the start, seconds)."""
-        times = [number / self.rate for number in range(int(self.end_s * self.rate))]
-        return [(at, self.short_s if at < self.short_for_s else self.long_s) for at in times]
 
     def check(self, *, target_ongoing: float, max_replicas: int) -> None:
         """Raises UsageError for a load at which no replica would be added, or not for the reason that is shown."""

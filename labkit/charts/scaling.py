@@ -8,6 +8,7 @@ from labkit.charts.theme import BLUE, GREEN, INK, VERMILLION, WIDTH, finish
 from labkit.errors import UsageError
 
 PANEL = 110
+EXTENT = 34  # the same room for all labels, so that the panels stand one below the other
 Points = Sequence[tuple[float, float]]
 
 
@@ -66,9 +67,14 @@ def _steps(points: Points, scale: Any, name: str, colour: str) -> Any:
             "value:Q",
             title=name.split(" ", 1),
             scale=alt.Scale(domain=[0, top * 1.1 + 0.2], nice=False),
-            axis=alt.Axis(tickCount=4, tickMinStep=1),
+            axis=alt.Axis(tickCount=4, tickMinStep=1, format="d", minExtent=EXTENT, **_few(top)),
         ),
     )
+
+
+def _few(top: float) -> dict[str, Any]:
+    """Whole numbers as ticks, where there are few."""
+    return {"values": list(range(int(top) + 1))} if top <= 8 else {}
 
 
 def _dots(latencies: Points, lost: Sequence[float], scale: Any) -> Any:
@@ -78,7 +84,10 @@ def _dots(latencies: Points, lost: Sequence[float], scale: Any) -> Any:
     x = alt.X("at:Q", scale=scale, title="seconds since the load began", axis=alt.Axis(tickCount=8))
     top = max(value for _, value in latencies) * 1.1
     y = alt.Y(
-        "value:Q", title=["latency", "(s)"], scale=alt.Scale(domain=[0, top], nice=False), axis=alt.Axis(tickCount=4)
+        "value:Q",
+        title=["latency", "(s)"],
+        scale=alt.Scale(domain=[0, top], nice=False),
+        axis=alt.Axis(tickCount=4, minExtent=EXTENT),
     )
     dots = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, size=22, opacity=0.7, color=INK).encode(x=x, y=y)
     if not lost:

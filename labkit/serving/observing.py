@@ -65,11 +65,13 @@ class Observation:
         return list(answers)
 
     async def ask_until(self, ask: Ask, done: Callable[[], bool], *, rate: float, at_most_s: float) -> None:
-        """Sends `ask` at `rate` a second until `done` (looked at before each) or `at_most_s`; waits for the answers."""
+        """Sends `ask` at `rate` a second until `done` (looked at before each) or for `at_most_s`; waits for answers."""
+        began, number = self.now_s(), 0
         async with session() as client, asyncio.TaskGroup() as tasks:
-            while not done() and self.now_s() < at_most_s:
+            while not done() and self.now_s() - began < at_most_s:
                 tasks.create_task(self._noted(client, ask))
-                await asyncio.sleep(1 / rate)
+                number += 1
+                await asyncio.sleep(max(0.0, began + number / rate - self.now_s()))
 
     async def _noted(self, client: aiohttp.ClientSession, ask: Ask) -> None:
         self.answers.append(await self._ask(client, ask))

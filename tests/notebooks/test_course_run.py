@@ -1,8 +1,11 @@
 """Every lab, run for real on the engine by the command that users run: papermill, records, verdicts, report."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from labkit.records import Record, read
 
 pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(4200)]
 TRIES = 2
+MARK = f"LABKIT_TEST_RUN={uuid.uuid4().hex}"  # in the environment of all that a run starts, Ray's processes too
 GUESSES = {"float": 2.0, "int": 2}
 
 
@@ -94,7 +98,8 @@ def test_the_report_is_one_file_that_asks_for_nothing(run_dir: Path) -> None:
 
 
 def test_a_run_leaves_no_process(run_dir: Path) -> None:
-    """Nothing that the run started is alive: no kernel, no server, no engine names its folder."""
-    here = str(run_dir)
-    left = [one.info for one in psutil.process_iter(["pid", "cmdline"]) if here in " ".join(one.info["cmdline"] or [])]
-    assert left == []
+    """Nothing that the run started is alive: none names its folder, none was started with its environment."""
+    here, (name, value) = str(run_dir), MARK.split("=")
+    running = list(psutil.process_iter(["pid", "cmdline"]))
+    assert [one.info for one in running if here in " ".join(one.info["cmdline"] or [])] == []
+    assert [one.info for one in running if environment(one).get(name) == value] == []

@@ -65,6 +65,14 @@ async def test_asking_goes_on_until_it_is_done(url: str) -> None:
     assert all(one.ok for one in seen.answers)
 
 
+async def test_asking_keeps_its_rate(url: str) -> None:
+    """Request n is never sent before n intervals have passed, and no answer is waited for in between."""
+    seen = Observation()
+    await seen.ask_until(Ask(url), lambda: len(seen.answers) >= 6, rate=50, at_most_s=30)
+    sent = sorted(one.sent_s for one in seen.answers)
+    assert all(at - sent[0] >= n / 50 - 0.01 for n, at in enumerate(sent))
+
+
 async def test_asking_ends_by_itself(url: str) -> None:
     """With a condition that never holds, `at_most_s` ends it."""
     seen = Observation()
