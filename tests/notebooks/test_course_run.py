@@ -45,7 +45,16 @@ def guesses(lab: str) -> list[str]:
 def labkit(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """The command line, as a user runs it."""
     command = [sys.executable, "-m", "labkit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000)
+    env = {**os.environ, **dict([MARK.split("=")])}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, env=env)
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    """The environment that a process was started with; empty where it cannot be read."""
+    with contextlib.suppress(psutil.Error):
+        found: dict[str, str] = process.environ()
+        return found
+    return {}
 
 
 def record(run_dir: Path, lab: str) -> Record:

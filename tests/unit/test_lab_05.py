@@ -24,8 +24,8 @@ def test_a_class_is_shown_with_its_decorators() -> None:
 
 def test_methods_and_functions_come_in_the_order_asked_for() -> None:
     """A method by its class's name, a function by its own, separated by an empty line."""
-    text = source_of(autoscaling, "StepLoad.arrivals", "desired_replicas")
-    assert text.index("def arrivals") < text.index("def desired_replicas")
+    text = source_of(autoscaling, "StepLoad.check", "desired_replicas")
+    assert text.index("def check") < text.index("def desired_replicas")
     assert "class" not in text
 
 
