@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -296,19 +298,23 @@ def load(
 
 @app.command()
 def serve(
-    server: Annotated[str, typer.Argument(metavar="vllm|ray", help="The server to start.")],
+    server: Annotated[str, typer.Argument(metavar="vllm|ray|torchserve", help="The server to start.")],
     model: Annotated[str, typer.Option(metavar="M", help="An embedded model, a folder or a hub id.")] = "smollm2-135m",
     port: Annotated[int, typer.Option(metavar="P", help="On the loopback interface.")] = 8000,
-    gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that it takes.")] = 0.9,
+    gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that vLLM takes.")] = 0.9,
 ) -> None:
     """Starts a server in the foreground."""
-    from labkit.foreground import serve_ray, serve_vllm
+    from labkit.foreground import serve_ray, serve_torchserve, serve_vllm
     from labkit.labs import did_you_mean
 
-    starters = {"vllm": serve_vllm, "ray": serve_ray}
+    starters: dict[str, Callable[..., None]] = {
+        "vllm": partial(serve_vllm, gpu_memory_share=gpu_memory_share),
+        "ray": partial(serve_ray, gpu_memory_share=gpu_memory_share),
+        "torchserve": serve_torchserve,
+    }
     if server not in starters:
         raise UsageError(f"there is no server called {server!r}", remedy=did_you_mean(server, starters))
-    starters[server](model, port=port, gpu_memory_share=gpu_memory_share, say=_say)
+    starters[server](model, port=port, say=_say)
 
 
 def main(arguments: list[str] | None = None) -> None:

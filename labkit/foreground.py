@@ -1,6 +1,7 @@
 """A server in the foreground: started, told about, and ended by Ctrl-C with every process that it has."""
 
 import os
+import re
 import secrets
 import shlex
 import tempfile
@@ -12,11 +13,12 @@ from labkit.batch import stop_on_signals
 from labkit.machine import inspect
 from labkit.models import architecture, resolve
 from labkit.progress import now_and_then
-from labkit.serving import ray_serve, vllm
+from labkit.serving import ray_serve, torchserve, vllm
 from labkit.serving.process import require_free_port
 
 POLL_S = 0.5
 KEY = "LABKIT_API_KEY"
+LONGEST = 4096  # prompt and answer in tokens; TorchServe's handler keeps a whole batch of them, padded to the longest
 
 
 def serve_vllm(model: str, *, port: int, gpu_memory_share: float, say: Callable[[str], None]) -> None:
@@ -63,6 +65,31 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float, say: Callable[[
         ray_serve.deploy(build(desk), name="desk")
         say(f"also there: POST {running.url}/chain and /parallel, a message as JSON in `text`")
         _stay(running.url, name, key, say, check=running.check)
+
+
+def serve_torchserve(model: str, *, port: int, say: Callable[[str], None]) -> None:
+    """Serves `model` by TorchServe and our batched handler (handlers/text_generation.py) until somebody stops it.
+
+    ServerError, with the log's end, when it does not start or dies.
+    """
+    require_free_port(port)
+    folder_of_model = resolve(model, progress=say)
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1])  # all that its URLs take
+    positions = min(architecture(folder_of_model).max_positions or LONGEST, LONGEST)
+    limits = {"max_new_tokens": positions // 4, "max_prompt_tokens": positions - positions // 4}
+    if os.environ.get(KEY):
+        say(f"TorchServe makes its own keys: {KEY} is not used")
+    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder:
+        settings = {"model_path": str(folder_of_model), **limits}
+        made = torchserve.archive(
+            "text_generation", folder=Path(folder) / "archives", model_name=name, handler_settings=settings
+        )
+        say(made.command)
+        waiting = now_and_then(say)
+        with torchserve.start([made], folder=Path(folder) / "run", port=port, progress=waiting) as server:
+            say(server.command)
+            root = server.base_url(name).removesuffix("/v1")
+            _stay(root, name, server.keys.inference, say, check=server.process.check)
 
 
 def served_name(model: str) -> str:

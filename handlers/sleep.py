@@ -1,0 +1,40 @@
+"""A cost model in place of a model: a batch of n takes fixed_s + per_row_s * n seconds, on any machine.
+
+    POST /predictions/NAME  (any body)  ->  {"rows": 4, "version": "1.0", "pid": 123, "seconds": 0.12}
+
+With it the law of batching can be measured, and versions, scaling and faults be tried, without a model's load. One
+file, to be copied. The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s` and `load_s`, the seconds
+that loading takes.
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+COST_S = {"fixed_s": 0.1, "per_row_s": 0.005}
+
+
+def batch_seconds(rows: int, *, fixed_s: float, per_row_s: float) -> float:
+    """What a batch of `rows` takes, in seconds."""
+    return fixed_s + per_row_s * rows
+
+
+class SleepHandler:
+    """The one class of this file, which TorchServe finds by itself."""
+
+    def initialize(self, context: Any) -> None:
+        """Called once, when the worker starts."""
+        settings = (context.model_yaml_config or {}).get("handler", {})
+        self.cost = {name: float(settings.get(name, usual)) for name, usual in COST_S.items()}
+        self.version = context.manifest["model"].get("modelVersion", "")
+        time.sleep(float(settings.get("load_s", 0)))
+
+    def handle(self, data: list[Any], context: Any) -> list[str]:
+        """Sleeps for the whole batch; every row learns how many shared it."""
+        seconds = batch_seconds(len(data), **self.cost)
+        time.sleep(seconds)
+        answer = {"rows": len(data), "version": self.version, "pid": os.getpid(), "seconds": round(seconds, 6)}
+        for index in range(len(data)):
+            context.set_response_content_type(index, "application/json")
+        return [json.dumps(answer)] * len(data)

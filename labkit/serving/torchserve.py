@@ -1,0 +1,265 @@
+"""TorchServe as a server: `torchserve --start --foreground` in a private folder, reachable from this machine only.
+
+TorchServe is archived upstream (last release 0.12.0, 2024-09; no security patches). An archive runs any code that is in
+it: serve only your own, and leave the token authorisation on.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from labkit import machine
+from labkit.errors import ServerError, UsageError
+from labkit.serving.process import LOOPBACK, Progress, ServerProcess, require_free_port
+from labkit.serving.torchserve_archive import Archive, archive
+from labkit.serving.torchserve_control import Control, Keys, read_keys
+from labkit.serving.vllm import executable
+
+__all__ = ["Archive", "Control", "Keys", "TorchServe", "archive", "properties", "start"]
+
+REQUEST_LIMIT_BYTES = 2**20
+KEYS_LAST_MIN = 60 * 24 * 365  # TorchServe's own 60 would end a longer session in refusals
+# A Unix socket's path has at most 107 characters, and "/.ts.sock.65535" comes after the folder's.
+LONGEST_FOLDER = 107 - len("/.ts.sock.65535")
+# What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group.
+KNOWN_FAILURES = (
+    (
+        r"[Aa]ddress already in use",
+        "another process took one of its ports in the meantime",
+        "start it again: other free ports are chosen",
+    ),
+    (
+        r"MODEL_LOG - (?!.*(?:warn|Warning))(\w*(?:Error|Exception)\b.*)",
+        "a worker cannot load its model: {0}",
+        "mend the handler or its model-config.yaml, and archive it again",
+    ),
+    (
+        r"java not found|Unable to locate a Java Runtime",
+        "Java cannot be started",
+        "`make setup` installs one; or set JAVA_HOME",
+    ),
+)
+# TorchServe starts a worker that dies again and again, and predictions wait: this often is once and for all.
+FAILED_LOADS = 2
+
+
+class TorchServe:
+    """A running TorchServe. Use it in a `with` block, or call `stop`.
+
+    `url` is the root for predictions, `metrics_url` the Prometheus page; `control` asks the management API. Predictions
+    need `keys.inference`, the management API `keys.management`, unless `disable_token_authorization=true` was set.
+    `config` is the text of its config.properties, `command` what was started.
+    """
+
+    def __init__(self, process: ServerProcess, *, config: str, ports: Mapping[str, int], token: bool) -> None:
+        self.process = process
+        self.config = config
+        self.command = shlex.join(["torchserve", *process.command[1:]])
+        self.url = f"http://{LOOPBACK}:{ports['inference']}"
+        self.metrics_url = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
+        self._token = token
+        key = (lambda: self.keys.management) if token else (lambda: "")
+        self.control = Control(f"http://{LOOPBACK}:{ports['management']}", key, check=process.check)
+
+    @property
+    def keys(self) -> Keys:
+        """The keys at this moment: `GET /token` changes them, and the file that they are read from."""
+        return read_keys(self.process.folder) if self._token else Keys(management="", inference="", api="")
+
+    @property
+    def model_store(self) -> Path:
+        """The only folder from which archives can be registered by their names."""
+        return self.process.folder / "model_store"
+
+    def base_url(self, model: str, version: str = "1.0") -> str:
+        """Where the OpenAI routes of a text_generation handler are; the version is needed in it."""
+        return f"{self.url}/predictions/{model}/{version}/v1"
+
+    def stop(self) -> None:
+        """Ends Java and the workers and waits until they are gone. Safe to call again."""
+        self.process.stop()
+        _remove_elsewhere(self.process.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def properties(
+    *, ports: Mapping[str, int], model_store: Path, archives: Sequence[Archive] = (), changes: Mapping[str, str]
+) -> dict[str, str]:
+    """config.properties: everything on the loopback interface, tokens on, the model API off; `changes` come last."""
+    addresses = {
+        f"{name}_address": f"http://{LOOPBACK}:{ports[name]}" for name in ("inference", "management", "metrics")
+    }
+    grpc = {f"grpc_{name}_address": LOOPBACK for name in ("inference", "management")}
+    grpc |= {f"grpc_{name}_port": str(ports[f"grpc_{name}"]) for name in ("inference", "management")}
+    loaded = ",".join(f"{one.model_name}={one.path.name}" for one in archives)
+    return {
+        **addresses,
+        **grpc,
+        "model_store": str(model_store),
+        **({"load_models": loaded} if loaded else {}),
+        "metrics_mode": "prometheus",  # its own default writes them to a log, and the page stays empty
+        "model_metrics_auto_detect": "true",
+        "max_request_size": str(REQUEST_LIMIT_BYTES),
+        "number_of_netty_threads": "4",
+        "netty_client_threads": "4",
+        "token_expiration_min": str(KEYS_LAST_MIN),
+        **changes,
+    }
+
+
+def start(
+    archives: Sequence[Archive] = (),
+    *,
+    folder: Path,
+    model_api: bool = False,
+    port: int | None = None,
+    changes: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    start_timeout_s: float = 300.0,
+    progress: Progress = lambda _: None,
+) -> TorchServe:
+    """Starts TorchServe with these archives and waits until the workers of every model are ready.
+
+    It runs in `folder`, where its log, its keys and its model store are. `model_api`: models can be registered and
+    unregistered. `port`: for predictions; the others are free ones. `changes` to config.properties and to the
+    environment (`env`). Raises `UsageError` for what cannot work and `ServerError`, with the reason and the end of the
+    log, when it does not come up; nothing is left running then.
+    """
+    java, reason = machine.java()
+    if java is None:
+        raise UsageError(f"TorchServe needs Java: {reason}", remedy="run `make setup`, or set JAVA_HOME")
+    program = executable("torchserve")
+    ports = _free_ports(port)
+    folder = folder.absolute()
+    store = folder / "model_store"
+    asked = {**({"enable_model_api": "true"} if model_api else {}), **(changes or {})}
+    found = properties(ports=ports, model_store=store, archives=archives, changes=asked)
+    config = "".join(f"{name}={value}\n" for name, value in found.items())
+    config_file = _lay_out(folder, config, archives)
+    process = ServerProcess(
+        [str(program), "--start", "--foreground", "--ncs", "--ts-config", str(config_file)],
+        name="torchserve",
+        folder=folder,
+        health_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",  # /ping wants the token
+        env={**environment(folder, java), **(env or {})},
+        start_timeout_s=start_timeout_s,
+        explain=explain_failure,
+    )
+    token = found.get("disable_token_authorization", "false").lower() != "true"
+    server = TorchServe(process, config=config, ports=ports, token=token)
+    try:
+        process.start(progress=progress)
+        for one in archives:
+            _wait_for(server, one, start_timeout_s, progress)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def environment(folder: Path, java: Path) -> dict[str, str]:
+    """What keeps this TorchServe apart from every other: its own folder for logs, pid file, sockets and archives."""
+    temporary = str(_temporary_folder(folder))
+    return {
+        "JAVA_HOME": str(java.parent.parent),
+        "TS_CONFIG_FILE": str(folder / "config.properties"),  # it would go before --ts-config
+        "LOG_LOCATION": str(folder / "logs"),
+        "METRICS_LOCATION": str(folder / "logs"),
+        "TMPDIR": temporary,  # the pid file: another TorchServe's would stop this one from starting
+        "TEMP": temporary,  # Java's temporary folder: unpacked archives, sockets to the workers
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # spinning threads on few busy cores cost many times
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def explain_failure(log: str) -> tuple[str, str] | None:
+    """Finds the reason in the log of a failed start: (what it means, what helps); None when the log names none."""
+    for pattern, meaning, remedy in KNOWN_FAILURES:
+        if found := re.findall(pattern, log):
+            return meaning.format(found[-1]), remedy
+    return None
+
+
+def _wait_for(server: TorchServe, one: Archive, timeout_s: float, progress: Progress) -> None:
+    """Waits for the archive's workers, unless they fail to load it, which TorchServe would try for ever."""
+
+    def watch(text: str) -> None:
+        failed = re.findall(rf"Load model failed: {re.escape(one.model_name)},", server.process.log_text())
+        if len(failed) >= FAILED_LOADS:
+            raise _load_error(server, f"{one.model_name} cannot be loaded")
+        progress(text)
+
+    try:
+        server.control.wait_ready(one.model_name, one.version, timeout_s=timeout_s, progress=watch)
+    except UsageError as error:  # it is not even registered
+        raise _load_error(server, error.what) from error
+
+
+def _load_error(server: TorchServe, what: str) -> ServerError:
+    known = explain_failure(server.process.log_text())
+    reason, remedy = known or ("", f"read the whole log: {server.process.log_path}")
+    return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=server.process.log_tail())
+
+
+def _lay_out(folder: Path, config: str, archives: Sequence[Archive]) -> Path:
+    """The private folder with its config.properties and its model store; returns the former."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # the keys lie in it
+    (folder / "key_file.json").unlink(missing_ok=True)  # an earlier run's
+    (folder / "model_store").mkdir(exist_ok=True)
+    for one in archives:
+        kept = folder / "model_store" / one.path.name
+        if not (kept.exists() and kept.samefile(one.path)):
+            shutil.copyfile(one.path, kept)
+    config_file = folder / "config.properties"
+    config_file.write_text(config, encoding="utf-8")
+    return config_file
+
+
+def _temporary_folder(folder: Path) -> Path:
+    """In `folder`, unless a socket's path there would be too long; then `folder/tmp` links to one that is not."""
+    inside = folder / "tmp"
+    if len(str(inside)) <= LONGEST_FOLDER:
+        inside.mkdir(exist_ok=True)
+        return inside
+    if not inside.is_symlink() or not inside.exists():
+        inside.unlink(missing_ok=True)
+        inside.symlink_to(tempfile.mkdtemp(prefix="labkit-ts-", dir="/tmp"))
+    return inside.resolve()
+
+
+def _remove_elsewhere(folder: Path) -> None:
+    inside = folder / "tmp"
+    if inside.is_symlink():
+        with contextlib.suppress(OSError):
+            shutil.rmtree(inside.resolve())
+            inside.unlink()
+
+
+def _free_ports(inference: int | None) -> dict[str, int]:
+    """Five ports; all are held until the last is found, so that no two are the same."""
+    names = ["management", "metrics", "grpc_inference", "grpc_management"]
+    ports = {} if inference is None else {"inference": require_free_port(inference)}
+    with contextlib.ExitStack() as held:
+        for name in names if inference is not None else ["inference", *names]:
+            probe = held.enter_context(socket.socket())
+            probe.bind((LOOPBACK, 0))
+            ports[name] = probe.getsockname()[1]
+    return ports
