@@ -15,13 +15,13 @@ from labkit.costs.money import MILLION
 
 HOSTING = "hosting it yourself"
 APIS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)
-SAMPLES = 48
+SAMPLES = 32
 NEAR = 4
-STEPS = 24  # corners of the staircase that are drawn exactly; beyond them steps are narrower than a line
+STEPS = 16  # corners of the staircase that are drawn exactly; beyond them steps are narrower than a line
 Spec = dict[str, Any]
 
 
-def break_even_chart(result: CostResult, *, title: str = "", width: int = 640, height: int = 300) -> Spec:
+def break_even_chart(result: CostResult, *, title: str | None = "", width: int = 640, height: int = 300) -> Spec:
     """Dollars a day against tokens a day, both logarithmic: the staircase of machines, and each API's straight line."""
     low, high = _range(result)
     rows = [*_staircase(result, low, high), *_api_lines(result, low, high)]
@@ -56,11 +56,11 @@ def break_even_chart(result: CostResult, *, title: str = "", width: int = 640, h
         "data": {"values": rows},
     }
     layers = [lines, *_your_volume(result, low, high), *_crossing(result, bottom, top)]
-    heading = title or "Where does hosting become cheaper?"
+    heading = "Where does hosting become cheaper?" if title == "" else title
     return _finished({"layer": layers}, heading, _break_even_words(result), width, height)
 
 
-def utilisation_chart(result: CostResult, *, title: str = "", width: int = 640, height: int = 300) -> Spec:
+def utilisation_chart(result: CostResult, *, title: str | None = "", width: int = 640, height: int = 300) -> Spec:
     """Dollars per million tokens against how busy the machines are: half as busy, twice the price."""
     now = result.hosted
     full = float(now.usd_per_million_tokens * now.utilisation) if now.usd_per_million_tokens is not None else 0.0
@@ -102,11 +102,19 @@ def utilisation_chart(result: CostResult, *, title: str = "", width: int = 640, 
     point = {"busy": min(1.0, float(now.utilisation)), "usd": float(now.usd_per_million_tokens or 0), "text": words}
     layers = [lines, *(_marked(point, encoding, right=float(now.utilisation) > 0.5) if full else [])]
     description = f"Price of a million tokens against how busy the machines are. Now {words}. {_api_words(result)}"
-    return _finished({"layer": layers}, title or "Idle machines are paid, too", description, width, height)
+    return _finished(
+        {"layer": layers}, "Idle machines are paid, too" if title == "" else title, description, width, height
+    )
 
 
 def sensitivity_chart(
-    result: CostResult, swings: Sequence[Swing], *, share: float, title: str = "", width: int = 640, height: int = 300
+    result: CostResult,
+    swings: Sequence[Swing],
+    *,
+    share: float,
+    title: str | None = "",
+    width: int = 640,
+    height: int = 300,
 ) -> Spec:
     """Cost of hosting over the API's, with each input lowered and raised; the one that moves it most on top."""
     now = float(result.hosted.usd_per_day / result.against.usd_per_day) if result.against.usd_per_day else 0.0
@@ -148,7 +156,9 @@ def sensitivity_chart(
         f"{one.name}: {show_number(one.lowered)} with {less}, {show_number(one.raised)} with {more}" for one in swings
     )
     layers = [bars, *(layer for group in rules for layer in group)]
-    return _finished({"layer": layers}, title or "Which input matters most?", description, width, height)
+    return _finished(
+        {"layer": layers}, "Which input matters most?" if title == "" else title, description, width, height
+    )
 
 
 def _range(result: CostResult) -> tuple[float, float]:
@@ -248,10 +258,12 @@ def _haloed(mark: Spec, encoding: Spec, values: list[Any]) -> list[Spec]:
     return [{"mark": one, "encoding": encoding, "data": {"values": values}} for one in (halo, mark)]
 
 
-def _finished(spec: Spec, title: str, description: str, width: int, height: int) -> Spec:
+def _finished(spec: Spec, title: str | None, description: str, width: int, height: int) -> Spec:
+    """`title` None: none, where what stands around the chart says what it is."""
+    heading = {"title": {"text": title}} if title else {}
     return {
         "$schema": SCHEMA,
-        "title": {"text": title},
+        **heading,
         "description": description,
         "width": width,
         "height": height,

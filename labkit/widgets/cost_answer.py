@@ -1,9 +1,11 @@
 """The calculator's answer as HTML: the decision in one sentence, a table of what each way costs, the sums."""
 
+from fractions import Fraction
 from html import escape
 
-from labkit.costs import CostResult, show_usd
+from labkit.costs import CostResult, cents, show_usd
 from labkit.costs.command import millions
+from labkit.costs.money import rounded
 
 # JupyterLab's own colours, so that it can be read in light and dark; black on white elsewhere.
 INK, LINE = "var(--jp-content-font-color1, #000)", "var(--jp-border-color2, #bbb)"
@@ -29,7 +31,7 @@ def answer_html(result: CostResult) -> str:
     rows = [_hosting_row(result), *(_api_row(result, n) for n in range(len(result.api)))]
     sentence = f"<div role='status' style='font-size:15px;line-height:1.3;color:{INK}'><b>{_sentence(result)}</b></div>"
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"{LOOK}{sentence}<table class='labkit-answer'>{table}</table>"
+    return f"{sentence}<table class='labkit-answer'>{table}</table>"
 
 
 def sums_html(result: CostResult) -> str:
@@ -53,7 +55,7 @@ def _hosting_row(result: CostResult) -> str:
     gpus = f", {found.gpus} GPUs" if found.gpus else ""
     label = f"{found.machines:,} x {escape(result.settings.instance)}{gpus}, {float(found.utilisation):.0%} busy"
     per_million = "-" if found.usd_per_million_tokens is None else show_usd(found.usd_per_million_tokens)
-    cells = (label, show_usd(found.usd_per_day), show_usd(found.usd_per_month), per_million, _interval(result))
+    cells = (label, show_usd(found.usd_per_day), _dollars(found.usd_per_month), f"{per_million}{_interval(result)}", "")
     return f"<tr class='labkit-mine'>{''.join(f'<td>{one}</td>' for one in cells)}</tr>"
 
 
@@ -62,7 +64,12 @@ def _interval(result: CostResult) -> str:
     low, high = result.cheapest.usd_per_million_tokens, result.dearest.usd_per_million_tokens
     if low is None or high is None or low == high:
         return ""
-    return f"{show_usd(low)} to {show_usd(high)}"
+    return f" ({cents(low)} to {cents(high)})"
+
+
+def _dollars(usd: Fraction) -> str:
+    """Whole dollars: the cents of a month would be read as precision."""
+    return f"${rounded(usd, 0):,}"
 
 
 def _api_row(result: CostResult, index: int) -> str:
@@ -72,7 +79,7 @@ def _api_row(result: CostResult, index: int) -> str:
     cells = (
         f"<span title='{escape(one.price.source, quote=True)}'>{escape(one.price.name)}</span>",
         show_usd(one.usd_per_day),
-        show_usd(one.usd_per_month),
+        _dollars(one.usd_per_month),
         show_usd(one.usd_per_million_tokens),
         pays,
     )

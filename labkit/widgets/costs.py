@@ -18,7 +18,7 @@ from labkit.costs.command import headline, text
 from labkit.errors import UsageError
 from labkit.teaching import show
 from labkit.widgets import cost_fields
-from labkit.widgets.cost_answer import answer_html, sums_html
+from labkit.widgets.cost_answer import LOOK, answer_html, sums_html
 
 VIEWS = ("Break-even", "Busy share", "What matters", "The sums", "Share it")
 TOOLTIPS = (
@@ -28,7 +28,8 @@ TOOLTIPS = (
     "Every sum, line by line",
     "This question as text: for a colleague, a batch run, the command line",
 )
-WIDTH, HEIGHT = 430, 212
+WIDTH, HEIGHT = 480, 205
+PICTURE = "345px"
 SHARE = 0.25
 
 
@@ -44,16 +45,16 @@ class CostCalculator:
         self.message = widgets.HTML()
         self.answer = widgets.HTML()
         self.view = widgets.ToggleButtons(
-            options=VIEWS, tooltips=TOOLTIPS, style={"button_width": "84px"}, layout={"margin": "4px 0 2px 0"}
+            options=VIEWS, tooltips=TOOLTIPS, style={"button_width": "110px"}, layout={"margin": "4px 0 2px 0"}
         )
-        self.picture = widgets.Output(layout={"height": "340px", "overflow": "hidden"})
-        self.sums = widgets.HTML(layout={"height": "340px", "overflow": "auto"})
+        self.picture = widgets.Output(layout={"height": PICTURE, "overflow": "hidden"})
+        self.sums = widgets.HTML(layout={"height": PICTURE, "overflow": "auto"})
         self.exported = widgets.Textarea(
             continuous_update=False,
             layout={"width": "98%", "height": "250px"},
             tooltip="Copy it, or paste another calculator's text and press Tab",
         )
-        self.sharing = widgets.VBox([widgets.HTML(SHARING), self.exported], layout={"height": "340px"})
+        self.sharing = widgets.VBox([widgets.HTML(SHARING), self.exported], layout={"height": PICTURE})
         self.box = self._arranged(widgets)
         for name, field in self.fields.items():
             field.observe(self._listener(name), names="value")
@@ -67,9 +68,17 @@ class CostCalculator:
         return self.settings.to_json()
 
     def _arranged(self, widgets: Any) -> Any:
-        left = widgets.VBox(list(self.fields.values()), layout={"width": "390px", "flex": "0 0 auto"})
-        shown = [self.answer, self.view, self.picture, self.sums, self.sharing, self.message]
-        right = widgets.VBox(shown, layout={"width": "545px", "flex": "0 0 auto", "margin": "0 0 0 12px"})
+        left = widgets.VBox(list(self.fields.values()), layout={"width": "338px", "flex": "0 0 auto"})
+        shown = [
+            widgets.HTML(LOOK, layout={"height": "0", "margin": "0"}),
+            self.answer,
+            self.view,
+            self.picture,
+            self.sums,
+            self.sharing,
+            self.message,
+        ]
+        right = widgets.VBox(shown, layout={"width": "580px", "flex": "0 0 auto", "margin": "0 0 0 8px"})
         box = widgets.HBox([left, right], layout={"width": "max-content"})
         box.add_class("labkit-costs")
         return box
@@ -110,29 +119,30 @@ class CostCalculator:
 
     def _draw(self) -> None:
         view, drawn = self.view.value, self._chart()
+        if drawn is not None:  # first of all: it takes the browser longest
+            data, metadata = bundle(drawn, png=False)
+            # Set at once, instead of clearing and displaying: the picture does not flicker, and one message does it.
+            self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.answer.value = answer_html(self.result)
         self.message.value = "".join(f"<div class='labkit-note'>{escape(one)}</div>" for one in self.result.warnings)
         self.picture.layout.display = "" if drawn is not None else "none"
         self.sums.layout.display = "" if view == "The sums" else "none"
         self.sharing.layout.display = "" if view == "Share it" else "none"
-        if drawn is not None:
-            data, metadata = bundle(drawn, png=False)
-            # Set at once, instead of clearing and displaying: the picture does not flicker, and one message does it.
-            self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         if view == "The sums":
             self.sums.value = sums_html(self.result)
-        self._filling = True
-        self.exported.value = self.state
-        self._filling = False
+        if view == "Share it":
+            self._filling = True
+            self.exported.value = self.state
+            self._filling = False
 
     def _chart(self) -> dict[str, Any] | None:
         if self.view.value == "Break-even":
-            return break_even_chart(self.result, width=WIDTH, height=HEIGHT)
+            return break_even_chart(self.result, title=None, width=WIDTH, height=HEIGHT)
         if self.view.value == "Busy share":
-            return utilisation_chart(self.result, width=WIDTH, height=HEIGHT)
+            return utilisation_chart(self.result, title=None, width=WIDTH, height=HEIGHT)
         if self.view.value == "What matters" and self.result.against.usd_per_day:
             swings = costs.sensitivity(self.settings, share=SHARE)
-            return sensitivity_chart(self.result, swings, share=SHARE, width=WIDTH - 50, height=HEIGHT + 20)
+            return sensitivity_chart(self.result, swings, share=SHARE, title=None, width=WIDTH - 60, height=HEIGHT + 30)
         return None
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
