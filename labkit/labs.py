@@ -123,8 +123,8 @@ def find_lab(name: str, labs: Mapping[str, Lab] = LABS) -> Lab:
     """The lab called `name`; its number alone ("01", "1") or a unique beginning will do."""
     if name in labs:
         return labs[name]
-    beginnings = {name, f"{name:0>2}"} if name.isdigit() else {name}
-    found = [lab for key, lab in labs.items() if any(key.startswith(start) for start in beginnings if start)]
+    beginning = f"{name:0>2}_" if name.isdigit() else name  # "1" is lab 01, and not the beginning of 10
+    found = [lab for key, lab in labs.items() if beginning and key.startswith(beginning)]
     if len(found) == 1:
         return found[0]
     raise UsageError(f"there is no lab called {name!r}", remedy=did_you_mean(name, labs))

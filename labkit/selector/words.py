@@ -32,6 +32,7 @@ def to_json(found: Selection, config: Sequence[ConfigFile], *, model: str | None
             "contained": found.article.in_stack(found.winner.stack),
             "patterns": [one.to_json() for one in compare_patterns()],
         },
+        "landscape": [one.model_dump(mode="json") for one in catalogue().landscape],
     }
 
 
