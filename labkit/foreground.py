@@ -74,7 +74,7 @@ def serve_torchserve(model: str, *, port: int, say: Callable[[str], None]) -> No
     """
     require_free_port(port)
     folder_of_model = resolve(model, progress=say)
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1])  # all that its URLs take
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1]).lstrip("_.-")  # what its URLs take
     positions = min(architecture(folder_of_model).max_positions or LONGEST, LONGEST)
     limits = {"max_new_tokens": positions // 4, "max_prompt_tokens": positions - positions // 4}
     if os.environ.get(KEY):

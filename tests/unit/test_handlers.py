@@ -1,0 +1,235 @@
+"""The parts of the TorchServe handlers that need no model and no server."""
+
+import ast
+import json
+import sys
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers import embedding, sleep, text_generation
+from handlers.text_generation import CHAT, COMPLETIONS, PLAIN, Asked, RequestError, Row
+
+FOLDER = Path(text_generation.__file__).parent
+SETTINGS = text_generation.Settings(model_path=".", max_prompt_tokens=100, max_new_tokens=50)
+LABELS = embedding.Settings(model_path=".", examples={"a": ["x"]}, max_texts=3)
+ROUTES = st.sampled_from([PLAIN, COMPLETIONS, CHAT])
+NAMES = st.sampled_from([*sorted(text_generation.KNOWN), *text_generation.NEUTRAL, "text", "embed", "role", "content"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def read(body: Any, route: str = PLAIN) -> Asked:
+    """A body, as TorchServe hands it over, read with the settings of these tests."""
+    return text_generation.read_request({"body": body}, route, model="m", settings=SETTINGS)
+
+
+def outcome(call: Callable[..., Any]) -> Any:
+    """What a call returns, or the refusal that it raises."""
+    try:
+        return call()
+    except (RequestError, embedding.RequestError) as error:
+        return error
+
+
+@pytest.mark.parametrize("name", ["text_generation", "embedding", "sleep", "naive"])
+def test_each_handler_stands_alone(name: str) -> None:
+    """A handler imports the standard library, torch, transformers, jinja2 and ts: nothing of this repository."""
+    tree = ast.parse((FOLDER / f"{name}.py").read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    assert foreign <= {"torch", "transformers", "jinja2", "ts"}
+
+
+@pytest.mark.parametrize("name", ["text_generation", "embedding", "sleep", "naive"])
+def test_one_class_or_an_entry_point(name: str) -> None:
+    """TorchServe finds a file's only class with `handle`, or else the function `handle(data, context)`."""
+    body = ast.parse((FOLDER / f"{name}.py").read_text()).body
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    if "handle" in functions:
+        assert [argument.arg for argument in functions["handle"].args.args] == ["data", "context"]
+    else:
+        (only,) = classes
+        assert {"initialize", "handle"} <= {node.name for node in only.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize(("name", "settings"), [("text_generation", text_generation), ("embedding", embedding)])
+def test_the_configuration_fits_the_settings(name: str, settings: Any) -> None:
+    """Every key of the configuration's section `handler` is a setting, and TorchServe's own keys are spelt its way."""
+    config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    settings.Settings(**config.pop("handler"))
+    known = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout"}
+    assert set(config) == known
+
+
+@given(body=JSON, route=ROUTES)
+def test_whatever_is_sent_is_read_or_refused(body: Any, route: str) -> None:
+    """Any JSON value either is a request within the limits or is refused with a 4xx and a reason, never an error."""
+    asked = outcome(lambda: read(body, route))
+    if isinstance(asked, Asked):
+        assert 1 <= asked.max_tokens <= SETTINGS.max_new_tokens
+        assert 0 <= asked.temperature <= 2
+        assert asked.prompt or asked.messages
+    else:
+        assert HTTPStatus.BAD_REQUEST <= asked.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        assert str(asked)
+
+
+@given(body=JSON)
+def test_the_embedding_handler_reads_or_refuses(body: Any) -> None:
+    """The same of the embedding handler: texts with something in them, or a 4xx."""
+    asked = outcome(lambda: embedding.read_request({"body": body}, 0, LABELS))
+    if isinstance(asked, embedding.Asked):
+        assert 1 <= len(asked.texts) <= 3
+        assert all(one.strip() for one in asked.texts)
+    else:
+        assert HTTPStatus.BAD_REQUEST <= asked.status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+@given(raw=st.binary(max_size=40))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    """Bytes that are not UTF-8, not JSON or no object are the client's mistake."""
+    for read_body in (text_generation.json_object, embedding.json_object):
+        found = outcome(lambda read=read_body: read(bytearray(raw)))
+        assert isinstance(found, dict) or found.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (None, 400, "empty"),
+        (b"", 400, "empty"),
+        (b'{"prompt": "half', 400, "not JSON"),
+        (b"\xff\xfe{}", 400, "UTF-8"),
+        ("[" * 100_000, 400, "not JSON"),
+        ([{"prompt": "hi"}], 422, "a list"),
+        ({}, 422, "'prompt' must be a text, not missing"),
+        ({"prompt": ""}, 422, "'prompt' is empty"),
+        ({"prompt": "  \n"}, 422, "'prompt' is empty"),
+        ({"prompt": 7}, 422, "a number"),
+        ({"prompt": ["a", "b"]}, 422, "a list"),
+        ({"prompt": "\ud83d"}, 422, "half of a character"),
+        ({"prompt": "hi", "max_tokens": -1}, 422, "from 1 to 50"),
+        ({"prompt": "hi", "max_tokens": 0}, 422, "from 1 to 50"),
+        ({"prompt": "hi", "max_tokens": 51}, 422, "51"),
+        ({"prompt": "hi", "max_tokens": "9"}, 422, "whole number, not a text"),
+        ({"prompt": "hi", "max_tokens": True}, 422, "whole number, not true or false"),
+        ({"prompt": "hi", "max_tokens": 1.5}, 422, "whole number"),
+        ({"prompt": "hi", "temperature": -0.1}, 422, "from 0 to 2"),
+        ({"prompt": "hi", "temperature": float("nan")}, 422, "nan"),
+        ({"prompt": "hi", "temperature": "hot"}, 422, "number"),
+        ({"prompt": "hi", "seed": -1}, 422, "seed"),
+        ({"prompt": "hi", "stream": "yes"}, 422, "true or false"),
+        ({"prompt": "hi", "stream_options": []}, 422, "stream_options"),
+        ({"prompt": "hi", "model": "another"}, 404, "another"),
+        ({"prompt": "hi", "top_p": 0.5}, 422, "top_p"),
+        ({"prompt": "hi", "n": 2}, 422, "'n'"),
+        ({"messages": []}, 422, "at least 1"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, 422, "role"),
+        ({"messages": [{"role": "user", "content": None}]}, 422, "'content'"),
+    ],
+)
+def test_each_mistake_has_its_status_and_its_words(body: Any, status: int, says: str) -> None:
+    """What is wrong is named, with the limit where there is one."""
+    with pytest.raises(RequestError) as caught:
+        read(body)
+    assert (caught.value.status, says in str(caught.value)) == (status, True), str(caught.value)
+
+
+def test_an_unknown_route_is_not_found() -> None:
+    """A path behind the version that no client of OpenAI's uses is a 404 which names those that are there."""
+    with pytest.raises(RequestError, match="v1/chat/completions") as caught:
+        read({"prompt": "hi"}, "v1/embeddings")
+    assert caught.value.status == HTTPStatus.NOT_FOUND
+
+
+def test_each_route_reads_its_own_form() -> None:
+    """A completion's prompt stays as it is; on the plain route it becomes a user's message; a chat has messages."""
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    completion, plain = read({"prompt": "Hi"}, COMPLETIONS), read({"prompt": "Hi"})
+    assert (completion.prompt, completion.messages, completion.max_tokens) == ("Hi", (), 16)
+    assert (plain.prompt, plain.messages) == ("", ({"role": "user", "content": "Hi"},))
+    asked = read({"messages": chat, "max_completion_tokens": 7, "max_tokens": 9, "n": 1, "user": None}, CHAT)
+    assert (list(asked.messages), asked.max_tokens) == (chat, 7)
+
+
+def row(*, route: str = PLAIN, **changes: Any) -> Row:
+    """A row in a batch, of at most five tokens."""
+    sampling = {"temperature": 0.0, "seed": None, "ignore_eos": False, "stream": True, "include_usage": True}
+    asked = Asked(route=route, prompt="Hi", **{"max_tokens": 5, **sampling, **changes})
+    return Row(index=0, asked=asked, prompt_ids=[1, 2], head={"id": "x"})
+
+
+@given(tokens=st.lists(st.integers(0, 9), min_size=1, max_size=12), ignore=st.booleans(), limit=st.integers(1, 8))
+def test_a_row_ends_by_itself(tokens: list[int], ignore: bool, limit: int) -> None:
+    """Each row takes tokens up to the first end (0), unless it ignores it, or to its own limit."""
+    one = row(ignore_eos=ignore, max_tokens=limit)
+    for token in tokens:
+        one.take(token, frozenset({0}))
+    expected = tokens[:limit]
+    if 0 in expected and not ignore:
+        expected = expected[: expected.index(0) + 1]
+    ended = len(expected) == limit or (0 in expected and not ignore)
+    assert one.written == expected
+    assert (one.finish_reason is not None) == ended
+    assert one.usage["completion_tokens"] == len(expected)
+
+
+@given(text=st.text(min_size=1, max_size=20), route=ROUTES, usage=st.booleans())
+def test_the_pieces_of_a_stream_make_up_the_answer(text: str, route: str, usage: bool) -> None:
+    """Whatever the text, its streamed pieces joined are the text, the end comes once, and the usage if it is wanted."""
+    one = row(route=route, include_usage=usage)
+    sent = [text_generation.stream_events(one, text[:end]) for end in range(len(text))]
+    one.written, one.finish_reason = [7] * 5, "length"
+    sent += [text_generation.stream_events(one, text), text_generation.stream_events(one, text)]
+    lines = [line.removeprefix("data: ") for line in "".join(sent).split("\n\n") if line]
+    events = [json.loads(line) for line in lines[:-1]]
+    assert lines[-1] == "[DONE]"
+    assert lines.count("[DONE]") == 1
+    assert "".join(piece(event) for event in events) == text
+    assert [event["usage"]["completion_tokens"] for event in events if "usage" in event] == [5] * usage
+
+
+def piece(event: dict[str, Any]) -> str:
+    """The text that an event of any route brings."""
+    (choice,) = event.get("choices", [event]) or [{"text": ""}]
+    return str(choice.get("delta", {}).get("content", choice.get("text", "")))
+
+
+def test_half_of_a_character_waits() -> None:
+    """A token that ends within a character adds nothing to the stream until the rest is there."""
+    one = row()
+    assert text_generation.stream_events(one, "caf\ufffd") == ""
+    assert piece(json.loads(text_generation.stream_events(one, "café").removeprefix("data: "))) == "café"
+
+
+def test_the_sleep_handler_follows_its_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of n sleeps fixed_s + per_row_s * n once, and every row learns n and the version."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    config = {"handler": {"fixed_s": 0.2, "per_row_s": 0.01, "load_s": 3}}
+    kinds: dict[int, str] = {}
+    context = SimpleNamespace(
+        model_yaml_config=config,
+        manifest={"model": {"modelVersion": "2.0"}},
+        set_response_content_type=kinds.__setitem__,
+    )
+    handler = sleep.SleepHandler()
+    handler.initialize(context)
+    answers = [json.loads(answer) for answer in handler.handle([{}] * 4, context)]
+    assert slept == [3, pytest.approx(0.24)]
+    assert len(answers) == len(kinds) == 4
+    assert {(answer["rows"], answer["version"]) for answer in answers} == {(4, "2.0")}

@@ -1,0 +1,231 @@
+"""TorchServe's configuration, archives and management API, without a TorchServe: a stub answers in its place."""
+
+import json
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from labkit.errors import ServerError, UsageError
+from labkit.serving import torchserve, torchserve_archive, torchserve_control
+from labkit.serving.torchserve_control import Control
+
+NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+PORTS = {name: 7000 + place for place, name in enumerate(NAMES)}
+
+
+def test_an_archive_holds_code_and_configuration(tmp_path: Path) -> None:
+    """The archive has the handler's file byte by byte, the configuration with the changes, name and version."""
+    made = torchserve.archive(
+        "sleep",
+        folder=tmp_path / "store",
+        model_name="nap",
+        version="2.0",
+        settings={"batchSize": 3},
+        handler_settings={"per_row_s": 0.5},
+    )
+    assert made.path == tmp_path / "store" / "nap-2.0.mar"
+    with zipfile.ZipFile(made.path) as packed:
+        manifest = json.loads(packed.read("MAR-INF/MANIFEST.json"))["model"]
+        config = yaml.safe_load(packed.read(manifest["configFile"]))
+        code = packed.read(manifest["handler"])
+    ours = torchserve_archive.handlers_path() / "sleep.py"
+    assert code == ours.read_bytes()
+    assert (manifest["modelName"], manifest["modelVersion"]) == ("nap", "2.0")
+    usual = yaml.safe_load(ours.with_suffix(".yaml").read_text())
+    assert config == {**usual, "batchSize": 3, "handler": {**usual["handler"], "per_row_s": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("handler", "changes", "says"),
+    [
+        ("snooze", {}, "ours are: embedding, naive, sleep, text_generation"),
+        ("sleep", {"settings": {"batch_size": 3}}, "no setting 'batch_size'"),
+        ("sleep", {"handler_settings": {"model_path": "x"}}, "no setting 'model_path'"),
+        ("sleep", {"model_name": "a/b"}, "regular expression filter for model name"),
+    ],
+)
+def test_what_cannot_be_archived_is_told(tmp_path: Path, handler: str, changes: dict[str, Any], says: str) -> None:
+    """An unknown handler or setting, or a name that TorchServe does not take, is a UsageError, and nothing is left."""
+    with pytest.raises(UsageError) as caught:
+        torchserve.archive(handler, folder=tmp_path, **{"model_name": "m", **changes})
+    assert says in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_is_on_loopback_and_closed_by_default(tmp_path: Path) -> None:
+    """No address but 127.0.0.1, authorisation not disabled, no model API; changes come last."""
+    usual = torchserve.properties(ports=PORTS, model_store=tmp_path, changes={})
+    addresses = [value for name, value in usual.items() if name.endswith("_address")]
+    assert len(addresses) == 5
+    assert all(address.removeprefix("http://").startswith("127.0.0.1") for address in addresses)
+    assert not {"disable_token_authorization", "enable_model_api", "load_models"} & usual.keys()
+    assert torchserve.properties(ports=PORTS, model_store=tmp_path, changes={"metrics_mode": "log"}) == {
+        **usual,
+        "metrics_mode": "log",
+    }
+
+
+def test_the_environment_is_private(tmp_path: Path) -> None:
+    """Logs, pid file, sockets and configuration are in the own folder of the server, whatever the user has set."""
+    found = torchserve.environment(tmp_path, Path("/opt/java/bin/java"))
+    inside = ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION", "TMPDIR", "TEMP")
+    assert all(Path(found[name]).is_relative_to(tmp_path) for name in inside)
+    assert Path(found["TEMP"]).is_dir()
+    assert found["JAVA_HOME"] == "/opt/java"
+
+
+def test_a_long_path_gets_a_short_folder_for_its_sockets(tmp_path: Path) -> None:
+    """Where the path of a socket would be too long, a short private folder takes its place, and stays the same one."""
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    first, second = (torchserve.environment(deep, Path("/j/bin/java"))["TEMP"] for _ in range(2))
+    assert first == second
+    assert len(first) < 40
+    assert stat.S_IMODE(Path(first).stat().st_mode) == 0o700
+    torchserve._remove_elsewhere(deep)
+    assert not Path(first).exists()
+    assert not (deep / "tmp").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - FileNotFoundError: no model at /x\n", "no model at /x"),
+        ("[ERROR] java.net.BindException: Address already in use\n", "took one of its ports"),
+        ("java not found, please make sure JAVA_HOME is set properly.\n", "Java cannot be started"),
+    ],
+)
+def test_a_failed_start_is_explained(log: str, says: str) -> None:
+    """The log of a failed start gives its reason."""
+    explained = torchserve.explain_failure(f"[INFO ] something\n{log}")
+    assert explained is not None
+    assert says in explained[0]
+
+
+def test_an_unknown_failure_is_not_explained() -> None:
+    """A log without a known reason gives none."""
+    assert torchserve.explain_failure("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - loaded\n") is None
+
+
+class Stub:
+    """A management API whose answers are set by the test; it notes what it was asked, and with which key."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.keys: set[str | None] = set()
+        self.pending: list[int] = []
+        self.ready: list[int] = []
+        self.delete_status = 200
+
+    def reply(self, method: str, path: str, key: str | None) -> tuple[int, Any]:
+        """Status and body of one request."""
+        self.asked.append((method, path))
+        self.keys.add(key)
+        if method == "DELETE":
+            return self.delete_status, {"status": "done", "message": "not now"}
+        if not path.startswith("/models/m"):
+            return 404, {"code": 404, "message": "Model not found"}
+        ready = self.ready.pop(0) if self.ready else 2
+        workers = [{"status": "READY" if place < ready else "LOADING", "pid": 10 + place} for place in range(2)]
+        waiting = self.pending.pop(0) if self.pending else 0
+        return 200, [{"minWorkers": 2, "workers": workers, "jobQueueStatus": {"pendingRequests": waiting}}]
+
+
+@pytest.fixture
+def stub() -> Iterator[tuple[Stub, Control]]:
+    """A stub that runs, and the control that asks it."""
+    management = Stub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            status, body = management.reply(self.command, self.path, self.headers["Authorization"])
+            raw = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        do_GET = do_DELETE = do_PUT = answer  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield management, Control(f"http://127.0.0.1:{server.server_address[1]}", lambda: "the-key")
+        server.shutdown()
+        thread.join()
+
+
+def test_ready_means_all_workers(stub: tuple[Stub, Control]) -> None:
+    """Waiting ends when as many workers are ready as the model has at least, and every call carries the key."""
+    management, control = stub
+    management.ready = [0, 1, 1, 2]
+    said: list[str] = []
+    control.wait_ready("m", progress=said.append)
+    assert [text.split(",")[0] for text in said] == [f"m: {ready} of 2 workers ready" for ready in (0, 1, 1)]
+    assert management.keys == {"Bearer the-key"}
+    assert control.worker_pids("m") == (10, 11)
+
+
+def test_a_worker_that_is_never_ready(stub: tuple[Stub, Control]) -> None:
+    """After the time-out the error says how many were ready."""
+    management, control = stub
+    management.ready = [1] * 100
+    with pytest.raises(ServerError, match="1 workers of m were ready after"):
+        control.wait_ready("m", timeout_s=0.3)
+
+
+def test_unregistering_drains_first(stub: tuple[Stub, Control]) -> None:
+    """The version is taken away only after its queue has been empty for a while without a break."""
+    management, control = stub
+    management.pending = [3, 0, 2, 0, 1]
+    control.unregister("m", "1.0", quiet_s=0.3)
+    *polls, last = management.asked
+    assert last == ("DELETE", "/models/m/1.0")
+    assert set(polls) == {("GET", "/models/m/1.0")}
+    assert len(polls) > 5
+    assert management.pending == []
+
+
+def test_a_queue_that_never_empties(stub: tuple[Stub, Control]) -> None:
+    """With requests still coming in nothing is taken away, and the error says how many wait."""
+    management, control = stub
+    management.pending = [4] * 100
+    with pytest.raises(ServerError, match=r"4 requests still waited for m 1\.0"):
+        control.unregister("m", "1.0", timeout_s=0.3)
+    assert ("DELETE", "/models/m/1.0") not in management.asked
+
+
+def test_what_the_management_api_refuses(stub: tuple[Stub, Control]) -> None:
+    """Its status and its words are in the error."""
+    management, control = stub
+    management.delete_status = 403
+    with pytest.raises(UsageError, match="403 not now"):
+        control.unregister("m", "1.0", quiet_s=0.1)
+    with pytest.raises(UsageError, match="404 Model not found"):
+        control.describe("x")
+
+
+def test_nobody_answers() -> None:
+    """A management API that is not there is a ServerError with its address."""
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/models"):
+        Control("http://127.0.0.1:9", lambda: "").call("GET", "/models")
+
+
+def test_keys_are_read_from_the_servers_folder(tmp_path: Path) -> None:
+    """The three keys of TorchServe's file; no file, or another one, is a ServerError that names it."""
+    with pytest.raises(ServerError, match="key_file"):
+        torchserve_control.read_keys(tmp_path)
+    keys = {name: {"key": name[0], "expiration time": "later"} for name in ("management", "inference")}
+    (tmp_path / "key_file.json").write_text(json.dumps({**keys, "API": {"key": "a"}}))
+    found = torchserve_control.read_keys(tmp_path)
+    assert (found.management, found.inference, found.api) == ("m", "i", "a")
