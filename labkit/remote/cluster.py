@@ -1,7 +1,6 @@
 """Ray's side of a run on a cluster: joining it, looking at its nodes, one actor a lab."""
 
 import contextlib
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -14,19 +13,18 @@ from labkit.progress import Progress
 from labkit.remote import room
 from labkit.remote.code import fingerprint
 from labkit.remote.dispatch import Dispatcher, LostError, failed
+from labkit.remote.knock import knock
 from labkit.remote.nodes import RAY_ADDRESS, Demand, Facts, Node, Surveyed, demand, misfit, require_fit
 from labkit.runner import Executor, Step, git_commit
 from labkit.serving import ray_serve
 
-CONNECT_TIMEOUT_S = 5.0
 SURVEY_TIMEOUT_S = 180.0
-ONE_MACHINE = "run it on a machine of the cluster, with HOST:PORT of its head, or `auto`"
 Say = Callable[[str], None]
 
 
 def join(address: str, *, say: Say = lambda _: None) -> "Cluster":
     """Joins the cluster and looks at its nodes. UsageError: none answers there, or no node of it can run a lab."""
-    _require_listener(address)
+    address = knock(address)
     ray_serve.connect(address)
     try:
         return Cluster(address, say=say)
@@ -41,6 +39,7 @@ class Cluster:
     def __init__(self, address: str, *, say: Say) -> None:
         import ray
 
+        _quiet()
         self._say = say
         self.address: str = ray.get_runtime_context().gcs_address  # the head's, as every node reaches it
         self.surveyed = _survey(self.nodes(), address)
@@ -158,7 +157,7 @@ def _survey(nodes: Sequence[Node], address: str) -> Surveyed:
     for id, ref in asked.items():
         found, problem = _answer(ref, timeout_s=SURVEY_TIMEOUT_S)
         if problem or found.code != here:
-            unusable[id] = problem or other_course(found, commit)
+            unusable[id] = problem or _other_course(found, here, commit)
         else:
             facts[id] = found
     if not facts:
@@ -168,9 +167,10 @@ def _survey(nodes: Sequence[Node], address: str) -> Surveyed:
     return Surveyed(facts=facts, unusable=unusable)
 
 
-def other_course(facts: Facts, commit: str | None) -> str:
-    """The message on a node whose code or data are not ours; a "+" says that files were changed since the commit."""
-    return f"its course is another one (commit {facts.commit or 'unknown'}; here {commit or 'unknown'})"
+def _other_course(facts: Facts, here: str, commit: str | None) -> str:
+    """In words. A "+" after a commit says that files were changed since."""
+    there, ours = facts.commit or "no clone", commit or "no clone"
+    return f"its course is another one (code {facts.code}, commit {there}; here {here}, {ours})"
 
 
 def _task(function: Callable[..., Any], node_id: str) -> Any:
@@ -212,19 +212,6 @@ def _node(each: Mapping[str, Any], free: Mapping[str, float], hosts: Sequence[st
     )
 
 
-def _require_listener(address: str) -> None:
-    """Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in address:
-        raise UsageError(f"{address!r} is no address of a Ray cluster", remedy=ONE_MACHINE)
-    try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"no Ray cluster answers at {address!r}: {error}", remedy=ONE_MACHINE) from None
-
-
 def _is_ready(ref: Any) -> bool:
     import ray
 
@@ -234,6 +221,13 @@ def _is_ready(ref: Any) -> bool:
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def _quiet() -> None:
+    """Ray tells a driver of a lost node by twenty lines of its log, on stdout; `dispatch` does so by one on stderr."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_data, **_options: None
 
 
 def _disconnect() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from labkit.labs import Lab
 from labkit.plan import Job, Plan, make_plan
 from labkit.progress import Progress
 from labkit.records import read, read_run
-from labkit.remote import cluster, code, dispatch, nodes
+from labkit.remote import code, dispatch, nodes
+from labkit.remote import knock as knocking
 from labkit.remote.dispatch import Dispatcher, LostError
+from labkit.remote.knock import TIMEOUT_S, WHO_ARE_YOU, knock
 from labkit.remote.nodes import Demand, Facts, Node, Surveyed, demand, misfit, require_fit
 from labkit.remote.room import Order, Outcome, Room
 from labkit.runner import run_labs
@@ -149,14 +152,99 @@ def test_the_fingerprint_sees_data_and_code_but_no_notebook(tmp_path: Path, monk
     assert code.fingerprint() != before
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "ray://127.0.0.1:1", "127.0.0.1:0", "here:x", "127.0.0.1:99999", ""])
-def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
-    """Ray itself would try for minutes; and it is not even imported for this."""
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1", "no address of a Ray cluster"),
+        ("ray://127.0.0.1:1", "no address of a Ray cluster"),
+        ("", "no address of a Ray cluster"),
+        ("here:x", "no address of a Ray cluster"),
+        ("127.0.0.1:1", "Connection refused"),
+        ("127.0.0.1:99999", "no Ray cluster answers"),
+    ],
+)
+def test_an_address_where_no_cluster_answers_is_refused_at_once(address: str, says: str) -> None:
+    """Ray itself would try for a minute."""
     began = time.monotonic()
     with pytest.raises(UsageError) as caught:
-        cluster.join(address)
+        knock(address)
+    assert says in caught.value.what
     assert "HOST:PORT of its head" in caught.value.remedy
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 2 * TIMEOUT_S
+
+
+def test_auto_means_the_cluster_that_was_started_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by RAY_ADDRESS, or by the file that `ray start` leaves; without either, the message says so."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(knocking, "STARTED_HERE", tmp_path / "ray_current_cluster")
+    with pytest.raises(UsageError, match="no Ray cluster was started on this machine"):
+        knock("auto")
+    (tmp_path / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    with pytest.raises(UsageError, match=r"answers at '127\.0\.0\.1:1'"):
+        knock("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    with pytest.raises(UsageError, match=r"answers at '127\.0\.0\.1:2'"):
+        knock("auto")
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[str, list[str]]]:
+    """(address, the tokens that it lets in) of a gRPC server that answers as Ray's head does; "" lets in everybody."""
+    import grpc  # type: ignore[import-untyped]  # comes with ray
+
+    tokens: list[str] = []
+
+    def who_are_you(_request: bytes, context: Any) -> bytes:
+        sent = dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer ")
+        if sent not in tokens and "" not in tokens:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    service, _, method = WHO_ARE_YOU[1:].rpartition("/")
+    server = grpc.server(ThreadPoolExecutor(1))
+    handlers = {method: grpc.unary_unary_rpc_method_handler(who_are_you)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}", tokens
+    server.stop(0).wait()
+
+
+@pytest.mark.parametrize(
+    ("lets_in", "ours", "mode", "says"),
+    [
+        ("", "anything", "disabled", ""),
+        ("", "", "disabled", ""),
+        ("right", "right", "token", ""),
+        ("right", "wrong", "", "refuses the token of this machine"),
+        ("right", "", "", "asks for a token, and there is none here"),
+    ],
+)
+@pytest.mark.parametrize("by", ["variable", "file"])
+def test_the_token_decides_how_ray_is_spoken_to(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head: tuple[str, list[str]],
+    lets_in: str,
+    ours: str,
+    mode: str,
+    says: str,
+    by: str,
+) -> None:
+    """A cluster without tokens is asked without one; else ours is tried, from the variable or from a file."""
+    address, tokens = head
+    tokens.append(lets_in)
+    (tmp_path / "token").write_text(f"{ours}\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "before")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ours if by == "variable" else "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ("token" if by == "file" and ours else "absent")))
+    if says:
+        with pytest.raises(UsageError, match=says):
+            knock(address)
+        assert os.environ["RAY_AUTH_MODE"] == "before"
+    else:
+        assert knock(address) == address
+        assert os.environ["RAY_AUTH_MODE"] == mode
 
 
 def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
