@@ -15,13 +15,14 @@ from labkit.sharing import SharedCompute
 MIB = 2**20
 
 
-@serve.deployment(max_ongoing_requests=1000)
+@serve.deployment(max_ongoing_requests=1000, graceful_shutdown_wait_loop_s=0.1)
 class Tenant:
     """A model that was promised a part of a GPU. It takes the memory that it is told to; its computing costs GPU time
     of the model below, and no CPU time."""
 
     def __init__(self, gpus: Any = None) -> None:
-        self._gpus, self._kept = gpus, []  # type: ignore[var-annotated]
+        self._gpus = gpus
+        self._kept: list[Any] = []
         self._gpu = "".join(ray.get_runtime_context().get_accelerator_ids()["GPU"])
 
     async def where(self) -> dict[str, Any]:

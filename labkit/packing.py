@@ -206,3 +206,14 @@ def check_memory(*, promised_mib: int, taken_mib: int, available_bytes: int) -> 
             f"taken_mib is {taken_mib}; {available_bytes / 2**20:,.0f} MiB of memory are available here",
             remedy="take at most half of what is available",
         )
+
+
+def check_nodes(free_gpus: Sequence[float], *, needed: int) -> None:
+    """UsageError: a cluster whose nodes (the free GPUs of each) are not one node with all the GPUs that are needed."""
+    with_gpus = [free for free in free_gpus if free > 0]
+    if len(with_gpus) != 1 or with_gpus[0] < needed:
+        raise UsageError(
+            f"the cluster's nodes have {', '.join(f'{free:g}' for free in with_gpus) or 'no'} GPUs free; this lab's "
+            f"scene is one node with {needed}",
+            remedy="leave ray_address empty: logical GPUs will do; or join a cluster with one such node",
+        )

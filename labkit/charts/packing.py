@@ -86,7 +86,9 @@ def article_beside(rows: Sequence[Beside], *, title: str, axis_title: str, capti
     layers = [
         zero,
         base.mark_bar(**band).encode(x=at["low"], x2="high:Q"),
-        base.mark_tick(color=ARTICLE, thickness=4, size=14, yOffset=-12).encode(x=at["low"]),
+        base.transform_filter("datum.low == datum.high")
+        .mark_tick(color=ARTICLE, thickness=4, size=14, yOffset=-12)
+        .encode(x=at["low"]),
         labelled(base.encode(x=at["high"], text="article:N"), align="left", dx=8, dy=-12, color=ARTICLE),
         base.mark_rule(color=BLUE, strokeWidth=2.5, yOffset=12).encode(x=at["own_low"], x2="own_high:Q"),
         base.mark_point(filled=True, size=110, opacity=1, color=BLUE, yOffset=12).encode(x=at["own"]),

@@ -183,3 +183,13 @@ def test_memory_that_shows_nothing_is_refused(promised: int, taken: int, says: s
     with pytest.raises(UsageError, match=says):
         packing.check_memory(promised_mib=promised, taken_mib=taken, available_bytes=1000 * 2**20)
     packing.check_memory(promised_mib=100, taken_mib=500, available_bytes=1000 * 2**20)
+
+
+@pytest.mark.parametrize(("free", "ok"), [([7], True), ([0, 8, 0], True), ([], False), ([6], False), ([4, 4], False)])
+def test_the_scene_is_one_node(free: list[float], ok: bool) -> None:
+    """All GPUs on one node of the cluster, or the numbers and the way out."""
+    if ok:
+        packing.check_nodes(free, needed=7)
+        return
+    with pytest.raises(UsageError, match="one node with 7"):
+        packing.check_nodes(free, needed=7)
