@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks bench lock
+.PHONY: help setup fetch run lab test test-fast lint notebooks archives bench lock
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -34,6 +34,9 @@ test: fetch lint ## everything: lint, types, unit, engine, notebook and browser 
 
 notebooks: fetch ## execute the notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py
+
+archives: fetch ## the TorchServe handlers as archives, in build/archives
+	$(BIN)/python tools/archives.py
 
 bench: fetch    ## benchmarks; they report and never judge
 	$(BIN)/python -m benchmarks $(ARGS)

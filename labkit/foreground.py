@@ -87,7 +87,7 @@ def serve_torchserve(model: str, *, port: int, say: Callable[[str], None]) -> No
         say(made.command)
         waiting = now_and_then(say)
         with torchserve.start([made], folder=Path(folder) / "run", port=port, progress=waiting) as server:
-            say(server.command)
+            say(f"{server.command}\nmetrics: {server.metrics_url}")
             root = server.base_url(name).removesuffix("/v1")
             _stay(root, name, server.keys.inference, say, check=server.process.check)
 
