@@ -64,8 +64,11 @@ def gpus_asked(deployments):
 
 
 def gpu_for(left: list[float], asked: float) -> int:
-    fitting = [gpu for gpu in range(len(left)) if left[gpu] >= asked]
-    return min(fitting, key=lambda gpu: left[gpu]) if fitting else -1
+    best = -1
+    for gpu, free in enumerate(left):
+        if free >= asked and (best < 0 or free < left[best]):
+            best = gpu
+    return best
 
 
 GPU_FOR = FunctionExercise(
@@ -78,8 +81,11 @@ large replicas (of equal ones the first). Fill the blanks: the number of that GP
 """,
     starter="""
 def gpu_for(left, asked):
-    fitting = [gpu for gpu in range(len(left)) if left[gpu] >= ...]
-    return min(fitting, key=lambda gpu: ...) if fitting else -1
+    best = -1  # the number of the best GPU so far
+    for gpu, free in enumerate(left):
+        if free >= ... and (best < 0 or free < ...):
+            best = gpu
+    return best
 """,
     answer_name="gpu_for",
     unit="",
@@ -93,7 +99,7 @@ def gpu_for(left, asked):
     ),
     hints=(
         "The first blank is what a GPU must at least have left.",
-        "`min` with a `key` compares what the key returns. What is to be smallest here?",
+        "The second blank is what the best GPU so far has left: a better one has less.",
     ),
     misconceptions=(
         Misconception(
