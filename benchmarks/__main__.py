@@ -1,8 +1,9 @@
-"""Benchmarks; they report and never judge: `make bench`, or python -m benchmarks [allocator|stub|server] [OPTIONS].
+"""Benchmarks; they report and never judge: `make bench`, or python -m benchmarks [NAME [OPTIONS]].
 
 allocator   the model of KV-cache allocation
 stub        the highest request rate of our load client and of `vllm bench serve`, on one stub server
 server      both clients on one real `vllm serve` with the embedded model: throughput, TTFT, TPOT, E2E
+handlers    TorchServe handlers under 16 clients: batches of 16, one by one, and the naive one
 """
 
 import os
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import allocator, client
+from benchmarks import allocator, client, handlers
 from labkit import machine, models
 from labkit.errors import LabkitError
 from labkit.serving import vllm
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {
     "allocator": allocator.main,
     "stub": client.main,
     "server": server,
+    "handlers": handlers.main,
 }
 
 

@@ -20,12 +20,12 @@ MODELS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Writes one archive a handler; prints its path and the archiver's command."""
+    """Writes one archive a handler; prints its path."""
     folder = Path(arguments[0]) if arguments else root() / "build" / "archives"
     for handler, model in MODELS.items():
         weights = {"model_path": str(models.resolve(model))} if model else {}
         made = archive(handler, folder=folder, model_name=handler, handler_settings=weights)
-        print(f"{made.path}\n  {made.command}")
+        print(made.path)
     return 0
 
 

@@ -37,7 +37,7 @@ KNOWN_FAILURES = (
         "start it again: other free ports are chosen",
     ),
     (
-        r"MODEL_LOG - (?!.*(?:warn|Warning))(\w*(?:Error|Exception)\b.*)",
+        r"MODEL_LOG - (?!.*(?:warn|Warning))([\w.]*(?:Error|Exception)\b.*)",
         "a worker cannot load its model: {0}",
         "mend the handler or its model-config.yaml, and archive it again",
     ),

@@ -20,7 +20,7 @@ CONFIG = "model-config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An archive file, the model name and version in it, and the archiver's command that made it."""
+    """An archive file, the model name and version in it, and the archiver's command that makes it, with short paths."""
 
     path: Path
     model_name: str
@@ -62,11 +62,11 @@ def archive(
     with tempfile.TemporaryDirectory(prefix="labkit-archive-") as work:
         config_file = Path(work) / CONFIG
         config_file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        words = ["torch-model-archiver", "--model-name", model_name, "--version", version]
-        words += ["--handler", str(code), "--config-file", str(config_file), "--export-path", work, "--force"]
-        _run(words)
+        named = ["torch-model-archiver", "--model-name", model_name, "--version", version]
+        _run([*named, "--handler", str(code), "--config-file", str(config_file), "--export-path", work, "--force"])
         shutil.move(Path(work) / f"{model_name}.mar", made)
-    return Archive(path=made, model_name=model_name, version=version, command=shlex.join(words))
+    shown = [*named, "--handler", code.name, "--config-file", CONFIG, "--export-path", folder.name]
+    return Archive(path=made, model_name=model_name, version=version, command=shlex.join(shown))
 
 
 def _configuration(code: Path) -> dict[str, Any]:
