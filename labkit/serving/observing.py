@@ -111,11 +111,23 @@ class Observation:
 
 
 def running(application: str, deployment: str) -> int:
-    """The running replicas of a deployment, by `serve.status()`."""
+    """The running replicas of a deployment, by `serve.status()`; 0 while Serve does not know it."""
+    found = _overview(application, deployment)
+    return int(found.replica_states.get("RUNNING", 0)) if found else 0
+
+
+def message(application: str, deployment: str) -> str:
+    """What Ray Serve says of a deployment, such as what its replicas wait for; empty while it says nothing."""
+    found = _overview(application, deployment)
+    return str(found.message) if found else ""
+
+
+def _overview(application: str, deployment: str) -> Any:
+    """The deployment in `serve.status()`; None just after it was asked for, and when it is gone."""
     from ray import serve
 
-    states = serve.status().applications[application].deployments[deployment].replica_states
-    return int(states.get("RUNNING", 0))
+    app = serve.status().applications.get(application)
+    return app.deployments.get(deployment) if app else None
 
 
 @contextlib.asynccontextmanager

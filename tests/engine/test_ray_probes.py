@@ -10,7 +10,7 @@ import pytest
 
 from applications import broken, mended, probes
 from labkit.serving import ray_serve
-from labkit.serving.observing import Ask, Observation, logged_errors, running
+from labkit.serving.observing import Ask, Observation, logged_errors, message, running
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -93,11 +93,11 @@ def test_an_application_that_asks_for_too_much_waits(url: str) -> None:
     target = serve.RunTarget(broken.greedy(), name="greedy", route_prefix="/greedy")
     serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
 
-    def message() -> str:
-        return str(serve.status().applications["greedy"].deployments["Pretender"].message)
+    def told() -> bool:
+        return "Resources required" in message("greedy", "Pretender")
 
-    ray_serve.wait_for(lambda: "Resources required" in message(), timeout_s=120, what="a word on what is missing")
-    assert '"GPU": 1' in message()
+    ray_serve.wait_for(told, timeout_s=120, what="a word on what is missing")
+    assert '"GPU": 1' in message("greedy", "Pretender")
     assert serve.status().applications["greedy"].status == "DEPLOYING"
     assert serve.status().applications["mended"].status == "RUNNING"
     serve.delete("greedy")
