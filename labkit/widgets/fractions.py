@@ -45,9 +45,13 @@ class FractionAuditor:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         import ipywidgets as widgets
+        from ipywidgets.widgets.widget_string import TextStyle
 
         self.audit = fractions.audit(*fractions.parse(content))
         self._filling = False
+        # Shared by all fields: a notebook stores every layout and style that there is.
+        self._style = TextStyle(**WIDE)
+        self._widths: dict[int, Any] = {}
         self._gpu: dict[str, Any] = {}
         self._rows: list[dict[str, Any]] = []
         self._entries = widgets.VBox()
@@ -86,10 +90,10 @@ class FractionAuditor:
             {key: self._field(key, DEPLOYMENT_FIELDS[key], entry.get(key)) for key in DEPLOYMENT_FIELDS}
             for entry in content["deployments"]
         ]
+        frame = widgets.Layout(flex_flow="row wrap", border="1px solid #c0c0c0", margin="2px 0", padding="2px")
         boxes = []
         for number, row in enumerate(self._rows):
             remove = _button("Remove", lambda _, n=number: self._removed(n))
-            frame = {"flex_flow": "row wrap", "border": "1px solid #c0c0c0", "margin": "2px 0", "padding": "2px"}
             boxes.append(widgets.HBox([*row.values(), remove], layout=frame))
         self._entries.children = tuple(boxes)
 
@@ -97,13 +101,15 @@ class FractionAuditor:
         import ipywidgets as widgets
 
         label, width, help_text = words
+        if width not in self._widths:
+            self._widths[width] = widgets.Layout(width=f"{width}px")
         options = {
             "value": "" if value is None else str(value),
             "description": label,
             "tooltip": help_text,
             "continuous_update": False,
-            "style": WIDE,
-            "layout": {"width": f"{width}px"},
+            "style": self._style,
+            "layout": self._widths[width],
         }
         if key == "model":
             known = (*EMBEDDED, *example_models())
