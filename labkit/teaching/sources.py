@@ -25,12 +25,7 @@ def source_of(module: ModuleType, *names: str) -> str:
 def show_source(module: ModuleType, *names: str) -> None:
     """Shows it, with the file's name above."""
     text = f"# {module.__name__.replace('.', '/')}.py\n\n{source_of(module, *names)}"
-    if not show.in_notebook():
-        show.show({"text/plain": text})
-        return
-    from IPython.display import Code, display
-
-    display(Code(text, language="python"))
+    show.show({"text/plain": text, "text/markdown": f"```python\n{text}\n```"})
 
 
 def _definitions(tree: ast.AST, prefix: str = "") -> list[tuple[str, tuple[int, int]]]:
