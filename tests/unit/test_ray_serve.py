@@ -109,7 +109,7 @@ child = subprocess.Popen([sys.executable, "-S", "-c", "import subprocess, sys, t
     "print(p.pid, flush=True); time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True)
 grandchild = int(child.stdout.readline())
 watcher = watch.start([child.pid])
-time.sleep(2.5)
+time.sleep(5)
 print(child.pid, grandchild, watcher.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
