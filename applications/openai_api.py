@@ -75,6 +75,7 @@ class Piece:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str | None = None
+    seconds: float = 0.0  # of a whole answer: what it took beside the engine
 
 
 def question(body: CompletionBody | ChatBody) -> Question:

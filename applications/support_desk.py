@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -143,7 +143,9 @@ class Writer:
 
     async def write(self, asked: Question) -> Piece:
         """The whole answer at once."""
+        began = time.perf_counter()
         pieces = [piece async for piece in self.stream(asked)]
+        seconds = time.perf_counter() - began
         whole = "".join(piece.text for piece in pieces)
         last = pieces[-1]
         return Piece(
@@ -151,16 +153,11 @@ class Writer:
             prompt_tokens=last.prompt_tokens,
             completion_tokens=last.completion_tokens,
             finish_reason=last.finish_reason,
+            seconds=seconds,
         )
 
     async def noop(self) -> None:
         """What a call costs by itself."""
-
-    async def seconds(self, asked: Question) -> float:
-        """What the answer takes here, beside the engine: what comes on top of it is Ray Serve's."""
-        began = time.perf_counter()
-        await self.write(asked)
-        return time.perf_counter() - began
 
     async def cache(self) -> dict[str, int]:
         """The engine's KV cache, as vLLM set it up in this replica."""
@@ -286,7 +283,9 @@ class Desk:
             raise HTTPException(404, f"there is no model {body.model!r} here; {self.model_name!r} is")
         try:
             if not body.stream:
-                return answer(body, await self.writer.write.remote(question(body)))
+                whole: Piece = await self.writer.write.remote(question(body))
+                timing = {"Server-Timing": f"engine;dur={whole.seconds * 1000:.2f}"}  # in milliseconds, by the standard
+                return JSONResponse(answer(body, whole), headers=timing)
             pieces = aiter(self.writer.options(stream=True).stream.remote(question(body)))
             first = await anext(pieces)  # a question that cannot be asked still gets its own status
         except ValueError as error:

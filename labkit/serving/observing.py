@@ -5,6 +5,7 @@ For requests that are no OpenAI requests (`labkit.load` sends those). Times are 
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Answer:
     finished_s: float
     status: int
     text: str = ""
+    timing: str = ""
+    """The Server-Timing header: what the server says of its own parts."""
 
     @property
     def ok(self) -> bool:
@@ -43,6 +46,12 @@ class Answer:
     @property
     def latency_s(self) -> float:
         return self.finished_s - self.sent_s
+
+    def inside_s(self, part: str) -> float:
+        """How long `part` took by the header ("engine;dur=362.1", in milliseconds); NaN where it does not say so."""
+        entries = [entry.strip().split(";") for entry in self.timing.split(",")]
+        found = [one for name, *rest in entries if name == part for one in rest if one.startswith("dur=")]
+        return float(found[0].removeprefix("dur=")) / 1000 if found else math.nan
 
 
 class Observation:
@@ -80,8 +89,8 @@ class Observation:
         if (wait_s := ask.at_s - self.now_s()) > 0:
             await asyncio.sleep(wait_s)
         sent_s = self.now_s()
-        status, text = await fetch(client, ask)
-        return Answer(sent_s, self.now_s(), status, text)
+        status, text, timing = await fetch(client, ask)
+        return Answer(sent_s, self.now_s(), status, text, timing)
 
     @contextlib.asynccontextmanager
     async def watching(self, application: str, deployment: str) -> AsyncIterator[None]:
@@ -138,13 +147,13 @@ async def session(timeout_s: float = 60.0) -> AsyncIterator[aiohttp.ClientSessio
         yield one
 
 
-async def fetch(client: aiohttp.ClientSession, ask: Ask) -> tuple[int, str]:
-    """Status and text of the answer; status 0 and the error's name without one."""
+async def fetch(client: aiohttp.ClientSession, ask: Ask) -> tuple[int, str, str]:
+    """Status, text and Server-Timing of the answer; status 0 and the error's name without one."""
     try:
         async with client.request("GET" if ask.body is None else "POST", ask.url, **_content(ask)) as response:
-            return response.status, await response.text()
+            return response.status, await response.text(), response.headers.get("Server-Timing", "")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return NO_ANSWER, type(error).__name__
+        return NO_ANSWER, type(error).__name__, ""
 
 
 def _content(ask: Ask) -> dict[str, Any]:

@@ -120,6 +120,14 @@ def test_stream_and_whole_answer_agree(desk: str) -> None:
     assert [record.input_tokens for record in streamed] == [record.input_tokens for record in whole]
 
 
+def test_an_answer_tells_what_the_engine_took(desk: str, client: requests.Session) -> None:
+    """The Server-Timing header has the engine's milliseconds, which are a part of what the client waited."""
+    response = ask(client, desk, "/v1/completions", model=models.CHAT, prompt="The parcel", max_tokens=8)
+    found = re.fullmatch(r"engine;dur=([\d.]+)", response.headers["Server-Timing"])
+    assert found
+    assert 0 < float(found[1]) / 1000 < response.elapsed.total_seconds()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "says"),
     [

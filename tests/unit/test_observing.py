@@ -1,6 +1,7 @@
 """What a client notes of an application: answers in order of time, failures as failures, the ends of tracebacks."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -97,6 +98,14 @@ async def test_a_closed_loop_makes_exactly_its_calls() -> None:
     assert sorted(seen) == list(range(10))
     assert most == 4
     assert 0 < rate < 400
+
+
+def test_a_server_tells_what_its_parts_took() -> None:
+    """Milliseconds of a part in the Server-Timing header, in seconds; NaN where the header does not have it."""
+    answer = Answer(0, 1, 200, "", 'cache;desc="hit", engine;desc=x;dur=362.5, other;dur=1')
+    assert answer.inside_s("engine") == 0.3625
+    assert math.isnan(answer.inside_s("cache"))
+    assert math.isnan(Answer(0, 1, 200).inside_s("engine"))
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 10)), max_size=30))
