@@ -1,0 +1,208 @@
+"""`labkit run --ray` on a real Ray cluster of three nodes on this machine: a lost node, a Ctrl-C, a wrong token."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from labkit.records import read, read_run
+from labkit.serving import ray_serve
+from labkit.serving.process import LOOPBACK
+from tests.engine.ray_nodes import RayNodes
+from tests.unit import synthetic
+
+pytestmark = pytest.mark.engine
+
+CONFIG = Path(__file__).resolve().parents[2] / "cluster" / "serve_config.yaml"
+GOOD, SLEEPS = "90_good", "92_sleeps"
+FIRST, SECOND, DEPLOYS = "95_waits", "96_waits", "97_deploys"
+PARAMETERS = {"seed": {"type": "int", "help": "h"}, "out_dir": {"type": "str", "help": "h"}}
+START = 'from labkit import course\n\nlab = course.start("{name}", globals(), out_dir=out_dir)'
+# Where a lab runs is told by a file: all nodes are this machine.
+WAIT = """import os
+import time
+from pathlib import Path
+
+where = Path(os.environ["LABKIT_TEST_FOLDER"])
+(where / f"{lab.lab.name}-{os.environ['LABKIT_TEST_NODE']}").touch()
+while not (where / f"go-{lab.lab.name}").exists():
+    time.sleep(0.1)
+lab.exact("threads", os.environ.get("OMP_NUM_THREADS", "as Ray was started"))"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic course and three labs more: two that take a whole node and wait, one that deploys into Ray."""
+    folder = tmp_path_factory.mktemp("cluster")
+    for name in ("data", "notebooks"):
+        (folder / name).mkdir()
+    for path in (synthetic.ROOT / "notebooks").glob("*.ipynb"):
+        (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
+    for name in ("claims.yaml", "profiles"):
+        (folder / "data" / name).symlink_to(synthetic.ROOT / "data" / name)
+    labs = yaml.safe_load((synthetic.ROOT / "data" / "labs.yaml").read_text())
+    about = {"title": "T", "question": "Q?", "minutes": 0.1}
+    for name in (FIRST, SECOND):
+        labs[name] = about | {"engine": "vllm", "parameters": PARAMETERS}
+        _write(folder, name, "seed = 7\nout_dir = ''", START.format(name=name), WAIT, "lab.finish()")
+    labs[DEPLOYS] = about | {
+        "engine": "ray",
+        "parameters": PARAMETERS | {"ray_address": {"type": "str", "help": "h"}},
+    }
+    parameters = "seed = 7\nout_dir = ''\nray_address = ''"
+    _write(folder, DEPLOYS, parameters, START.format(name=DEPLOYS), "lab.exact('address', ray_address)\nlab.finish()")
+    (folder / "data" / "labs.yaml").write_text(yaml.safe_dump(labs, sort_keys=False))
+    return folder
+
+
+def _write(folder: Path, name: str, parameters: str, *cells: str) -> None:
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[first, *(nbformat.v4.new_code_cell(cell) for cell in cells)])
+    nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def nodes(folder: Path) -> Iterator[RayNodes]:
+    """A head without CPUs and two nodes of two CPUs."""
+    token = uuid.uuid4().hex
+    env = {"LABKIT_ROOT": str(folder), "LABKIT_TEST_FOLDER": str(folder), "LABKIT_TEST_TOKEN": token}
+    env["TMPDIR"] = str(folder)
+    with RayNodes(2, env) as cluster:
+        yield cluster
+    assert [" ".join(process.cmdline()) for process in with_token(token)] == []
+
+
+@contextlib.contextmanager
+def run_on(nodes: RayNodes, *labs: str, out: Path, token: str | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """`labkit run LABS --ray` with the cluster's token, or another; it does not outlive the test."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "labkit", "run", *labs, "--ray", nodes.address, "--out", str(out)],
+        env={**nodes.env, "RAY_AUTH_TOKEN": token or nodes.token, "LABKIT_TEST_TOKEN": "the driver's"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            run.kill()
+            run.communicate()
+
+
+def wait_for(condition: Callable[[], bool], run: "subprocess.Popen[str]", within_s: float = 90) -> None:
+    """Waits for it; a run that ends before, or a time-out, fails with what the run said."""
+    end = time.monotonic() + within_s
+    while not condition():
+        if run.poll() is not None or time.monotonic() > end:
+            run.kill()
+            raise AssertionError(f"it did not happen: {run.communicate()}")
+        time.sleep(0.1)
+
+
+def with_token(token: str) -> list[psutil.Process]:
+    """The processes of this machine that run with the token in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("LABKIT_TEST_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def of_labs(nodes: RayNodes) -> list[str]:
+    """The command lines of kernels, of labs' processes and of what they started, on all nodes."""
+    words = ("ipykernel", "labkit.remote.lab_process", "sleep 297")
+    lines = [" ".join(process.cmdline()) for process in with_token(nodes.env["LABKIT_TEST_TOKEN"])]
+    return [line for line in lines if any(word in line for word in words)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_the_serve_config_is_what_serve_takes() -> None:
+    """Serve's own schema accepts it, its import path and arguments lead to an application, its deployments exist."""
+    ray_serve.prepare_environment()
+    from ray._common.utils import import_attr
+    from ray.serve import Application, Deployment
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
+    assert config.http_options.host == LOOPBACK
+    (desk,) = config.applications
+    build = import_attr(desk.import_path)
+    assert isinstance(build(support_desk().DeskSettings(**desk.args)), Application)
+    for deployment in desk.deployments:
+        assert isinstance(getattr(support_desk(), deployment.name), Deployment)
+
+
+def support_desk() -> Any:
+    """Imports Ray."""
+    from applications import support_desk
+
+    return support_desk
+
+
+def test_a_wrong_token_is_refused_before_anything_starts(nodes: RayNodes, tmp_path: Path) -> None:
+    """Exit 2 and a message that names the token; no folder appears."""
+    with run_on(nodes, GOOD, out=tmp_path / "run", token="0" * 64) as run:
+        _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 2, stderr
+    assert "refuses the token of this machine" in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_path: Path) -> None:
+    """Exit 130; kernel, servers and private folder are gone; the record and notebook of the lab came home."""
+    with run_on(nodes, SLEEPS, DEPLOYS, out=tmp_path) as run:
+        wait_for(lambda: sum("sleep 297" in line for line in of_labs(nodes)) >= 4, run)
+        run.send_signal(signal.SIGINT)
+        _, stderr = run.communicate(timeout=90)
+    assert run.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert of_labs(nodes) == []
+    assert list(folder.glob("labkit-*")) == []
+    assert [lab.status for lab in read_run(tmp_path).labs] == ["failed", "waiting"]
+    assert read(tmp_path / f"{SLEEPS}.json").exact == {"kept": 1}
+    assert nbformat.read(tmp_path / f"{SLEEPS}.ipynb", 4).cells
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
+    nodes: RayNodes, folder: Path, tmp_path: Path
+) -> None:
+    """Two engine labs, a node each; one node dies in the middle; its lab waits for the other node and ends well."""
+    with run_on(nodes, GOOD, FIRST, SECOND, DEPLOYS, out=tmp_path) as run:
+        wait_for(lambda: len(list(folder.glob("9[56]_waits-w?"))) == 2, run)
+        (lost,) = folder.glob(f"{FIRST}-w?")
+        (kept,) = folder.glob(f"{SECOND}-w?")
+        assert lost.name[-2:] != kept.name[-2:]
+        nodes.kill(lost.name[-2:])
+        (folder / f"go-{SECOND}").touch()
+        wait_for((folder / f"{FIRST}-{kept.name[-2:]}").exists, run)
+        wait_for(lambda: sum("ipykernel" in line for line in of_labs(nodes)) == 1, run)  # the lost node's kernel ends
+        (folder / f"go-{FIRST}").touch()
+        stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0, stderr
+    assert [line for line in stderr.splitlines() if line.startswith(f"{FIRST}: node") and "was lost" in line]
+    assert "Raylet" not in stdout
+    assert [lab.status for lab in read_run(tmp_path).labs] == ["done"] * 4
+    assert {read(tmp_path / f"{lab}.json").status for lab in (GOOD, FIRST, SECOND, DEPLOYS)} == {"done"}
+    assert read(tmp_path / f"{FIRST}.json").exact["threads"] == os.environ.get("OMP_NUM_THREADS", "as Ray was started")
+    address = read(tmp_path / f"{DEPLOYS}.json").exact["address"]
+    assert str(address).endswith(nodes.address.partition(":")[2])
+    assert of_labs(nodes) == []
+    assert list(folder.glob("labkit-*")) == []
