@@ -10,9 +10,9 @@ A team wants to leave its API. The sheet that everybody likes says:
 
 - traffic: 30M tokens a day in all, in 10 hours of the day, three times the average in the busiest minutes; 9 of 10
   tokens are read, 1 is written
-- API: $0.15 / $0.60 for a million read / written; 30M x $0.60 = **$18.00 a day**
+- API: 0.15 and 0.60 dollars for a million read and written; 30M x 0.60 = **18.00 dollars a day**
 - own machine: a benchmark with the same mix shows 2,500 tokens a second, read and written; 30M / 2,500 = 12,000 s =
-  3.3 hours; 3.3 x $0.80 an hour = **$2.67 a day**
+  3.3 hours; 3.3 x 0.80 dollars an hour = **2.67 dollars a day**
 - people: "the team does it on the side"
 
 Which of these are faults of the sheet?

@@ -10,12 +10,12 @@ from labkit.costs.money import rounded
 # JupyterLab's own colours, so that it can be read in light and dark; black on white elsewhere.
 INK, LINE = "var(--jp-content-font-color1, #000)", "var(--jp-border-color2, #bbb)"
 LOOK = f"""<style>
-.labkit-costs table.labkit-answer {{width:100%;border-collapse:collapse;margin:2px 0;font-size:12.5px;line-height:1.25;
+.labkit-costs table.labkit-answer {{width:100%;border-collapse:collapse;margin:2px 0;font-size:12px;line-height:1.25;
   color:{INK};border:0}}
 .labkit-costs .labkit-answer th {{text-align:right;font-weight:600;padding:1px 5px;border-bottom:1px solid {LINE};
   background:transparent;white-space:nowrap}}
 .labkit-costs .labkit-answer td {{text-align:right;padding:1px 5px;white-space:nowrap;background:transparent}}
-.labkit-costs .labkit-answer :first-child {{text-align:left}}
+.labkit-costs .labkit-answer td:first-child {{text-align:left;white-space:normal;width:40%}}
 .labkit-costs .labkit-mine td {{font-weight:700;border-bottom:1px solid {LINE}}}
 .labkit-costs .labkit-note {{line-height:1.3;font-size:12px;color:{INK};white-space:normal}}
 .labkit-costs .labkit-wrong {{line-height:1.35;white-space:normal;padding:4px 8px;border-left:5px solid #D55E00;

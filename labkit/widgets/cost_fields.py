@@ -22,8 +22,8 @@ SLIDERS = {  # smallest, largest, step; a state may hold what lies outside, and 
 WHOLE = {"input_tokens": "Tokens in a request", "output_tokens": "Tokens out", "min_instances": "Machines at least"}
 FLOATS = {
     "model_gb": "Weights (GB)",
-    "engineering_hours_per_month": "People (h a month)",
-    "engineer_usd_per_hour": "People ($ an hour)",
+    "engineering_hours_per_month": "People, h a month",
+    "engineer_usd_per_hour": "People, USD/h",
 }
 TIPS = {
     "traffic": "How the traffic is given: mean arrivals a second, or tokens a day of the mix below",
@@ -50,7 +50,7 @@ def build(settings: CostSettings) -> dict[str, Any]:
         "tokens_per_s": _made(widgets.FloatText, "Tokens a second", TIPS["tokens_per_s"]),
         "counts": _made(widgets.Dropdown, "It counts tokens", TIPS["counts"], options=list(COUNTS)),
         "instance": _made(widgets.Dropdown, "Machine", TIPS["instance"], options=_machines(settings)),
-        "usd_per_hour": _made(widgets.Text, "Price ($ an hour)", TIPS["usd_per_hour"], placeholder="of the price list"),
+        "usd_per_hour": _made(widgets.Text, "Price, USD/h", TIPS["usd_per_hour"], placeholder="of the price list"),
         "paid_hours_per_day": _slider(widgets, "paid_hours_per_day"),
         "min_instances": _made(widgets.IntText, WHOLE["min_instances"], tip("min_instances")),
         **{name: _made(widgets.FloatText, label, tip(name)) for name, label in FLOATS.items()},
@@ -157,8 +157,10 @@ def _slider(widgets: Any, name: str) -> Any:
 
 def _made(kind: Any, label: str, tooltip: str, **options: Any) -> Any:
     # ipywidgets 8 shows a text field's tooltip only where there is no description, so it goes into the description.
+    # No dollar sign in it: two of them would be set as a formula.
+    tooltip = tooltip.replace("$", "USD")
     named = f'<span title="{escape(tooltip, quote=True)}">{escape(label)}</span>'
-    field = kind(description=named, description_allow_html=True, style=STYLE, layout=LAYOUT, **options)
+    field = kind(description=named, description_allow_html=True, tooltip=tooltip, style=STYLE, layout=LAYOUT, **options)
     if hasattr(field, "continuous_update") and "Slider" not in kind.__name__:
         field.continuous_update = False  # a number that is half typed is no number
     return field

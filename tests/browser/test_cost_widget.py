@@ -113,6 +113,9 @@ def test_it_fits_a_laptop_and_no_label_is_cut(calculator: Any, page: Any, tmp_pa
         "all => all.filter(o => o.scrollWidth > o.clientWidth + 1).map(o => o.innerText)"
     )
     assert wider == []
+    table, whole = calculator.locator("table.labkit-answer").bounding_box(), calculator.bounding_box()
+    assert table["x"] + table["width"] <= whole["x"] + whole["width"]
+    assert calculator.locator(".widget-label:visible").evaluate_all("all => all.every(one => one.innerText.trim())")
     picture, chart = calculator.locator(".jp-OutputArea").first, calculator.locator("svg.marks").first
     assert chart.bounding_box()["height"] <= picture.evaluate("one => one.parentElement.clientHeight")
 
@@ -126,7 +129,8 @@ def test_keys_alone_operate_it(calculator: Any, page: Any) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowLeft")
     expect(calculator).to_contain_text(costs.show_usd(expected.api[0].usd_per_day))
-    tips = calculator.locator(".widget-inline-hbox").evaluate_all(
+    fields = ".widget-inline-hbox:not(.widget-html):not(.widget-toggle-buttons):not(.widget-textarea)"
+    tips = calculator.locator(fields).evaluate_all(
         """all => all.map(one => [one, ...one.querySelectorAll('[title]')].map(o => o.title)
             .reduce((longest, title) => title.length > longest.length ? title : longest, ''))"""
     )
