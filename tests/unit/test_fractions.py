@@ -256,6 +256,15 @@ def test_bad_input_is_told_with_its_owner(text: str, says: str) -> None:
         auditor.parse(yaml.safe_load(text))
 
 
+def test_this_machines_gpu_is_the_last_resort() -> None:
+    """What the caller says goes before the file, and the file before the machine's own GPU, key by key."""
+    content = {"gpu": {"count": 2}, "deployments": [{"name": "a", "num_gpus": 1, "weight_gib": 1}]}
+    machine = {"memory_gib": 24, "count": 1, "used_gib": 2}
+    gpus = auditor.parse(content, default=machine)[1]
+    assert gpus == Gpus(total_bytes=24 * GIB, count=2, used_bytes=2 * GIB)
+    assert auditor.parse(content, gpu={"memory_gib": 80, "count": None}, default=machine)[1].total_bytes == 80 * GIB
+
+
 def test_a_config_and_an_encoder(tmp_path: Path) -> None:
     """A config.json beside the file is found; without weights it needs weight_gib; an encoder takes no engine share."""
     config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
