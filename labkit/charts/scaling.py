@@ -8,6 +8,7 @@ from labkit.charts.theme import BLUE, GREEN, INK, VERMILLION, WIDTH, finish
 from labkit.errors import UsageError
 
 PANEL = 110
+MOST = 250
 EXTENT = 34  # the same room for all labels, so that the panels stand one below the other
 Points = Sequence[tuple[float, float]]
 
@@ -42,7 +43,7 @@ def scaling_timeline(
     end = max(at for series in (replicas, under_way, latencies) for at, _ in series)
     x = alt.Scale(domain=[0, end * 1.02], nice=False)
     upper = _steps(_until(replicas, end), x, "replicas running", BLUE)
-    middle = _steps(_until(under_way, end), x, "requests under way", GREEN)
+    middle = _steps(_until(_thinned(under_way, end), end), x, "requests under way", GREEN)
     lower = _dots(latencies, lost, x)
     panels = [
         alt.layer(panel, *_rules(moments, x, named=panel is upper)).properties(width=WIDTH, height=PANEL)
@@ -120,6 +121,18 @@ def _rules(moments: Sequence[Moment], scale: Any, *, named: bool) -> list[Any]:
 def _until(points: Points, end: float) -> Points:
     """The same, with its last value held to the end of the axis, and nothing before its beginning."""
     return [*points, (end, points[-1][1])] if points else [(0.0, 0), (end, 0)]
+
+
+def _thinned(points: Points, end: float) -> Points:
+    """At most MOST points: of those that would be drawn over each other the highest."""
+    if len(points) <= MOST:
+        return points
+    highest: dict[int, tuple[float, float]] = {}
+    for at, value in points:
+        place = int(at / end * MOST)
+        if place not in highest or value >= highest[place][1]:
+            highest[place] = (at, value)
+    return [*highest.values(), points[-1]]
 
 
 def _changes(points: Points) -> Points:

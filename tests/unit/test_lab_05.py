@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit import autoscaling, charts
+from labkit.charts.scaling import MOST, _thinned
 from labkit.errors import UsageError
 from labkit.teaching import lab_05
 from labkit.teaching.sources import show_source, source_of
@@ -77,6 +78,19 @@ def test_lost_requests_are_crosses_and_words() -> None:
     text = charts.svg(timeline(lost=[2.0, 2.5]))
     assert "2 requests lost" in timeline(lost=[2.0, 2.5])["description"]
     assert text.startswith("<svg")
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=1500), st.integers(0, 20))
+def test_a_thinned_curve_keeps_its_top_and_its_end(gaps: list[float], seed: int) -> None:
+    """However many points, few are drawn, in order of time; the highest value and the last point are among them."""
+    times = list(itertools.accumulate(gaps))
+    points = [(at, float((n * 7919 + seed) % 101)) for n, at in enumerate(times)]
+    drawn = _thinned(points, times[-1])
+    assert len(drawn) <= MOST + 2
+    assert [at for at, _ in drawn] == sorted(at for at, _ in drawn)
+    assert max(value for _, value in drawn) == max(value for _, value in points)
+    assert drawn[-1] == points[-1]
+    assert set(drawn) <= set(points)
 
 
 def test_a_timeline_without_anything_is_refused() -> None:
