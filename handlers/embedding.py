@@ -106,7 +106,7 @@ class Embedder:
         on_gpu = torch.cuda.is_available() and gpu_id is not None
         self.device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
         torch.set_num_threads(settings.threads)
-        path = os.path.join(model_dir, settings.model_path)  # an absolute path stays as it is
+        path = model_folder(model_dir, settings.model_path)
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.model = AutoModel.from_pretrained(path, local_files_only=True).to(self.device).eval()
         self.labels = list(settings.examples)
@@ -135,6 +135,14 @@ class Embedder:
         best = (vectors @ self.centres.T).max(dim=1)
         found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [{"label": self.labels[place], "score": round(score, 4)} for place, score in found]
+
+
+def model_folder(model_dir: str, model_path: str) -> str:
+    """The model's folder: an absolute path stays as it is, another is one in the archive."""
+    path = os.path.join(model_dir, model_path)
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise FileNotFoundError(f"model_path {model_path!r} is no model folder: it has no config.json")
+    return path
 
 
 class Service:

@@ -267,7 +267,7 @@ class Writer:
         self.device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
         torch.set_num_threads(settings.threads)
         dtype = settings.dtype if settings.dtype != "auto" or on_gpu else "float32"
-        path = os.path.join(model_dir, settings.model_path)  # an absolute path stays as it is
+        path = model_folder(model_dir, settings.model_path)
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
         self.model = model.to(self.device).eval()
@@ -293,7 +293,7 @@ class Writer:
         try:
             messages = list(asked.messages)
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:  # such as two messages of the user in a row
+        except (TemplateError, ValueError) as error:  # two messages of the user in a row, or a model without a template
             raise wrong(f"the model's chat template does not take these messages: {error}") from None
 
     def text(self, row: Row) -> str:
@@ -307,7 +307,10 @@ class Writer:
 
         for row in rows:
             row.random = torch.Generator(self.device)
-            row.random.manual_seed(row.asked.seed) if row.asked.seed is not None else row.random.seed()
+            if row.asked.seed is None:
+                row.random.seed()
+            else:
+                row.random.manual_seed(row.asked.seed)
 
         def finished(input_ids: Any, _scores: Any) -> Any:
             for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
@@ -324,6 +327,14 @@ class Writer:
                 logits_processor=[lambda _ids, scores: sample(rows, scores)],
                 stopping_criteria=[finished],
             )
+
+
+def model_folder(model_dir: str, model_path: str) -> str:
+    """The model's folder: an absolute path stays as it is, another is one in the archive."""
+    path = os.path.join(model_dir, model_path)
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise FileNotFoundError(f"model_path {model_path!r} is no model folder: it has no config.json")
+    return path
 
 
 def left_padded(prompts: list[list[int]], *, device: Any) -> tuple[Any, Any]:

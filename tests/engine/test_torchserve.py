@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     )
     with pytest.raises(ServerError, match="m cannot be loaded: a worker cannot load its model") as caught:
         torchserve.start([broken], folder=tmp_path / "run", start_timeout_s=400)
-    assert "/no/such/folder" in str(caught.value)
+    assert "model_path '/no/such/folder' is no model folder" in str(caught.value)
     assert_nothing_left(tmp_path / "run")
 
 
