@@ -14,11 +14,12 @@ from labkit.remote import room
 from labkit.remote.code import fingerprint
 from labkit.remote.dispatch import Dispatcher, LostError, failed
 from labkit.remote.knock import knock
-from labkit.remote.nodes import RAY_ADDRESS, Demand, Facts, Node, Surveyed, demand, misfit, require_fit
+from labkit.remote.nodes import RAY_ADDRESS, Demand, Facts, Node, Surveyed, demand, misfit, require_fit, strongest
 from labkit.runner import Executor, Step, git_commit
 from labkit.serving import ray_serve
 
 SURVEY_TIMEOUT_S = 180.0
+HEAD = "node:__internal_head__"  # the resource by which Ray marks it
 Say = Callable[[str], None]
 
 
@@ -47,13 +48,18 @@ class Cluster:
             if reason := self.surveyed.unusable.get(node.id):
                 say(f"node {node.name} is left out: {reason}")
 
+    @property
+    def strongest(self) -> Facts:
+        """The node for which a run is planned."""
+        return strongest(self.surveyed, self.nodes())
+
     def nodes(self) -> Sequence[Node]:
-        """The nodes that are alive and offer CPUs."""
+        """The nodes that are alive and offer CPUs, and the head in any case."""
         import ray
         from ray._private.state import available_resources_per_node
 
         free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
-        alive = [each for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU", 0) >= 1]
+        alive = [each for each in ray.nodes() if each["Alive"] and (_cpus(each) >= 1 or HEAD in each["Resources"])]
         hosts = [each["NodeManagerAddress"] for each in alive]
         return [_node(each, free.get(each["NodeID"], {}), hosts) for each in alive]
 
@@ -147,7 +153,7 @@ class Tenancy:
 
 
 def _survey(nodes: Sequence[Node], address: str) -> Surveyed:
-    if not nodes:
+    if not any(node.cpus >= 1 for node in nodes):
         remedy = "start Ray with --num-cpus on a node that labs may use"
         raise UsageError(f"no node of the cluster at {address} offers a CPU", remedy=remedy)
     asked = {node.id: _task(room.look, node.id).remote() for node in nodes}
@@ -160,8 +166,8 @@ def _survey(nodes: Sequence[Node], address: str) -> Surveyed:
             unusable[id] = problem or _other_course(found, here, commit)
         else:
             facts[id] = found
-    if not facts:
-        listed = "; ".join(f"{node.name}: {unusable[node.id]}" for node in nodes)
+    if not any(node.id in facts for node in nodes if node.cpus >= 1):
+        listed = "; ".join(f"{node.name}: {unusable[node.id]}" for node in nodes if node.cpus >= 1)
         remedy = "check out the same commit there, run make, and start Ray from that .venv (cluster/README.md)"
         raise UsageError(f"no node of the cluster at {address} can run a lab ({listed})", remedy=remedy)
     return Surveyed(facts=facts, unusable=unusable)
@@ -205,10 +211,11 @@ def _node(each: Mapping[str, Any], free: Mapping[str, float], hosts: Sequence[st
     return Node(
         id=id,
         name=host if hosts.count(host) == 1 else f"{host}/{id[:6]}",
-        cpus=each["Resources"]["CPU"],
+        cpus=_cpus(each),
         gpus=each["Resources"].get("GPU", 0),
         free_cpus=free.get("CPU", 0),
         free_gpus=free.get("GPU", 0),
+        head=HEAD in each["Resources"],
     )
 
 
@@ -221,6 +228,10 @@ def _is_ready(ref: Any) -> bool:
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def _cpus(each: Mapping[str, Any]) -> float:
+    return float(each["Resources"].get("CPU", 0))
 
 
 def _quiet() -> None:

@@ -24,7 +24,10 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node that is alive. `cpus` and `gpus` as Ray counts them; `free_…`: what nobody in the cluster holds now."""
+    """A node that is alive. `cpus` and `gpus` as Ray counts them; `free_…`: what nobody in the cluster holds now.
+
+    The `head` may offer no CPU at all. Ray Serve's HTTP proxy listens there, and on its loopback interface only.
+    """
 
     id: str
     name: str
@@ -32,6 +35,7 @@ class Node:
     gpus: float
     free_cpus: float
     free_gpus: float
+    head: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,14 @@ class Surveyed:
     unusable: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    @property
-    def strongest(self) -> Facts:
-        """Whose machine decides about the profile: with a GPU before without, then by memory."""
-        return max(self.facts.values(), key=lambda facts: _strength(facts.machine))
+
+def strongest(surveyed: Surveyed, nodes: Iterable[Node]) -> Facts:
+    """Whose machine decides about the profile: of the nodes that offer CPUs, with a GPU before without, then by memory.
+
+    There must be one.
+    """
+    able = [surveyed.facts[node.id] for node in nodes if node.cpus >= 1 and node.id in surveyed.facts]
+    return max(able, key=lambda facts: _strength(facts.machine))
 
 
 def demand(job: Job, node: Node, *, on_gpu: bool) -> Demand:
@@ -74,10 +82,12 @@ def misfit(job: Job, node: Node, surveyed: Surveyed, plan: Plan) -> str:
     if facts is None:
         return surveyed.unusable.get(node.id, "it joined after the run had started")
     asked = demand(job, node, on_gpu=bool(plan.machine.gpus))
+    if asked.alone:  # its replicas go where Ray finds room; the lab itself only asks them, by HTTP too
+        return "" if node.head else "it asks Ray Serve on the loopback interface of the head"
     if asked.gpus and (not facts.machine.gpus or node.gpus < asked.gpus):
         return facts.machine.gpu_reason or "Ray counts no GPU there (ray start --num-gpus)"
     if node.cpus < max(1, asked.cpus):
-        return f"it takes {max(1, asked.cpus):g} CPUs and Ray counts {node.cpus:g} there"
+        return "Ray counts no CPU there"
     ready = readiness(job.lab, facts.machine, facts.versions)
     if ready.runs == "no":
         return ready.reason

@@ -27,6 +27,7 @@ def run_on_cluster(
     """
     labs = labs or LABS
     with join(address, say=say) as cluster:
+        strongest = cluster.strongest
         plan = make_plan(
             names,
             profile=profile,
@@ -34,8 +35,8 @@ def run_on_cluster(
             resume=resume,
             settings=[*_addresses(cluster.address, labs), *settings],
             labs=labs,
-            machine=cluster.surveyed.strongest.machine,
-            versions=cluster.surveyed.strongest.versions,
+            machine=strongest.machine,
+            versions=strongest.versions,
             models=lambda _: None,  # the nodes that run the labs fetch them, each into its own cache
         )
         executor = cluster.executor(plan)

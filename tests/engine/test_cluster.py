@@ -40,6 +40,11 @@ while not (where / f"go-{lab.lab.name}").exists():
     time.sleep(0.1)
 lab.exact("threads", os.environ.get("OMP_NUM_THREADS", "as Ray was started"))"""
 
+DEPLOY = """import os
+
+lab.exact("where", os.environ["LABKIT_TEST_NODE"])
+lab.exact("address", ray_address)"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "parameters": PARAMETERS | {"ray_address": {"type": "str", "help": "h"}},
     }
     parameters = "seed = 7\nout_dir = ''\nray_address = ''"
-    _write(folder, DEPLOYS, parameters, START.format(name=DEPLOYS), "lab.exact('address', ray_address)\nlab.finish()")
+    _write(folder, DEPLOYS, parameters, START.format(name=DEPLOYS), DEPLOY, "lab.finish()")
     (folder / "data" / "labs.yaml").write_text(yaml.safe_dump(labs, sort_keys=False))
     return folder
 
@@ -184,7 +189,10 @@ def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_pa
 def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
     nodes: RayNodes, folder: Path, tmp_path: Path
 ) -> None:
-    """Two engine labs, a node each; one node dies in the middle; its lab waits for the other node and ends well."""
+    """Two engine labs, a node each; one node dies in the middle; its lab waits for the other node and ends well.
+
+    The lab that deploys into Ray goes to the head, though that offers no CPU.
+    """
     with run_on(nodes, GOOD, FIRST, SECOND, DEPLOYS, out=tmp_path) as run:
         wait_for(lambda: len(list(folder.glob("9[56]_waits-w?"))) == 2, run)
         (lost,) = folder.glob(f"{FIRST}-w?")
@@ -202,7 +210,8 @@ def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
     assert [lab.status for lab in read_run(tmp_path).labs] == ["done"] * 4
     assert {read(tmp_path / f"{lab}.json").status for lab in (GOOD, FIRST, SECOND, DEPLOYS)} == {"done"}
     assert read(tmp_path / f"{FIRST}.json").exact["threads"] == os.environ.get("OMP_NUM_THREADS", "as Ray was started")
-    address = read(tmp_path / f"{DEPLOYS}.json").exact["address"]
-    assert str(address).endswith(nodes.address.partition(":")[2])
+    deployed = read(tmp_path / f"{DEPLOYS}.json").exact
+    assert deployed["where"] == "head"
+    assert str(deployed["address"]).endswith(nodes.address.partition(":")[2])
     assert of_labs(nodes) == []
     assert list(folder.glob("labkit-*")) == []

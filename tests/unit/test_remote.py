@@ -31,9 +31,9 @@ from labkit.remote import code, dispatch, nodes
 from labkit.remote import knock as knocking
 from labkit.remote.dispatch import Dispatcher, LostError
 from labkit.remote.knock import TIMEOUT_S, WHO_ARE_YOU, knock
-from labkit.remote.nodes import Demand, Facts, Node, Surveyed, demand, misfit, require_fit
+from labkit.remote.nodes import Demand, Facts, Node, Surveyed, demand, misfit, require_fit, strongest
 from labkit.remote.room import Order, Outcome, Room
-from labkit.runner import run_labs
+from labkit.runner import log_path, run_labs
 from tests.unit import synthetic
 from tests.unit.test_runner import carrying
 
@@ -134,10 +134,24 @@ def test_every_reason_against_a_node_is_told(tmp_path: Path) -> None:
     require_fit(on_gpu, [node("no gpu", gpus=1), node("good", gpus=1)], surveyed)
 
 
+def test_a_lab_that_deploys_runs_on_the_head(tmp_path: Path) -> None:
+    """Ray Serve's HTTP listens on the head's loopback interface; a head without CPUs takes that lab and no other."""
+    deploys = job(lab(50, "ray", **{nodes.RAY_ADDRESS: {"type": "str", "help": "h"}}))
+    surveyed = Surveyed(facts={"head": replace(facts(memory_gib=1), versions={}), "w": facts()})
+    head, worker, of = replace(node("head", cpus=0), head=True), node("w"), plan(deploys, out_dir=tmp_path)
+    assert misfit(deploys, head, surveyed, of) == ""
+    assert "loopback interface of the head" in misfit(deploys, worker, surveyed, of)
+    assert misfit(job(lab(51)), head, surveyed, of) == "Ray counts no CPU there"
+    assert misfit(job(lab(51)), worker, surveyed, of) == ""
+    require_fit(of, [head, worker], surveyed)
+
+
 def test_the_strongest_node_decides_about_the_profile() -> None:
     """A GPU counts before memory, more of it before less."""
     by_node = {"big": facts(memory_gib=30), "gpu": facts(memory_gib=8, gpu_gib=24), "small": facts(gpu_gib=16)}
-    assert Surveyed(facts=by_node).strongest is by_node["gpu"]
+    by_node["no CPUs"] = facts(gpu_gib=80)
+    nodes = [node(name, cpus=0 if name == "no CPUs" else 8) for name in [*by_node, "unknown"]]
+    assert strongest(Surveyed(facts=by_node), nodes) is by_node["gpu"]
 
 
 def test_the_fingerprint_sees_data_and_code_but_no_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,19 +472,6 @@ def order(name: str) -> Order:
 
 
 @pytest.mark.notebook
-def test_a_room_sends_home_what_a_local_run_leaves(tmp_path: Path) -> None:
-    """Record, executed notebook and log come back under the names that they have in a run's folder."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    outcome = Room(environment).run(order(GOOD))
-    assert outcome.end.status == "done"
-    assert sorted(outcome.files) == [f"{GOOD}.ipynb", f"{GOOD}.json", f"logs/{GOOD}.log"]
-    assert b"a good day" in outcome.files[f"logs/{GOOD}.log"]
-    assert (
-        nbformat.reads(outcome.files[f"{GOOD}.ipynb"].decode(), 4).cells[1].source.startswith("# Parameters") is False
-    )
-
-
-@pytest.mark.notebook
 def test_a_room_that_is_asked_stops_its_lab_and_keeps_what_was_found(tmp_path: Path) -> None:
     """The record of the interrupted lab comes home, and the four sleepers are gone."""
     token = uuid.uuid4().hex
@@ -616,6 +617,10 @@ def test_a_run_on_a_grid_leaves_the_folder_of_a_local_run(tmp_path: Path) -> Non
         FORGETS: ("failed", "the notebook ended without lab.finish()"),
     }
     assert read_run(tmp_path).labs == result.labs
+    assert "a good day" in log_path(tmp_path, GOOD).read_text()
+    notebook = nbformat.read(tmp_path / f"{FAILS}.ipynb", 4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.ename for output in outputs if output.output_type == "error"] == ["ValueError"]
     assert {lab: read(tmp_path / f"{lab}.json").status for lab in (GOOD, FAILS, FORGETS)} == {
         GOOD: "done",
         FAILS: "failed",
