@@ -414,7 +414,8 @@ class Service:
         """Sends what the last step has added to each stream; the other rows of the batch know nothing of it."""
         from ts.handler_utils.utils import send_intermediate_predict_response
 
-        events = {row.index: events for row in streams if (events := stream_events(row, self.writer.text(row)))}
+        going = [row for row in streams if not row.ended]
+        events = {row.index: events for row in going if (events := stream_events(row, self.writer.text(row)))}
         if events:
             ids = {index: context.request_ids[index] for index in events}
             send_intermediate_predict_response(events, ids, "Intermediate Prediction success", 200, context)
