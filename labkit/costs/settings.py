@@ -201,8 +201,9 @@ def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -
 
     `throughput_from` reads a record or folder. UsageError: an unknown name, a wrong type, what cannot be.
     """
-    if "state" in given:
-        start = settings_from(_state(given["state"]), start)
+    state = _state(given.get("state"))
+    if state:  # what an exported question does not set, such as a price of its own, it has not
+        start = settings_from({"usd_per_hour": None, **state}, start)
     values = {name: value for name, value in given.items() if name != "state"}
     known = [*NUMBERS, *TEXTS, *THROUGHPUT, "throughput_from"]
     for name in values:
