@@ -86,6 +86,19 @@ async def test_the_mended_one_answers_or_says_what_is_wrong(url: str) -> None:
         assert (await ask(f"{url}/mended/", body))[0] == 422
 
 
+async def test_a_response_may_be_passed_on_and_a_coroutine_not(url: str) -> None:
+    """The next deployment gets the value of a response that nobody waited for; a piece of running code cannot go."""
+    from ray import serve
+
+    assert url
+    splitter, model = (serve.get_deployment_handle(name, "mended") for name in ("Splitter", "Model"))
+    assert await model.answer.remote(splitter.split.remote("where is it")) == 3
+    promise = asyncio.sleep(0)
+    with pytest.raises(TypeError, match="coroutine"):
+        await model.answer.remote(promise)
+    promise.close()
+
+
 def test_an_application_that_asks_for_too_much_waits(url: str) -> None:
     """Five GPUs where there is one: it is deployed for ever, and Ray Serve says what is missing; others go on."""
     from ray import serve
