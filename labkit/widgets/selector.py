@@ -18,6 +18,12 @@ from labkit.widgets import selector_html as views
 HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
 CONFIGURATION = "Configuration"
+# JupyterLab takes the arrow keys, and letters, for commands on cells even while a drop-down has the focus; this mark,
+# which its shortcuts respect, leaves them to the form. A style sheet's load event is the way to set it from Python.
+KEYS = (
+    "<style onload=\"this.closest('.jp-OutputArea-output, body').setAttribute('data-lm-suppress-shortcuts', 'true')\">"
+    ".labkit-selector {}</style>"
+)
 TIPS = {
     "Why": "The reasons for the first place, and what each rests on",
     "Why not": "Why the others are not first, or not ranked at all",
@@ -80,7 +86,10 @@ class SelectorForm:
         left: list[Any] = []
         for by, heading in asked.items():
             left.append(
-                widgets.HTML(f"<b style='{views.TEXT}'>{heading}</b>", layout={"margin": "0", "height": "22px"})
+                widgets.HTML(
+                    f"<b style='{views.TEXT}'>{heading}</b>{KEYS if by == 'article' else ''}",
+                    layout={"margin": "0", "height": "22px"},
+                )
             )
             left += [self._fields[name] for name, one in self.known.questions.items() if one.asked_by == by]
         detail = widgets.Box([self._detail], layout={"overflow": "auto", "flex": "1 1 0", "min_height": "0"})
@@ -102,7 +111,8 @@ class SelectorForm:
         return widgets.Dropdown(
             options=[(label, value) for value, label in one.options.items()],
             value=self.selection.answers[name],
-            description=one.label,
+            description=_labelled(one.label, f"{one.question} {one.help}"),
+            description_allow_html=True,
             tooltip=f"{one.question} {one.help}",
             style={"description_width": "126px"},
             layout={"width": QUESTIONS_WIDTH, "height": "27px", "margin": "2px 0 1px 0"},
@@ -120,7 +130,8 @@ class SelectorForm:
 
         layout = {"width": width, "margin": "2px 8px 2px 0"}
         return widgets.Text(
-            description=label,
+            description=_labelled(label, tip),
+            description_allow_html=True,
             tooltip=tip,
             continuous_update=False,
             style={"description_width": "initial"},
@@ -193,6 +204,11 @@ class SelectorForm:
 
     def _ipython_display_(self) -> None:
         """`show` has shown the form: as a cell's last value there is nothing to add."""
+
+
+def _labelled(label: str, tip: str) -> str:
+    """A label with its tooltip: ipywidgets 8 shows a field's own one only where there is no label."""
+    return f'<span title="{escape(tip, quote=True)}">{escape(label)}</span>'
 
 
 def show(state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None) -> SelectorForm:

@@ -1,0 +1,248 @@
+"""The selector's form in a real browser: in JupyterLab on a laptop's screen, and alone in Voila."""
+
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import ROOT, START_S, Lab, Notebook, Watch, _environment, _free_port
+
+pytestmark = pytest.mark.browser
+NOTEBOOK = "selector.ipynb"
+LAPTOP = {"width": 1366, "height": 768}
+MOST_MS = 100
+Opener = Callable[[str], Notebook]
+
+# Chooses an option and waits until the answer's HTML has changed and is painted; milliseconds, or -1 after two seconds.
+CHANGE = """async ([label, option]) => {
+    const box = [...document.querySelectorAll('.widget-dropdown')].find(one => one.textContent.includes(label));
+    const select = box.querySelector('select');
+    const seen = document.querySelector('[role=status]').closest('.widget-html-content').parentElement;
+    const began = performance.now();
+    const painted = new Promise(resolve => {
+        new MutationObserver((_, self) => {
+            self.disconnect();
+            requestAnimationFrame(() => resolve(performance.now() - began));
+        }).observe(seen, {childList: true, subtree: true, characterData: true});
+        setTimeout(() => resolve(-1), 2000);
+    });
+    select.value = [...select.options].find(one => one.text.replaceAll('\\u00a0', ' ') === option).value;
+    select.dispatchEvent(new Event('change', {bubbles: true}));
+    return await painted;
+}"""
+# The texts of labels, buttons and options that have less room than they need.
+CUT = """() => {
+    const pen = document.createElement('canvas').getContext('2d');
+    const found = [...document.querySelectorAll('.widget-vbox .widget-label, .widget-vbox button')]
+        .filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent);
+    for (const select of document.querySelectorAll('.widget-dropdown select')) {
+        const style = getComputedStyle(select);
+        pen.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+        const room = select.clientWidth - parseFloat(style.paddingLeft) - 20;  // the arrow
+        found.push(...[...select.options].map(one => one.text).filter(text => pen.measureText(text).width > room));
+    }
+    return found;
+}"""
+# The lowest contrast of a text in the form with what is behind it (WCAG 2).
+CONTRAST = """() => {
+    const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+    const behind = one => {
+        for (; one; one = one.parentElement) {
+            const colour = parse(getComputedStyle(one).backgroundColor);
+            if (colour.length === 3 || colour[3] === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    let worst = 21;
+    for (const one of document.querySelectorAll('.widget-html-content div, .widget-html-content td, .widget-label')) {
+        if (!one.textContent.trim() || !one.getClientRects().length) continue;
+        const [r, g, b, a = 1] = parse(getComputedStyle(one).color), ground = behind(one);
+        const ink = [r, g, b].map((v, n) => a * v + (1 - a) * ground[n]);
+        const [high, low] = [light(ink), light(ground)].sort((x, y) => y - x);
+        worst = Math.min(worst, (high + 0.05) / (low + 0.05));
+    }
+    return worst;
+}"""
+
+
+@pytest.fixture
+def form(open_notebook: Opener, lab: Lab, page: Any) -> Any:
+    """The form, alone in its notebook, on a laptop's screen."""
+    shutil.copy(ROOT / "notebooks" / "widgets" / NOTEBOOK, lab.root)
+    page.set_viewport_size(LAPTOP)
+    open_notebook(NOTEBOOK).run_all()
+    return shown(page)
+
+
+def shown(page: Any) -> Any:
+    """The whole form, scrolled to the top of what can be seen."""
+    found = page.locator(".widget-vbox").filter(has=page.locator(".widget-dropdown")).first
+    found.locator("select").first.wait_for()
+    found.evaluate("one => one.scrollIntoView({block: 'start'})")
+    return found
+
+
+def choose(form: Any, label: str, option: str) -> None:
+    """Chooses an option by what is read on the screen."""
+    form.locator(".widget-dropdown").filter(has_text=label).locator("select").select_option(label=option)
+
+
+def answer(form: Any) -> Any:
+    """Where the first place stands."""
+    return form.locator("[role=status]")
+
+
+def test_a_newcomer_gets_from_question_to_answer(form: Any) -> None:
+    """Three answers, and name, reasons, flips and a configuration with that model stand there."""
+    from playwright.sync_api import expect
+
+    expect(answer(form)).to_have_text("vLLM alone")
+    choose(form, "Workload", "a pipeline of models")
+    choose(form, "Kind of model", "both together")
+    choose(form, "How many models", "2 to 4")
+    expect(answer(form)).to_have_text("vLLM inside Ray Serve")
+    expect(form).to_contain_text("The article's tree says Ray Serve: a layer of this")
+    form.get_by_role("button", name="What if").click()
+    expect(form).to_contain_text("Kind of model: other kinds")
+    form.get_by_label("Model").last.fill("org/mine")
+    form.get_by_label("Model").last.press("Enter")
+    form.get_by_role("button", name="Configuration").click()
+    expect(form.locator("pre").first).to_contain_text("model_source: org/mine")
+    form.get_by_role("button", name="Article").click()
+    expect(form.locator("table").last).to_contain_text("TorchServe")
+
+
+def test_it_fits_a_laptop_and_follows_the_hand(form: Any, page: Any) -> None:
+    """No text is cut, all of it is on one screen, and half of the changes are painted within a tenth of a second."""
+    box = form.bounding_box()
+    panel = page.locator(".jp-WindowedPanel-outer").bounding_box()
+    assert panel is not None
+    assert box["y"] >= panel["y"] - 1
+    assert box["y"] + box["height"] <= panel["y"] + panel["height"]
+    assert box["x"] + box["width"] <= LAPTOP["width"]
+    assert page.evaluate(CUT) == []
+    changes = [
+        ("Kind of model", "both together"),
+        ("Kind of model", "other kinds"),
+        ("Kind of model", "language models"),
+    ]
+    changes += [("Hardware", "several machines"), ("Requests a second", "above 50"), ("Team", "runs Ray now")] * 2
+    changes += [("Hardware", "one GPU"), ("Requests a second", "1 to 50"), ("Team", "nobody on call")]
+    times = [ms for ms in (page.evaluate(CHANGE, list(one)) for one in changes) if ms > 0]
+    assert len(times) >= 8
+    print(f"change to new picture: {statistics.median(times):.0f} ms at the median, {max(times):.0f} ms at most")
+    assert statistics.median(times) < MOST_MS
+
+
+def test_the_keyboard_is_enough(form: Any, page: Any) -> None:
+    """From the first question by keys alone: change it, go on to the next, reach a view and open it."""
+    from playwright.sync_api import expect
+
+    form.locator("select").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    expect(form.locator("select").first).to_have_value("a pipeline of models")
+    page.keyboard.press("Tab")
+    page.keyboard.press("m")  # in JupyterLab's command mode it would turn the cell into text
+    expect(form.locator("select").nth(1)).to_have_value("models share a GPU")
+    for _ in range(len(form.locator("select").all()) - 1 + 2):  # past the other questions, Why and Why not
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(form).to_contain_text("One other answer, all else as it is")
+
+
+def test_the_state_comes_back_and_a_bad_one_is_told(form: Any) -> None:
+    """What a colleague pastes sets the form; what cannot be read is told, and the form stays."""
+    from playwright.sync_api import expect
+
+    state = form.get_by_label("State")
+    state.fill('{"kind": "other", "team": "torchserve", "releases": "versions"}')
+    state.press("Enter")
+    expect(answer(form)).to_have_text("TorchServe")
+    expect(form.get_by_role("button", name="Warnings (")).to_be_visible()
+    state.fill('{"kind": "lmm"}')
+    state.press("Enter")
+    expect(form.get_by_role("alert")).to_contain_text("must be one of llm")
+    expect(answer(form)).to_have_text("TorchServe")
+    choose(form, "Team", "Python developers")
+    expect(answer(form)).to_have_text("Your own models in Ray Serve")
+    expect(form.get_by_role("alert")).to_have_count(0)
+    assert '"kind": "other"' in state.input_value()
+
+
+def test_it_can_be_read_in_light_and_dark(form: Any, page: Any, tmp_path: Path) -> None:
+    """In both of JupyterLab's themes every text has a contrast of 4.5:1 at least; every question has its tooltip."""
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
+        page.wait_for_timeout(500)
+        form.screenshot(path=str(tmp_path / f"{theme}.png"))
+        assert page.evaluate(CONTRAST) >= 4.5, theme
+    tips = page.evaluate("() => [...document.querySelectorAll('.widget-dropdown label [title]')].map(one => one.title)")
+    assert len(tips) == 14
+    assert all(tip.endswith(".") for tip in tips)
+
+
+# --- alone, in Voila
+
+
+@pytest.fixture
+def voila(tmp_path: Path) -> Iterator[str]:
+    """The form's notebook as a page of its own."""
+    shutil.copy(ROOT / "notebooks" / "widgets" / NOTEBOOK, tmp_path)
+    port = _free_port()
+    command = [sys.executable, "-m", "voila", NOTEBOOK, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    command += ["--strip_sources=True", "--template=offline"]  # our template asks no CDN for icons
+    environment = _environment(tmp_path) | {"JUPYTER_PATH": str(ROOT / "data" / "jupyter")}
+    with (tmp_path / "voila.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        _wait_for(url, process, tmp_path / "voila.log")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{url}voila/static/favicon.ico", timeout=5).close()
+        except urllib.error.HTTPError:
+            return  # it answers
+        except OSError:
+            time.sleep(0.25)
+        else:
+            return
+    pytest.fail(f"Voila did not start:\n{log.read_text()[-3000:]}", pytrace=False)
+
+
+def test_it_runs_alone_in_voila(voila: str, page: Any, watch: Watch, tmp_path: Path) -> None:
+    """Served by Voila it answers too, asks nothing of the outside, shows no code and fits the screen."""
+    from playwright.sync_api import expect
+
+    page.set_viewport_size(LAPTOP)
+    page.goto(voila)
+    found = shown(page)
+    expect(answer(found)).to_have_text("vLLM alone")
+    choose(found, "Kind of model", "both together")
+    expect(answer(found)).to_have_text("vLLM inside Ray Serve")
+    assert page.evaluate(CUT) == []
+    assert found.bounding_box()["height"] <= LAPTOP["height"]
+    page.screenshot(path=str(tmp_path / "voila.png"))
+    assert "selector.show" not in page.locator("body").inner_text()
+    assert watch.outside == []
+    assert watch.errors == []
