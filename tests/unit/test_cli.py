@@ -23,7 +23,20 @@ from labkit.settings import parse_bytes, parse_settings
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
 
-COMMANDS = {"doctor", "fetch", "run", "report", "compare", "claims", "kv", "fractions", "load", "serve"}
+COMMANDS = {
+    "doctor",
+    "fetch",
+    "select",
+    "run",
+    "report",
+    "compare",
+    "claims",
+    "kv",
+    "cost",
+    "fractions",
+    "load",
+    "serve",
+}
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
 HEAVY = (
