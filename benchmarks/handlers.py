@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=32, help="in a run (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=48, help="of an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each handler (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=16, help="that ask at the same time (default: %(default)s)")
     parser.add_argument("--json", action="store_true")
