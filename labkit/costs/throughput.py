@@ -14,6 +14,7 @@ from labkit.records import Record, read
 Counts = Literal["output", "total"]
 ENTERED = "entered, not measured"
 UNITS = ("tokens/s", "tok/s")
+CAPACITY, MANY_USERS, ONE_USER = 3, 2, 1  # how good a measurement is as a machine's capacity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class Throughput:
 def measured(where: str | Path = "") -> Throughput:
     """The newest measured throughput of a file, a run's folder, or a folder of runs (default: runs/).
 
-    Throughput of many users comes before that of a single one. RecordError or UsageError: nothing to read there.
+    What was measured under load and repeatedly comes first, a single user's speed last, whatever is newer.
+    UsageError: nothing to read there.
     """
     path = Path(where).expanduser() if where else runs_path()
     found = find(path)
@@ -73,13 +75,13 @@ def measured(where: str | Path = "") -> Throughput:
 
 def find(path: Path) -> Throughput | None:
     """As `measured`, but None where nothing is found."""
-    single: Throughput | None = None
+    best: tuple[Throughput | None, int] = (None, 0)
     for file in _newest_first(path):
-        for throughput, users in _read_any(file, strict=path.is_file()):
-            if users > 1:
+        for throughput, rank in _read_any(file, strict=path.is_file()):
+            if rank == CAPACITY:
                 return throughput
-            single = single or throughput
-    return single
+            best = best if best[1] >= rank else (throughput, rank)
+    return best[0]
 
 
 def _newest_first(path: Path) -> list[Path]:
@@ -93,7 +95,7 @@ def _newest_first(path: Path) -> list[Path]:
 
 
 def _read_any(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
-    """The file's throughputs, best first, each with the number of users that it was measured with."""
+    """The file's throughputs, best first, each with its rank."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(tree, dict) and "output_throughput" in tree:
@@ -103,7 +105,7 @@ def _read_any(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
         if strict:
             raise UsageError(f"{file} cannot be read: {error}", remedy="pass a record or labkit load's JSON") from error
         return []
-    return sorted(found, key=lambda one: (one[1] > 1, one[0].tokens_per_s), reverse=True)
+    return sorted(found, key=lambda one: (one[1], one[0].tokens_per_s), reverse=True)
 
 
 def _of_load(tree: Mapping[str, Any], file: Path) -> tuple[Throughput, int]:
@@ -111,7 +113,7 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> tuple[Throughput, int]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise UsageError(f"{file}: output_throughput is {value!r}", remedy="pass what labkit load --json printed")
     label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests)"
-    return Throughput(tokens_per_s=float(value), label=label, measured=True), 2
+    return Throughput(tokens_per_s=float(value), label=label, measured=True), CAPACITY
 
 
 def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
@@ -124,13 +126,14 @@ def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
     }
     for item in record.measured:
         if item.unit in UNITS:
-            users = 1 if "one_user" in item.name else 2
+            repeated = CAPACITY if len(item.values) > 1 else MANY_USERS
+            rank = ONE_USER if "one_user" in item.name else repeated
             label = f"measured by lab {record.lab} on {record.when:%Y-%m-%d} ({item.name.replace('_', ' ')})"
-            yield Throughput(tokens_per_s=item.value, low=item.low, high=item.high, label=label, **common), users  # type: ignore[arg-type]
+            yield Throughput(tokens_per_s=item.value, low=item.low, high=item.high, label=label, **common), rank  # type: ignore[arg-type]
     for point in _closed_loop(record):
         label = f"measured by lab {record.lab} on {record.when:%Y-%m-%d} with {point['x']:g} requests under way"
-        users = 1 if point["x"] <= 1 else 2
-        yield Throughput(tokens_per_s=point["y"], low=point["low"], high=point["high"], label=label, **common), users  # type: ignore[arg-type]
+        rank = ONE_USER if point["x"] <= 1 else CAPACITY
+        yield Throughput(tokens_per_s=point["y"], low=point["low"], high=point["high"], label=label, **common), rank  # type: ignore[arg-type]
 
 
 def _closed_loop(record: Record) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -549,6 +550,16 @@ def test_a_record_gives_its_best_throughput_under_load(tmp_path: Path) -> None:
     assert "L4" in found.machine
     assert "09_head_to_head" in found.label
     assert costs.default(throughput=found, prices_on=DAY).instance == "g6.xlarge"
+
+
+def test_a_single_figure_gives_way_to_a_repeated_one(tmp_path: Path) -> None:
+    """A newer figure without repeats does not stand in for an older measurement of what the machine gets done."""
+    load = load_file(tmp_path, 123.5)
+    os.utime(load, (1, 1))
+    record_file(tmp_path, [quantity("writer", 700.0)])
+    assert costs.measured(tmp_path).tokens_per_s == 123.5
+    load.unlink()
+    assert costs.measured(tmp_path).tokens_per_s == 700.0
 
 
 def test_one_users_speed_counts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
