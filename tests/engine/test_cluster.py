@@ -85,7 +85,8 @@ def nodes(folder: Path) -> Iterator[RayNodes]:
     env["TMPDIR"] = str(folder)
     with RayNodes(2, env) as cluster:
         yield cluster
-    assert [" ".join(process.cmdline()) for process in with_token(token)] == []
+    psutil.wait_procs(with_token(token), timeout=30)  # what a killed run left ends by itself
+    assert [process.cmdline() for process in with_token(token)] == []
 
 
 @contextlib.contextmanager
@@ -107,7 +108,7 @@ def run_on(nodes: RayNodes, *labs: str, out: Path, token: str | None = None) -> 
             run.communicate()
 
 
-def wait_for(condition: Callable[[], bool], run: "subprocess.Popen[str]", within_s: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], run: "subprocess.Popen[str]", within_s: float = 240) -> None:
     """Waits for it; a run that ends before, or a time-out, fails with what the run said."""
     end = time.monotonic() + within_s
     while not condition():
@@ -163,7 +164,7 @@ def support_desk() -> Any:
 def test_a_wrong_token_is_refused_before_anything_starts(nodes: RayNodes, tmp_path: Path) -> None:
     """Exit 2 and a message that names the token; no folder appears."""
     with run_on(nodes, GOOD, out=tmp_path / "run", token="0" * 64) as run:
-        _, stderr = run.communicate(timeout=120)
+        _, stderr = run.communicate(timeout=240)
     assert run.returncode == 2, stderr
     assert "refuses the token of this machine" in stderr
     assert "Traceback" not in stderr
@@ -175,7 +176,7 @@ def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_pa
     with run_on(nodes, SLEEPS, DEPLOYS, out=tmp_path) as run:
         wait_for(lambda: sum("sleep 297" in line for line in of_labs(nodes)) >= 4, run)
         run.send_signal(signal.SIGINT)
-        _, stderr = run.communicate(timeout=90)
+        _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert of_labs(nodes) == []
@@ -203,7 +204,7 @@ def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
         wait_for((folder / f"{FIRST}-{kept.name[-2:]}").exists, run)
         wait_for(lambda: sum("ipykernel" in line for line in of_labs(nodes)) == 1, run)  # the lost node's kernel ends
         (folder / f"go-{FIRST}").touch()
-        stdout, stderr = run.communicate(timeout=120)
+        stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
     assert [line for line in stderr.splitlines() if line.startswith(f"{FIRST}: node") and "was lost" in line]
     assert "Raylet" not in stdout
