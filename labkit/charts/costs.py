@@ -4,6 +4,7 @@ They are built without Altair: a widget draws them anew between two key presses,
 longer than that. They keep to what Vega-Lite 5.6 knows.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -27,13 +28,13 @@ def break_even_chart(result: CostResult, *, title: str | None = "", width: int =
     rows = [*_staircase(result, low, high), *_api_lines(result, low, high)]
     names, colours = _series(result)
     bottom, top = _dollars(result, low, high)
-    x = {"field": "tokens", "type": "quantitative", "title": "million tokens a day (log)", "axis": {"tickCount": 6}}
+    x = {"field": "tokens", "type": "quantitative", "title": "million tokens a day (log)", "axis": _ticks(low, high)}
     x["scale"] = {"type": "log", "domain": [low, high], "nice": False}
     y = {
         "field": "usd",
         "type": "quantitative",
         "title": "dollars a day (log)",
-        "axis": {"tickCount": 5, "format": "~s"},
+        "axis": _ticks(bottom, top) | {"format": "~s"},
     }
     y["scale"] = {"type": "log", "domain": [bottom, top], "nice": False}
     colour = {
@@ -85,7 +86,7 @@ def utilisation_chart(result: CostResult, *, title: str | None = "", width: int 
             "field": "usd",
             "type": "quantitative",
             "title": "dollars per 1M tokens (log)",
-            "axis": {"tickCount": 5, "format": "~g"},
+            "axis": _ticks(*domain),
             "scale": {"type": "log", "domain": domain, "nice": False},
         },
     }
@@ -159,6 +160,17 @@ def sensitivity_chart(
     return _finished(
         {"layer": layers}, "Which input matters most?" if title == "" else title, description, width, height
     )
+
+
+def _ticks(low: float, high: float) -> Spec:
+    """The ticks of a logarithmic axis: 1, 2 and 5 of each decade, or the decades alone where there are many.
+
+    Vega-Lite would draw a line for every digit, and a live chart is the slower for each.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if len(decades) <= 5 else (1,)
+    values = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    return {"values": [one for one in values if low <= one <= high], "format": "~g"}
 
 
 def _range(result: CostResult) -> tuple[float, float]:
