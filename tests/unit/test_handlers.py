@@ -233,3 +233,83 @@ def test_the_sleep_handler_follows_its_law(monkeypatch: pytest.MonkeyPatch) -> N
     assert slept == [3, pytest.approx(0.24)]
     assert len(answers) == len(kinds) == 4
     assert {(answer["rows"], answer["version"]) for answer in answers} == {(4, "2.0")}
+
+
+class Writer:
+    """Stands for the model: writes "a", "b", "c", ... to everybody, and breaks on the prompt "boom"."""
+
+    def tokens(self, asked: Asked, _limit: int) -> list[int]:
+        """One token a prompt."""
+        if asked.prompt == "boom":
+            raise RuntimeError("the tokenizer broke")
+        return [1]
+
+    def text(self, row: Row) -> str:
+        """A letter a token."""
+        return "".join(chr(ord("a") + token) for token in row.written)
+
+    def write(self, rows: list[Row], after_step: Callable[[], None]) -> None:
+        """A token of each row in a step, until the longest is complete."""
+        for token in range(max(row.asked.max_tokens for row in rows)):
+            for row in rows:
+                row.take(token, frozenset())
+            after_step()
+
+
+class Context:
+    """What a handler uses of TorchServe's context, noted."""
+
+    def __init__(self, rows: int) -> None:
+        self.request_ids = {index: f"id-{index}" for index in range(rows)}
+        self.status: dict[int, int] = {}
+        self.kinds: dict[int, str] = {}
+        self.metrics = SimpleNamespace(add_counter=lambda *_: None, add_metric=lambda *_, **__: None)
+        self.set_response_content_type = self.kinds.__setitem__
+
+    def get_request_header(self, _index: int, _name: str) -> str:
+        """Every request of these tests is a completion."""
+        return "/v1/completions"
+
+    def set_response_status(self, *, code: int, phrase: str, idx: int) -> None:
+        """The phrase goes into the HTTP head as it is: it must be plain."""
+        assert phrase.isascii()
+        self.status[idx] = code
+
+
+def test_each_row_of_a_batch_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, whole answers, a refusal and a breakdown share a batch: each gets its own, and each stream its pieces
+    as they come, no more after its end."""
+    sent: list[dict[int, str]] = []
+
+    def send(events: dict[int, str], ids: dict[int, str], *_: Any) -> None:
+        assert ids == {index: f"id-{index}" for index in events}
+        sent.append(events)
+
+    monkeypatch.setitem(sys.modules, "ts.handler_utils.utils", SimpleNamespace(send_intermediate_predict_response=send))
+    enum = SimpleNamespace(MetricTypes=SimpleNamespace(HISTOGRAM=None))
+    monkeypatch.setitem(sys.modules, "ts.metrics.metric_type_enum", enum)
+    service = object.__new__(text_generation.Service)
+    service.name, service.settings, service.writer = "m", SETTINGS, Writer()  # type: ignore[assignment]
+    bodies: list[dict[str, Any]] = [
+        {"prompt": "x", "max_tokens": 2, "stream": True},
+        {"prompt": "x", "max_tokens": 4},
+        {"prompt": ""},
+        {"prompt": "boom"},
+        {"prompt": "x", "max_tokens": 3, "stream": True},
+    ]
+    context = Context(len(bodies))
+    answers = service.answer([{"body": body} for body in bodies], context)
+    assert context.status == {2: 422, 3: 500}
+    assert "broke" not in answers[3]
+    assert json.loads(answers[1])["choices"][0]["text"] == "abcd"
+    assert [sorted(events) for events in sent] == [[0, 4], [0, 4], [4]]
+    assert [context.kinds[index] for index in (0, 1, 4)] == [
+        "text/event-stream",
+        "application/json",
+        "text/event-stream",
+    ]
+    for index, text in ((0, "ab"), (4, "abc")):
+        lines = "".join(events.get(index, "") for events in sent).replace("data: ", "").split("\n\n")
+        assert "".join(piece(json.loads(line)) for line in lines[:-2]) == text
+        assert lines[-2:] == ["[DONE]", ""]
+        assert answers[index] == "\n"
