@@ -138,9 +138,14 @@ def table(rows: Iterable[Mapping[str, object]]) -> str:
     """Rows with the same keys as a table, its words to the left."""
     cell, found = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
     head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (found[0] if found else ()))
-    lines = ("".join(f"<td style='{cell}'>{escape(str(text))}</td>" for text in row.values()) for row in found)
+    lines = ("".join(_cell(str(text), cell) for text in row.values()) for row in found)
     body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
     return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str, style: str) -> str:
+    """Short texts, dates among them, stay on one line."""
+    return f"<td style='{style}{';white-space:nowrap' if len(text) <= 12 else ''}'>{escape(text)}</td>"
 
 
 def static(found: Selection, known: Catalogue) -> str:
