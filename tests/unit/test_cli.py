@@ -128,7 +128,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     [
         ([], ""),
         (["frobnicate"], "No such command"),
-        (["select"], "No such command"),
+        (["choose"], "No such command"),
         (["run", "--nonsense"], "No such option"),
         (["run", "99_nothing"], "there is no lab called '99_nothing'"),
         (["run", "--profile", "tpu"], "there is no profile 'tpu'"),
