@@ -18,12 +18,6 @@ from labkit.widgets import selector_html as views
 HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
 CONFIGURATION = "Configuration"
-# JupyterLab takes the arrow keys, and letters, for commands on cells even while a drop-down has the focus; this mark,
-# which its shortcuts respect, leaves them to the form. A style sheet's load event is the way to set it from Python.
-KEYS = (
-    "<style onload=\"this.closest('.jp-OutputArea-output, body').setAttribute('data-lm-suppress-shortcuts', 'true')\">"
-    ".labkit-selector {}</style>"
-)
 TIPS = {
     "Why": "The reasons for the first place, and what each rests on",
     "Why not": "Why the others are not first, or not ranked at all",
@@ -87,7 +81,7 @@ class SelectorForm:
         for by, heading in asked.items():
             left.append(
                 widgets.HTML(
-                    f"<b style='{views.TEXT}'>{heading}</b>{KEYS if by == 'article' else ''}",
+                    f"<b style='{views.TEXT}'>{heading}</b>",
                     layout={"margin": "0", "height": "22px"},
                 )
             )
