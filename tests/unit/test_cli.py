@@ -157,6 +157,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["load", "http://127.0.0.1:9"], "--model"),
         (["serve", "tgi"], "no server called 'tgi'"),
         (["serve", "vllm", "--port", "0"], "port 0"),
+        (["serve", "ray", "--port", "0"], "port 0"),
+        (["serve", "torchserve", "--port", "0"], "port 0"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_message(
