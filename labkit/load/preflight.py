@@ -9,6 +9,7 @@ import msgspec
 from labkit.errors import LoadError, UsageError
 
 _PATIENCE_S = 10.0
+TORCHSERVE_REFUSAL = b"Token Authorization failed"  # said with a 400
 
 
 async def check_server(session: aiohttp.ClientSession, root: str, model: str) -> None:
@@ -16,7 +17,7 @@ async def check_server(session: aiohttp.ClientSession, root: str, model: str) ->
     unknown."""
     url = f"{root}/models"
     status, raw = await _get(session, url)
-    if status in (401, 403):
+    if status in (401, 403) or (status == 400 and TORCHSERVE_REFUSAL in raw):
         raise LoadError(
             f"the server refused the API key ({status} at {url})", remedy="pass the key that it started with"
         )

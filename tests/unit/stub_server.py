@@ -55,6 +55,7 @@ class Behaviour:
     api_key: str | None = None
     models: tuple[str, ...] = (MODEL,)
     models_status: int = 200
+    models_error: str = "no models here"
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Stub:
         if not self._allowed(request):
             return _error(401, "Unauthorized")
         if self.behaviour.models_status != 200:
-            return _error(self.behaviour.models_status, "no models here")
+            return _error(self.behaviour.models_status, self.behaviour.models_error)
         data = [{"id": name, "object": "model", "root": name} for name in self.behaviour.models]
         return web.json_response({"object": "list", "data": data})
 

@@ -308,6 +308,18 @@ def test_unknown_model_lists_those_there_are() -> None:
         assert stub.bodies == []
 
 
+def test_torchserve_refuses_a_key_with_400() -> None:
+    """TorchServe's 400 for a wrong token is told as a refused key, any other 400 is not."""
+    refusal = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
+    with (
+        serving(models_status=400, models_error=refusal) as stub,
+        pytest.raises(LoadError, match="refused the API key"),
+    ):
+        run(stub)
+    with serving(models_status=400) as stub, pytest.raises(LoadError, match="no OpenAI-compatible API there"):
+        run(stub)
+
+
 def test_the_key_is_used_and_its_refusal_is_told() -> None:
     """With the right key all is well; without it, or with another, one error that does not print it."""
     with serving(api_key="right") as stub:
