@@ -177,6 +177,7 @@ def _init(
     import ray
 
     settings: dict[str, Any] = {
+        "address": "local",  # also where RAY_ADDRESS or a node of a cluster on this machine would be joined
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "include_dashboard": False,
