@@ -131,10 +131,12 @@ class Control:
         TorchServe tells what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
         default version gets the requests that name none: make another one the default first.
         """
-        began = quiet_since = time.monotonic()
-        while (now := time.monotonic()) - quiet_since < quiet_s:
-            if waiting := self.describe(model, version)["jobQueueStatus"]["pendingRequests"]:
-                quiet_since = now
+        began, quiet_since = time.monotonic(), None
+        while True:  # two looks bound the quiet: one alone says nothing about a pause between them
+            waiting, now = self.describe(model, version)["jobQueueStatus"]["pendingRequests"], time.monotonic()
+            quiet_since = None if waiting else quiet_since or now
+            if quiet_since is not None and now - quiet_since >= quiet_s:
+                return
             if now - began > timeout_s:
                 raise ServerError(
                     f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s",
