@@ -112,6 +112,7 @@ def start(
     prepare_environment(address)
     import ray
 
+    _reread_environment()
     if ray.is_initialized():
         raise UsageError("Ray runs in this process already", remedy="stop it first: .stop(), or ray.shutdown()")
     processes = connect(address, tries) if address else _init(num_cpus, num_gpus, tries, progress, options)
@@ -132,6 +133,16 @@ def prepare_environment(address: str | None = None) -> None:
         os.environ.setdefault(name, value)
     if address and (os.environ.get("RAY_AUTH_TOKEN") or TOKEN_FILE.expanduser().is_file()):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _reread_environment() -> None:
+    """Ray keeps what it read at its import, while the nodes that it starts read the environment as it is now.
+
+    A driver in one mode of authentication and a node in another do not speak; so does Ray itself when it sets a mode.
+    """
+    from ray._raylet import Config
+
+    Config.initialize("")
 
 
 def connect(address: str, tries: int = TRIES) -> list[psutil.Process]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray  # noqa: F401  # now: it reads RAY_AUTH_MODE once, and a test may have set that by the time it is needed
 import requests
 
 from labkit import models

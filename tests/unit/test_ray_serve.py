@@ -21,6 +21,7 @@ SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module `ray` that does nothing well."""
     ray: Any = types.ModuleType("ray")
+    monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -76,15 +77,26 @@ def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
     assert not survivors(started, within_s=5)
 
 
-def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any) -> None:
+def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster that does not answer is the user's input, with the address in the message."""
 
     def init(*_: Any, **__: Any) -> None:
         raise ConnectionError("could not find any running Ray instance")
 
     fake_ray.init = init
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"):
         ray_serve.start(address="127.0.0.1:1")
+
+
+def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook may have imported ray long before: driver and nodes agree on the environment of the start."""
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    for mode, meant in (("token", AuthenticationMode.TOKEN), ("disabled", AuthenticationMode.DISABLED)):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        ray_serve._reread_environment()
+        assert get_authentication_mode() == meant
 
 
 def test_ray_twice_in_one_process_is_refused(fake_ray: Any) -> None:
