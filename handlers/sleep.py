@@ -3,12 +3,13 @@
     POST /predictions/NAME  (any body)  ->  {"rows": 4, "version": "1.0", "pid": 123, "seconds": 0.12}
 
 With it the law of batching can be measured, and versions, scaling and faults be tried, without a model's load. One
-file, to be copied. The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s` and `load_s`, the seconds
-that loading takes.
+file, to be copied. The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s`, `load_s`, the seconds
+that loading takes, and `fail_share`, the share of requests (0 to 1, drawn by chance) that get a 500.
 """
 
 import json
 import os
+import random
 import time
 from typing import Any
 
@@ -27,6 +28,7 @@ class SleepHandler:
         """Called once, when the worker starts."""
         settings = (context.model_yaml_config or {}).get("handler", {})
         self.cost = {name: float(settings.get(name, usual)) for name, usual in COST_S.items()}
+        self.fail_share = float(settings.get("fail_share", 0))
         self.version = context.manifest["model"].get("modelVersion", "")
         time.sleep(float(settings.get("load_s", 0)))
 
@@ -37,4 +39,6 @@ class SleepHandler:
         answer = {"rows": len(data), "version": self.version, "pid": os.getpid(), "seconds": round(seconds, 6)}
         for index in range(len(data)):
             context.set_response_content_type(index, "application/json")
+            if random.random() < self.fail_share:
+                context.set_response_status(code=500, phrase="failed as it was told to", idx=index)
         return [json.dumps(answer)] * len(data)

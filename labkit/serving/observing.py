@@ -73,10 +73,12 @@ class Observation:
         self.answers += answers
         return list(answers)
 
-    async def ask_until(self, ask: Ask, done: Callable[[], bool], *, rate: float, at_most_s: float) -> None:
+    async def ask_until(
+        self, ask: Ask, done: Callable[[], bool], *, rate: float, at_most_s: float, timeout_s: float = 60.0
+    ) -> None:
         """Sends `ask` at `rate` a second until `done` (looked at before each) or for `at_most_s`; waits for answers."""
         began, number = self.now_s(), 0
-        async with session() as client, asyncio.TaskGroup() as tasks:
+        async with session(timeout_s) as client, asyncio.TaskGroup() as tasks:
             while not done() and self.now_s() - began < at_most_s:
                 tasks.create_task(self._noted(client, ask))
                 number += 1

@@ -100,14 +100,17 @@ class TorchServe:
 def properties(
     *, ports: Mapping[str, int], model_store: Path, archives: Sequence[Archive] = (), changes: Mapping[str, str]
 ) -> dict[str, str]:
-    """config.properties: everything on the loopback interface, tokens on, the model API off; `changes` come last."""
+    """config.properties: everything on the loopback interface, tokens on, the model API off; `changes` come last.
+
+    A change to "" leaves the line out, so that TorchServe's own default holds.
+    """
     addresses = {
         f"{name}_address": f"http://{LOOPBACK}:{ports[name]}" for name in ("inference", "management", "metrics")
     }
     grpc = {f"grpc_{name}_address": LOOPBACK for name in ("inference", "management")}
     grpc |= {f"grpc_{name}_port": str(ports[f"grpc_{name}"]) for name in ("inference", "management")}
     loaded = ",".join(f"{one.model_name}={one.path.name}" for one in archives)
-    return {
+    found = {
         **addresses,
         **grpc,
         "model_store": str(model_store),
@@ -120,6 +123,7 @@ def properties(
         "token_expiration_min": str(KEYS_LAST_MIN),
         **changes,
     }
+    return {name: value for name, value in found.items() if value}
 
 
 def start(

@@ -235,6 +235,22 @@ def test_the_sleep_handler_follows_its_law(monkeypatch: pytest.MonkeyPatch) -> N
     assert {(answer["rows"], answer["version"]) for answer in answers} == {(4, "2.0")}
 
 
+@pytest.mark.parametrize(("share", "failed"), [(0, range(0)), (1, range(3))])
+def test_the_sleep_handler_fails_as_often_as_it_is_told_to(share: float, failed: range) -> None:
+    """With a share of 0 every row is answered, with one of 1 every row gets a 500; all rows have an answer."""
+    statuses: dict[int, int] = {}
+    context = SimpleNamespace(
+        model_yaml_config={"handler": {"fixed_s": 0, "per_row_s": 0, "fail_share": share}},
+        manifest={"model": {}},
+        set_response_content_type=lambda *_: None,
+        set_response_status=lambda code, phrase, idx: statuses.update({idx: code}),  # noqa: ARG005
+    )
+    handler = sleep.SleepHandler()
+    handler.initialize(context)
+    assert len(handler.handle([{}] * 3, context)) == 3
+    assert statuses == dict.fromkeys(failed, 500)
+
+
 class Writer:
     """Stands for the model: writes "a", "b", "c", ... to everybody, and breaks on the prompt "boom"."""
 

@@ -15,13 +15,15 @@ from labkit.serving.observing import Answer, Ask, Observation, calls_per_second,
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    """A server that echoes a POST's body, counts GETs, answers 500 under /broken and hangs up under /gone."""
+    """A server that echoes a POST, counts GETs, is broken under /broken, hangs up under /gone, mute under /silent."""
     counted = []
 
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/gone":
             assert request.transport is not None
             request.transport.abort()
+        if request.path == "/silent":
+            await asyncio.sleep(1)
         if request.path == "/broken":
             return web.Response(status=500, text="no")
         counted.append(request.path)
@@ -48,6 +50,15 @@ async def test_failures_are_answers_too(url: str) -> None:
     assert (broken.status, broken.text, broken.ok) == (500, "no", False)
     assert gone.status == 0
     assert "Disconnected" in gone.text
+
+
+async def test_a_server_that_never_answers_is_given_up(url: str) -> None:
+    """A load goes on without an answer; after its time-out each request counts as not answered."""
+    seen = Observation()
+    await seen.ask_until(Ask(f"{url}/silent"), lambda: False, rate=50, at_most_s=0.1, timeout_s=0.2)
+    assert len(seen.answers) >= 3
+    assert {(one.status, one.text) for one in seen.answers} == {(0, "TimeoutError")}
+    assert all(one.latency_s >= 0.2 for one in seen.answers)
 
 
 async def test_requests_are_sent_when_they_are_due(url: str) -> None:

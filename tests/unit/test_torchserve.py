@@ -70,6 +70,8 @@ def test_everything_is_on_loopback_and_closed_by_default(tmp_path: Path) -> None
         **usual,
         "metrics_mode": "log",
     }
+    unset = torchserve.properties(ports=PORTS, model_store=tmp_path, changes={"metrics_mode": ""})
+    assert usual.keys() - unset.keys() == {"metrics_mode"}
 
 
 def test_the_environment_is_private(tmp_path: Path) -> None:
