@@ -5,6 +5,7 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.teaching import show
+from labkit.teaching.keys import LEAVE_ARROWS
 from labkit.teaching.predictions import Prediction
 
 WIDE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
@@ -24,6 +25,7 @@ def build(prediction: Prediction) -> Any:
 
     question = widgets.HTML(
         f"<div style='line-height:1.4;max-width:60em'><b>{escape(prediction.question, quote=False)}</b></div>"
+        + LEAVE_ARROWS
     )
     answer = _choices(prediction) if prediction.options else _number(prediction)
     sure = round(100 * prediction.confidence) if prediction.confidence is not None else 50

@@ -17,6 +17,7 @@ from labkit.costs import CostSettings
 from labkit.costs.command import headline, text
 from labkit.errors import UsageError
 from labkit.teaching import show
+from labkit.teaching.keys import LEAVE_ARROWS
 from labkit.widgets import cost_fields
 from labkit.widgets.cost_answer import LOOK, answer_html, sums_html
 
@@ -70,7 +71,7 @@ class CostCalculator:
     def _arranged(self, widgets: Any) -> Any:
         left = widgets.VBox(list(self.fields.values()), layout={"width": "338px", "flex": "0 0 auto"})
         shown = [
-            widgets.HTML(LOOK, layout={"height": "0", "margin": "0"}),
+            widgets.HTML(LOOK + LEAVE_ARROWS, layout={"height": "0", "margin": "0"}),
             self.answer,
             self.view,
             self.picture,

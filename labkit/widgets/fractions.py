@@ -17,6 +17,7 @@ from labkit.errors import UsageError
 from labkit.example_models import example_models
 from labkit.models import EMBEDDED
 from labkit.teaching import show
+from labkit.teaching.keys import LEAVE_ARROWS
 
 WIDE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
 # key: (label, width in pixels, what the field is for)
@@ -68,7 +69,8 @@ class FractionAuditor:
         )
         self._exported.observe(self._pasted, names="value")
         buttons = widgets.HBox([self._add, self._take])
-        shown = [self._gpu_box, self._entries, buttons, self._message, self._answer, self._exported]
+        keys = widgets.HTML(LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
+        shown = [keys, self._gpu_box, self._entries, buttons, self._message, self._answer, self._exported]
         self.box = widgets.VBox(shown, layout={"max_width": "980px"})
         self.box.add_class("labkit-fractions")
         self._fill()

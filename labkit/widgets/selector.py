@@ -13,6 +13,7 @@ from labkit.errors import UsageError
 from labkit.selector import Catalogue, ConfigFile, Selection, catalogue, configure, read_state, select, write_state
 from labkit.selector.words import to_text
 from labkit.teaching import show as shown
+from labkit.teaching.keys import LEAVE_ARROWS
 from labkit.widgets import selector_html as views
 
 HEIGHT = "500px"
@@ -81,7 +82,7 @@ class SelectorForm:
         for by, heading in asked.items():
             left.append(
                 widgets.HTML(
-                    f"<b style='{views.TEXT}'>{heading}</b>",
+                    f"<b style='{views.TEXT}'>{heading}</b>{LEAVE_ARROWS}",
                     layout={"margin": "0", "height": "22px"},
                 )
             )

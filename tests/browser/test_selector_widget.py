@@ -151,13 +151,16 @@ def test_it_fits_a_laptop_and_follows_the_hand(
 
 
 def test_a_question_is_answered_by_keys(form: Any, page: Any) -> None:
-    """With the focus on a question, End takes its last option, Home its first, and a letter the one that begins so."""
+    """With the focus on a question, arrows take the next and the one before, End and Home the last and the first, and a
+    letter the option that begins so; the cell that is active does not move."""
     from playwright.sync_api import expect
 
     workload, priority = form.locator("select").first, form.locator("select").nth(3)
     for field, key, option in (
         (workload, "End", "a pipeline of models"),
         (workload, "Home", "one model"),
+        (workload, "ArrowDown", "several models"),
+        (workload, "ArrowUp", "one model"),
         (priority, "l", "latency"),
     ):
         field.focus()
