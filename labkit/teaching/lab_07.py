@@ -163,7 +163,7 @@ def requests_per_s(clients, batch_size, delay_s, fixed_s, per_row_s):
 
 
 def longest_answer(timeout_s: float, share: float, first_s: float, step_s: float, batch_size: int) -> int:  # noqa: ARG001
-    return int((share * timeout_s - first_s) / step_s) + 1
+    return int((share * timeout_s - first_s) // step_s) + 1
 
 
 LONGEST_ANSWER = FunctionExercise(
@@ -178,7 +178,7 @@ to every row of the batch. `batch_size`: the rows. Below, it gets this machine's
     starter="""
 def longest_answer(timeout_s, share, first_s, step_s, batch_size):
     for_steps_s = ... * timeout_s - ...
-    return int(for_steps_s / ...) + ...
+    return int(for_steps_s // ...) + ...
 """,
     answer_name="longest_answer",
     unit="tokens",

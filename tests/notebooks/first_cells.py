@@ -10,7 +10,7 @@ import nbformat
 
 from tools import notebooks as tool
 
-STARTS = {"vllm": "from vllm import", "ray": "ray_serve.start("}
+STARTS = {"vllm": "from vllm import", "ray": "ray_serve.start(", "ts": "packaging.pack("}
 
 
 def run_first_cells(

@@ -1,0 +1,145 @@
+"""Lab 07: its repaired handlers without a model, code shown from files, exercises against independent rules."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import batchlaw
+from labkit.errors import UsageError
+from labkit.serving.torchserve_archive import handlers_path
+from labkit.teaching import lab_07
+from labkit.teaching.sources import show_source, source_of
+
+pytest.importorskip("torch")
+from handlers.steps import chat, rows
+
+LIMITS = {"max_prompt_tokens": 5, "max_new_tokens": 8}
+
+
+class Statuses:
+    """TorchServe's context, as far as statuses go."""
+
+    def __init__(self) -> None:
+        self.told: dict[int, int] = {}
+
+    def set_response_status(self, *, code: int, phrase: str, idx: int) -> None:
+        assert phrase
+        self.told[idx] = code
+
+
+def chat_handler() -> chat.ChatHandler:
+    """Its tokenizer makes a token of each word, its model writes nothing."""
+    handler = chat.ChatHandler()
+    handler.settings = LIMITS
+    handler.tokenizer = SimpleNamespace(
+        apply_chat_template=lambda turns, **_: list(range(len(turns[0]["content"].split())))
+    )
+    return handler
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"prompt": 7}, ["a"], b"[", b"", "", b"\xff", None, '{"prompt', "7"], ids=lambda body: repr(body)
+)
+@pytest.mark.parametrize("make", [rows.RowsHandler, chat_handler])
+def test_a_bad_body_is_told_to_its_client_alone(make: Any, body: Any) -> None:
+    """Whatever a row holds, its client gets a 422 and the reason; the neighbours' rows get their answers, in order."""
+    handler, context = make(), Statuses()
+    handler.write = lambda *asked: {"saw": asked[0]} if make is chat_handler else f"saw {asked[0]}"
+    answers = [json.loads(one) for one in handler.handle([{"body": {"prompt": "hi"}}, {"body": body}], context)]
+    assert len(answers) == 2
+    assert "saw" in json.dumps(answers[0])
+    assert answers[1]["error"]
+    assert context.told == {1: 422}
+
+
+@pytest.mark.parametrize(
+    "row", [{"body": b'{"prompt": "hi"}'}, {"data": '{"prompt": "hi"}'}, {"body": {"prompt": "hi"}}]
+)
+def test_a_body_may_be_decoded_or_not(row: dict[str, Any]) -> None:
+    """Bytes, text and a dict are the same request, under either of TorchServe's names."""
+    assert rows.RowsHandler().read(row) == "hi"
+    assert chat_handler().read(row) == ([0], LIMITS["max_new_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"prompt": "a b c d e f"}, "6 tokens; up to 5"),
+        ({"prompt": "a", "max_tokens": 9}, "from 1 to 8"),
+        ({"prompt": "a", "max_tokens": 0}, "from 1 to 8"),
+        ({"prompt": "a", "max_tokens": True}, "from 1 to 8"),
+        ({"prompt": "a", "max_tokens": "4"}, "from 1 to 8"),
+    ],
+)
+def test_what_is_too_long_is_refused(body: dict[str, Any], says: str) -> None:
+    """Neither a prompt nor an answer is cut: the limit is told."""
+    with pytest.raises(ValueError, match=says):
+        chat_handler().read({"body": body})
+
+
+@pytest.mark.parametrize("name", ["rows", "chat"])
+def test_the_steps_can_be_archived(name: str) -> None:
+    """Each has its settings beside it, with the four that the lab changes, and imports nothing of this repository."""
+    path = handlers_path() / "steps" / f"{name}.py"
+    assert "labkit" not in path.read_text()
+    settings = path.with_suffix(".yaml").read_text()
+    assert all(f"{one}:" in settings for one in ("batchSize", "maxBatchDelay", "model_path", "max_new_tokens"))
+
+
+# --- sources from files
+
+
+def test_a_file_is_shown_without_being_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    """By its path a file is shown as a module is, its name seen from the repository."""
+    show_source(handlers_path() / "sleep.py", "batch_seconds")
+    assert capsys.readouterr().out.startswith("# handlers/sleep.py\n\ndef batch_seconds(rows: int")
+
+
+def test_a_file_elsewhere_is_called_by_its_name(tmp_path: Path) -> None:
+    """No path of the machine is told, and an unknown name is refused with those that are there."""
+    path = tmp_path / "mine.py"
+    path.write_text("def one() -> int:\n    return 1\n")
+    assert source_of(path, "one") == path.read_text().strip()
+    with pytest.raises(UsageError, match=r"^mine\.py has no two") as caught:
+        source_of(path, "two")
+    assert "one" in caught.value.remedy
+
+
+# --- exercises
+
+
+@given(
+    clients=st.integers(1, 64),
+    batch_size=st.integers(1, 64),
+    delay_s=st.floats(0, 5),
+    fixed_s=st.floats(0.001, 5),
+    per_row_s=st.floats(0, 1),
+)
+def test_the_exercise_is_the_law(
+    clients: int, batch_size: int, delay_s: float, fixed_s: float, per_row_s: float
+) -> None:
+    """What learners are asked for is what is drawn over the measurements."""
+    cost = batchlaw.BatchCost(fixed_s=fixed_s, per_row_s=per_row_s)
+    expected = batchlaw.law(cost, clients=clients, batch_size=batch_size, delay_s=delay_s).throughput
+    assert lab_07.requests_per_s(clients, batch_size, delay_s, fixed_s, per_row_s) == pytest.approx(expected)
+
+
+@given(
+    timeout_s=st.integers(1, 600),
+    share=st.sampled_from([0.25, 0.5, 1.0]),
+    first_s=st.integers(0, 8),
+    eighths=st.integers(1, 16),
+)
+def test_the_longest_answer_fits_and_one_token_more_does_not(
+    timeout_s: int, share: float, first_s: int, eighths: int
+) -> None:
+    """Counted step by step, the answer ends within the share of the timeout; the next token would come after it."""
+    step_s, end_s = eighths / 8, share * timeout_s
+    tokens = lab_07.longest_answer(timeout_s, share, first_s, step_s, 4)
+    assert first_s + step_s * (tokens - 1) <= end_s < first_s + step_s * tokens
+    assert (tokens >= 1) == (first_s <= end_s)
