@@ -21,6 +21,8 @@ from labkit.serving import watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
 
 TRIES = 5
+BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
+CALM_WAIT_S = 20.0  # and this much longer after each failed try
 STOP_WAIT_S = 3.0  # for their own end; then they are ended
 OBJECT_STORE_BYTES = 200 * 2**20
 # A node's agent has about 15 s to write its port, whatever one sets; on a busy machine it may miss that.
@@ -140,7 +142,7 @@ def _reread_environment() -> None:
 
     A driver in one mode of authentication and a node in another do not speak; so does Ray itself when it sets a mode.
     """
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
 
@@ -219,6 +221,13 @@ def _retried(init: Callable[[], Any], tries: int, progress: Progress) -> None:
                 remedy = "wait until the machine is less busy and start again"
                 raise ServerError(f"Ray did not start in {tries} tries: {error}", remedy=remedy) from error
             progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({error}); once more")
+            _wait_for_calm(CALM_WAIT_S * attempt)
+
+
+def _wait_for_calm(at_most_s: float) -> None:
+    began = time.monotonic()
+    while psutil.cpu_percent(interval=1.0) > BUSY_PERCENT and time.monotonic() - began < at_most_s:
+        pass
 
 
 def _start_serve(port: int, request_timeout_s: float | None) -> int:

@@ -22,6 +22,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module `ray` that does nothing well."""
     ray: Any = types.ModuleType("ray")
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
+    monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -91,7 +92,7 @@ def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any, monkeypatc
 
 def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook may have imported ray long before: driver and nodes agree on the environment of the start."""
-    from ray._raylet import AuthenticationMode, get_authentication_mode
+    from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
 
     for mode, meant in (("token", AuthenticationMode.TOKEN), ("disabled", AuthenticationMode.DISABLED)):
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
