@@ -65,10 +65,11 @@ def test_a_notebooks_own_defaults_are_allowed_values(lab: Lab, notebook: Path) -
 @pytest.mark.parametrize("lab", course.LABS.values(), ids=lambda lab: lab.name)
 def test_labs_test_claims_that_the_ledger_has(lab: Lab) -> None:
     """Every claim that a lab is said to test stands in the ledger; an engine's lab has the common parameters (one on
-    Ray may serve no model of its own)."""
+    Ray may serve no model of its own; a plain handler on TorchServe takes what its model takes, and no share)."""
     assert set(lab.claims) <= set(load_claims())
     assert lab.engine == "none" or {"seed", "out_dir"} <= set(lab.parameters)
-    assert lab.engine in {"none", "ray"} or {"model", "gpu_memory_share"} <= set(lab.parameters)
+    share = set() if lab.engine == "torchserve" else {"gpu_memory_share"}
+    assert lab.engine in {"none", "ray"} or {"model", *share} <= set(lab.parameters)
 
 
 @pytest.mark.parametrize(
