@@ -1,0 +1,166 @@
+"""The queueing model against queueing theory, and what holds for any traffic."""
+
+import math
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.errors import UsageError
+from labkit.queueing import Arrival, Balancer, Service, poisson, replicas_needed, simulate
+
+BALANCERS: tuple[Balancer, ...] = ("random", "round_robin", "two_choices", "fewest")
+ARRIVALS = st.lists(
+    st.builds(
+        Arrival,
+        at_s=st.floats(0, 50),
+        prompt_tokens=st.integers(0, 50),
+        output_tokens=st.integers(1, 40),
+    ),
+    min_size=1,
+    max_size=40,
+)
+SERVICES = st.builds(
+    Service,
+    step_s=st.dictionaries(st.integers(1, 20), st.floats(0.001, 1), min_size=1, max_size=4),
+    prefill_s_per_token=st.floats(0, 0.1),
+    places=st.integers(1, 10),
+)
+
+
+def erlang_c(servers: int, load: float) -> float:
+    """The probability that an arrival waits in M/M/c with `load` erlangs (Erlang, 1917)."""
+    terms = [load**k / math.factorial(k) for k in range(servers)]
+    last = load**servers / math.factorial(servers) * servers / (servers - load)
+    return last / (sum(terms) + last)
+
+
+@pytest.mark.parametrize(("places", "rate"), [(1, 0.6), (4, 3.0), (8, 7.0)])
+def test_equal_steps_are_the_queue_of_erlang(places: int, rate: float) -> None:
+    """Steps that take no longer with more requests: as many servers as places; the mean wait is Erlang's."""
+    step_s, mean_tokens = 0.005, 200.0  # a mean service of 1 s, nearly exponential
+    service = Service(step_s={1: step_s}, places=places)
+    served = simulate(service, poisson(rate, requests=60_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=3))
+    load = rate * (mean_tokens - 1) * step_s
+    expected_s = erlang_c(places, load) / (places - load) * (mean_tokens - 1) * step_s
+    assert fmean(one.ttft_s for one in served) == pytest.approx(expected_s, rel=0.12)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+def test_steps_that_grow_with_the_batch_are_processor_sharing(load: float) -> None:
+    """Where a step takes n times as long with n requests, the mean time of M/G/1-PS comes out: S / (1 - load)."""
+    step_s, mean_tokens = 0.005, 200.0
+    service = Service(step_s={1: step_s, 2: 2 * step_s}, places=400)
+    mean_s = (mean_tokens - 1) * step_s
+    traffic = poisson(load / mean_s, requests=40_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=5)
+    assert fmean(one.e2e_s for one in simulate(service, traffic)) == pytest.approx(mean_s / (1 - load), rel=0.1)
+
+
+def test_reading_alone_is_the_queue_with_a_fixed_service() -> None:
+    """With one token to write, prompts queue for the reader: the mean wait of M/D/1, load * S / (2 * (1 - load))."""
+    service = Service(step_s={1: 0.001}, prefill_s_per_token=0.01, places=10)
+    read_s, load = 1.0, 0.7
+    arrivals = poisson(load / read_s, requests=60_000, prompt_tokens=100, mean_output_tokens=1, seed=1)
+    waits = [one.ttft_s - read_s for one in simulate(service, arrivals)]
+    assert fmean(waits) == pytest.approx(load * read_s / (2 * (1 - load)), rel=0.1)
+
+
+@given(service=SERVICES, arrivals=ARRIVALS, replicas=st.integers(1, 5), balancer=st.sampled_from(BALANCERS))
+def test_every_request_is_served_once_and_in_time_order(
+    service: Service, arrivals: list[Arrival], replicas: int, balancer: Balancer
+) -> None:
+    """None is lost or made up; it arrives, gets a place, reads, writes; no faster than alone; twice the same result."""
+    served = simulate(service, arrivals, replicas=replicas, balancer=balancer)
+    key = lambda one: (one.at_s, one.prompt_tokens, one.output_tokens)  # noqa: E731
+    assert sorted(map(key, arrivals)) == sorted(key(one.arrival) for one in served)
+    fastest_s = min(service.step_of(n) for n in range(1, service.places + 1))
+    for one in served:
+        read_s = one.arrival.prompt_tokens * service.prefill_s_per_token
+        assert one.arrival.at_s <= one.placed_s <= one.first_token_s <= one.finished_s
+        assert one.ttft_s >= read_s * (1 - 1e-9) - 1e-9
+        if one.tpot_s is not None:
+            assert one.tpot_s >= fastest_s * (1 - 1e-6) - 1e-9
+    assert served == simulate(service, arrivals, replicas=replicas, balancer=balancer)
+
+
+@given(service=SERVICES, arrivals=ARRIVALS, replicas=st.integers(1, 3))
+def test_no_replica_holds_more_than_its_places(service: Service, arrivals: list[Arrival], replicas: int) -> None:
+    """At any moment at most `places` requests of a replica have a place."""
+    served = simulate(service, arrivals, replicas=replicas)
+    for replica in range(replicas):
+        here = [one for one in served if one.replica == replica]
+        for moment in (one.placed_s for one in here):
+            held = sum(1 for one in here if one.placed_s <= moment < one.finished_s)
+            assert held <= service.places
+
+
+def test_a_lone_request_takes_what_it_takes() -> None:
+    """Nobody else there: its prompt's time, then a step of one for each further token."""
+    service = Service(step_s={1: 0.02, 4: 0.05}, prefill_s_per_token=0.001, places=4)
+    (one,) = simulate(service, [Arrival(at_s=5, prompt_tokens=100, output_tokens=11)])
+    assert one.ttft_s == pytest.approx(0.1)
+    assert one.e2e_s == pytest.approx(0.1 + 10 * 0.02)
+    assert one.tpot_s == pytest.approx(0.02)
+
+
+def test_steps_lie_on_the_lines_between_what_was_measured() -> None:
+    """Below the first number as the first, between two on their line, above the last on the last two's."""
+    service = Service(step_s={2: 0.02, 4: 0.04, 8: 0.06}, places=16)
+    assert [round(service.step_of(n), 6) for n in (1, 2, 3, 6, 8, 16)] == [0.02, 0.02, 0.03, 0.05, 0.06, 0.1]
+
+
+def test_a_full_replica_finishes_what_its_capacity_says() -> None:
+    """Always full, a replica's rate over a long run is its capacity."""
+    service = Service(step_s={1: 0.01, 8: 0.03}, prefill_s_per_token=0.0005, places=8)
+    arrivals = [Arrival(at_s=0, prompt_tokens=40, output_tokens=33)] * 4_000
+    served = simulate(service, arrivals)
+    rate = len(served) / max(one.finished_s for one in served)
+    assert rate == pytest.approx(service.capacity_per_s(prompt_tokens=40, output_tokens=33), rel=0.02)
+
+
+def test_looking_at_two_queues_beats_looking_at_none() -> None:
+    """The mean wait falls from random to two choices to the fewest, on the same traffic (Mitzenmacher, 1996)."""
+    service = Service(step_s={1: 0.01}, places=2)
+    arrivals = poisson(20 * 2 * 0.9, requests=30_000, prompt_tokens=0, mean_output_tokens=101, seed=2)
+    waits = {
+        way: fmean(one.ttft_s for one in simulate(service, arrivals, replicas=20, balancer=way)) for way in BALANCERS
+    }
+    assert waits["fewest"] < waits["two_choices"] < waits["random"]
+
+
+def test_the_number_of_replicas_is_the_least_that_does() -> None:
+    """One less would not keep the share."""
+    service = Service(step_s={1: 0.01, 8: 0.02}, prefill_s_per_token=0.0002, places=8)
+    arrivals = poisson(60, requests=3_000, prompt_tokens=50, mean_output_tokens=64, seed=4)
+    found = replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.2, share=0.95)
+
+    def share(replicas: int) -> float:
+        return fmean(one.ttft_s <= 0.2 for one in simulate(service, arrivals, replicas=replicas))
+
+    assert found > 1
+    assert share(found) >= 0.95 > share(found - 1)
+
+
+def test_what_no_number_of_replicas_can_do_is_told() -> None:
+    """An SLO below what an empty replica takes: a message, not a search without end."""
+    service = Service(step_s={1: 0.01}, prefill_s_per_token=0.01, places=4)
+    arrivals = poisson(1, requests=50, prompt_tokens=100, mean_output_tokens=4, seed=0)
+    with pytest.raises(UsageError, match="64 replicas do not keep 99% of the requests good"):
+        replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.5, at_most=64)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step_s": {}, "places": 1},
+        {"step_s": {0: 0.1}, "places": 1},
+        {"step_s": {1: 0.0}, "places": 1},
+        {"step_s": {1: 0.1}, "places": 0},
+        {"step_s": {1: 0.1}, "places": 1, "prefill_s_per_token": -1.0},
+    ],
+)
+def test_a_replica_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+    """With the numbers in the message."""
+    with pytest.raises(UsageError):
+        Service(**wrong)  # type: ignore[arg-type]
