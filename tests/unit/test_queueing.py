@@ -1,6 +1,7 @@
 """The queueing model against queueing theory, and what holds for any traffic."""
 
 import math
+from dataclasses import astuple
 from statistics import fmean
 
 import pytest
@@ -72,8 +73,7 @@ def test_every_request_is_served_once_and_in_time_order(
 ) -> None:
     """None is lost or made up; it arrives, gets a place, reads, writes; no faster than alone; twice the same result."""
     served = simulate(service, arrivals, replicas=replicas, balancer=balancer)
-    key = lambda one: (one.at_s, one.prompt_tokens, one.output_tokens)  # noqa: E731
-    assert sorted(map(key, arrivals)) == sorted(key(one.arrival) for one in served)
+    assert sorted(map(astuple, arrivals)) == sorted(astuple(one.arrival) for one in served)
     fastest_s = min(service.step_of(n) for n in range(1, service.places + 1))
     for one in served:
         read_s = one.arrival.prompt_tokens * service.prefill_s_per_token
