@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks archives bench lock
+.PHONY: help setup fetch run lab test test-fast lint notebooks archives bench lock workshop-check
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -35,8 +35,21 @@ test: fetch lint ## everything: lint, types, unit, engine, notebook and browser 
 notebooks: fetch ## execute the notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py
 
+new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
+	@$(BIN)/python tools/new_lab.py $(NAME)
+
+article: setup  ## docs/article.md anew: the article's sections, the claims and the labs that test them
+	$(BIN)/python tools/article.py
+
+binder-check: setup ## binder/ in a clean environment: what runs without an engine, run (no Docker)
+	$(BIN)/python tools/binder.py
+
 archives: fetch ## the TorchServe handlers as archives, in build/archives
 	$(BIN)/python tools/archives.py
+
+workshop-check: ## is this machine ready for a workshop (ARGS="--answer --save DIR", or ARGS="--summary DIR" for the room)
+	@test -x $(BIN)/labkit || { echo "there is no $(BIN)/labkit: run make setup fetch first" >&2; exit 1; }
+	@$(BIN)/labkit workshop-check $(ARGS)
 
 bench: fetch    ## benchmarks; they report and never judge
 	$(BIN)/python -m benchmarks $(ARGS)

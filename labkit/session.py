@@ -18,7 +18,7 @@ from labkit.labs import Lab, check_parameters, find_lab
 from labkit.machine import Machine, inspect, versions
 from labkit.paths import runs_path
 from labkit.records import Measured, Recorder
-from labkit.teaching import Prediction, Reveal, predict, reveal, show
+from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal, show
 
 OUT_DIR = "out_dir"
 ORANGE, LEFT = "#D55E00", "text-align:left"
@@ -37,6 +37,7 @@ def start(name: str, parameters: Mapping[str, Any], *, out_dir: str | Path | Non
     folder = str(out_dir if out_dir is not None else checked.get(OUT_DIR, ""))
     checked.pop(OUT_DIR, None)  # where a record goes is no parameter of what is measured
     session = LabSession(lab, checked, Path(folder).expanduser() if folder else _fresh_folder(), machine=inspect())
+    listen(session.judged)
     session.show_machine()
     return session
 
@@ -108,6 +109,11 @@ class LabSession:
         shown = reveal(prediction, measured, low, high, article=article, model=model)
         self.recorder.prediction(shown.to_dict())
         return shown
+
+    def judged(self, result: CheckResult) -> None:
+        """Records a judged answer to an exercise of this lab; `start` has `check` call it."""
+        if result.answered and result.exercise.startswith(f"{self.lab.name[:2]}."):
+            self.recorder.exercise(result.exercise, passed=result.passed, misconceptions=result.misconceptions)
 
     def exact(self, name: str, value: Any) -> None:
         """Records what is the same, bit by bit, in every run of the same parameters."""

@@ -23,61 +23,61 @@ def show_run(run_dir: Path) -> None:
     from labkit.report_data import load
     from labkit.report_view import lab_views
 
-    table = _table("lab", "status", "time", "key figures")
+    table = new_table("lab", "status", "time", "key figures")
     for lab in lab_views(load(run_dir)):
         figures = [f"{figure['name']}: {figure['value']}{_bounds(figure['interval'])}" for figure in lab["figures"]]
         style = STYLES[lab["mark"]]
-        table.add_row(_text(lab["title"]), f"[{style}]{lab['status']}[/]", lab["duration"], _text("\n".join(figures)))
-    _print(table)
+        table.add_row(
+            as_text(lab["title"]), f"[{style}]{lab['status']}[/]", lab["duration"], as_text("\n".join(figures))
+        )
+    put(table)
 
 
 def show_comparison(found: Comparison) -> None:
     """What two runs agree on and what not."""
-    ratios = _table("ratio", "a", "b", "tolerance", "agrees")
+    ratios = new_table("ratio", "a", "b", "tolerance", "agrees")
     for pair in found.ratios:
         values = ["absent" if value is None else number(value) for value in (pair.a, pair.b)]
-        ratios.add_row(_text(pair.name), *values, share(pair.tolerance), "yes" if pair.within else "[bold red]no[/]")
+        ratios.add_row(as_text(pair.name), *values, share(pair.tolerance), "yes" if pair.within else "[bold red]no[/]")
     if found.ratios:
-        _print(ratios)
+        put(ratios)
     for title, differences in (("exact", found.exact_differences), ("parameter", found.parameter_differences)):
         for each in differences:
-            _print(_text(f"{title} difference: {each.lab} {each.path}: {each.a!r} in a, {each.b!r} in b"))
+            put(as_text(f"{title} difference: {each.lab} {each.path}: {each.a!r} in a, {each.b!r} in b"))
     for run, labs in (("a", found.only_in_a), ("b", found.only_in_b)):
         for lab in labs:
-            _print(_text(f"only in {run}: {lab}"))
+            put(as_text(f"only in {run}: {lab}"))
     for line in (*(f"not finished: {each}" for each in found.unfinished), *found.notes):
-        _print(_text(line))
-    _print(
-        f"identical where they must be: {'yes' if found.identical else 'no'}; agree: {'yes' if found.agrees else 'no'}"
-    )
+        put(as_text(line))
+    put(f"identical where they must be: {'yes' if found.identical else 'no'}; agree: {'yes' if found.agrees else 'no'}")
 
 
 def show_claims(rows: Sequence[Row]) -> None:
     """The ledger: first what was measured, then the rest."""
-    table = _table("claim", "the article says", "sources say", "verdict here", "because")
+    table = new_table("claim", "the article says", "sources say", "verdict here", "because")
     for row in sorted(rows, key=lambda each: not each.measured):
         style = VERDICTS.get(row.verdict, "dim")
-        because = _text(" ".join([row.because, *row.notes]))
-        table.add_row(row.id, _text(row.short), row.literature, f"[{style}]{row.verdict}[/]", because)
-    _print(table)
+        because = as_text(" ".join([row.because, *row.notes]))
+        table.add_row(row.id, as_text(row.short), row.literature, f"[{style}]{row.verdict}[/]", because)
+    put(table)
 
 
 def show_load(found: Summary) -> None:
     """A load in figures."""
-    _print(
+    put(
         f"{found.completed} completed, {found.failed} failed in {number(found.duration_s)} s; "
         f"{found.input_tokens:,} tokens in, {found.output_tokens:,} out\n"
         f"{number(found.request_throughput)} requests/s, {number(found.output_throughput)} output tokens/s; "
         f"this client used {share(found.client_cpu_share)} of a core"
     )
-    table = _table("seconds", "mean", "p50", "p90", "p99")
+    table = new_table("seconds", "mean", "p50", "p90", "p99")
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         quantity: Quantity = getattr(found, name)
         values = (quantity.mean, quantity.p50, quantity.p90, quantity.p99)
         table.add_row(name.removesuffix("_s").upper(), *(number(value) if quantity.count else "-" for value in values))
-    _print(table)
+    put(table)
     for warning in found.warnings:
-        _print(_text(f"warning: {warning}"))
+        put(as_text(f"warning: {warning}"))
 
 
 @contextmanager
@@ -102,7 +102,8 @@ def _bounds(interval: str) -> str:
     return f" ({interval})" if interval else ""
 
 
-def _table(*columns: str) -> "Table":
+def new_table(*columns: str) -> "Table":
+    """An empty table with these columns, in the style of all tables."""
     from rich import box
     from rich.table import Table
 
@@ -112,14 +113,15 @@ def _table(*columns: str) -> "Table":
     return table
 
 
-def _text(words: str) -> str:
+def as_text(words: str) -> str:
     """Words that came from elsewhere: brackets in them are brackets, not rich's markup."""
     from rich.markup import escape
 
     return escape(words)
 
 
-def _print(what: Any) -> None:
+def put(what: Any) -> None:
+    """Prints a table or marked-up words on stdout."""
     from rich.console import Console
 
     # 80 columns, rich's guess where there is no terminal, would fold every sentence.

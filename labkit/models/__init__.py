@@ -1,7 +1,7 @@
 """What is served: the embedded models, a folder, or a hub id; and facts about a model's architecture."""
 
 from labkit.models.architecture import Architecture, architecture, parameter_count
-from labkit.models.fetch import cached, fetch, is_complete, resolve
+from labkit.models.fetch import cached, fetch, is_complete, is_intact, resolve
 from labkit.models.registry import CHAT, EMBEDDED, EMBEDDING, EmbeddedModel, cache_dir
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "cached",
     "fetch",
     "is_complete",
+    "is_intact",
     "parameter_count",
     "resolve",
 ]

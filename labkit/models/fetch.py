@@ -65,13 +65,13 @@ def _fetch_embedded(model: EmbeddedModel, progress: Progress) -> Path:
     from filelock import FileLock
 
     final = cached(model.name)
-    if _is_intact(final):  # before the lock: a cache shared in a workshop may be read-only
+    if is_intact(final):  # before the lock: a cache shared in a workshop may be read-only
         progress(f"{model.name}: in the cache, verified")
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.parent / f"{final.name}.lock"):
-            if not _is_intact(final):  # another process may have been faster
+            if not is_intact(final):  # another process may have been faster
                 _build(model, final, progress)
     except OSError as error:
         raise _storage_error(model, final.parent, error) from error
@@ -193,7 +193,8 @@ def _manifest(folder: Path) -> dict[str, dict[str, object]]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_intact(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
+    """True when every file of the folder's manifest has the hash that it was stored with (reads all of it)."""
     try:
         hashes = {name: entry["sha256"] for name, entry in _manifest(folder).items()}
         return is_complete(folder) and all(_sha256(folder / name) == expected for name, expected in hashes.items())

@@ -8,6 +8,7 @@ from labkit.records.comparison import Comparison, RatioPair, compare, within
 from labkit.records.files import FORMAT, write_atomic
 from labkit.records.record import (
     RUN_FILE,
+    Attempts,
     Chart,
     LabRun,
     Measured,
@@ -26,6 +27,7 @@ from labkit.records.values import Difference, differences, plain
 __all__ = [
     "FORMAT",
     "RUN_FILE",
+    "Attempts",
     "Chart",
     "Comparison",
     "Difference",

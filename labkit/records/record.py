@@ -45,6 +45,14 @@ class Chart(_Frozen):
     spec: dict[str, JsonValue]
 
 
+class Attempts(_Frozen):
+    """How an exercise went so far. `tries`: judged answers; `misconceptions`: the names of those recognised in them."""
+
+    passed: bool
+    tries: Annotated[StrictInt, Field(ge=1)]
+    misconceptions: tuple[str, ...] = ()
+
+
 class _Described(_Frozen):
     """What records and run.json have in common. Times are UTC."""
 
@@ -76,6 +84,7 @@ class Record(_Described):
     measured: tuple[Measured, ...] = ()
     claims: dict[str, dict[str, Scalar]] = {}
     predictions: tuple[dict[str, JsonValue], ...] = ()
+    exercises: dict[str, Attempts] = {}
     charts: tuple[Chart, ...] = ()
     warnings: tuple[str, ...] = ()
 

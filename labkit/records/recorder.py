@@ -14,7 +14,7 @@ from labkit import machine as machines
 from labkit.errors import RecordError, UsageError
 from labkit.experiments import Caution, Interval, Ratio
 from labkit.records.files import position, remove_leftovers, write_model
-from labkit.records.record import RUN_FILE, Chart, Measured, Record, Scalar, Status
+from labkit.records.record import RUN_FILE, Attempts, Chart, Measured, Record, Scalar, Status
 from labkit.records.values import plain
 
 CLAIM_ID = re.compile(r"C\d{2}")
@@ -109,6 +109,20 @@ class Recorder:
         if not isinstance(name, str):
             raise UsageError(f"the prediction's id is {name!r}", remedy='give it one: {"id": "speed-up", ...}')
         self._change(lambda record: {"predictions": (*_without(record.predictions, name), held)})
+
+    def exercise(self, exercise_id: str, *, passed: bool, misconceptions: Sequence[str] = ()) -> None:
+        """Add one judged answer to what is known of an exercise; what was passed once stays passed."""
+
+        def added(record: Record) -> dict[str, Any]:
+            before = record.exercises.get(exercise_id)
+            now = Attempts(
+                passed=passed or (before is not None and before.passed),
+                tries=(before.tries if before else 0) + 1,
+                misconceptions=tuple(dict.fromkeys((*(before.misconceptions if before else ()), *misconceptions))),
+            )
+            return {"exercises": {**record.exercises, exercise_id: now}}
+
+        self._change(added)
 
     def chart(self, name: str, spec: Mapping[str, Any], *, key: bool = False) -> None:
         """Record a chart as its Vega-Lite specification, data included. `key`: it belongs in the report."""

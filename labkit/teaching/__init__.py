@@ -1,6 +1,6 @@
 """How a lab teaches: commit to a prediction, see it revealed, answer exercises that name the misconception."""
 
-from labkit.teaching.checks import ask, check, exercises, find
+from labkit.teaching.checks import ask, check, exercises, find, listen
 from labkit.teaching.exercises import (
     CheckResult,
     ChoiceExercise,
@@ -36,6 +36,7 @@ __all__ = [
     "exercises",
     "find",
     "is_hit",
+    "listen",
     "predict",
     "reveal",
 ]

@@ -36,6 +36,9 @@ COMMANDS = {
     "fractions",
     "load",
     "serve",
+    "progress",
+    "solutions",
+    "workshop-check",
 }
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
@@ -156,6 +159,12 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["load", "nonsense", "--model", "m"], "nonsense"),
         (["load", "http://127.0.0.1:9"], "--model"),
         (["serve", "tgi"], "no server called 'tgi'"),
+        (["progress"], "Missing argument"),
+        (["progress", "{tmp}/nowhere", "--json"], "is not a folder"),
+        (["solutions", "99"], "there is no lab called '99'"),
+        (["workshop-check", "--lab", "99"], "there is no lab called '99'"),
+        (["workshop-check", "--summary", "{tmp}/nowhere"], "holds 0 checks"),
+        (["workshop-check", "--summary", "{tmp}", "--answer"], "--summary looks at no machine"),
         (["serve", "vllm", "--port", "0"], "port 0"),
         (["serve", "ray", "--port", "0"], "port 0"),
         (["serve", "torchserve", "--port", "0"], "port 0"),

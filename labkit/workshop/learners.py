@@ -1,0 +1,208 @@
+"""How far a learner is, from the records in a folder of theirs: labs, predictions, exercises, the last sign of life.
+
+A learner starts a lab more than once, and each start writes a record of its own. A lab counts as done when one of them
+is; a prediction counts as it was made first, since the second time one knows; an exercise that was passed stays passed.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from labkit import teaching
+from labkit.errors import RecordError
+from labkit.records import Attempts, Record, Status, read
+from labkit.teaching import Calibration
+
+RECORD = re.compile(r"[0-9]{2}_[a-z0-9_]+\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabProgress:
+    """Where a learner is in one lab. `starts`: its records, the lab having been started that often."""
+
+    status: Status
+    starts: int
+    predictions: tuple[Mapping[str, Any], ...]
+    exercises: Mapping[str, Attempts]
+    last: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """One learner. `broken`: the message for each file that could not be read. `folder` is where the records were."""
+
+    name: str
+    folder: Path
+    labs: Mapping[str, LabProgress]
+    broken: tuple[str, ...] = ()
+
+    def labs_that_are(self, status: Status) -> list[str]:
+        """The labs with this status, in the course's order."""
+        return [name for name, lab in self.labs.items() if lab.status == status]
+
+    @property
+    def calibration(self) -> Calibration:
+        """All predictions of the learner, summarised as in the report."""
+        return teaching.calibration(one for lab in self.labs.values() for one in lab.predictions)
+
+    @property
+    def hits(self) -> int:
+        """Predictions that came true."""
+        return sum(one.get("hit") is True for lab in self.labs.values() for one in lab.predictions)
+
+    @property
+    def exercises(self) -> dict[str, Attempts]:
+        """Every exercise that was tried."""
+        return {name: tried for lab in self.labs.values() for name, tried in lab.exercises.items()}
+
+    @property
+    def last(self) -> datetime | None:
+        """The last sign of life; None where there is no record."""
+        return max((lab.last for lab in self.labs.values()), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        tried = self.exercises
+        return {
+            "name": self.name,
+            "folder": str(self.folder),
+            "labs": {name: lab.status for name, lab in self.labs.items()},
+            **{status: self.labs_that_are(status) for status in ("done", "running", "failed")},
+            "predictions": {**asdict(self.calibration), "hits": self.hits},
+            "exercises": {
+                "passed": [name for name, one in tried.items() if one.passed],
+                "not_yet": [name for name, one in tried.items() if not one.passed],
+            },
+            "last_activity": self.last.isoformat() if self.last else None,
+            "broken": list(self.broken),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hurdle:
+    """An exercise as the whole room met it. `misconceptions`: how many learners showed each."""
+
+    exercise: str
+    tried: int
+    passed: int
+    misconceptions: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def read_learner(folder: Path, *, name: str) -> Learner:
+    """Reads every record below `folder`, hidden folders left out. A broken file is kept as its message.
+
+    RecordError when it is no folder.
+    """
+    if not folder.is_dir():
+        raise RecordError(f"{folder} is not a folder", remedy="pass a learner's folder, such as serving-lab/runs")
+    found: list[tuple[Record, datetime]] = []
+    broken: list[str] = []
+    for file in _record_files(folder):
+        try:
+            record = read(file)
+            found.append((record, _last_sign(record, file)))
+        except (RecordError, OSError) as error:
+            broken.append(str(error))
+    return Learner(name=name, folder=folder, labs=progress_of(found), broken=tuple(broken))
+
+
+def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProgress]:
+    """Records, each with its last sign of life, in any order, as progress by lab in the course's order."""
+    by_lab: dict[str, list[tuple[Record, datetime]]] = {}
+    for record, last in sorted(records, key=lambda pair: pair[0].started):
+        by_lab.setdefault(record.lab, []).append((record, last))
+    return {lab: _lab_progress(by_lab[lab]) for lab in sorted(by_lab)}
+
+
+def hurdles(learners: Iterable[Learner]) -> list[Hurdle]:
+    """Every exercise that somebody tried: first those that most of who tried have not passed."""
+    tried: dict[str, list[Attempts]] = {}
+    for learner in learners:
+        for name, attempts in learner.exercises.items():
+            tried.setdefault(name, []).append(attempts)
+    found = [_hurdle(name, attempts) for name, attempts in sorted(tried.items())]
+    return sorted(found, key=lambda one: one.passed - one.tried)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder: what tells it from the others. Of /home/ann/runs and /home/ben/runs: ann and ben."""
+    if len(folders) < 2:
+        return [folder.absolute().name for folder in folders]
+    parts = [folder.absolute().parts for folder in folders]
+    start = _shared(parts)
+    end = _shared([each[start:][::-1] for each in parts])
+    names = ["/".join(each[start : len(each) - end]) for each in parts]
+    return names if all(names) else [str(folder) for folder in folders]  # one lies in the other, or it is named twice
+
+
+def _shared(sequences: Sequence[tuple[str, ...]]) -> int:
+    """How many elements, from the first on, are the same in all sequences."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*sequences, strict=False)))
+
+
+def _record_files(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(where, name) for name in sorted(files) if RECORD.fullmatch(name))
+
+
+def _last_sign(record: Record, file: Path) -> datetime:
+    """The record's end; while the lab is open, when its file was last written."""
+    return record.ended or datetime.fromtimestamp(file.stat().st_mtime, tz=UTC)
+
+
+def _lab_progress(starts: Sequence[tuple[Record, datetime]]) -> LabProgress:
+    """`starts`: the lab's records, the oldest first."""
+    records = [record for record, _ in starts]
+    done = any(record.status == "done" for record in records)
+    return LabProgress(
+        status="done" if done else records[-1].status,
+        starts=len(records),
+        predictions=tuple(_first_predictions(records).values()),
+        exercises=_joined_exercises(records),
+        last=max(last for _, last in starts),
+    )
+
+
+def _first_predictions(records: Iterable[Record]) -> dict[str, Mapping[str, Any]]:
+    """Each question with its first guess, or without one where nobody ever guessed."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        for one in record.predictions:
+            name = str(one.get("id"))
+            if name not in found or found[name].get("guess") is None:
+                found[name] = one
+    return found
+
+
+def _joined_exercises(records: Iterable[Record]) -> dict[str, Attempts]:
+    found: dict[str, Attempts] = {}
+    for record in records:
+        for name, now in record.exercises.items():
+            before = found.get(name)
+            found[name] = now if before is None else _joined(before, now)
+    return found
+
+
+def _joined(a: Attempts, b: Attempts) -> Attempts:
+    return Attempts(
+        passed=a.passed or b.passed,
+        tries=a.tries + b.tries,
+        misconceptions=tuple(dict.fromkeys((*a.misconceptions, *b.misconceptions))),
+    )
+
+
+def _hurdle(name: str, attempts: Sequence[Attempts]) -> Hurdle:
+    shown = Counter(one for each in attempts for one in each.misconceptions)
+    passed = sum(each.passed for each in attempts)
+    return Hurdle(exercise=name, tried=len(attempts), passed=passed, misconceptions=dict(shown.most_common()))
