@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
 def _settings(environment: Path) -> dict[str, str]:
     """The variables of the commands: the new environment first on PATH, nothing from the one that runs this."""
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "LABKIT_ROOT")}
+    dropped = {"PYTHONPATH", "VIRTUAL_ENV", "LABKIT_ROOT"}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
 
 
