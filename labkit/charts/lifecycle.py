@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from labkit.charts.scaling import Moment
-from labkit.charts.theme import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, WIDTH, finish
+from labkit.charts.theme import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, WIDTH, finish, labelled
 from labkit.errors import UsageError
 
 ANSWERED = (BLUE, GREEN, PURPLE)
 NOT_ANSWERED = (VERMILLION, ORANGE, BLACK)
+FAILED = " failed"  # how the name of a version's own error ends
 MOST_LABELS = 3
+FROM_THE_RIGHT = 0.55  # labels beyond this part of the axis stand on the left of their lines
 LABEL_PX = 17
 Fate = tuple[float, float, str]
 """When a request was sent (s), what it waited (s), what became of it."""
@@ -25,7 +27,8 @@ def request_fates(
 ) -> Any:
     """Each request as a mark at the moment at which it was sent, and at the height of what it waited.
 
-    Those whose fate is among `answered` are dots, all others crosses. Raises UsageError without rows.
+    Those whose fate is among `answered` are dots, or triangles of the same colour for a version's own errors ("2.0
+    failed"); all others are crosses. Raises UsageError without rows.
     """
     if not rows:
         raise UsageError(f"the chart {title!r} has no requests", remedy="pass at least one")
@@ -34,6 +37,8 @@ def request_fates(
     fates = sorted({fate for _, _, fate in rows}, key=lambda one: (one not in answered, one))
     end, top = max(at for at, _, _ in rows), max(waited for _, waited, _ in rows)
     x = alt.Scale(domain=[0, end * 1.02], nice=False)
+    looks = {"colour": _colours(fates, answered), "shape": _shapes(fates, answered)}
+    scales = {name: alt.Scale(domain=fates, range=found) for name, found in looks.items()}
     data = "at,waited,fate\n" + "\n".join(f"{at:.3f},{waited:.4g},{fate}" for at, waited, fate in rows)
     parse = {"at": "number", "waited": "number", "fate": "string"}
     marks = (
@@ -42,26 +47,29 @@ def request_fates(
         .encode(
             x=alt.X("at:Q", scale=x, title="seconds since the load began", axis=alt.Axis(tickCount=8)),
             y=alt.Y("waited:Q", scale=alt.Scale(domain=[0, top * 1.08], nice=False), title="waited (s)"),
-            color=alt.Color("fate:N", title=None, scale=alt.Scale(domain=fates, range=_colours(fates, answered))),
-            shape=alt.Shape("fate:N", title=None, scale=alt.Scale(domain=fates, range=_shapes(fates, answered))),
+            color=alt.Color("fate:N", title=None, scale=scales["colour"], legend=alt.Legend(orient="bottom")),
+            shape=alt.Shape("fate:N", title=None, scale=scales["shape"], legend=alt.Legend(orient="bottom")),
         )
     )
-    drawn = alt.layer(marks, *_rules(moments, x)).properties(width=WIDTH, height=240)
+    drawn = alt.layer(marks, *_rules(moments, x, end)).properties(width=WIDTH, height=240)
     return finish(drawn, title=title, description=_told(rows, fates, moments), caption=caption)
 
 
 def _shapes(fates: Sequence[str], answered: Sequence[str]) -> list[str]:
-    return ["circle" if fate in answered else "cross" for fate in fates]
+    kinds = {True: "triangle-up", False: "circle"}
+    return [kinds[fate.endswith(FAILED)] if fate in answered else "cross" for fate in fates]
 
 
 def _colours(fates: Sequence[str], answered: Sequence[str]) -> list[str]:
-    """Colours of one kind for what was answered, of another for the rest, in order."""
-    good = iter(ANSWERED * len(fates))
-    bad = iter(NOT_ANSWERED * len(fates))
-    return [next(good if fate in answered else bad) for fate in fates]
+    """A colour for each version that answered, and others for what none did, in order."""
+    versions = list(dict.fromkeys(fate.removesuffix(FAILED) for fate in fates if fate in answered))
+    rest = [fate for fate in fates if fate not in answered]
+    found = {version: ANSWERED[place % len(ANSWERED)] for place, version in enumerate(versions)}
+    found |= {fate: NOT_ANSWERED[place % len(NOT_ANSWERED)] for place, fate in enumerate(rest)}
+    return [found[fate.removesuffix(FAILED) if fate in answered else fate] for fate in fates]
 
 
-def _rules(moments: Sequence[Moment], scale: Any) -> list[Any]:
+def _rules(moments: Sequence[Moment], scale: Any, end: float) -> list[Any]:
     """Lines through the panel; their names stand above it, in turn on up to three heights."""
     import altair as alt
 
@@ -70,7 +78,9 @@ def _rules(moments: Sequence[Moment], scale: Any) -> list[Any]:
         base = alt.Chart(alt.Data(values=[{"at": one.at_s, "text": one.text}])).encode(x=alt.X("at:Q", scale=scale))
         lift = LABEL_PX * (place % MOST_LABELS)
         layers.append(base.mark_rule(strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=-lift, y2=240))
-        layers.append(base.mark_text(align="left", baseline="bottom", dx=3, y=-lift - 1).encode(text="text:N"))
+        right = one.at_s > FROM_THE_RIGHT * end
+        side = {"align": "right", "dx": -3} if right else {"align": "left", "dx": 3}
+        layers.append(labelled(base.encode(text="text:N"), baseline="bottom", y=-lift - 1, **side))
     return layers
 
 

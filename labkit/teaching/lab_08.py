@@ -194,7 +194,7 @@ approximation for many requests; the lab uses a better one for few). Fill the bl
     starter="""
 def half_width(failed, n, failed_before, n_before):
     share, before = failed / n, failed_before / n_before
-    return 1.96 * (... + ...) ** 0.5
+    return 1.96 * (share * ... + before * ...) ** 0.5
 """,
     answer_name="half_width",
     unit="",

@@ -164,10 +164,12 @@ def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixtu
 
 
 def test_lost_requests_are_crosses_in_other_colours() -> None:
-    """What was answered and what was not differ in shape and in colour, and each fate has its own colour."""
-    fates, answered = ["1.0", "2.0", "404", "no answer"], ("1.0", "2.0")
-    assert drawn._shapes(fates, answered) == ["circle", "circle", "cross", "cross"]
-    assert len(set(drawn._colours(fates, answered))) == 4
+    """What was answered and what was not differ in shape and colour; a version's own errors have its colour."""
+    fates, answered = ["1.0", "1.0 failed", "2.0", "404", "no answer"], ("1.0", "1.0 failed", "2.0")
+    assert drawn._shapes(fates, answered) == ["circle", "triangle-up", "circle", "cross", "cross"]
+    first, failed, *others = drawn._colours(fates, answered)
+    assert first == failed
+    assert len({first, *others}) == 4
 
 
 def test_empty_charts_are_refused() -> None:
