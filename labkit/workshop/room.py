@@ -112,7 +112,9 @@ def _read(file: Path) -> _File:
     except OSError as error:
         raise RecordError(f"{file} cannot be read: {error.strerror or error}", remedy=AGAIN) from error
     except ValidationError as error:
-        raise RecordError(f"{file} is no workshop check: {first_errors(error, most=1)}", remedy=AGAIN) from error
+        raise RecordError(
+            f"{file} is no workshop check: {first_errors(error, most=1).lstrip(': ')}", remedy=AGAIN
+        ) from error
 
 
 def _software(file: _File) -> dict[str, str]:

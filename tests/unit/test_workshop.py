@@ -16,11 +16,13 @@ from labkit import course, models, teaching
 from labkit.doctor import Check, LabState
 from labkit.errors import LoadError, RecordError, ServerError, UsageError
 from labkit.load import LoadResult, Outcome, RequestRecord
+from labkit.paths import notebooks_path
 from labkit.records import Attempts, Record, Recorder, read
 from labkit.workshop import answer, learners, readiness, room
 from labkit.workshop import solutions as solved
 from tests.unit import synthetic
-from tests.unit.test_cli import Ended
+from tests.unit.stub_server import serving
+from tests.unit.test_cli import CONFIG, Ended
 from tests.unit.test_cli import labkit as labkit  # the fixture that runs a command
 
 LAB = "01_first_deployment"
@@ -287,6 +289,44 @@ def test_an_empty_answer_is_none() -> None:
         answer.in_words(_loaded(bad), ready_s=41.2)
 
 
+class Started:
+    """Stands for a started `vllm serve`: the stub answers, and the end is noted."""
+
+    def __init__(self, command: str, base_url: str) -> None:
+        self.command, self.base_url, self.api_key, self.stopped = command, base_url, "secret", False
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("status", [None, 500])
+def test_the_first_answer_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    """The engine's own command is started, asked once over HTTP by its name and key, and stopped, answer or not."""
+    model = tmp_path / "a model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    started: list[Started] = []
+    with serving(api_key="secret", models=(models.CHAT,), error_status=status) as stub:
+
+        def start(command: str, **_: Any) -> Started:
+            started.append(Started(command, stub.base_url))
+            return started[0]
+
+        monkeypatch.setattr("labkit.workshop.answer.models.resolve", lambda *_, **__: model)
+        monkeypatch.setattr("labkit.workshop.answer.vllm.start", start)
+        found = readiness.answer_check(answer.first_answer)
+    assert found.state == ("ok" if status is None else "problem")
+    assert f"{answer.TOKENS} tokens in" in found.found or "did not answer: http_error" in found.found
+    assert started[0].command.startswith(f"vllm serve '{model}' --served-model-name {models.CHAT}")
+    assert started[0].stopped
+    assert len(stub.bodies) == 1
+
+
 def test_the_first_answer_takes_a_small_share_of_a_gpu() -> None:
     """Half of what is free, never more than is free, and a share in any case."""
     assert answer.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=8)) == pytest.approx(0.4)
@@ -391,10 +431,14 @@ def test_solutions_of_one_lab_are_its_own() -> None:
 
 def test_no_solution_stands_in_a_notebooks_cells() -> None:
     """A learner reads the question and an unsolved starter: the source of no solution is in any notebook's cells."""
-    from labkit.paths import notebooks_path
-
-    for file in sorted(notebooks_path().glob("[0-9]*.ipynb")):
+    hidden = {
+        one.id: one.solution_text()
+        for one in teaching.exercises().values()
+        if not isinstance(one, teaching.ChoiceExercise)
+    }
+    files = sorted(notebooks_path().glob("[0-9]*.ipynb"))
+    assert files
+    for file in files:
         cells = ["".join(cell["source"]) for cell in json.loads(file.read_text())["cells"]]
-        for one in teaching.exercises().values():
-            if not isinstance(one, teaching.ChoiceExercise):
-                assert not any(one.solution_text() in cell for cell in cells), (file.name, one.id)
+        found = [name for name, solution in hidden.items() if any(solution in cell for cell in cells)]
+        assert not found, file.name
