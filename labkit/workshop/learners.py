@@ -117,10 +117,14 @@ def read_learner(folder: Path, *, name: str) -> Learner:
 
 
 def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProgress]:
-    """Records, each with its last sign of life, in any order, as progress by lab in the course's order."""
+    """Records, each with its last sign of life, in any order, as progress by lab in the course's order.
+
+    Copies of one start count once, as they were last.
+    """
+    starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=_by_last)}
     by_lab: dict[str, list[tuple[Record, datetime]]] = {}
-    for record, last in sorted(records, key=lambda pair: pair[0].started):
-        by_lab.setdefault(record.lab, []).append((record, last))
+    for key in sorted(starts):
+        by_lab.setdefault(key[1], []).append(starts[key])
     return {lab: _lab_progress(by_lab[lab]) for lab in sorted(by_lab)}
 
 
@@ -148,6 +152,10 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 def _shared(sequences: Sequence[tuple[str, ...]]) -> int:
     """How many elements, from the first on, are the same in all sequences."""
     return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*sequences, strict=False)))
+
+
+def _by_last(pair: tuple[Record, datetime]) -> datetime:
+    return pair[1]
 
 
 def _record_files(folder: Path) -> Iterator[Path]:

@@ -89,6 +89,15 @@ def test_a_lab_is_done_when_one_of_its_starts_is() -> None:
     assert learners.progress_of([a_record(1, "failed"), a_record(0, "running")])[LAB].status == "failed"
 
 
+def test_a_copied_record_counts_once() -> None:
+    """Of two copies of one start the later one tells how it went, and no try is counted twice."""
+    early, started = a_record(0, "running", exercises={"01.tpot": tried(passed=False)})
+    late, _ = a_record(0, "done", exercises={"01.tpot": tried(passed=True)})
+    (lab,) = learners.progress_of([(late, started + timedelta(hours=1)), (early, started)]).values()
+    assert (lab.status, lab.starts) == ("done", 1)
+    assert lab.exercises == {"01.tpot": tried(passed=True)}
+
+
 def test_the_first_guess_counts() -> None:
     """A second guess comes from somebody who knows; a question that was passed over may be answered later."""
     first = a_record(0, predictions=(guessed("a", 1.0, hit=False), guessed("b", None, hit=None)))
