@@ -1,0 +1,113 @@
+"""Laying out a new lab: names, places in the shared files, and nothing overwritten."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from labkit.errors import UsageError
+from labkit.labs import FAST_LOADER, LABS, load_labs
+from labkit.paths import root
+from tools import new_lab
+
+LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")
+README = (root() / "README.md").read_text(encoding="utf-8")
+FREE = [f"{number:02d}" for number in range(1, 100) if f"{number:02d}" not in {name[:2] for name in LABS}]
+PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
+words = st.text(PRINTABLE, min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
+
+
+def made(name: str, **more: str) -> new_lab.NewLab:
+    """A new lab beside those of the course."""
+    return new_lab.plan(name, labs=list(LABS), **more)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """What the tool changes of a repository, and the folders that it writes to."""
+    for name, text in (("data/labs.yaml", LABS_TEXT), ("README.md", README)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for name in ("labkit/teaching", "tests/unit", "notebooks"):
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "13", "13_", "x13_more", "3_more", "13_More", "13-more", "13_a__b", "13_a/b"])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    """Only two digits and words in lower case are a name; the remedy shows one."""
+    with pytest.raises(UsageError, match="13_speculative_decoding"):
+        made(name)
+
+
+def test_a_taken_number_is_refused_with_a_free_one() -> None:
+    """The lab that has the number is named, and the remedy is a number that no lab has."""
+    with pytest.raises(UsageError, match="number 03 is taken by 03_prefix_caching") as caught:
+        made("03_more")
+    assert f"{FREE[0]} is free" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"title": "a\nb"}, {"question": " "}, {"title": "a\x07"}])
+def test_a_title_is_one_line(wrong: dict[str, str]) -> None:
+    """Two lines, none or control characters would break the files that they go into."""
+    with pytest.raises(UsageError, match="one line"):
+        made(f"{FREE[0]}_more", **wrong)
+
+
+@settings(max_examples=20, deadline=None)
+@example(number=FREE[0], title='"a": {b} #c', question="\U0001003a")
+@given(number=st.sampled_from(FREE), title=words, question=words)
+def test_an_entry_goes_to_its_place_and_moves_nothing(number: str, title: str, question: str) -> None:
+    """For any free number and texts: the labs stay in order, the old ones as they were, the new one says its texts."""
+    lab = made(f"{number}_made", title=title, question=question)
+    entries = yaml.load(new_lab.with_entry(LABS_TEXT, lab), FAST_LOADER)
+    assert list(entries) == sorted(entries)
+    assert (entries[lab.name]["title"], entries[lab.name]["question"]) == (title, question)
+    del entries[lab.name]
+    assert entries == yaml.load(LABS_TEXT, FAST_LOADER)
+
+
+@given(st.sampled_from(FREE))
+def test_a_row_goes_to_its_place_in_the_readme(number: str) -> None:
+    """One line more, after every lab with a smaller number and before every other."""
+    before, after = README.splitlines(), new_lab.with_row(README, made(f"{number}_made")).splitlines()
+    (row,) = [line for line in after if line not in before]
+    assert [line for line in after if line != row] == before
+    numbers = [line[3:5] for line in after if line.startswith("| [") and line[3:5].isdigit()]
+    assert numbers == sorted(numbers)
+    assert number in numbers
+
+
+def test_a_readme_without_the_table_is_refused() -> None:
+    """Where there is nothing to stand in, the tool says so."""
+    with pytest.raises(UsageError, match="no table of labs"):
+        new_lab.with_row("# Another\n", made(f"{FREE[0]}_made"))
+
+
+def test_all_files_are_written_and_valid(copy: Path) -> None:
+    """Five files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
+    lab = made(f"{FREE[-1]}_made", title='A "quoted" one: #1')
+    paths = new_lab.lay_out(lab, copy)
+    assert all(path.exists() for path in paths)
+    assert len(paths) == 5
+    assert load_labs(copy / "data" / "labs.yaml")[lab.name].title == lab.title
+    notebook = nbformat.read(copy / "notebooks" / f"{lab.name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert any(f'course.start("{lab.name}"' in cell.source for cell in notebook.cells)
+    assert not [path for path in paths if "$" in path.read_text() and path.suffix == ".py"]
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_what_exists_is_not_overwritten(copy: Path, kind: int) -> None:
+    """When one of the new files is there already, it is named and not one file is changed."""
+    lab = made(f"{FREE[-1]}_made")
+    path = [path for path, _ in new_lab.files(lab, copy)][kind]
+    path.write_text("mine")
+    before = {each: each.read_bytes() for each in copy.rglob("*") if each.is_file()}
+    with pytest.raises(UsageError, match="exists already") as caught:
+        new_lab.lay_out(lab, copy)
+    assert path.name in str(caught.value)
+    assert {each: each.read_bytes() for each in copy.rglob("*") if each.is_file()} == before
