@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks archives bench lock workshop-check
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives bench lock workshop-check
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -34,6 +34,15 @@ test: fetch lint ## everything: lint, types, unit, engine, notebook and browser 
 
 notebooks: fetch ## execute the notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py
+
+new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
+	@$(BIN)/python tools/new_lab.py $(NAME)
+
+article: setup  ## docs/article.md anew: the article's sections, the claims and the labs that test them
+	$(BIN)/python tools/article.py
+
+binder-check: setup ## binder/ in a clean environment: what runs without an engine, run (no Docker)
+	$(BIN)/python tools/binder.py
 
 new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
 	@$(BIN)/python tools/new_lab.py $(NAME)
