@@ -44,15 +44,6 @@ article: setup  ## docs/article.md anew: the article's sections, the claims and 
 binder-check: setup ## binder/ in a clean environment: what runs without an engine, run (no Docker)
 	$(BIN)/python tools/binder.py
 
-new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
-	@$(BIN)/python tools/new_lab.py $(NAME)
-
-article: setup  ## docs/article.md anew: the article's sections, the claims and the labs that test them
-	$(BIN)/python tools/article.py
-
-binder-check: setup ## binder/ in a clean environment: what runs without an engine, run (no Docker)
-	$(BIN)/python tools/binder.py
-
 archives: fetch ## the TorchServe handlers as archives, in build/archives
 	$(BIN)/python tools/archives.py
 
