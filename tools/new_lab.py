@@ -23,6 +23,11 @@ from labkit.records import write_atomic
 
 TEMPLATE = Path(__file__).resolve().parent / "template"
 QUESTION = "How much faster does a better encoder make a stream?"
+MINUTES = 0.5  # of the template's own run
+TALKING_POINTS = (
+    "Ask: two encoders write the same text; is the factor between them the server's? It is worth as much as\n"
+    "encoding is a part of what a chunk costs. Watch for: one user's share taken for everybody's."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,11 @@ class NewLab:
         """Two digits."""
         return self.name[:2]
 
+    @property
+    def words(self) -> str:
+        """The name as tables show it: "13 speculative decoding"."""
+        return self.name.replace("_", " ")
+
     def fill(self, template: str) -> str:
         """A file of the template with this lab's names in it."""
         text = (TEMPLATE / template).read_text(encoding="utf-8")
@@ -45,7 +55,13 @@ class NewLab:
             "title_quoted": json.dumps(self.title, ensure_ascii=False),  # YAML reads \u escapes pair by pair
             "question_quoted": json.dumps(self.question, ensure_ascii=False),
         }
-        names = {"name": self.name, "number": self.number, "title": self.title, "question": self.question}
+        names = {
+            "name": self.name,
+            "number": self.number,
+            "title": self.title,
+            "question": self.question,
+            "minutes": str(MINUTES),
+        }
         return Template(text).substitute(names | quoted)
 
 
@@ -73,15 +89,30 @@ def with_entry(text: str, lab: NewLab) -> str:
     return f"{text[: later[0].start()]}{entry}\n\n{text[later[0].start() :]}"
 
 
-def with_row(text: str, lab: NewLab) -> str:
-    """README.md with the lab's row in the table of labs, after those with smaller numbers."""
-    rows = list(re.finditer(r"^\| \[([0-9]{2}) [^\n]*\n", text, re.MULTILINE))
+def with_row(text: str, lab: NewLab, row: str, *, start: str) -> str:
+    """A text with the lab's row in its table of labs, after those with smaller numbers; a row begins with `start`."""
+    rows = list(re.finditer(rf"^{re.escape(start)}([0-9]{{2}}) [a-z][^\n]*\n", text, re.MULTILINE))
     before = [one.end() for one in rows if one[1] < lab.number]
     if not before:
-        raise UsageError("README.md has no table of labs to stand in", remedy="restore it from the repository")
+        raise UsageError("there is no table of labs to stand in", remedy="restore README.md and docs/workshops.md")
+    return f"{text[: before[-1]]}{row}\n{text[before[-1] :]}"
+
+
+def in_readme(text: str, lab: NewLab) -> str:
+    """README.md with the lab's row."""
     question = lab.question[0].lower() + lab.question[1:].replace("|", "\\|")
-    row = f"| [{lab.name.replace('_', ' ')}](notebooks/{lab.name}.ipynb) | {question} |\n"
-    return text[: before[-1]] + row + text[before[-1] :]
+    row = f"| [{lab.words}](notebooks/{lab.name}.ipynb) | {question} |"
+    return with_row(text, lab, row, start="| [")
+
+
+def in_guide(text: str, lab: NewLab) -> str:
+    """docs/workshops.md with the lab's minutes and a paragraph on what to ask, in the order of numbers."""
+    text = with_row(text, lab, f"| {lab.words} | {MINUTES} | 15 | 01 |", start="| ")
+    paragraphs = list(re.finditer(r"^\*\*([0-9]{2}) .*?\n\n", text, re.MULTILINE | re.DOTALL))
+    before = [one.end() for one in paragraphs if one[1] < lab.number]
+    if not before:
+        raise UsageError("docs/workshops.md has no talking points", remedy="restore it from the repository")
+    return f"{text[: before[-1]]}**{lab.words}.** {TALKING_POINTS}\n\n{text[before[-1] :]}"
 
 
 def files(lab: NewLab, folder: Path) -> Iterator[tuple[Path, str]]:
@@ -89,9 +120,9 @@ def files(lab: NewLab, folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "labkit" / "teaching" / f"lab_{lab.number}.py", lab.fill("exercises.py.tmpl")
     yield folder / "tests" / "unit" / f"test_lab_{lab.number}.py", lab.fill("test.py.tmpl")
     yield folder / "notebooks" / f"{lab.name}.ipynb", notebook(lab)
-    labs, readme = folder / "data" / "labs.yaml", folder / "README.md"
-    yield labs, with_entry(labs.read_text(encoding="utf-8"), lab)
-    yield readme, with_row(readme.read_text(encoding="utf-8"), lab)
+    places = {"data/labs.yaml": with_entry, "README.md": in_readme, "docs/workshops.md": in_guide}
+    for name, place in places.items():
+        yield folder / name, place((folder / name).read_text(encoding="utf-8"), lab)
 
 
 def notebook(lab: NewLab) -> str:

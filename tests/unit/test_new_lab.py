@@ -1,5 +1,6 @@
 """Laying out a new lab: names, places in the shared files, and nothing overwritten."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ from tools import new_lab
 
 LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")
 README = (root() / "README.md").read_text(encoding="utf-8")
+GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
 FREE = [f"{number:02d}" for number in range(1, 100) if f"{number:02d}" not in {name[:2] for name in LABS}]
 PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
 words = st.text(PRINTABLE, min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
@@ -28,7 +30,7 @@ def made(name: str, **more: str) -> new_lab.NewLab:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What the tool changes of a repository, and the folders that it writes to."""
-    for name, text in (("data/labs.yaml", LABS_TEXT), ("README.md", README)):
+    for name, text in (("data/labs.yaml", LABS_TEXT), ("README.md", README), ("docs/workshops.md", GUIDE)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     for name in ("labkit/teaching", "tests/unit", "notebooks"):
@@ -73,7 +75,7 @@ def test_an_entry_goes_to_its_place_and_moves_nothing(number: str, title: str, q
 @given(st.sampled_from(FREE))
 def test_a_row_goes_to_its_place_in_the_readme(number: str) -> None:
     """One line more, after every lab with a smaller number and before every other."""
-    before, after = README.splitlines(), new_lab.with_row(README, made(f"{number}_made")).splitlines()
+    before, after = README.splitlines(), new_lab.in_readme(README, made(f"{number}_made")).splitlines()
     (row,) = [line for line in after if line not in before]
     assert [line for line in after if line != row] == before
     numbers = [line[3:5] for line in after if line.startswith("| [") and line[3:5].isdigit()]
@@ -84,15 +86,31 @@ def test_a_row_goes_to_its_place_in_the_readme(number: str) -> None:
 def test_a_readme_without_the_table_is_refused() -> None:
     """Where there is nothing to stand in, the tool says so."""
     with pytest.raises(UsageError, match="no table of labs"):
-        new_lab.with_row("# Another\n", made(f"{FREE[0]}_made"))
+        new_lab.in_readme("# Another\n", made(f"{FREE[0]}_made"))
+    with pytest.raises(UsageError, match="no talking points"):
+        new_lab.in_guide("| 00 start here | 1 |\n", made(f"{FREE[0]}_made"))
+
+
+@given(st.sampled_from(FREE))
+def test_the_guide_gets_a_row_and_a_paragraph(number: str) -> None:
+    """Rows and paragraphs stay in order, one more of each, and nothing that was there is gone."""
+    after = new_lab.in_guide(GUIDE, made(f"{number}_made"))
+    for pattern in (r"^\| ([0-9]{2}) [a-z ]+ \| [\d.]+ \| \d+ \| [^|]+ \|$", r"^\*\*([0-9]{2}) [^*]*\.\*\* "):
+        found, old = (re.findall(pattern, text, re.MULTILINE) for text in (after, GUIDE))
+        assert found == sorted([*old, number])
+    lines = after.splitlines()
+    (row,) = [n for n, line in enumerate(lines) if line.startswith(f"| {number} made ")]
+    assert re.match(r"\| [0-9]{2} [a-z]", lines[row - 1])
+    new = set(after.splitlines()) - set(GUIDE.splitlines())
+    assert [line for line in after.splitlines() if line not in new and line] == [x for x in GUIDE.splitlines() if x]
 
 
 def test_all_files_are_written_and_valid(copy: Path) -> None:
-    """Five files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
+    """Six files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
     lab = made(f"{FREE[-1]}_made", title='A "quoted" one: #1')
     paths = new_lab.lay_out(lab, copy)
     assert all(path.exists() for path in paths)
-    assert len(paths) == 5
+    assert len(paths) == 6
     assert load_labs(copy / "data" / "labs.yaml")[lab.name].title == lab.title
     notebook = nbformat.read(copy / "notebooks" / f"{lab.name}.ipynb", as_version=4)
     nbformat.validate(notebook)
