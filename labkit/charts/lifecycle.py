@@ -43,7 +43,7 @@ def request_fates(
     parse = {"at": "number", "waited": "number", "fate": "string"}
     marks = (
         alt.Chart(alt.Data(values=data, format=alt.CsvDataFormat(parse=parse, type="csv")))
-        .mark_point(filled=True, size=46, opacity=0.85)
+        .mark_point(filled=True, size=40, opacity=1)
         .encode(
             x=alt.X("at:Q", scale=x, title="seconds since the load began", axis=alt.Axis(tickCount=8)),
             y=alt.Y("waited:Q", scale=alt.Scale(domain=[0, top * 1.08], nice=False), title="waited (s)"),

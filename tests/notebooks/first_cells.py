@@ -10,7 +10,12 @@ import nbformat
 
 from tools import notebooks as tool
 
-STARTS = {"vllm": "from vllm import", "ray": "ray_serve.start(", "ts": "packaging.pack("}
+STARTS = {
+    "vllm": "from vllm import",
+    "ray": "ray_serve.start(",
+    "ts": "packaging.pack(",
+    "torchserve": "torchserve.start(",
+}
 
 
 def run_first_cells(

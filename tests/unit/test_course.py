@@ -218,6 +218,10 @@ def test_the_profile_that_fits_is_the_gpus_where_there_is_one() -> None:
     assert course.profile_for(synthetic.machine(gpu_gib=80)) == "gpu"
 
 
+SMALL_EVERYWHERE = {"08_torchserve_lifecycle"}
+"""Labs that hold the model in several servers at the same time, in float32: the 7B would not fit."""
+
+
 @pytest.mark.parametrize("machine", [synthetic.machine(), synthetic.machine(gpu_gib=80)], ids=["cpu", "gpu"])
 def test_the_courses_profiles_give_every_lab_allowed_parameters(machine: Machine) -> None:
     """Both profiles load and pass the check for each lab; the model is the embedded one, or the ungated 7B."""
@@ -225,7 +229,8 @@ def test_the_courses_profiles_give_every_lab_allowed_parameters(machine: Machine
     for each in course.LABS.values():
         found = chosen.parameters(each)
         if "model" in each.parameters:
-            assert found["model"] == ("Qwen/Qwen2.5-7B-Instruct" if machine.gpus else "smollm2-135m")
+            large = machine.gpus and each.name not in SMALL_EVERYWHERE
+            assert found["model"] == ("Qwen/Qwen2.5-7B-Instruct" if large else "smollm2-135m")
         check_gpu_memory(found, machine, chosen.weights)
 
 
