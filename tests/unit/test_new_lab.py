@@ -111,7 +111,9 @@ def test_all_files_are_written_and_valid(copy: Path) -> None:
     paths = new_lab.lay_out(lab, copy)
     assert all(path.exists() for path in paths)
     assert len(paths) == 6
-    assert load_labs(copy / "data" / "labs.yaml")[lab.name].title == lab.title
+    entry = load_labs(copy / "data" / "labs.yaml")[lab.name]
+    assert entry.title == lab.title
+    assert f"| {lab.words} | {entry.minutes:g} | " in (copy / "docs" / "workshops.md").read_text()
     notebook = nbformat.read(copy / "notebooks" / f"{lab.name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert any(f'course.start("{lab.name}"' in cell.source for cell in notebook.cells)
