@@ -1,6 +1,7 @@
 """Every lab, run for real on the engine by the command that users run: papermill, records, verdicts, report."""
 
 import contextlib
+import html
 import json
 import os
 import subprocess
@@ -103,7 +104,8 @@ def test_the_report_is_one_file_that_asks_for_nothing(run_dir: Path) -> None:
     assert 'src="http' not in text
     assert "url(http" not in text
     assert "@import" not in text
-    assert all(lab.title in text for lab in LABS.values())
+    readable = html.unescape(text)
+    assert [lab.title for lab in LABS.values() if lab.title not in readable] == []
 
 
 def test_a_run_leaves_no_process(run_dir: Path) -> None:
