@@ -207,10 +207,11 @@ def replicas_needed(
     *,
     share: float = 0.99,
     balancer: Balancer = "round_robin",
+    at_least: int = 1,
     at_most: int = 4096,
     seed: int = 0,
 ) -> int:
-    """The least number of replicas with which `share` of the requests are `good`, found by bisection.
+    """The least number of replicas, from `at_least` on, with which `share` of the requests are `good`, by bisection.
 
     UsageError when `at_most` are not enough: then the requests are too slow on an empty replica already, as a rule.
     """
@@ -219,7 +220,7 @@ def replicas_needed(
         served = simulate(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
         return sum(map(good, served)) >= share * len(served)
 
-    low, high = 0, 1  # low does not do, high may
+    low, high = at_least - 1, max(1, at_least)  # low does not do, high may
     while not enough(high):
         if high >= at_most:
             raise UsageError(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.queueing import Arrival, Balancer, Service, poisson, replicas_needed, simulate
+from labkit.queueing import Arrival, Balancer, Served, Service, poisson, replicas_needed, simulate
 
 BALANCERS: tuple[Balancer, ...] = ("random", "round_robin", "two_choices", "fewest")
 ARRIVALS = st.lists(
@@ -164,3 +164,16 @@ def test_a_replica_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     """With the numbers in the message."""
     with pytest.raises(UsageError):
         Service(**wrong)  # type: ignore[arg-type]
+
+
+@given(at_least=st.integers(1, 40))
+def test_a_search_that_begins_higher_finds_the_same_or_its_beginning(at_least: int) -> None:
+    """`at_least` is where the search begins: the answer is the larger one of it and of what a search from 1 finds."""
+    service = Service(step_s={1: 0.05, 4: 0.08}, prefill_s_per_token=0.001, places=4)
+    arrivals = poisson(20.0, requests=300, prompt_tokens=20, mean_output_tokens=10, seed=2)
+
+    def good(one: Served) -> bool:
+        return one.ttft_s <= 0.2
+
+    found = replicas_needed(service, arrivals, good, share=0.95)
+    assert replicas_needed(service, arrivals, good, share=0.95, at_least=at_least) == max(found, at_least)
