@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives bench lock workshop-check
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives bench lock workshop-check reference
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -50,6 +50,9 @@ archives: fetch ## the TorchServe handlers as archives, in build/archives
 workshop-check: ## is this machine ready for a workshop (ARGS="--answer --save DIR", or ARGS="--summary DIR" for the room)
 	@test -x $(BIN)/labkit || { echo "there is no $(BIN)/labkit: run make setup fetch first" >&2; exit 1; }
 	@$(BIN)/labkit workshop-check $(ARGS)
+
+reference: setup ## a run as this machine's recorded results, data/reference: make reference RUN=runs/...
+	@$(BIN)/python tools/reference.py $(RUN)
 
 bench: fetch    ## benchmarks; they report and never judge
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -43,5 +43,6 @@ def notebooks_path() -> Path:
 
 
 def runs_path() -> Path:
-    """Where runs go when nobody says where: `runs/` under the root. It need not exist."""
-    return root() / "runs"
+    """Where runs go when nobody says where: `LABKIT_RUNS`, or else `runs/` under the root. It need not exist."""
+    chosen = os.environ.get("LABKIT_RUNS")
+    return Path(chosen).expanduser().resolve() if chosen else root() / "runs"

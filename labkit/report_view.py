@@ -13,6 +13,7 @@ from labkit.experiments import mixed_machines
 from labkit.labs import LABS
 from labkit.progress import clock
 from labkit.records import Chart, LabRun, Measured, Record
+from labkit.reference import beside_recorded
 from labkit.report_data import RunData
 from labkit.svg import chart_svg
 from labkit.teaching.reveals import TOLERANCE
@@ -120,7 +121,11 @@ def _figure(item: Measured) -> dict[str, str]:
 
 
 def _charts(record: Record | None) -> list[dict[str, Any]]:
-    return [_chart_view(chart, f"{record.lab}-{n}-") for n, chart in enumerate(record.charts)] if record else []
+    if record is None:
+        return []
+    drawn = ((chart, beside_recorded(record, chart.name, chart.spec)) for chart in record.charts)
+    charts = (chart.model_copy(update={"spec": spec}) for chart, spec in drawn)
+    return [_chart_view(chart, f"{record.lab}-{n}-") for n, chart in enumerate(charts)]
 
 
 def _chart_view(chart: Chart, prefix: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from labkit.labs import Lab, check_parameters, find_lab
 from labkit.machine import Machine, inspect, versions
 from labkit.paths import runs_path
 from labkit.records import Measured, Recorder
+from labkit.reference import beside_recorded, reference_for
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal, show
 
 OUT_DIR = "out_dir"
@@ -106,9 +107,21 @@ class LabSession:
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
             measured = measured.value
-        shown = reveal(prediction, measured, low, high, article=article, model=model)
+        recorded, origin = self._recorded(prediction.id)
+        shown = reveal(
+            prediction, measured, low, high, article=article, model=model, recorded=recorded, recorded_from=origin
+        )
         self.recorder.prediction(shown.to_dict())
         return shown
+
+    def _recorded(self, prediction_id: str) -> tuple[float | str | None, str]:
+        """What a recorded run found for a prediction, and where and when; (None, "") where none did."""
+        record = self.recorder.record
+        reference = reference_for(record.machine)
+        found = reference.prediction(record.lab, prediction_id) if reference else None
+        if reference is None or found is None:
+            return None, ""
+        return found["measured"], f"{reference.place}{reference.unlike(record)}"
 
     def judged(self, result: CheckResult) -> None:
         """Records a judged answer to an exercise of this lab; `start` has `check` call it."""
@@ -140,12 +153,13 @@ class LabSession:
         """Shows an Altair chart (or a Vega-Lite specification) and records it under `name`, data included.
 
         Under its title stands the machine's line, and `caption` if there is one. `key`: the report shows it unfolded.
+        Where a recorded run has the same bars or points, they are shown, too.
         """
         from labkit import charts
 
         spec = _captioned(charts.spec(chart), [self.machine_line, *([caption] if caption else [])])
-        data, metadata = charts.bundle(spec, png=show.in_notebook())
         self.recorder.chart(name, spec, key=key)
+        data, metadata = charts.bundle(beside_recorded(self.recorder.record, name, spec), png=show.in_notebook())
         if not show.in_notebook():
             show.show(data)
             return
@@ -166,6 +180,12 @@ class LabSession:
         rows = [row for row in ledger([self.recorder.record]) if row.id in self.lab.claims]
         show.show({"text/plain": _verdict_text(rows), "text/html": _verdict_table(rows)})
         return rows
+
+    def ledger(self) -> list[Row]:
+        """Shows all claims of the course, with what was found here so far and what was recorded elsewhere."""
+        from labkit import ledger_page
+
+        return ledger_page.show(self.out_dir, machine=self.recorder.record.machine)
 
     def finish(self) -> None:
         """Completes the record. A claim of the lab without evidence becomes a warning."""

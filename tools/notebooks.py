@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ TAGS = (
     "verdict",
 )
 MAX_BYTES = 600_000
+A_TIME = "2026-11-24T08-00-00"  # the folders' times in stored outputs, whenever they were stored
+RUN_TIME = re.compile(r"runs/notebook/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d")
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 MACHINE_PATHS = re.compile(r"/(?:home|Users)/[\w.-]+|/root\b|/tmp/\w+")
 
@@ -43,7 +46,10 @@ MACHINE_PATHS = re.compile(r"/(?:home|Users)/[\w.-]+|/root\b|/tmp/\w+")
 
 
 def store(path: Path, *, timeout_s: int = 1800) -> None:
-    """Executes a notebook in its own folder and writes it back. A failing cell leaves the file as it was and raises."""
+    """Executes a notebook in its own folder and writes it back. A failing cell leaves the file as it was and raises.
+
+    Its records go into a folder of their own, so that nothing that was measured here before changes what is stored.
+    """
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -51,8 +57,15 @@ def store(path: Path, *, timeout_s: int = 1800) -> None:
     client = NotebookClient(
         notebook, timeout=timeout_s, kernel_name="python3", record_timing=False, resources=resources
     )
-    client.execute()
-    write_atomic(path, normalised(notebook, path.stem))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
+        client.execute(env={**os.environ, "LABKIT_RUNS": runs})
+    write_atomic(path, normalised(_with_plain_runs(notebook, runs), path.stem))
+
+
+def _with_plain_runs(notebook: Any, runs: str) -> Any:
+    """The folder of a notebook's records as a learner has it, without the time in its name."""
+    text = nbformat.writes(notebook).replace(str(Path(runs).resolve()), "./runs").replace(runs, "./runs")
+    return nbformat.reads(RUN_TIME.sub(f"runs/notebook/{A_TIME}", text), as_version=4)
 
 
 def normalised(notebook: Any, stem: str) -> str:

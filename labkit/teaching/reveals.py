@@ -30,15 +30,18 @@ class Reveal:
     article: float | str | None
     model: float | str | None
     hit: bool | None
+    recorded: float | str | None = None
+    recorded_from: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For the record."""
-        return asdict(self)
+        """For the record; what was recorded elsewhere is no part of it."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("recorded")}
 
     def rows(self) -> list[tuple[str, str, str]]:
         """What the card shows, row by row: whose figure, the figure, how it compares with the measurement."""
         rows = [("Your guess", self._guess_words(), self._compared(self.guess))]
         rows.append(("Measured here", self._words(self.measured), self._interval_words()))
+        rows.append(("Recorded", self._words(self.recorded), self.recorded_from))
         rows.append(("The article", self._words(self.article), self._compared(self.article)))
         rows.append(("The model", self._words(self.model), self._compared(self.model)))
         return [row for row in rows if row[1]]
@@ -87,9 +90,13 @@ def reveal(
     article: float | str | None = None,
     model: float | str | None = None,
     unit: str | None = None,
+    recorded: float | str | None = None,
+    recorded_from: str = "",
     tolerance: float = TOLERANCE,
 ) -> Reveal:
     """Shows guess, measurement with interval, the article's and a model's figure; returns them for the record.
+
+    `recorded` is what came out on another machine and another day, which `recorded_from` names.
 
     A number is a hit inside the interval or within a factor of 1 + `tolerance` of the measurement, a choice when it is
     the right one. Raises UsageError when `measured` is no option of a choice, or no number where a number was asked.
@@ -111,6 +118,8 @@ def reveal(
         article=article,
         model=model,
         hit=is_hit(prediction.value, measured, low, high, tolerance=tolerance),
+        recorded=recorded,
+        recorded_from=recorded_from,
     )
     show.show(_bundle(result))
     return result
