@@ -98,11 +98,18 @@ def reference_for(machine: Mapping[str, Any], folder: Path | None = None) -> Ref
     return min(alike, key=lambda one: (_apart(one, machine), one.name), default=None)
 
 
+def reference_beside(record: Record) -> Reference | None:
+    """As `reference_for` the record's machine; None where the recorded run is the very run that the record is of."""
+    found = reference_for(record.machine)
+    there = found.records.get(record.lab) if found else None
+    return None if there is not None and there.started == record.started else found
+
+
 def beside_recorded(record: Record, chart: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """A chart of `record` with the recorded run's values in it, where there are some; otherwise as it was."""
     from labkit.charts.recorded import with_recorded
 
-    reference = reference_for(record.machine)
+    reference = reference_beside(record)
     rows = reference.points(record.lab, chart) if reference else []
     if reference is None or not rows:
         return dict(spec)

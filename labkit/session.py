@@ -18,7 +18,7 @@ from labkit.labs import Lab, check_parameters, find_lab
 from labkit.machine import Machine, inspect, versions
 from labkit.paths import runs_path
 from labkit.records import Measured, Recorder
-from labkit.reference import beside_recorded, reference_for
+from labkit.reference import beside_recorded, reference_beside
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal, show
 
 OUT_DIR = "out_dir"
@@ -117,7 +117,7 @@ class LabSession:
     def _recorded(self, prediction_id: str) -> tuple[float | str | None, str]:
         """What a recorded run found for a prediction, and where and when; (None, "") where none did."""
         record = self.recorder.record
-        reference = reference_for(record.machine)
+        reference = reference_beside(record)
         found = reference.prediction(record.lab, prediction_id) if reference else None
         if reference is None or found is None:
             return None, ""

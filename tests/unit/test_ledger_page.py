@@ -1,0 +1,97 @@
+"""The ledger's page in lab 00: all claims, what was found here, what was recorded, and which cell finds out."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from labkit import ledger_page, reference
+from labkit.claims import ledger, load_claims
+from labkit.labs import LABS
+from labkit.machine import to_json
+from labkit.paths import notebooks_path
+from labkit.records import Recorder
+from tests.unit import synthetic
+
+HERE = to_json(synthetic.machine())
+
+
+def record(folder: Path, lab: str = "01_first_deployment", *, uses_http: bool = False, status: str = "done") -> Path:
+    """A record with evidence on one claim; the claim's rule says what it means."""
+    made = Recorder(lab, folder, {}, machine=synthetic.machine(), versions={}, seed=0)
+    made.evidence("C28", uses_http=uses_http, listens=uses_http)
+    made.save(status)  # type: ignore[arg-type]
+    return folder
+
+
+def test_every_claim_stands_on_the_page_with_all_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All 65: id, what the article says, its figure, what sources say; and before any lab, that nothing is measured."""
+    rows = ledger_page.show(tmp_path, machine=HERE)
+    text = capsys.readouterr().out
+    page = ledger_page.as_html(rows, rows, None)
+    assert len(rows) == len(load_claims()) == 65
+    assert all(row.id in page and row.id in text for row in rows)
+    assert page.count("<details>") == len(ledger_page.SECTIONS)
+    assert {row.section for row in rows} == set(ledger_page.SECTIONS)
+    assert "Here: not measured yet." in text
+    assert "Recorded</th>" not in page
+
+
+def test_the_newest_record_of_each_lab_counts(tmp_path: Path) -> None:
+    """An older record, one that failed and a broken file change nothing."""
+    runs = tmp_path / "runs"
+    record(runs / "a", uses_http=True)
+    record(runs / "b", uses_http=False)
+    record(runs / "c", status="failed", uses_http=True)
+    (runs / "a" / "02_paged_attention.json").write_text("{")
+    [newest] = ledger_page.newest_records(runs)
+    assert newest.claims["C28"]["uses_http"] is False
+
+
+def test_a_notebook_reads_all_runs_and_a_batch_run_only_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner's labs each have a folder of their own under runs/notebook; a run's labs share one."""
+    monkeypatch.setenv("LABKIT_RUNS", str(tmp_path / "runs"))
+    record(tmp_path / "runs" / "notebook" / "2026-01-01T00-00-00")
+    assert len(ledger_page.newest_records(tmp_path / "runs" / "notebook" / "2026-01-02T00-00-00")) == 1
+    assert ledger_page.newest_records(tmp_path / "runs" / "2026-01-02T00-00-00-cpu") == []
+
+
+def test_recorded_verdicts_are_labelled_and_judged_by_the_same_rules() -> None:
+    """Beside what was found here stands what the recorded run's evidence says, with place and day."""
+    [one, *_] = reference.references()
+    here, there = ledger([]), ledger(one.records.values())
+    page, text = (make(here, there, one) for make in (ledger_page.as_html, ledger_page.as_text))
+    assert one.place in text
+    assert one.place in page
+    assert text.count("; recorded: ") == sum(row.measured for row in there) > 40
+    assert all(row.because.split("<")[0][:30] in page for row in there if row.measured and "'" not in row.because[:30])
+
+
+def test_the_cell_that_finds_out_is_named() -> None:
+    """The number is the one that Jupyter shows at the stored cell, and that cell records evidence on the claim."""
+    shown = [
+        (claim, lab, ledger_page.shown_in(lab, claim).partition(", cell ")[2])
+        for lab, declared in LABS.items()
+        for claim in declared.claims
+    ]
+    named = [(claim, lab, int(number)) for claim, lab, number in shown if number]
+    assert len(named) > 0.7 * len(shown)
+    for claim, lab, number in named:
+        cells = nbformat.read(notebooks_path() / f"{lab}.ipynb", as_version=4).cells
+        [source] = [cell.source for cell in cells if cell.get("execution_count") == number]
+        assert f'"{claim}"' in source
+
+
+def test_the_stored_page_is_that_of_a_fresh_clone() -> None:
+    """What lab 00 has stored depends on the repository alone: nothing measured here, all claims, the recorded run."""
+    notebook = nbformat.read(notebooks_path() / "00_start_here.ipynb", as_version=4)
+    [cell] = [cell for cell in notebook.cells if cell.source == "ledger = lab.ledger()"]
+    text = cell.outputs[0]["data"]["text/plain"]
+    assert text.startswith("65 claims. Here: not measured yet. Recorded (")
+    assert all(f"\n{claim} sources: " in text for claim in load_claims())
+    assert "runs/notebook" not in json.dumps(cell.outputs)

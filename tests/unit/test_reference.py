@@ -1,0 +1,281 @@
+"""Recorded results: what is kept of a run, what is refused, and how they stand beside what is measured here."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit import charts, course, reference
+from labkit.charts.recorded import marks, with_recorded
+from labkit.errors import RecordError
+from labkit.machine import to_json
+from labkit.records import LabRun, Record, Recorder, RunInfo, compare, read_all
+from labkit.report import build
+from labkit.svg import chart_svg
+from labkit.teaching import Prediction
+from tests.unit import synthetic
+from tools import reference as tool
+
+LAB = "01_first_deployment"
+OWN = reference.references()
+
+
+def chart(value: float = 3.0, *, guess: float | None = None) -> dict[str, Any]:
+    """A bar chart with two bars."""
+    rows = [charts.Bar("one", value), charts.Bar("many", 10.0, 9.0, 11.0)]
+    return charts.spec(charts.bars_with_intervals(rows, title="Speed", unit="tok/s", guess=guess, caption="here"))
+
+
+def curve(y: float = 2.0) -> dict[str, Any]:
+    """A model's line with one measured point over it."""
+    line = [charts.LinePoint(1, 1.0, "a"), charts.LinePoint(2, 2.0, "a")]
+    drawn = charts.model_and_measured(line, [charts.LinePoint(2, y, "a")], title="Law", x_title="n", y_title="s")
+    return charts.spec(drawn)
+
+
+def run(folder: Path, *, status: str = "done", **parameters: Any) -> Path:
+    """A run's folder with one lab: guesses, a chart, ratios, all that a learner leaves."""
+    made = Recorder(LAB, folder, {"n": 4, "guess_speed": 2.0, **parameters}, machine=synthetic.machine(),
+                    versions={"vllm": "0.0.1"}, seed=1)  # fmt: skip
+    made.exact("tokens", [1, 2, 3])
+    made.measure("speed", "tok/s", [3.0, 3.2, 3.1])
+    made.evidence("C28", uses_http=False)
+    made.prediction({"id": "01.speed", "question": "?", "unit": "tok/s", "guess": 2.0, "confidence": 0.9,
+                     "source": "widget", "measured": 3.1, "low": 3.0, "high": 3.2, "hit": False})  # fmt: skip
+    made.exercise("01.tpot", passed=True)
+    made.chart("bars", chart(), key=True)
+    made.chart("other", chart())
+    made.save("done")
+    now = datetime.now(UTC)
+    facts = {"machine": to_json(synthetic.machine()), "versions": {"vllm": "0.0.1"}, "seed": 1, "profile": "cpu"}
+    lab = LabRun(name=LAB, status=status, seconds=2.0)  # type: ignore[arg-type]
+    RunInfo(**facts, started=now, ended=now, git_commit="abcdef0123456", labs=(lab,)).write(folder)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """The folder of recorded results with one machine in it."""
+    tool.keep(run(tmp_path / "run"), tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+# --- the course's own ---
+
+
+def test_the_courses_own_results_are_valid_and_small() -> None:
+    """At least one machine is recorded, with most labs, evidence on claims, and less than the limit in bytes."""
+    assert OWN
+    for one in OWN:
+        files = list((tool.REFERENCE / one.name).iterdir())
+        assert sum(file.stat().st_size for file in files) <= tool.MAX_BYTES
+        assert set(one.records) <= set(course.LABS)
+        assert one.name == tool.machine_name(one.info.machine)
+        assert one.info.git_commit
+        assert sum(len(record.claims) for record in one.records.values()) > 40
+
+
+def test_recorded_results_are_read_like_any_run(tmp_path: Path) -> None:
+    """`labkit report` draws each chart that was kept, and `compare` finds it equal to itself."""
+    for one in OWN:
+        folder = tool.REFERENCE / one.name
+        assert compare(folder, folder).agrees
+        copy = shutil.copytree(folder, tmp_path / one.name)
+        html = build(copy).read_text(encoding="utf-8")
+        assert html.count("<svg ") >= sum(len(record.charts) for record in one.records.values()) > 5
+        assert "could not be drawn" not in html
+
+
+# --- keeping ---
+
+
+def test_a_kept_run_has_the_results_and_nothing_personal(kept: Path, tmp_path: Path) -> None:
+    """Exact parts, ratios, evidence and provenance stay; guesses, answers, host name and other charts are gone."""
+    [one] = reference.references(kept)
+    text = " ".join(file.read_text() for file in (kept / one.name).iterdir())
+    record = one.records[LAB]
+    assert (record.exact, record.measured) == _of(tmp_path / "run")
+    assert record.claims == {"C28": {"uses_http": False}}
+    assert [each.name for each in record.charts] == ["bars"]
+    assert record.parameters == {"n": 4}
+    assert record.exercises == {}
+    assert "hostname_hash" not in text
+    assert record.predictions[0]["guess"] is None
+    assert "Test CPU" in one.label
+    assert "labkit run --profile cpu · commit abcdef0123" in one.provenance
+
+
+def _of(folder: Path) -> tuple[object, object]:
+    record = read_all(folder)[LAB]
+    return record.exact, record.measured
+
+
+def test_a_kept_run_still_compares_with_the_run_that_it_is_of(kept: Path, tmp_path: Path) -> None:
+    """`labkit compare` holds a new run to the recorded one: guesses make no difference."""
+    [one] = reference.references(kept)
+    assert compare(tmp_path / "run", kept / one.name).agrees
+
+
+def test_keeping_again_replaces(kept: Path, tmp_path: Path) -> None:
+    """The same machine has one folder, with what the newer run found."""
+    tool.keep(run(tmp_path / "again", n=5), kept)
+    [one] = reference.references(kept)
+    stored = json.loads((kept / one.name / f"{LAB}.json").read_text())
+    assert stored["parameters"] == {"n": 5}
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped", "running"])
+def test_a_run_that_did_not_end_well_is_refused(tmp_path: Path, status: str) -> None:
+    """Nothing is written, and the command ends with 2."""
+    folder = run(tmp_path / "run", status=status)
+    with pytest.raises(RecordError, match="did not end well"):
+        tool.keep(folder, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    assert tool.main([str(folder)]) == 2
+
+
+def test_a_run_with_a_machines_path_is_refused(tmp_path: Path) -> None:
+    """A home folder in a record's parameter is named, and nothing is stored."""
+    with pytest.raises(RecordError, match="/home/somebody/model"):
+        tool.keep(run(tmp_path / "run", model="/home/somebody/model"), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"status": "failed"}, "is failed, not done"),
+        ({"machine": {"line": "64 CPUs"}}, "from another machine"),
+        ({"predictions": [{"id": "x", "guess": 1.0}]}, "somebody's guess for x"),
+        ({"machine": {"line": "2 CPUs (Test CPU), 32 GiB, no GPU", "hostname_hash": "0"}}, "hostname_hash"),
+        ({"lab": "02_other"}, "holds the record of"),
+        ({"measured": "many"}, "not a valid Record"),
+    ],
+)
+def test_a_broken_reference_is_refused_by_name(kept: Path, change: dict[str, Any], told: str) -> None:
+    """Reading names the folder or file and what is wrong with it."""
+    [folder] = kept.iterdir()
+    file = folder / f"{LAB}.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(RecordError, match=told):
+        reference.load(folder)
+
+
+# --- which one ---
+
+
+def test_a_gpu_is_not_set_beside_a_cpu(kept: Path) -> None:
+    """The nearest machine of the same kind is taken; without one of that kind there is none."""
+    cpu, gpu = to_json(synthetic.machine()), to_json(synthetic.machine(gpu_gib=80))
+    found = reference.reference_for(cpu, kept)
+    assert found is not None
+    assert found.info.machine["cpus"] == 2
+    assert reference.reference_for(gpu, kept) is None
+    assert reference.reference_for(cpu, kept / "nowhere") is None
+
+
+def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
+    """A record with other sizes says which; guesses do not count."""
+    [one] = reference.references(kept)
+    alike, other = (read_all(run(tmp_path / name, n=n))[LAB] for name, n in (("a", 4), ("b", 8)))
+    assert one.unlike(alike) == ""
+    assert one.unlike(other) == " (with another n)"
+    assert one.prediction(LAB, "01.speed") is not None
+    assert one.prediction(LAB, "01.other") is None
+
+
+# --- in a chart ---
+
+
+def test_recorded_values_become_diamonds_in_a_bar_chart() -> None:
+    """Each bar that both have gets one, at the recorded value, on the bars' own axis, and the chart says whose."""
+    kept_rows = marks(chart(5.0))
+    assert kept_rows is not None
+    rows = [*kept_rows["data"]["values"], {"label": "unknown", "value": 1.0}]
+    drawn = with_recorded(chart(3.0), rows, label="recorded: X")
+    added = [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
+    assert [row for layer in added for row in layer["data"]["values"]] == rows[:2]
+    assert added[0]["encoding"]["y"] == drawn["layer"][0]["encoding"]["y"]
+    assert "recorded: X" in json.dumps(drawn["title"], ensure_ascii=False)
+    assert "one 5" in drawn["description"]
+    assert "<path" in chart_svg(drawn, prefix="a")
+
+
+def test_a_recorded_value_beyond_the_axis_widens_it() -> None:
+    """What came out larger elsewhere stays inside the drawing, on every layer's axis alike."""
+    drawn = with_recorded(chart(), [{"label": "one", "value": 400.0}], label="recorded: X")
+    ends = {layer["encoding"]["x"]["scale"]["domain"][1] for layer in drawn["layer"]
+            if layer.get("encoding", {}).get("x", {}).get("scale")}  # fmt: skip
+    assert len(ends) == 1
+    assert ends.pop() >= 400
+
+
+def test_recorded_points_of_a_curve_need_the_same_place() -> None:
+    """A measured point of the same series at the same x gets its counterpart; other points get none."""
+    row = {"x": 2, "y": 1.5, "series": "a"}
+    drawn = with_recorded(curve(), [row, {**row, "x": 3}, {**row, "series": "b"}], label="recorded: X")
+    added = [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
+    assert [layer["data"]["values"] for layer in added] == [[row]]
+
+
+@pytest.mark.parametrize("rows", [[], [{"label": "unknown", "value": 1.0}], [{"x": 1, "y": 2, "series": "s"}]])
+def test_without_a_counterpart_a_chart_stays_as_it_was(rows: list[dict[str, Any]]) -> None:
+    """Nothing is drawn, said or widened."""
+    assert with_recorded(chart(), rows, label="recorded: X") == chart()
+
+
+def test_a_guess_is_no_measurement() -> None:
+    """What marks keeps of a chart are its bars or points: the learner's guess is not among them."""
+    kept_rows = marks(chart(guess=77.0))
+    assert kept_rows is not None
+    assert "77" not in json.dumps(kept_rows["data"])
+    assert marks({"mark": "line", "description": "d"}) is None
+
+
+# --- in a session and a report ---
+
+
+@pytest.fixture
+def recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> reference.Reference:
+    """The kept run as the course's own."""
+    [one] = reference.references(kept)
+    monkeypatch.setattr(reference, "references", lambda folder=None: (one,))  # noqa: ARG005
+    return one
+
+
+def session(folder: Path) -> course.LabSession:
+    """A lab's session on the machine of the tests, whatever machine runs them."""
+    return course.LabSession(course.LABS[LAB], {"n": 4}, folder, machine=synthetic.machine())
+
+
+def test_a_reveal_shows_what_was_recorded_and_does_not_record_it(
+    recorded: reference.Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card has the other machine's figure with place and day; the record has only what was measured here."""
+    lab = session(tmp_path / "here")
+    shown = lab.reveal(Prediction(id="01.speed", question="?", unit="tok/s"), 6.0)
+    assert ("Recorded", "3.1 tok/s", recorded.place) in shown.rows()
+    assert recorded.place in capsys.readouterr().out
+    assert not any(name.startswith("recorded") for name in lab.recorder.record.predictions[0])
+
+
+def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: reference.Reference, tmp_path: Path) -> None:
+    """What goes into the record is this run alone; the report of the run sets the other beside it, by name."""
+    lab = session(tmp_path / "here")
+    lab.chart(chart(4.0), "bars", key=True)
+    lab.finish()
+    [held] = lab.recorder.record.charts
+    assert "recorded" not in json.dumps(held.spec)
+    shown = reference.beside_recorded(lab.recorder.record, "bars", held.spec)
+    assert recorded.label in json.dumps(shown["title"], ensure_ascii=False)
+    assert recorded.label in build(tmp_path / "here").read_text(encoding="utf-8")
+
+
+def test_the_recorded_run_is_not_set_beside_itself(recorded: reference.Reference, tmp_path: Path) -> None:
+    """In the report of the very run that was kept, a mark at each bar would say nothing."""
+    record: Record = read_all(tmp_path / "run")[LAB]
+    assert recorded.points(LAB, "bars")
+    assert reference.reference_beside(record) is None
