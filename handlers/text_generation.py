@@ -26,7 +26,16 @@ PLAIN, COMPLETIONS, CHAT, MODELS = "", "v1/completions", "v1/chat/completions", 
 KNOWN = {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "ignore_eos"}
 KNOWN |= {"stream", "stream_options"}
 # Fields of OpenAI's protocol that are fine as long as they ask for nothing: to drop them in silence would be a lie.
-NEUTRAL = {"n": 1, "best_of": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "echo": False}
+# Values that change nothing, which some clients send always (`vllm bench serve` the repetition penalty).
+NEUTRAL = {
+    "n": 1,
+    "best_of": 1,
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "echo": False,
+}
 ROLES = ("system", "user", "assistant")
 GREEDY_BELOW = 1e-5  # a smaller temperature is none, as in vLLM
 

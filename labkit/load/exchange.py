@@ -111,6 +111,8 @@ def _take(exchange: Exchange, chunk: Chunk) -> None:
         exchange.texts.append(choice_text(choice))
         if choice.finish_reason is not None:
             exchange.ended = True
+    if chunk.response is not None:
+        exchange.texts.append(chunk.response)
     if chunk.usage is not None:
         exchange.usage = chunk.usage
     if chunk.error is not None:

@@ -53,8 +53,10 @@ class Plan:
     def _check_api(self) -> None:
         if self.api not in PATHS:
             raise UsageError(f"api is {self.api!r}", remedy=f"choose one of {', '.join(PATHS)}")
-        if self.api == "completions" and any(request.messages for request in self.workload.requests):
-            raise UsageError("the workload holds chat messages; completions take none", remedy='pass api="chat"')
+        if self.api == "plain" and self.stream:
+            raise UsageError("a plain answer comes whole", remedy="pass stream=False")
+        if self.api != "chat" and any(request.messages for request in self.workload.requests):
+            raise UsageError(f"the workload holds chat messages; {self.api} takes none", remedy='pass api="chat"')
 
     @property
     def seed(self) -> int | None:

@@ -54,7 +54,9 @@ async def run(
     CANCELLED. Cancelling this coroutine closes its connections.
 
     Raises UsageError (an argument, an unknown model) or LoadError (no server, key refused) before anything is sent,
-    unless `preflight` is off. A request that fails is an outcome, not an error."""
+    unless `preflight` is off. A request that fails is an outcome, not an error.
+
+    `api` "plain" ({"prompt": ...} in, {"response": ...} out; no stream, no usage) asks without it."""
     plan = Plan(
         model, workload, concurrency, rate, arrival, api, stream, warmup, timeout_s, stop_after_s, arrival_seed=seed
     )
@@ -62,7 +64,7 @@ async def run(
     root = api_root(base_url)
     _allow_many_connections()
     async with _session(api_key) as session:
-        if preflight:
+        if preflight and api != "plain":
             await check_server(session, root, model)
         return await _Run(plan, session, root + PATHS[api], progress).result()
 

@@ -1,4 +1,8 @@
-"""The OpenAI protocol on the wire: addresses, request bodies, and the chunks of an answer."""
+"""The OpenAI protocol on the wire: addresses, request bodies, and the chunks of an answer.
+
+One API beside it, "plain": a prompt goes in, a text comes out, whole and without usage, as a handler that somebody
+wrote for TorchServe has it.
+"""
 
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -8,8 +12,8 @@ import msgspec
 from labkit.errors import UsageError
 from labkit.workloads import Request
 
-Api = Literal["completions", "chat"]
-PATHS: dict[Api, str] = {"completions": "/completions", "chat": "/chat/completions"}
+Api = Literal["completions", "chat", "plain"]
+PATHS: dict[Api, str] = {"completions": "/completions", "chat": "/chat/completions", "plain": ""}
 
 
 class Usage(msgspec.Struct, gc=False):
@@ -40,6 +44,7 @@ class Chunk(msgspec.Struct, gc=False):
     choices: list[Choice] | None = None
     usage: Usage | None = None
     error: Any = None
+    response: str | None = None  # of the plain API
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -63,6 +68,8 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 def body(request: Request, *, model: str, api: Api, stream: bool) -> bytes:
     """The JSON of a request, made before the load starts so that it costs nothing while measuring."""
+    if api == "plain":
+        return msgspec.json.encode({"prompt": request.prompt})
     fields: dict[str, Any] = {"model": model, "temperature": request.temperature}
     if api == "chat":
         fields["messages"] = request.messages or [{"role": "user", "content": request.prompt}]

@@ -20,7 +20,7 @@ from labkit.workloads.documents import (
     pages_with_questions,
     retrieval,
 )
-from labkit.workloads.files import from_file
+from labkit.workloads.files import from_file, to_file
 from labkit.workloads.made import chat, interference, shared_prefix
 from labkit.workloads.request import Request, Workload
 
@@ -41,6 +41,7 @@ __all__ = [
     "poisson_arrivals_s",
     "retrieval",
     "shared_prefix",
+    "to_file",
 ]
 
 

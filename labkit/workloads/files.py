@@ -1,7 +1,7 @@
-"""A workload from a JSONL file."""
+"""A workload from a JSONL file, and into one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -42,6 +42,22 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64) -
         )
     parameters = {"file": Path(path).name, "n": len(requests), "max_tokens": max_tokens}
     return Workload("file", tuple(requests), parameters)
+
+
+def to_file(workload: Workload, path: str | Path) -> Path:
+    """Writes the requests as `from_file` reads them, a line each, and as `vllm bench serve --dataset-name custom` does.
+
+    What is read back asks the same: its digest is the workload's."""
+    lines = [_line(request) for request in workload.requests]
+    Path(path).write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    return Path(path)
+
+
+def _line(request: Request) -> dict[str, Any]:
+    asked = {"messages": request.messages} if request.messages else {"prompt": request.prompt}
+    seed = {} if request.seed is None else {"seed": request.seed}
+    more = {"temperature": request.temperature, **seed, "ignore_eos": request.ignore_eos, "group": request.group}
+    return {**asked, "output_tokens": request.max_tokens, **more}
 
 
 def _read_lines(path: Path) -> list[str]:

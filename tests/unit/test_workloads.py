@@ -164,6 +164,23 @@ def test_from_file_names_the_line(tmp_path: Path, line: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "workload",
+    [
+        workloads.chat(5, seed=3, max_tokens=9, max_tokens_low=2),
+        workloads.shared_prefix(4, prefixes=2),
+        workloads.Workload("one", (workloads.Request("a\u2028\n", 2, 0.5, 7, ignore_eos=False),)),
+        workloads.Workload("chat", (workloads.Request("", 2, messages=({"role": "user", "content": "hi"},)),)),
+    ],
+)
+def test_what_is_written_to_a_file_is_read_back(workload: workloads.Workload, tmp_path: Path) -> None:
+    """The file asks the same, to the last bit, and holds the names that `vllm bench serve` reads."""
+    path = workloads.to_file(workload, tmp_path / "requests.jsonl")
+    assert workloads.from_file(path).digest == workload.digest
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    assert [line["output_tokens"] for line in lines] == [request.max_tokens for request in workload.requests]
+
+
 def test_from_file_wants_enough_requests(tmp_path: Path) -> None:
     """Too few lines, none, no file and no text are each one clear error."""
     path = write(tmp_path, '{"prompt": "a"}', '{"prompt": "b"}')

@@ -1,0 +1,220 @@
+"""Lab 09 without engines: slices of a load and what they are worth, a handler's plain answers, exercises."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import head_to_head, load, metrics, workloads
+from labkit.errors import LoadError, UsageError
+from labkit.load import LoadResult, RequestRecord
+from labkit.load.results import Outcome
+from labkit.machine import UseSummary
+from labkit.machine.sampler import Span
+
+pytest.importorskip("numpy")
+REQUESTS = workloads.chat(4, seed=1, prompt_words=16, max_tokens=6, max_tokens_low=2)
+
+
+def words(text: str) -> int:
+    """A tokenizer of one token a word."""
+    return len(text.split())
+
+
+class Plain(BaseHTTPRequestHandler):
+    """Echoes the prompt and adds five words, as a naive handler with one length for everybody; 503 without a prompt."""
+
+    seen: ClassVar[list[tuple[str, str | None, dict[str, object]]]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.path, self.headers.get("Authorization"), body))
+        found = json.dumps({"response": f"{body['prompt']} a b c d e"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def plain_server() -> Iterator[tuple[str, list[tuple[str, str | None, dict[str, object]]]]]:
+    """(address, what was asked)."""
+
+    class Seen(Plain):
+        seen: ClassVar[list[tuple[str, str | None, dict[str, object]]]] = []
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Seen)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/predictions/naive/1.0/v1", Seen.seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_handlers_plain_answers_are_read() -> None:
+    """A prompt alone is sent, with the key, to the address as it is; the text comes back, its tokens untold."""
+    with plain_server() as (url, seen):
+        found = load.run_blocking(url, "naive", REQUESTS, concurrency=2, api="plain", stream=False, api_key="k")
+    assert [record.outcome for record in found.records] == [Outcome.OK] * 4
+    assert [record.text for record in found.records] == [f"{one.prompt} a b c d e" for one in REQUESTS.requests]
+    assert [record.output_tokens for record in found.records] == [None] * 4
+    assert any("without usage" in warning for warning in found.warnings)
+    assert {path for path, _, _ in seen} == {"/predictions/naive/1.0/v1"}
+    assert {key for _, key, _ in seen} == {"Bearer k"}
+    assert all(set(body) == {"prompt"} for _, _, body in seen)
+
+
+def test_a_plain_answer_cannot_be_streamed() -> None:
+    """It is refused before anything is sent."""
+    with pytest.raises(UsageError, match="comes whole"):
+        load.run_blocking("http://127.0.0.1:9", "naive", REQUESTS, concurrency=1, api="plain")
+
+
+def test_a_contender_without_the_protocol_is_worth_what_was_asked_for() -> None:
+    """Of five words that everybody gets a request counts those that it asked for; its first token is its last."""
+    with plain_server() as (url, _):
+        one = head_to_head.Contender(name="naive", base_url=url, api_key="", pids=(), api="plain")
+        found = head_to_head.ask(one, REQUESTS, model="naive", count_tokens=words, clients=2)
+    asked = [request.max_tokens for request in REQUESTS.requests]
+    assert [record.output_tokens for record in found.result.records] == [min(5, n) for n in asked]
+    assert all(record.text == " a b c d e" for record in found.result.records)
+    assert all(record.ttft_s == record.e2e_s for record in found.result.records)
+    assert found.tokens == sum(min(5, n) for n in asked)
+    assert found.tokens_per_s == pytest.approx(found.tokens / found.result.duration_s)
+
+
+@given(start=st.integers(0, 8), n=st.integers(1, 8))
+def test_parts_of_a_workload(start: int, n: int) -> None:
+    """A part is those requests and no others; one that reaches beyond the end is refused."""
+    workload = workloads.chat(8, seed=2)
+    if start + n > 8:
+        with pytest.raises(UsageError, match="of 8 are asked for"):
+            head_to_head.part(workload, start, n)
+    else:
+        assert head_to_head.part(workload, start, n).requests == workload.requests[start : start + n]
+
+
+def record(scheduled_s: float, started_s: float, first_s: float, last_s: float, *, ok: bool = True) -> RequestRecord:
+    """A streamed answer of three tokens."""
+    times = (first_s, last_s)
+    outcome = Outcome.OK if ok else Outcome.TIMEOUT
+    return RequestRecord(0, scheduled_s, started_s, times, last_s, 5, 3, outcome)
+
+
+def one_slice(*records: RequestRecord, duration_s: float = 10.0, cpu_s: float = 4.0) -> head_to_head.Slice:
+    """A slice with these records."""
+    use = UseSummary(
+        samples=2,
+        duration_s=8.0,
+        machine_cpu_percent=None,
+        processes_cpu_percent=None,
+        processes_rss_bytes=Span(mean=2**29, max=2**30),
+        processes_cpu_s=cpu_s,
+        gpu_busy_percent=None,
+        gpu_memory_used_bytes=None,
+    )
+    result = LoadResult(records, duration_s, 0.1, None, 1.0, "chat", 0)
+    return head_to_head.Slice(result=result, use=use)
+
+
+def test_goodput_counts_from_the_schedule() -> None:
+    """A request that was sent late is late, however fast its answer; one that failed is no good; shares and rates are
+    of all slices together."""
+    slo = metrics.Slo(ttft_s=1.0, tpot_s=0.5)
+    good = record(0.0, 0.0, 0.9, 1.5)
+    sent_late = record(0.0, 0.6, 1.1, 1.5)
+    slow = record(0.0, 0.0, 0.5, 3.0)
+    failed = record(0.0, 0.0, 0.5, 0.6, ok=False)
+    share, rate = head_to_head.goodputs([one_slice(good, sent_late), one_slice(slow, failed)], slo)
+    assert (share, rate) == (1 / 4, 1 / 20)
+
+
+def test_slices_are_pooled() -> None:
+    """Requests and times of all slices are added up; CPU and memory are those of the server's processes."""
+    slices = [one_slice(record(0, 0, 1, 2)), one_slice(record(0, 0, 1, 2), record(1, 1, 2, 3), duration_s=5.0)]
+    found = head_to_head.pooled(slices)
+    assert (found.completed, found.output_tokens, found.duration_s) == (3, 9, 15.0)
+    assert (slices[1].tokens_per_s, slices[1].tokens_per_cpu_s) == (6 / 5, 6 / 4)
+    assert (slices[0].memory_gib, slices[0].cores) == (1.0, 0.5)
+
+
+@given(
+    usd_per_hour=st.floats(0.01, 100),
+    tokens_per_s=st.floats(0.1, 1e5),
+    busy_share=st.floats(0.01, 1),
+    hours=st.integers(1, 99),
+)
+def test_a_million_tokens_cost_their_hours(
+    usd_per_hour: float, tokens_per_s: float, busy_share: float, hours: int
+) -> None:
+    """Whatever is paid in some hours, over the tokens that were written in them, is the price of a token."""
+    tokens = tokens_per_s * 3600 * hours * busy_share
+    price = head_to_head.usd_per_million(usd_per_hour, tokens_per_s, busy_share=busy_share)
+    assert price * tokens / 1e6 == pytest.approx(usd_per_hour * hours)
+
+
+@pytest.mark.parametrize("wrong", [(-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5)])
+def test_a_price_that_cannot_be_is_refused(wrong: tuple[float, float, float]) -> None:
+    """With the numbers in the message."""
+    price, tokens_per_s, busy = wrong
+    with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
+        head_to_head.usd_per_million(price, tokens_per_s, busy_share=busy)
+
+
+@pytest.mark.parametrize(("low", "high", "requests", "clients"), [(9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)])
+def test_a_load_that_tells_nothing_is_refused(low: int, high: int, requests: int, clients: int) -> None:
+    """Lengths the wrong way round, and so few requests that no client asks twice."""
+    with pytest.raises(UsageError):
+        head_to_head.check_lengths(low, high, requests=requests, clients=clients)
+
+
+# --- the other client, kept loaded
+
+
+FAKE = """
+import json, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    folder = job["arguments"][job["arguments"].index("--result-dir") + 1]
+    if "--fail" in job["arguments"]:
+        print("it went wrong", file=sys.stderr, flush=True)
+        print("SystemExit(2)", flush=True)
+        continue
+    open(folder + "/bench.json", "w").write(json.dumps({"asked": job["arguments"][0], "key": job["api_key"]}))
+    print("done", flush=True)
+"""
+
+
+def test_the_other_client_takes_one_job_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job gives what it saved; one that fails says why, and the next one is carried out; then the process ends."""
+    from benchmarks import vllm_bench
+
+    (tmp_path / "fake.py").write_text(FAKE)
+    real = subprocess.Popen
+
+    def popen(_command: list[str], **options: object) -> object:
+        return real([sys.executable, str(tmp_path / "fake.py")], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with vllm_bench.Bench(tmp_path / "logs" / "bench.log") as bench:
+        assert bench.run(["--a"], folder=tmp_path, api_key="k") == {"asked": "--a", "key": "k"}
+        with pytest.raises(LoadError, match=r"SystemExit\(2\)[\s\S]*it went wrong"):
+            bench.run(["--fail"], folder=tmp_path)
+        assert bench.run(["--b"], folder=tmp_path) == {"asked": "--b", "key": ""}
+    with pytest.raises(LoadError, match="has ended"):
+        bench.run(["--c"], folder=tmp_path)
