@@ -1,0 +1,375 @@
+"""The capstone's arithmetic against the queueing model it feeds, against sums made by hand, and against itself."""
+
+import math
+from fractions import Fraction
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkit import capstone
+from labkit.errors import UsageError
+from labkit.experiments import Ratio
+from labkit.load import LoadResult, Outcome, RequestRecord
+from labkit.queueing import Arrival, Service, simulate
+from labkit.teaching import lab_12
+from labkit.workloads import poisson_arrivals_s
+
+SERVICE = Service(step_s={1: 0.05, 2: 0.055, 4: 0.065, 8: 0.085}, prefill_s_per_token=0.0025, places=8)
+PROMISE = capstone.Promise(ttft_s=1.0, tpot_s=0.2, share=0.9)
+
+
+def record(
+    index: int, due_s: float, first_s: float, gaps: list[float], *, read: int = 30, ok: bool = True
+) -> RequestRecord:
+    """A streamed answer with one token a chunk; without `ok` a request that the server refused."""
+    times = [first_s]
+    for gap in gaps:
+        times.append(times[-1] + gap)
+    return RequestRecord(
+        index=index,
+        scheduled_s=due_s,
+        started_s=due_s,
+        chunk_times_s=tuple(times) if ok else (),
+        finished_s=times[-1],
+        input_tokens=read if ok else None,
+        output_tokens=len(times) if ok else None,
+        outcome=Outcome.OK if ok else Outcome.HTTP_ERROR,
+    )
+
+
+def result(records: list[RequestRecord], *, concurrency: int | None = None, rate: float | None = None) -> LoadResult:
+    """A load of these records."""
+    last = max(one.finished_s for one in records)
+    return LoadResult(
+        records=tuple(records),
+        duration_s=last,
+        client_cpu_s=0.1,
+        concurrency=concurrency,
+        rate=rate,
+        workload="t",
+        seed=0,
+    )
+
+
+def in_the_model(service: Service, arrivals: list[Arrival]) -> list[RequestRecord]:
+    """Records of a server that is the model itself."""
+    return [
+        record(
+            index,
+            one.arrival.at_s,
+            one.first_token_s,
+            [one.tpot_s or 0.0] * (one.arrival.output_tokens - 1),
+            read=one.arrival.prompt_tokens,
+        )
+        for index, one in enumerate(simulate(service, arrivals))
+    ]
+
+
+# --- one replica
+
+
+@given(
+    clients=st.integers(1, 16),
+    step_s=st.floats(0.001, 0.3),
+    read_s=st.floats(0.0, 0.01),
+    prompt=st.integers(1, 200),
+    output=st.integers(3, 50),
+)
+def test_a_level_gives_back_what_made_it(clients: int, step_s: float, read_s: float, prompt: int, output: int) -> None:
+    """Requests whose prompts and those of the others stand in their time: step and reading come out again."""
+    others_s = (clients - 1) * prompt * read_s
+    gaps = [step_s] * (output - 1)
+    if output - 1 >= 3:  # the others' prompts come in one of the gaps
+        gaps[0] += others_s
+        own_s = prompt * read_s
+    else:
+        own_s = clients * prompt * read_s
+    found = capstone.level(result([record(n, 0.0, own_s, gaps, read=prompt) for n in range(6)], concurrency=clients))
+    assert found.step_s == pytest.approx(step_s)
+    assert found.prefill_s_per_token == pytest.approx(read_s, abs=1e-7)
+    assert found.e2e_s == pytest.approx(clients * prompt * read_s + (output - 1) * step_s)
+
+
+def test_a_level_needs_a_closed_loop_with_gaps() -> None:
+    """An open loop, and answers of one token, are refused with how many had gaps."""
+    streamed = record(0, 0.0, 0.1, [0.05, 0.05])
+    with pytest.raises(UsageError, match="1 of 1 answers"):
+        capstone.level(result([streamed], rate=2.0))
+    with pytest.raises(UsageError, match="0 of 2 answers"):
+        capstone.level(result([record(0, 0.0, 0.1, []), record(1, 0.0, 0.1, [], ok=False)], concurrency=2))
+
+
+def test_a_service_is_the_mean_of_its_rounds() -> None:
+    """Steps by clients, the reading of the highest level only, and as many places as it had clients."""
+    rounds = [
+        capstone.Level(clients=n, step_s=s, prefill_s_per_token=p, tpot_s=1.0, e2e_s=1.0)
+        for n, s, p in ((4, 0.06, 0.002), (1, 0.05, 0.009), (4, 0.08, 0.004), (1, 0.05, 0.001))
+    ]
+    service = capstone.service_of(rounds)
+    assert service.step_s == pytest.approx({1: 0.05, 4: 0.07})
+    assert service.prefill_s_per_token == pytest.approx(0.003)
+    assert service.places == 4
+
+
+@given(factor=st.floats(0.1, 10))
+def test_a_slower_replica_finishes_less_in_proportion(factor: float) -> None:
+    """All times multiplied: the capacity is divided by as much."""
+    one, other = (
+        each.capacity_per_s(prompt_tokens=30, output_tokens=12) for each in (SERVICE, capstone.slower(SERVICE, factor))
+    )
+    assert other * factor == pytest.approx(one)
+
+
+@given(seed=st.integers(0, 1000), rate=st.floats(0.5, 12))
+@settings(max_examples=30)
+def test_the_model_agrees_with_itself(seed: int, rate: float) -> None:
+    """A server that is the model is replayed exactly: each request takes what it took."""
+    arrivals = [
+        Arrival(at_s=at, prompt_tokens=30, output_tokens=12) for at in poisson_arrivals_s(30, rate=rate, seed=seed)
+    ]
+    replayed = capstone.replay(result(in_the_model(SERVICE, arrivals), rate=rate), SERVICE)
+    assert replayed.measured_s == pytest.approx(replayed.model_s)
+
+
+def test_a_refused_request_takes_part_in_the_queue_but_not_in_the_comparison() -> None:
+    """Of three requests one failed: two pairs are left, each with its own request."""
+    records = [record(0, 0.0, 0.1, [0.05] * 5), record(1, 0.1, 0.2, [], ok=False), record(2, 0.2, 0.4, [0.05] * 3)]
+    replayed = capstone.replay(result(records, rate=5.0), SERVICE)
+    assert [one.index for one in replayed.records] == [0, 2]
+    assert [one.arrival.at_s for one in replayed.modelled] == [0.0, 0.2]
+    with pytest.raises(UsageError, match="none of 1 requests"):
+        capstone.replay(result([records[1]], rate=5.0), SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("clients", "shares", "message"),
+    [
+        ([8], [0.5, 0.9, 1.5], "alone and with others"),
+        ([2, 4], [0.5, 0.9, 1.5], "alone and with others"),
+        ([1, 8, 4], [0.5, 0.9, 1.5], "alone and with others"),
+        ([1, 8], [0.9], "at three loads"),
+        ([1, 8], [0.9, 0.5, 1.5], "at three loads"),
+    ],
+)
+def test_a_plan_that_measures_nothing_is_refused(clients: list[int], shares: list[float], message: str) -> None:
+    """Levels without one request alone, and loads that are no three rising ones."""
+    with pytest.raises(UsageError, match=message):
+        capstone.check_plan(clients, shares)
+
+
+@given(words=st.integers(8, 4000), tokens=st.integers(2, 4096))
+def test_the_room_holds_the_request(words: int, tokens: int) -> None:
+    """It is enough at four tokens a word, and a whole number of hundreds; a model that reads less refuses."""
+    room = capstone.room_for(words, tokens, longest=None)
+    assert room % 100 == 0
+    assert 0 <= room - 4 * words - tokens < 100
+    with pytest.raises(UsageError, match=f"need {room} tokens"):
+        capstone.room_for(words, tokens, longest=room - 1)
+
+
+# --- fleets and days
+
+
+TRAFFIC = capstone.traffic_like([record(n, 0.0, 0.1, [0.05] * (7 + n % 9)) for n in range(20)], seconds=15, seed=1)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_promise_is_a_share(share: float) -> None:
+    """Shares between 0 and 1 are taken; all and none are refused, as are times of nothing."""
+    assert capstone.Promise(ttft_s=1, tpot_s=1, share=share).share == share
+    for wrong in (0.0, 1.0, 1.5):
+        with pytest.raises(UsageError, match="slo_share"):
+            capstone.Promise(ttft_s=1, tpot_s=1, share=wrong)
+    with pytest.raises(UsageError, match="slo_ttft_s"):
+        capstone.Promise(ttft_s=0, tpot_s=1, share=share)
+
+
+def test_traffic_is_drawn_from_what_was_answered() -> None:
+    """The same rate gives the same arrivals; lengths are those of the records; it lasts as long as was asked."""
+    assert TRAFFIC(100.0) == TRAFFIC(100.0)
+    found = TRAFFIC(200.0)
+    assert {one.output_tokens for one in found} == {8 + n % 9 for n in range(20)}
+    assert len(found) == 3000
+    assert found[-1].at_s == pytest.approx(15, rel=0.1)
+    assert len(TRAFFIC(1.0)) == 500
+    with pytest.raises(UsageError, match="none of 1 requests"):
+        capstone.traffic_like([record(0, 0.0, 0.1, [], ok=False)], seconds=5)
+
+
+@pytest.mark.parametrize("rate", [5.0, 60.0])
+def test_a_fleet_is_the_smallest_that_keeps_the_promise(rate: float) -> None:
+    """It keeps it and can finish what comes; with one replica less, one of the two is not so."""
+    found = capstone.fleet(SERVICE, TRAFFIC, rate, PROMISE)
+    assert found.keeps
+    assert found.busy < 1
+    assert found.kept == capstone.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=found.replicas)
+    fewer = found.replicas - 1
+    if fewer:
+        less = capstone.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=fewer)
+        assert less < PROMISE.share or found.busy * found.replicas / fewer >= 1
+
+
+def test_a_promise_that_no_fleet_keeps_is_told() -> None:
+    """A step that is longer than promised: the fleet is the smallest whose queue ends, and does not keep it."""
+    found = capstone.fleet(SERVICE, TRAFFIC, 30.0, capstone.Promise(ttft_s=1, tpot_s=0.01, share=0.9))
+    assert not found.keeps
+    assert found.replicas == math.floor(30 / capstone.capacity_per_s(SERVICE, TRAFFIC(30.0))) + 1
+
+
+@given(peak=st.floats(1, 5000), night=st.floats(0.01, 1))
+def test_a_day_goes_from_its_night_to_its_peak(peak: float, night: float) -> None:
+    """24 hours, the largest in the early afternoon, the smallest twelve hours before, the mean halfway between."""
+    rates = capstone.day(peak, night_share=night)
+    assert len(rates) == 24
+    assert max(rates) == rates[14] == pytest.approx(peak)
+    assert min(rates) == rates[2] == pytest.approx(night * peak)
+    assert fmean(rates) == pytest.approx(peak * (1 + night) / 2)
+
+
+def fleet_of(rate: float, replicas: int) -> capstone.Fleet:
+    """A fleet, as if simulated."""
+    return capstone.Fleet(rate=rate, replicas=replicas, busy=0.8, kept=0.99, keeps=True)
+
+
+def test_hours_between_lie_on_the_line_rounded_up() -> None:
+    """By hand: between 10 replicas at 100 and 31 at 300; the ends are the fleets themselves; beyond them is refused."""
+    fleets = [fleet_of(300.0, 31), fleet_of(100.0, 10)]
+    hours = capstone.day_of_replicas((100.0, 150.0, 200.0, 300.0), fleets)
+    assert [one.replicas for one in hours] == [10, 16, 21, 31]
+    for outside in (99.0, 301.0):
+        with pytest.raises(UsageError, match="no fleet was simulated"):
+            capstone.day_of_replicas((outside,), fleets)
+
+
+@given(night=st.floats(0.01, 1), low=st.integers(1, 50), more=st.integers(0, 200))
+def test_no_hour_has_fewer_than_its_neighbours_below(night: float, low: int, more: int) -> None:
+    """More traffic never has fewer replicas, and the peak has its own fleet."""
+    rates = capstone.day(500.0, night_share=night)
+    hours = capstone.day_of_replicas(rates, [fleet_of(min(rates), low), fleet_of(max(rates), low + more)])
+    ordered = sorted(hours, key=lambda one: one.rate)
+    assert all(a.replicas <= b.replicas for a, b in pairwise(ordered))
+    assert hours[14].replicas == low + more
+
+
+def test_a_bill_is_exact() -> None:
+    """Ten cents, three hours, in fractions: no binary dust."""
+    assert capstone.bill_usd([1, 2, 4], 0.1) == Fraction(7, 10)
+
+
+def test_the_calculators_fleet_knows_capacity_and_peak_only() -> None:
+    """By hand: a peak of 100 at 60/12 a replica are 20 machines, with a buffer of a fifth 24; only they are paid."""
+    day = capstone.day(100.0, night_share=0.5)
+    about = {"prompt_tokens": 30.0, "output_tokens": 12.0, "tokens_per_s": 60.0 + 1e-6, "usd_per_hour": 0.5}
+    assert capstone.fleet_per_day(day, **about, buffer=0.0).machines == 20
+    assert capstone.fleet_per_day(day, **about, buffer=0.2).machines == 24
+    assert capstone.fleet_per_day(day, **about, buffer=0.0).usd_per_day == 20 * 24 * Fraction(1, 2)
+
+
+# --- the exercises against the model
+
+
+@given(
+    places=st.integers(1, 16),
+    step_s=st.floats(0.01, 0.3),
+    prompt=st.integers(1, 300),
+    read_s=st.floats(0, 0.01),
+    output=st.integers(2, 100),
+)
+def test_the_exercises_capacity_is_the_models(
+    places: int, step_s: float, prompt: int, read_s: float, output: int
+) -> None:
+    """The formula that learners write is the one by which the model counts."""
+    service = Service(step_s={places: step_s}, prefill_s_per_token=read_s, places=places)
+    expected = service.capacity_per_s(prompt_tokens=prompt, output_tokens=output)
+    assert lab_12.requests_per_s(places, step_s, prompt, read_s, output) == pytest.approx(expected)
+
+
+def test_an_overloaded_fleets_queue_is_the_exercises() -> None:
+    """What is under way or waits after a while is what the exercise's line gives, but for those in the places."""
+    capacity, seconds = SERVICE.capacity_per_s(prompt_tokens=30, output_tokens=12), 200.0
+    rate = 3 * capacity
+    arrivals = [Arrival(at_s=n / rate, prompt_tokens=30, output_tokens=12) for n in range(round(rate * seconds))]
+    served = simulate(SERVICE, arrivals, replicas=2)
+    left = sum(one.finished_s > seconds for one in served)
+    assert left == pytest.approx(lab_12.waiting(rate, 2, capacity, seconds), rel=0.05)
+
+
+# --- the note
+
+
+def facts(**changes: object) -> capstone.Facts:
+    """A note's facts, made up."""
+    ratio = Ratio(name="r", value=1.13, low=1.02, high=1.24, pairs=40)
+    known: dict[str, object] = {
+        "decision": "",
+        "machine": "2 CPUs",
+        "stack": "vLLM replicas",
+        "command": "vllm serve MODEL",
+        "promise": PROMISE,
+        "levels": (),
+        "service": SERVICE,
+        "capacity_per_s": 6.54,
+        "measured": [(0.5, 1.0, 0.99), (0.9, 0.93, 0.97), (1.5, 0.41, 0.52)],
+        "error": [ratio] * 3,
+        "peak": fleet_of(1000.0, 171),
+        "pessimistic": fleet_of(1000.0, 207),
+        "balancers": [("random", 22), ("two_choices", 18)],
+        "usd_per_hour": 0.1,
+        "by_hour_usd": Fraction(2461, 10),
+        "all_day_usd": Fraction(4104, 10),
+        "usd_per_million_tokens": Fraction(39, 100),
+        "start_s": 47.0,
+    }
+    return capstone.Facts(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def test_a_note_holds_its_figures() -> None:
+    """Fleet, error, bill, price and start stand in it, and what was not measured."""
+    note = capstone.design_note(facts())
+    for piece in (
+        "171 replicas",
+        "207 if real",
+        "1.13 times",
+        "$246.10",
+        "$410.40",
+        "$0.39",
+        "47 s",
+        "A KV cache that fills up",
+    ):
+        assert piece in note
+    assert "two choices 18" in note
+    assert "Expected and found" not in note
+    assert note.count("## ") == 7
+
+
+def test_a_note_begins_with_the_learners_decision() -> None:
+    """The sentence that was given stands first; without one the numbers say it."""
+    assert "- We wait for the GPU.\n" in capstone.design_note(facts(decision="  We wait for the GPU. "))
+    assert "- 171 replicas at the peak of 1,000 requests/s, as vLLM replicas.\n" in capstone.design_note(facts())
+
+
+def test_a_note_says_when_the_promise_is_not_kept() -> None:
+    """With a fleet that does not keep it the decision says so; with one that does it does not."""
+    broken = capstone.Fleet(rate=1000.0, replicas=171, busy=0.99, kept=0.2, keeps=False)
+    assert "not kept by any number" in capstone.design_note(facts(peak=broken))
+    assert "not kept by any number" not in capstone.design_note(facts())
+
+
+def test_a_notes_guesses_are_those_that_were_made() -> None:
+    """A prediction with a number, one with a choice, and one that was not made."""
+    made: list[dict[str, Any]] = [
+        {"question": "How many?", "unit": "x", "guess": 1.5, "confidence": 0.7, "measured": 1.2},
+        {"question": "Which?", "unit": None, "guess": "all", "confidence": None, "measured": "none"},
+        {"question": "Why?", "unit": "x", "guess": None, "confidence": 0.5, "measured": 3.0},
+    ]
+    guesses = capstone.guesses_of(made)
+    assert [one.question for one in guesses] == ["How many?", "Which?"]
+    note = capstone.design_note(facts(guesses=guesses, unsolved=("12.bill",)))
+    assert "Which? Expected: all. Found: none." in note
+    assert "How many? Expected: 1.5" in note
+    assert "70%" in note
+    assert "12.bill" in note
