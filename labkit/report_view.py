@@ -11,10 +11,13 @@ from labkit.claims import Row, ledger
 from labkit.errors import LabkitError
 from labkit.experiments import mixed_machines
 from labkit.labs import LABS
+from labkit.ledger_page import shown_in
 from labkit.progress import clock
 from labkit.records import Chart, LabRun, Measured, Record
-from labkit.reference import beside_recorded
+from labkit.reference import beside_recorded, reference_beside
 from labkit.report_data import RunData
+from labkit.report_recorded import provenance, recorded_verdicts
+from labkit.report_times import times
 from labkit.svg import chart_svg
 from labkit.teaching.reveals import TOLERANCE
 from labkit.teaching.words import amount, number, off_by, share, span
@@ -42,11 +45,13 @@ def view(data: RunData) -> dict[str, Any]:
         "failures": [*_failures(data), *_broken({**data.broken, "claims": claims_error})],
         "labs": labs,
         "charts": any(lab["charts"] for lab in labs),
-        "predictions": [_prediction_view(_lab_title(r.lab), p) for r in data.records.values() for p in r.predictions],
+        "predictions": [_prediction_view(r, p) for r in data.records.values() for p in r.predictions],
         "calibration": _calibration(predictions),
         "scale_ends": SCALE_ENDS,
         "tested": [claim for claim in claims if claim["tested"]],
         "untested": [claim for claim in claims if not claim["tested"]],
+        "times": times(data),
+        "recorded": provenance(data),
         "warnings": warnings,
         "machine": list(_machine(data)),
         "versions": sorted(data.described.versions.items()) if data.described else [],
@@ -142,16 +147,26 @@ def _plainly(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def _prediction_view(lab: str, prediction: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(record: Record, prediction: Mapping[str, Any]) -> str:
+    """What a recorded run found for this prediction; empty where none did."""
+    reference = reference_beside(record)
+    found = reference.prediction(record.lab, str(prediction.get("id"))) if reference else None
+    if reference is None or found is None:
+        return ""
+    return f"{_quantity(found.get('measured'), found.get('unit'))}{reference.unlike(record)}"
+
+
+def _prediction_view(record: Record, prediction: Mapping[str, Any]) -> dict[str, Any]:
     unit, hit = prediction.get("unit"), prediction.get("hit")
     low, high, confidence = prediction.get("low"), prediction.get("high"), prediction.get("confidence")
     return {
-        "lab": lab,
-        "question": str(prediction.get("question", prediction.get("id", ""))),
+        "lab": _lab_title(record.lab),
+        "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
         "guess": _quantity(prediction.get("guess"), unit) or "no guess",
         "confidence": "" if confidence is None else share(confidence),
         "measured": _quantity(prediction.get("measured"), unit) or "not measured",
         "interval": span(low, high, unit) if low is not None and high is not None else "",
+        "recorded": _recorded(record, prediction),
         "outcome": _outcome(prediction, unit),
         "scale": _scale(prediction.get("guess"), prediction.get("measured")),
         "mark": HITS[hit],
@@ -193,12 +208,13 @@ def _calibration(predictions: list[dict[str, Any]]) -> str:
 def _claims(data: RunData) -> tuple[list[dict[str, Any]], str]:
     """The ledger's rows for this run, and the message where evidence cannot be judged."""
     try:
-        return [_claim_view(row) for row in ledger(data.records.values())], ""
+        there = recorded_verdicts(data)
+        return [_claim_view(row, there.get(row.id, "")) for row in ledger(data.records.values())], ""
     except LabkitError as error:
         return [], str(error)
 
 
-def _claim_view(row: Row) -> dict[str, Any]:
+def _claim_view(row: Row, recorded: str) -> dict[str, Any]:
     return {
         "id": row.id,
         "short": row.short,
@@ -206,7 +222,9 @@ def _claim_view(row: Row) -> dict[str, Any]:
         "literature": row.literature,
         "verdict": row.verdict,
         "because": " ".join([row.because, *row.notes]),
-        "lab": _lab_title(row.lab) if row.lab else "",
+        "lab": shown_in(row.lab, row.id).removeprefix("lab ") if row.lab else "",
+        "date": str(row.date or "")[:10],
+        "recorded": recorded,
         "mark": VERDICTS.get(row.verdict, "none"),
         "tested": row.measured,
     }

@@ -30,7 +30,8 @@ def marks(spec: Mapping[str, Any]) -> Spec | None:
 
 
 def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: str) -> Spec:
-    """The chart with a diamond for each recorded row that has a counterpart here; unchanged where none has.
+    """The chart with a diamond for each recorded row that has a counterpart here; unchanged where none has, or where
+    all are the same to the last bit: what is computed and not measured.
 
     `recorded` are the rows that `marks` keeps. `label` says on which machine and when, below the title.
     """
@@ -40,11 +41,11 @@ def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: st
         return drawn
     panel, keys = found
     units = list(_units(panel, keys))
-    here = {_place(row, keys) for unit in units for row in _values(unit, panel)}
-    rows = [dict(row) for row in recorded if set(keys) <= row.keys() and _place(row, keys) in here]
-    if not rows:
-        return drawn
     channel, field = ("x", "value") if keys == BARS else ("y", "y")
+    here = {_place(row, keys): row[field] for unit in units for row in _values(unit, panel)}
+    rows = [dict(row) for row in recorded if set(keys) <= row.keys() and _place(row, keys) in here]
+    if all(row[field] == here[_place(row, keys)] for row in rows):
+        return drawn
     _make_room(panel, channel, [float(row[field]) for row in rows])
     panel["layer"].append(_diamonds(units[0], rows, keys))
     drawn["title"] = _titled(drawn, f"\u25c7 {label}")

@@ -221,9 +221,14 @@ def test_recorded_points_of_a_curve_need_the_same_place() -> None:
     assert [layer["data"]["values"] for layer in added] == [[row]]
 
 
-@pytest.mark.parametrize("rows", [[], [{"label": "unknown", "value": 1.0}], [{"x": 1, "y": 2, "series": "s"}]])
+COMPUTED = [{"label": "one", "value": 3.0}, {"label": "many", "value": 10.0}]
+
+
+@pytest.mark.parametrize(
+    "rows", [[], COMPUTED, [{"label": "unknown", "value": 1.0}], [{"x": 1, "y": 2, "series": "s"}]]
+)
 def test_without_a_counterpart_a_chart_stays_as_it_was(rows: list[dict[str, Any]]) -> None:
-    """Nothing is drawn, said or widened."""
+    """Nothing is drawn, said or widened; nor where all values are the same, as in a computed chart."""
     assert with_recorded(chart(), rows, label="recorded: X") == chart()
 
 
