@@ -27,10 +27,11 @@ lint: setup     ## formatting, lint and types
 	$(BIN)/mypy
 
 test-fast: lint ## lint and the unit tests
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n auto tests/unit
 
 test: fetch lint ## everything: lint, types, unit, engine, notebook and browser tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto -m "not engine and not browser"
+	$(BIN)/pytest -m "engine or browser"
 
 notebooks: fetch ## execute the notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py

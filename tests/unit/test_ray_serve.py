@@ -24,6 +24,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     ray: Any = types.ModuleType("ray")
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
     monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
+    monkeypatch.setattr(ray_serve, "STOP_WAIT_S", 0.2)
     monkeypatch.setattr(ray_serve.ray_agents, "ports_chosen", contextlib.nullcontext)
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
