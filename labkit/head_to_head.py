@@ -3,8 +3,11 @@
 A slice is a part of one workload that goes to one server. All servers get the same slices, in rounds.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+
+import psutil
 
 from labkit import load, metrics
 from labkit.errors import UsageError
@@ -12,9 +15,10 @@ from labkit.load import LoadResult, RequestRecord
 from labkit.machine import Sampler, UseSummary
 from labkit.workloads import Workload
 
-SAMPLE_S = 0.2
+SAMPLE_S = 0.5
 SECONDS_PER_HOUR, MILLION = 3600, 1_000_000
 SHORTEST_BATCH = 2
+MOST_OF_A_GPU = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,6 @@ class Slice:
         """The largest resident memory of its processes; pages that several share count once for each."""
         return self.use.processes_rss_bytes.max / 2**30 if self.use.processes_rss_bytes else float("nan")
 
-    @property
-    def cores(self) -> float:
-        """CPU-seconds of its processes a second: how many cores it kept busy."""
-        return self.use.processes_cpu_s / self.use.duration_s if self.use.duration_s else float("nan")
-
 
 def part(workload: Workload, start: int, n: int) -> Workload:
     """`n` requests of a workload, from number `start` on. UsageError if there are too few."""
@@ -85,7 +84,7 @@ def ask(
 ) -> Slice:
     """Sends the requests to one server, in a closed loop (`clients`) or an open one (`rate`), and watches it."""
     plain = contender.api == "plain"
-    with Sampler(pids=contender.pids, interval_s=SAMPLE_S) as use:
+    with Sampler(pids=roots(contender.pids), interval_s=SAMPLE_S) as use:
         result = load.run_blocking(
             contender.base_url,
             model,
@@ -100,6 +99,16 @@ def ask(
             api_key=contender.api_key,
         )
     return Slice(result=useful(result, requests, count_tokens) if plain else result, use=use.summary())
+
+
+def roots(pids: Sequence[int]) -> tuple[int, ...]:
+    """Those of the processes that are nobody's child among them: a sampler finds the others below them."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not {parent.pid for parent in psutil.Process(pid).parents()} & set(pids):
+                found.append(pid)
+    return tuple(found)
 
 
 def useful(result: LoadResult, requests: Workload, count_tokens: Callable[[str], int]) -> LoadResult:
@@ -129,6 +138,11 @@ def pooled(slices: Iterable[Slice]) -> metrics.Summary:
         duration_s=sum(one.duration_s for one in found),
         client_cpu_share=max(one.client_cpu_share for one in found),
     )
+
+
+def cores(slices: Sequence[Slice]) -> float:
+    """CPU-seconds of the server's processes a second: how many cores it kept busy, over all slices."""
+    return sum(one.use.processes_cpu_s for one in slices) / sum(one.use.duration_s for one in slices)
 
 
 def goodputs(slices: Sequence[Slice], slo: metrics.Slo) -> tuple[float, float]:
@@ -167,3 +181,21 @@ def check_lengths(low: int, high: int, *, requests: int, clients: int) -> None:
             f"{requests} requests for {clients} clients: nobody would ever ask a second time",
             remedy=f"pass requests={clients + SHORTEST_BATCH} or more, or fewer clients",
         )
+
+
+def check_shares(gpu_memory_share: float, *, gpus: int) -> None:
+    """UsageError on a GPU that cannot hold two engines and two handlers with this share for each engine."""
+    if gpus and 2 * gpu_memory_share > MOST_OF_A_GPU:
+        raise UsageError(
+            f"two engines with a share of {gpu_memory_share} each leave nothing of the GPU to the two handlers",
+            remedy=f"pass gpu_memory_share={MOST_OF_A_GPU / 2:g} or less",
+        )
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text: the first column to the left, the others to the right."""
+    table = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    sides = ["<", *[">"] * (len(head) - 1)]
+    form = [[f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)] for row in table]
+    return "\n".join("  ".join(row).rstrip() for row in form)

@@ -12,9 +12,11 @@ from tools import notebooks as tool
 
 STARTS = {
     "vllm": "from vllm import",
+    "served": "serving.start(",
     "ray": "ray_serve.start(",
     "ts": "packaging.pack(",
     "torchserve": "torchserve.start(",
+    "servers": "background.submit(serving.start",
 }
 
 

@@ -218,8 +218,8 @@ def test_the_profile_that_fits_is_the_gpus_where_there_is_one() -> None:
     assert course.profile_for(synthetic.machine(gpu_gib=80)) == "gpu"
 
 
-SMALL_EVERYWHERE = {"08_torchserve_lifecycle"}
-"""Labs that hold the model in several servers at the same time, in float32: the 7B would not fit."""
+SMALL_EVERYWHERE = {"08_torchserve_lifecycle", "09_head_to_head"}
+"""Labs that hold the model in several servers at the same time: the 7B would not fit."""
 
 
 @pytest.mark.parametrize("machine", [synthetic.machine(), synthetic.machine(gpu_gib=80)], ids=["cpu", "gpu"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import head_to_head, load, metrics, workloads
+from labkit import charts, head_to_head, load, metrics, workloads
+from labkit.charts.clients import Reading, two_clients
 from labkit.errors import LoadError, UsageError
 from labkit.load import LoadResult, RequestRecord
 from labkit.load.results import Outcome
 from labkit.machine import UseSummary
 from labkit.machine.sampler import Span
+from labkit.teaching import lab_09
 
 pytest.importorskip("numpy")
 REQUESTS = workloads.chat(4, seed=1, prompt_words=16, max_tokens=6, max_tokens_low=2)
@@ -150,7 +153,7 @@ def test_slices_are_pooled() -> None:
     found = head_to_head.pooled(slices)
     assert (found.completed, found.output_tokens, found.duration_s) == (3, 9, 15.0)
     assert (slices[1].tokens_per_s, slices[1].tokens_per_cpu_s) == (6 / 5, 6 / 4)
-    assert (slices[0].memory_gib, slices[0].cores) == (1.0, 0.5)
+    assert (slices[0].memory_gib, head_to_head.cores(slices)) == (1.0, 0.5)
 
 
 @given(
@@ -181,6 +184,57 @@ def test_a_load_that_tells_nothing_is_refused(low: int, high: int, requests: int
     """Lengths the wrong way round, and so few requests that no client asks twice."""
     with pytest.raises(UsageError):
         head_to_head.check_lengths(low, high, requests=requests, clients=clients)
+
+
+@pytest.mark.parametrize(("share", "gpus", "fits"), [(0.9, 0, True), (0.4, 1, True), (0.41, 1, False), (0.9, 2, False)])
+def test_two_engines_share_a_gpu(share: float, gpus: int, fits: bool) -> None:
+    """Their shares together leave room for the handlers; a machine without a GPU takes any."""
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=f"share of {share}"):
+        head_to_head.check_shares(share, gpus=gpus)
+
+
+def test_a_table_in_plain_text() -> None:
+    """Columns are as wide as their widest entry, the first one to the left."""
+    assert head_to_head.columns(["a", "n"], [["long", "1"], ["b", "1234"]]) == "a        n\nlong     1\nb     1234"
+
+
+# --- the chart of two clients
+
+
+def reading(server: str, client: str, *values: float, quantity: str = "speed") -> Reading:
+    """In tokens a second."""
+    return Reading(server=server, client=client, quantity=quantity, unit="tok/s", values=values)
+
+
+def test_every_slice_of_both_clients_is_a_point() -> None:
+    """A panel a quantity, a point a slice, all of them on an axis from zero; the description has the means."""
+    rows = [reading(s, c, 3.0, 5.0, quantity=q) for q in ("x", "y") for s in ("A", "B") for c in ("one", "two")]
+    spec = charts.spec(two_clients(rows, title="t", caption="m"))
+    panels = spec["vconcat"]
+    assert len(panels) == 2
+    values = [row["value"] for panel in panels for row in panel["data"]["values"]]
+    assert sorted(values) == [3.0] * 8 + [5.0] * 8
+    assert all(panel["encoding"]["x"]["scale"]["domain"][0] == 0 for panel in panels)
+    assert all(panel["encoding"]["x"]["scale"]["domain"][1] >= 5.0 for panel in panels)
+    assert "x, A, one: mean 4 tok/s" in spec["description"]
+    assert charts.svg(spec).startswith("<svg")
+
+
+@pytest.mark.parametrize("clients", [(), ("a", "b", "c")])
+def test_a_chart_of_no_client_or_of_three_is_refused(clients: tuple[str, ...]) -> None:
+    """There are two colours, and something has to be shown."""
+    with pytest.raises(UsageError, match=f"of {len(clients)} clients"):
+        two_clients([reading("A", one, 1.0) for one in clients], title="t")
+
+
+def test_a_sampler_gets_the_roots_only() -> None:
+    """Of a process and its child the child is left out, unless it is asked for alone; one that ended is left out."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        me, ended = os.getpid(), child.pid
+        assert head_to_head.roots((me, child.pid)) == (me,)
+        assert head_to_head.roots((child.pid,)) == (child.pid,)
+        child.communicate(b"\n")
+    assert head_to_head.roots((ended,)) == ()
 
 
 # --- the other client, kept loaded
@@ -218,3 +272,32 @@ def test_the_other_client_takes_one_job_after_another(tmp_path: Path, monkeypatc
         assert bench.run(["--b"], folder=tmp_path) == {"asked": "--b", "key": ""}
     with pytest.raises(LoadError, match="has ended"):
         bench.run(["--c"], folder=tmp_path)
+
+
+# --- exercises
+
+
+@given(usd=st.floats(0.01, 100), rate=st.floats(0.1, 1e5), busy=st.floats(0.01, 1))
+def test_the_price_asked_for_is_the_labs(usd: float, rate: float, busy: float) -> None:
+    """What learners write is what the tables hold."""
+    expected = head_to_head.usd_per_million(usd, rate, busy_share=busy)
+    assert lab_09.usd_per_million(usd, rate, busy) == pytest.approx(expected)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.floats(0, 5), st.booleans()), min_size=1, max_size=20), st.floats(0.01, 5)
+)
+def test_the_share_asked_for_is_the_labs(answers: list[tuple[float, float, bool]], slo_s: float) -> None:
+    """On the same requests the exercise and the lab's goodput count the same users."""
+    timed = [(due_s, due_s + wait_s, ok) for due_s, wait_s, ok in answers]
+    records = [record(due_s, due_s, first_s, first_s + 0.1, ok=ok) for due_s, first_s, ok in timed]
+    share, _ = head_to_head.goodputs([one_slice(*records)], metrics.Slo(ttft_s=slo_s))
+    assert share == pytest.approx(lab_09.kept(timed, slo_s))
+
+
+@given(clients=st.integers(1, 20), service_s=st.integers(1, 8))
+def test_the_table_obeys_littles_law(clients: int, service_s: int) -> None:
+    """Clients that ask again at once, counted answer by answer over whole rounds, give the exercise's throughput."""
+    rounds = 5
+    ends = [round_ * service_s for round_ in range(1, rounds + 1) for _ in range(clients)]
+    assert lab_09.requests_per_s(clients, service_s) == pytest.approx(len(ends) / max(ends))
