@@ -1,13 +1,12 @@
 """The charts of lab 06: models on GPUs, and an article's figures beside one's own."""
 
-import re
 from html import unescape
 
 import pytest
 
 from labkit import charts, packing
-from labkit.charts.render import VEGA_LITE
 from labkit.errors import UsageError
+from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
 MODELS = packing.models_of(["chat", "code", "search"], [24, 20, 16], [0.42, 0.3, 0.5])
 PLANS = {
@@ -25,15 +24,7 @@ DRAWN = {
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Vega-Lite 5 compiles it without a warning; title and description are in the drawing, no text is small."""
-    vl_convert = pytest.importorskip("vl_convert")
-    spec = charts.spec(DRAWN[name])
-    vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE, show_warnings=True)
-    assert "WARN" not in capfd.readouterr().err
-    drawn = unescape(charts.svg(spec))
-    assert spec["title"]["text"] in drawn
-    assert f'aria-label="{spec["description"]}"' in drawn
-    assert "NaN" not in drawn
-    assert min(float(size) for size in re.findall(r'font-size="([\d.]+)px"', drawn)) >= 13
+    assert_draws_and_says_what_it_is(DRAWN[name], capfd)
 
 
 def test_each_gpu_shows_its_sums() -> None:

@@ -1,7 +1,5 @@
 """The charts of lab 03: prompts block by block, and a model with measurements over it."""
 
-import re
-from html import unescape
 from typing import Any
 
 import pytest
@@ -12,8 +10,8 @@ from labkit import charts, kvcache
 from labkit.charts import LinePoint
 from labkit.charts.models import residuals
 from labkit.charts.prefixes import FOUND, PARTIAL, pieces
-from labkit.charts.render import VEGA_LITE
 from labkit.errors import UsageError
+from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
 quick = settings(max_examples=60, deadline=None)
 PROMPTS = {"first": [*range(70)], "second": [*range(64), 900, 901], "other": [5, *range(69)]}
@@ -33,15 +31,7 @@ DRAWN = {
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Vega-Lite 5 compiles it without a warning; title and description are in the drawing."""
-    vl_convert = pytest.importorskip("vl_convert")
-    spec = charts.spec(DRAWN[name])
-    vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE, show_warnings=True)
-    assert "WARN" not in capfd.readouterr().err
-    drawn = unescape(charts.svg(spec))
-    assert spec["title"]["text"] in drawn
-    assert f'aria-label="{spec["description"]}"' in drawn
-    assert "NaN" not in drawn
-    assert min(float(size) for size in re.findall(r'font-size="([\d.]+)px"', drawn)) >= 13
+    assert_draws_and_says_what_it_is(DRAWN[name], capfd)
 
 
 @quick

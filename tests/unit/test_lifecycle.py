@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import re
-from html import unescape
 
 import pytest
 from hypothesis import given
@@ -13,10 +11,10 @@ from scipy.stats import binomtest
 
 from labkit import charts, lifecycle
 from labkit.charts import lifecycle as drawn
-from labkit.charts.render import VEGA_LITE
 from labkit.errors import UsageError
 from labkit.experiments import Interval
 from labkit.serving.observing import Answer
+from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
 
 def answer(status: int, version: str = "", *, at_s: float = 0.0) -> Answer:
@@ -152,15 +150,7 @@ DRAWN = {
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Vega-Lite 5 compiles it without a warning; title and description are in the drawing, no text is small."""
-    vl_convert = pytest.importorskip("vl_convert")
-    spec = charts.spec(DRAWN[name])
-    vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE, show_warnings=True)
-    assert "WARN" not in capfd.readouterr().err
-    picture = unescape(charts.svg(spec))
-    assert spec["title"]["text"] in picture
-    assert f'aria-label="{spec["description"]}"' in picture
-    assert "NaN" not in picture
-    assert min(float(size) for size in re.findall(r'font-size="([\d.]+)px"', picture)) >= 13
+    assert_draws_and_says_what_it_is(DRAWN[name], capfd)
 
 
 def test_lost_requests_are_crosses_in_other_colours() -> None:
