@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import Any
 
 from labkit.capstone.fleet import Fleet, Promise
-from labkit.capstone.replica import Level
 from labkit.costs import show_usd
 from labkit.experiments import Ratio
 from labkit.queueing import Service
@@ -64,7 +63,6 @@ class Facts:
     stack: str
     command: str
     promise: Promise
-    levels: Sequence[Level]
     service: Service
     capacity_per_s: float
     measured: Sequence[tuple[float, float, float]]
@@ -104,7 +102,7 @@ def design_note(facts: Facts) -> str:
 
 def _decision(facts: Facts) -> Iterator[str]:
     yield facts.decision.strip() or (
-        f"{facts.peak.replicas} replicas at the peak of {facts.peak.rate:,.0f} requests/s, as {facts.stack}."
+        f"{facts.peak.replicas:,} replicas at the peak of {facts.peak.rate:,.0f} requests/s, as {facts.stack}."
     )
     yield f"Each replica: `{facts.command}`."
     if not facts.peak.keeps:
@@ -141,9 +139,9 @@ def _trust(facts: Facts) -> Iterator[str]:
 
 def _fleet(facts: Facts) -> Iterator[str]:
     peak = facts.peak
-    yield f"{peak.replicas} replicas at the peak, {peak.busy:.0%} busy; {peak.kept:.1%} of the requests good."
+    yield f"{peak.replicas:,} replicas at the peak, {peak.busy:.0%} busy; {peak.kept:.1%} of the requests good."
     if facts.pessimistic.replicas != peak.replicas:
-        yield f"{facts.pessimistic.replicas} if real replicas are as much slower than the model as here."
+        yield f"{facts.pessimistic.replicas:,} if real replicas are as much slower than the model as here."
     yield "By balancer, at a tenth of the traffic: " + ", ".join(_balancers(facts)) + "."
     yield f"A replica took {facts.start_s:.0f} s to start: what comes in that time is carried by those that run."
 

@@ -310,7 +310,6 @@ def facts(**changes: object) -> capstone.Facts:
         "stack": "vLLM replicas",
         "command": "vllm serve MODEL",
         "promise": PROMISE,
-        "levels": (),
         "service": SERVICE,
         "capacity_per_s": 6.54,
         "measured": [(0.5, 1.0, 0.99), (0.9, 0.93, 0.97), (1.5, 0.41, 0.52)],
