@@ -107,19 +107,22 @@ class LabSession:
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
             measured = measured.value
-        recorded, origin = self._recorded(prediction.id)
+        recorded, origin = self._recorded(prediction.id, measured)
         shown = reveal(
             prediction, measured, low, high, article=article, model=model, recorded=recorded, recorded_from=origin
         )
         self.recorder.prediction(shown.to_dict())
         return shown
 
-    def _recorded(self, prediction_id: str) -> tuple[float | str | None, str]:
-        """What a recorded run found for a prediction, and where and when; (None, "") where none did."""
+    def _recorded(self, prediction_id: str, measured: float | str) -> tuple[float | str | None, str]:
+        """What a recorded run found for a prediction, and where and when; (None, "") where none did.
+
+        Nor where it is the same to the last bit: that is computed, or counted, and no matter of the machine.
+        """
         record = self.recorder.record
         reference = reference_beside(record)
         found = reference.prediction(record.lab, prediction_id) if reference else None
-        if reference is None or found is None:
+        if reference is None or found is None or found["measured"] == measured:
             return None, ""
         return found["measured"], f"{reference.place}{reference.unlike(record)}"
 
