@@ -147,12 +147,15 @@ def test_storing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     ].source = "from labkit.teaching import predict\nguess = predict('q', 'How many?', unit='s', guess=2)"
     notebook.cells[7].source = "from labkit.teaching import reveal\nreveal(guess, 3.0)"
     notebook.cells[9].source = "from labkit.teaching import check\ncheck('01.tpot', None)"
+    folder = "runs_path() / f'notebook/{time.strftime(\"%FT%H-%M-%S\")}'"
+    notebook.cells[6].source = f"import time\nfrom labkit.paths import runs_path\nprint({folder})"
     path = stored(notebook, tmp_path)
     tool.store(path)
     once = path.read_bytes()
     tool.store(path)
     assert path.read_bytes() == once
     assert b'"model_id": "00000000000000000000000000000000"' in once
+    assert b"./runs/notebook/" in once
     assert tool.faults(path) == []
 
 
