@@ -132,7 +132,7 @@ def some_evidence(rule: Rule, rng: random.Random) -> dict[str, Scalar]:
     """Random evidence for a rule, near its own thresholds, with low <= value <= high."""
     thresholds = [right for case in rule.cases for _, _, right in case.when]
     truths = {name for case in rule.cases for name, _, right in case.when if isinstance(right, bool)}
-    compared = {name for case in rule.cases for name, _, _ in case.when}
+    compared = {side for case in rule.cases for left, _, right in case.when for side in (left, right)}
     numbers = [float(right) for right in thresholds if not isinstance(right, bool | str)] or [1.0]
     found: dict[str, Scalar] = {}
     for name in rule.needs:
