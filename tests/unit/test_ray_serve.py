@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_serve, watch
+from labkit.serving import ray_agents, ray_serve, watch
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -25,7 +25,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
     monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
     monkeypatch.setattr(ray_serve, "STOP_WAIT_S", 0.2)
-    monkeypatch.setattr(ray_serve.ray_agents, "ports_chosen", contextlib.nullcontext)
+    monkeypatch.setattr(ray_agents, "ports_chosen", contextlib.nullcontext)
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
     monkeypatch.setitem(sys.modules, "ray", ray)
