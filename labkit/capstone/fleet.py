@@ -83,15 +83,16 @@ def fleet(
     promise: Promise,
     *,
     balancer: Balancer = "two_choices",
+    most_busy: float = 1.0,
     seed: int = 0,
 ) -> Fleet:
     """The smallest fleet that keeps the promise at `rate`.
 
-    None is considered that could not finish what comes: a simulation is short, and a queue that never ends may look
-    short in it."""
+    None is considered that could not finish what comes, or that would be busier than `most_busy`: a simulation is
+    short, and a queue that never ends, or hardly, may look short in it."""
     arrivals = traffic(rate)
     capacity = capacity_per_s(service, arrivals)
-    least = math.floor(rate / capacity) + 1
+    least = max(math.floor(rate / capacity) + 1, math.ceil(rate / (capacity * most_busy)))
     try:
         found = replicas_needed(
             service,

@@ -213,6 +213,17 @@ def test_a_fleet_is_the_smallest_that_keeps_the_promise(rate: float) -> None:
         assert less < PROMISE.share or found.busy * found.replicas / fewer >= 1
 
 
+@pytest.mark.parametrize("most_busy", [0.3, 0.7, 0.95])
+def test_no_fleet_is_busier_than_allowed(most_busy: float) -> None:
+    """It is the smallest one within the limit that keeps the promise; a limit that does not bind changes nothing."""
+    free = capstone.fleet(SERVICE, TRAFFIC, 60.0, PROMISE)
+    found = capstone.fleet(SERVICE, TRAFFIC, 60.0, PROMISE, most_busy=most_busy)
+    assert found.busy <= most_busy
+    assert found.keeps
+    least = math.ceil(free.busy * free.replicas / most_busy)
+    assert found.replicas == max(free.replicas, least)
+
+
 def test_a_promise_that_no_fleet_keeps_is_told() -> None:
     """A step that is longer than promised: the fleet is the smallest whose queue ends, and does not keep it."""
     found = capstone.fleet(SERVICE, TRAFFIC, 30.0, capstone.Promise(ttft_s=1, tpot_s=0.01, share=0.9))
