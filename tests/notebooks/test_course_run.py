@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(4200
 TRIES = 2
 MARK = f"LABKIT_TEST_RUN={uuid.uuid4().hex}"  # in the environment of all that a run starts, Ray's processes too
 GUESSES = {"float": 2.0, "int": 2}
-SHORT = ["-p", "all.repeats=3"]  # the fewest rounds that give an interval
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [option for lab in LABS.values() for option in guesses(lab.name)]
     for attempt in range(TRIES):  # a busy machine may cost a lab its engine's start: resume runs only what failed
         resume = ["--resume"] if attempt else []
-        done = labkit("run", "--profile", "cpu", "--out", str(folder), *SHORT, *options, *resume)
+        done = labkit("run", "--profile", "cpu", "--out", str(folder), *options, *resume)
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr[-6000:]
