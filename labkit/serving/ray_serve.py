@@ -34,6 +34,7 @@ ENV = {
     "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5",
     "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything busy its replicas would be measured as slow
 }
 
 

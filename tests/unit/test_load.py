@@ -474,8 +474,9 @@ def test_run_blocking_leaves_no_thread() -> None:
 def test_ctrl_c_stops_a_blocking_load() -> None:
     """An interrupt ends the load as KeyboardInterrupt, within a second, and the server sees the clients go."""
     program = f"""
-import sys
+import signal, sys
 from labkit import load, workloads
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 try:
     load.run_blocking(sys.argv[1], {MODEL!r}, workloads.chat(8), concurrency=4)
 except KeyboardInterrupt:
