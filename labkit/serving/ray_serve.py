@@ -17,7 +17,7 @@ import psutil
 
 from labkit.errors import ServerError, UsageError
 from labkit.process_tree import end_processes
-from labkit.serving import ray_agents, watch
+from labkit.serving import watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
 
 TRIES = 5
@@ -200,8 +200,7 @@ def _init(
         "object_store_memory": OBJECT_STORE_BYTES,
     }
     before = set(psutil.Process().children())
-    with ray_agents.ports_chosen():
-        _retried(lambda: ray.init(**(settings | options)), tries, progress)
+    _retried(lambda: ray.init(**(settings | options)), tries, progress)
     return [process for process in psutil.Process().children() if process not in before]
 
 

@@ -1,6 +1,5 @@
 """Starting and stopping Ray, with a stand-in for Ray itself: what is retried, what is ended, what is told."""
 
-import contextlib
 import subprocess
 import sys
 import types
@@ -11,7 +10,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_agents, ray_serve, watch
+from labkit.serving import ray_serve, watch
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -25,7 +24,6 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
     monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
     monkeypatch.setattr(ray_serve, "STOP_WAIT_S", 0.2)
-    monkeypatch.setattr(ray_agents, "ports_chosen", contextlib.nullcontext)
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -146,3 +144,10 @@ def test_the_watcher_ends_with_what_it_watches() -> None:
     watcher = watch.start([child.pid])
     child.wait()
     assert watcher.wait(20) == 0
+
+
+def test_a_process_of_ray_builds_no_grammar_at_its_import() -> None:
+    """What costs each process of Ray some seconds of CPU at its import, and a node its start, is not installed."""
+    code = "import sys, ray; print('rfc3987_syntax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
