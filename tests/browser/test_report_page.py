@@ -1,6 +1,5 @@
 """The report in a real browser: on a phone nothing is cut off, on paper no column is squeezed to letters."""
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,6 @@ from labkit.claims import load_claims
 from labkit.machine import to_json
 from labkit.records import LabRun, Recorder, RunInfo
 from labkit.report import build
-from tests.browser.conftest import CHROMIUM_ARGUMENTS, chromium
 from tests.unit import synthetic
 
 pytestmark = pytest.mark.browser
@@ -47,18 +45,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(report: Path) -> Iterator[Any]:
+def page(report: Path, browser: Any) -> Iterator[Any]:
     """The report, opened from the disk in a browser without a network."""
-    from playwright.sync_api import sync_playwright
-
-    os.environ.setdefault("PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD", "1")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium(), args=CHROMIUM_ARGUMENTS)
-        context = browser.new_context(offline=True)
-        opened = context.new_page()
-        opened.goto(report.as_uri())
-        yield opened
-        browser.close()
+    context = browser.new_context(offline=True)
+    opened = context.new_page()
+    opened.goto(report.as_uri())
+    yield opened
+    context.close()
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 860, 1280])
