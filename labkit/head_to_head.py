@@ -190,12 +190,3 @@ def check_shares(gpu_memory_share: float, *, gpus: int) -> None:
             f"two engines with a share of {gpu_memory_share} each leave nothing of the GPU to the two handlers",
             remedy=f"pass gpu_memory_share={MOST_OF_A_GPU / 2:g} or less",
         )
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain text: the first column to the left, the others to the right."""
-    table = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    sides = ["<", *[">"] * (len(head) - 1)]
-    form = [[f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)] for row in table]
-    return "\n".join("  ".join(row).rstrip() for row in form)

@@ -19,6 +19,7 @@ from labkit.records.comparison import GUESS, IRRELEVANT
 FOLDER = "reference"
 PERSONAL = frozenset({"hostname_hash", "memory_available_bytes"})
 PATHS = re.compile(r"(?<![\w./])/(?:home|Users|root|tmp|work|mnt|opt|var)/\S*")
+ENGINES = ("vllm", "ray", "torchserve", "torch")
 REMEDY = "make it anew from a run's folder: make reference RUN=DIR"
 
 
@@ -73,9 +74,6 @@ class Reference:
         """A caution for where the two were not measured alike; empty where they were."""
         others = self.other_parameters(record)
         return f" (with another {', '.join(others)})" if others else ""
-
-
-ENGINES = ("vllm", "ray", "torchserve", "torch")
 
 
 def references(folder: Path | None = None) -> tuple[Reference, ...]:

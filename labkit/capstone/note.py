@@ -69,7 +69,7 @@ class Facts:
     error: Sequence[Ratio]
     peak: Fleet
     pessimistic: Fleet
-    balancers: Sequence[tuple[str, int]]
+    balancers: Sequence[tuple[str, Fleet]]
     usd_per_hour: float
     by_hour_usd: Fraction
     all_day_usd: Fraction
@@ -142,13 +142,14 @@ def _fleet(facts: Facts) -> Iterator[str]:
     yield f"{peak.replicas:,} replicas at the peak, {peak.busy:.0%} busy; {peak.kept:.1%} of the requests good."
     if facts.pessimistic.replicas != peak.replicas:
         yield f"{facts.pessimistic.replicas:,} if real replicas are as much slower than the model as here."
-    yield "By balancer, at a tenth of the traffic: " + ", ".join(_balancers(facts)) + "."
+    yield from _balancers(facts)
     yield f"A replica took {facts.start_s:.0f} s to start: what comes in that time is carried by those that run."
 
 
 def _balancers(facts: Facts) -> Iterator[str]:
-    for name, replicas in facts.balancers:
-        yield f"{name.replace('_', ' ')} {replicas}"
+    for rate in dict.fromkeys(one.rate for _, one in facts.balancers):
+        sizes = [f"{name.replace('_', ' ')} {one.replicas}" for name, one in facts.balancers if one.rate == rate]
+        yield f"By balancer, at {rate:,.0f} requests/s: {', '.join(sizes)}."
 
 
 def _bill(facts: Facts) -> Iterator[str]:

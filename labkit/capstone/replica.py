@@ -124,15 +124,15 @@ def replay(result: LoadResult, service: Service) -> Replayed:
         raise UsageError(f"none of {len(result.records)} requests was answered", remedy="look into the server's log")
     prompt = round(fmean(one.input_tokens or 0 for one in known))
     output = round(fmean(one.output_tokens or 1 for one in known))
+    due = sorted(result.records, key=lambda one: one.scheduled_s)
     arrivals = [
         Arrival(
             at_s=one.scheduled_s,
             prompt_tokens=one.input_tokens or prompt,
             output_tokens=one.output_tokens or output,
         )
-        for one in sorted(result.records, key=lambda one: one.scheduled_s)
+        for one in due
     ]
     served = simulate(service, arrivals)
-    pairs = zip(sorted(result.records, key=lambda one: one.scheduled_s), served, strict=True)
-    kept = [(record, one) for record, one in pairs if record.ok and record.e2e_from_schedule_s]
+    kept = [(record, one) for record, one in zip(due, served, strict=True) if record.ok and record.e2e_from_schedule_s]
     return Replayed(records=tuple(record for record, _ in kept), modelled=tuple(one for _, one in kept))

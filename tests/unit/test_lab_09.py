@@ -193,11 +193,6 @@ def test_two_engines_share_a_gpu(share: float, gpus: int, fits: bool) -> None:
         head_to_head.check_shares(share, gpus=gpus)
 
 
-def test_a_table_in_plain_text() -> None:
-    """Columns are as wide as their widest entry, the first one to the left."""
-    assert head_to_head.columns(["a", "n"], [["long", "1"], ["b", "1234"]]) == "a        n\nlong     1\nb     1234"
-
-
 # --- the chart of two clients
 
 

@@ -327,7 +327,7 @@ def facts(**changes: object) -> capstone.Facts:
         "error": [ratio] * 3,
         "peak": fleet_of(1000.0, 171),
         "pessimistic": fleet_of(1000.0, 207),
-        "balancers": [("random", 22), ("two_choices", 18)],
+        "balancers": [("random", fleet_of(100.0, 22)), ("two_choices", fleet_of(100.0, 18))],
         "usd_per_hour": 0.1,
         "by_hour_usd": Fraction(2461, 10),
         "all_day_usd": Fraction(4104, 10),
@@ -343,6 +343,7 @@ def test_a_note_holds_its_figures() -> None:
     for piece in (
         "171 replicas",
         "207 if real",
+        "at 100 requests/s: random 22, two choices 18",
         "1.13 times",
         "$246.10",
         "$410.40",
