@@ -16,17 +16,12 @@ from typing import Any, Self
 import psutil
 
 from labkit.errors import ServerError, UsageError
-from labkit.process_tree import end_processes
-from labkit.serving import watch
+from labkit.serving import ray_start, watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
 
 TRIES = 5
-BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
-CALM_WAIT_S = 20.0  # and this much longer after each failed try
-STOP_WAIT_S = 3.0  # for their own end; then they are ended
+SERVE_TIMEOUT_S = 180.0  # 10 to 22 s are usual on two cores
 OBJECT_STORE_BYTES = 200 * 2**20
-# A node's agent has about 15 s to write its port, whatever one sets; on a busy machine it may miss that.
-TRANSIENT = ("timed out during startup", "Failed to start", "failed to start", "The current node has not been updated")
 TOKEN_FILE = Path("~/.ray/auth_token")
 # Read when ray is imported. The two warnings tell after seconds, not half a minute, why a replica does not start.
 ENV = {
@@ -55,11 +50,11 @@ class RayServe:
     @property
     def pids(self) -> tuple[int, ...]:
         """Ray's processes that this one started, and theirs; empty on somebody else's cluster."""
-        return tuple(process.pid for process in _with_children(self._processes))
+        return tuple(process.pid for process in ray_start.with_children(self._processes))
 
     def check(self) -> None:
         """Raises `ServerError` when Ray, where it is ours, has died."""
-        if not self._stopped and not all(map(_runs, self._processes)):
+        if not self._stopped and ray_start.died(self._processes):
             raise ServerError("Ray has died", remedy="free memory if it ran short, and start it again")
 
     def stop(self) -> None:
@@ -69,14 +64,14 @@ class RayServe:
         import ray
 
         self._stopped = True
-        left = _with_children(self._processes)
+        left = ray_start.with_children(self._processes)
         with contextlib.redirect_stdout(io.StringIO()):  # Ray tells of its controller's end as of a failure
             try:
                 if ray.is_initialized():
                     _end_applications(self._others)
             finally:
                 ray.shutdown()
-                _end(left)
+                ray_start.end(left)
                 self._end_watcher()
 
     def _end_watcher(self) -> None:
@@ -118,12 +113,15 @@ def start(
     _reread_environment()
     if ray.is_initialized():
         raise UsageError("Ray runs in this process already", remedy="stop it first: .stop(), or ray.shutdown()")
-    processes = connect(address, tries) if address else _init(num_cpus, num_gpus, tries, progress, options)
+    if address is None:
+        settings = _settings(num_cpus, num_gpus) | options
+        return ray_start.retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
+    connect(address, tries)
+    others = _applications()
     try:
-        others = _applications()
-        return RayServe(port=_start_serve(chosen, request_timeout_s), processes=processes, others=others)
+        return RayServe(port=_start_serve(chosen, request_timeout_s, []), processes=[], others=others)
     except BaseException:
-        RayServe(port=chosen, processes=processes, others=None if address is None else frozenset()).stop()
+        RayServe(port=chosen, processes=[], others=others or frozenset()).stop()
         raise
 
 
@@ -148,18 +146,19 @@ def _reread_environment() -> None:
     Config.initialize("")
 
 
-def connect(address: str, tries: int = TRIES) -> list[psutil.Process]:
-    """Joins a cluster that runs already as a driver; starts no process, so returns no process."""
+def connect(address: str, tries: int = TRIES) -> None:
+    """Joins a cluster that runs already as a driver; starts no process."""
     import ray
 
     try:
-        _retried(lambda: ray.init(address, log_to_driver=False, logging_level=logging.ERROR), tries, lambda _: None)
+        ray_start.retried(
+            lambda: ray.init(address, log_to_driver=False, logging_level=logging.ERROR), tries, lambda _: None
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster answers at {address!r}: {error}",
             remedy="name a cluster of which this machine is a node (see `ray status` there), or leave it out",
         ) from error
-    return []
 
 
 def deploy(application: Any, *, name: str, route_prefix: str = "/") -> None:
@@ -185,12 +184,8 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str, poll
     return time.monotonic() - began
 
 
-def _init(
-    num_cpus: int, num_gpus: int, tries: int, progress: Progress, options: dict[str, Any]
-) -> list[psutil.Process]:
-    import ray
-
-    settings: dict[str, Any] = {
+def _settings(num_cpus: int, num_gpus: int) -> dict[str, Any]:
+    return {
         "address": "local",  # also where RAY_ADDRESS or a node of a cluster on this machine would be joined
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
@@ -199,46 +194,31 @@ def _init(
         "logging_level": logging.ERROR,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
-    before = set(psutil.Process().children())
-    _retried(lambda: ray.init(**(settings | options)), tries, progress)
-    return [process for process in psutil.Process().children() if process not in before]
 
 
-def _retried(init: Callable[[], Any], tries: int, progress: Progress) -> None:
-    """A failed try leaves children behind: they are ended, and only they, before the next one."""
+def _own(settings: dict[str, Any], port: int, request_timeout_s: float | None) -> RayServe:
     import ray
 
-    for attempt in range(1, tries + 1):
-        before = set(psutil.Process().children())
-        try:
-            init()
-            return
-        except BaseException as error:
-            ray.shutdown()
-            _end(_with_children([process for process in psutil.Process().children() if process not in before]))
-            if not any(words in str(error) for words in TRANSIENT):
-                raise
-            if attempt == tries:
-                remedy = "wait until the machine is less busy and start again"
-                raise ServerError(f"Ray did not start in {tries} tries: {error}", remedy=remedy) from error
-            progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({error}); once more")
-            _wait_for_calm(CALM_WAIT_S * attempt)
+    before = ray_start.children()
+    ray.init(**settings)
+    processes = list(ray_start.children() - before)
+    return RayServe(port=_start_serve(port, request_timeout_s, processes), processes=processes, others=None)
 
 
-def _wait_for_calm(at_most_s: float) -> None:
-    began = time.monotonic()
-    while psutil.cpu_percent(interval=1.0) > BUSY_PERCENT and time.monotonic() - began < at_most_s:
-        pass
+def _start_serve(port: int, request_timeout_s: float | None, processes: list[psutil.Process]) -> int:
+    """Starts Serve, unless it runs in the cluster already; returns the port of its proxy.
 
-
-def _start_serve(port: int, request_timeout_s: float | None) -> int:
-    """Starts Serve, unless it runs in the cluster already; returns the port of its proxy."""
+    Ray waits without a limit for a controller whose node has died; so we look at the node meanwhile.
+    """
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        http_options={"host": LOOPBACK, "port": port, "request_timeout_s": request_timeout_s},
-        logging_config={"enable_access_log": False, "log_level": "ERROR"},
+    http_options = {"host": LOOPBACK, "port": port, "request_timeout_s": request_timeout_s}
+    logging_config = {"enable_access_log": False, "log_level": "ERROR"}
+    ray_start.beside(
+        lambda: serve.start(http_options=http_options, logging_config=logging_config),
+        processes,
+        timeout_s=SERVE_TIMEOUT_S,
     )
     client = _client()
     return int(client.http_config.port) if client else port
@@ -266,23 +246,3 @@ def _end_applications(others: frozenset[str] | None) -> None:
         return
     for name in (_applications() or frozenset()) - others:
         serve.delete(name)
-
-
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += [process, *process.children(recursive=True)]
-    return found
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Waits for their own end, then ends what is left."""
-    _, left = psutil.wait_procs(processes, timeout=STOP_WAIT_S)
-    end_processes(left)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_serve, watch
+from labkit.serving import ray_serve, ray_start, watch
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -22,8 +23,9 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module `ray` that does nothing well."""
     ray: Any = types.ModuleType("ray")
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
-    monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
-    monkeypatch.setattr(ray_serve, "STOP_WAIT_S", 0.2)
+    monkeypatch.setattr(ray_serve, "_start_serve", lambda port, *_: port)
+    monkeypatch.setattr(ray_start, "CALM_WAIT_S", 0.0)
+    monkeypatch.setattr(ray_start, "STOP_WAIT_S", 0.2)
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -47,16 +49,17 @@ def test_a_busy_machine_gets_another_try(fake_ray: Any) -> None:
     started: list[psutil.Process] = []
     told: list[str] = []
     fake_ray.init = failing(2, Exception(BUSY), started)
-    own = ray_serve._init(8, 0, 5, told.append, {})
+    ray = ray_serve.start(progress=told.append)
     try:
-        assert own == started[2:]
+        assert ray.pids == (started[2].pid,)
         assert not survivors(started[:2], within_s=5)
         assert len(told) == 2
         assert bystander.poll() is None
     finally:
         bystander.kill()
         bystander.wait()
-        ray_serve._end(own)
+        ray.stop()
+    assert not survivors(started, within_s=5)
 
 
 def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
@@ -64,7 +67,7 @@ def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
     started: list[psutil.Process] = []
     fake_ray.init = failing(9, Exception(BUSY), started)
     with pytest.raises(ServerError, match="did not start in 3 tries"):
-        ray_serve._init(8, 0, 3, lambda _: None, {})
+        ray_serve.start(tries=3)
     assert len(started) == 3
     assert not survivors(started, within_s=5)
 
@@ -74,9 +77,58 @@ def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
     started: list[psutil.Process] = []
     fake_ray.init = failing(9, ValueError("num_cpus must be positive"), started)
     with pytest.raises(ValueError, match="num_cpus"):
-        ray_serve._init(-1, 0, 5, lambda _: None, {})
+        ray_serve.start(num_cpus=-1)
     assert len(started) == 1
     assert not survivors(started, within_s=5)
+
+
+def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
+    """Ray Serve waits for ever for a dead node: we do not, and what the node had started is ended."""
+    parent = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(1); sys.exit(1)"
+    node = psutil.Process(subprocess.Popen([sys.executable, "-S", "-c", parent, *SLEEP]).pid)
+    left: list[psutil.Process] = []
+
+    def waits_for_ever() -> None:
+        while not left:
+            left.extend(node.children())
+        threading.Event().wait()
+
+    with pytest.raises(ServerError, match="node died"):
+        ray_start.beside(waits_for_ever, [node], timeout_s=60)
+    assert left
+    assert not survivors(left, within_s=5)
+
+
+def test_a_start_of_serve_has_a_time_limit() -> None:
+    """A start that neither ends nor fails is given up, with the seconds."""
+    with pytest.raises(ServerError, match=r"took more than 0 s"):
+        ray_start.beside(threading.Event().wait, [], timeout_s=0.1)
+
+
+def test_what_serve_says_comes_through() -> None:
+    """A result and an error of the start are the caller's, as without a limit."""
+    assert ray_start.beside(lambda: 7, [], timeout_s=60) == 7
+    with pytest.raises(ValueError, match="port"):
+        ray_start.beside(lambda: int("port"), [], timeout_s=60)
+
+
+def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that dies right after it came up costs a try, not the lab."""
+    started: list[psutil.Process] = []
+    fake_ray.init = failing(0, Exception(), started)
+
+    def start_serve(port: int, _: float | None, processes: list[psutil.Process]) -> int:
+        if len(started) == 1:
+            processes[0].kill()
+            ray_start.beside(threading.Event().wait, processes, timeout_s=60)
+        return port
+
+    monkeypatch.setattr(ray_serve, "_start_serve", start_serve)
+    ray = ray_serve.start()
+    try:
+        assert ray.pids == (started[1].pid,)
+    finally:
+        ray.stop()
 
 
 def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
