@@ -12,7 +12,7 @@ from typing import Any
 
 from labkit import costs
 from labkit.charts.costs import break_even_chart, sensitivity_chart, utilisation_chart
-from labkit.charts.render import bundle
+from labkit.charts.render import live_bundle
 from labkit.costs import CostSettings
 from labkit.costs.command import headline, text
 from labkit.errors import UsageError
@@ -121,7 +121,7 @@ class CostCalculator:
     def _draw(self) -> None:
         view, drawn = self.view.value, self._chart()
         if drawn is not None:  # first of all: it takes the browser longest
-            data, metadata = bundle(drawn, png=False)
+            data, metadata = live_bundle(drawn)
             # Set at once, instead of clearing and displaying: the picture does not flicker, and one message does it.
             self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.answer.value = answer_html(self.result)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from functools import cache
 from html import unescape
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from labkit import charts
 from labkit.charts import Bar, Lane, LinePoint, LoadPoint, Tradeoff
 from labkit.charts.distributions import quantile, steps
-from labkit.charts.render import MIME, VEGA_LITE
+from labkit.charts.render import MIME, VEGA_LITE, live_bundle
 from labkit.charts.requests import phases
 from labkit.charts.theme import INK, WIDTH, set_caption
 from labkit.charts.tradeoff import LETTER, label_levels
@@ -176,10 +177,12 @@ def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
     assert metadata["image/png"]["alt"] == data[MIME]["description"]
 
 
-def test_live_charts_have_no_png() -> None:
-    """A widget's callback cannot wait for a PNG."""
-    data, _ = charts.bundle(CHARTS["anatomy"](), png=False)
-    assert "image/png" not in data
+def test_a_live_chart_waits_for_no_png() -> None:
+    """A widget's callback cannot wait for a PNG; an empty one keeps JupyterLab from making its own."""
+    data, metadata = live_bundle(CHARTS["anatomy"]())
+    assert struct.unpack(">16xII", base64.b64decode(data["image/png"])[:24]) == (1, 1), "width and height"
+    assert metadata["image/png"]["alt"] == data[MIME]["description"]
+    assert "image/png" not in charts.bundle(CHARTS["anatomy"](), png=False)[0]
 
 
 @pytest.fixture
