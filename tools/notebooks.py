@@ -2,8 +2,9 @@
 
     python tools/notebooks.py [NOTEBOOK ...] [--check]
 
-A lab's cells carry a tag for each of its parts (TAGS); cells without one belong to the part above them. `faults` says
-what a stored notebook lacks; tests/notebooks holds every notebook to it.
+A lab's cells carry a tag for each of its parts (TAGS); cells without one belong to the part above them. A code cell
+that may show something else in another run or on another machine is TIMED as well. `faults` says what a stored notebook
+lacks; tests/notebooks holds every notebook to it, and every cell that is not TIMED to its stored outputs.
 """
 
 import argparse
@@ -35,6 +36,7 @@ TAGS = (
     "exercise",
     "verdict",
 )
+TIMED = "timed"  # after the part's tag: what this cell shows is measured, or depends on the machine
 MAX_BYTES = 600_000
 A_TIME = "2026-11-24T08-00-00"  # the folders' times in stored outputs, whenever they were stored
 RUN_TIME = re.compile(r"runs/notebook/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d")
@@ -159,6 +161,7 @@ def _structure_faults(stem: str, notebook: Any) -> Iterator[str]:
     if [cell.cell_type for cell in notebook.cells if "parameters" in tags(cell)] != ["code"]:
         yield "one code cell, and only one, is to be tagged parameters (papermill reads it)"
     yield from _round_faults(parts)
+    yield from _tag_faults(notebook)
     ending = " ".join(cell.source for cell in notebook.cells[-3:] if cell.cell_type == "markdown").lower()
     if (parts and parts[-1] != "verdict") or "key points" not in ending:
         yield "it does not end with the verdict and the key points"
@@ -171,6 +174,17 @@ def _round_faults(parts: list[str]) -> Iterator[str]:
         until = rest[: rest.index("predict")] if "predict" in rest else rest
         if part == "predict" and [one for one in until if one in {"run", "reveal"}][:2] != ["run", "reveal"]:
             yield f"prediction {parts[: number + 1].count('predict')} is not followed by a run and its reveal"
+
+
+def _tag_faults(notebook: Any) -> Iterator[str]:
+    """A cell's tags are parts of a lab and, on a code cell with something to show, after them TIMED."""
+    for number, cell in enumerate(notebook.cells):
+        found = tags(cell)
+        yield from (f"cell {number} has an unknown tag, {one}" for one in found if one not in (*TAGS, TIMED))
+        if TIMED in found[:-1]:
+            yield f"cell {number} has another tag after {TIMED}, which is the last one"
+        if TIMED in found and (cell.cell_type != "code" or "parameters" in found):
+            yield f"cell {number} shows nothing: it cannot be {TIMED}"
 
 
 def tags(cell: Any) -> list[str]:

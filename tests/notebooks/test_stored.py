@@ -115,6 +115,26 @@ def test_the_repository_and_the_home_are_not_stored(tmp_path: Path) -> None:
     assert "./data and ~/x" in path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("cell", "tags", "told"),
+    [
+        (6, ["run", "timed"], ""),
+        (6, ["timed"], ""),
+        (6, ["run", "Timed"], "cell 6 has an unknown tag, Timed"),
+        (6, ["timed", "run"], "cell 6 has another tag after timed"),
+        (8, ["explain", "timed"], "cell 8 shows nothing: it cannot be timed"),
+        (2, ["parameters", "timed"], "cell 2 shows nothing: it cannot be timed"),
+    ],
+)
+def test_timed_stands_after_the_part_of_a_code_cell(cell: int, tags: list[str], told: str, tmp_path: Path) -> None:
+    """A code cell may be timed, in a part that begins with it or before it; anywhere else, or misspelt, it is told."""
+    notebook = lab(*tool.TAGS[:6], "run", *tool.TAGS[6:]) if tags == ["timed"] else lab(*tool.TAGS)
+    notebook.cells[cell].metadata["tags"] = tags
+    found = " ".join(tool.faults(stored(notebook, tmp_path)))
+    assert told in found
+    assert bool(found) == bool(told)
+
+
 def test_an_unexecuted_cell_is_a_fault(tmp_path: Path) -> None:
     """A code cell without an execution count was never run."""
     notebook = lab(*tool.TAGS)
