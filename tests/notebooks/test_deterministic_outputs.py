@@ -10,30 +10,18 @@ import pytest
 
 from labkit.labs import LABS
 from labkit.paths import notebooks_path, root
+from tests.notebooks import outputs
+from tools import notebooks as tool
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(900)]
 
 WITHOUT_ENGINE = [lab.notebook for lab in LABS.values() if lab.engine == "none"]
-# What may differ from machine to machine: its line, where it keeps its records, where the repository is.
-SANITIZE = r"""
-[machine]
-regex: \d+ CPUs? \([^)]*\), \d+ GiB, (?:no GPU|\d+ x [^(]*\(\d+ GiB\))
-replace: MACHINE
-
-[records]
-regex: [^\s>"]*/notebook/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d
-replace: RECORDS
-
-[recorded]
-regex: recorded: [^"<\n]*
-replace: RECORDED
-"""
 
 
 def nbval(folder: Path, *notebooks: Path) -> "subprocess.CompletedProcess[str]":
     """pytest with nbval on these notebooks, in this environment, with records in a folder of their own."""
     sanitize, settings = folder / "sanitize.cfg", folder / "pytest.ini"
-    sanitize.write_text(SANITIZE)
+    sanitize.write_text(outputs.for_nbval())
     settings.write_text("[pytest]\n")
     options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", str(sanitize), "--nbval-cell-timeout", "300"]
     plugins = ["-p", "tests.notebooks.nbval_plugin", "-p", "no:cacheprovider", "-p", "no:playwright"]
@@ -57,15 +45,15 @@ def test_what_is_stored_comes_out_again(tmp_path: Path) -> None:
     assert f"{sum(cell.cell_type == 'code' for cell in cells)} passed" in done.stdout
 
 
-@pytest.mark.parametrize(("stored", "code"), [("4", 0), ("5", 1)])
-def test_another_output_fails(tmp_path: Path, stored: str, code: int) -> None:
-    """A stored 5 where 4 comes out fails, and says so; a machine's path does not."""
+@pytest.mark.parametrize(("stored", "tags", "code"), [("4", [], 0), ("5", [], 1), ("5", [tool.TIMED], 0)])
+def test_another_output_fails(tmp_path: Path, stored: str, tags: list[str], code: int) -> None:
+    """A stored 5 where 4 comes out fails, and says so; a machine's path does not, nor does a cell that is timed."""
     shown = nbformat.v4.new_output("execute_result", data={"text/plain": stored}, execution_count=1)
     path = nbformat.v4.new_output(
         "stream", text="./runs/notebook/2026-01-01T00-00-00 on 2 CPUs (Some), 4 GiB, no GPU\n"
     )
-    source = "print('/x/notebook/2027-02-02T11-11-11 on 64 CPUs (Other), 9 GiB, no GPU')\n2 + 2"
-    cell = nbformat.v4.new_code_cell(source, outputs=[path, shown], execution_count=1)
+    source = "print('/x/notebook/2027-02-02T11-11-11 on 64 CPUs (Intel(R) Xeon(R) Processor), 9 GiB, no GPU')\n2 + 2"
+    cell = nbformat.v4.new_code_cell(source, outputs=[path, shown], execution_count=1, metadata={"tags": tags})
     file = tmp_path / "one.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
     done = nbval(tmp_path, file)

@@ -55,6 +55,14 @@ def test_a_new_lab_passes_the_checks(copy: Path) -> None:
     assert [file for file in CHECKS if not re.search(rf"{file}::.* PASSED", done.stdout)] == []
 
 
+def test_a_new_lab_shows_again_what_is_stored(copy: Path, tmp_path: Path) -> None:
+    """nbval, as it is run on labs without an engine, finds every output again but those that are tagged `timed`."""
+    code = "import sys; from pathlib import Path; from tests.notebooks.test_deterministic_outputs import nbval\n"
+    code += "done = nbval(*map(Path, sys.argv[1:])); print(done.stdout); sys.exit(done.returncode)"
+    done = run(copy, "-c", code, str(tmp_path), str(copy / "notebooks" / f"{NAME}.ipynb"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
 def test_a_new_lab_passes_the_linter(copy: Path) -> None:
     """Its files and its notebook are formatted and without a finding, as `make lint` wants them."""
     new = [f"notebooks/{NAME}.ipynb", f"labkit/teaching/lab_{NUMBER}.py", f"tests/unit/test_lab_{NUMBER}.py"]
