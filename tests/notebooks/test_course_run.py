@@ -10,11 +10,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import psutil
 import pytest
 
 from labkit.labs import LABS
+from labkit.paths import notebooks_path
 from labkit.records import Record, read
+from tests.notebooks import outputs
 
 pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(4200)]
 TRIES = 2
@@ -71,6 +74,15 @@ def test_a_lab_runs_to_its_end_and_records_what_it_found(lab: str, run_dir: Path
     assert found.measured
     assert set(found.claims) >= set(LABS[lab].claims)
     assert any(chart["key"] for chart in json.loads((run_dir / f"{lab}.json").read_text())["charts"])
+
+
+@pytest.mark.parametrize("lab", [lab.name for lab in LABS.values() if lab.engine != "none"])
+def test_what_is_not_timed_comes_out_as_it_is_stored(lab: str, run_dir: Path) -> None:
+    """Every cell of a lab with an engine that is not tagged `timed` shows what it shows in the stored notebook."""
+    folders = (notebooks_path(), run_dir)
+    stored, executed = (nbformat.read(folder / LABS[lab].notebook, as_version=4) for folder in folders)
+    found = list(outputs.differences(lab, stored, executed))
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("lab", [lab for lab in LABS if guesses(lab)])
