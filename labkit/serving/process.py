@@ -127,6 +127,7 @@ class ServerProcess:
             _kill([server.pid, *pids])
             server.wait(10)
         self._guard = None  # ended because we asked: no death to report
+        _remove_sockets(self.folder)
 
     def check(self) -> None:
         """Raises `ServerError` with the end of the log when the server has died; one that we stopped has not."""
@@ -208,6 +209,14 @@ def _ending(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(number).name}"
     return f"died with exit code {code}"
+
+
+def _remove_sockets(folder: Path) -> None:
+    """What a server spoke to its own processes through; vLLM leaves its sockets behind."""
+    with contextlib.suppress(FileNotFoundError):
+        for left in folder.iterdir():
+            if left.is_socket():
+                left.unlink()
 
 
 def _kill(pids: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ ENV = {
     "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything busy its replicas would be measured as slow
+    # An engine in a replica leaves its sockets behind: not loose among everybody's files, but in Ray's folder.
+    "VLLM_RPC_BASE_PATH": str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"),
 }
 
 

@@ -234,7 +234,7 @@ def start(
         name="vllm serve",
         folder=folder,
         health_url=f"http://{LOOPBACK}:{chosen}/health",
-        env={**env, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"},
+        env={**env, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_RPC_BASE_PATH": "."},  # its sockets: here
         start_timeout_s=start_timeout_s,
         explain=explain_failure,
     )

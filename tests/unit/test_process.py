@@ -76,6 +76,15 @@ def all_processes(tmp_path: Path) -> list[psutil.Process]:
     return [*running(wait_for(tmp_path / "parent")), *family_of(tmp_path)]
 
 
+def test_no_socket_stays_in_a_servers_folder(tmp_path: Path) -> None:
+    """What a server spoke to its own processes through goes with it; its log and its files stay."""
+    with stand_in(tmp_path) as server, socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(server.folder / "left"))
+        (server.folder / "kept").touch()
+    assert {one.name for one in server.folder.iterdir()} >= {"kept", "server.log"}
+    assert not (server.folder / "left").exists()
+
+
 def test_ready_when_started(tmp_path: Path) -> None:
     """`start` returns once the health address answers 200, with the seconds that it took."""
     began = time.monotonic()
