@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 130 stopped by the user.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labkit import cli_workshop
+from labkit.cli_output import Json, print_json, say
 from labkit.errors import LabkitError, UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would double the time to show it
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
@@ -37,7 +36,7 @@ def doctor(as_json: Json = False) -> None:
 
     found = examine()
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         from rich.console import Console
 
@@ -55,7 +54,7 @@ def fetch(
     from labkit.models import fetch as fetch_model
 
     for name in models or list(EMBEDDED):
-        folder = resolve(name, progress=_say) if Path(name).expanduser().is_dir() else fetch_model(name, progress=_say)
+        folder = resolve(name, progress=say) if Path(name).expanduser().is_dir() else fetch_model(name, progress=say)
         typer.echo(folder)
 
 
@@ -84,10 +83,10 @@ def run(
     if ray is not None:
         from labkit.remote import run_on_cluster
 
-        result = run_on_cluster(ray, labs or (), **options, say=_say)
+        result = run_on_cluster(ray, labs or (), **options, say=say)
     else:
-        plan = make_plan(labs or (), **options, progress=_say)
-        _say(plan.line)
+        plan = make_plan(labs or (), **options, progress=say)
+        say(plan.line)
         result = run_labs(plan)
     page = reports.build(result.out_dir)
     tables.show_run(result.out_dir)
@@ -121,7 +120,7 @@ def compare(
 
     found = records.compare(a, b)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         tables.show_comparison(found)
     if not found.agrees:
@@ -139,7 +138,7 @@ def claims(
 
     rows = ledger(records.read_all(folder).values() if folder else ())
     if as_json:
-        _print_json({"claims": [row.to_json() for row in rows]})
+        print_json({"claims": [row.to_json() for row in rows]})
     else:
         tables.show_claims(rows)
 
@@ -160,13 +159,13 @@ def kv(
 
     path = Path(model).expanduser()
     found = describe(
-        architecture(path if path.suffix == ".json" else resolve(model, progress=_say)),
+        architecture(path if path.suffix == ".json" else resolve(model, progress=say)),
         memory_bytes=parse_bytes(memory),
         block_size=block_size if block_size is not None else GPU_BLOCK_SIZE if inspect().gpus else CPU_BLOCK_SIZE,
         max_model_len=max_model_len,
     )
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         typer.echo("\n".join(found.lines))
 
@@ -183,7 +182,7 @@ def cost(
 
     result = command.answer(settings or ())
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         typer.echo(command.text(result))
 
@@ -206,7 +205,7 @@ def select(
     found, model = selector.select(known), other or model
     config = selector.configure(found.winner.name, found.answers, model=model)
     if as_json:
-        _print_json(selector.to_json(found, config, model=model))
+        print_json(selector.to_json(found, config, model=model))
     else:
         rows = ledger(records.read_all(runs).values()) if runs else []
         verdicts = {row.id: row.verdict for row in rows if row.measured}
@@ -238,7 +237,7 @@ def fractions(
     default = {**own[0], "count": len(own)} if own else {}
     found = auditor.audit(*auditor.read(file, gpu={"memory_gib": gpu_gib, "count": gpus}, default=default))
     if as_json:
-        _print_json(auditor.as_json(found))
+        print_json(auditor.as_json(found))
     else:
         typer.echo("\n".join(auditor.lines(found)))
     if not found.ok:
@@ -287,7 +286,7 @@ def load(
         )
     found = summarise(result)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         tables.show_load(found)
     if not found.completed:
@@ -314,77 +313,12 @@ def serve(
     }
     if server not in starters:
         raise UsageError(f"there is no server called {server!r}", remedy=did_you_mean(server, starters))
-    starters[server](model, port=port, say=_say)
+    starters[server](model, port=port, say=say)
 
 
-@app.command()
-def progress(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One folder of records for each learner.")],
-    as_json: Json = False,
-) -> None:
-    """Where each learner of a workshop is."""
-    from labkit.workshop import learners
-
-    names = learners.names_of(folders)
-    found = [learners.read_learner(folder, name=name) for folder, name in zip(folders, names, strict=True)]
-    hurdles = learners.hurdles(found)
-    if as_json:
-        _print_json({"learners": [one.to_json() for one in found], "exercises": [one.to_json() for one in hurdles]})
-    else:
-        from labkit.workshop.shown import show_learners
-
-        show_learners(found, hurdles)
-
-
-@app.command()
-def solutions(
-    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """The exercises' solutions, as Markdown."""
-    from labkit.workshop import solutions as solved
-
-    found = solved.solutions(labs or ())
-    if as_json:
-        _print_json(solved.to_json(found))
-    else:
-        typer.echo(solved.to_markdown(found), nl=False)
-
-
-@app.command("workshop-check")
-def workshop_check(
-    labs: Annotated[list[str] | None, typer.Option("--lab", metavar="LAB", help="Only for these labs.")] = None,
-    answer: Annotated[bool, typer.Option("--answer", help="Also get a first answer from an engine.")] = False,
-    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<host name>.json.")] = None,
-    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: sum up the files in DIR.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Is this machine, or this room, ready?
-
-    Exit 0: no problem anywhere; else 1."""
-    from labkit.workshop import readiness, room, shown
-
-    if summary is not None:
-        if labs or answer or save:
-            raise UsageError("--summary looks at no machine", remedy="leave --lab, --answer and --save out")
-        whole = room.read_room(summary)
-        _print_json(whole.to_json()) if as_json else shown.show_room(whole)
-        ready = whole.ok
-    else:
-        found = readiness.check_room(labs=labs, answer=_first_answer if answer else None)
-        if save is not None:
-            _say(f"written: {room.write_check(found, save)}")
-        _print_json(found.to_json()) if as_json else shown.show_check(found)
-        ready = found.ok
-    if not ready:
-        raise typer.Exit(1)
-
-
-def _first_answer() -> str:
-    from labkit.progress import now_and_then
-    from labkit.workshop.answer import first_answer
-
-    return first_answer(now_and_then(_say))
+app.command()(cli_workshop.progress)
+app.command()(cli_workshop.solutions)
+app.command("workshop-check")(cli_workshop.workshop_check)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -398,16 +332,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
 def _explain_failures(failed: "tuple[LabRun, ...]", out_dir: Path) -> None:
     from labkit.runner import log_path
 
     for lab in failed:
-        _say(f"{lab.name} failed: {lab.error}\n  Its log: {log_path(out_dir, lab.name)}")
+        say(f"{lab.name} failed: {lab.error}\n  Its log: {log_path(out_dir, lab.name)}")
