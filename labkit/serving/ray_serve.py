@@ -120,11 +120,11 @@ def start(
         settings = _settings(num_cpus, num_gpus) | options
         return ray_start.retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
     connect(address, tries)
-    others = _applications()
     try:
+        others = _applications()
         return RayServe(port=_start_serve(chosen, request_timeout_s, []), processes=[], others=others)
     except BaseException:
-        RayServe(port=chosen, processes=[], others=others or frozenset()).stop()
+        ray.shutdown()  # nothing has been deployed yet: what runs on that cluster is not ours
         raise
 
 

@@ -7,7 +7,7 @@ fails to start, or dies when it seemed to be up, and Ray Serve would wait for it
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -46,13 +46,14 @@ def retried(start_once: Callable[[], T], tries: int, progress: Progress) -> T:
             return start_once()
         except BaseException as error:
             ray.shutdown()
-            end(with_children([process for process in children() if process not in before]))
+            end(with_children(children() - before))
             if not any(words in str(error) for words in TRANSIENT):
                 raise
             if attempt == tries:
                 remedy = "wait until the machine is less busy and start again"
                 raise ServerError(f"Ray did not start in {tries} tries: {error}", remedy=remedy) from error
-            progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({error}); once more")
+            reason = str(error).partition("\n")[0]  # what to do about it is being done
+            progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({reason}); once more")
             _wait_for_calm(CALM_WAIT_S * attempt)
     raise UsageError(f"{tries} tries are none", remedy="let tries be 1 or more")
 
@@ -81,7 +82,7 @@ def beside(work: Callable[[], T], processes: list[psutil.Process], *, timeout_s:
             time.sleep(LOOK_S)
         return outcome.result()
     except BaseException:
-        end(list(seen))
+        end(seen)
         raise
 
 
@@ -104,7 +105,7 @@ def children() -> set[psutil.Process]:
     return set(psutil.Process().children())
 
 
-def with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
+def with_children(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those of `processes` that run, each with everything below it."""
     found: list[psutil.Process] = []
     for process in processes:
@@ -124,7 +125,7 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def end(processes: list[psutil.Process]) -> None:
+def end(processes: Iterable[psutil.Process]) -> None:
     """Waits for their own end, then ends what is left."""
-    _, left = psutil.wait_procs(processes, timeout=STOP_WAIT_S)
+    _, left = psutil.wait_procs(list(processes), timeout=STOP_WAIT_S)
     end_processes(left)

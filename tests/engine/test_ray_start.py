@@ -3,7 +3,6 @@
 import socket
 import threading
 import time
-from typing import Any
 
 import psutil
 import pytest
@@ -36,7 +35,7 @@ def test_a_node_that_dies_while_serve_starts_costs_a_try(monkeypatch: pytest.Mon
             pass  # somebody listens; without an application there is nothing to answer
 
 
-def kill_soon(processes: list[psutil.Process], seen: list[Any]) -> None:
+def kill_soon(processes: list[psutil.Process], seen: list[psutil.Process]) -> None:
     """Ends the node when it has begun to start workers, and notes what it had started."""
     (raylet,) = (process for process in processes if "raylet" in process.name())
     while not raylet.children():

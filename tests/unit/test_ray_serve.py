@@ -72,6 +72,15 @@ def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
     assert not survivors(started, within_s=5)
 
 
+def test_no_try_at_all_is_a_usage_error(fake_ray: Any) -> None:
+    """Zero tries start nothing, and are told."""
+    started: list[psutil.Process] = []
+    fake_ray.init = failing(0, Exception(), started)
+    with pytest.raises(UsageError, match="0 tries"):
+        ray_serve.start(tries=0)
+    assert started == []
+
+
 def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
     """What another try cannot help is raised at once, and its processes are ended."""
     started: list[psutil.Process] = []
@@ -141,6 +150,26 @@ def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any, monkeypatc
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"):
         ray_serve.start(address="127.0.0.1:1")
+
+
+def test_a_failed_start_on_a_users_cluster_takes_nothing_from_it(
+    fake_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Serve cannot be started there, we leave the cluster; what others deployed stays."""
+    left: list[str] = []
+    fake_ray.init = lambda *_, **__: None
+    fake_ray.shutdown = lambda: left.append("shutdown")
+    monkeypatch.setattr(ray_serve, "_applications", lambda: frozenset({"theirs"}))
+    monkeypatch.setattr(ray_serve, "_end_applications", lambda _: left.append("deleted"))
+
+    def fails(*_: Any) -> int:
+        raise ServerError("no proxy", remedy="")
+
+    monkeypatch.setattr(ray_serve, "_start_serve", fails)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ServerError, match="no proxy"):
+        ray_serve.start(address="127.0.0.1:1")
+    assert left == ["shutdown"]
 
 
 def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
