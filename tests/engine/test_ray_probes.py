@@ -143,7 +143,9 @@ async def test_a_full_queue_is_told_at_once(url: str) -> None:
     assert statuses == {200, 503}
     served = [one for one in seen.answers if one.ok]
     assert len({one.text for one in served}) == 2
-    assert 4 <= len(served) < 40
+    # Not four in the replicas and three that wait: Ray counts a request as waiting until it has a replica, so of
+    # requests that come at the same moment it may turn away all but the three that the queue holds.
+    assert 3 <= len(served) < 40
 
 
 async def test_a_request_may_say_how_long_it_waits(url: str) -> None:
