@@ -131,28 +131,31 @@ def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # no
 
 
 def test_the_modelled_gpu_shares_as_the_simulation_says(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
-    """Requests through Ray take what the simulation says and Ray's own time; tenants on other GPUs do not wait."""
+    """Tenants of one GPU take together at least what the simulation says; the one on the other GPU ends before them."""
     from applications.tenants import ModelledGpus
 
     delete_all()
     gpu_model: Any = ModelledGpus
     deploy({"a": 0.5, "b": 0.5, "c": 1}, gpu_model=gpu_model.remote())
-    asks = [sharing.Ask(at_s=0.0, tenant=name, work_s=0.5) for name in ("a", "b", "c")]
+    asks = [sharing.Ask(at_s=0.0, tenant=name, work_s=1.5) for name in ("a", "b", "c")]
     for name in ("a", "b", "c"):
         call(name, "answer", 0.0)
 
-    async def together() -> list[float]:
+    async def ends() -> list[float]:
+        """Seconds from the first request to each answer. The work is slept, so a busy machine only adds to them."""
         from ray import serve
 
         loop = asyncio.get_running_loop()
+        began = loop.time()
 
         async def one(ask: sharing.Ask) -> float:
-            began = loop.time()
             await serve.get_app_handle(ask.tenant).answer.remote(ask.work_s)
             return loop.time() - began
 
         return await asyncio.gather(*map(one, asks))
 
     expected = sharing.simulate(asks, {"a": 0, "b": 0, "c": 1})
-    for took, alone in zip(asyncio.run(together()), expected, strict=True):
-        assert alone - 0.25 <= took <= alone + 0.4
+    a, b, c = asyncio.run(ends())
+    assert max(expected) == pytest.approx(2 * min(expected))
+    assert max(a, b) >= max(expected) - 0.01
+    assert min(expected) - 0.01 <= c < max(a, b)
