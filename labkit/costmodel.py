@@ -68,10 +68,6 @@ class StepCost:
         """How many times longer the same batch takes without its cached tokens."""
         return self.seconds(batch.without_cache()) / self.seconds(batch)
 
-    def saved_share(self, batch: Batch) -> float:
-        """The share of the time without a cache that the hits save, 0 to 1; the speed-up is 1 / (1 - saved)."""
-        return 1 - self.seconds(batch) / self.seconds(batch.without_cache())
-
     def output_tokens_for(self, speedup: float, batch: Batch) -> float:
         """The answers' length at which this batch's hits give `speedup`; below 1 where no answer is short enough.
 
