@@ -88,12 +88,13 @@ def _references(base: Path) -> tuple[Reference, ...]:
 
 
 def reference_for(machine: Mapping[str, Any], folder: Path | None = None) -> Reference | None:
-    """The recorded run to set beside `machine` (a record's facts): with GPUs if it has some, then as many CPUs.
+    """The recorded run to set beside `machine` (a record's facts): with GPUs if it has some, then the nearest.
 
+    Nearest is as many CPUs, then the same processor and GPUs by name, then the newest.
     None where only the other kind was recorded: a GPU's figures beside a CPU's would mislead.
     """
     alike = [one for one in references(folder) if bool(one.info.machine.get("gpus")) == bool(machine.get("gpus"))]
-    return min(alike, key=lambda one: (_apart(one, machine), one.name), default=None)
+    return min(alike, key=lambda one: _apart(one.info, machine), default=None)
 
 
 def reference_beside(record: Record) -> Reference | None:
@@ -114,9 +115,14 @@ def beside_recorded(record: Record, chart: str, spec: Mapping[str, Any]) -> dict
     return with_recorded(spec, rows, label=f"{reference.label}{reference.unlike(record)}")
 
 
-def _apart(one: Reference, machine: Mapping[str, Any]) -> int:
-    there, here = one.info.machine.get("cpus"), machine.get("cpus")
-    return abs(there - here) if isinstance(there, int) and isinstance(here, int) else 0
+def _apart(info: RunInfo, machine: Mapping[str, Any]) -> tuple[int, bool, float]:
+    there, here = info.machine.get("cpus"), machine.get("cpus")
+    cpus = abs(there - here) if isinstance(there, int) and isinstance(here, int) else 0
+    return cpus, _names(info.machine) != _names(machine), -info.when.timestamp()
+
+
+def _names(machine: Mapping[str, Any]) -> list[Any]:
+    return [machine.get("cpu_model"), *(gpu.get("name") for gpu in machine.get("gpus") or ())]
 
 
 def load(folder: Path) -> Reference:

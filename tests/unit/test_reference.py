@@ -177,6 +177,20 @@ def test_a_gpu_is_not_set_beside_a_cpu(kept: Path) -> None:
     assert reference.reference_for(cpu, kept / "nowhere") is None
 
 
+def test_the_same_processor_is_nearer_than_a_newer_run(tmp_path: Path) -> None:
+    """Of machines with as many CPUs the one of the same processor is taken, and for a third processor the newest."""
+    for model in ("AMD EPYC", "Intel Xeon"):
+        folder = run(tmp_path / model)
+        for file in folder.glob("*.json"):
+            file.write_text(file.read_text().replace(synthetic.machine().cpu_model, model))
+        tool.keep(folder, tmp_path / "kept")
+    facts, taken = to_json(synthetic.machine()), {}
+    for model in ("AMD EPYC", "Intel Xeon", "another"):
+        found = reference.reference_for({**facts, "cpu_model": model}, tmp_path / "kept")
+        taken[model] = found and found.info.machine["cpu_model"]
+    assert taken == {"AMD EPYC": "AMD EPYC", "Intel Xeon": "Intel Xeon", "another": "Intel Xeon"}
+
+
 def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
     """A record with other sizes says which; guesses do not count."""
     [one] = reference.references(kept)
