@@ -16,7 +16,7 @@ MIME = "application/vnd.vegalite.v5+json"
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name, never fetched
 VEGA_LITE = "5.8"  # the oldest that vl-convert draws with, nearest to JupyterLab's 5.6
 SCALE = 2
-COLOURS = 64
+COLOURS = 32
 EMPTY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR42mNgAAIAAAUAAen63NgAAAAASUVORK5CYII="
 
 

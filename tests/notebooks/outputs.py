@@ -13,7 +13,7 @@ from typing import Any
 from tools import notebooks as tool
 
 # What may differ from machine to machine, for nbval too: its line with model and engine, the folder of the records,
-# what a recorded run found.
+# what the nearest recorded run found (its row in a reveal, which is not there where it has no such figure).
 RULES = {
     "machine": (
         r"\d+ CPUs? \((?:[^()]|\([^()]*\))*\), \d+ GiB, (?:no GPU|\d+ x [^(]*\(\d+ GiB\))"
@@ -25,6 +25,7 @@ RULES = {
         "RECORDS",
     ),
     "recorded": (r'recorded: [^"<\n]*', "RECORDED"),
+    "recorded row": (r"<tr><th [^>]*>Recorded</th>.*?</tr>|\nRecorded  [^\n]*", ""),
 }
 CHART = "application/vnd.vegalite.v5+json"
 NOT_COMPARED = {"application/vnd.jupyter.widget-view+json", "image/png", "image/jpeg"}

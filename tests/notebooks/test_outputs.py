@@ -8,6 +8,7 @@ import pytest
 
 from labkit.labs import LABS
 from labkit.paths import notebooks_path
+from labkit.teaching import predict, reveal, show
 from tests.notebooks import outputs
 
 v4 = nbformat.v4
@@ -92,6 +93,20 @@ def test_a_timed_cell_is_passed_over() -> None:
 def test_what_differs_from_run_to_run_is_passed_over(before: list[Any], now: list[Any]) -> None:
     """Pieces of a stream, stderr, machines, folders, last bits, pictures' bytes and widgets' ids make no difference."""
     assert list(outputs.differences("01_lab", notebook(*before), notebook(*now))) == []
+
+
+def test_what_another_machine_recorded_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reveal with the row of a recorded run is as one without it; with another measurement it is not."""
+    shown: list[Any] = []
+    monkeypatch.setattr(show, "show", lambda data: shown.append(notebook(v4.new_output("display_data", data=data))))
+    guess = predict("01.input", "Which one?", options=["price", "traffic"], guess="price", confidence=0.5)
+    shown.clear()
+    reveal(guess, "traffic")
+    reveal(guess, "traffic", recorded="price", recorded_from="2 CPUs (A), 4 GiB, no GPU, 24 Nov 2026")
+    reveal(guess, "price")
+    plain, recorded, other = shown
+    assert list(outputs.differences("01_lab", plain, recorded)) == []
+    assert list(outputs.differences("01_lab", plain, other)) != []
 
 
 def test_the_parameters_of_a_run_are_no_difference() -> None:
