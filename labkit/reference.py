@@ -112,7 +112,7 @@ def beside_recorded(record: Record, chart: str, spec: Mapping[str, Any]) -> dict
     rows = reference.points(record.lab, chart) if reference else []
     if reference is None or not rows:
         return dict(spec)
-    return with_recorded(spec, rows, label=f"{reference.label}{reference.unlike(record)}")
+    return with_recorded(spec, rows, label=reference.label, caution=reference.unlike(record))
 
 
 def _apart(info: RunInfo, machine: Mapping[str, Any]) -> tuple[int, bool, float]:

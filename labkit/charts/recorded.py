@@ -29,11 +29,12 @@ def marks(spec: Mapping[str, Any]) -> Spec | None:
     return {**about, "data": {"values": rows}, "mark": mark, "encoding": encoding}
 
 
-def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: str) -> Spec:
+def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: str, caution: str = "") -> Spec:
     """The chart with a diamond for each recorded row that has a counterpart here; unchanged where none has, or where
     all are the same to the last bit: what is computed and not measured.
 
-    `recorded` are the rows that `marks` keeps. `label` says on which machine and when, below the title.
+    `recorded` are the rows that `marks` keeps. `label` says on which machine and when, below the title, and
+    `caution`, on a line of its own, what was not alike: in one they would be wider than the chart.
     """
     drawn: Spec = deepcopy(dict(spec))
     found = _find(drawn)
@@ -48,9 +49,9 @@ def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: st
         return drawn
     _make_room(panel, channel, [float(row[field]) for row in rows])
     panel["layer"].append(_diamonds(units[0], rows, keys))
-    drawn["title"] = _titled(drawn, f"\u25c7 {label}")
+    drawn["title"] = _titled(drawn, f"\u25c7 {label}", *filter(None, [caution.strip()]))
     words = "; ".join(f"{_words(row, keys)} {number(float(row[field]))}" for row in rows)
-    drawn["description"] = f"{drawn.get('description', '')} Diamonds, {label}: {words}.".strip()
+    drawn["description"] = f"{drawn.get('description', '')} Diamonds, {label}{caution}: {words}.".strip()
     return drawn
 
 
@@ -119,9 +120,9 @@ def _title(spec: Mapping[str, Any]) -> str:
     return str(title.get("text", "") if isinstance(title, dict) else title)
 
 
-def _titled(spec: Spec, line: str) -> Spec:
+def _titled(spec: Spec, *lines: str) -> Spec:
     title = spec.get("title") or {"text": ""}
     title = dict(title) if isinstance(title, dict) else {"text": title}
     below = title.get("subtitle") or []
     below = list(below) if isinstance(below, list) else [below]
-    return {**title, "subtitle": [*below, line]}
+    return {**title, "subtitle": [*below, *lines]}

@@ -204,6 +204,14 @@ def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
 # --- in a chart ---
 
 
+def test_what_was_not_alike_stands_on_a_line_of_its_own() -> None:
+    """The machine's line and the caution, one below the other, so that the chart stays as wide as it is."""
+    rows = [{"label": "one", "value": 2.5}]
+    drawn = with_recorded(chart(3.0), rows, label="recorded: X", caution=" (with another n)")
+    assert drawn["title"]["subtitle"][-2:] == ["\u25c7 recorded: X", "(with another n)"]
+    assert "Diamonds, recorded: X (with another n): one 2.5." in drawn["description"]
+
+
 def test_recorded_values_become_diamonds_in_a_bar_chart() -> None:
     """Each bar that both have gets one, at the recorded value, on the bars' own axis, and the chart says whose."""
     kept_rows = marks(chart(5.0))
