@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -56,7 +56,8 @@ class ServerProcess:
     """A server that runs as a child process, until `stop`, the end of a `with` block, or the end of this process.
 
     `command` runs in the private folder `folder`, its output goes to `folder/server.log`; it counts as ready when
-    `health_url` answers 200. `explain` may turn the log of a failed start into (what happened, remedy).
+    `health_url` answers 200. `explain` may turn the log of a failed start into (what happened, remedy);
+    `elsewhere` finds in the log what the server leaves outside its folder, to go when it goes.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ServerProcess:
         start_timeout_s: float = 300.0,
         stop_grace_s: float = 20.0,
         explain: Callable[[str], tuple[str, str] | None] = lambda _: None,
+        elsewhere: Callable[[str], Iterable[Path]] = lambda _: (),
     ) -> None:
         self.command = tuple(command)
         self.name = name
@@ -81,6 +83,7 @@ class ServerProcess:
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
         self._explain = explain
+        self._elsewhere = elsewhere
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -127,7 +130,7 @@ class ServerProcess:
             _kill([server.pid, *pids])
             server.wait(10)
         self._guard = None  # ended because we asked: no death to report
-        _remove_sockets(self.folder)
+        _remove([*_sockets(self.folder), *self._elsewhere(self.log_text())])
 
     def check(self) -> None:
         """Raises `ServerError` with the end of the log when the server has died; one that we stopped has not."""
@@ -211,12 +214,15 @@ def _ending(code: int) -> str:
     return f"died with exit code {code}"
 
 
-def _remove_sockets(folder: Path) -> None:
-    """What a server spoke to its own processes through; vLLM leaves its sockets behind."""
-    with contextlib.suppress(FileNotFoundError):
-        for left in folder.iterdir():
-            if left.is_socket():
-                left.unlink()
+def _sockets(folder: Path) -> list[Path]:
+    """Those through which a server spoke to its own processes: vLLM leaves them behind."""
+    return [one for one in folder.iterdir() if one.is_socket()] if folder.is_dir() else []
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for left in files:
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def _kill(pids: Sequence[int]) -> None:

@@ -24,6 +24,8 @@ TRIES = 5
 SERVE_TIMEOUT_S = 180.0  # 10 to 22 s are usual on two cores
 OBJECT_STORE_BYTES = 200 * 2**20
 TOKEN_FILE = Path("~/.ray/auth_token")
+TEMPORARY = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+RAYS_FOLDER = str(Path(TEMPORARY) / "ray")
 # Read when ray is imported. The two warnings tell after seconds, not half a minute, why a replica does not start.
 ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,8 +33,11 @@ ENV = {
     "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything busy its replicas would be measured as slow
-    # An engine in a replica leaves its sockets behind: not loose among everybody's files, but in Ray's folder.
-    "VLLM_RPC_BASE_PATH": str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"),
+    # An engine in a replica leaves sockets and a file behind: not loose among everybody's files, but in Ray's folder,
+    # which stays where it is.
+    "VLLM_RPC_BASE_PATH": RAYS_FOLDER,
+    "TMPDIR": RAYS_FOLDER,
+    "RAY_TMPDIR": TEMPORARY,
 }
 
 

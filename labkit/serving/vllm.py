@@ -237,6 +237,7 @@ def start(
         env={**env, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_RPC_BASE_PATH": "."},  # its sockets: here
         start_timeout_s=start_timeout_s,
         explain=explain_failure,
+        elsewhere=meeting_files,
     )
     process.start(progress=progress)
     return Server(
@@ -291,6 +292,11 @@ def explain_failure(log: str) -> tuple[str, str] | None:
             return meaning, remedy.format(*found.groups())
     causes = ROOT_CAUSE.findall(log)
     return (causes[-1], "change what the message names; the whole log says more") if causes else None
+
+
+def meeting_files(log: str) -> list[Path]:
+    """The files by which a server's workers met, as its log names them; they stay among everybody's temporary files."""
+    return [Path(found) for found in re.findall(r"distributed_init_method=file://(\S*/vllm_dist_\w+)", log)]
 
 
 def executable(name: str) -> Path:

@@ -33,7 +33,7 @@ def engine_settings() -> vllm.EngineSettings:
 def vllm_server(
     chat_model: Path, engine_settings: vllm.EngineSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[vllm.Server]:
-    """A running `vllm serve` of the embedded chat model. When it is stopped, no process of it may be left."""
+    """A running `vllm serve` of the embedded chat model. Stopped, it leaves no process and no loose file."""
     command = f"vllm serve {chat_model} --max-model-len 2048 --max-num-seqs 16 {engine_settings.flags}"
     server = start_patiently(command, engine_settings, tmp_path_factory.mktemp("vllm"))
     try:
@@ -42,6 +42,9 @@ def vllm_server(
         processes = [psutil.Process(pid) for pid in server.process.pids]
         server.stop()
     assert not survivors(processes, within_s=0)
+    met_by = vllm.meeting_files(server.process.log_text())
+    assert met_by
+    assert [file for file in met_by if file.exists()] == []
 
 
 def start_patiently(command: str, settings: vllm.EngineSettings, folder: Path) -> vllm.Server:

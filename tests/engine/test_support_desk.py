@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,8 @@ PARCEL = {"text": "My parcel has not arrived yet. Where is it?", "max_tokens": 1
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running desk. Afterwards Ctrl-C must end it and all its processes."""
+    """The address of a running desk. Afterwards Ctrl-C must end it and all its processes, with no loose file left."""
+    before = loose_files()
     log = tmp_path_factory.mktemp("desk") / "log"
     server, url = start(log)
     processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
@@ -42,6 +44,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert server.wait(STOP_TIMEOUT_S) == 0, log.read_text()
     assert len(processes) > 5, "Ray's processes were not seen at all"
     assert not survivors(processes, within_s=5)
+    assert loose_files() <= before
+
+
+def loose_files() -> set[Path]:
+    """What an engine leaves among everybody's temporary files if nobody takes care: vLLM's files, and sockets."""
+    here = Path(tempfile.gettempdir()).iterdir()
+    return {one for one in here if one.name.startswith("vllm_dist_") or one.is_socket()}
 
 
 def start(log: Path) -> tuple["subprocess.Popen[bytes]", str]:

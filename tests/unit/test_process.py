@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
+from labkit.serving import vllm
 from labkit.serving.process import LOOPBACK, ServerProcess, free_port, require_free_port
 from tests.unit.standin import (
     ROOT,
@@ -83,6 +84,17 @@ def test_no_socket_stays_in_a_servers_folder(tmp_path: Path) -> None:
         (server.folder / "kept").touch()
     assert {one.name for one in server.folder.iterdir()} >= {"kept", "server.log"}
     assert not (server.folder / "left").exists()
+
+
+def test_what_the_log_names_elsewhere_goes_with_the_server(tmp_path: Path) -> None:
+    """Of vLLM's files among everybody's temporary ones the one that the log names goes, another server's stays."""
+    own, other = tmp_path / "vllm_dist_0a1b", tmp_path / "vllm_dist_2c3d"
+    with stand_in(tmp_path, elsewhere=vllm.meeting_files) as server:
+        own.touch()
+        other.touch()
+        with server.log_path.open("a") as log:
+            log.write(f"INFO world_size=1 rank=0 distributed_init_method=file://{own} backend=gloo\n")
+    assert (own.exists(), other.exists()) == (False, True)
 
 
 def test_ready_when_started(tmp_path: Path) -> None:
