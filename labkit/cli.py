@@ -113,8 +113,7 @@ def compare(
 ) -> None:
     """Compares two runs.
 
-    Exit 0: identical where they must be, and no ratio that differs: inside its tolerance, or measured too coarsely to
-    be told from the other by the intervals of both; else 1."""
+    Exit 0: identical where they must be, ratios inside their tolerance; else 1."""
     from labkit import records, tables
 
     found = records.compare(a, b)

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 VERDICTS = {"supported": "green", "refuted": "bold red", "depends": "yellow"}
 STYLES = {"good": "green", "bad": "bold red", "mid": "yellow", "none": "dim"}
-TOO_COARSE = (
-    "Further apart than the tolerance, but the intervals of both runs have values in common: nothing says that they "
-    "differ. More repeats, or a calmer machine, would tell."
-)
 
 
 def show_run(run_dir: Path) -> None:
@@ -42,12 +38,9 @@ def show_comparison(found: Comparison) -> None:
     ratios = new_table("ratio", "a", "b", "tolerance", "agrees")
     for pair in found.ratios:
         values = ["absent" if value is None else number(value) for value in (pair.a, pair.b)]
-        told = "yes" if pair.within else "[yellow]too coarse[/]" if pair.overlap else "[bold red]no[/]"
-        ratios.add_row(as_text(pair.name), *values, share(pair.tolerance), told)
+        ratios.add_row(as_text(pair.name), *values, share(pair.tolerance), "yes" if pair.within else "[bold red]no[/]")
     if found.ratios:
         put(ratios)
-    if coarse := sum(pair.agrees and not pair.within for pair in found.ratios):
-        put(f"too coarse: {coarse} of {len(found.ratios)}. {TOO_COARSE}")
     for title, differences in (("exact", found.exact_differences), ("parameter", found.parameter_differences)):
         for each in differences:
             put(as_text(f"{title} difference: {each.lab} {each.path}: {each.a!r} in a, {each.b!r} in b"))

@@ -1,7 +1,4 @@
-"""Do two runs agree? Bit by bit where they must, within a stated tolerance where time is measured.
-
-A ratio that was measured too coarsely to be told from the other run's, by the intervals of both, does not disagree.
-"""
+"""Do two runs agree? Bit by bit where they must, within a stated tolerance where time is measured."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,22 +17,13 @@ GUESS = "guess"
 
 @dataclass(frozen=True, kw_only=True)
 class RatioPair:
-    """One ratio in both runs, named <lab>.<name>; None where a run lacks it. `tolerance`: the stricter of the two.
-
-    within: neither is more than (1 + tolerance) times the other. overlap: their intervals have values in common.
-    """
+    """One ratio in both runs, named <lab>.<name>; None where a run lacks it. `tolerance`: the stricter of the two."""
 
     name: str
     a: float | None
     b: float | None
     tolerance: float
     within: bool
-    overlap: bool
-
-    @property
-    def agrees(self) -> bool:
-        """Within the tolerance; or, further apart, without evidence that they differ."""
-        return self.within or self.overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +48,9 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Identical, no ratio that differs, and both runs complete: exit code 0."""
+        """Identical, every ratio within its tolerance, and both runs complete: exit code 0."""
         complete = not (self.only_in_a or self.only_in_b or self.unfinished)
-        return self.identical and complete and all(pair.agrees for pair in self.ratios)
+        return self.identical and complete and all(pair.within for pair in self.ratios)
 
     def to_json(self) -> dict[str, Any]:
         """All fields and `agrees`, as plain data."""
@@ -131,7 +119,6 @@ def _ratio_pair(name: str, a: Measured | None, b: Measured | None) -> RatioPair:
         b=None if b is None else b.value,
         tolerance=tolerance,
         within=a is not None and b is not None and within(a.value, b.value, tolerance=tolerance),
-        overlap=a is not None and b is not None and overlap(a, b),
     )
 
 
@@ -141,11 +128,6 @@ def within(a: float, b: float, *, tolerance: float) -> bool:
         return a == b
     # One part in 10^9 for the last digit of a division.
     return max(a / b, b / a) <= (1 + tolerance) * (1 + 1e-9)
-
-
-def overlap(a: Measured, b: Measured) -> bool:
-    """Whether the intervals of two measurements have values in common; one that has none is a single value."""
-    return a.low <= b.high and b.low <= a.high
 
 
 def _unfinished(run: str, records: Mapping[str, Record]) -> Iterator[str]:

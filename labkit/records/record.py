@@ -25,7 +25,7 @@ class Measured(_Frozen):
     """One measured quantity: each repeat's value, their summary and its interval, all in `unit`.
 
     A ratio has the unit "x" and a `tolerance`: two runs agree on it when neither is more than (1 + tolerance) times the
-    other, or when their intervals overlap. Without an interval `low` and `high` are the value.
+    other.
     """
 
     name: str

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -509,20 +508,6 @@ def test_a_ratio_outside_its_tolerance_fails(tmp_path: Path) -> None:
     assert found.identical
     assert not found.agrees
     assert [pair.within for pair in found.ratios] == [False]
-
-
-@pytest.mark.parametrize(("half", "agrees"), [(0.1, False), (0.3, True), (0.0, False)])
-def test_a_coarse_ratio_does_not_disagree(tmp_path: Path, half: float, agrees: bool) -> None:
-    """Further apart than the tolerance, two ratios agree where their intervals overlap, and only there: with narrow
-    intervals or without any they differ."""
-    for name, value in (("a", 2.0), ("b", 2.6)):
-        writer = recorder(tmp_path / name)
-        measured = replace(ratio_of(value), low=value * (1 - half), high=value * (1 + half))
-        writer.ratio(measured, tolerance=0.25)
-        writer.save("done")
-    found = compare(tmp_path / "a", tmp_path / "b")
-    assert [(pair.within, pair.overlap) for pair in found.ratios] == [(False, agrees)]
-    assert found.agrees is agrees
 
 
 def test_labs_of_one_run_only_and_unfinished_labs_fail(tmp_path: Path) -> None:
