@@ -158,4 +158,4 @@ def test_the_modelled_gpu_shares_as_the_simulation_says(ray: ray_serve.RayServe)
     a, b, c = asyncio.run(ends())
     assert max(expected) == pytest.approx(2 * min(expected))
     assert max(a, b) >= max(expected) - 0.01
-    assert min(expected) - 0.01 <= c < max(a, b)
+    assert min(expected) - 0.01 <= c < max(a, b) - 0.3  # on one GPU all three would end together
