@@ -33,12 +33,10 @@ ENV = {
     "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything busy its replicas would be measured as slow
-    # An engine in a replica leaves sockets and a file behind: not loose among everybody's files, but in Ray's folder,
-    # which stays where it is.
-    "VLLM_RPC_BASE_PATH": RAYS_FOLDER,
-    "TMPDIR": RAYS_FOLDER,
-    "RAY_TMPDIR": TEMPORARY,
 }
+# For a Ray of our own, whose folder then exists. An engine in a replica leaves sockets and a file behind: not loose
+# among everybody's files, but in that folder, which stays where it is.
+OWN_ENV = {"VLLM_RPC_BASE_PATH": RAYS_FOLDER, "TMPDIR": RAYS_FOLDER, "RAY_TMPDIR": TEMPORARY}
 
 
 class RayServe:
@@ -138,7 +136,7 @@ def prepare_environment(address: str | None = None) -> None:
 
     A cluster that is named by its address is asked with the user's token, if there is one (~/.ray/auth_token).
     """
-    for name, value in ENV.items():
+    for name, value in (ENV if address else ENV | OWN_ENV).items():
         os.environ.setdefault(name, value)
     if address and (os.environ.get("RAY_AUTH_TOKEN") or TOKEN_FILE.expanduser().is_file()):
         os.environ.setdefault("RAY_AUTH_MODE", "token")

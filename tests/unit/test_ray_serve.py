@@ -1,5 +1,6 @@
 """Starting and stopping Ray, with a stand-in for Ray itself: what is retried, what is ended, what is told."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setattr(ray_serve, "_start_serve", lambda port, *_: port)
     monkeypatch.setattr(ray_start, "CALM_WAIT_S", 0.0)
     monkeypatch.setattr(ray_start, "STOP_WAIT_S", 0.2)
+    for name, value in {**ray_serve.ENV, **ray_serve.OWN_ENV}.items():
+        monkeypatch.setenv(name, value)  # and taken back after the test: a start leaves its own in the environment
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -170,6 +173,18 @@ def test_a_failed_start_on_a_users_cluster_takes_nothing_from_it(
     with pytest.raises(ServerError, match="no proxy"):
         ray_serve.start(address="127.0.0.1:1")
     assert left == ["shutdown"]
+
+
+@pytest.mark.parametrize(("address", "moved"), [(None, True), ("127.0.0.1:1", False)])
+def test_only_for_a_ray_of_our_own_do_temporary_files_move(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, moved: bool
+) -> None:
+    """They go into Ray's folder, which stays where it is; beside somebody's cluster there may be no such folder."""
+    monkeypatch.setattr(os, "environ", {})
+    ray_serve.prepare_environment(address)
+    found = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR")}
+    here = ray_serve.TEMPORARY
+    assert found == ({"TMPDIR": f"{here}/ray", "RAY_TMPDIR": here} if moved else dict.fromkeys(found))
 
 
 def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
