@@ -73,7 +73,7 @@ class Reference:
     def unlike(self, record: Record) -> str:
         """A caution for where the two were not measured alike; empty where they were."""
         others = self.other_parameters(record)
-        return f" (with another {', '.join(others)})" if others else ""
+        return f"(with another {', '.join(others)})" if others else ""
 
 
 def references(folder: Path | None = None) -> tuple[Reference, ...]:

@@ -153,7 +153,7 @@ def _recorded(record: Record, prediction: Mapping[str, Any]) -> str:
     found = reference.prediction(record.lab, str(prediction.get("id"))) if reference else None
     if reference is None or found is None:
         return ""
-    return f"{_quantity(found.get('measured'), found.get('unit'))}{reference.unlike(record)}"
+    return f"{_quantity(found.get('measured'), found.get('unit'))} {reference.unlike(record)}".rstrip()
 
 
 def _prediction_view(record: Record, prediction: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class LabSession:
         found = reference.prediction(record.lab, prediction_id) if reference else None
         if reference is None or found is None or found["measured"] == measured:
             return None, ""
-        return found["measured"], f"{reference.place}{reference.unlike(record)}"
+        return found["measured"], f"{reference.place} {reference.unlike(record)}".rstrip()
 
     def judged(self, result: CheckResult) -> None:
         """Records a judged answer to an exercise of this lab; `start` has `check` call it."""

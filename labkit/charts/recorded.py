@@ -49,9 +49,10 @@ def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: st
         return drawn
     _make_room(panel, channel, [float(row[field]) for row in rows])
     panel["layer"].append(_diamonds(units[0], rows, keys))
-    drawn["title"] = _titled(drawn, f"\u25c7 {label}", *filter(None, [caution.strip()]))
+    drawn["title"] = _titled(drawn, f"\u25c7 {label}", *filter(None, [caution]))
     words = "; ".join(f"{_words(row, keys)} {number(float(row[field]))}" for row in rows)
-    drawn["description"] = f"{drawn.get('description', '')} Diamonds, {label}{caution}: {words}.".strip()
+    whose = f"{label} {caution}".rstrip()
+    drawn["description"] = f"{drawn.get('description', '')} Diamonds, {whose}: {words}.".strip()
     return drawn
 
 

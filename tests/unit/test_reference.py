@@ -196,7 +196,7 @@ def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
     [one] = reference.references(kept)
     alike, other = (read_all(run(tmp_path / name, n=n))[LAB] for name, n in (("a", 4), ("b", 8)))
     assert one.unlike(alike) == ""
-    assert one.unlike(other) == " (with another n)"
+    assert one.unlike(other) == "(with another n)"
     assert one.prediction(LAB, "01.speed") is not None
     assert one.prediction(LAB, "01.other") is None
 
@@ -207,7 +207,7 @@ def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
 def test_what_was_not_alike_stands_on_a_line_of_its_own() -> None:
     """The machine's line and the caution, one below the other, so that the chart stays as wide as it is."""
     rows = [{"label": "one", "value": 2.5}]
-    drawn = with_recorded(chart(3.0), rows, label="recorded: X", caution=" (with another n)")
+    drawn = with_recorded(chart(3.0), rows, label="recorded: X", caution="(with another n)")
     assert drawn["title"]["subtitle"][-2:] == ["\u25c7 recorded: X", "(with another n)"]
     assert "Diamonds, recorded: X (with another n): one 2.5." in drawn["description"]
 
