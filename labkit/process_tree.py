@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Iterable
 from typing import Self
 
@@ -17,6 +18,7 @@ import psutil
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37  # linux/prctl.h
 TERMINATE_GRACE_S = 3.0
 KILL_GRACE_S = 5.0
+POLL_S = 0.05
 
 
 def adopts_orphans() -> bool:
@@ -48,11 +50,11 @@ class Scope:
 
     def alive(self) -> list[psutil.Process]:
         """Those that still run. Zombies that nobody else waits for are reaped on the way."""
-        return [process for process in _descendants() if process not in self._older and not _reaped(process)]
+        return [process for process in _descendants() if process not in self._older and not has_ended(process)]
 
     def end(self, *, wait_s: float = 0.0) -> int:
         """Ends them all: `wait_s` for their own end, then SIGTERM, then SIGKILL. Returns how many had to be ended."""
-        _, left = psutil.wait_procs(self.alive(), timeout=wait_s)
+        left = wait_for_end(self.alive(), timeout_s=wait_s)
         ended = len(left)
         end_processes(left)
         end_processes(self.alive())  # started while the others were ending
@@ -66,16 +68,31 @@ def end_processes(processes: Iterable[psutil.Process]) -> None:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 act(process)
-        _, left = psutil.wait_procs(left, timeout=grace_s)
+        left = wait_for_end(left, timeout_s=grace_s)
+
+
+def wait_for_end(processes: Iterable[psutil.Process], *, timeout_s: float) -> list[psutil.Process]:
+    """Waits at most `timeout_s` for their own end; returns those that run on.
+
+    psutil.wait_procs would wait for zombies, too: an orphan that ended stays one for as long as the process that
+    adopted it (see `adopt_orphans`) does something else.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (left := [one for one in processes if not has_ended(one)]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        processes = left
+    return left
 
 
 def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def _reaped(process: psutil.Process) -> bool:
-    """True for a process that has ended; takes its zombie away when it is our own child."""
+def has_ended(process: psutil.Process) -> bool:
+    """True for a process that is gone or a zombie; takes the zombie away when it is our own child."""
     try:
+        if not process.is_running():
+            return True
         if process.status() != psutil.STATUS_ZOMBIE:
             return False
     except psutil.NoSuchProcess:

@@ -1,8 +1,8 @@
 """Repeats, pairs, intervals, and the ways in which a benchmark deceives its owner.
 
-Comparisons are *interleaved* (all arms meet the same weather) and *paired* (round k of one arm against round k of the
-other); what is reported is a ratio with its interval. This room knows nothing of servers, models or records: it is
-given functions and numbers and says what they are worth.
+Comparisons are *interleaved* (all arms meet the same weather: in rounds, or step by step in turns) and *paired* (round
+k of one arm against round k of the other); what is reported is a ratio with its interval. This room knows nothing of
+servers, models or records: it is given functions and numbers and says what they are worth.
 """
 
 from labkit.experiments.cautions import (
@@ -21,6 +21,7 @@ from labkit.experiments.cautions import (
 from labkit.experiments.intervals import Interval, Ratio, Statistic, interval, paired_ratio
 from labkit.experiments.rounds import Progress, interleaved
 from labkit.experiments.stopwatch import Stopwatch
+from labkit.experiments.turns import Steps, Turns, in_turns
 
 __all__ = [
     "Caution",
@@ -28,10 +29,13 @@ __all__ = [
     "Progress",
     "Ratio",
     "Statistic",
+    "Steps",
     "Stopwatch",
+    "Turns",
     "client_bound",
     "closed_loop",
     "cold_cache",
+    "in_turns",
     "interleaved",
     "interval",
     "mixed_machines",

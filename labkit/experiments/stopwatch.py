@@ -13,7 +13,10 @@ from labkit.errors import ServerError, UsageError
 
 
 class Stopwatch:
-    """Wall seconds and CPU-seconds of a block of code. CPU-seconds hardly feel a busy neighbour; wall seconds do.
+    """Wall seconds and CPU-seconds of a block of code. Waiting for a core that others have costs wall seconds only.
+
+    A neighbour on the same core (another thread of it, another machine of the same host) slows both: the core then does
+    less in each of its seconds. Compare in rounds or in turns.
 
         with Stopwatch(pids=[server.pid]) as watch:
             ...

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from labkit.errors import ServerError, UsageError
-from labkit.process_tree import end_processes
+from labkit.process_tree import end_processes, wait_for_end
 from labkit.serving.process import Progress
 
 BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
@@ -127,5 +127,4 @@ def _runs(process: psutil.Process) -> bool:
 
 def end(processes: Iterable[psutil.Process]) -> None:
     """Waits for their own end, then ends what is left."""
-    _, left = psutil.wait_procs(list(processes), timeout=STOP_WAIT_S)
-    end_processes(left)
+    end_processes(wait_for_end(processes, timeout_s=STOP_WAIT_S))

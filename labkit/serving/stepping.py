@@ -6,7 +6,8 @@ process: VLLM_ENABLE_V1_MULTIPROCESSING=0, set before vllm is imported.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,47 @@ def scheduler(llm: Any) -> Any:
             remedy="set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported",
         )
     return core.scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What an engine answered one prompt: `token_ids`; how many of the prompt's tokens it found in its prefix cache
+    (`cached_tokens`); and the step, from 0, that brought the first token (`first_step`).
+    """
+
+    token_ids: tuple[int, ...]
+    cached_tokens: int
+    first_step: int
+
+
+def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generator[None, None, list[Answer]]:
+    """`LLM.generate` that pauses after each step of the engine; answers in the order of the prompts (token ids).
+
+    All prompts arrive before the first step; `wanted` are SamplingParams for each of them. Closed early, it leaves no
+    request behind in the engine.
+    """
+    from vllm.sampling_params import RequestOutputKind
+
+    engine, answers, step = llm.llm_engine, dict[int, Answer](), 0
+    wanted = wanted.clone()  # `LLM.generate` leaves its own kind in those that it was given: only the last step tells
+    wanted.output_kind = RequestOutputKind.CUMULATIVE
+    names = [engine.add_request(str(n), {"prompt_token_ids": list(ids)}, wanted) for n, ids in enumerate(prompts)]
+    try:
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                number = int(output.request_id.split("-")[0])
+                first = answers[number].first_step if number in answers else step
+                answers[number] = _answer(output, first)
+            step += 1
+            yield
+    finally:
+        engine.abort_request(names, internal=True)  # those that have ended are not there any more
+    return [answers[number] for number in range(len(names))]
+
+
+def _answer(output: Any, first_step: int) -> Answer:
+    tokens, found = tuple(output.outputs[0].token_ids), output.num_cached_tokens
+    return Answer(token_ids=tokens, cached_tokens=found, first_step=first_step)
 
 
 class Watch:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from labkit.process_tree import end_processes
+from labkit.process_tree import end_processes, wait_for_end
 from labkit.serving.guard import parent_gone
 
 LOOK_S = 2.0
@@ -41,8 +41,7 @@ def main(roots: list[psutil.Process], parent: int) -> None:
         if time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
             seen = _alive(seen) | _below(seen)
-    _, left = psutil.wait_procs(_alive(seen | _below(seen)), timeout=OWN_END_S)
-    end_processes(left)
+    end_processes(wait_for_end(_alive(seen | _below(seen)), timeout_s=OWN_END_S))
 
 
 def _below(processes: set[psutil.Process]) -> set[psutil.Process]:
