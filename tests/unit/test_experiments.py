@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import psutil
@@ -83,6 +83,27 @@ def test_order_is_shuffled_by_the_seed_alone() -> None:
     first = Counter(orders(7)[::3])
     assert set(first) == set("abc")
     assert min(first.values()) >= 10
+
+
+@given(repeats=st.integers(1, 5), seed=st.integers(), groups=st.sampled_from([["ab"], ["ab", "de"], ["ace"], [["c"]]]))
+@quick
+def test_arms_that_will_be_compared_follow_each_other(repeats: int, seed: int, groups: list[Sequence[str]]) -> None:
+    """In every round a group stands in one piece, in any order, and every arm still runs once."""
+    calls: list[str] = []
+    arms = {name: (lambda _, name=name: calls.append(name)) for name in "abcde"}
+    interleaved(arms, repeats=repeats, seed=seed, together=groups)
+    for one_round in (calls[k : k + 5] for k in range(0, len(calls), 5)):
+        assert sorted(one_round) == list("abcde")
+        for group in groups:
+            places = sorted(one_round.index(name) for name in group)
+            assert places == list(range(places[0], places[0] + len(group)))
+
+
+@pytest.mark.parametrize("together", [["ax"], ["ab", "bc"], ["aa"]])
+def test_a_group_that_cannot_be_is_refused(together: list[str]) -> None:
+    """An arm that there is not, or one that stands twice, is named before anything runs."""
+    with pytest.raises(UsageError, match="times in `together`"):
+        interleaved(dict.fromkeys("abc", lambda _: pytest.fail("it ran")), repeats=1, seed=0, together=together)
 
 
 def test_progress_counts_every_measurement() -> None:
