@@ -110,6 +110,27 @@ class Trace:
         return sum(sum(step.planned.values()) for step in self.steps) / self.duration_s
 
 
+def undisturbed(traces: Sequence[Trace]) -> Trace:
+    """One trace of several runs of the same scene: of each step the shortest time in any of them.
+
+    What else a machine does only ever adds time; `timeit` in Python's library takes the minimum for the same reason.
+
+    Raises:
+        UsageError: no trace, or two whose steps did not compute the same.
+    """
+    if not traces:
+        raise UsageError("0 traces have no shortest steps", remedy="give at least one")
+    first = traces[0]
+    for number, other in enumerate(traces[1:], 2):
+        if other.schedule != first.schedule:
+            raise UsageError(
+                f"run {number} of {len(traces)} did not compute the same steps as run 1",
+                remedy="give it the same requests at the same steps, with the same settings",
+            )
+    shortest = [min(same, key=lambda step: step.seconds) for same in zip(*(one.steps for one in traces), strict=True)]
+    return Trace(shortest, dict(first.arrived), dict(first.token_ids))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
     """A step's time as a straight line: `fixed_s`, whatever is in it (reading the weights), and `token_s` a token."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.scheduling import StepCost, Trace, check_sizes, chunk_sizes
+from labkit.scheduling import Step, StepCost, Trace, check_sizes, chunk_sizes, undisturbed
 
 SECONDS = st.floats(0.001, 10)
 
@@ -100,6 +100,35 @@ def test_a_request_that_waits_has_a_longer_ttft_than_its_chunks_take() -> None:
     assert trace.chunk_spans_s("newcomer") == [(3.0, 3.5, 3)]
     assert trace.arrived_s("newcomer") == 1.0
     assert trace.stall_s == 2.0
+
+
+def slowed(trace: Trace, factors: list[float]) -> Trace:
+    """The same run while somebody else used the machine: each step by so much longer."""
+    steps = [Step(one.seconds * by, one.planned, one.produced) for one, by in zip(trace.steps, factors, strict=False)]
+    return Trace(steps, dict(trace.arrived), dict(trace.token_ids))
+
+
+@given(traces(), st.data())
+def test_what_disturbs_each_step_in_all_runs_but_one_is_not_seen(trace: Trace, data: st.DataObject) -> None:
+    """Any two of three runs may be slowed down at any step: what is left is the run on a quiet machine."""
+    places = range(len(trace.steps))
+    calm = data.draw(st.lists(st.integers(0, 2), min_size=len(places), max_size=len(places)))
+    by = data.draw(st.lists(st.floats(1, 3), min_size=len(places), max_size=len(places)))
+    runs = [slowed(trace, [1.0 if calm[k] == number else by[k] for k in places]) for number in range(3)]
+    found = undisturbed(runs)
+    assert found == trace
+    assert found.duration_s <= min(run.duration_s for run in runs)
+
+
+def test_runs_of_different_scenes_have_no_shortest_steps() -> None:
+    """Which run differs is named: a shortest step of two schedules would be of neither."""
+    one, other = Trace(), Trace()
+    one.record(1.0, {"a": 1}, {"a": [5]})
+    other.record(1.0, {"a": 2}, {"a": [5]})
+    with pytest.raises(UsageError, match="run 2 of 2"):
+        undisturbed([one, other])
+    with pytest.raises(UsageError, match="0 traces"):
+        undisturbed([])
 
 
 def test_a_step_without_a_new_token_is_no_token_time() -> None:
