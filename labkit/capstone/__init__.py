@@ -3,7 +3,7 @@
 from labkit.capstone.day import Hour, bill_usd, day, day_of_replicas, fleet_per_day
 from labkit.capstone.fleet import Fleet, Promise, capacity_per_s, fleet, share_kept, traffic_like
 from labkit.capstone.note import Facts, Guess, design_note, guesses_of
-from labkit.capstone.replica import Level, Replayed, check_plan, level, replay, room_for, service_of, slower
+from labkit.capstone.replica import Level, Replayed, check_plan, level, pace, replay, room_for, service_of, slower
 
 __all__ = [
     "Facts",
@@ -23,6 +23,7 @@ __all__ = [
     "fleet_per_day",
     "guesses_of",
     "level",
+    "pace",
     "replay",
     "room_for",
     "service_of",

@@ -95,6 +95,27 @@ def slower(service: Service, factor: float) -> Service:
     )
 
 
+def pace(result: LoadResult, service: Service) -> float:
+    """How long a step took in this load, over what `service` says of a step with as many requests: the median over all
+    gaps between two chunks, each with the answers that were being written at its end.
+
+    It says what else the machine did meanwhile, and nothing of how long anybody waited for a place. UsageError without
+    a gap.
+    """
+    done = [one for one in result.records if one.itl_s]
+    ratios = [
+        gap / service.step_of(sum(one.chunk_times_s[0] <= end <= one.chunk_times_s[-1] for one in done))
+        for record in done
+        for gap, end in zip(record.itl_s, record.chunk_times_s[1:], strict=True)
+    ]
+    if not ratios:
+        raise UsageError(
+            f"none of {len(result.records)} answers has gaps between tokens",
+            remedy="stream answers of two tokens or more",
+        )
+    return median(ratios)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
     """The same requests twice: as the server answered them, and as the model does, in the same order.

@@ -135,6 +135,34 @@ def test_the_model_agrees_with_itself(seed: int, rate: float) -> None:
     assert replayed.measured_s == pytest.approx(replayed.model_s)
 
 
+@given(factor=st.floats(0.3, 3), together=st.integers(1, 8))
+def test_the_pace_is_how_much_slower_the_steps_were(factor: float, together: int) -> None:
+    """Answers side by side whose steps took `factor` times as long have that pace, however long they waited before."""
+    gap = factor * SERVICE.step_of(together)
+    records = [record(n, 0.0, 7.0, [gap] * 9) for n in range(together)]
+    assert capstone.pace(result(records, rate=5.0), SERVICE) == pytest.approx(factor)
+
+
+@given(factor=st.floats(0.5, 2), rate=st.floats(1, 15), seed=st.integers(0, 100))
+@settings(max_examples=30)
+def test_told_the_pace_the_model_is_right_about_a_slower_server(factor: float, rate: float, seed: int) -> None:
+    """A server that is the model, only slower or faster throughout: its queue is found again, also above capacity."""
+    truth = capstone.slower(SERVICE, factor)
+    arrivals = [
+        Arrival(at_s=at, prompt_tokens=1, output_tokens=12) for at in poisson_arrivals_s(30, rate=rate, seed=seed)
+    ]
+    load = result(in_the_model(truth, arrivals), rate=rate)
+    replayed = capstone.replay(load, capstone.slower(SERVICE, capstone.pace(load, SERVICE)))
+    off = [one / model for one, model in zip(replayed.measured_s, replayed.model_s, strict=True)]
+    assert sum(off) / len(off) == pytest.approx(1, abs=0.25)
+
+
+def test_a_load_without_gaps_has_no_pace() -> None:
+    """Answers of one token say nothing of a step."""
+    with pytest.raises(UsageError, match="none of 1 answers has gaps"):
+        capstone.pace(result([record(0, 0.0, 0.1, [])], rate=1.0), SERVICE)
+
+
 def test_a_refused_request_takes_part_in_the_queue_but_not_in_the_comparison() -> None:
     """Of three requests one failed: two pairs are left, each with its own request."""
     records = [record(0, 0.0, 0.1, [0.05] * 5), record(1, 0.1, 0.2, [], ok=False), record(2, 0.2, 0.4, [0.05] * 3)]
