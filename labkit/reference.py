@@ -46,6 +46,7 @@ class Reference:
         """How to do it again: the command, the commit, the day, the engines' versions."""
         engines = [f"{name} {self.info.versions[name]}" for name in ENGINES if name in self.info.versions]
         commit = f"commit {self.info.git_commit[:10]}" if self.info.git_commit else "commit unknown"
+        commit += "".join(f", some labs at {one[:10]}" for one in self.info.earlier_commits)
         command = f"labkit run --profile {self.info.profile}"
         return " · ".join([self.info.machine_line, f"{self.info.when:%d %b %Y}", command, commit, *engines])
 

@@ -133,15 +133,27 @@ def git_commit() -> str | None:
 
 
 def _opening(plan: Plan) -> RunInfo:
+    commit = git_commit()
     return RunInfo(
         machine=to_json(plan.machine),
         versions=dict(plan.versions),
         seed=plan.seed,
         started=datetime.now(UTC),
         profile=plan.profile.name,
-        git_commit=git_commit(),
+        git_commit=commit,
+        earlier_commits=_earlier_commits(plan, commit),
         labs=tuple(_waiting(job, plan) for job in plan.jobs),
     )
+
+
+def _earlier_commits(plan: Plan, commit: str | None) -> tuple[str, ...]:
+    """Under which commits the labs were measured that a resumed run keeps, other than its own."""
+    try:
+        earlier = read_run(plan.out_dir) if any(job.done for job in plan.jobs) else None
+    except RecordError:  # no run.json: records without a word on where they came from
+        return ()
+    known = (earlier.git_commit, *earlier.earlier_commits) if earlier else ()
+    return tuple(dict.fromkeys(one for one in known if one and one != commit))
 
 
 def _waiting(job: Job, plan: Plan) -> LabRun:

@@ -104,10 +104,14 @@ class LabRun(_Frozen):
 
 
 class RunInfo(_Described):
-    """run.json: where, with what and when a run of several labs took place."""
+    """run.json: where, with what and when a run of several labs took place.
+
+    earlier_commits: those of the labs that were done when the run was resumed, where they differ from `git_commit`.
+    """
 
     profile: str
     git_commit: str | None = None
+    earlier_commits: tuple[str, ...] = ()
     labs: tuple[LabRun, ...] = ()
 
     def with_lab(self, lab: LabRun) -> Self:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def test_a_kept_run_has_the_results_and_nothing_personal(kept: Path, tmp_path: P
     assert record.predictions[0]["guess"] is None
     assert "Test CPU" in one.label
     assert "labkit run --profile cpu · commit abcdef0123" in one.provenance
+    resumed = replace(one, info=one.info.model_copy(update={"earlier_commits": ("9876543210fed",)}))
+    assert "commit abcdef0123, some labs at 9876543210" in resumed.provenance
 
 
 def _of(folder: Path) -> tuple[object, object]:

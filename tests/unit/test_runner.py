@@ -279,6 +279,26 @@ def test_a_resumed_run_keeps_the_record_that_was_done(finished: RunResult, tmp_p
     assert not (tmp_path / f"{GOOD}.ipynb").exists()
 
 
+@pytest.mark.notebook
+def test_a_resumed_run_names_the_commits_of_what_it_kept(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json has the commit of this run and, once each, those under which kept labs ran; a new run has none."""
+    (tmp_path / f"{GOOD}.json").write_bytes((finished.out_dir / f"{GOOD}.json").read_bytes())
+
+    def resumed_at(commit: str) -> tuple[str | None, tuple[str, ...]]:
+        monkeypatch.setattr("labkit.runner.git_commit", lambda: commit)
+        run_labs(plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"]), progress=quietly)
+        info = read_run(tmp_path)
+        return info.git_commit, info.earlier_commits
+
+    assert resumed_at("aaa") == ("aaa", ())  # records without a run.json: nobody knows
+    assert resumed_at("aaa") == ("aaa", ())
+    assert resumed_at("bbb") == ("bbb", ("aaa",))
+    assert resumed_at("ccc") == ("ccc", ("bbb", "aaa"))
+    assert read_run(finished.out_dir).earlier_commits == ()
+
+
 def test_a_corrupt_record_is_not_overwritten_by_a_resumed_run(tmp_path: Path) -> None:
     """RecordError names the file and says how to run the lab again; the file stays."""
     (tmp_path / f"{GOOD}.json").write_text('{"format": 1, "lab": ')
