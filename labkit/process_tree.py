@@ -50,7 +50,7 @@ class Scope:
 
     def alive(self) -> list[psutil.Process]:
         """Those that still run. Zombies that nobody else waits for are reaped on the way."""
-        return [process for process in _descendants() if process not in self._older and not has_ended(process)]
+        return [process for process in _descendants() if process not in self._older and not _taken_away(process)]
 
     def end(self, *, wait_s: float = 0.0) -> int:
         """Ends them all: `wait_s` for their own end, then SIGTERM, then SIGKILL. Returns how many had to be ended."""
@@ -78,7 +78,7 @@ def wait_for_end(processes: Iterable[psutil.Process], *, timeout_s: float) -> li
     adopted it (see `adopt_orphans`) does something else.
     """
     deadline = time.monotonic() + timeout_s
-    while (left := [one for one in processes if not has_ended(one)]) and time.monotonic() < deadline:
+    while (left := [one for one in processes if not _taken_away(one)]) and time.monotonic() < deadline:
         time.sleep(POLL_S)
         processes = left
     return left
@@ -89,14 +89,18 @@ def _descendants() -> list[psutil.Process]:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """True for a process that is gone or a zombie; takes the zombie away when it is our own child."""
+    """True for a process that is gone, and for a zombie, which only its parent can take away."""
     try:
-        if not process.is_running():
-            return True
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return False
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)
+
+
+def _taken_away(process: psutil.Process) -> bool:
+    """Whether it has ended; a zombie that is our own child leaves the process table."""
+    if not has_ended(process):
+        return False
+    if process.is_running():  # a zombie, and not another process that has got its number since
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
     return True

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from labkit.errors import ServerError, UsageError
-from labkit.process_tree import end_processes, wait_for_end
+from labkit.process_tree import end_processes, has_ended, wait_for_end
 from labkit.serving.process import Progress
 
 BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
@@ -116,13 +116,7 @@ def with_children(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 def died(processes: list[psutil.Process]) -> bool:
     """True when one of them has ended, waited for or not."""
-    return not all(map(_runs, processes))
-
-
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
+    return any(map(has_ended, processes))
 
 
 def end(processes: Iterable[psutil.Process]) -> None:

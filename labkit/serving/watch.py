@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from labkit.process_tree import end_processes, wait_for_end
+from labkit.process_tree import end_processes, has_ended, wait_for_end
 from labkit.serving.guard import parent_gone
 
 LOOK_S = 2.0
@@ -41,7 +41,7 @@ def main(roots: list[psutil.Process], parent: int) -> None:
         if time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
             seen = _alive(seen) | _below(seen)
-    end_processes(wait_for_end(_alive(seen | _below(seen)), timeout_s=OWN_END_S))
+    end_processes(wait_for_end(seen | _below(seen), timeout_s=OWN_END_S))
 
 
 def _below(processes: set[psutil.Process]) -> set[psutil.Process]:
@@ -51,7 +51,7 @@ def _below(processes: set[psutil.Process]) -> set[psutil.Process]:
 
 
 def _alive(processes: set[psutil.Process]) -> set[psutil.Process]:
-    return {process for process in processes if process.is_running()}
+    return {process for process in processes if not has_ended(process)}
 
 
 if __name__ == "__main__":
