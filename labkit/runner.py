@@ -148,11 +148,13 @@ def _opening(plan: Plan) -> RunInfo:
 
 def _earlier_commits(plan: Plan, commit: str | None) -> tuple[str, ...]:
     """Under which commits the labs were measured that a resumed run keeps, other than its own."""
+    if not any(job.done for job in plan.jobs):
+        return ()
     try:
-        earlier = read_run(plan.out_dir) if any(job.done for job in plan.jobs) else None
+        earlier = read_run(plan.out_dir)
     except RecordError:  # no run.json: records without a word on where they came from
         return ()
-    known = (earlier.git_commit, *earlier.earlier_commits) if earlier else ()
+    known = (earlier.git_commit, *earlier.earlier_commits)
     return tuple(dict.fromkeys(one for one in known if one and one != commit))
 
 
