@@ -53,12 +53,14 @@ def _report(progress: Progress | None, done: int, total: int, arm: str) -> None:
 def _units(names: Sequence[str], together: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """The groups, and each arm that is in none by itself."""
     grouped = Counter(name for group in together for name in group)
-    wrong = [name for name, count in grouped.items() if count > 1 or name not in names]
-    if wrong:
-        raise UsageError(
-            f"{wrong[0]!r} stands {grouped[wrong[0]]} times in `together`, and the arms are {', '.join(names)}",
-            remedy="name each arm once at most, as it is called in `arms`",
-        )
+    for name, count in grouped.items():
+        if name not in names:
+            raise UsageError(
+                f"`together` names {name!r}, and there is no such arm",
+                remedy=f"name one of {', '.join(map(repr, names))}",
+            )
+        if count > 1:
+            raise UsageError(f"`together` names {name!r} {count} times", remedy="let each arm be in one group at most")
     return [*together, *([name] for name in names if name not in grouped)]
 
 

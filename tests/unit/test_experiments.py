@@ -99,10 +99,13 @@ def test_arms_that_will_be_compared_follow_each_other(repeats: int, seed: int, g
             assert places == list(range(places[0], places[0] + len(group)))
 
 
-@pytest.mark.parametrize("together", [["ax"], ["ab", "bc"], ["aa"]])
-def test_a_group_that_cannot_be_is_refused(together: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("together", "message"),
+    [(["ax"], "'x', and there is no such arm"), (["ab", "bc"], "'b' 2 times"), (["aa"], "'a' 2 times")],
+)
+def test_a_group_that_cannot_be_is_refused(together: list[str], message: str) -> None:
     """An arm that there is not, or one that stands twice, is named before anything runs."""
-    with pytest.raises(UsageError, match="times in `together`"):
+    with pytest.raises(UsageError, match=message):
         interleaved(dict.fromkeys("abc", lambda _: pytest.fail("it ran")), repeats=1, seed=0, together=together)
 
 
