@@ -3,8 +3,9 @@
     python tools/notebooks.py [NOTEBOOK ...] [--check]
 
 A lab's cells carry a tag for each of its parts (TAGS); cells without one belong to the part above them. A code cell
-that may show something else in another run or on another machine is TIMED as well. `faults` says what a stored notebook
-lacks; tests/notebooks holds every notebook to it, and every cell that is not TIMED to its stored outputs.
+that may show something else in another run, on another machine or in another profile is TIMED as well. `faults` says
+what a stored notebook lacks; tests/notebooks holds every notebook to it, and every cell that is not TIMED to its stored
+outputs.
 """
 
 import argparse
