@@ -1,6 +1,6 @@
 """Do two runs agree? Bit by bit where they must, within a stated tolerance where time is measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,16 @@ def _unfinished(run: str, records: Mapping[str, Record]) -> Iterator[str]:
 
 
 def _notes(both: list[tuple[Record, Record]]) -> Iterator[str]:
-    lines = {f"{run}: {record.lab}": record.machine_line for a, b in both for run, record in (("a", a), ("b", b))}
-    mixed = mixed_machines(lines)
+    mixed = mixed_machines(_machines("a", (a for a, _ in both)) | _machines("b", (b for _, b in both)))
     if mixed is not None:
         yield str(mixed)
     versions = {found.path: found for a, b in both for found in differences(a.lab, {**a.versions}, {**b.versions})}
     for package, found in sorted(versions.items()):
         yield f"Other version: {package} is {found.a or 'absent'} in a and {found.b or 'absent'} in b."
+
+
+def _machines(run: str, records: Iterable[Record]) -> dict[str, str]:
+    """The run's machine, or that of each of its labs where it had several."""
+    lines = {record.lab: record.machine_line for record in records}
+    one_machine = len(set(lines.values())) == 1
+    return {run if one_machine else f"{lab} of {run}": line for lab, line in lines.items()}

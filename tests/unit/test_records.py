@@ -547,10 +547,17 @@ def test_other_machines_and_versions_are_noted(tmp_path: Path) -> None:
     b = write_run(tmp_path / "b", machine={"line": "8 CPUs, 1 GPU"}, versions={"vllm": "0.33.0"})
     found = compare(a, b)
     assert found.agrees
-    assert "a: 01_lab: 2 CPUs (a test's)" in found.notes[0]
-    assert "b: 01_lab: 8 CPUs" in found.notes[0]
+    assert "(a: 2 CPUs (a test's), 24 GiB, no GPU; b: 8 CPUs, 1 GPU)" in found.notes[0]
     assert "Other version: labkit is 0.1.0 in a and absent in b." in found.notes
     assert "Other version: vllm is 0.32.0 in a and 0.33.0 in b." in found.notes
+
+
+def test_a_run_of_several_machines_is_noted_by_lab(tmp_path: Path) -> None:
+    """Where a run's labs had different machines, the note tells which lab had which."""
+    a = write_run(write_run(tmp_path / "a"), lab="02_lab", machine={"line": "8 CPUs, 1 GPU"})
+    b = write_run(write_run(tmp_path / "b"), lab="02_lab")
+    (note,) = compare(a, b).notes
+    assert "(01_lab of a, b: 2 CPUs (a test's), 24 GiB, no GPU; 02_lab of a: 8 CPUs, 1 GPU)" in note
 
 
 def test_a_comparison_is_plain_json(tmp_path: Path) -> None:
