@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from labkit.records import LabRun
 
 INTERRUPTED = 130
+RUNS = "A run's folder, or a folder of runs, as runs/notebook"
 
 app = typer.Typer(
     help="Serving Lab: learn model serving by measuring it.",
@@ -96,7 +97,7 @@ def run(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"{RUNS}.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR.")] = None,
 ) -> None:
     """Writes a run's report, one HTML file."""
@@ -127,14 +128,14 @@ def compare(
 
 @app.command()
 def claims(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A run whose evidence counts.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"{RUNS}: whose evidence counts.")] = None,
     as_json: Json = False,
 ) -> None:
     """The article's claims and their verdicts."""
     from labkit import records, tables
     from labkit.claims import ledger
 
-    rows = ledger(records.read_all(folder).values() if folder else ())
+    rows = ledger(records.read_newest(folder).values() if folder else ())
     if as_json:
         print_json({"claims": [row.to_json() for row in rows]})
     else:
@@ -191,7 +192,9 @@ def select(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
     ] = None,
     answers: Annotated[str, typer.Option(metavar="JSON", help="Answers as the form exports them.")] = "",
-    runs: Annotated[Path | None, typer.Option(metavar="DIR", help="A run whose verdicts stand by the reasons.")] = None,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help=f"{RUNS}: whose verdicts stand by the reasons.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Which framework for which workload, and why."""
@@ -205,7 +208,7 @@ def select(
     if as_json:
         print_json(selector.to_json(found, config, model=model))
     else:
-        rows = ledger(records.read_all(runs).values()) if runs else []
+        rows = ledger(records.read_newest(runs).values()) if runs else []
         verdicts = {row.id: row.verdict for row in rows if row.measured}
         typer.echo(selector.to_text(found, config, verdicts=verdicts, model=model))
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.claims import Row, ledger
-from labkit.errors import LabkitError
 from labkit.labs import LABS
 from labkit.paths import notebooks_path, runs_path
-from labkit.records import RUN_FILE, Record, read
+from labkit.records import Record, newest
 from labkit.reference import Reference, reference_for
 from labkit.teaching import show as showing
 
@@ -47,21 +46,7 @@ def show(out_dir: Path, *, machine: Mapping[str, Any]) -> list[Row]:
 def newest_records(out_dir: Path) -> list[Record]:
     """The newest finished record of each lab: of the run in `out_dir`, or of all runs for a notebook's own folder."""
     interactive = runs_path() / "notebook" in out_dir.resolve().parents
-    newest: dict[str, Record] = {}
-    for record in _readable(runs_path() if interactive else out_dir):
-        if record.status == "done" and (record.lab not in newest or newest[record.lab].when < record.when):
-            newest[record.lab] = record
-    return list(newest.values())
-
-
-def _readable(folder: Path) -> Iterable[Record]:
-    """Records at most two folders down (runs/notebook/<time>/); what cannot be read is somebody else's."""
-    for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):
-        try:
-            if file.name != RUN_FILE:
-                yield read(file)
-        except LabkitError:
-            continue
+    return list(newest(runs_path() if interactive else out_dir).values())
 
 
 def as_text(here: Sequence[Row], there: Sequence[Row], recorded: Reference | None) -> str:

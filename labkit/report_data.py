@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labkit.errors import RecordError
-from labkit.records import RUN_FILE, LabRun, Record, RunInfo, read, read_run
+from labkit.records import RUN_FILE, LabRun, Record, RunInfo, read, read_newest, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,10 @@ class RunData:
 
 
 def load(run_dir: Path) -> RunData:
-    """Reads the folder. A broken file is kept as its message; RecordError where there is nothing to report at all."""
+    """Reads a run's folder, or the newest finished record of each lab where it holds runs (runs/notebook).
+
+    A run's broken file is kept as its message. RecordError where there is nothing to report at all.
+    """
     if not run_dir.is_dir():
         raise RecordError(f"{run_dir} is not a folder", remedy="pass the folder of a run")
     records: dict[str, Record] = {}
@@ -45,7 +48,7 @@ def load(run_dir: Path) -> RunData:
             broken[file.stem] = str(error)
     info = _run_info(run_dir, broken)
     if info is None and not records and not broken:
-        raise RecordError(f"{run_dir} holds 0 records", remedy="pass the folder that labkit run wrote")
+        return RunData(folder=run_dir, info=None, records=read_newest(run_dir))
     return RunData(folder=run_dir, info=info, records=records, broken=broken)
 
 

@@ -6,6 +6,7 @@ ratios within the tolerance that stands beside them.
 
 from labkit.records.comparison import Comparison, RatioPair, compare, within
 from labkit.records.files import FORMAT, write_atomic
+from labkit.records.newest import newest, read_newest
 from labkit.records.record import (
     RUN_FILE,
     Attempts,
@@ -41,9 +42,11 @@ __all__ = [
     "Status",
     "compare",
     "differences",
+    "newest",
     "plain",
     "read",
     "read_all",
+    "read_newest",
     "read_run",
     "set_status",
     "within",

@@ -423,6 +423,21 @@ def test_a_run_is_described_and_updated(tmp_path: Path) -> None:
     assert read_all(tmp_path) == {}
 
 
+def test_of_a_folder_of_runs_the_newest_finished_record_of_each_lab_counts(tmp_path: Path) -> None:
+    """A run's own folder is read whole; in a folder of runs a later start, if it ended well, replaces an earlier."""
+    for start, status, value in (("1", "done", 1), ("2", "done", 2), ("3", "failed", 3)):
+        writer = recorder(tmp_path / "notebook" / start, "01_lab")
+        writer.exact("value", value)
+        writer.save(status)
+    write_run(tmp_path / "cpu", lab="02_lab")
+    (tmp_path / "cpu" / "03_lab.json").write_text("{")
+    found = records.read_newest(tmp_path)
+    assert {lab: record.exact["value"] for lab, record in found.items()} == {"01_lab": 2, "02_lab": 1}
+    assert records.read_newest(tmp_path / "notebook" / "3")["01_lab"].status == "failed"
+    with pytest.raises(RecordError, match=r"03_lab\.json"):
+        records.read_newest(tmp_path / "cpu")
+
+
 # --- comparing
 
 
