@@ -88,6 +88,18 @@ def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def running(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that still run. A zombie has ended; when it leaves the table is its parent's affair."""
+    return [pid for pid in pids if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return not has_ended(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
+
+
 def has_ended(process: psutil.Process) -> bool:
     """True for a process that is gone, and for a zombie, which only its parent can take away."""
     try:

@@ -1,5 +1,6 @@
 """Waiting for processes that end: a zombie, which only its new parent can take away, has ended."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from labkit.process_tree import end_processes, has_ended, wait_for_end
+from labkit.process_tree import end_processes, has_ended, running, wait_for_end
 
 IDLE_PARENT = """
 import subprocess, sys, time
@@ -49,12 +50,20 @@ def test_a_zombie_of_somebody_else_is_not_waited_for(zombie: psutil.Process) -> 
 def test_one_that_runs_is_waited_for_and_told() -> None:
     """After the time that was given, what runs on is returned; what ended meanwhile is not."""
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
-        running = psutil.Process(child.pid)
-        assert wait_for_end([running], timeout_s=0.1) == [running]
-        assert not has_ended(running)
+        process = psutil.Process(child.pid)
+        assert wait_for_end([process], timeout_s=0.1) == [process]
+        assert not has_ended(process)
         assert child.stdin
         child.stdin.close()
-        assert wait_for_end([running], timeout_s=60) == []
+        assert wait_for_end([process], timeout_s=60) == []
+
+
+def test_of_some_numbers_those_that_run_are_counted(zombie: psutil.Process) -> None:
+    """This process runs; a zombie and one that was waited for do not."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    assert psutil.pid_exists(zombie.pid)
+    assert running([os.getpid(), zombie.pid, child.pid]) == [os.getpid()]
 
 
 def test_one_that_is_deaf_to_sigterm_is_killed() -> None:
