@@ -293,7 +293,9 @@ def test_claims_has_its_keys(labkit: Callable[..., Ended], tmp_path: Path) -> No
 
 def test_a_day_of_notebooks_is_one_ledger_and_one_report(labkit: Callable[..., Ended], tmp_path: Path) -> None:
     """Of a folder of runs the newest finished record of each lab counts, and the report lies in that folder."""
-    a_run(tmp_path / "a"), a_run(tmp_path / "b", status="failed"), (tmp_path / "c").mkdir()
+    a_run(tmp_path / "a")
+    a_run(tmp_path / "b", status="failed")
+    (tmp_path / "c").mkdir()
     found = labkit("claims", tmp_path, "--json").json["claims"]
     assert [claim["id"] for claim in found if claim["measured"]] == ["C29"]
     assert labkit("report", tmp_path).stdout.strip() == str(tmp_path / "report.html")

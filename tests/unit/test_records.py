@@ -425,9 +425,10 @@ def test_a_run_is_described_and_updated(tmp_path: Path) -> None:
 
 def test_of_a_folder_of_runs_the_newest_finished_record_of_each_lab_counts(tmp_path: Path) -> None:
     """A run's own folder is read whole; in a folder of runs a later start, if it ended well, replaces an earlier."""
-    for start, status, value in (("1", "done", 1), ("2", "done", 2), ("3", "failed", 3)):
-        writer = recorder(tmp_path / "notebook" / start, "01_lab")
-        writer.exact("value", value)
+    statuses: list[records.Status] = ["done", "done", "failed"]
+    for start, status in enumerate(statuses, start=1):
+        writer = recorder(tmp_path / "notebook" / str(start), "01_lab")
+        writer.exact("value", start)
         writer.save(status)
     write_run(tmp_path / "cpu", lab="02_lab")
     (tmp_path / "cpu" / "03_lab.json").write_text("{")
