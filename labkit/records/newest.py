@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from labkit.errors import LabkitError, RecordError
-from labkit.records.record import RUN_FILE, Record, read, read_all
+from labkit.records.record import Record, read, read_all
 
 
 def read_newest(folder: Path) -> dict[str, Record]:
@@ -30,10 +30,9 @@ def newest(folder: Path) -> dict[str, Record]:
 
 
 def _readable(folder: Path) -> Iterator[Record]:
-    """What cannot be read is somebody else's."""
+    """The labs' files (run.json begins with no digit). What cannot be read is somebody else's."""
     for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):
         try:
-            if file.name != RUN_FILE:
-                yield read(file)
+            yield read(file)
         except LabkitError:
             continue
