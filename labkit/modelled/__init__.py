@@ -1,0 +1,26 @@
+"""vLLM at GPU scale on any machine: its own engine, scheduler and server on a modelled GPU.
+
+gpu = modelled.gpu("h100-sxm", model="llama-3.1-8b")
+llm = LLM(gpu.model, **gpu.llm)
+driven = modelled.drive(llm, modelled.traffic.fixed(200, input_tokens=500, output_tokens=300))
+"""
+
+from labkit.modelled import routers, traffic
+from labkit.modelled.cards import Card, card, cards
+from labkit.modelled.drive import Drive, drive
+from labkit.modelled.gpu import ModelledGpu, gpu
+from labkit.modelled.traffic import TokenRequest, Traffic
+
+__all__ = [
+    "Card",
+    "Drive",
+    "ModelledGpu",
+    "TokenRequest",
+    "Traffic",
+    "card",
+    "cards",
+    "drive",
+    "gpu",
+    "routers",
+    "traffic",
+]

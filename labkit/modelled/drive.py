@@ -1,0 +1,243 @@
+"""Drives one engine or a fleet through traffic on one clock, and records it as the load client does."""
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.load import LoadResult, Outcome, RequestRecord
+from labkit.modelled.replica import Moment, Progress, Replica
+from labkit.modelled.routers import Router, least_loaded
+from labkit.modelled.traffic import TokenRequest, Traffic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """A load on engines that were driven: `result` is the load client's, for metrics, charts and comparisons.
+
+    `replica_of`: which replica took each request. `moments`: each replica after each of its steps. `cached_tokens`
+    of `result`'s input tokens were found in a prefix cache.
+    """
+
+    result: LoadResult
+    moments: Sequence[Sequence[Moment]]
+    replica_of: Sequence[int]
+    preemptions: int
+    cached_tokens: int
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """Cached prompt tokens over all prompt tokens; NaN without any."""
+        asked = sum(record.input_tokens or 0 for record in self.result.records)
+        return self.cached_tokens / asked if asked else math.nan
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request under way."""
+
+    due_s: float
+    token_ids: Sequence[int]
+    times_s: list[float] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+    started: bool = False
+    cached_tokens: int = 0
+
+
+def drive(
+    engines: Any,
+    traffic: Traffic,
+    *,
+    concurrency: int | None = None,
+    router: Router | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    until_s: float | None = None,
+    keep_cache: bool = False,
+) -> Drive:
+    """Sends `traffic` through an in-process `LLM`, or a list of them behind `router`, and returns when all is done.
+
+    With `concurrency` a closed loop: so many requests under way at a time, in order, whatever their `due_s`. Otherwise
+    each request comes when it is due. Engines on modelled cards share one virtual clock; a real engine runs on the
+    wall's clock, alone. `until_s`: nothing is started after that time, and what is under way then ends as CANCELLED.
+    Prefix caches are emptied first, so that the same traffic again does not measure what the last drive left behind;
+    `keep_cache` leaves them.
+    """
+    replicas = [Replica(llm) for llm in (engines if isinstance(engines, list | tuple) else [engines])]
+    if not keep_cache:
+        for replica in replicas:
+            replica.engine.reset_prefix_cache()
+    run = _Run(
+        replicas, traffic, router or least_loaded, concurrency, progress, math.inf if until_s is None else until_s
+    )
+    try:
+        run.go()
+    finally:
+        for replica in replicas:
+            replica.abort()
+    return run.drive()
+
+
+class _Run:
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        traffic: Traffic,
+        router: Router,
+        concurrency: int | None,
+        progress: Callable[[int, int], None] | None,
+        until_s: float,
+    ) -> None:
+        _check(replicas, traffic, concurrency)
+        self._replicas, self._traffic, self._router = replicas, traffic, router
+        self._progress, self._until_s, self._concurrency = progress, until_s, concurrency
+        self._preempted_before = [_preemptions(replica) for replica in replicas]
+        self._open: list[_Open | None] = [None] * len(traffic)
+        self._replica_of = [-1] * len(traffic)
+        self._done = 0
+        self._due: list[tuple[float, int]] = []
+        self._followers: dict[int, list[int]] = {}
+        self._next = 0
+        for index, request in enumerate(traffic):
+            if request.follows is not None:
+                self._followers.setdefault(request.follows, []).append(index)
+            elif concurrency is None:
+                heapq.heappush(self._due, (request.due_s, index))
+        if concurrency is not None:
+            for _ in range(min(concurrency, len(traffic))):
+                self._start_next(0.0)
+
+    def go(self) -> None:
+        while self._done < len(self._traffic):
+            due_s = self._due[0][0] if self._due else math.inf
+            busy = [replica for replica in self._replicas if replica.in_flight]
+            behind = min(busy, key=lambda replica: replica.clock_s) if busy else None
+            if behind is not None and behind.clock_s < due_s:
+                if behind.clock_s >= self._until_s:
+                    return
+                self._step(behind)
+            elif self._due and due_s < self._until_s:
+                self._submit(*heapq.heappop(self._due))
+            else:
+                return
+
+    def _start_next(self, now_s: float) -> None:
+        """In a closed loop: the next request that follows no other takes the free slot."""
+        while self._next < len(self._traffic):
+            index, self._next = self._next, self._next + 1
+            if self._traffic[index].follows is None:
+                heapq.heappush(self._due, (now_s, index))
+                return
+
+    def _submit(self, due_s: float, index: int) -> None:
+        request = self._traffic[index]
+        state = self._open[index] or _Open(due_s, request.token_ids)
+        state.due_s, state.started = due_s, True
+        self._open[index] = state
+        chosen = self._router(_with_prompt(request, state.token_ids), self._replicas)
+        if not 0 <= chosen < len(self._replicas):
+            raise UsageError(
+                f"the router chose replica {chosen} of {len(self._replicas)}", remedy="return an index from 0 on"
+            )
+        replica = self._replicas[chosen]
+        if not replica.in_flight:
+            replica.advance_to(due_s)
+        self._replica_of[index] = chosen
+        replica.submit(index, state.token_ids, request.output_tokens)
+
+    def _step(self, replica: Replica) -> None:
+        for update in replica.step():
+            self._take(update, replica.clock_s)
+
+    def _take(self, update: Progress, now_s: float) -> None:
+        state = self._open[update.index]
+        assert state is not None
+        state.times_s += [now_s] * len(update.token_ids)
+        if update.index in self._followers:
+            state.answer += update.token_ids
+        state.cached_tokens = state.cached_tokens or update.cached_tokens
+        if update.finished:
+            self._finish(update.index, state, now_s)
+
+    def _finish(self, index: int, state: _Open, now_s: float) -> None:
+        self._done += 1
+        followers = self._followers.get(index, ())
+        for follower in followers:
+            request = self._traffic[follower]
+            self._open[follower] = _Open(0.0, [*state.token_ids, *state.answer, *request.token_ids])
+            heapq.heappush(self._due, (now_s + request.due_s, follower))
+        if self._concurrency is not None and not followers:
+            self._start_next(now_s)
+        if self._progress is not None:
+            self._progress(self._done, len(self._traffic))
+
+    def drive(self) -> Drive:
+        records = tuple(
+            self._record(index, state) for index, state in enumerate(self._open) if state is not None and state.started
+        )
+        after = [_preemptions(replica) for replica in self._replicas]
+        return Drive(
+            result=LoadResult(
+                records=records,
+                duration_s=max((record.finished_s for record in records), default=0.0),
+                client_cpu_s=math.nan,
+                concurrency=self._concurrency,
+                rate=None,
+                workload="token ids",
+                seed=None,
+                warnings=self._warnings(records),
+            ),
+            moments=[replica.moments for replica in self._replicas],
+            replica_of=self._replica_of,
+            preemptions=sum(after) - sum(self._preempted_before),
+            cached_tokens=sum(state.cached_tokens for state in self._open if state is not None),
+        )
+
+    def _record(self, index: int, state: _Open) -> RequestRecord:
+        request = self._traffic[index]
+        whole = len(state.times_s) == request.output_tokens
+        return RequestRecord(
+            index=index,
+            scheduled_s=state.due_s,
+            started_s=state.due_s,
+            chunk_times_s=tuple(state.times_s),
+            finished_s=state.times_s[-1] if state.times_s else state.due_s,
+            input_tokens=len(state.token_ids),
+            output_tokens=len(state.times_s),
+            outcome=Outcome.OK if whole else Outcome.CANCELLED,
+            error="" if whole else "the simulation was stopped",
+            group=request.group,
+        )
+
+    def _warnings(self, records: Sequence[RequestRecord]) -> tuple[str, ...]:
+        missing = len(self._traffic) - sum(record.ok for record in records)
+        return (f"{missing} of {len(self._traffic)} requests had not ended when the drive did",) if missing else ()
+
+
+def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | None) -> None:
+    if not replicas or not traffic:
+        raise UsageError(
+            f"{len(replicas)} engines and {len(traffic)} requests are nothing to drive", remedy="at least one of each"
+        )
+    if len(replicas) > 1 and any(replica.modelled is None for replica in replicas):
+        raise UsageError(
+            f"{len(replicas)} engines, one of them real: they share no clock", remedy="drive a real engine alone"
+        )
+    if concurrency is not None and concurrency < 1:
+        raise UsageError(f"concurrency is {concurrency}", remedy="pass concurrency=1 or more")
+    wrong = [index for index, request in enumerate(traffic) if request.follows is not None and request.follows >= index]
+    if wrong:
+        raise UsageError(
+            f"request {wrong[0]} follows one that comes later", remedy="put a turn after the one it follows"
+        )
+
+
+def _with_prompt(request: TokenRequest, token_ids: Sequence[int]) -> TokenRequest:
+    if request.follows is None:
+        return request
+    return TokenRequest(token_ids=token_ids, output_tokens=request.output_tokens, group=request.group)
+
+
+def _preemptions(replica: Replica) -> int:
+    return replica.modelled.tracker.preemptions if replica.modelled is not None else 0

@@ -1,0 +1,259 @@
+"""vLLM's executor on a modelled GPU: it computes nothing and says how long the card would have taken.
+
+Everything else of vLLM 0.32 is real: configuration, KV-cache sizing and its start-up errors, scheduler, block manager,
+prefix cache, preemption, chunked prefill, counters, the API server. Named on vLLM's command line or in `LLM(...)`:
+
+    distributed_executor_backend="labkit.modelled.executor.ModelledExecutor"
+    additional_config={"modelled_gpu": {"card": "h100-sxm"}}
+
+`labkit.modelled.gpu` makes both. This module imports vLLM; nothing else in labkit imports it at its top.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.worker.worker_base import CompilationTimes
+
+from labkit.errors import UsageError
+from labkit.modelled.settings import Settings
+from labkit.modelled.shapes import Shape, shape_of
+from labkit.modelled.step_time import Step
+from labkit.modelled.tracking import Tracked, Tracker
+
+logger = init_logger("vllm.labkit.modelled")  # under vLLM's own logger, so that it goes where vLLM's log goes
+
+WORKSPACE_BYTES = 2 * 2**30
+"""Activations, CUDA graphs and the CUDA context: what vLLM's profiling leaves out of the cache on such cards. An
+assumption: vLLM measures it on a real card (1.5 to 2.5 GiB for an 8B at the default token budgets)."""
+
+ANSWER_TOKENS = 256
+"""Length of an answer for which neither max_tokens nor ignore_eos is given: a model would have ended it by itself."""
+
+FILLER = "This text is filler from a modelled GPU: no model computed it. "
+LATE_SHARE = 0.1
+LATE_REPORT_S = 10.0
+
+
+class ModelledExecutor(Executor):  # type: ignore[misc]
+    """One modelled card (or `tensor_parallel_size` of them), with a clock of its own in seconds.
+
+    `steps`: for each step its end on that clock, its duration, and the Step. On a virtual clock only.
+    """
+
+    def _init_executor(self) -> None:
+        self.settings = Settings.read(self.vllm_config.additional_config)
+        self._refuse_what_is_not_modelled()
+        folder = Path(self.model_config.model)
+        self.shape: Shape = shape_of(folder)
+        self.step_time = self.settings.step_time(folder, self.parallel_config.tensor_parallel_size)
+        if not self.cache_config.user_specified_block_size:
+            self.cache_config.block_size = 16  # vLLM's default on a GPU; the CPU build has set its own
+        self._filler, self._end_token = _filler_tokens(self.vllm_config)
+        self.tracker = Tracker()
+        self.clock_s = 0.0
+        self.steps: list[tuple[float, float, Step]] = []
+        self._pace = _Pace() if self.settings.real_time else None
+
+    def _refuse_what_is_not_modelled(self) -> None:
+        model, config = self.model_config, self.vllm_config
+        parallel = config.parallel_config
+        refusals = {
+            "speculative decoding": config.speculative_config is not None,
+            "LoRA adapters": config.lora_config is not None,
+            "a KV connector": config.kv_transfer_config is not None,
+            "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+            "data parallelism inside the engine": parallel.data_parallel_size > 1,
+            "expert parallelism": parallel.enable_expert_parallel,
+            "multimodal input": model.is_multimodal_model,
+            "an encoder-decoder": model.is_encoder_decoder,
+            "a model that generates nothing": model.runner_type != "generate",
+            "multi-head latent attention (no KV spec and no checked kernel times here)": model.use_mla,
+            "layers that keep a state instead of a KV cache (no step times)": model.is_hybrid
+            or model.is_attention_free,
+            f"a KV cache in {self.cache_config.cache_dtype} (step times are for 16 bits)": (
+                self.cache_config.cache_dtype not in ("auto", "bfloat16", "float16")
+            ),
+        }
+        refused = [what for what, present in refusals.items() if present]
+        if refused:
+            raise UsageError(
+                f"the modelled GPU cannot honour {', '.join(refused)}",
+                remedy="leave the option out, or choose a model whose layers are plain attention",
+            )
+
+    # What the engine asks its workers for; a list, since a real executor has several.
+
+    def collective_rpc(
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,  # noqa: ARG002
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        non_block: bool = False,
+    ) -> Any:
+        answer = getattr(self, f"_rpc_{method}", None) if isinstance(method, str) else None
+        results = [answer(*args, **(kwargs or {})) if answer else None]
+        return _done(results) if non_block else results
+
+    def _rpc_get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        kinds = _layer_kinds(self.model_config.hf_text_config)
+        size = {
+            "block_size": self.cache_config.block_size,
+            "num_kv_heads": self.model_config.get_num_kv_heads(self.parallel_config),
+            "head_size": self.model_config.get_head_size(),
+            "dtype": self.model_config.dtype if self.model_config.dtype != torch.float32 else torch.float32,
+        }
+        return {
+            f"model.layers.{index}.self_attn.attn": (
+                SlidingWindowSpec(sliding_window=window, **size) if window else FullAttentionSpec(**size)
+            )
+            for index, window in enumerate(kinds)
+        }
+
+    def _rpc_get_supported_kv_cache_layouts(self) -> list[str]:
+        return ["NHD"]
+
+    def _rpc_determine_available_memory(self) -> int:
+        if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # the CPU platform's setting is no property of this card
+            self.cache_config.kv_cache_memory_bytes = None
+        if self.cache_config.kv_cache_memory_bytes:
+            return int(self.cache_config.kv_cache_memory_bytes)
+        share = self.cache_config.gpu_memory_utilization
+        weights = self.shape.weight_bytes / self.parallel_config.tensor_parallel_size
+        memory = self.settings.memory_bytes
+        left = int(share * memory - weights - WORKSPACE_BYTES)
+        logger.info(
+            "%s: %.2f GiB x %.2f - %.2f GiB weights - %.2f GiB workspace (assumed) = %.2f GiB for the KV cache",
+            self.settings.title, memory / 2**30, share, weights / 2**30, WORKSPACE_BYTES / 2**30, left / 2**30,
+        )  # fmt: skip
+        if left <= 0:
+            raise ValueError(
+                f"No available memory for the cache blocks: {weights / 2**30:.2f} GiB of weights and "
+                f"{WORKSPACE_BYTES / 2**30:.0f} GiB of workspace do not fit {share:.2f} x {memory / 2**30:.1f} GiB of "
+                f"{self.settings.title}. Try a larger card, `tensor_parallel_size`, or a larger "
+                "`gpu_memory_utilization` when initializing the engine."
+            )
+        return left
+
+    def _rpc_compile_or_warm_up_model(self) -> CompilationTimes:
+        return CompilationTimes(0.0, 0.0)
+
+    def _rpc_get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def check_health(self) -> None:
+        """A modelled card does not fail."""
+
+    def execute_model(
+        self, scheduler_output: SchedulerOutput, non_block: bool = False
+    ) -> ModelRunnerOutput | Future[ModelRunnerOutput]:
+        """Counts what the scheduler has given, moves the clock by the step's time, and writes due tokens."""
+        output, step = self._take(scheduler_output)
+        if step.tokens:
+            self._spend(step)
+        return _done(output) if non_block else output
+
+    def _take(self, scheduled: SchedulerOutput) -> tuple[ModelRunnerOutput, Step]:
+        step, names, sampled = Step(), [], []
+        for name, request, tokens, due in self.tracker.follow(scheduled):
+            step.add(tokens, prefix=request.computed, decode=due and tokens == 1 and request.written > 0, sampled=due)
+            names.append(name)
+            sampled.append([self._next_token(request)] if due else [])
+        indices = {name: index for index, name in enumerate(names)}
+        return ModelRunnerOutput(req_ids=names, req_id_to_index=indices, sampled_token_ids=sampled), step
+
+    def _next_token(self, request: Tracked) -> int:
+        position = request.written
+        request.written += 1
+        if position >= ANSWER_TOKENS and self._end_token is not None and not request.sampling_params.ignore_eos:
+            return self._end_token
+        return self._filler[position % len(self._filler)]
+
+    def _spend(self, step: Step) -> None:
+        seconds = self.step_time.seconds(step) + self.settings.overhead_s
+        self.clock_s += seconds
+        if self._pace is not None:
+            self._pace.wait(seconds, continues=step.decodes > 0)
+        else:  # a server runs for days, and keeps nothing
+            self.steps.append((self.clock_s, seconds, step))
+
+
+class _Pace:
+    """Real time: a step ends when the card would have ended it, or as soon after as this machine can.
+
+    A real engine prepares a step while the card computes the last one; so steps that follow each other are timed from
+    the end of the one before, not from when this machine was ready.
+    """
+
+    def __init__(self) -> None:
+        self._free_at = 0.0
+        self._modelled_s = self._late_s = 0.0
+        self._reported = time.monotonic()
+
+    def wait(self, seconds: float, *, continues: bool) -> None:
+        now = time.monotonic()
+        start = self._free_at if continues and now - self._free_at < max(seconds, 0.05) else now
+        self._free_at = start + seconds
+        rest = self._free_at - now
+        if rest > 0:
+            time.sleep(rest)
+        else:
+            self._late_s -= rest
+            self._free_at = now
+        self._modelled_s += seconds
+        self._report(now)
+
+    def _report(self, now: float) -> None:
+        if now - self._reported < LATE_REPORT_S:
+            return
+        share = self._late_s / self._modelled_s
+        if share > LATE_SHARE:
+            logger.warning(
+                "modelled GPU: this machine is too slow: steps took %.0f%% longer than modelled in the last %.0f s; "
+                "lower the load, or read throughput as a lower bound", 100 * share, now - self._reported,
+            )  # fmt: skip
+        self._reported, self._modelled_s, self._late_s = now, 0.0, 0.0
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+def _layer_kinds(config: Any) -> list[int | None]:
+    """For each layer its sliding window in tokens, or None for full attention. UsageError for other kinds."""
+    layers = config.num_hidden_layers
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UsageError(
+            f"the model has layers of the kind {', '.join(unknown)}: the modelled GPU has no KV spec and no step times "
+            "for them",
+            remedy="choose a model of full or sliding attention",
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _filler_tokens(config: Any) -> tuple[list[int], int | None]:
+    """The tokens that answers repeat (FILLER where there is a tokenizer), and the one that ends an answer."""
+    model = config.model_config
+    vocabulary = model.get_vocab_size()
+    if model.skip_tokenizer_init:
+        return [vocabulary // 2 + offset for offset in range(64)], None
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(model)
+    ids = [token for token in tokenizer.encode(FILLER, add_special_tokens=False) if token < vocabulary]
+    return ids, tokenizer.eos_token_id

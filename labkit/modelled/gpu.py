@@ -1,0 +1,139 @@
+"""A modelled GPU by name: the arguments with which vLLM's own `LLM(...)` and `vllm serve` run on it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.modelled import settings as modelled_settings
+from labkit.modelled.cards import Card
+from labkit.modelled.cards import card as find_card
+from labkit.modelled.shapes import model_folder
+
+EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
+GPU_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelledGpu:
+    """A model on a modelled card.
+
+    `LLM(gpu.model, **gpu.llm)` and `vllm serve {gpu.model} {gpu.flags}`; an option of your own goes after:
+    `LLM(gpu.model, **gpu.llm | {"max_num_batched_tokens": 2048})`.
+    """
+
+    card: Card
+    folder: Path
+    tensor_parallel: int
+    source: modelled_settings.Source
+    overhead_ms: float
+    tokenizer: Path | None
+
+    @property
+    def model(self) -> str:
+        """The folder with the model's config.json, for vLLM."""
+        return str(self.folder)
+
+    @property
+    def label(self) -> str:
+        """What a chart of this card says under it: that it is modelled, and from what."""
+        if self.source == "kernels" and self.card.kernels:
+            times = f"kernel times measured with vLLM {self.card.kernels.version}"
+        else:
+            times = "step times by formula from the data sheet"
+        cards = f"{self.tensor_parallel} x " if self.tensor_parallel > 1 else ""
+        return f"Modelled: {cards}{self.card.title}, {self.folder.name}; {times}"
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Environment for an engine in this process, set before vllm is imported."""
+        return {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the drivers step the engine and read its clock
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+
+    @property
+    def llm(self) -> dict[str, Any]:
+        """Arguments of `LLM(...)`: the modelled card, and vLLM's own defaults for `LLM` on such a card."""
+        budget, sequences = batch_defaults(self.card, server=False)
+        return {**self._engine(real_time=False), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
+
+    @property
+    def flags(self) -> str:
+        """Flags of `vllm serve`: answers take the time that the card would take."""
+        budget, sequences = batch_defaults(self.card, server=True)
+        options = {**self._engine(real_time=True), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
+        return shlex.join(word for name, value in options.items() for word in _flag(name, value))
+
+    def _engine(self, *, real_time: bool) -> dict[str, Any]:
+        told: dict[str, Any] = {"card": self.card.name, "source": self.source, "overhead_ms": self.overhead_ms}
+        if real_time:
+            told["real_time"] = True
+        tokens = {"tokenizer": str(self.tokenizer)} if self.tokenizer else {"skip_tokenizer_init": True}
+        return {
+            "distributed_executor_backend": EXECUTOR,
+            "additional_config": {modelled_settings.KEY: told},
+            "block_size": GPU_BLOCK_SIZE,
+            "tensor_parallel_size": self.tensor_parallel,
+            **tokens,
+        }
+
+
+def gpu(
+    card: str,
+    *,
+    model: str | Path = "llama-3.1-8b",
+    tensor_parallel: int = 1,
+    source: modelled_settings.Source | None = None,
+    overhead_ms: float | None = None,
+    tokenizer: Path | None = None,
+) -> ModelledGpu:
+    """The card and model of these names (data/gpus.yaml, data/models; or a folder with a config.json).
+
+    `source` of step times: "kernels" where they were measured on the card, else "formula". `overhead_ms`: what engine
+    and host add to a step. `tokenizer`: a folder, where requests are texts; else they are token ids. UsageError for an
+    unknown name, or a card that nothing is known about.
+    """
+    found = find_card(card)
+    if found.evidence == "none":
+        raise UsageError(
+            f"{found.title}: there is no evidence from which a step time could be taken",
+            remedy="choose another card; docs/modelled-gpu.md says what is known of each",
+        )
+    if source is None:
+        source = "kernels" if found.kernels else "formula"
+    if source == "kernels" and found.kernels is None:
+        raise UsageError(f"no kernels were measured on {found.title}", remedy='pass source="formula"')
+    return ModelledGpu(
+        card=found,
+        folder=model_folder(model),
+        tensor_parallel=tensor_parallel,
+        source=source,
+        overhead_ms=OVERHEAD_MS if overhead_ms is None else overhead_ms,
+        tokenizer=tokenizer,
+    )
+
+
+OVERHEAD_MS = 1.5
+"""Engine and host, for each step (see docs/modelled-gpu.md)."""
+
+
+def batch_defaults(card: Card, *, server: bool) -> tuple[int, int]:
+    """vLLM 0.32's max_num_batched_tokens and max_num_seqs on a card (engine/arg_utils.py, get_batch_defaults)."""
+    if card.memory_bytes >= 160 * 2**30:
+        return 16384, 1024
+    if card.memory_bytes >= 70 * 2**30 and "a100" not in card.title.lower():
+        return (8192 if server else 16384), 1024
+    return (2048 if server else 8192), 256
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return [flag]
+    return [flag, json.dumps(value) if isinstance(value, dict) else str(value)]

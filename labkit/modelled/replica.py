@@ -1,0 +1,142 @@
+"""One vLLM engine in this process, stepped by hand: on a modelled card's clock, or a real engine on the wall's."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """An engine after one of its steps: the time, how long the step took, tokens computed in it, requests running and
+    waiting, and the share of KV blocks in use."""
+
+    end_s: float
+    duration_s: float
+    tokens: int
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a step did for one request: new tokens, whether it has ended, and (once) cached prompt tokens."""
+
+    index: int
+    token_ids: Sequence[int]
+    finished: bool
+    cached_tokens: int
+
+
+class Replica:
+    """An in-process `LLM` whose requests go in by number and whose time is read after each step.
+
+    UsageError for an engine in a process of its own (set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported).
+    """
+
+    def __init__(self, llm: Any) -> None:
+        from labkit.modelled.executor import ModelledExecutor
+        from labkit.serving.stepping import scheduler
+
+        self.scheduler = scheduler(llm)
+        self._core = llm.llm_engine.engine_core.engine_core
+        self.engine = llm.llm_engine
+        executor = llm.llm_engine.model_executor
+        self.modelled = executor if isinstance(executor, ModelledExecutor) else None
+        self._zero_s = self._raw_clock_s()
+        self._numbers: dict[str, int] = {}
+        self.moments: list[Moment] = []
+
+    def _raw_clock_s(self) -> float:
+        return self.modelled.clock_s if self.modelled is not None else time.perf_counter()
+
+    @property
+    def clock_s(self) -> float:
+        """Seconds since this replica was made, on its engine's clock."""
+        return self._raw_clock_s() - self._zero_s
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are running or waiting."""
+        return len(self._numbers)
+
+    @property
+    def running(self) -> int:
+        return len(self.scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        return self.in_flight - self.running
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use."""
+        return float(self.scheduler.kv_cache_manager.usage)
+
+    def cached_tokens(self, token_ids: Sequence[int]) -> int:
+        """Leading tokens of a prompt whose KV blocks are in this replica's prefix cache."""
+        if self._core.request_block_hasher is None:
+            return 0
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        probe = Request(
+            request_id="probe",
+            prompt_token_ids=list(token_ids),
+            sampling_params=SamplingParams(max_tokens=1),
+            pooling_params=None,
+            block_hasher=self._core.request_block_hasher,
+        )
+        coordinator = self.scheduler.kv_cache_manager.coordinator
+        return int(coordinator.find_longest_cache_hit(probe.block_hashes, len(token_ids) - 1)[1])
+
+    def advance_to(self, time_s: float) -> None:
+        """An idle engine's clock moves on; a real one's cannot be moved, so it is waited for."""
+        if self.modelled is not None:
+            self.modelled.clock_s = max(self.modelled.clock_s, self._zero_s + time_s)
+        else:
+            time.sleep(max(0.0, time_s - self.clock_s))
+
+    def submit(self, index: int, token_ids: Sequence[int], output_tokens: int) -> None:
+        """Gives the engine a request, to be answered with exactly `output_tokens`. UsageError where vLLM refuses it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        wanted = SamplingParams(
+            temperature=0,
+            max_tokens=output_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        try:
+            self.engine.add_request(str(index), {"prompt_token_ids": token_ids}, wanted)
+        except ValueError as error:
+            raise UsageError(f"request {index}: {error}", remedy="shorten it, or raise max_model_len") from error
+        self._numbers[str(index)] = index
+
+    def step(self) -> list[Progress]:
+        """One step of the engine."""
+        before_s = self._raw_clock_s()
+        outputs = self.engine.step()
+        now_s = self._raw_clock_s()
+        progress = [self._progress(output) for output in outputs]
+        modelled = self.modelled
+        tokens = modelled.steps[-1][2].tokens if modelled is not None and modelled.steps else 0
+        self.moments.append(
+            Moment(now_s - self._zero_s, now_s - before_s, tokens, self.running, self.waiting, self.kv_usage)
+        )
+        return progress
+
+    def _progress(self, output: Any) -> Progress:
+        name = output.request_id
+        index = self._numbers.pop(name) if output.finished else self._numbers[name]
+        return Progress(index, output.outputs[0].token_ids, output.finished, output.num_cached_tokens or 0)
+
+    def abort(self) -> None:
+        """Takes all requests that are under way out of the engine."""
+        self.engine.abort_request(list(self._numbers))
+        self._numbers.clear()

@@ -1,0 +1,66 @@
+"""What the executor is told of its card: a JSON object under `modelled_gpu` in vLLM's --additional-config."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from labkit.errors import UsageError
+from labkit.modelled.cards import card
+from labkit.modelled.shapes import shape_of
+from labkit.modelled.step_time import Fitted, Formula, Kernels, StepTime
+
+KEY = "modelled_gpu"
+Source = Literal["kernels", "formula", "fitted"]
+
+
+class Settings(BaseModel):
+    """A card, where its step times come from, and the pace of the clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    card: str | None = None
+    source: Source = "kernels"
+    overhead_ms: float = Field(default=0.0, ge=0)
+    """What engine and host add to each step."""
+    real_time: bool = False
+    coefficients: Mapping[str, float] | None = None
+    """Of a fitted step time (`calibrate`); then there is no card."""
+
+    @classmethod
+    def read(cls, additional_config: Any) -> Self:
+        """From vLLM's additional_config. UsageError says what is wrong with it."""
+        found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+        if found is None:
+            raise UsageError(
+                f"additional_config has no {KEY!r}: the modelled GPU does not know which card it is",
+                remedy='pass --additional-config \'{"modelled_gpu": {"card": "h100-sxm"}}\'',
+            )
+        try:
+            return cls(**found)
+        except (ValidationError, TypeError) as error:
+            raise UsageError(
+                f"additional_config, {KEY}: {error}", remedy="use what labkit.modelled.gpu gives"
+            ) from error
+
+    @property
+    def title(self) -> str:
+        return card(self.card).title if self.card else "this machine, modelled"
+
+    @property
+    def memory_bytes(self) -> int:
+        return card(self.card).memory_bytes if self.card else 0
+
+    @property
+    def overhead_s(self) -> float:
+        return self.overhead_ms / 1e3
+
+    def step_time(self, folder: Path, tensor_parallel: int) -> StepTime:
+        """The step times of the model in `folder`."""
+        if self.source == "fitted":
+            return Fitted(coefficients=self.coefficients or {})
+        found = card(self.card or "")
+        if self.source == "kernels":
+            return Kernels(found, folder, tensor_parallel=tensor_parallel)
+        return Formula.of(found, shape_of(folder))

@@ -1,0 +1,152 @@
+"""What a forward pass has to compute and read, from a model's config.json alone: no weights are needed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import ModelError, UsageError
+from labkit.paths import data_path
+
+BYTES_16_BIT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A decoder's sizes, in parameters unless the name says bytes.
+
+    `active_parameters`: those that one token uses (all of them in a dense model; attention and the chosen experts in a
+    mixture of experts). `head_parameters`: the output matrix, used once for each row that is sampled. Neither counts
+    the input embedding, from which a step reads a row for each token.
+    """
+
+    layers: int
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    parameters: int
+    active_parameters: int
+    head_parameters: int
+    embedding_parameters: int
+    experts: int
+    weight_bytes: int
+    bytes_per_weight: int
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that a step reads when every expert is used: all but the input embedding."""
+        return self.weight_bytes - self.embedding_parameters * BYTES_16_BIT
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache of one token over all layers, in 16 bits."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES_16_BIT
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder with the config.json of a model: one of data/models by name, a folder, or a config.json itself.
+
+    UsageError for anything else."""
+    known = known_models()
+    if str(model) in known:
+        return data_path("models") / str(model)
+    path = Path(model).expanduser()
+    folder = path.parent if path.name == "config.json" else path
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    raise UsageError(
+        f"there is no modelled model {str(model)!r}",
+        remedy=f"choose one of {', '.join(known)}, or name a folder that holds a config.json",
+    )
+
+
+def known_models() -> list[str]:
+    """The names in data/models."""
+    return sorted(folder.parent.name for folder in data_path("models").glob("*/config.json"))
+
+
+@lru_cache(maxsize=16)
+def shape_of(folder: Path) -> Shape:
+    """The shape of the model in `folder`, counted on a model that transformers builds without memory.
+
+    ModelError where transformers does not know the model; UsageError for weights of a type without known sizes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (KeyError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} is not a decoder that transformers can build: {error}",
+            remedy="name the config.json of a model that generates text",
+        ) from error
+    heads = config.num_attention_heads
+    sizes = _sizes(model, config)
+    linear_bytes = _bytes_per_weight(_raw(folder))
+    quantised = sizes["linear"] * (BYTES_16_BIT - linear_bytes)
+    return Shape(
+        layers=config.num_hidden_layers,
+        attention_heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        parameters=sizes["all"],
+        active_parameters=sizes["active"],
+        head_parameters=sizes["head"],
+        embedding_parameters=sizes["embedding"],
+        experts=sizes["experts"],
+        weight_bytes=sizes["all"] * BYTES_16_BIT - quantised,
+        bytes_per_weight=linear_bytes,
+    )
+
+
+def _sizes(model: Any, config: Any) -> dict[str, int]:
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    tied = head is embedding
+    experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+    chosen = _first(config, "num_experts_per_tok", "num_experts_per_token") or 1
+    total = linear = in_experts = 0
+    for name, weight in model.named_parameters():
+        count = weight.numel()
+        total += count
+        if weight is embedding or weight is head:
+            continue
+        if weight.dim() > 1:
+            linear += count
+        if experts and ".experts." in name:
+            in_experts += count
+    body = total - embedding.numel() - (0 if tied else head.numel())
+    return {
+        "all": total,
+        "active": body - in_experts + (in_experts * chosen // experts if experts else 0),
+        "head": head.numel(),
+        "embedding": 0 if tied else embedding.numel(),
+        "linear": linear,
+        "experts": experts,
+    }
+
+
+def _first(config: Any, *names: str) -> int:
+    return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
+
+
+def _raw(folder: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _bytes_per_weight(config: Mapping[str, Any]) -> int:
+    """2, or 1 for the fp8 scheme whose kernels the tables hold. UsageError for other quantisations."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return BYTES_16_BIT
+    if quantization.get("quant_method") == "fp8":
+        return 1
+    raise UsageError(
+        f"the model's weights are quantised by {quantization.get('quant_method')!r}, for which there are no step times",
+        remedy="name the config.json of the 16-bit or the fp8 checkpoint",
+    )

@@ -1,0 +1,159 @@
+"""How long a forward pass takes on a GPU: from kernel times that were measured, from a formula, or fitted here."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from labkit.errors import UsageError
+from labkit.modelled.cards import Card
+from labkit.modelled.shapes import Shape
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step of the engine computes, added up over its requests.
+
+    A request decodes (one token after the prompt has been computed) or prefills (a chunk of its prompt, after
+    `prefix` tokens that are computed or cached). `attention_pairs`: pairs of a prefilled token and one it attends to.
+    """
+
+    tokens: int = 0
+    sequences: int = 0
+    sampled: int = 0
+    decodes: int = 0
+    decode_context: int = 0
+    prefill_tokens: int = 0
+    prefill_squared: int = 0
+    prefill_times_prefix: int = 0
+    context: int = 0
+    attention_pairs: float = 0.0
+
+    def add(self, tokens: int, *, prefix: int, decode: bool, sampled: bool) -> None:
+        """Counts `tokens` of one request that come after `prefix` computed ones."""
+        end = prefix + tokens
+        self.tokens += tokens
+        self.sequences += 1
+        self.context += end
+        self.sampled += sampled
+        if decode:
+            self.decodes += 1
+            self.decode_context += end
+        else:
+            self.prefill_tokens += tokens
+            self.prefill_squared += tokens * tokens
+            self.prefill_times_prefix += tokens * prefix
+            self.attention_pairs += tokens * (end - tokens / 2)
+
+
+class StepTime(Protocol):
+    """Seconds of a step, without what the engine and the host add."""
+
+    def seconds(self, step: Step) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """A roofline with two efficiencies, its terms added: what a learner can compute by hand.
+
+    t = (2 P tokens + 2 P_head sampled + 4 layers heads head_dim pairs) / (FLOP/s mfu) + (weights + KV read) / (bytes/s
+    mbu). Adding fits served steps better than the larger of the two terms does (docs/modelled-gpu.md has the errors).
+    One GPU: tensor parallelism adds communication, for which the formula has no term.
+    """
+
+    shape: Shape
+    flops: float
+    bytes_per_s: float
+
+    @classmethod
+    def of(cls, card: Card, shape: Shape) -> "Formula":
+        """The formula for a model on a card. UsageError for a card without efficiencies."""
+        if card.efficiency is None or card.flops is None:
+            raise UsageError(
+                f"for {card.title} there are neither measured kernels nor efficiencies: a step time would be a guess",
+                remedy="choose a card with evidence; docs/modelled-gpu.md lists them",
+            )
+        return cls(
+            shape=shape,
+            flops=card.flops * card.efficiency.mfu,
+            bytes_per_s=card.bytes_per_s * card.efficiency.mbu,
+        )
+
+    def seconds(self, step: Step) -> float:
+        shape = self.shape
+        pair_flops = 4 * shape.layers * shape.attention_heads * shape.head_dim
+        flops = (
+            2 * shape.active_parameters * step.tokens
+            + 2 * shape.head_parameters * step.sampled
+            + pair_flops * step.attention_pairs
+        )
+        read = shape.read_bytes + step.context * shape.kv_bytes_per_token
+        return flops / self.flops + read / self.bytes_per_s
+
+
+class Kernels:
+    """Times of the step's kernels, measured on the card and interpolated by aiconfigurator-core (NVIDIA, Apache-2.0).
+
+    Covers tensor parallelism and mixtures of experts; TTFT and queueing come from the engine, not from here.
+    """
+
+    def __init__(self, card: Card, folder: Path, *, tensor_parallel: int = 1) -> None:
+        """UsageError where the package has no data for this model on this card."""
+        assert card.kernels is not None
+        self._engine = _compiled(str(folder), card.kernels.system, card.kernels.version, tensor_parallel)
+
+    def seconds(self, step: Step) -> float:
+        mean_context = step.decode_context // step.decodes if step.decodes else 0
+        if not step.prefill_tokens:
+            return float(self._engine.decode_step_latency(step.decodes, mean_context, 2, 1.0)) / 1e3
+        prefix = round(step.prefill_times_prefix / step.prefill_tokens)
+        prompt = max(1, round(step.prefill_squared / step.prefill_tokens)) + prefix
+        # The estimator places a decode in the middle of its answer: half of `output` tokens after the prompt.
+        output = max(2, 2 * (mean_context - prompt))
+        return float(self._engine.mixed_step_latency(step.prefill_tokens, step.decodes, prompt, output, prefix)) / 1e3
+
+
+@lru_cache(maxsize=16)
+def _compiled(folder: str, system: str, version: str, tensor_parallel: int) -> Any:
+    from aiconfigurator_core.sdk.engine import EngineHandle
+
+    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)  # notes about tables that are not asked
+    try:
+        handle = EngineHandle.compile(
+            folder,
+            system,
+            "vllm",
+            backend_version=version,
+            tp_size=tensor_parallel,
+            moe_tp_size=tensor_parallel,
+            moe_ep_size=1,
+        )
+        handle.decode_step_latency(1, 128, 2)
+        handle.mixed_step_latency(128, 1, 128, 2)
+    except Exception as error:  # the package raises errors of many kinds of its own
+        raise UsageError(
+            f"there are no measured kernel times of this model on {system} (vLLM {version}): {error}",
+            remedy="choose another card or model, or ask for the formula, whose error for it is not known",
+        ) from error
+    return handle._engine  # past the wrapper, whose conversions take longer than the query
+
+
+TERMS = ("constant", "tokens", "sequences", "context", "attention_pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Step times of the engine on this very machine: a sum of TERMS with coefficients from `calibrate`, in seconds."""
+
+    coefficients: Mapping[str, float]
+
+    def seconds(self, step: Step) -> float:
+        values = terms(step)
+        return sum(self.coefficients[name] * value for name, value in zip(TERMS, values, strict=True))
+
+
+def terms(step: Step) -> tuple[float, ...]:
+    """The quantities of a step that a fitted step time is a sum of, in the order of TERMS."""
+    return (1.0, step.tokens, step.sequences, step.context, step.attention_pairs)

@@ -1,0 +1,150 @@
+"""Requests made of token ids, with the times at which they are due: what drives a modelled GPU.
+
+Request `i` depends on the arguments and the seed alone: the same arguments give the same tokens and times."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from random import Random
+
+from labkit.errors import UsageError
+from labkit.workloads import Workload, checks, constant_arrivals_s, poisson_arrivals_s
+
+FIRST_TOKEN, TOKENS = 1000, 40_000
+"""Token ids from which prompts are drawn: ordinary words in every vocabulary that is modelled here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRequest:
+    """One request. `due_s`: seconds since the start; of a turn that `follows` another (its index), seconds after that
+    one's end, and its prompt is that one's prompt and answer before its own `token_ids`."""
+
+    token_ids: Sequence[int]
+    output_tokens: int
+    due_s: float = 0.0
+    follows: int | None = None
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.token_ids or self.output_tokens < 1:
+            raise UsageError(
+                f"a request of {len(self.token_ids)} prompt tokens and {self.output_tokens} output tokens",
+                remedy="at least one of each",
+            )
+
+
+Traffic = Sequence[TokenRequest]
+
+
+def prompt_tokens(count: int, *, key: str) -> list[int]:
+    """`count` token ids that differ from those of any other `key` within the first few."""
+    rng = Random(key)
+    return [FIRST_TOKEN + int(TOKENS * rng.random()) for _ in range(count)]
+
+
+def fixed(n: int, *, input_tokens: int, output_tokens: int, shared_tokens: int = 0, seed: int = 0) -> Traffic:
+    """`n` requests of the same lengths, all due at 0; the first `shared_tokens` of the prompts are the same."""
+    checks.whole("n", n, at_least=1)
+    checks.whole("input_tokens", input_tokens, at_least=1)
+    checks.whole("output_tokens", output_tokens, at_least=1)
+    checks.whole("shared_tokens", shared_tokens, at_least=0)
+    if shared_tokens >= input_tokens:
+        raise UsageError(
+            f"shared_tokens is {shared_tokens} of {input_tokens} input tokens", remedy="share fewer than all of them"
+        )
+    shared = prompt_tokens(shared_tokens, key=f"shared/{seed}")
+    own = input_tokens - shared_tokens
+    return [
+        TokenRequest(token_ids=shared + prompt_tokens(own, key=f"fixed/{seed}/{index}"), output_tokens=output_tokens)
+        for index in range(n)
+    ]
+
+
+def conversations(
+    n: int,
+    *,
+    turns: int,
+    system_tokens: int,
+    user_tokens: int,
+    output_tokens: int,
+    think_s: float = 5.0,
+    rate: float | None = None,
+    seed: int = 0,
+) -> Traffic:
+    """`n` conversations of `turns` turns behind one system prompt. A turn's prompt is all that was said before and
+    `user_tokens` more; it comes an exponential time of mean `think_s` after the last answer. Conversations start as a
+    Poisson process of `rate` per second, or all at 0."""
+    for name, value in (("n", n), ("turns", turns), ("user_tokens", user_tokens), ("output_tokens", output_tokens)):
+        checks.whole(name, value, at_least=1)
+    checks.whole("system_tokens", system_tokens, at_least=0)
+    checks.number("think_s", think_s)
+    starts = poisson_arrivals_s(n, rate=rate, seed=seed) if rate is not None else (0.0,) * n
+    system = prompt_tokens(system_tokens, key=f"system/{seed}")
+    requests: list[TokenRequest] = []
+    for conversation, start_s in enumerate(starts):
+        rng = Random(f"think/{seed}/{conversation}")
+        for turn in range(turns):
+            said = prompt_tokens(user_tokens, key=f"user/{seed}/{conversation}/{turn}")
+            requests.append(
+                TokenRequest(
+                    token_ids=said if turn else system + said,
+                    output_tokens=output_tokens,
+                    due_s=(rng.expovariate(1 / think_s) if think_s else 0.0) if turn else start_s,
+                    follows=len(requests) - 1 if turn else None,
+                    group=f"turn-{turn + 1}",
+                )
+            )
+    return requests
+
+
+def tokenised(workload: Workload, encode: Callable[[str], Sequence[int]]) -> Traffic:
+    """A workload of texts as token ids, all due at 0; `encode` is a tokenizer's."""
+    return [
+        TokenRequest(
+            token_ids=list(encode(_text(request.prompt, request.messages))),
+            output_tokens=request.max_tokens,
+            group=request.group,
+        )
+        for request in workload.requests
+    ]
+
+
+def _text(prompt: str, messages: object) -> str:
+    if messages:
+        raise UsageError("chat messages cannot be simulated", remedy="use a workload of prompts")
+    return prompt
+
+
+def arriving(traffic: Traffic, times_s: Sequence[float]) -> Traffic:
+    """The same requests, due at `times_s`. UsageError for follow-ups, whose times follow from answers."""
+    if any(request.follows is not None for request in traffic):
+        raise UsageError("turns of a conversation have times of their own", remedy="pass a rate to `conversations`")
+    return [replace(request, due_s=due_s) for request, due_s in zip(traffic, times_s, strict=True)]
+
+
+def at_rate(
+    traffic: Traffic, rate: float, *, arrival: str = "poisson", seed: int = 0, burstiness: float = 4.0
+) -> Traffic:
+    """The same requests, arriving at `rate` per second: "poisson", "constant", or "bursty".
+
+    Bursty gaps are gamma-distributed with a squared coefficient of variation of `burstiness`: 1 is Poisson, and the
+    more, the more requests come in clusters."""
+    n = len(traffic)
+    if arrival == "poisson":
+        return arriving(traffic, poisson_arrivals_s(n, rate=rate, seed=seed))
+    if arrival == "constant":
+        return arriving(traffic, constant_arrivals_s(n, rate=rate))
+    if arrival == "bursty":
+        return arriving(traffic, bursty_arrivals_s(n, rate=rate, burstiness=burstiness, seed=seed))
+    raise UsageError(f"arrival is {arrival!r}", remedy="choose one of poisson, constant, bursty")
+
+
+def bursty_arrivals_s(n: int, *, rate: float, burstiness: float, seed: int) -> tuple[float, ...]:
+    """`n` arrival times with gamma-distributed gaps of mean 1/rate and squared coefficient of variation `burstiness`.
+
+    The same family as `vllm bench serve --burstiness B`, where B is the gamma's shape: 1 / `burstiness`."""
+    checks.above_zero("rate", rate, unit="requests per second")
+    checks.above_zero("burstiness", burstiness, unit="squared coefficient of variation")
+    rng = Random(f"bursty/{seed}")
+    shape = 1 / burstiness
+    return tuple(accumulate(rng.gammavariate(shape, 1 / (rate * shape)) for _ in range(n)))
