@@ -5,10 +5,10 @@ llm = LLM(gpu.model, **gpu.llm)
 driven = modelled.drive(llm, modelled.traffic.fixed(200, input_tokens=500, output_tokens=300))
 """
 
-from labkit.modelled import routers, traffic
-from labkit.modelled.cards import Card, card, cards
-from labkit.modelled.drive import Drive, drive
-from labkit.modelled.gpu import ModelledGpu, gpu
+from labkit.modelled import cards, routers, traces, traffic
+from labkit.modelled.cards import Card
+from labkit.modelled.driver import Drive, drive
+from labkit.modelled.engine import ModelledGpu, gpu
 from labkit.modelled.traffic import TokenRequest, Traffic
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "ModelledGpu",
     "TokenRequest",
     "Traffic",
-    "card",
     "cards",
     "drive",
     "gpu",
     "routers",
+    "traces",
     "traffic",
 ]

@@ -83,7 +83,7 @@ class Card(_Base):
 
 
 @cache
-def cards() -> Mapping[str, Card]:
+def known() -> Mapping[str, Card]:
     """All cards by name. RecordError names the entry that is wrong."""
     entries = yaml.safe_load(data_path("gpus.yaml").read_text(encoding="utf-8"))
     try:
@@ -92,9 +92,9 @@ def cards() -> Mapping[str, Card]:
         raise RecordError(f"data/gpus.yaml: {error}", remedy="correct that entry") from error
 
 
-def card(name: str) -> Card:
+def find(name: str) -> Card:
     """The card of that name. UsageError lists those that there are."""
-    found = cards().get(name.lower())
-    if found is None:
-        raise UsageError(f"there is no modelled card {name!r}", remedy=f"choose one of {', '.join(cards())}")
-    return found
+    card = known().get(name.lower())
+    if card is None:
+        raise UsageError(f"there is no modelled card {name!r}", remedy=f"choose one of {', '.join(known())}")
+    return card

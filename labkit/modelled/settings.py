@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labkit.errors import UsageError
-from labkit.modelled.cards import card
+from labkit.modelled import cards
 from labkit.modelled.shapes import shape_of
 from labkit.modelled.step_time import Fitted, Formula, Kernels, StepTime
 
@@ -46,11 +46,11 @@ class Settings(BaseModel):
 
     @property
     def title(self) -> str:
-        return card(self.card).title if self.card else "this machine, modelled"
+        return cards.find(self.card).title if self.card else "this machine, modelled"
 
     @property
     def memory_bytes(self) -> int:
-        return card(self.card).memory_bytes if self.card else 0
+        return cards.find(self.card).memory_bytes if self.card else 0
 
     @property
     def overhead_s(self) -> float:
@@ -60,7 +60,7 @@ class Settings(BaseModel):
         """The step times of the model in `folder`."""
         if self.source == "fitted":
             return Fitted(coefficients=self.coefficients or {})
-        found = card(self.card or "")
+        card = cards.find(self.card or "")
         if self.source == "kernels":
-            return Kernels(found, folder, tensor_parallel=tensor_parallel)
-        return Formula.of(found, shape_of(folder))
+            return Kernels(card, folder, tensor_parallel=tensor_parallel)
+        return Formula.of(card, shape_of(folder), tensor_parallel=tensor_parallel)

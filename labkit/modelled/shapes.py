@@ -11,6 +11,7 @@ from labkit.errors import ModelError, UsageError
 from labkit.paths import data_path
 
 BYTES_16_BIT = 2
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Shape:
     """
 
     layers: int
+    hidden_size: int
     attention_heads: int
     kv_heads: int
     head_dim: int
@@ -86,10 +88,11 @@ def shape_of(folder: Path) -> Shape:
         ) from error
     heads = config.num_attention_heads
     sizes = _sizes(model, config)
-    linear_bytes = _bytes_per_weight(_raw(folder))
+    linear_bytes = _bytes_per_weight(read_config(folder))
     quantised = sizes["linear"] * (BYTES_16_BIT - linear_bytes)
     return Shape(
         layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
         attention_heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -107,7 +110,7 @@ def _sizes(model: Any, config: Any) -> dict[str, int]:
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     tied = head is embedding
-    experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+    experts = _first(config, *EXPERT_COUNTS)
     chosen = _first(config, "num_experts_per_tok", "num_experts_per_token") or 1
     total = linear = in_experts = 0
     for name, weight in model.named_parameters():
@@ -134,9 +137,21 @@ def _first(config: Any, *names: str) -> int:
     return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
 
 
-def _raw(folder: Path) -> Mapping[str, Any]:
-    content: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The text model's part of the folder's config.json. ModelError where it is not a JSON object."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {**content, **content.get("text_config", {})}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} is not a model's config: {error}", remedy="fetch the model again"
+        ) from error
+
+
+def is_dense_16_bit(folder: Path) -> bool:
+    """Whether the model in `folder` has neither experts nor quantised weights, by its config.json alone."""
+    config = read_config(folder)
+    return not config.get("quantization_config") and not any(config.get(name) for name in EXPERT_COUNTS)
 
 
 def _bytes_per_weight(config: Mapping[str, Any]) -> int:

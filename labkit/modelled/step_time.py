@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from labkit.errors import UsageError
 from labkit.modelled.cards import Card
-from labkit.modelled.shapes import Shape
+from labkit.modelled.shapes import BYTES_16_BIT, Shape
 
 
 @dataclass(slots=True)
@@ -54,22 +54,38 @@ class StepTime(Protocol):
     def seconds(self, step: Step) -> float: ...
 
 
+ATTENTION_EFFICIENCY = 0.46
+"""Share of the sheet's FLOP/s that prefill attention reaches. Median of the four cards in data/gpu_points.csv whose
+prefill of 28,650 tokens was measured with vLLM 0.7.3 (A100 40 and 80, H100, H200: 0.34 to 0.55)."""
+
+
+ALL_REDUCE_S = 10e-6
+"""Latency of an all-reduce of a few KB between the GPUs of one machine over NVLink. Assumed (the usual 8 to 15 µs)."""
+
+LINK_BYTES_PER_S = 0.8 * 450e9
+"""NVLink 4 in one direction (H100 data sheet: 900 GB/s in both), of which 80% are assumed to be reached."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Formula:
-    """A roofline with two efficiencies, its terms added: what a learner can compute by hand.
+    """A roofline with efficiencies, its terms added: what a learner can compute by hand.
 
-    t = (2 P tokens + 2 P_head sampled + 4 layers heads head_dim pairs) / (FLOP/s mfu) + (weights + KV read) / (bytes/s
-    mbu). Adding fits served steps better than the larger of the two terms does (docs/modelled-gpu.md has the errors).
-    One GPU: tensor parallelism adds communication, for which the formula has no term.
+    t = ((2 P tokens + 2 P_head sampled) / (FLOP/s mfu) + 4 layers heads head_dim pairs / (FLOP/s 0.46)
+         + (weights + KV read) / (bytes/s mbu)) / GPUs + 2 layers all-reduces
+
+    Adding fits served steps better than the larger of the terms does (docs/modelled-gpu.md has the errors). An
+    all-reduce, with tensor parallelism only, takes a latency and the time of its bytes over the links (a ring).
     """
 
     shape: Shape
     flops: float
+    attention_flops: float
     bytes_per_s: float
+    tensor_parallel: int = 1
 
     @classmethod
-    def of(cls, card: Card, shape: Shape) -> "Formula":
-        """The formula for a model on a card. UsageError for a card without efficiencies."""
+    def of(cls, card: Card, shape: Shape, *, tensor_parallel: int = 1) -> "Formula":
+        """The formula for a model on so many of a card. UsageError for a card without efficiencies."""
         if card.efficiency is None or card.flops is None:
             raise UsageError(
                 f"for {card.title} there are neither measured kernels nor efficiencies: a step time would be a guess",
@@ -78,19 +94,26 @@ class Formula:
         return cls(
             shape=shape,
             flops=card.flops * card.efficiency.mfu,
+            attention_flops=card.flops * ATTENTION_EFFICIENCY,
             bytes_per_s=card.bytes_per_s * card.efficiency.mbu,
+            tensor_parallel=tensor_parallel,
         )
 
     def seconds(self, step: Step) -> float:
         shape = self.shape
-        pair_flops = 4 * shape.layers * shape.attention_heads * shape.head_dim
-        flops = (
-            2 * shape.active_parameters * step.tokens
-            + 2 * shape.head_parameters * step.sampled
-            + pair_flops * step.attention_pairs
-        )
+        linear = 2 * shape.active_parameters * step.tokens + 2 * shape.head_parameters * step.sampled
+        attention = 4 * shape.layers * shape.attention_heads * shape.head_dim * step.attention_pairs
         read = shape.read_bytes + step.context * shape.kv_bytes_per_token
-        return flops / self.flops + read / self.bytes_per_s
+        alone_s = linear / self.flops + attention / self.attention_flops + read / self.bytes_per_s
+        return alone_s / self.tensor_parallel + self._all_reduce_s(step.tokens)
+
+    def _all_reduce_s(self, tokens: int) -> float:
+        gpus, shape = self.tensor_parallel, self.shape
+        if gpus == 1:
+            return 0.0
+        message_bytes = tokens * shape.hidden_size * BYTES_16_BIT
+        moved_s = 2 * (gpus - 1) / gpus * message_bytes / LINK_BYTES_PER_S
+        return 2 * shape.layers * (ALL_REDUCE_S + moved_s)
 
 
 class Kernels:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.modelled import cards
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.cards import Card
-from labkit.modelled.cards import card as find_card
-from labkit.modelled.shapes import model_folder
+from labkit.modelled.shapes import is_dense_16_bit, model_folder, read_config
 
 EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
 GPU_BLOCK_SIZE = 16
@@ -95,32 +95,42 @@ def gpu(
 ) -> ModelledGpu:
     """The card and model of these names (data/gpus.yaml, data/models; or a folder with a config.json).
 
-    `source` of step times: "kernels" where they were measured on the card, else "formula". `overhead_ms`: what engine
-    and host add to a step. `tokenizer`: a folder, where requests are texts; else they are token ids. UsageError for an
-    unknown name, or a card that nothing is known about.
+    `source` of step times: "formula" for dense models in 16 bits, for which it fits served steps best, and measured
+    "kernels" for experts and fp8 (docs/modelled-gpu.md has the errors of both). `overhead_ms`: what engine and host
+    add to a step. `tokenizer`: a folder, where requests are texts; else they are token ids. UsageError for an unknown
+    name, or a card that nothing is known about.
     """
-    found = find_card(card)
+    found, folder = cards.find(card), model_folder(model)
     if found.evidence == "none":
         raise UsageError(
             f"{found.title}: there is no evidence from which a step time could be taken",
             remedy="choose another card; docs/modelled-gpu.md says what is known of each",
         )
     if source is None:
-        source = "kernels" if found.kernels else "formula"
+        source = "formula" if is_dense_16_bit(folder) else "kernels"
     if source == "kernels" and found.kernels is None:
-        raise UsageError(f"no kernels were measured on {found.title}", remedy='pass source="formula"')
+        raise UsageError(
+            f"no kernels were measured on {found.title}, and the formula was not checked for experts or quantised weights",
+            remedy="choose a card with measured kernels, or a dense model in 16 bits",
+        )
     return ModelledGpu(
         card=found,
-        folder=model_folder(model),
+        folder=folder,
         tensor_parallel=tensor_parallel,
         source=source,
-        overhead_ms=OVERHEAD_MS if overhead_ms is None else overhead_ms,
+        overhead_ms=default_overhead_ms(folder, source) if overhead_ms is None else overhead_ms,
         tokenizer=tokenizer,
     )
 
 
-OVERHEAD_MS = 1.5
-"""Engine and host, for each step (see docs/modelled-gpu.md)."""
+OVERHEAD_MS_PER_LAYER = 0.042
+"""Engine and host, for each layer and step, beside the formula: the median of three hosts with vLLM 0.19 and 0.20 (RTX
+4090, RTX PRO 6000, A100), each from one point of light load; hosts with 0.8 to 0.11 had 0.05 to 0.07."""
+
+
+def default_overhead_ms(folder: Path, source: modelled_settings.Source) -> float:
+    """What engine and host add to a step: nothing beside measured kernels, whose served points need nothing."""
+    return 0.0 if source == "kernels" else OVERHEAD_MS_PER_LAYER * int(read_config(folder)["num_hidden_layers"])
 
 
 def batch_defaults(card: Card, *, server: bool) -> tuple[int, int]:

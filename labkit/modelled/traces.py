@@ -1,0 +1,323 @@
+"""Request traces for a modelled GPU: read from a file in the Mooncake format, or generated.
+
+The format is JSONL, one request per line (github.com/kvcache-ai/Mooncake, FAST25-release/README.md):
+
+    {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 48, ..., 2353, 2354]}
+
+`timestamp` is in milliseconds. Each of `hash_ids` names a block of 512 tokens together with everything before it: equal
+ids are a shared prefix. The last block may be partial, so a request has input_length / 512 ids, rounded up. This holds
+for every line of Mooncake's conversation and synthetic traces (12,031 and 3,993 lines); NVIDIA's aiperf refuses other
+lines, too. A trace contains no text: the token ids are invented here, and only their sharing comes from the trace."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
+from pathlib import Path
+from random import Random
+from statistics import NormalDist
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from labkit.errors import UsageError
+from labkit.modelled.traffic import FIRST_TOKEN, TOKENS, TokenRequest, Traffic, bursty_arrivals_s, prompt_tokens
+from labkit.workloads import checks
+
+P90_SIGMAS = NormalDist().inv_cdf(0.9)
+"""Standard deviations from the median of a normal distribution to its 90th percentile: 1.28."""
+GENERATED_BLOCK_TOKENS = 16
+"""Tokens in a block of a generated trace: vLLM's own block size."""
+
+
+class _Line(msgspec.Struct):
+    """One line of a trace. Other keys are ignored."""
+
+    timestamp: Annotated[float, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(ge=1)]
+    output_length: Annotated[int, msgspec.Meta(ge=0)]
+    hash_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=TOKENS**2)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Requests with their times. `notes` say what was changed or left out.
+
+    `shared_tokens` of the prompts' tokens repeat the beginning of an earlier prompt, counted in whole blocks of
+    `block_tokens` (and the last, partial block where two prompts are equal). An unlimited prefix cache would hit them.
+    """
+
+    requests: Traffic
+    shared_tokens: int
+    block_tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def traffic(self) -> Traffic:
+        """The requests, as `drive` takes them."""
+        return self.requests
+
+    @property
+    def duration_s(self) -> float:
+        """Time of the last request."""
+        return self.requests[-1].due_s
+
+    @property
+    def rate(self) -> float:
+        """Requests per second: 1 / the mean gap. NaN where all come at once."""
+        span_s = self.duration_s - self.requests[0].due_s
+        return (len(self.requests) - 1) / span_s if span_s else math.nan
+
+    @property
+    def gap_scv(self) -> float:
+        """Squared coefficient of variation of the gaps: 1 for Poisson arrivals. NaN where all come at once.
+
+        A coarse clock makes it larger: Mooncake's conversation trace records time in steps of 3 s and has 9.2."""
+        gaps_s = np.diff([request.due_s for request in self.requests])
+        return float(gaps_s.var() / gaps_s.mean() ** 2) if gaps_s.any() else math.nan
+
+    @property
+    def shared_share(self) -> float:
+        """`shared_tokens` over all prompt tokens, from 0 to 1."""
+        return self.shared_tokens / sum(len(request.token_ids) for request in self.requests)
+
+    def summary(self) -> dict[str, float]:
+        """The trace in numbers: times in seconds, lengths in tokens."""
+        inputs = np.percentile([len(request.token_ids) for request in self.requests], [50, 90])
+        outputs = np.percentile([request.output_tokens for request in self.requests], [50, 90])
+        return {
+            "requests": len(self.requests),
+            "duration_s": self.duration_s,
+            "rate": self.rate,
+            "input_median": float(inputs[0]),
+            "input_p90": float(inputs[1]),
+            "output_median": float(outputs[0]),
+            "output_p90": float(outputs[1]),
+            "shared_share": self.shared_share,
+            "gap_scv": self.gap_scv,
+        }
+
+
+def from_mooncake(
+    path: str | Path,
+    *,
+    n: int | None = None,
+    speed: float = 1.0,
+    block_tokens: int = 512,
+    longest: int | None = None,
+) -> Trace:
+    """Read a trace in the Mooncake format: the first `n` requests in order of time, or all.
+
+    The first request is due at 0 and times are divided by `speed`: 2.0 doubles the rate. Requests of more than
+    `longest` tokens, prompt and output together, are left out. A request with no output gets 1 token, because an engine
+    cannot generate fewer. `notes` count both, and lines that were out of order. Prompts take 8 bytes per token.
+
+    UsageError names the file and line of bad JSON, a missing key, a negative number, an empty prompt, or a number of
+    `hash_ids` that contradicts `input_length`; and it refuses a file with fewer than `n` requests."""
+    checks.whole("n", 1 if n is None else n, at_least=1)
+    checks.whole("block_tokens", block_tokens, at_least=2)
+    checks.whole("longest", 2 if longest is None else longest, at_least=2)
+    checks.above_zero("speed", speed, unit="times the recorded rate")
+    lines = _read(Path(path), block_tokens)
+    kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
+    if len(kept) < (n or 1):
+        too_long = f" of at most {longest} tokens" if longest else ""
+        raise UsageError(
+            f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
+            remedy="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
+        )
+    ordered = sorted(kept, key=lambda line: line.timestamp)[:n]
+    start = ordered[0].timestamp
+    due_s = [(line.timestamp - start) / 1000 / speed for line in ordered]
+    notes = _notes(
+        (len(lines) - len(kept), f"of {len(lines)} requests have more than {longest} tokens: left out"),
+        (sum(b.timestamp < a.timestamp for a, b in pairwise(kept)), "steps back in time: sorted"),
+        (sum(not line.output_length for line in ordered), "requests without output: 1 token each"),
+    )
+    return _trace(ordered, due_s, block_tokens, notes)
+
+
+def _read(path: Path, block_tokens: int) -> list[_Line]:
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", remedy="check the path of the trace") from error
+    decoder = msgspec.json.Decoder(_Line)
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = decoder.decode(text)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path}, line {number}: {error}", remedy="correct or remove that line") from error
+        blocks = math.ceil(line.input_length / block_tokens)
+        if len(line.hash_ids) != blocks:
+            raise UsageError(
+                f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
+                f" {blocks} blocks of {block_tokens} tokens",
+                remedy="pass the block_tokens that the trace was recorded with, or correct that line",
+            )
+        lines.append(line)
+    return lines
+
+
+def _notes(*counted: tuple[int, str]) -> tuple[str, ...]:
+    return tuple(f"{number} {text}" for number, text in counted if number)
+
+
+def _trace(lines: Sequence[_Line], due_s: Iterable[float], block_tokens: int, notes: tuple[str, ...]) -> Trace:
+    filler = prompt_tokens(block_tokens - 2, key="block")
+    requests = [
+        TokenRequest(token_ids=_token_ids(line, filler), output_tokens=max(line.output_length, 1), due_s=time_s)
+        for line, time_s in zip(lines, due_s, strict=True)
+    ]
+    return Trace(
+        requests=requests, shared_tokens=_shared_tokens(lines, block_tokens), block_tokens=block_tokens, notes=notes
+    )
+
+
+def _token_ids(line: _Line, filler: Sequence[int]) -> list[int]:
+    """A block's tokens are its id, written as two of them, and a filler that is the same in all blocks: a prefix cache
+    hashes whole prefixes, so blocks that begin differently share nothing."""
+    token_ids: list[int] = []
+    for hash_id in line.hash_ids:
+        high, low = divmod(hash_id, TOKENS)
+        token_ids += (FIRST_TOKEN + low, FIRST_TOKEN + high)
+        token_ids += filler
+    del token_ids[line.input_length :]
+    return token_ids
+
+
+def _shared_tokens(lines: Iterable[_Line], block_tokens: int) -> int:
+    seen: set[int] = set()
+    shared = 0
+    for line in lines:
+        known = next((i for i, hash_id in enumerate(line.hash_ids) if hash_id not in seen), len(line.hash_ids))
+        shared += min(known * block_tokens, line.input_length)
+        seen.update(line.hash_ids[known:])
+    return shared
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lengths:
+    """Log-normal lengths in tokens, given by the median and the 90th percentile, and cut to `longest`."""
+
+    median: int
+    p90: int
+    longest: int
+
+    def __post_init__(self) -> None:
+        checks.whole("median", self.median, at_least=1)
+        checks.whole("p90", self.p90, at_least=self.median)
+        checks.whole("longest", self.longest, at_least=self.p90)
+
+    def draw(self, rng: Random) -> int:
+        """One length, from 1 to `longest`."""
+        sigma = math.log(self.p90 / self.median) / P90_SIGMAS
+        return min(max(round(self.median * math.exp(sigma * rng.gauss())), 1), self.longest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """The statistics of a kind of traffic.
+
+    `templates` is the number of system prompts, of `template_tokens` each; the k-th is chosen with a weight of
+    1 / k ** `zipf`. `burstiness`: squared coefficient of variation of the gaps between requests."""
+
+    inputs: Lengths
+    outputs: Lengths
+    templates: int = 8
+    template_tokens: int = 512
+    zipf: float = 1.0
+    burstiness: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.whole("templates", self.templates, at_least=1)
+        checks.whole("template_tokens", self.template_tokens, at_least=0)
+        checks.number("zipf", self.zipf)
+
+
+KINDS = {
+    "conversation": Kind(
+        inputs=Lengths(median=1020, p90=2735, longest=14_050),
+        outputs=Lengths(median=129, p90=424, longest=1000),
+        burstiness=1.2,
+    ),
+    "code": Kind(
+        inputs=Lengths(median=1469, p90=5194, longest=7437),
+        outputs=Lengths(median=13, p90=55, longest=1899),
+        burstiness=13.0,
+    ),
+    "long_conversation": Kind(
+        inputs=Lengths(median=6909, p90=27_367, longest=126_195),
+        outputs=Lengths(median=350, p90=597, longest=2000),
+        templates=1,
+        burstiness=1.1,
+    ),
+}
+"""Kinds of traffic for `generated`. The percentiles and longest lengths were computed from the published traces.
+
+conversation, code: the Azure LLM inference traces of 2023 (github.com/Azure/AzurePublicDataset, 19,366 and 8,819
+requests; the Splitwise paper, arXiv 2311.18677, gives medians of 1,020 and 129, and of 1,500 and 13). The gaps of
+"conversation" have a squared coefficient of variation of 1.2. Those of "code" have 173, because of pauses of minutes
+that a gamma distribution does not reproduce; 13 is the variance over the mean of its requests in each second.
+
+long_conversation: Mooncake's conversation trace (FAST25-release of github.com/kvcache-ai/Mooncake, 12,031 requests).
+All prompts begin with the same block of 512 tokens, 4% of all prompt tokens. Longer prefixes bring its shared share to
+37%; they are not generated here. Its clock has steps of 3 s; 1.1 is the variance over the mean of its requests in each
+step.
+
+Assumed, not published: log-normal lengths; that input and output are independent; the templates of the Azure kinds,
+whose traces do not record what is shared; and Zipf's law. Gamma-distributed gaps follow BurstGPT (arXiv 2401.17644)."""
+
+
+def generated(
+    n: int,
+    *,
+    rate: float,
+    kind: str = "conversation",
+    seed: int = 0,
+    inputs: Lengths | None = None,
+    outputs: Lengths | None = None,
+    templates: int | None = None,
+    template_tokens: int | None = None,
+    zipf: float | None = None,
+    burstiness: float | None = None,
+) -> Trace:
+    """Generate `n` requests at `rate` per second with the statistics of a `kind` in KINDS; arguments override them.
+
+    `inputs` are the lengths of whole prompts. A prompt that is longer than a template begins with one; the others share
+    nothing, and `notes` count them. Templates are rounded down to whole blocks of 16 tokens. A longer trace begins with
+    the requests of a shorter one. UsageError for an unknown kind or a value out of range."""
+    checks.whole("n", n, at_least=1)
+    if kind not in KINDS:
+        raise UsageError(f"there is no kind of traffic {kind!r}", remedy=f"choose one of {', '.join(KINDS)}")
+    options: dict[str, Any] = {
+        "inputs": inputs,
+        "outputs": outputs,
+        "templates": templates,
+        "template_tokens": template_tokens,
+        "zipf": zipf,
+        "burstiness": burstiness,
+    }
+    model = replace(KINDS[kind], **{name: value for name, value in options.items() if value is not None})
+    due_s = bursty_arrivals_s(n, rate=rate, burstiness=model.burstiness, seed=seed)
+    lines = list(_lines(n, model, Random(f"trace/{seed}")))
+    plain = sum(line.input_length <= model.template_tokens for line in lines)
+    notes = _notes((plain, f"of {n} prompts have at most {model.template_tokens} tokens: without a template"))
+    return _trace(lines, due_s, GENERATED_BLOCK_TOKENS, notes)
+
+
+def _lines(n: int, model: Kind, rng: Random) -> Iterable[_Line]:
+    template_blocks = model.template_tokens // GENERATED_BLOCK_TOKENS
+    numbers = count(model.templates * template_blocks)
+    weights = [rank**-model.zipf for rank in range(1, model.templates + 1)]
+    for _ in range(n):
+        input_length, output_length = model.inputs.draw(rng), model.outputs.draw(rng)
+        template = rng.choices(range(model.templates), weights)[0]
+        first = template * template_blocks
+        shared = range(first, first + template_blocks) if input_length > model.template_tokens else range(0)
+        own = math.ceil(input_length / GENERATED_BLOCK_TOKENS) - len(shared)
+        yield _Line(0.0, input_length, output_length, [*shared, *(next(numbers) for _ in range(own))])

@@ -1,0 +1,274 @@
+"""Traces: prompts share exactly what their hash ids share, and generated ones have the statistics asked for."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from statistics import median, pvariance, quantiles
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.errors import UsageError
+from labkit.modelled import traces
+from labkit.modelled.traffic import FIRST_TOKEN, TOKENS
+
+# Lines 40, 41, 99, 191, 253, 262, 311, 339, 435 and 551 of FAST25-release/traces/conversation_trace.jsonl
+# (github.com/kvcache-ai/Mooncake, Apache-2.0, commit 3b5a594).
+EXCERPT = """\
+{"timestamp": 12000, "input_length": 2038, "output_length": 524, "hash_ids": [0, 972, 973, 974]}
+{"timestamp": 12000, "input_length": 1902, "output_length": 587, "hash_ids": [0, 975, 976, 977]}
+{"timestamp": 33000, "input_length": 1322, "output_length": 514, "hash_ids": [0, 2932, 2933]}
+{"timestamp": 69000, "input_length": 1341, "output_length": 128, "hash_ids": [0, 5021, 5022]}
+{"timestamp": 86999, "input_length": 1309, "output_length": 111, "hash_ids": [0, 6625, 6626]}
+{"timestamp": 90000, "input_length": 1902, "output_length": 654, "hash_ids": [0, 975, 976, 977]}
+{"timestamp": 108000, "input_length": 1661, "output_length": 93, "hash_ids": [0, 5021, 7897, 7898]}
+{"timestamp": 117000, "input_length": 1434, "output_length": 90, "hash_ids": [0, 6625, 8613]}
+{"timestamp": 147000, "input_length": 1546, "output_length": 87, "hash_ids": [0, 6625, 10667, 10668]}
+{"timestamp": 179999, "input_length": 1641, "output_length": 93, "hash_ids": [0, 6625, 10667, 12605]}
+"""
+GOOD: dict[str, Any] = {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}
+
+
+@pytest.fixture
+def excerpt(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(EXCERPT)
+    return path
+
+
+def write(folder: Path, *lines: dict[str, Any]) -> Path:
+    path = folder / "trace.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+def common_prefix(first: Any, second: Any) -> int:
+    """Number of leading items that are equal."""
+    differs = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differs, min(len(first), len(second)))
+
+
+def test_an_excerpt_of_mooncakes_trace(excerpt: Path) -> None:
+    """Ten lines of the real file have their lengths, times from 0 on, and the sharing that was counted by hand."""
+    trace = traces.from_mooncake(excerpt)
+    assert [len(request.token_ids) for request in trace.requests][:3] == [2038, 1902, 1322]
+    assert [request.output_tokens for request in trace.requests][-2:] == [87, 93]
+    assert [request.due_s for request in trace.traffic][:3] == [0.0, 0.0, 21.0]
+    assert trace.duration_s == 167.999
+    # Known blocks per line: none, 1, 1, 1, 1, the whole prompt, 2, 2, 2, 3.
+    assert trace.shared_tokens == 13 * 512 + 1902
+    assert trace.shared_share == trace.shared_tokens / 16_096
+    assert trace.notes == ()
+
+
+def test_the_readmes_example_shares_6144_tokens(tmp_path: Path) -> None:
+    """Mooncake's README says that its two sample requests share their first 12 * 512 = 6144 tokens."""
+    blocks = list(range(46, 58))
+    first = {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [*blocks, 2353, 2354]}
+    second = {"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [*blocks, 2366]}
+    trace = traces.from_mooncake(write(tmp_path, first, second))
+    assert common_prefix(trace.requests[0].token_ids, trace.requests[1].token_ids) == 6144
+    assert trace.shared_tokens == 6144
+    assert trace.requests[1].due_s == 3.053
+
+
+@st.composite
+def prefix_trees(draw: st.DrawFn) -> list[list[int]]:
+    """Lists of block ids as a prefix cache names them: an id stands for a block and all the blocks before it."""
+    names = draw(st.permutations([0, 1, 2, 39_999, 40_000, 40_001, 79_999, 80_000, 120_000, TOKENS**2 - 1]))
+    paths = draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3), min_size=2, max_size=4))
+    ids: dict[tuple[int, ...], int] = {}
+    for path in paths:
+        for end in range(1, len(path) + 1):
+            ids.setdefault(tuple(path[:end]), names[len(ids)])
+    return [[ids[tuple(path[:end])] for end in range(1, len(path) + 1)] for path in paths]
+
+
+@given(prefix_trees(), st.sampled_from([2, 3, 16, 512]), st.data())
+def test_prompts_share_what_their_ids_share(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[list[int]], block_tokens: int, data: st.DataObject
+) -> None:
+    """Two prompts agree in the blocks that their ids share, differ within two tokens after them, and are in range."""
+    lengths = [data.draw(st.integers((len(ids) - 1) * block_tokens + 2, len(ids) * block_tokens)) for ids in paths]
+    lines = [
+        {"timestamp": 0, "input_length": length, "output_length": 1, "hash_ids": ids}
+        for length, ids in zip(lengths, paths, strict=True)
+    ]
+    path = write(tmp_path_factory.mktemp("traces"), *lines)
+    prompts = [request.token_ids for request in traces.from_mooncake(path, block_tokens=block_tokens).requests]
+    assert [len(prompt) for prompt in prompts] == lengths
+    assert all(FIRST_TOKEN <= token < FIRST_TOKEN + TOKENS for prompt in prompts for token in prompt)
+    for first_ids, first in zip(paths, prompts, strict=True):
+        for second_ids, second in zip(paths, prompts, strict=True):
+            shared = common_prefix(first_ids, second_ids) * block_tokens
+            most = min(len(first), len(second))
+            assert min(shared, most) <= common_prefix(first, second) <= min(shared + 1, most)
+
+
+@given(speed=st.floats(0.01, 100))
+def test_times_scale_with_speed(tmp_path_factory: pytest.TempPathFactory, speed: float) -> None:
+    """Speed divides the times, multiplies the rate, and leaves the prompts and the variation of the gaps alone."""
+    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
+    path.write_text(EXCERPT)
+    recorded, scaled = traces.from_mooncake(path), traces.from_mooncake(path, speed=speed)
+    assert [r.due_s * speed for r in scaled.requests] == pytest.approx([r.due_s for r in recorded.requests])
+    assert scaled.rate == pytest.approx(recorded.rate * speed)
+    assert scaled.gap_scv == pytest.approx(recorded.gap_scv)
+    assert [r.token_ids for r in scaled.requests] == [r.token_ids for r in recorded.requests]
+
+
+def test_lines_are_sorted_filtered_and_noted(tmp_path: Path) -> None:
+    """Lines out of order are sorted stably, long requests left out, missing outputs get a token; notes count each."""
+    path = write(
+        tmp_path,
+        {**GOOD, "timestamp": 5000, "output_length": 1, "session_id": "x"},
+        {**GOOD, "timestamp": 2000.5, "output_length": 0},
+        {**GOOD, "timestamp": 5000, "output_length": 2},
+        {**GOOD, "timestamp": 1000, "output_length": 401},
+    )
+    trace = traces.from_mooncake(path, longest=1000)
+    assert [request.due_s for request in trace.requests] == [0.0, 2.9995, 2.9995]
+    assert [request.output_tokens for request in trace.requests] == [1, 1, 2]
+    assert trace.notes == (
+        "1 of 4 requests have more than 1000 tokens: left out",
+        "1 steps back in time: sorted",
+        "1 requests without output: 1 token each",
+    )
+    assert [request.output_tokens for request in traces.from_mooncake(path, n=2).requests] == [401, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("not json", "malformed"),
+        ("[1]", "object"),
+        ("\xff\xfe", "malformed"),
+        (json.dumps({key: GOOD[key] for key in GOOD if key != "hash_ids"}), "hash_ids"),
+        (json.dumps({key: GOOD[key] for key in GOOD if key != "timestamp"}), "timestamp"),
+        (json.dumps({**GOOD, "timestamp": -1}), "$.timestamp"),
+        (json.dumps({**GOOD, "input_length": 0}), "$.input_length"),
+        (json.dumps({**GOOD, "output_length": -1}), "$.output_length"),
+        (json.dumps({**GOOD, "hash_ids": [-1, 2]}), "$.hash_ids"),
+        (json.dumps({**GOOD, "hash_ids": [1, 2**60]}), "$.hash_ids"),
+        (json.dumps({**GOOD, "hash_ids": [1]}), "1 hash_ids; an input_length of 600 makes 2 blocks of 512"),
+        (json.dumps({**GOOD, "hash_ids": [1, 2, 3]}), "3 hash_ids"),
+        (json.dumps({**GOOD, "input_length": 512}), "2 hash_ids; an input_length of 512 makes 1 blocks"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
+    """A bad line is refused with the file, its number, counted with empty lines, and what is wrong with it."""
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(f"{json.dumps(GOOD)}\n\n{line}\n".encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        traces.from_mooncake(path)
+    assert f"{path}, line 3: " in str(caught.value)
+    assert said in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_trace_needs_requests(excerpt: Path, tmp_path: Path) -> None:
+    """Too few lines, none short enough, none at all, and no file are each one clear error."""
+    assert len(traces.from_mooncake(excerpt, n=10).requests) == 10
+    with pytest.raises(UsageError, match="holds 10 requests; 11 are needed"):
+        traces.from_mooncake(excerpt, n=11)
+    with pytest.raises(UsageError, match="holds 0 requests of at most 100 tokens"):
+        traces.from_mooncake(excerpt, longest=100)
+    with pytest.raises(UsageError, match="cannot be read"):
+        traces.from_mooncake(tmp_path / "absent.jsonl")
+    excerpt.write_text("\n\n")
+    with pytest.raises(UsageError, match="holds 0 requests; 1 are needed"):
+        traces.from_mooncake(excerpt)
+    with pytest.raises(UsageError, match="speed is 0"):
+        traces.from_mooncake(excerpt, speed=0)
+
+
+@pytest.mark.parametrize("kind", ["conversation", "code"])
+def test_generated_lengths_have_the_published_percentiles(kind: str) -> None:
+    """Medians and 90th percentiles of many draws are within 5% of the kind's, and no length is above its cap."""
+    trace, model = traces.generated(10_000, rate=5.0, kind=kind, seed=1), traces.KINDS[kind]
+    for lengths, wanted in (
+        ([len(request.token_ids) for request in trace.requests], model.inputs),
+        ([request.output_tokens for request in trace.requests], model.outputs),
+    ):
+        assert median(lengths) == pytest.approx(wanted.median, rel=0.05)
+        assert quantiles(lengths, n=10)[-1] == pytest.approx(wanted.p90, rel=0.05)
+        assert 1 <= min(lengths) <= max(lengths) <= wanted.longest
+    summary = trace.summary()
+    assert summary["input_median"] == median(len(request.token_ids) for request in trace.requests)
+    assert summary["requests"] == 10_000
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_generated_gaps_have_the_rate_and_burstiness(burstiness: float) -> None:
+    """Rate and squared coefficient of variation, computed from the times alone, are those asked for."""
+    small = traces.Lengths(median=5, p90=8, longest=9)
+    trace = traces.generated(20_000, rate=8.0, inputs=small, template_tokens=0, burstiness=burstiness, seed=2)
+    times_s = [request.due_s for request in trace.requests]
+    gaps_s = [later - earlier for earlier, later in pairwise(times_s)]
+    mean_s = sum(gaps_s) / len(gaps_s)
+    assert 1 / mean_s == pytest.approx(8.0, rel=0.05)
+    assert pvariance(gaps_s) / mean_s**2 == pytest.approx(burstiness, rel=0.1)
+    assert trace.gap_scv == pytest.approx(pvariance(gaps_s) / mean_s**2)
+    assert trace.rate == pytest.approx(1 / mean_s)
+
+
+def test_templates_are_shared_as_zipfs_law_says() -> None:
+    """Of prompts with 3 templates, 6/11, 3/11 and 2/11 begin with them, and nothing else is shared."""
+    lengths = traces.Lengths(median=200, p90=200, longest=200)
+    trace = traces.generated(4400, rate=1.0, inputs=lengths, templates=3, template_tokens=100, seed=3)
+    openings: dict[tuple[int, ...], int] = {}
+    for request in trace.requests:
+        opening = tuple(request.token_ids[:96])
+        openings[opening] = openings.get(opening, 0) + 1
+    assert sorted(openings.values(), reverse=True) == pytest.approx([2400, 1200, 800], rel=0.1)
+    assert len({tuple(request.token_ids[96:98]) for request in trace.requests}) == 4400
+    assert trace.shared_tokens == (4400 - 3) * 96
+    assert trace.notes == ()
+
+
+def test_prompts_shorter_than_the_template_share_nothing() -> None:
+    """Prompts of at most a template's length have none, and are counted in the notes."""
+    lengths = traces.Lengths(median=512, p90=512, longest=512)
+    trace = traces.generated(20, rate=1.0, inputs=lengths)
+    assert trace.shared_share == 0.0
+    assert trace.notes == ("20 of 20 prompts have at most 512 tokens: without a template",)
+
+
+@given(st.sampled_from(sorted(traces.KINDS)), st.integers(1, 8), st.integers(0, 8), st.integers(0, 10**9))
+def test_same_seed_same_trace(kind: str, n: int, more: int, seed: int) -> None:
+    """A trace is a function of its arguments, and a longer one begins with the shorter."""
+    shorter = traces.generated(n, rate=2.0, kind=kind, seed=seed)
+    assert shorter == traces.generated(n, rate=2.0, kind=kind, seed=seed)
+    assert traces.generated(n + more, rate=2.0, kind=kind, seed=seed).requests[:n] == shorter.requests
+    assert shorter.requests != traces.generated(n, rate=2.0, kind=kind, seed=seed + 1).requests
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "chat"}, "choose one of conversation, code, long_conversation"),
+        ({"n": 0}, "n is 0"),
+        ({"rate": 0}, "rate is 0"),
+        ({"templates": 0}, "templates is 0"),
+        ({"template_tokens": -1}, "template_tokens is -1"),
+        ({"zipf": math.nan}, "zipf is nan"),
+        ({"burstiness": 0}, "burstiness is 0"),
+    ],
+)
+def test_generated_names_what_is_wrong(options: dict[str, Any], said: str) -> None:
+    """An unknown kind and a value out of range are refused with the value and the remedy."""
+    with pytest.raises(UsageError) as caught:
+        traces.generated(**{"n": 3, "rate": 1.0, **options})
+    assert said in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_percentiles_ascend() -> None:
+    """Lengths whose median is above their 90th percentile, or that above the cap, are refused."""
+    with pytest.raises(UsageError, match="p90 is 9"):
+        traces.Lengths(median=10, p90=9, longest=20)
+    with pytest.raises(UsageError, match="longest is 19"):
+        traces.Lengths(median=10, p90=20, longest=19)
