@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labkit import cli_servers, cli_workshop
+from labkit import cli_modelled, cli_servers, cli_workshop
 from labkit.cli_output import Json, print_json, say
 from labkit.errors import LabkitError
 
@@ -247,6 +247,7 @@ def fractions(
 
 app.command()(cli_servers.load)
 app.command()(cli_servers.serve)
+app.command()(cli_modelled.simulate)
 app.command()(cli_workshop.progress)
 app.command()(cli_workshop.solutions)
 app.command("workshop-check")(cli_workshop.workshop_check)

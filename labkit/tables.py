@@ -14,6 +14,8 @@ from labkit.teaching.words import number, share
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from labkit.modelled.simulate import Simulation
+
 VERDICTS = {"supported": "green", "refuted": "bold red", "depends": "yellow"}
 STYLES = {"good": "green", "bad": "bold red", "mid": "yellow", "none": "dim"}
 
@@ -76,6 +78,34 @@ def show_load(found: Summary) -> None:
         values = (quantity.mean, quantity.p50, quantity.p90, quantity.p99)
         table.add_row(name.removesuffix("_s").upper(), *(number(value) if quantity.count else "-" for value in values))
     put(table)
+    for warning in found.warnings:
+        put(as_text(f"warning: {warning}"))
+
+
+def show_simulation(found: "Simulation") -> None:
+    """A load on a modelled GPU: figures, where they come from, and their error."""
+    summary = found.summary
+    put(
+        as_text(
+            f"{found.source}\n"
+            f"{summary.completed} completed, {summary.failed} failed in {number(summary.duration_s)} modelled s; "
+            f"{summary.input_tokens:,} tokens in, {summary.output_tokens:,} out\n"
+            f"{number(summary.request_throughput)} requests/s, {number(summary.output_throughput)} output tokens/s: "
+            f"{share(found.load_share)} of a capacity of {number(found.capacity_per_s)} requests/s "
+            f"({found.promise.region})\n"
+            f"{found.driven.preemptions} preemptions; prefix hits {share(found.driven.prefix_hit_rate)}; KV cache at "
+            f"most {share(max(usage for _, usage in found.kv_usage()))} in use\n"
+            f"error: {found.promise.text()}"
+        )
+    )
+    table = new_table("seconds", "mean", "p50", "p90", "p99")
+    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+        quantity = found.quantity(name)
+        values = (quantity.mean, quantity.p50, quantity.p90) if quantity else ()
+        cells = [number(value) for value in values] or ["not told"] * 3
+        table.add_row(name.removesuffix("_s").upper(), *cells, "not told")
+    put(table)
+    put(as_text("TTFT and E2E are the engine's own: an HTTP server and a network add to them."))
     for warning in found.warnings:
         put(as_text(f"warning: {warning}"))
 

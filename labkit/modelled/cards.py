@@ -58,6 +58,7 @@ class Card(_Base):
     title: str
     memory_gib: float = Field(gt=0)
     bandwidth_gb_per_s: float = Field(gt=0)
+    nvlink_gb_per_s: float | None = None
     bf16_tflops: float | None = None
     fp16_tflops: float | None = None
     fp8_tflops: float | None = None

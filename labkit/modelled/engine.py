@@ -60,15 +60,22 @@ class ModelledGpu:
     @property
     def llm(self) -> dict[str, Any]:
         """Arguments of `LLM(...)`: the modelled card, and vLLM's own defaults for `LLM` on such a card."""
-        budget, sequences = batch_defaults(self.card, server=False)
-        return {**self._engine(real_time=False), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
+        return self._options(server=False, real_time=False)
+
+    @property
+    def served_llm(self) -> dict[str, Any]:
+        """The same, with vLLM's defaults for a server: what its load would see, on a virtual clock."""
+        return self._options(server=True, real_time=False)
 
     @property
     def flags(self) -> str:
         """Flags of `vllm serve`: answers take the time that the card would take."""
-        budget, sequences = batch_defaults(self.card, server=True)
-        options = {**self._engine(real_time=True), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
+        options = self._options(server=True, real_time=True)
         return shlex.join(word for name, value in options.items() for word in _flag(name, value))
+
+    def _options(self, *, server: bool, real_time: bool) -> dict[str, Any]:
+        budget, sequences = batch_defaults(self.card, server=server)
+        return {**self._engine(real_time=real_time), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
 
     def _engine(self, *, real_time: bool) -> dict[str, Any]:
         told: dict[str, Any] = {"card": self.card.name, "source": self.source, "overhead_ms": self.overhead_ms}
@@ -110,7 +117,7 @@ def gpu(
         source = "formula" if is_dense_16_bit(folder) else "kernels"
     if source == "kernels" and found.kernels is None:
         raise UsageError(
-            f"no kernels were measured on {found.title}, and the formula was not checked for experts or quantised weights",
+            f"no kernels were measured on {found.title}, and the formula is for dense models in 16 bits",
             remedy="choose a card with measured kernels, or a dense model in 16 bits",
         )
     return ModelledGpu(

@@ -62,8 +62,8 @@ prefill of 28,650 tokens was measured with vLLM 0.7.3 (A100 40 and 80, H100, H20
 ALL_REDUCE_S = 10e-6
 """Latency of an all-reduce of a few KB between the GPUs of one machine over NVLink. Assumed (the usual 8 to 15 µs)."""
 
-LINK_BYTES_PER_S = 0.8 * 450e9
-"""NVLink 4 in one direction (H100 data sheet: 900 GB/s in both), of which 80% are assumed to be reached."""
+LINK_EFFICIENCY = 0.8
+"""Share of NVLink's bytes/s that an all-reduce reaches. Assumed; it matters for long prefills only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class Formula:
     attention_flops: float
     bytes_per_s: float
     tensor_parallel: int = 1
+    link_bytes_per_s: float = 0.0
 
     @classmethod
     def of(cls, card: Card, shape: Shape, *, tensor_parallel: int = 1) -> "Formula":
@@ -91,12 +92,19 @@ class Formula:
                 f"for {card.title} there are neither measured kernels nor efficiencies: a step time would be a guess",
                 remedy="choose a card with evidence; docs/modelled-gpu.md lists them",
             )
+        if tensor_parallel > 1 and card.nvlink_gb_per_s is None:
+            raise UsageError(
+                f"tensor_parallel is {tensor_parallel}, and {card.title} has no NVLink: all-reduces over PCIe are not "
+                "modelled",
+                remedy="choose one of the cards with nvlink_gb_per_s in data/gpus.yaml, or one GPU",
+            )
         return cls(
             shape=shape,
             flops=card.flops * card.efficiency.mfu,
             attention_flops=card.flops * ATTENTION_EFFICIENCY,
             bytes_per_s=card.bytes_per_s * card.efficiency.mbu,
             tensor_parallel=tensor_parallel,
+            link_bytes_per_s=(card.nvlink_gb_per_s or 0.0) / 2 * 1e9 * LINK_EFFICIENCY,
         )
 
     def seconds(self, step: Step) -> float:
@@ -112,7 +120,7 @@ class Formula:
         if gpus == 1:
             return 0.0
         message_bytes = tokens * shape.hidden_size * BYTES_16_BIT
-        moved_s = 2 * (gpus - 1) / gpus * message_bytes / LINK_BYTES_PER_S
+        moved_s = 2 * (gpus - 1) / gpus * message_bytes / self.link_bytes_per_s
         return 2 * shape.layers * (ALL_REDUCE_S + moved_s)
 
 
@@ -128,14 +136,28 @@ class Kernels:
         self._engine = _compiled(str(folder), card.kernels.system, card.kernels.version, tensor_parallel)
 
     def seconds(self, step: Step) -> float:
-        mean_context = step.decode_context // step.decodes if step.decodes else 0
         if not step.prefill_tokens:
-            return float(self._engine.decode_step_latency(step.decodes, mean_context, 2, 1.0)) / 1e3
+            return float(self._engine.decode_step_latency(step.decodes, step.decode_context // step.decodes, 2)) / 1e3
+        linear_ms = self._parts_ms(step.prefill_tokens, step.decodes, step.prefill_tokens)[1]
+        return (linear_ms + self._prefill_attention_ms(step) + self._decode_attention_ms(step)) / 1e3
+
+    def _parts_ms(self, prefill_tokens: int, decodes: int, context: int) -> tuple[float, float, float, float]:
+        """All of a mixed step, what prefill and decode share, and the attention of each; no prefix."""
+        parts: tuple[float, float, float, float] = self._engine.mixed_step_breakdown(
+            prefill_tokens, decodes, max(1, context), 2
+        )
+        return parts
+
+    def _prefill_attention_ms(self, step: Step) -> float:
+        """Attention of all chunks, as so many chunks of their mean length after their mean prefix."""
+        chunk = max(1, round(step.prefill_squared / step.prefill_tokens))
         prefix = round(step.prefill_times_prefix / step.prefill_tokens)
-        prompt = max(1, round(step.prefill_squared / step.prefill_tokens)) + prefix
-        # The estimator places a decode in the middle of its answer: half of `output` tokens after the prompt.
-        output = max(2, 2 * (mean_context - prompt))
-        return float(self._engine.mixed_step_latency(step.prefill_tokens, step.decodes, prompt, output, prefix)) / 1e3
+        alone_ms = self._engine.predict_prefill_latency(1, chunk + prefix, prefix)
+        attention_ms = alone_ms - self._parts_ms(chunk, 0, chunk)[1]
+        return float(step.prefill_tokens / chunk * max(0.0, attention_ms))
+
+    def _decode_attention_ms(self, step: Step) -> float:
+        return self._parts_ms(1, step.decodes, step.decode_context // step.decodes)[3] if step.decodes else 0.0
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,140 @@
+"""How far the modelled GPU was from real ones (data/modelled_errors.json), and what may be said of an answer."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from labkit.modelled.cards import Card
+from labkit.modelled.shapes import Shape
+from labkit.paths import data_path
+
+ERRORS = data_path() / "modelled_errors.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One quantity of one load: measured on a real card, and modelled. ms, or tokens per second."""
+
+    kind: str
+    card: str
+    vllm: str
+    load: str
+    region: str
+    quantity: str
+    measured: float
+    modelled: float
+
+    @property
+    def error(self) -> float:
+        """Modelled over measured, minus 1."""
+        return self.modelled / self.measured - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """The errors of one kind of model in one region of load: mean and worst of their absolute values."""
+
+    kind: str
+    region: str
+    quantity: str
+    mean: float
+    worst: float
+    points: int
+    cards: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+@cache
+def compared() -> tuple[Compared, ...]:
+    """All comparisons that were stored (`make modelled-errors`)."""
+    return tuple(Compared(**row) for row in json.loads(ERRORS.read_text(encoding="utf-8")))
+
+
+def summary_rows(rows: Sequence[Compared]) -> list[Errors]:
+    """Errors by kind, region and quantity, in the order in which they were compared; rates that just follow are left
+    out."""
+    groups: dict[tuple[str, str, str], list[Compared]] = {}
+    for row in rows:
+        if row.region != "follows the rate":
+            groups.setdefault((row.kind, row.quantity, row.region), []).append(row)
+    return [_errors(*key, members) for key, members in groups.items()]
+
+
+def _errors(kind: str, quantity: str, region: str, rows: Sequence[Compared]) -> Errors:
+    sizes = [abs(row.error) for row in rows]
+    return Errors(
+        kind=kind,
+        region=region,
+        quantity=quantity,
+        mean=statistics.fmean(sizes),
+        worst=max(sizes),
+        points=len(rows),
+        cards=tuple(sorted({row.card for row in rows})),
+        versions=tuple(sorted({row.vllm for row in rows})),
+    )
+
+
+# Kinds of models, as tools/modelled_errors.py names them.
+ONE_GPU, TENSOR_PARALLEL = "dense 8B, one GPU", "dense 32B, tensor parallel"
+FP8, EXPERTS = "dense 70B in fp8", "experts in fp8 (235B-A22B)"
+
+CAPACITY_MARGIN = 1.1
+"""Modelled capacities are up to about so many times the real ones: how near a load is to capacity is judged as if the
+real card could finish that much less."""
+
+KNEE = 0.9
+"""Share of capacity above which queues decide the TTFT and no model of step times can tell it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What is known of an answer's error. `direction_only`: why no number should be relied on, or empty."""
+
+    region: str
+    errors: tuple[Errors, ...]
+    direction_only: str = ""
+
+    @property
+    def shows_ttft(self) -> bool:
+        """Whether a TTFT may be given at all."""
+        return self.region in ("below 50%", "50-90%")
+
+    def of(self, quantity: str) -> Errors | None:
+        """The error of a quantity, or None where none was measured."""
+        return next((errors for errors in self.errors if errors.quantity == quantity), None)
+
+    def text(self) -> str:
+        """The error in words."""
+        tpot, capacity = self.of("tpot_ms"), self.of("output_per_s")
+        if tpot is None:
+            return "no served measurement to compare with"
+        words = f"TPOT {tpot.mean:.0%} (worst {tpot.worst:.0%}, {tpot.points} served points of {', '.join(tpot.cards)})"
+        return words + (f", capacity {capacity.mean:.0%} (worst {capacity.worst:.0%})" if capacity else "")
+
+
+def promise(card: Card, shape: Shape, *, tensor_parallel: int, load_share: float) -> Promise:
+    """What may be promised for a model on a card at a load (a share of its modelled capacity)."""
+    kind = _kind(shape, tensor_parallel)
+    share = load_share * CAPACITY_MARGIN
+    region = "below 50%" if share <= 0.5 else "50-90%" if share <= KNEE else "90-100%" if share <= 1 else "overload"
+    here = "closed loop" if kind != ONE_GPU else region
+    errors = [row for row in summary_rows(compared()) if row.kind == kind and row.region in (here, "capacity")]
+    return Promise(region=region, errors=tuple(errors), direction_only=_missing(card, shape, kind))
+
+
+def _kind(shape: Shape, tensor_parallel: int) -> str:
+    if shape.experts:
+        return EXPERTS
+    if shape.bytes_per_weight == 1:
+        return FP8
+    return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL
+
+
+def _missing(card: Card, shape: Shape, kind: str) -> str:
+    if card.evidence == "borrowed":
+        return f"{card.title}'s efficiencies are borrowed from another card and were not compared with served loads"
+    if kind == ONE_GPU and not 4e9 <= shape.parameters <= 16e9:
+        return f"the model has {shape.parameters / 1e9:.2g}B parameters; on one GPU only 8B models were compared"
+    return ""

@@ -1,0 +1,222 @@
+"""What would these vLLM options do on this card with this load? An answer with its error, or an honest refusal."""
+
+import argparse
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.metrics import Quantity, Summary, summarise
+from labkit.modelled.driver import Drive, drive
+from labkit.modelled.engine import ModelledGpu
+from labkit.modelled.evidence import Promise, promise
+from labkit.modelled.routers import Router
+from labkit.modelled.shapes import shape_of
+from labkit.modelled.step_time import Step, StepTime
+from labkit.modelled.traffic import Traffic
+
+KV_POINTS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A load on modelled cards. `capacity_per_s`: requests per second that all replicas could finish."""
+
+    gpu: ModelledGpu
+    driven: Drive
+    summary: Summary
+    promise: Promise
+    replicas: int
+    capacity_per_s: float
+    load_share: float
+    vllm: str
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What limits the answer, a sentence each."""
+        notes = [*self.driven.result.warnings]
+        if self.promise.direction_only:
+            notes.append(f"direction only: {self.promise.direction_only}")
+        if self.promise.region == "overload":
+            notes.append(
+                f"overload: at {self.load_share:.0%} of capacity the queue grows for as long as the load lasts, so "
+                "a TTFT would say how long that was"
+            )
+        elif not self.promise.shows_ttft:
+            notes.append(
+                f"near the knee: at {self.load_share:.0%} of capacity queues decide the TTFT, and no model tells it"
+            )
+        return tuple(notes)
+
+    @property
+    def source(self) -> str:
+        return f"vLLM {self.vllm}'s scheduler; {self.gpu.label}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for scripts. What cannot be supported is null: every p99, and each TTFT and E2E near capacity."""
+        found = self.summary.to_dict()
+        keys = ("completed", "failed", "input_tokens", "output_tokens", "duration_s", "request_throughput")
+        return {
+            **{key: found[key] for key in (*keys, "output_throughput")},
+            **{name: self._quantity(name) for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s")},
+            "warnings": list(self.warnings),
+            "gpu": self.gpu.card.name,
+            "model": self.gpu.folder.name,
+            "tensor_parallel": self.gpu.tensor_parallel,
+            "replicas": self.replicas,
+            "source": self.source,
+            "error": {"text": self.promise.text(), "region": self.promise.region, **self._errors()},
+            "capacity_per_s": self.capacity_per_s,
+            "load_share": self.load_share,
+            "preemptions": self.driven.preemptions,
+            "prefix_hit_rate": None if math.isnan(self.driven.prefix_hit_rate) else self.driven.prefix_hit_rate,
+            "kv_usage": self.kv_usage(),
+        }
+
+    def _errors(self) -> dict[str, Any]:
+        names = {"tpot": "tpot_ms", "ttft": "ttft_ms", "capacity": "output_per_s"}
+        return {
+            name: {"mean": errors.mean, "worst": errors.worst, "points": errors.points}
+            for name, quantity in names.items()
+            if (errors := self.promise.of(quantity)) is not None
+        }
+
+    def quantity(self, name: str) -> Quantity | None:
+        """A latency of the summary, or None where it cannot be told."""
+        waits = name in ("ttft_s", "e2e_s")
+        found: Quantity = getattr(self.summary, name)
+        return None if (waits and not self.promise.shows_ttft) or not found.count else found
+
+    def _quantity(self, name: str) -> dict[str, float | None]:
+        found = self.quantity(name)
+        shown = {key: None if found is None else getattr(found, key) for key in ("mean", "p50", "p90")}
+        return {**shown, "p99": None}
+
+    def kv_usage(self) -> list[list[float]]:
+        """Pairs of a time in seconds and the share of KV blocks in use (of the fullest replica), at most KV_POINTS."""
+        duration_s = self.summary.duration_s
+        slots = [0.0] * KV_POINTS
+        for moments in self.driven.moments:
+            for moment in moments:
+                slot = min(KV_POINTS - 1, int(KV_POINTS * moment.end_s / duration_s)) if duration_s else 0
+                slots[slot] = max(slots[slot], moment.kv_usage)
+        return [[duration_s * (slot + 1) / KV_POINTS, usage] for slot, usage in enumerate(slots)]
+
+
+def simulate(
+    gpu: ModelledGpu,
+    traffic: Traffic,
+    *,
+    concurrency: int | None = None,
+    replicas: int = 1,
+    router: Router | None = None,
+    options: Mapping[str, Any] | None = None,
+    direction_only: bool = False,
+) -> Simulation:
+    """Runs `traffic` through vLLM on `replicas` of the modelled card; `options` are more arguments of `LLM(...)`.
+
+    UsageError: an option that vLLM or the modelled card refuses, a model that does not fit, or a card or model of which
+    no served load was compared, unless `direction_only`.
+    """
+    shape = shape_of(gpu.folder)
+    refusal = promise(gpu.card, shape, tensor_parallel=gpu.tensor_parallel, load_share=0.0).direction_only
+    if refusal and not direction_only:
+        raise UsageError(refusal, remedy="pass --direction-only for numbers that show a direction, not a size")
+    import vllm
+
+    arguments = {**gpu.served_llm, **(options or {})}
+    engines: list[Any] = []
+    try:
+        engines.extend(_start(gpu, arguments) for _ in range(replicas))
+        driven = drive(engines, traffic, concurrency=concurrency, router=router)
+        config = engines[0].llm_engine.vllm_config
+        capacity_per_s = replicas * _capacity_per_s(engines[0].llm_engine.model_executor, config, driven)
+    finally:
+        for engine in engines:
+            engine.llm_engine.engine_core.shutdown()
+    summary = summarise(driven.result)
+    offered_per_s = _offered_per_s(traffic, driven, concurrency)
+    load_share = offered_per_s / capacity_per_s
+    return Simulation(
+        gpu=gpu,
+        driven=driven,
+        summary=replace(summary, warnings=driven.result.warnings),
+        promise=promise(gpu.card, shape, tensor_parallel=gpu.tensor_parallel, load_share=load_share),
+        replicas=replicas,
+        capacity_per_s=capacity_per_s,
+        load_share=load_share,
+        vllm=vllm.__version__.split("+")[0],
+    )
+
+
+def _start(gpu: ModelledGpu, arguments: Mapping[str, Any]) -> Any:
+    from vllm import LLM
+
+    try:
+        return LLM(gpu.model, **arguments)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"vLLM refuses: {error}", remedy="change what it names") from error
+
+
+def _offered_per_s(traffic: Traffic, driven: Drive, concurrency: int | None) -> float:
+    """Requests per second: those that came, in an open loop; those that ended, in a closed one."""
+    records = driven.result.records
+    last_due_s = max(record.scheduled_s for record in records)
+    if concurrency is None and last_due_s > 0:
+        return (len(traffic) - 1) / last_due_s if len(traffic) > 1 else 1 / last_due_s
+    return len(records) / driven.result.duration_s
+
+
+def _capacity_per_s(executor: Any, config: Any, driven: Drive) -> float:
+    """Requests per second of one full replica, from the time of its step when as many requests run as may.
+
+    In a steady state each step writes a token for each of the running requests and prefills as many new tokens as are
+    due for those that end; the token budget, max_num_seqs or the KV cache limits how many run.
+    """
+    records = driven.result.records
+    inputs = sum(record.input_tokens or 0 for record in records) / len(records)
+    outputs = sum(record.output_tokens or 0 for record in records) / len(records)
+    computed = max(1.0, inputs - driven.cached_tokens / len(records))
+    kv_tokens = config.cache_config.num_gpu_blocks * config.cache_config.block_size
+    scheduler = config.scheduler_config
+    running = min(
+        scheduler.max_num_seqs,
+        kv_tokens / (inputs + outputs),
+        scheduler.max_num_batched_tokens / (1 + computed / outputs),
+    )
+    step_s = _full_step_s(executor.step_time, running, inputs, outputs, computed) + executor.settings.overhead_s
+    return float(running / (outputs * step_s))
+
+
+def _full_step_s(step_time: StepTime, running: float, inputs: float, outputs: float, computed: float) -> float:
+    step = Step()
+    decodes = max(1, round(running))
+    for _ in range(decodes):
+        step.add(1, prefix=round(inputs + outputs / 2), decode=True, sampled=True)
+    prefilled = running * computed / outputs
+    prompts, rest = divmod(round(prefilled), round(computed))
+    for tokens in [round(computed)] * prompts + ([rest] if rest else []):
+        step.add(tokens, prefix=round(inputs - computed), decode=False, sampled=True)
+    return step_time.seconds(step)
+
+
+def vllm_options(flags: Sequence[str]) -> dict[str, Any]:
+    """Flags of `vllm serve` as arguments of `LLM(...)`, read by vLLM's own parser; only those that were given.
+
+    UsageError for a flag that vLLM does not know or whose value it refuses."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(add_help=False))
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return dict(vars(parser.parse_args(list(flags))))
+    except SystemExit as error:
+        reason = said.getvalue().strip().splitlines()[-1:] or ["unknown reason"]
+        raise UsageError(f"vLLM's options: {reason[0]}", remedy="see `vllm serve --help`") from error

@@ -1,0 +1,389 @@
+"""How far the modelled GPU is from real ones: `make modelled-errors`.
+
+With --write it renews data/modelled_errors.json and the table in docs/modelled-gpu.md.
+
+Compares with served points of data/measurements/gpu_points.csv (public; source, version and licence on each row) and of
+aiconfigurator-core's silicon_sample.csv. Takes about five minutes on two cores. Each host's constants (what engine and
+host add to a step, and the HTTP server to a TTFT) come from its lightest point alone, which then is not compared.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from labkit import modelled
+from labkit.metrics import summarise
+from labkit.modelled import traffic
+from labkit.modelled.evidence import ERRORS, Compared, summary_rows
+from labkit.paths import data_path, root
+
+POINTS = data_path("measurements/gpu_points.csv")
+PAGE = root() / "docs" / "modelled-gpu.md"
+MARKS = ("<!-- errors: written by make modelled-errors -->", "<!-- end of errors -->")
+CARDS = {
+    "H100-SXM-80GB": "h100-sxm",
+    "A100-SXM-80GB": "a100-80",
+    "RTX 4090": "rtx-4090",
+    "RTX 5090": "rtx-5090",
+    "RTX PRO 6000 Server": "rtx-pro-6000",
+    "h100_sxm": "h100-sxm",
+    "h200_sxm": "h200",
+    "b200_sxm": "b200",
+}
+SERVER = {"max_num_batched_tokens": 2048, "max_num_seqs": 256, "max_model_len": 8192}  # vLLM's defaults below 70 GiB
+LONGEST_S = 20  # of an open loop: enough for a steady state
+# The demo's data set (its config.yaml): 10 system prompts of 128 tokens, 10 users each, so 100 prompts that recur.
+SYSTEM_PROMPTS, PROMPTS, SYSTEM_TOKENS = 10, 100, 128
+LEFT_OUT = ("Qwen2.5-0.5B",)  # so small that the host decides, not the card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One load that was measured on a real card, and how to repeat it on the modelled one."""
+
+    kind: str
+    card: str
+    model: str | Path
+    vllm: str
+    load: str
+    measured: Mapping[str, float]  # "tpot_ms", "ttft_ms", "output_per_s"
+    requests: Sequence[modelled.TokenRequest]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int | None = None
+    tensor_parallel: int = 1
+    share_of_capacity: float | None = None  # of an open loop: the rate over what the real card could finish
+    host: str = ""
+    lightest: bool = False  # the point from which the host's constants come
+    statistic: str = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What one machine and engine version add: to each step, and to a TTFT (the HTTP server and the network)."""
+
+    overhead_ms: float
+    http_ms: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="experiments whose kind contains this")
+    parser.add_argument("--write", action="store_true", help="store the results and the page's table")
+    options = parser.parse_args(arguments)
+    os.environ.update(modelled.gpu("h100-sxm").env)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(compare([one for one in experiments(Path(folder)) if options.only in one.kind]))
+    if options.write:
+        ERRORS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+        write_page(rows)
+    print("\n".join(table(rows)))
+    return 0
+
+
+def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
+    """Each experiment's measured quantities beside the modelled ones; progress goes to stderr."""
+    hosts = {one.host: constants(one) for one in todo if one.lightest}
+    with Engines() as engines:
+        for number, one in enumerate(todo, start=1):
+            print(f"{number} of {len(todo)}: {one.kind}, {one.card}, {one.load}", file=sys.stderr, flush=True)
+            host = hosts.get(one.host)
+            found = figures(one, engines, overhead_ms=host.overhead_ms if host else None)
+            if host is not None and "ttft_ms" in found:
+                found["ttft_ms"] += host.http_ms
+            for name, measured in one.measured.items():
+                if one.lightest and name in ("tpot_ms", "ttft_ms"):
+                    continue
+                yield Compared(
+                    kind=one.kind,
+                    card=one.card,
+                    vllm=one.vllm,
+                    load=one.load,
+                    region=region(one, name),
+                    quantity=name,
+                    measured=measured,
+                    modelled=found[name],
+                )
+
+
+def constants(one: Experiment) -> Host:
+    """The constants of a host from its lightest point: what is missing in the modelled TPOT, then in the TTFT."""
+    with Engines() as engines:
+        without = figures(one, engines, overhead_ms=0.0)
+        overhead_ms = max(0.0, one.measured["tpot_ms"] - without["tpot_ms"])
+        ttft_ms = figures(one, engines, overhead_ms=overhead_ms)["ttft_ms"]
+    measured = one.measured.get("ttft_ms")
+    return Host(overhead_ms=overhead_ms, http_ms=max(0.0, measured - ttft_ms) if measured else 0.0)
+
+
+class Engines:
+    """vLLM engines on modelled cards, one at a time; the last one is kept for the next experiment like it."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._llm: Any = None
+
+    def get(self, one: Experiment, overhead_ms: float | None) -> Any:
+        from vllm import LLM
+
+        gpu = modelled.gpu(one.card, model=one.model, tensor_parallel=one.tensor_parallel, overhead_ms=overhead_ms)
+        arguments = {"model": gpu.model, **gpu.llm, **one.options}
+        key = repr(sorted(arguments.items()))
+        if key != self._key:
+            self.close()
+            self._llm, self._key = LLM(**arguments), key
+        return self._llm
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._key, self._llm = "", None
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def figures(one: Experiment, engines: Engines, *, overhead_ms: float | None) -> dict[str, float]:
+    """TPOT, TTFT (ms) and output tokens per second of an experiment on the modelled card."""
+    driven = modelled.drive(engines.get(one, overhead_ms), one.requests, concurrency=one.concurrency)
+    summary = summarise(driven.result)
+    return {
+        "tpot_ms": 1e3 * getattr(summary.tpot_s, one.statistic),
+        "ttft_ms": 1e3 * getattr(summary.ttft_s, one.statistic),
+        "output_per_s": summary.output_throughput,
+    }
+
+
+def region(one: Experiment, quantity: str) -> str:
+    """Where in the load's range a comparison belongs."""
+    if one.concurrency is not None and one.concurrency > 1:
+        return "closed loop"
+    share = one.share_of_capacity
+    if share is None or share > 1:
+        return "overload" if quantity != "output_per_s" else "capacity"
+    if quantity == "output_per_s":
+        return "follows the rate"
+    return "below 50%" if share <= 0.5 else "50-90%" if share <= 0.9 else "90-100%"
+
+
+# --- the experiments ---
+
+
+def experiments(folder: Path) -> list[Experiment]:
+    """All of them; `folder` takes config.json files that are made."""
+    loops = {(one.kind, one.card, one.load): one for one in (*tensor_parallel(), *from_package(folder))}
+    small = [one for one in loops.values() if sum(r.output_tokens for r in one.requests) <= LARGEST_TOKENS]
+    return [*one_gpu(), *small]
+
+
+def one_gpu() -> Iterator[Experiment]:
+    """Dense 8B models in bf16 on one GPU, served by vLLM's V1 engine."""
+    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in csv.DictReader(POINTS.open(encoding="utf-8")):
+        served = not row["class"].startswith("step") and "(V1)" in row["vllm"] and row["dtype"] == "bf16"
+        if served and row["tp"] == "1" and row["gpu"] in CARDS and not row["model"].startswith(LEFT_OUT):
+            key = tuple(row[name] for name in ("gpu", "kind", "input", "output", "load", "vllm", "note", "requests"))
+            groups.setdefault(key, {})[row["metric"]] = float(row["value"])
+    capacity = _capacities(groups)
+    for key, measured in groups.items():
+        yield from _experiment(key, measured, capacity)
+
+
+Groups = Mapping[tuple[str, ...], Mapping[str, float]]
+
+
+def _series(key: Sequence[str]) -> tuple[str, ...]:
+    gpu, kind, prompt, _, _, vllm, note, _ = key
+    return (gpu, note.split(";")[0], vllm) if "constant rate" in kind else (gpu, prompt, vllm)
+
+
+def _capacities(groups: Groups) -> dict[tuple[str, ...], float]:
+    """Output tokens per second that each series reached at most: what its card could finish."""
+    reached: dict[tuple[str, ...], float] = {}
+    for key, measured in groups.items():
+        series = _series(key)
+        reached[series] = max(reached.get(series, 0.0), measured.get("output throughput", 0.0))
+    return reached
+
+
+def _experiment(
+    key: Sequence[str], measured: Mapping[str, float], capacity: Mapping[tuple[str, ...], float]
+) -> Iterator[Experiment]:
+    gpu, kind, prompt, output, load, vllm, note, count = key
+    inputs, outputs, requests = (round(float(text.strip("~"))) for text in (prompt, output, count))
+    base = Experiment(
+        kind="dense 8B, one GPU",
+        card=CARDS[gpu],
+        model="llama-3.1-8b",
+        vllm=vllm,
+        load=f"{inputs} + {outputs} tokens, {load}",
+        measured=_measured(measured),
+        requests=(),
+        host=f"{gpu}, {vllm}",
+        statistic="p50" if any("p50" in name for name in measured) else "mean",
+    )
+    if "constant rate" in kind:
+        yield _demo(base, inputs, outputs, requests, note, float(load.split()[0]), capacity[_series(key)])
+    elif "ShareGPT" in kind:
+        arriving = traffic.at_rate(traffic.fixed(requests, input_tokens=inputs, output_tokens=outputs), rate=10.0)
+        yield replace(base, requests=arriving, options=SERVER | {"max_num_seqs": 128})
+    elif kind == "serving, Poisson":
+        rate = float(load.split()[0])
+        arriving = traffic.at_rate(traffic.fixed(requests, input_tokens=inputs, output_tokens=outputs), rate=rate)
+        yield replace(
+            base,
+            requests=arriving,
+            options=SERVER,
+            share_of_capacity=rate * outputs / capacity[_series(key)],
+        )
+    else:
+        alone = "batch 1" in kind
+        yield replace(
+            base,
+            requests=traffic.fixed(3 if alone else requests, input_tokens=inputs, output_tokens=outputs),
+            options={"max_model_len": 32768},
+            concurrency=1 if alone else None,
+            share_of_capacity=0.0 if alone else None,
+            lightest=kind == "decode batch 1" and inputs < 1000,
+        )
+
+
+def _measured(found: Mapping[str, float]) -> dict[str, float]:
+    names = {"TTFT": "ttft_ms", "TPOT": "tpot_ms", "output": "output_per_s"}
+    return {names[name.split()[0]]: value for name, value in found.items()}
+
+
+def _demo(
+    base: Experiment, inputs: int, outputs: int, requests: int, note: str, rate: float, capacity: float
+) -> Experiment:
+    """A stage of inference-perf's KubeCon demo, with its server's options (manifests.yaml)."""
+    cached = "prefix_caching" in note
+    prompts = [
+        traffic.prompt_tokens(SYSTEM_TOKENS, key=f"system/{index % SYSTEM_PROMPTS}")
+        + traffic.prompt_tokens(inputs - SYSTEM_TOKENS, key=f"user/{index}")
+        for index in range(PROMPTS)
+    ]
+    count = min(requests, max(60, int(rate * LONGEST_S)))
+    sent = [modelled.TokenRequest(token_ids=prompts[i % PROMPTS], output_tokens=outputs) for i in range(count)]
+    return replace(
+        base,
+        load=f"{base.load}; {note.split(';')[0]}",
+        requests=traffic.at_rate(sent, rate, arrival="constant"),
+        options={
+            "max_model_len": 512,
+            "gpu_memory_utilization": 0.9,
+            "max_num_seqs": int(note.split("max-num-seqs ")[1].split(";")[0]),
+            "max_num_batched_tokens": 8192,
+            "enable_prefix_caching": cached,
+            "enable_chunked_prefill": cached,
+        },
+        share_of_capacity=rate * outputs / capacity,
+        lightest=rate < 2 and "128" in note and not cached,
+    )
+
+
+def tensor_parallel() -> Iterator[Experiment]:
+    """Qwen3-32B in bf16 on 2 and 4 H100, closed loops (vLLM 0.12)."""
+    for row in csv.DictReader(POINTS.open(encoding="utf-8")):
+        if row["model"] == "Qwen3-32B" and row["tp"] in "24" and not row["dtype"] and row["metric"].startswith("TPOT"):
+            yield _closed(
+                "dense 32B, tensor parallel",
+                "h100-sxm",
+                "qwen3-32b",
+                row["vllm"],
+                (int(row["input"]), int(row["output"]), int(row["load"].split("=")[-1].split()[-1])),
+                float(row["value"]),
+                int(row["tp"]),
+            )
+
+
+def from_package(folder: Path) -> Iterator[Experiment]:
+    """A 70B in fp8 and a mixture of experts in fp8, from the served points inside aiconfigurator-core."""
+    import aiconfigurator_core
+
+    package = Path(aiconfigurator_core.__file__).parent
+    kinds = {
+        "meta-llama/Llama-3.1-70B": ("dense 70B in fp8", "meta-llama--Meta-Llama-3.1-70B", "124"),
+        "Qwen/Qwen3-235B-A22B-FP8": ("experts in fp8 (235B-A22B)", "Qwen--Qwen3-235B-A22B-FP8", "4"),
+    }
+    for row in csv.DictReader((package / "systems" / "silicon_sample.csv").open(encoding="utf-8")):
+        kind, config, widths = kinds.get(row["model_path"], ("", "", ""))
+        suits = row["backend"] == "vllm" and row["mode"] == "agg" and row["precision"] == "fp8" and row["tp_size"]
+        if not kind or not suits or row["tp_size"] not in widths or row["moe_ep_size"] not in ("", "1"):
+            continue
+        yield _closed(
+            kind,
+            CARDS[row["system"]],
+            _fp8_model(package / "model_configs" / f"{config}_config.json", folder / config),
+            row["backend_version"] or "not stated",
+            (int(row["isl"]), int(row["osl"]), int(row["batch_size"])),
+            float(row["silicon_tpot_ms"]),
+            int(row["tp_size"]),
+        )
+
+
+def _fp8_model(config: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.setdefault("quantization_config", {"quant_method": "fp8", "activation_scheme": "dynamic"})
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+WAVES = 5  # requests of a closed loop for each client: beyond the first wave, in which all prompts come at once
+LARGEST_TOKENS = 170_000  # output tokens of a closed loop: what a few seconds can simulate; larger ones are left out
+
+
+def _closed(
+    kind: str, card: str, model: str | Path, vllm: str, lengths: tuple[int, int, int], tpot_ms: float, gpus: int
+) -> Experiment:
+    inputs, outputs, clients = lengths
+    return Experiment(
+        kind=kind,
+        card=card,
+        model=model,
+        vllm=vllm,
+        load=f"{inputs} + {outputs} tokens, {clients} clients, {gpus} GPUs",
+        measured={"tpot_ms": tpot_ms},
+        requests=traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs),
+        options={"max_num_batched_tokens": 8192, "enable_prefix_caching": False, "max_model_len": 20480},
+        concurrency=clients,
+        tensor_parallel=gpus,
+    )
+
+
+# --- the page ---
+
+
+def table(rows: Sequence[Compared]) -> list[str]:
+    """The summary as Markdown."""
+    head = [
+        "| what | region | quantity | error, mean (worst) | points | cards | vLLM |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return head + [
+        f"| {row.kind} | {row.region} | {row.quantity} | {row.mean:.1%} ({row.worst:.0%}) | {row.points} |"
+        f" {', '.join(row.cards)} | {', '.join(row.versions)} |"
+        for row in summary_rows(rows)
+    ]
+
+
+def write_page(rows: Sequence[Compared]) -> None:
+    """The table between its marks in docs/modelled-gpu.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text("\n".join([before + MARKS[0], *table(rows), MARKS[1] + after]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
