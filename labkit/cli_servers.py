@@ -62,13 +62,21 @@ def load(
 
 def serve(
     server: Annotated[str, typer.Argument(metavar="vllm|ray|torchserve", help="The server to start.")],
-    model: Annotated[str, typer.Option(metavar="M", help="An embedded model, a folder or a hub id.")] = "smollm2-135m",
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="An embedded model, a folder or a hub id; with --gpu, a modelled one."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="CARD", help="vllm only: on a modelled card, in real time.")
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Modelled cards.")] = 1,
     port: Annotated[int, typer.Option(metavar="P", help="On the loopback interface.")] = 8000,
     gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that vLLM takes.")] = 0.9,
 ) -> None:
     """Starts a server in the foreground."""
-    from labkit.foreground import serve_ray, serve_torchserve, serve_vllm
+    from labkit.foreground import serve_modelled, serve_ray, serve_torchserve, serve_vllm
     from labkit.labs import did_you_mean
+    from labkit.models import CHAT
 
     starters: dict[str, Callable[..., None]] = {
         "vllm": partial(serve_vllm, gpu_memory_share=gpu_memory_share),
@@ -77,4 +85,11 @@ def serve(
     }
     if server not in starters:
         raise UsageError(f"there is no server called {server!r}", remedy=did_you_mean(server, starters))
-    starters[server](model, port=port, say=say)
+    if gpu is None:
+        starters[server](model or CHAT, port=port, say=say)
+    elif server == "vllm":
+        serve_modelled(gpu, model or "llama-3.1-8b", port=port, tensor_parallel=tensor_parallel, say=say)
+    else:
+        raise UsageError(
+            f"--gpu models vLLM, not {server}", remedy="use `labkit serve vllm --gpu ...`, or leave --gpu out"
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from labkit.batch import stop_on_signals
 from labkit.machine import inspect
-from labkit.models import architecture, resolve
+from labkit.models import CHAT, architecture, resolve
 from labkit.progress import now_and_then
 from labkit.serving import ray_serve, torchserve, vllm
 from labkit.serving.process import require_free_port
@@ -38,6 +38,49 @@ def serve_vllm(model: str, *, port: int, gpu_memory_share: float, say: Callable[
         server = vllm.start(command, folder=Path(folder), env=settings.env, port=port, api_key=key, progress=waiting)
         with server:
             _stay(server.url, name, server.api_key, say, check=server.process.check)
+
+
+def serve_modelled(card: str, model: str, *, port: int, tensor_parallel: int, say: Callable[[str], None]) -> None:
+    """`vllm serve` on a modelled GPU: answers take the time that the card would take; their text is filler.
+
+    UsageError for a card or model that cannot be modelled; ServerError, with the log's end, when the server dies.
+    """
+    from labkit import modelled
+
+    require_free_port(port)
+    gpu = modelled.gpu(card, model=model, tensor_parallel=tensor_parallel, tokenizer=resolve(CHAT, progress=say))
+    name = gpu.folder.name
+    command = f"{shlex.join(['vllm', 'serve', gpu.model, '--served-model-name', name])} {gpu.flags}"
+    say(f"{command}\n{gpu.label}\nIts answers are filler text: no model computes them.")
+    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder:
+        key, waiting = os.environ.get(KEY), now_and_then(say)
+        env = modelled.SERVER_ENV
+        server = vllm.start(command, folder=Path(folder), env=env, port=port, api_key=key, progress=waiting)
+        late = _new_lines(server.process.log_path, "modelled GPU: this machine is too slow", say)
+        with server:
+
+            def check() -> None:
+                server.process.check()
+                late()
+
+            _stay(server.url, name, server.api_key, say, check=check)
+
+
+def _new_lines(log: Path, words: str, say: Callable[[str], None]) -> Callable[[], None]:
+    """A function that says each new line of the log that holds `words`, from these on."""
+    seen = 0
+
+    def look() -> None:
+        nonlocal seen
+        with log.open(encoding="utf-8", errors="replace") as stream:
+            stream.seek(seen)
+            text = stream.read()
+            seen = stream.tell()
+        for line in text.splitlines():
+            if words in line:
+                say(line[line.index(words) :])
+
+    return look
 
 
 def serve_ray(model: str, *, port: int, gpu_memory_share: float, say: Callable[[str], None]) -> None:

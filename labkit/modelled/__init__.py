@@ -8,10 +8,11 @@ driven = modelled.drive(llm, modelled.traffic.fixed(200, input_tokens=500, outpu
 from labkit.modelled import cards, routers, traces, traffic
 from labkit.modelled.cards import Card
 from labkit.modelled.driver import Drive, drive
-from labkit.modelled.engine import ModelledGpu, gpu
+from labkit.modelled.engine import SERVER_ENV, ModelledGpu, gpu
 from labkit.modelled.traffic import TokenRequest, Traffic
 
 __all__ = [
+    "SERVER_ENV",
     "Card",
     "Drive",
     "ModelledGpu",

@@ -17,6 +17,15 @@ EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
 GPU_BLOCK_SIZE = 16
 
 
+SERVER_ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",  # nothing is computed; spinning threads would only disturb the clock
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""Environment for `vllm serve` on a modelled card."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelledGpu:
     """A model on a modelled card.
@@ -87,6 +96,7 @@ class ModelledGpu:
             "additional_config": {modelled_settings.KEY: told},
             "block_size": GPU_BLOCK_SIZE,
             "tensor_parallel_size": self.tensor_parallel,
+            "max_logprobs": 0,  # there are none
             **tokens,
         }
 
