@@ -87,7 +87,7 @@ def show_simulation(found: "Simulation") -> None:
     summary = found.summary
     put(
         as_text(
-            f"{found.source}\n"
+            f"{found.gpu.label}\n"
             f"{summary.completed} completed, {summary.failed} failed in {number(summary.duration_s)} modelled s; "
             f"{summary.input_tokens:,} tokens in, {summary.output_tokens:,} out\n"
             f"{number(summary.request_throughput)} requests/s, {number(summary.output_throughput)} output tokens/s: "

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from labkit.errors import UsageError
 from labkit.modelled import cards
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.cards import Card
+from labkit.modelled.evidence import errors_in_words
 from labkit.modelled.shapes import is_dense_16_bit, model_folder, read_config
+from labkit.modelled.step_time import StepTime
 
 EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
 GPU_BLOCK_SIZE = 16
@@ -53,8 +56,19 @@ class ModelledGpu:
             times = f"kernel times measured with vLLM {self.card.kernels.version}"
         else:
             times = "step times by formula from the data sheet"
-        cards = f"{self.tensor_parallel} x " if self.tensor_parallel > 1 else ""
-        return f"Modelled: {cards}{self.card.title}, {self.folder.name}; {times}"
+        count = f"{self.tensor_parallel} x " if self.tensor_parallel > 1 else ""
+        engine = f"vLLM {version('vllm').split('+')[0]}'s scheduler"
+        error = errors_in_words(self.folder, self.tensor_parallel)
+        return f"Modelled: {count}{self.card.title}, {self.folder.name}; {engine}, {times}; {error}"
+
+    def step_time(self) -> StepTime:
+        """How long steps take on the card, beside `overhead_ms`: `gpu.step_time().seconds(step)`."""
+        return self._told().step_time(self.folder, self.tensor_parallel)
+
+    def _told(self, *, real_time: bool = False) -> modelled_settings.Settings:
+        return modelled_settings.Settings(
+            card=self.card.name, source=self.source, overhead_ms=self.overhead_ms, real_time=real_time
+        )
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -87,9 +101,7 @@ class ModelledGpu:
         return {**self._engine(real_time=real_time), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
 
     def _engine(self, *, real_time: bool) -> dict[str, Any]:
-        told: dict[str, Any] = {"card": self.card.name, "source": self.source, "overhead_ms": self.overhead_ms}
-        if real_time:
-            told["real_time"] = True
+        told = self._told(real_time=real_time).model_dump(exclude_defaults=True)
         tokens = {"tokenizer": str(self.tokenizer)} if self.tokenizer else {"skip_tokenizer_init": True}
         return {
             "distributed_executor_backend": EXECUTOR,

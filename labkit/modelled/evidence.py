@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from labkit.modelled.cards import Card
-from labkit.modelled.shapes import Shape
+from labkit.modelled.shapes import EXPERT_COUNTS, read_config, shape_of
 from labkit.paths import data_path
 
 ERRORS = data_path() / "modelled_errors.json"
@@ -114,27 +115,42 @@ class Promise:
         return words + (f", capacity {capacity.mean:.0%} (worst {capacity.worst:.0%})" if capacity else "")
 
 
-def promise(card: Card, shape: Shape, *, tensor_parallel: int, load_share: float) -> Promise:
-    """What may be promised for a model on a card at a load (a share of its modelled capacity)."""
-    kind = _kind(shape, tensor_parallel)
+def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float) -> Promise:
+    """What may be promised for the model in `folder` on a card at a load (a share of its modelled capacity)."""
+    kind = kind_of(folder, tensor_parallel)
     share = load_share * CAPACITY_MARGIN
     region = "below 50%" if share <= 0.5 else "50-90%" if share <= KNEE else "90-100%" if share <= 1 else "overload"
     here = "closed loop" if kind != ONE_GPU else region
     errors = [row for row in summary_rows(compared()) if row.kind == kind and row.region in (here, "capacity")]
-    return Promise(region=region, errors=tuple(errors), direction_only=_missing(card, shape, kind))
+    return Promise(region=region, errors=tuple(errors), direction_only=_missing(card, folder, kind))
 
 
-def _kind(shape: Shape, tensor_parallel: int) -> str:
-    if shape.experts:
+def kind_of(folder: Path, tensor_parallel: int) -> str:
+    """The kind of model with whose served points an answer is compared."""
+    config = read_config(folder)
+    if any(config.get(name) for name in EXPERT_COUNTS):
         return EXPERTS
-    if shape.bytes_per_weight == 1:
+    if config.get("quantization_config"):
         return FP8
     return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL
 
 
-def _missing(card: Card, shape: Shape, kind: str) -> str:
+def errors_in_words(folder: Path, tensor_parallel: int) -> str:
+    """The TPOT errors of the model's kind, region by region, for a chart's label."""
+    kind = kind_of(folder, tensor_parallel)
+    rows = [row for row in summary_rows(compared()) if row.kind == kind and row.quantity == "tpot_ms"]
+    shown = [row for row in rows if row.region in ("below 50%", "50-90%", "closed loop")]
+    if not shown:
+        return "not compared with real cards"
+    where = {"closed loop": "in closed loops", "below 50%": "below half of capacity", "50-90%": "up to 90%"}
+    return "mean TPOT error " + ", ".join(f"{row.mean:.0%} {where[row.region]}" for row in shown)
+
+
+def _missing(card: Card, folder: Path, kind: str) -> str:
     if card.evidence == "borrowed":
         return f"{card.title}'s efficiencies are borrowed from another card and were not compared with served loads"
-    if kind == ONE_GPU and not 4e9 <= shape.parameters <= 16e9:
-        return f"the model has {shape.parameters / 1e9:.2g}B parameters; on one GPU only 8B models were compared"
+    if kind == ONE_GPU:
+        billions = shape_of(folder).parameters / 1e9
+        if not 4 <= billions <= 16:
+            return f"the model has {billions:.2g}B parameters; on one GPU only 8B models were compared"
     return ""

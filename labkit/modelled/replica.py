@@ -10,12 +10,13 @@ from labkit.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """An engine after one of its steps: the time, how long the step took, tokens computed in it, requests running and
-    waiting, and the share of KV blocks in use."""
+    """An engine after one of its steps: the time, how long the step took, requests running and waiting, and the share
+    of KV blocks in use. `tokens` that it computed, and those of them that were prefill: on a modelled card only."""
 
     end_s: float
     duration_s: float
-    tokens: int
+    tokens: int | None
+    prefill_tokens: int | None
     running: int
     waiting: int
     kv_usage: float
@@ -124,12 +125,23 @@ class Replica:
         outputs = self.engine.step()
         now_s = self._raw_clock_s()
         progress = [self._progress(output) for output in outputs]
-        modelled = self.modelled
-        tokens = modelled.steps[-1][2].tokens if modelled is not None and modelled.steps else 0
-        self.moments.append(
-            Moment(now_s - self._zero_s, now_s - before_s, tokens, self.running, self.waiting, self.kv_usage)
-        )
+        if now_s > before_s:  # else nothing was scheduled
+            self._look(before_s, now_s)
         return progress
+
+    def _look(self, before_s: float, now_s: float) -> None:
+        step = self.modelled.steps[-1][2] if self.modelled is not None else None
+        self.moments.append(
+            Moment(
+                end_s=now_s - self._zero_s,
+                duration_s=now_s - before_s,
+                tokens=step.tokens if step else None,
+                prefill_tokens=step.prefill_tokens if step else None,
+                running=self.running,
+                waiting=self.waiting,
+                kv_usage=self.kv_usage,
+            )
+        )
 
     def _progress(self, output: Any) -> Progress:
         name = output.request_id

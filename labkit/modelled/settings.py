@@ -21,7 +21,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     card: str | None = None
-    source: Source = "kernels"
+    source: Source = "formula"
     overhead_ms: float = Field(default=0.0, ge=0)
     """What engine and host add to each step."""
     real_time: bool = False

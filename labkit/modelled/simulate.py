@@ -14,7 +14,6 @@ from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import ModelledGpu
 from labkit.modelled.evidence import Promise, promise
 from labkit.modelled.routers import Router
-from labkit.modelled.shapes import shape_of
 from labkit.modelled.step_time import Step, StepTime
 from labkit.modelled.traffic import Traffic
 
@@ -32,12 +31,14 @@ class Simulation:
     replicas: int
     capacity_per_s: float
     load_share: float
-    vllm: str
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What limits the answer, a sentence each."""
         notes = [*self.driven.result.warnings]
+        tpot = self.promise.of("tpot_ms")
+        if tpot is not None and self.gpu.card.name not in tpot.cards:
+            notes.append(f"no served load on {self.gpu.card.title} is among those compared: the errors are of others")
         if self.promise.direction_only:
             notes.append(f"direction only: {self.promise.direction_only}")
         if self.promise.region == "overload":
@@ -51,10 +52,6 @@ class Simulation:
             )
         return tuple(notes)
 
-    @property
-    def source(self) -> str:
-        return f"vLLM {self.vllm}'s scheduler; {self.gpu.label}"
-
     def to_json(self) -> dict[str, Any]:
         """Plain data for scripts. What cannot be supported is null: every p99, and each TTFT and E2E near capacity."""
         found = self.summary.to_dict()
@@ -67,7 +64,7 @@ class Simulation:
             "model": self.gpu.folder.name,
             "tensor_parallel": self.gpu.tensor_parallel,
             "replicas": self.replicas,
-            "source": self.source,
+            "source": self.gpu.label,
             "error": {"text": self.promise.text(), "region": self.promise.region, **self._errors()},
             "capacity_per_s": self.capacity_per_s,
             "load_share": self.load_share,
@@ -121,12 +118,9 @@ def simulate(
     UsageError: an option that vLLM or the modelled card refuses, a model that does not fit, or a card or model of which
     no served load was compared, unless `direction_only`.
     """
-    shape = shape_of(gpu.folder)
-    refusal = promise(gpu.card, shape, tensor_parallel=gpu.tensor_parallel, load_share=0.0).direction_only
+    refusal = promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=0.0).direction_only
     if refusal and not direction_only:
         raise UsageError(refusal, remedy="pass --direction-only for numbers that show a direction, not a size")
-    import vllm
-
     arguments = {**gpu.served_llm, **(options or {})}
     engines: list[Any] = []
     try:
@@ -144,11 +138,10 @@ def simulate(
         gpu=gpu,
         driven=driven,
         summary=replace(summary, warnings=driven.result.warnings),
-        promise=promise(gpu.card, shape, tensor_parallel=gpu.tensor_parallel, load_share=load_share),
+        promise=promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=load_share),
         replicas=replicas,
         capacity_per_s=capacity_per_s,
         load_share=load_share,
-        vllm=vllm.__version__.split("+")[0],
     )
 
 

@@ -42,7 +42,9 @@ def prompt_tokens(count: int, *, key: str) -> list[int]:
     return [FIRST_TOKEN + int(TOKENS * rng.random()) for _ in range(count)]
 
 
-def fixed(n: int, *, input_tokens: int, output_tokens: int, shared_tokens: int = 0, seed: int = 0) -> Traffic:
+def fixed(
+    n: int, *, input_tokens: int, output_tokens: int, shared_tokens: int = 0, seed: int = 0, group: str = ""
+) -> Traffic:
     """`n` requests of the same lengths, all due at 0; the first `shared_tokens` of the prompts are the same."""
     checks.whole("n", n, at_least=1)
     checks.whole("input_tokens", input_tokens, at_least=1)
@@ -55,7 +57,11 @@ def fixed(n: int, *, input_tokens: int, output_tokens: int, shared_tokens: int =
     shared = prompt_tokens(shared_tokens, key=f"shared/{seed}")
     own = input_tokens - shared_tokens
     return [
-        TokenRequest(token_ids=shared + prompt_tokens(own, key=f"fixed/{seed}/{index}"), output_tokens=output_tokens)
+        TokenRequest(
+            token_ids=shared + prompt_tokens(own, key=f"fixed/{seed}/{index}"),
+            output_tokens=output_tokens,
+            group=group,
+        )
         for index in range(n)
     ]
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor",
     "fetch",
     "select",
+    "simulate",
     "run",
     "report",
     "compare",

@@ -6,7 +6,7 @@ import pytest
 
 from labkit import charts
 from labkit.errors import UsageError
-from labkit.modelled.explore import Explorer, explore
+from labkit.widgets.explore import Explorer, explore
 
 RUNS: list[int] = []
 

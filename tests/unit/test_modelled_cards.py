@@ -1,0 +1,89 @@
+"""The cards of data/gpus.yaml: complete, with sources, and refused by name where nothing is known."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from labkit import modelled
+from labkit.errors import RecordError, UsageError
+from labkit.modelled import cards
+from labkit.paths import data_path
+
+ENTRIES: dict[str, Any] = yaml.safe_load(data_path("gpus.yaml").read_text())
+PROMISED = "t4 l4 a10g rtx-4090 l40s a100-40 a100-80 h100-pcie h100-sxm h200 b200"  # by the command line
+
+
+def test_every_entry_is_a_card_under_its_name() -> None:
+    """Each entry of the file loads as it stands there, and the cards that the command line promises are among them."""
+    assert set(PROMISED.split()) <= set(ENTRIES)
+    assert set(cards.known()) == set(ENTRIES)
+    for name, entry in ENTRIES.items():
+        card = cards.find(name.upper())
+        assert card.name == name
+        assert card.memory_bytes == int(entry["memory_gib"] * 2**30)
+        assert card.bytes_per_s == entry["bandwidth_gb_per_s"] * 1e9
+        assert card.flops == 1e12 * (entry.get("bf16_tflops") or entry["fp16_tflops"])
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_figure_has_a_source(name: str) -> None:
+    """The sheet and the price name a source and a past date; efficiencies come with a source, and only without one is
+    the evidence none."""
+    card = cards.find(name)
+    for read in filter(None, (card.sheet, card.usd_per_hour)):
+        assert len(read.source) > 10
+        assert isinstance(read.date, date)
+        assert date(2026, 1, 1) < read.date < date(2028, 1, 1)
+    assert (card.efficiency is None) == (card.evidence == "none")
+    assert card.efficiency is None or len(card.efficiency.source) > 10
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if "borrowed" in str(entry["efficiency"])])
+def test_a_borrowed_efficiency_is_that_of_the_card_it_names(name: str) -> None:
+    """What is said to be borrowed from a card has that card's numbers."""
+    borrowed = cards.find(name).efficiency
+    assert borrowed is not None
+    lender = cards.find(borrowed.source.split()[-1]).efficiency
+    assert lender is not None
+    assert (borrowed.mfu, borrowed.mbu) == (lender.mfu, lender.mbu)
+
+
+def test_dense_figures_are_not_those_with_sparsity() -> None:
+    """Where a card has both, FP8 is twice the 16-bit figure: a sheet's sparse figure in one of them would show."""
+    for card in cards.known().values():
+        if card.fp8_tflops is not None and card.flops is not None:
+            assert card.fp8_tflops * 1e12 == pytest.approx(2 * card.flops, rel=0.02)
+
+
+def test_a_card_without_evidence_is_refused() -> None:
+    """No step time is invented for the cards of which nothing is known."""
+    nothing = [card for card in cards.known().values() if card.evidence == "none"]
+    assert nothing
+    for card in nothing:
+        with pytest.raises(UsageError, match=f"(?s){card.title[:9]}.*no evidence.*choose another card"):
+            modelled.gpu(card.name)
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    """An unknown card's error names every card, an unknown model's every model."""
+    with pytest.raises(UsageError, match="'h300'") as card:
+        modelled.gpu("h300")
+    assert all(name in str(card.value) for name in ENTRIES)
+    with pytest.raises(UsageError, match="'llama-9'") as model:
+        modelled.gpu("h100-sxm", model="llama-9")
+    assert all(folder.name in str(model.value) for folder in data_path("models").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change", [{"efficiency": {"mfu": 1.2, "mbu": 0.8, "source": "x"}}, {"memory": 80}, {"sheet": None}]
+)
+def test_a_wrong_entry_is_named(change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An efficiency above 1, a key that does not exist, and a missing source are errors that name what is wrong."""
+    file = tmp_path / "gpus.yaml"
+    file.write_text(yaml.safe_dump({"h100-sxm": ENTRIES["h100-sxm"] | change}))
+    monkeypatch.setattr(cards, "data_path", lambda _name: file)
+    with pytest.raises(RecordError, match=next(iter(change))):
+        cards.known.__wrapped__()

@@ -1,0 +1,170 @@
+"""What is promised of an answer of the modelled GPU: by region of load, and never more than was compared."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.modelled import cards, evidence
+from labkit.modelled.evidence import CAPACITY_MARGIN, Compared, Promise, promise, summary_rows
+from labkit.modelled.shapes import model_folder, read_config
+
+PUBLISHED = {"llama-3.1-8b": 8.03e9, "qwen3-32b": 32.76e9, "qwen3-30b-a3b": 30.53e9, "half-b": 0.5e9, "fp8": 8.03e9}
+ROW = Compared(
+    kind="dense 8B, one GPU",
+    card="h100-sxm",
+    vllm="0.19.0",
+    load="500 + 200 tokens",
+    region="below 50%",
+    quantity="tpot_ms",
+    measured=10.0,
+    modelled=10.5,
+)
+ROWS = (
+    ROW,
+    replace(ROW, card="a100-80", vllm="0.20.1", modelled=8.0),
+    replace(ROW, quantity="ttft_ms", measured=100.0, modelled=140.0),
+    replace(ROW, region="50-90%", modelled=13.0),
+    replace(ROW, region="capacity", quantity="output_per_s", measured=4000.0, modelled=4400.0),
+    replace(ROW, region="follows the rate", quantity="output_per_s", measured=900.0, modelled=900.0),
+    replace(ROW, kind="dense 32B, tensor parallel", region="closed loop", modelled=11.5),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """By name the folders of models: those of data/models, a small dense one, and an 8B in fp8."""
+    made = tmp_path_factory.mktemp("models")
+    dense = read_config(model_folder("llama-3.1-8b"))
+    for name, change in (("half-b", {}), ("fp8", {"quantization_config": {"quant_method": "fp8"}})):
+        (made / name).mkdir()
+        (made / name / "config.json").write_text(json.dumps({**dense, **change}))
+    return {name: made / name if (made / name).exists() else model_folder(name) for name in PUBLISHED}
+
+
+@pytest.fixture(scope="module")
+def promised(folders: Mapping[str, Path]) -> Iterator[Callable[..., Promise]]:
+    """`promise` by names, with ROWS in place of data/modelled_errors.json, and published sizes without transformers."""
+
+    def by_name(
+        share: float, *, card: str = "h100-sxm", model: str = "llama-3.1-8b", tensor_parallel: int = 1
+    ) -> Promise:
+        return promise(cards.find(card), folders[model], tensor_parallel=tensor_parallel, load_share=share)
+
+    def shape(folder: Path) -> Any:
+        return SimpleNamespace(parameters=PUBLISHED[folder.name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "compared", lambda: ROWS)
+        patch.setattr(evidence, "shape_of", shape)
+        yield by_name
+
+
+REGIONS = [  # a share of the real capacity, its region, and whether queues leave a TTFT that can be told
+    (0.0, "below 50%", True),
+    (0.499, "below 50%", True),
+    (0.501, "50-90%", True),
+    (0.899, "50-90%", True),
+    (0.901, "90-100%", False),
+    (0.999, "90-100%", False),
+    (1.001, "overload", False),
+    (20.0, "overload", False),
+]
+
+
+@pytest.mark.parametrize(("real_share", "region", "shows_ttft"), REGIONS)
+def test_regions_are_judged_by_the_capacity_that_is_real(
+    promised: Callable[..., Promise], real_share: float, region: str, shows_ttft: bool
+) -> None:
+    """Modelled capacities are a tenth too high, so a share of them counts for a tenth more; no TTFT above the knee."""
+    found = promised(real_share / CAPACITY_MARGIN)
+    assert (found.region, found.shows_ttft) == (region, shows_ttft)
+
+
+@given(one=st.floats(0, 3), other=st.floats(0, 3))
+def test_more_load_never_promises_more(promised: Callable[..., Promise], one: float, other: float) -> None:
+    """A TTFT that is not told at one load is not told at a higher one."""
+    low, high = sorted((one, other))
+    assert promised(low).shows_ttft >= promised(high).shows_ttft
+
+
+def test_a_promise_has_the_errors_of_its_own_kind_and_region(promised: Callable[..., Promise]) -> None:
+    """An 8B at light load has the errors measured there and the capacity's; a larger one with tensor parallelism those
+    of closed loops; what was not compared has none and says so."""
+    light = promised(0.1)
+    tpot, ttft, capacity = (light.of(name) for name in ("tpot_ms", "ttft_ms", "output_per_s"))
+    assert tpot is not None
+    assert ttft is not None
+    assert capacity is not None
+    assert (tpot.mean, tpot.worst, tpot.points) == (pytest.approx((0.05 + 0.2) / 2), pytest.approx(0.2), 2)
+    assert (tpot.cards, tpot.versions) == (("a100-80", "h100-sxm"), ("0.19.0", "0.20.1"))
+    assert (ttft.mean, capacity.mean) == pytest.approx((0.4, 0.1))
+    assert light.text() == "TPOT 12% (worst 20%, 2 served points of a100-80, h100-sxm), capacity 10% (worst 10%)"
+    assert [row.mean for row in promised(0.7).errors if row.region != "capacity"] == [pytest.approx(0.3)]
+    parallel = promised(0.1, tensor_parallel=2, model="qwen3-32b")
+    assert [(row.kind, row.mean) for row in parallel.errors] == [("dense 32B, tensor parallel", pytest.approx(0.15))]
+    nothing = promised(0.95)
+    assert nothing.of("tpot_ms") is None
+    assert nothing.text() == "no served measurement to compare with"
+
+
+@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "fp8"])
+def test_experts_and_fp8_do_not_borrow_the_errors_of_dense_models(promised: Callable[..., Promise], model: str) -> None:
+    """Where only dense 16-bit models were compared, another kind is promised nothing."""
+    assert promised(0.1, model=model).errors == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, ""),
+        ({"card": "l4"}, "borrowed from another card"),
+        ({"model": "half-b"}, "0.5B parameters"),
+        ({"model": "qwen3-32b"}, "33B parameters"),
+        ({"model": "qwen3-32b", "tensor_parallel": 2}, ""),
+        ({"card": "a100-40", "tensor_parallel": 2}, "borrowed from another card"),
+    ],
+)
+def test_what_was_not_compared_shows_a_direction_only(
+    promised: Callable[..., Promise], options: dict[str, Any], says: str
+) -> None:
+    """A borrowed card, and on one GPU a size other than the 8B that was compared, say why no number is reliable."""
+    missing = promised(0.1, **options).direction_only
+    assert says in missing
+    assert bool(missing) == bool(says)
+
+
+compared = st.builds(
+    Compared,
+    kind=st.sampled_from(["a", "b"]),
+    card=st.sampled_from(["h100-sxm", "l40s"]),
+    vllm=st.sampled_from(["0.19.0", "0.8.5"]),
+    load=st.just("any"),
+    region=st.sampled_from(["below 50%", "capacity", "follows the rate"]),
+    quantity=st.sampled_from(["tpot_ms", "output_per_s"]),
+    measured=st.floats(0.1, 1e4),
+    modelled=st.floats(0.1, 1e4),
+)
+
+
+@given(st.lists(compared, max_size=20))
+def test_the_summary_is_each_groups_mean_and_worst(rows: list[Compared]) -> None:
+    """By hand: |modelled - measured| / measured over each kind, quantity and region, without rates that follow."""
+    summary = {(row.kind, row.quantity, row.region): row for row in summary_rows(rows)}
+    counted = [row for row in rows if row.region != "follows the rate"]
+    assert set(summary) == {(row.kind, row.quantity, row.region) for row in counted}
+    assert sum(row.points for row in summary.values()) == len(counted)
+    for (kind, quantity, region), row in summary.items():
+        members = [one for one in counted if (one.kind, one.quantity, one.region) == (kind, quantity, region)]
+        errors = [abs(one.modelled - one.measured) / one.measured for one in members]
+        assert row.mean == pytest.approx(fmean(errors), abs=1e-9)
+        assert row.worst == pytest.approx(max(errors), abs=1e-9)
+        assert row.cards == tuple(sorted({one.card for one in members}))
+        assert row.versions == tuple(sorted({one.vllm for one in members}))

@@ -1,0 +1,89 @@
+"""Routers on stand-in replicas: who takes a request, by load and by what the prefix caches hold."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.modelled import TokenRequest, routers
+
+REQUEST = TokenRequest(token_ids=[1, 2, 3], output_tokens=1)
+
+
+@dataclass
+class StandIn:
+    """A replica with `in_flight` requests that knows the first `holds` tokens of every prompt."""
+
+    in_flight: int = 0
+    holds: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+
+    @property
+    def running(self) -> int:
+        return self.in_flight - self.waiting
+
+    def cached_tokens(self, token_ids: Sequence[int]) -> int:
+        return min(self.holds, len(token_ids))
+
+
+fleets = st.lists(st.builds(StandIn, st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=6)
+
+
+@given(fleets, st.integers(0, 30))
+def test_round_robin_takes_turns_whatever_the_load(fleet: list[StandIn], rounds: int) -> None:
+    """After whole rounds every replica has as many requests, in order; two routers do not share their turn."""
+    router, other = routers.round_robin(), routers.round_robin()
+    chosen = [router(REQUEST, fleet) for _ in range(rounds * len(fleet))]
+    assert chosen == list(range(len(fleet))) * rounds
+    assert other(REQUEST, fleet) == 0
+
+
+@given(fleets)
+def test_least_loaded_takes_the_first_of_the_least_loaded(fleet: list[StandIn]) -> None:
+    """No other replica has fewer requests under way, and none before it as few."""
+    chosen = routers.least_loaded(REQUEST, fleet)
+    least = min(replica.in_flight for replica in fleet)
+    assert [replica.in_flight for replica in fleet].index(least) == chosen
+
+
+def test_least_loaded_spreads_a_burst() -> None:
+    """Requests that come at once go to all replicas alike."""
+    fleet = [StandIn(), StandIn(), StandIn()]
+    for _ in range(12):
+        fleet[routers.least_loaded(REQUEST, fleet)].in_flight += 1
+    assert Counter(replica.in_flight for replica in fleet) == {4: 3}
+
+
+@given(fleets, st.integers(0, 20))
+def test_prefix_aware_follows_the_prefix_within_its_limit(fleet: list[StandIn], extra: int) -> None:
+    """The choice is never `extra` busier than the least loaded; of those that are not, none holds more of the prompt,
+    and of those that hold as much none is less loaded."""
+    chosen = fleet[routers.prefix_aware(most_extra=extra)(REQUEST, fleet)]
+    least = min(replica.in_flight for replica in fleet)
+    assert chosen.in_flight <= least + extra
+    for other in fleet:
+        if other.in_flight <= least + extra:
+            assert (chosen.holds, -chosen.in_flight) >= (other.holds, -other.in_flight)
+
+
+@pytest.mark.parametrize("extra", [1, 8])
+def test_a_popular_prefix_does_not_load_one_replica_alone(extra: int) -> None:
+    """With one prefix that one replica holds, a burst fills it up to the limit and then goes to the others as well."""
+    fleet = [StandIn(), StandIn(holds=3), StandIn()]
+    router = routers.prefix_aware(most_extra=extra)
+    for _ in range(100):
+        fleet[router(REQUEST, fleet)].in_flight += 1
+    others = [fleet[0].in_flight, fleet[2].in_flight]
+    assert sum(replica.in_flight for replica in fleet) == 100
+    assert max(others) - min(others) <= 1
+    assert 0 < fleet[1].in_flight - min(others) <= extra + 1
+
+
+def test_prefix_aware_without_prefixes_is_least_loaded() -> None:
+    """Where no cache holds anything, load decides."""
+    fleet = [StandIn(in_flight=3), StandIn(in_flight=1), StandIn(in_flight=2)]
+    assert routers.prefix_aware()(REQUEST, fleet) == 1

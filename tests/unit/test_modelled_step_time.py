@@ -1,0 +1,276 @@
+"""Step times: the formula by hand from public numbers, the kernels beside the package's own answers, and shapes."""
+
+import json
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.errors import ModelError, UsageError
+from labkit.modelled import cards
+from labkit.modelled.cards import Card, Efficiency, KernelTables, Sheet
+from labkit.modelled.shapes import Shape, known_models, model_folder, shape_of
+from labkit.modelled.step_time import ALL_REDUCE_S, ATTENTION_EFFICIENCY, TERMS, Fitted, Formula, Kernels, Step
+
+# Llama-3.1-8B, by hand from its public config.json: hidden 4096, 32 heads and 8 KV heads of 128, feed-forward 14336, 32
+# layers, a vocabulary of 128,256, no tied embedding.
+ATTENTION = 4096 * 4096 * 2 + 4096 * 1024 * 2  # q and o; k and v
+LAYERS = 32 * (ATTENTION + 3 * 4096 * 14336 + 2 * 4096) + 4096  # and the norms
+HEAD = 128_256 * 4096
+LLAMA_8B = Shape(
+    layers=32,
+    hidden_size=4096,
+    attention_heads=32,
+    kv_heads=8,
+    head_dim=128,
+    parameters=LAYERS + 2 * HEAD,
+    active_parameters=LAYERS,
+    head_parameters=HEAD,
+    embedding_parameters=HEAD,
+    experts=0,
+    weight_bytes=2 * (LAYERS + 2 * HEAD),
+    bytes_per_weight=2,
+)
+CARD = Card(
+    name="round",
+    title="a card of round numbers",
+    memory_gib=80,
+    bandwidth_gb_per_s=3000,
+    nvlink_gb_per_s=900,
+    bf16_tflops=1000,
+    sheet=Sheet(source="made up", date=date(2026, 1, 1)),
+    efficiency=Efficiency(mfu=0.8, mbu=0.9, source="made up"),
+    evidence="served",
+)
+FLOPS, BYTES = 1000e12 * 0.8, 3000e9 * 0.9
+
+
+def step(*requests: tuple[int, int]) -> Step:
+    """A step of (tokens, prefix) pairs; one token after a prefix decodes."""
+    made = Step()
+    for tokens, prefix in requests:
+        made.add(tokens, prefix=prefix, decode=tokens == 1 and prefix > 0, sampled=True)
+    return made
+
+
+def seconds(*requests: tuple[int, int], gpus: int = 1, card: Card = CARD) -> float:
+    return Formula.of(card, LLAMA_8B, tensor_parallel=gpus).seconds(step(*requests))
+
+
+# The formula
+
+
+@pytest.mark.parametrize("sequences", [1, 64])
+def test_a_decode_step_by_hand(sequences: int) -> None:
+    """It computes 2 FLOPs for each weight and token, and reads all weights but the embedding, and the KV of 1,024
+    tokens: 2 x 32 layers x 8 heads x 128 x 2 bytes each."""
+    arithmetic = 2 * (LAYERS + HEAD) * sequences / FLOPS
+    read = (2 * (LAYERS + HEAD) + sequences * 1024 * 2 * 32 * 8 * 128 * 2) / BYTES
+    assert seconds(*[(1, 1023)] * sequences) == pytest.approx(arithmetic + read, rel=1e-9)
+
+
+@pytest.mark.parametrize("prefix", [0, 3000])
+def test_a_prefill_by_hand(prefix: int) -> None:
+    """2,000 tokens: the layers for all, the head for one, and attention of each token to all before it, 4 FLOPs for
+    each of 32 layers, 32 heads and 128 dimensions."""
+    pairs = sum(prefix + place for place in range(1, 2001))
+    arithmetic = (2 * LAYERS * 2000 + 2 * HEAD) / FLOPS
+    attention = 4 * 32 * 32 * 128 * pairs / (1000e12 * ATTENTION_EFFICIENCY)
+    read = (2 * (LAYERS + HEAD) + (prefix + 2000) * 131_072) / BYTES
+    assert seconds((2000, prefix)) == pytest.approx(arithmetic + attention + read, rel=1e-4)
+
+
+requests = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 20_000)), min_size=1, max_size=8)
+
+
+@given(requests, st.integers(1, 2000), st.integers(1, 2000))
+def test_more_tokens_and_longer_contexts_take_longer(mix: list[tuple[int, int]], tokens: int, context: int) -> None:
+    """A request more, more tokens of a request, or a longer prefix never make a step of the same kind faster."""
+    (first, prefix), *rest = [(count + 1, before) for count, before in mix]  # more than one token: all prefill
+    base = seconds((first, prefix), *rest)
+    assert seconds((first + tokens, prefix), *rest) > base
+    assert seconds((first, prefix + context), *rest) > base
+    assert seconds((first, prefix), *rest, (1, context)) > base
+
+
+@given(requests, st.sampled_from([2, 4, 8]))
+def test_cards_share_the_work_and_add_their_all_reduces(mix: list[tuple[int, int]], gpus: int) -> None:
+    """With links of endless speed, N cards take 1/N of the time and two latencies a layer; real links take longer."""
+    endless = CARD.model_copy(update={"nvlink_gb_per_s": 1e30})
+    assert seconds(*mix, gpus=gpus, card=endless) == pytest.approx(
+        seconds(*mix) / gpus + 2 * 32 * ALL_REDUCE_S, rel=1e-9
+    )
+    assert seconds(*mix, gpus=gpus) > seconds(*mix, gpus=gpus, card=endless)
+
+
+def test_what_no_card_is_known_to_do_is_refused() -> None:
+    """A card without efficiencies has no formula, and one without NVLink none for several cards."""
+    with pytest.raises(UsageError, match="a guess"):
+        Formula.of(CARD.model_copy(update={"efficiency": None}), LLAMA_8B)
+    pcie = CARD.model_copy(update={"nvlink_gb_per_s": None})
+    assert seconds((1, 9), card=pcie) == seconds((1, 9))
+    with pytest.raises(UsageError, match=r"tensor_parallel is 2.*no NVLink"):
+        seconds((1, 9), gpus=2, card=pcie)
+
+
+# Steps
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=9), st.integers(0, 1000))
+def test_a_prompt_in_chunks_attends_as_the_whole_prompt_does(chunks: list[int], prefix: int) -> None:
+    """Over all chunks, tokens and pairs of attention add up to those of the prompt in one step."""
+
+    def prefill(tokens: int, before: int) -> Step:
+        made = Step()
+        made.add(tokens, prefix=before, decode=False, sampled=False)
+        return made
+
+    parts = [prefill(chunk, prefix + sum(chunks[:place])) for place, chunk in enumerate(chunks)]
+    whole = prefill(sum(chunks), prefix)
+    assert sum(part.tokens for part in parts) == whole.tokens == whole.prefill_tokens
+    assert sum(part.attention_pairs for part in parts) == pytest.approx(whole.attention_pairs)
+    assert parts[-1].context == whole.context
+
+
+def test_a_fitted_time_is_the_sum_of_its_terms() -> None:
+    """Constant, tokens, sequences, context and pairs, each times its coefficient: by hand for a mixed step."""
+    fitted = Fitted(coefficients=dict(zip(TERMS, (7.0, 5.0, 3.0, 2.0, 0.5), strict=True)))
+    mixed = step((10, 4), (1, 20))
+    assert fitted.seconds(mixed) == pytest.approx(7 + 5 * 11 + 3 * 2 + 2 * (14 + 21) + 0.5 * (10 * 4 + 10 * 10 / 2))
+
+
+# Measured kernels
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return Kernels(cards.find("h100-sxm"), model_folder("llama-3.1-8b"))
+
+
+@pytest.fixture(scope="module")
+def package() -> Any:
+    """The package's own engine, by the name of the model that it ships."""
+    from aiconfigurator_core.sdk.engine import EngineHandle
+
+    model = "meta-llama/Meta-Llama-3.1-8B"
+    return EngineHandle.compile(model, "h100_sxm", "vllm", backend_version="0.24.0", tp_size=1)
+
+
+@pytest.mark.parametrize("sequences", [1, 32, 200])
+@pytest.mark.parametrize("context", [100, 1024, 9000])
+def test_a_decode_step_is_the_packages_own(kernels: Kernels, package: Any, sequences: int, context: int) -> None:
+    """Sequences of one length: the package's decode_step_latency, in milliseconds, to rounding."""
+    expected_ms = package.decode_step_latency(sequences, context, 2)
+    assert kernels.seconds(step(*[(1, context - 1)] * sequences)) == pytest.approx(expected_ms / 1e3, rel=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [256, 2048, 8192])
+def test_a_prefill_is_the_packages_own(kernels: Kernels, package: Any, tokens: int) -> None:
+    """One prompt alone, without and with a cached prefix: within 2% of the package's predict_prefill_latency."""
+    for prefix in (0, 4096):
+        expected_ms = package.predict_prefill_latency(1, tokens + prefix, prefix)
+        assert kernels.seconds(step((tokens, prefix))) == pytest.approx(expected_ms / 1e3, rel=0.02)
+
+
+def test_kernel_times_grow(kernels: Kernels) -> None:
+    """With the prompt, with what is cached before it, with the sequences that decode beside it and their context."""
+    longer = [
+        [kernels.seconds(step((tokens, 0))) for tokens in (64, 512, 2048, 8192)],
+        [kernels.seconds(step((512, prefix))) for prefix in (0, 2048, 8192, 32_768)],
+        [kernels.seconds(step((512, 0), *[(1, 1023)] * decodes)) for decodes in (0, 16, 64, 256)],
+        [kernels.seconds(step((512, 0), *[(1, context - 1)] * 32)) for context in (256, 1024, 4096, 16_384)],
+        [kernels.seconds(step(*[(1, context - 1)] * 32)) for context in (256, 1024, 4096, 16_384)],
+        [kernels.seconds(step(*[(1, 1023)] * decodes)) for decodes in (1, 16, 64, 256)],
+    ]
+    assert longer == [sorted(times) for times in longer]
+    assert all(times[-1] > 1.4 * times[0] for times in longer)
+
+
+@pytest.mark.parametrize(("tables", "says"), [(("abacus", "0.24.0"), "abacus"), (("h100_sxm", "0.0.1"), "vLLM 0.0.1")])
+def test_kernels_that_were_not_measured_are_refused(tables: tuple[str, str], says: str) -> None:
+    """A system or a version that the package does not have is a usage error with its name, not a guess."""
+    card = cards.find("h100-sxm").model_copy(update={"kernels": KernelTables(system=tables[0], version=tables[1])})
+    with pytest.raises(UsageError, match=f"(?s)no measured kernel times.*{says}"):
+        Kernels(card, model_folder("llama-3.1-8b"))
+
+
+# Shapes
+
+# Totals of the safetensors files as huggingface.co shows them (Meta's Llama 3.1 8B and 70B; Qwen3's model cards: 8.2B,
+# 32.8B, and "30.5B in total and 3.3B activated").
+PUBLISHED = {
+    "llama-3.1-8b": 8.03e9,
+    "llama-3.1-70b": 70.55e9,
+    "qwen3-8b": 8.19e9,
+    "qwen3-32b": 32.76e9,
+    "qwen3-30b-a3b": 30.53e9,
+}
+
+
+@pytest.mark.engine  # needs no engine but torch and transformers, which no unit test imports
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_sizes(name: str) -> None:
+    """Parameters in all, those that one token uses, and the weights' bytes, to 1%."""
+    assert set(PUBLISHED) == set(known_models())
+    shape = shape_of(model_folder(name))
+    active = shape.active_parameters + shape.head_parameters + shape.embedding_parameters
+    assert shape.parameters == pytest.approx(PUBLISHED[name], rel=0.01)
+    assert active == pytest.approx(3.35e9 if name == "qwen3-30b-a3b" else PUBLISHED[name], rel=0.01)
+    assert shape.weight_bytes == 2 * shape.parameters
+    assert shape.read_bytes == 2 * (shape.parameters - shape.embedding_parameters)
+
+
+@pytest.mark.engine
+def test_the_shape_by_hand_is_the_one_that_is_counted() -> None:
+    """LLAMA_8B above, from the config's numbers alone, is what transformers builds."""
+    assert shape_of(model_folder("llama-3.1-8b")) == LLAMA_8B
+    assert LLAMA_8B.kv_bytes_per_token == 131_072
+
+
+def changed(folder: Path, **change: Any) -> Path:
+    """`folder` with Llama-3.1-8B's config.json, changed."""
+    config = json.loads((model_folder("llama-3.1-8b") / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    return folder
+
+
+@pytest.mark.engine
+def test_fp8_halves_the_matrices_and_leaves_the_embeddings(tmp_path: Path) -> None:
+    """A checkpoint in fp8 has a byte for each weight of a layer's matrices, and two for embedding, head and norms."""
+    matrices = 32 * (ATTENTION + 3 * 4096 * 14336)
+    expected = replace(LLAMA_8B, weight_bytes=LLAMA_8B.weight_bytes - matrices, bytes_per_weight=1)
+    assert shape_of(changed(tmp_path, quantization_config={"quant_method": "fp8"})) == expected
+
+
+@pytest.mark.engine
+def test_a_tied_embedding_is_read_as_the_head(tmp_path: Path) -> None:
+    """One matrix serves as both, so it is stored once, and each step reads all of the weights."""
+    shape = shape_of(changed(tmp_path, tie_word_embeddings=True))
+    assert (shape.parameters, shape.head_parameters) == (LAYERS + HEAD, HEAD)
+    assert shape.read_bytes == shape.weight_bytes == 2 * (LAYERS + HEAD)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, UsageError, "'awq'"),
+        ({"model_type": "abacus"}, ModelError, "not a decoder"),
+    ],
+)
+def test_other_models_are_refused(change: dict[str, Any], error: type[Exception], says: str, tmp_path: Path) -> None:
+    """A quantisation without kernels, and a model that transformers does not know."""
+    with pytest.raises(error, match=says):
+        shape_of(changed(tmp_path, **change))
+
+
+def test_models_are_named_by_folder_or_file(tmp_path: Path) -> None:
+    """A folder with a config.json and the file itself name the same model; a folder without one lists the known ones."""
+    with pytest.raises(UsageError, match="qwen3-32b"):
+        model_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == model_folder(tmp_path / "config.json") == tmp_path

@@ -1,0 +1,140 @@
+"""Traffic of token ids: the same for the same seed, shared as far as asked, and due when the statistics say."""
+
+import random
+from itertools import pairwise
+from statistics import fmean, pvariance
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.errors import UsageError
+from labkit.modelled import TokenRequest, traffic
+from labkit.workloads import Request, Workload, interference
+
+counts = st.integers(1, 40)
+seeds = st.integers(0, 10**6)
+
+
+def common(first: TokenRequest, second: TokenRequest) -> int:
+    """How many leading tokens two prompts have in common."""
+    pairs = zip(first.token_ids, second.token_ids, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), len(first.token_ids))
+
+
+@given(counts, st.integers(0, 300), st.integers(20, 200), counts, seeds)
+def test_fixed_prompts_share_what_was_asked_and_no_more(n: int, shared: int, own: int, output: int, seed: int) -> None:
+    """All have the lengths asked for; any two begin alike for `shared_tokens`, and differ within the next few."""
+    requests = traffic.fixed(n, input_tokens=shared + own, output_tokens=output, shared_tokens=shared, seed=seed)
+    assert [(len(one.token_ids), one.output_tokens, one.due_s) for one in requests] == [(shared + own, output, 0.0)] * n
+    assert all(shared <= common(a, b) < shared + 3 for a, b in pairwise(requests))
+
+
+@given(seeds)
+def test_the_same_seed_gives_the_same_traffic(seed: int) -> None:
+    """Tokens and times depend on the arguments alone; another seed changes both; a longer load begins with a shorter."""
+
+    def load(seed: int, n: int = 6) -> traffic.Traffic:
+        return traffic.at_rate(traffic.fixed(n, input_tokens=30, output_tokens=3, seed=seed), 2.0, seed=seed)
+
+    state = random.getstate()
+    assert load(seed) == load(seed) == load(seed, n=9)[:6]
+    talks = [
+        traffic.conversations(3, turns=2, system_tokens=9, user_tokens=5, output_tokens=4, seed=seed) for _ in "ab"
+    ]
+    assert talks[0] == talks[1]
+    assert random.getstate() == state  # the generator that all share is left alone
+    other = load(seed + 1)
+    assert all(one.token_ids != two.token_ids for one, two in zip(load(seed), other, strict=True))
+    assert [one.due_s for one in other] != [one.due_s for one in load(seed)]
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("rate", [0.5, 20.0])
+def test_bursty_gaps_have_the_mean_and_variation_asked_for(rate: float, burstiness: float) -> None:
+    """Over 20,000 gaps the mean is 1/rate and the squared coefficient of variation `burstiness`, to some per cent."""
+    times = traffic.bursty_arrivals_s(20_000, rate=rate, burstiness=burstiness, seed=5)
+    gaps = [later - earlier for earlier, later in pairwise((0.0, *times))]
+    assert min(gaps) >= 0
+    assert fmean(gaps) == pytest.approx(1 / rate, rel=5 * (burstiness / 20_000) ** 0.5)  # five standard errors
+    assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(burstiness, rel=0.12)
+
+
+def test_each_arrival_has_its_statistics() -> None:
+    """At one rate, constant gaps are all alike, Poisson gaps vary with a squared coefficient of 1, bursty ones more."""
+    load = traffic.fixed(4000, input_tokens=1, output_tokens=1)
+    scv = {}
+    for arrival in ("constant", "poisson", "bursty"):
+        due = [one.due_s for one in traffic.at_rate(load, 8.0, arrival=arrival, seed=1)]
+        gaps = [later - earlier for earlier, later in pairwise(due)]
+        assert due[-1] == pytest.approx(4000 / 8, rel=0.15)
+        scv[arrival] = pvariance(gaps) / fmean(gaps) ** 2
+    assert scv == pytest.approx({"constant": 0, "poisson": 1, "bursty": 4}, rel=0.2, abs=1e-9)
+    with pytest.raises(UsageError, match="(?s)'gaussian'.*poisson, constant, bursty"):
+        traffic.at_rate(load, 8.0, arrival="gaussian")
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 60), st.integers(20, 40), seeds)
+def test_conversations_are_chains_behind_one_system_prompt(
+    n: int, turns: int, system: int, user: int, seed: int
+) -> None:
+    """Every turn follows the one before it; the first ones share the system prompt, and no two users say the same."""
+    options = {"system_tokens": system, "user_tokens": user, "output_tokens": 7, "think_s": 2.0, "seed": seed}
+    talk = traffic.conversations(n, turns=turns, rate=3.0, **options)
+    assert len(talk) == n * turns
+    firsts = talk[::turns]
+    assert [one.due_s for one in firsts] == sorted(one.due_s for one in firsts)
+    assert all(system <= common(a, b) < system + 3 for a, b in pairwise(firsts))
+    for index, request in enumerate(talk):
+        turn = index % turns
+        assert request.follows == (index - 1 if turn else None)
+        assert len(request.token_ids) == (user if turn else system + user)
+        assert (request.group, request.output_tokens) == (f"turn-{turn + 1}", 7)
+        assert request.due_s >= 0
+    said = [tuple(one.token_ids[-user:]) for one in talk]
+    assert len(set(said)) == len(said)
+    assert {one.due_s for one in traffic.conversations(n, turns=turns, **options)[::turns]} == {0.0}
+
+
+def test_users_think_as_long_as_asked() -> None:
+    """Think times are exponential: over many turns mean and standard deviation are `think_s`; 0 gives none."""
+    options = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
+    times = [one.due_s for one in traffic.conversations(1000, think_s=3.0, **options) if one.follows is not None]
+    assert (fmean(times), pvariance(times) ** 0.5) == pytest.approx((3.0, 3.0), rel=0.08)
+    assert all(one.due_s == 0 for one in traffic.conversations(3, think_s=0.0, **options))
+
+
+def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
+    """Each prompt is encoded once, in order, with its answer's length and its group; chat messages are refused."""
+    workload = interference(9, long_every=4)
+    load = traffic.tokenised(workload, lambda text: [ord(letter) for letter in text])
+    assert [("".join(map(chr, one.token_ids)), one.output_tokens, one.group, one.due_s) for one in load] == [
+        (one.prompt, one.max_tokens, one.group, 0.0) for one in workload.requests
+    ]
+    with pytest.raises(UsageError, match="chat messages"):
+        traffic.tokenised(Workload("chat", (Request("", 1, messages=({"role": "user"},)),)), lambda _text: [1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"n": 0}, "n is 0"),
+        ({"input_tokens": 0}, "input_tokens is 0"),
+        ({"output_tokens": 0}, "output_tokens is 0"),
+        ({"shared_tokens": 5}, "5 of 5 input tokens"),
+        ({"shared_tokens": -1}, "shared_tokens is -1"),
+    ],
+)
+def test_impossible_lengths_are_refused(wrong: dict[str, int], says: str) -> None:
+    """Each is a usage error with its name and number."""
+    with pytest.raises(UsageError, match=says):
+        traffic.fixed(**{"n": 1, "input_tokens": 5, "output_tokens": 1} | wrong)
+
+
+def test_turns_have_no_times_of_their_own() -> None:
+    """Arrival times for turns are refused: they follow from answers; so is a request without a token."""
+    talk = traffic.conversations(1, turns=2, system_tokens=0, user_tokens=1, output_tokens=1)
+    with pytest.raises(UsageError, match="times of their own"):
+        traffic.at_rate(talk, 1.0)
+    with pytest.raises(UsageError, match="0 prompt tokens"):
+        TokenRequest(token_ids=[], output_tokens=1)
