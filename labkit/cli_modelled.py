@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ROUTERS = ("round-robin", "least-loaded", "prefix-aware")
 TOKEN_WORKLOADS = ("conversations", "mooncake", "generated")
+REQUESTS, CONVERSATIONS = 200, 50
 
 
 def simulate(
@@ -29,7 +30,9 @@ def simulate(
     concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
     arrival: Annotated[str, typer.Option(metavar="poisson|constant|bursty", help="Of an open loop.")] = "poisson",
-    requests: Annotated[int, typer.Option(metavar="N", help="How many requests.")] = 200,
+    requests: Annotated[
+        int | None, typer.Option(metavar="N", help="How many. Default: 200, or all of a trace's.")
+    ] = None,
     input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 500,
     output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 200,
     shared_tokens: Annotated[int, typer.Option(metavar="N", help="Leading tokens that all prompts share.")] = 0,
@@ -56,11 +59,15 @@ def simulate(
     os.environ.update(card.env)  # before vllm is imported
     from labkit.modelled.simulate import simulate as run
     from labkit.modelled.simulate import vllm_options
-    from labkit.tables import show_simulation
+    from labkit.tables import counting, show_simulation
 
     if workload is None:
         traffic = modelled.traffic.fixed(
-            requests, input_tokens=input_tokens, output_tokens=output_tokens, shared_tokens=shared_tokens, seed=seed
+            requests or REQUESTS,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            shared_tokens=shared_tokens,
+            seed=seed,
         )
     else:
         traffic = _traffic(workload, requests, seed, rate, settings or ())
@@ -68,33 +75,38 @@ def simulate(
         traffic = modelled.traffic.at_rate(traffic, rate, arrival=arrival, seed=seed)
     if concurrency is None and rate is None and workload not in TOKEN_WORKLOADS:
         concurrency = 1
-    answer = run(
-        card,
-        traffic,
-        concurrency=concurrency,
-        replicas=replicas,
-        router=_router(router),
-        options=vllm_options(flags) if flags else None,
-        direction_only=direction_only,
-    )
+    options = vllm_options(flags) if flags else None
+    with counting("requests") as progress:
+        answer = run(
+            card,
+            traffic,
+            concurrency=concurrency,
+            replicas=replicas,
+            router=_router(router),
+            options=options,
+            direction_only=direction_only,
+            progress=progress,
+        )
     if as_json:
         print_json(answer.to_json())
     else:
         show_simulation(answer)
 
 
-def _traffic(name: str, requests: int, seed: int, rate: float | None, settings: Sequence[str]) -> "Traffic":
+def _traffic(name: str, requests: int | None, seed: int, rate: float | None, settings: Sequence[str]) -> "Traffic":
     from labkit.modelled import traces, traffic
     from labkit.settings import parse_settings
 
     options: dict[str, Any] = parse_settings(settings)
     try:
         if name == "conversations":
-            return traffic.conversations(requests, rate=rate, seed=seed, **options)
+            return traffic.conversations(requests or CONVERSATIONS, rate=rate, seed=seed, **options)
         if name == "generated":
-            return _noted(traces.generated(requests, rate=rate or 1.0, seed=seed, **options))
+            return _noted(traces.generated(requests or REQUESTS, rate=rate or 1.0, seed=seed, **options))
         if name == "mooncake":
-            return _noted(traces.from_mooncake(Path(str(options.pop("path"))), **options))
+            if rate is not None:
+                raise UsageError("a trace has arrival times of its own", remedy="leave --rate out, or --set speed=2")
+            return _noted(traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options))
     except (TypeError, KeyError) as error:
         raise UsageError(
             f"workload {name!r}: {error}", remedy="see docs/modelled-gpu.md for the options of each workload"
@@ -105,7 +117,7 @@ def _traffic(name: str, requests: int, seed: int, rate: float | None, settings: 
     from labkit.workloads import build
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(CHAT, progress=say))
-    return traffic.tokenised(build(name, n=requests, seed=seed, **options), tokenizer.encode)
+    return traffic.tokenised(build(name, n=requests or REQUESTS, seed=seed, **options), tokenizer.encode)
 
 
 def _noted(trace: Any) -> "Traffic":

@@ -99,8 +99,9 @@ class Promise:
 
     @property
     def shows_ttft(self) -> bool:
-        """Whether a TTFT may be given at all."""
-        return self.region in ("below 50%", "50-90%")
+        """Whether a TTFT may be given at all: not near the knee, and not where none was compared."""
+        compared_here = self.of("ttft_ms") is not None or bool(self.direction_only)
+        return self.region in ("below 50%", "50-90%") and compared_here
 
     def of(self, quantity: str) -> Errors | None:
         """The error of a quantity, or None where none was measured."""
@@ -108,11 +109,15 @@ class Promise:
 
     def text(self) -> str:
         """The error in words."""
-        tpot, capacity = self.of("tpot_ms"), self.of("output_per_s")
-        if tpot is None:
-            return "no served measurement to compare with"
-        words = f"TPOT {tpot.mean:.0%} (worst {tpot.worst:.0%}, {tpot.points} served points of {', '.join(tpot.cards)})"
-        return words + (f", capacity {capacity.mean:.0%} (worst {capacity.worst:.0%})" if capacity else "")
+        names = {"TPOT": "tpot_ms", "TTFT": "ttft_ms", "capacity": "output_per_s"}
+        known = {name: errors for name, quantity in names.items() if (errors := self.of(quantity)) is not None}
+        if not self.shows_ttft:
+            known.pop("TTFT", None)
+        if not known:
+            return "no served load to compare with"
+        words = (f"{name} {errors.mean:.0%} (worst {errors.worst:.0%})" for name, errors in known.items())
+        first = next(iter(known.values()))
+        return f"{', '.join(words)}; {first.points} served loads of {', '.join(first.cards)}"
 
 
 def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float) -> Promise:

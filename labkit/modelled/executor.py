@@ -16,7 +16,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
@@ -111,7 +110,7 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
             "block_size": self.cache_config.block_size,
             "num_kv_heads": self.model_config.get_num_kv_heads(self.parallel_config),
             "head_size": self.model_config.get_head_size(),
-            "dtype": self.model_config.dtype if self.model_config.dtype != torch.float32 else torch.float32,
+            "dtype": self.model_config.dtype,
         }
         return {
             f"model.layers.{index}.self_attn.attn": (

@@ -104,6 +104,7 @@ class Replica:
     def submit(self, index: int, token_ids: Sequence[int], output_tokens: int) -> None:
         """Gives the engine a request, to be answered with exactly `output_tokens`. UsageError where vLLM refuses it."""
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         wanted = SamplingParams(
@@ -115,7 +116,7 @@ class Replica:
         )
         try:
             self.engine.add_request(str(index), {"prompt_token_ids": token_ids}, wanted)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise UsageError(f"request {index}: {error}", remedy="shorten it, or raise max_model_len") from error
         self._numbers[str(index)] = index
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,9 @@ class Simulation:
         notes = [*self.driven.result.warnings]
         tpot = self.promise.of("tpot_ms")
         if tpot is not None and self.gpu.card.name not in tpot.cards:
-            notes.append(f"no served load on {self.gpu.card.title} is among those compared: the errors are of others")
+            notes.append(
+                f"no served load on {self.gpu.card.title} is among those compared at such a load: the errors are of others"
+            )
         if self.promise.direction_only:
             notes.append(f"direction only: {self.promise.direction_only}")
         if self.promise.region == "overload":
@@ -46,10 +48,14 @@ class Simulation:
                 f"overload: at {self.load_share:.0%} of capacity the queue grows for as long as the load lasts, so "
                 "a TTFT would say how long that was"
             )
-        elif not self.promise.shows_ttft:
+        elif self.promise.region == "90-100%":
             notes.append(
                 f"near the knee: at {self.load_share:.0%} of capacity queues decide the TTFT, and no model tells it"
             )
+        elif not self.promise.shows_ttft:
+            notes.append("no TTFT: none was compared with a real one for this kind of model")
+        elif (self.driven.result.concurrency or 0) > 1:
+            notes.append("closed loop: all clients begin at once, and the TTFT of that first wave is in the figures")
         return tuple(notes)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +80,8 @@ class Simulation:
         }
 
     def _errors(self) -> dict[str, Any]:
-        names = {"tpot": "tpot_ms", "ttft": "ttft_ms", "capacity": "output_per_s"}
+        names = {"tpot": "tpot_ms", "capacity": "output_per_s"}
+        names |= {"ttft": "ttft_ms"} if self.promise.shows_ttft else {}
         return {
             name: {"mean": errors.mean, "worst": errors.worst, "points": errors.points}
             for name, quantity in names.items()
@@ -112,20 +119,28 @@ def simulate(
     router: Router | None = None,
     options: Mapping[str, Any] | None = None,
     direction_only: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Simulation:
     """Runs `traffic` through vLLM on `replicas` of the modelled card; `options` are more arguments of `LLM(...)`.
 
-    UsageError: an option that vLLM or the modelled card refuses, a model that does not fit, or a card or model of which
-    no served load was compared, unless `direction_only`.
+    `progress` is called with the requests done and all of them. UsageError: an option that vLLM or the modelled card
+    refuses, a model that does not fit, or a card or model of which no served load was compared, unless
+    `direction_only`.
     """
     refusal = promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=0.0).direction_only
     if refusal and not direction_only:
         raise UsageError(refusal, remedy="pass --direction-only for numbers that show a direction, not a size")
+    taken = sorted({"model", "tensor_parallel_size", "additional_config"} & set(options or {}))
+    if taken:
+        raise UsageError(
+            f"{', '.join(taken)} among vLLM's options: the modelled card sets it",
+            remedy="use --model, --tensor-parallel and --gpu",
+        )
     arguments = {**gpu.served_llm, **(options or {})}
     engines: list[Any] = []
     try:
         engines.extend(_start(gpu, arguments) for _ in range(replicas))
-        driven = drive(engines, traffic, concurrency=concurrency, router=router)
+        driven = drive(engines, traffic, concurrency=concurrency, router=router, progress=progress)
         config = engines[0].llm_engine.vllm_config
         capacity_per_s = replicas * _capacity_per_s(engines[0].llm_engine.model_executor, config, driven)
     finally:

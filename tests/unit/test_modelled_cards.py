@@ -10,6 +10,7 @@ import yaml
 from labkit import modelled
 from labkit.errors import RecordError, UsageError
 from labkit.modelled import cards
+from labkit.modelled.cards import Price, Sheet
 from labkit.paths import data_path
 
 ENTRIES: dict[str, Any] = yaml.safe_load(data_path("gpus.yaml").read_text())
@@ -33,10 +34,11 @@ def test_every_figure_has_a_source(name: str) -> None:
     """The sheet and the price name a source and a past date; efficiencies come with a source, and only without one is
     the evidence none."""
     card = cards.find(name)
-    for read in filter(None, (card.sheet, card.usd_per_hour)):
-        assert len(read.source) > 10
-        assert isinstance(read.date, date)
-        assert date(2026, 1, 1) < read.date < date(2028, 1, 1)
+    read: list[Sheet | Price] = [card.sheet, *([card.usd_per_hour] if card.usd_per_hour else [])]
+    for figure in read:
+        assert len(figure.source) > 10
+        assert isinstance(figure.date, date)
+        assert date(2026, 1, 1) < figure.date < date(2028, 1, 1)
     assert (card.efficiency is None) == (card.evidence == "none")
     assert card.efficiency is None or len(card.efficiency.source) > 10
 

@@ -269,7 +269,7 @@ def test_other_models_are_refused(change: dict[str, Any], error: type[Exception]
 
 
 def test_models_are_named_by_folder_or_file(tmp_path: Path) -> None:
-    """A folder with a config.json and the file itself name the same model; a folder without one lists the known ones."""
+    """A folder with a config.json and the file itself name one model; a folder without it lists the known ones."""
     with pytest.raises(UsageError, match="qwen3-32b"):
         model_folder(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise
 from statistics import fmean, pvariance
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def test_fixed_prompts_share_what_was_asked_and_no_more(n: int, shared: int, own
 
 @given(seeds)
 def test_the_same_seed_gives_the_same_traffic(seed: int) -> None:
-    """Tokens and times depend on the arguments alone; another seed changes both; a longer load begins with a shorter."""
+    """Tokens and times depend on the arguments alone; another seed changes both; a longer load begins as a shorter."""
 
     def load(seed: int, n: int = 6) -> traffic.Traffic:
         return traffic.at_rate(traffic.fixed(n, input_tokens=30, output_tokens=3, seed=seed), 2.0, seed=seed)
@@ -70,7 +71,7 @@ def test_each_arrival_has_its_statistics() -> None:
         assert due[-1] == pytest.approx(4000 / 8, rel=0.15)
         scv[arrival] = pvariance(gaps) / fmean(gaps) ** 2
     assert scv == pytest.approx({"constant": 0, "poisson": 1, "bursty": 4}, rel=0.2, abs=1e-9)
-    with pytest.raises(UsageError, match="(?s)'gaussian'.*poisson, constant, bursty"):
+    with pytest.raises(UsageError, match=r"(?s)'gaussian'.*poisson, constant, bursty"):
         traffic.at_rate(load, 8.0, arrival="gaussian")
 
 
@@ -79,7 +80,13 @@ def test_conversations_are_chains_behind_one_system_prompt(
     n: int, turns: int, system: int, user: int, seed: int
 ) -> None:
     """Every turn follows the one before it; the first ones share the system prompt, and no two users say the same."""
-    options = {"system_tokens": system, "user_tokens": user, "output_tokens": 7, "think_s": 2.0, "seed": seed}
+    options: dict[str, Any] = {
+        "system_tokens": system,
+        "user_tokens": user,
+        "output_tokens": 7,
+        "think_s": 2.0,
+        "seed": seed,
+    }
     talk = traffic.conversations(n, turns=turns, rate=3.0, **options)
     assert len(talk) == n * turns
     firsts = talk[::turns]
@@ -98,7 +105,7 @@ def test_conversations_are_chains_behind_one_system_prompt(
 
 def test_users_think_as_long_as_asked() -> None:
     """Think times are exponential: over many turns mean and standard deviation are `think_s`; 0 gives none."""
-    options = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
+    options: dict[str, Any] = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
     times = [one.due_s for one in traffic.conversations(1000, think_s=3.0, **options) if one.follows is not None]
     assert (fmean(times), pvariance(times) ** 0.5) == pytest.approx((3.0, 3.0), rel=0.08)
     assert all(one.due_s == 0 for one in traffic.conversations(3, think_s=0.0, **options))
@@ -125,7 +132,7 @@ def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
         ({"shared_tokens": -1}, "shared_tokens is -1"),
     ],
 )
-def test_impossible_lengths_are_refused(wrong: dict[str, int], says: str) -> None:
+def test_impossible_lengths_are_refused(wrong: dict[str, Any], says: str) -> None:
     """Each is a usage error with its name and number."""
     with pytest.raises(UsageError, match=says):
         traffic.fixed(**{"n": 1, "input_tokens": 5, "output_tokens": 1} | wrong)
