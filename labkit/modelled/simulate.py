@@ -39,7 +39,7 @@ class Simulation:
         tpot = self.promise.of("tpot_ms")
         if tpot is not None and self.gpu.card.name not in tpot.cards:
             notes.append(
-                f"no served load on {self.gpu.card.title} is among those compared at such a load: the errors are of others"
+                f"no served load on {self.gpu.card.title} is among those compared here: the errors are of other cards"
             )
         if self.promise.direction_only:
             notes.append(f"direction only: {self.promise.direction_only}")
