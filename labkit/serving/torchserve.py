@@ -98,11 +98,17 @@ class TorchServe:
 
 
 def properties(
-    *, ports: Mapping[str, int], model_store: Path, archives: Sequence[Archive] = (), changes: Mapping[str, str]
+    *,
+    ports: Mapping[str, int],
+    model_store: Path,
+    archives: Sequence[Archive] = (),
+    changes: Mapping[str, str],
+    gpus: bool = False,
 ) -> dict[str, str]:
     """config.properties: everything on the loopback interface, tokens on, the model API off; `changes` come last.
 
-    A change to "" leaves the line out, so that TorchServe's own default holds.
+    A change to "" leaves the line out, so that TorchServe's own default holds. With `gpus` its system metrics are off:
+    they import a package that is not maintained (nvgpu), and fail without it at every interval (pytorch/serve #1516).
     """
     addresses = {
         f"{name}_address": f"http://{LOOPBACK}:{ports[name]}" for name in ("inference", "management", "metrics")
@@ -121,6 +127,7 @@ def properties(
         "number_of_netty_threads": "4",
         "netty_client_threads": "4",
         "token_expiration_min": str(KEYS_LAST_MIN),
+        **({"disable_system_metrics": "true"} if gpus else {}),
         **changes,
     }
     return {name: value for name, value in found.items() if value}
@@ -152,7 +159,8 @@ def start(
     folder = folder.absolute()
     store = folder / "model_store"
     asked = {**({"enable_model_api": "true"} if model_api else {}), **(changes or {})}
-    found = properties(ports=ports, model_store=store, archives=archives, changes=asked)
+    gpus = bool(machine.inspect().gpus)
+    found = properties(ports=ports, model_store=store, archives=archives, changes=asked, gpus=gpus)
     config = "".join(f"{name}={value}\n" for name, value in found.items())
     config_file = _lay_out(folder, config, archives)
     process = ServerProcess(

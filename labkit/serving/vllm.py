@@ -76,6 +76,17 @@ KNOWN_FAILURES = (
 ROOT_CAUSE = re.compile(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$", re.MULTILINE)
 
 
+GPU_ENV = {
+    # FlashInfer's sampler is compiled when an engine starts, by nvcc and ninja, which a driver alone does not bring
+    # (vllm #49497). The labs ask for greedy answers, so nothing is lost.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # CUDA lists the fastest card first, NVML by the bus: the card that was checked has to be the one that is used.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+}
+"""What an engine on a GPU gets besides. `generation_config` is "vllm" there: a model's own generation_config.json may
+set a temperature and penalties, which `vllm serve` would take and `LLM.generate` with its own parameters would not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """What this hardware asks of vLLM: the environment, the arguments of `LLM` and the flags of `vllm serve`.
@@ -118,9 +129,13 @@ def settings(
         _require_free_share(machine, gpu_memory_share)
         _require_room(machine, gpu_memory_share, weight_bytes or 0)
         return EngineSettings(
-            env=quiet,
-            llm={"gpu_memory_utilization": gpu_memory_share, "use_tqdm_on_load": False},
-            flags=f"--gpu-memory-utilization {gpu_memory_share}",
+            env={**quiet, **GPU_ENV},
+            llm={
+                "gpu_memory_utilization": gpu_memory_share,
+                "generation_config": "vllm",
+                "use_tqdm_on_load": False,
+            },
+            flags=f"--gpu-memory-utilization {gpu_memory_share} --generation-config vllm",
         )
     _require_memory(machine, kv_cache_gib)
     cpu = {

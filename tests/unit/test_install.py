@@ -447,3 +447,11 @@ def test_stamp_read_back(tmp_path: Path) -> None:
     """A stamp that was written is read back as it was."""
     (tmp_path / "stamp").write_text(json.dumps(install.stamp("cpu")))
     assert install._read_stamp(tmp_path / "stamp") == install.stamp("cpu")
+
+
+def test_cuda_python_goes_with_its_bindings() -> None:
+    """On each Python the GPU lock has one cuda-python, of the version of cuda-bindings: older ones write its files."""
+    text = (REQUIREMENTS / "gpu.lock").read_text()
+    found = {name: re.findall(rf"^{name}==(\S+)", text, re.MULTILINE) for name in ("cuda-python", "cuda-bindings")}
+    assert len(found["cuda-python"]) == 1
+    assert found["cuda-python"] == found["cuda-bindings"]

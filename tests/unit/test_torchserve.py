@@ -42,6 +42,13 @@ def test_an_archive_holds_code_and_configuration(tmp_path: Path) -> None:
     assert config == {**usual, "batchSize": 3, "handler": {**usual["handler"], "per_row_s": 0.5}}
 
 
+@pytest.mark.parametrize("gpus", [True, False])
+def test_system_metrics_are_off_with_a_gpu(gpus: bool, tmp_path: Path) -> None:
+    """With a GPU TorchServe's system metrics, which import a package that is not there, are off; else they stay."""
+    found = torchserve.properties(ports=PORTS, model_store=tmp_path, changes={}, gpus=gpus)
+    assert (found.get("disable_system_metrics") == "true") is gpus
+
+
 @pytest.mark.parametrize(
     ("handler", "changes", "says"),
     [

@@ -61,9 +61,21 @@ def test_cpu_dtype(bf16: bool, dtype: str) -> None:
 def test_gpu_settings() -> None:
     """With a GPU: its share by flag and argument, and none of the CPU's settings."""
     found = settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=0.4)
-    assert found.flags == "--gpu-memory-utilization 0.4"
+    assert found.flags == "--gpu-memory-utilization 0.4 --generation-config vllm"
     assert found.llm["gpu_memory_utilization"] == 0.4
     assert not {"VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"} & found.env.keys()
+
+
+def test_an_engine_on_a_gpu_starts_with_a_driver_alone() -> None:
+    """No sampler that nvcc would have to compile, the card that NVML shows first, and no settings of the model's own;
+    on a CPU none of this, which it does not know."""
+    on_gpu, on_cpu = settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=0.4), settings(machine())
+    assert on_gpu.env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert on_gpu.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert on_gpu.llm["generation_config"] == "vllm"
+    assert "enforce" not in on_gpu.flags
+    assert not {"VLLM_USE_FLASHINFER_SAMPLER", "CUDA_DEVICE_ORDER"} & on_cpu.env.keys()
+    assert "generation_config" not in on_cpu.llm
 
 
 @pytest.mark.parametrize("gpus", [(), (gpu(free_gib=24),)])
