@@ -71,8 +71,9 @@ class Parameter(Strict):
 
 
 class Needs(Strict):
-    """What a lab takes at its fullest on the embedded model."""
+    """What a lab takes at its fullest on the embedded model. `engines`: those that part its share of a GPU."""
 
+    engines: int = Field(default=1, ge=1)
     memory_gib: float = Field(default=0, ge=0)
     disk_gib: float = Field(default=0, ge=0)
     java: bool = False

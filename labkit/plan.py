@@ -184,7 +184,7 @@ def _job(
     ready = readiness(lab, machine, versions)
     refused = f"{ready.reason}: {ready.fix}" if ready.runs == "no" and not done else ""
     if not refused and not done:
-        check_gpu_memory(parameters, machine, profile.weights)
+        check_gpu_memory(parameters, machine, profile.weights, engines=lab.needs.engines)
     return Job(lab=lab, notebook=notebook, given=given, parameters=parameters, done=done, refused=refused)
 
 

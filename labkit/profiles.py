@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from labkit.errors import ModelError, UsageError
+from labkit.gpu_share import require_share
 from labkit.labs import LABS, Lab, Strict, check_parameters, did_you_mean, find_lab
 from labkit.machine import Gpu, Machine
 from labkit.models import EMBEDDED, architecture
@@ -22,7 +23,8 @@ from labkit.paths import data_path
 GIB = 2**30
 AUTO = "auto"
 LARGEST_SHARE = 0.92  # vLLM 0.32's own default
-SHARE_MARGIN = 0.02  # CUDA's context takes memory between our look at the GPU and the engine's
+# CUDA's contexts take memory between our look at the GPU and the engine's: on small cards more than the share says.
+SHARE_MARGIN, MARGIN_BYTES = 0.02, GIB
 SMALLEST_SHARE = 0.05
 WEIGHT_BYTES = 2  # a parameter in bfloat16, the dtype in which vLLM loads a 7-8B model
 EVERY_LAB = "all"
@@ -111,29 +113,20 @@ def parse_overrides(settings: Sequence[str], labs: Mapping[str, Lab] = LABS) -> 
     return overrides
 
 
-def check_gpu_memory(parameters: Mapping[str, Any], machine: Machine, weights: Mapping[str, int]) -> None:
-    """UsageError, with the numbers, where the share is not free on the GPU or the weights do not fit into the share.
+def check_gpu_memory(
+    parameters: Mapping[str, Any], machine: Machine, weights: Mapping[str, int], *, engines: int = 1
+) -> None:
+    """UsageError, with the numbers, where the share is not free on the GPU or the weights do not fit into what each of
+    `engines` gets of it.
 
     Nothing is checked without a GPU, without a `gpu_memory_share`, or for a model whose size nobody tells.
     """
     share, model = parameters.get("gpu_memory_share"), parameters.get("model")
     if not machine.gpus or share is None or model is None:
         return
-    gpu, asked_bytes = machine.gpus[0], int(share * machine.gpus[0].memory_total_bytes)
-    if asked_bytes > gpu.memory_free_bytes:
-        raise UsageError(
-            f"gpu_memory_share {share:g} asks for {asked_bytes / GIB:.1f} GiB of GPU {gpu.index} ({gpu.name}), "
-            f"but only {gpu.memory_free_bytes / GIB:.1f} of its {gpu.memory_total_bytes / GIB:.1f} GiB are free",
-            remedy=f"{_smaller_share(gpu)}end what else uses the GPU (nvidia-smi)",
-        )
     count = count_parameters(model, weights)
-    if count is not None and count * WEIGHT_BYTES >= asked_bytes:
-        raise UsageError(
-            f"the weights of {model} take {count * WEIGHT_BYTES / GIB:.1f} GiB ({count / 1e9:.2f} billion parameters "
-            f"of {WEIGHT_BYTES} bytes), but gpu_memory_share {share:g} of GPU {gpu.index} ({gpu.name}) is "
-            f"{asked_bytes / GIB:.1f} GiB, which must hold the KV cache too",
-            remedy=f"choose a smaller model or a larger share ({gpu.memory_free_bytes / GIB:.1f} GiB are free now)",
-        )
+    weight_bytes = None if count is None else count * WEIGHT_BYTES
+    require_share(machine.gpus[0], share, model=model, weight_bytes=weight_bytes, engines=engines)
 
 
 def count_parameters(model: str, weights: Mapping[str, int]) -> int | None:
@@ -197,14 +190,9 @@ def _sized(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
 
 def _free_share(gpu: Gpu) -> float:
     """The largest share, in whole hundredths, that vLLM would still find free (never below the smallest allowed)."""
-    free = gpu.memory_free_bytes / gpu.memory_total_bytes - SHARE_MARGIN
+    margin = max(SHARE_MARGIN, MARGIN_BYTES / gpu.memory_total_bytes)
+    free = gpu.memory_free_bytes / gpu.memory_total_bytes - margin
     return max(SMALLEST_SHARE, min(LARGEST_SHARE, int(free * 100) / 100))
-
-
-def _smaller_share(gpu: Gpu) -> str:
-    share = _free_share(gpu)
-    fits = share * gpu.memory_total_bytes <= gpu.memory_free_bytes
-    return f"set gpu_memory_share to {share:g} or less, or " if fits else ""
 
 
 def _check_names(names: Sequence[str] | Mapping[str, Any], labs: Mapping[str, Lab], where: str) -> None:

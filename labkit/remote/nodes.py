@@ -94,7 +94,7 @@ def misfit(job: Job, node: Node, surveyed: Surveyed, plan: Plan) -> str:
     if model := surveyed.missing.get(node.id, {}).get(str(job.parameters.get("model"))):
         return model
     try:
-        check_gpu_memory(job.parameters, facts.machine, plan.profile.weights)
+        check_gpu_memory(job.parameters, facts.machine, plan.profile.weights, engines=job.lab.needs.engines)
     except UsageError as error:
         return error.what
     return ""

@@ -4,7 +4,6 @@ The engine's own command and arguments stay visible: nothing here renames or hid
 """
 
 import logging
-import math
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from labkit.errors import UsageError
+from labkit.gpu_share import require_share
 from labkit.machine import Machine
 from labkit.serving.process import LOOPBACK, Progress, ServerProcess, free_port, require_free_port
 
@@ -126,8 +126,7 @@ def settings(
     # A notebook shows errors; a server's log, where more is wanted, has the level of its own (see `start`).
     quiet = {**offline, "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if machine.gpus:
-        _require_free_share(machine, gpu_memory_share)
-        _require_room(machine, gpu_memory_share, weight_bytes or 0)
+        require_share(machine.gpus[0], gpu_memory_share, weight_bytes=weight_bytes)
         return EngineSettings(
             env={**quiet, **GPU_ENV},
             llm={
@@ -151,31 +150,6 @@ def settings(
         llm={"enforce_eager": True, "dtype": dtype, "use_tqdm_on_load": False},
         flags=f"--enforce-eager --dtype {dtype}",
     )
-
-
-def _require_free_share(machine: Machine, share: float) -> None:
-    if not 0 < share <= 1:
-        raise UsageError(f"gpu_memory_share is {share}, not a share", remedy="pass a number between 0 and 1")
-    gpu = machine.gpus[0]
-    free_share = math.floor(gpu.memory_free_bytes / gpu.memory_total_bytes * 100) / 100
-    if share > free_share:
-        raise UsageError(
-            f"gpu_memory_share is {share:.2f}, but only {free_share:.2f} of {gpu.name}'s "
-            f"{gpu.memory_total_bytes / 2**30:.0f} GiB is free",
-            remedy=f"pass a gpu_memory_share of at most {free_share:.2f}, or stop what else uses the GPU",
-        )
-
-
-def _require_room(machine: Machine, share: float, weight_bytes: int) -> None:
-    """The weights and a tenth of them for a cache: less than that serves nobody."""
-    gpu = machine.gpus[0]
-    room_bytes = share * gpu.memory_total_bytes
-    if room_bytes < 1.1 * weight_bytes:
-        raise UsageError(
-            f"the weights take {weight_bytes / 2**30:.1f} GiB; a share of {share:.2f} of {gpu.name}'s "
-            f"{gpu.memory_total_bytes / 2**30:.0f} GiB is {room_bytes / 2**30:.1f} GiB",
-            remedy="take a larger gpu_memory_share, a larger GPU, or a smaller model",
-        )
 
 
 def _require_memory(machine: Machine, kv_cache_gib: int) -> None:

@@ -254,10 +254,10 @@ def test_an_automatic_share_is_free_on_the_gpu(total: float, used: float) -> Non
 @pytest.mark.parametrize(
     ("share", "free_gib", "model", "says"),
     [
-        (0.9, 20.0, "org/Some-1B", ("0.9 asks for 72.0 GiB", "only 20.0 of its 80.0 GiB", "0.23 or less")),
+        (0.9, 20.0, "org/Some-1B", ("0.9 asks for 72.0 GiB", "only 20.0 of its 80.0 GiB", "at most 0.25")),
         (0.9, 2.0, "org/Some-1B", ("only 2.0 of its 80.0 GiB", "nvidia-smi")),
-        (0.1, 80.0, "Qwen/Qwen2.5-7B-Instruct", ("14.2 GiB", "7.62 billion", "is 8.0 GiB", "smaller model")),
-        (0.1, 80.0, "org/Other-8B-chat", ("14.9 GiB", "8.00 billion")),
+        (0.1, 80.0, "Qwen/Qwen2.5-7B-Instruct", ("14.2 GiB", "is 8.0 GiB", "smaller model")),
+        (0.1, 80.0, "org/Other-8B-chat", ("14.9 GiB", "is 8.0 GiB")),
     ],
 )
 def test_too_little_gpu_memory_is_told_with_the_numbers(
@@ -269,6 +269,18 @@ def test_too_little_gpu_memory_is_told_with_the_numbers(
     with pytest.raises(UsageError) as caught:
         check_gpu_memory({"gpu_memory_share": share, "model": model}, machine, weights)
     assert all(words in str(caught.value) for words in says), str(caught.value)
+
+
+def test_two_engines_part_a_share() -> None:
+    """Labs 01 and 03 hold two engines at once: a 7B that fits a card of 24 GB alone is refused there, with the numbers;
+    48 GB are enough."""
+    seven = {"gpu_memory_share": 0.9, "model": "Qwen/Qwen2.5-7B-Instruct"}
+    weights = course.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
+    assert {name for name, lab in course.LABS.items() if lab.needs.engines == 2} == {FIRST, "03_prefix_caching"}
+    check_gpu_memory(seven, synthetic.machine(gpu_gib=24), weights)
+    with pytest.raises(UsageError, match=r"parted by 2 engines, is 10\.8 GiB"):
+        check_gpu_memory(seven, synthetic.machine(gpu_gib=24), weights, engines=2)
+    check_gpu_memory(seven, synthetic.machine(gpu_gib=48), weights, engines=2)
 
 
 def test_gpu_memory_is_not_checked_where_it_does_not_matter() -> None:

@@ -89,7 +89,7 @@ def test_gpu_too_full() -> None:
     """A share that is not free is refused with what was asked, what is free, the GPU's name and size."""
     with pytest.raises(UsageError) as caught:
         settings(machine(gpus=(gpu(free_gib=6),)), gpu_memory_share=0.9)
-    assert caught.value.what == "gpu_memory_share is 0.90, but only 0.25 of NVIDIA L4's 24 GiB is free"
+    assert "gpu_memory_share 0.9 asks for 21.6 GiB of GPU 0 (NVIDIA L4), but only 6.0 of its 24.0" in caught.value.what
     assert "at most 0.25" in caught.value.remedy
 
 
