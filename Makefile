@@ -18,8 +18,9 @@ fetch: setup    ## the embedded models into the user's cache, verified
 run: fetch      ## every lab for real, then report.html (options: make run ARGS="01_first_deployment --resume")
 	@$(BIN)/labkit run $(ARGS)
 
-lab: fetch      ## JupyterLab on the first notebook
-	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb $(ARGS)
+lab: fetch      ## JupyterLab on your own copies of the notebooks, in workspace/ (PROFILE=cpu|gpu|FILE: other sizes)
+	@$(BIN)/python -m labkit.workspace $(if $(PROFILE),--profile $(PROFILE))
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 workspace/00_start_here.ipynb $(ARGS)
 
 lint: setup     ## formatting, lint and types
 	$(BIN)/ruff check .

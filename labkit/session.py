@@ -4,6 +4,7 @@ It checks the parameters, opens the record, and puts the machine's line under ev
 judged stands in `teaching`, `charts` and `claims`; here they meet the record.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -40,7 +41,19 @@ def start(name: str, parameters: Mapping[str, Any], *, out_dir: str | Path | Non
     session = LabSession(lab, checked, Path(folder).expanduser() if folder else _fresh_folder(), machine=inspect())
     listen(session.judged)
     session.show_machine()
+    _tell_of_a_newer_version()
     return session
+
+
+def _tell_of_a_newer_version() -> None:
+    """Where JupyterLab has opened a learner's copy of a lab that has changed since."""
+    if not os.environ.get("JPY_SESSION_NAME"):
+        return
+    from labkit import workspace
+
+    opened = workspace.opened_notebook()
+    if opened is not None and (notice := workspace.newer_version(opened)):
+        print(notice)
 
 
 class LabSession:

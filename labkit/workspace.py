@@ -1,0 +1,176 @@
+"""The notebooks as a learner opens them: without outputs, with the parameters that fit this machine.
+
+`make lab` lays them out in workspace/, which git ignores. What a learner has changed or run is never overwritten: where
+a newer version of such a notebook exists, the notebook says so when it is started.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from labkit.errors import LabkitError
+from labkit.labs import LABS
+from labkit.machine import inspect
+from labkit.paths import notebooks_path, root
+from labkit.profiles import Profile, load_profile, profile_for
+
+KEY = "serving_lab"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laid:
+    """What was laid out: notebooks that are new or renewed, and those of the learner's that were kept."""
+
+    folder: Path
+    profile: str
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    outdated: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        lines = [f"workspace {self.folder}: {len(self.written)} notebooks with the sizes of profile {self.profile}"]
+        if self.kept:
+            lines.append(f"kept as you left them: {', '.join(self.kept)}")
+        if self.outdated:
+            lines.append(
+                f"of these there are newer versions: {', '.join(self.outdated)} (rename yours, and start again)"
+            )
+        return "\n".join(lines)
+
+
+def workspace_path() -> Path:
+    """The learner's folder: `LABKIT_WORKSPACE`, or else workspace/ under the root."""
+    chosen = os.environ.get("LABKIT_WORKSPACE")
+    return Path(chosen).expanduser().resolve() if chosen else root() / "workspace"
+
+
+def lay_out(folder: Path, profile: Profile, *, sources: Iterable[Path] | None = None) -> Laid:
+    """Copies the course's notebooks into `folder` with the profile's parameters.
+
+    A notebook that a learner has edited or run stays as it is; one that was only laid out is renewed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written, kept, outdated = [], [], []
+    for source in course_notebooks() if sources is None else sources:
+        notebook = nbformat.read(source, as_version=4)
+        version = digest(notebook)
+        target = folder / source.name
+        if target.exists() and (theirs := _touched(target)) is not None:
+            kept.append(source.name)
+            if theirs != version:
+                outdated.append(source.name)
+            continue
+        _prepare(notebook, source.stem, profile, version)
+        nbformat.write(notebook, target)
+        written.append(source.name)
+    return Laid(
+        folder=folder,
+        profile=profile.name,
+        written=tuple(written),
+        kept=tuple(kept),
+        outdated=tuple(outdated),
+    )
+
+
+def course_notebooks() -> list[Path]:
+    """The labs in order, then their appendices."""
+    folder = notebooks_path()
+    return [*sorted(folder.glob("*.ipynb")), *sorted((folder / "appendix").glob("*.ipynb"))]
+
+
+def digest(notebook: Any) -> str:
+    """A fingerprint of a notebook's cells, whatever their outputs."""
+    cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+
+
+def with_parameters(source: str, values: Mapping[str, Any]) -> str:
+    """The text of a parameters cell with other values; comments, order and what is not named stay as they are."""
+    lines = [line.encode() for line in source.splitlines(keepends=True)]
+    statements = [one for one in ast.parse(source).body if isinstance(one, ast.Assign)]
+    for statement in reversed(statements):  # from the end, so that positions before it stay right
+        name, value = statement.targets[0], statement.value
+        if not isinstance(name, ast.Name) or name.id not in values or value.end_lineno is None:
+            continue
+        first, last = value.lineno - 1, value.end_lineno - 1
+        before, after = lines[first][: value.col_offset], lines[last][value.end_col_offset :]
+        lines[first : last + 1] = [before + _literal(values[name.id]).encode() + after]
+    return b"".join(lines).decode()
+
+
+def newer_version(notebook: Path) -> str:
+    """What to tell a learner whose notebook is older than the course's; empty where it is not, or is not laid out."""
+    try:
+        laid = nbformat.read(notebook, as_version=4).metadata.get(KEY)
+        source = next(path for path in course_notebooks() if path.name == notebook.name)
+        current = digest(nbformat.read(source, as_version=4))
+    except (OSError, ValueError, StopIteration, LabkitError):
+        return ""
+    if laid is None or laid.get("version") == current:
+        return ""
+    return (
+        f"A newer version of this lab exists. Yours is kept; to get the new one, rename {notebook.name} "
+        "and run `make lab` again."
+    )
+
+
+def opened_notebook() -> Path | None:
+    """The notebook that this kernel was started for, where JupyterLab tells."""
+    name = os.environ.get("JPY_SESSION_NAME", "")
+    return Path(name) if name.endswith(".ipynb") and Path(name).is_file() else None
+
+
+def _touched(target: Path) -> str | None:
+    """The version that a learner's notebook came from, if it was edited or run; None if it may be renewed."""
+    try:
+        notebook = nbformat.read(target, as_version=4)
+    except (OSError, ValueError):
+        return ""  # not ours to repair
+    laid = notebook.metadata.get(KEY, {})
+    ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    return str(laid.get("version", "")) if ran or laid.get("laid_out") != digest(notebook) else None
+
+
+def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:
+    values = profile.parameters(LABS[name]) if name in LABS else {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", ()):
+            cell.source = with_parameters(cell.source, values)
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata[KEY] = {"version": version, "laid_out": digest(notebook), "profile": profile.name}
+
+
+def _literal(value: Any) -> str:
+    """As the notebooks write it: texts in double quotes, wherever JSON and Python agree on them."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return text if ast.literal_eval(text) == value else repr(value)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m labkit.workspace [--profile NAME]`: lays out, says what it did, and prints the folder."""
+    parser = argparse.ArgumentParser(prog="labkit.workspace", description=__doc__)
+    parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file; default: what fits this machine")
+    chosen = parser.parse_args(arguments).profile
+    try:
+        machine = inspect()
+        laid = lay_out(workspace_path(), load_profile(chosen or profile_for(machine), machine))
+    except LabkitError as error:
+        print(f"labkit: {error}", file=sys.stderr)
+        return error.exit_code
+    print(laid.text, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""The learner's copies of the notebooks: clean, of the right sizes, and never overwritten once they are a learner's."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import workspace
+from labkit.labs import LABS
+from labkit.paths import notebooks_path
+from labkit.profiles import Profile, load_profile
+from tests.unit import synthetic
+
+GPU_24 = synthetic.machine(gpu_gib=24)
+NAME = "04_chunked_prefill"
+
+
+@pytest.fixture(scope="module")
+def gpu_profile() -> Profile:
+    """The GPU profile, sized to a card of 24 GiB."""
+    return load_profile("gpu", GPU_24)
+
+
+def read(folder: Path, name: str = NAME) -> Any:
+    """A notebook of the workspace."""
+    return nbformat.read(folder / f"{name}.ipynb", as_version=4)
+
+
+def parameters_of(notebook: Any) -> str:
+    """The text of its parameters cell."""
+    return str(next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())))
+
+
+def save(notebook: Any, folder: Path, name: str = NAME) -> None:
+    """As JupyterLab does."""
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def test_a_gpus_workspace_has_its_sizes_and_no_outputs(tmp_path: Path, gpu_profile: Profile) -> None:
+    """Each lab's copy assigns what the profile says, keeps every other line as it was, and shows no output."""
+    laid = workspace.lay_out(tmp_path, gpu_profile)
+    assert {f"{name}.ipynb" for name in LABS} <= set(laid.written)
+    for name, lab in LABS.items():
+        notebook = read(tmp_path, name)
+        assert not any(cell.get("outputs") for cell in notebook.cells)
+        values = {}
+        for statement in ast.parse(parameters_of(notebook)).body:
+            assert isinstance(statement, ast.Assign)
+            assert isinstance(statement.targets[0], ast.Name)
+            values[statement.targets[0].id] = ast.literal_eval(statement.value)
+        assert set(values) == set(lab.parameters)
+        assert {key: values[key] for key in gpu_profile.parameters(lab)} == gpu_profile.parameters(lab)
+
+
+def test_a_copy_that_was_only_laid_out_is_renewed(tmp_path: Path, gpu_profile: Profile) -> None:
+    """Another profile gives the untouched copies other sizes."""
+    workspace.lay_out(tmp_path, gpu_profile)
+    laid = workspace.lay_out(tmp_path, load_profile("cpu", GPU_24))
+    assert f"{NAME}.ipynb" in laid.written
+    assert laid.kept == ()
+    assert 'model = "smollm2-135m"' in parameters_of(read(tmp_path))
+
+
+@pytest.mark.parametrize("change", ["edited", "run", "unreadable"])
+def test_what_a_learner_did_is_kept(change: str, tmp_path: Path, gpu_profile: Profile) -> None:
+    """An edited cell, an output, even a file that is broken: the next layout leaves it byte by byte as it is."""
+    workspace.lay_out(tmp_path, gpu_profile)
+    path = tmp_path / f"{NAME}.ipynb"
+    notebook = read(tmp_path)
+    if change == "edited":
+        notebook.cells[-1].source += "\nmy note"
+    if change == "run":
+        cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        cell.execution_count, cell.outputs = 1, [nbformat.v4.new_output("stream", text="hello")]
+    save(notebook, tmp_path)
+    if change == "unreadable":
+        path.write_text("{", encoding="utf-8")
+    before = path.read_bytes()
+    laid = workspace.lay_out(tmp_path, gpu_profile)
+    assert path.read_bytes() == before
+    assert laid.kept == (path.name,)
+
+
+def test_a_notebook_says_that_a_newer_version_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_profile: Profile
+) -> None:
+    """A kept copy of a lab that has changed since says so, by name; one of the present version says nothing."""
+    course = tmp_path / "course"
+    course.mkdir()
+    source = nbformat.read(notebooks_path() / f"{NAME}.ipynb", as_version=4)
+    save(source, course)
+    monkeypatch.setattr("labkit.workspace.notebooks_path", lambda: course)
+    mine = tmp_path / "mine"
+    workspace.lay_out(mine, gpu_profile)
+    notebook = read(mine)
+    notebook.cells[-1].source += "\nmy note"
+    save(notebook, mine)
+    assert workspace.newer_version(mine / f"{NAME}.ipynb") == ""
+    source.cells[0].source += "\nA better first sentence."
+    save(source, course)
+    assert f"rename {NAME}.ipynb" in workspace.newer_version(mine / f"{NAME}.ipynb")
+    laid = workspace.lay_out(mine, gpu_profile)
+    assert (laid.kept, laid.outdated) == ((f"{NAME}.ipynb",), (f"{NAME}.ipynb",))
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["a", "b", "c"]),
+        st.one_of(st.none(), st.integers(), st.text(max_size=8), st.lists(st.integers(), max_size=3)),
+    )
+)
+def test_only_the_values_change(values: dict[str, Any]) -> None:
+    """Whatever is put in, the cell assigns it, and comments, order and the other values stay."""
+    source = 'a = 1  # first, ä\nb = [\n    1,\n    2,\n]  # second\nc = "x"  # third'
+    changed = workspace.with_parameters(source, values)
+    found: dict[str, Any] = {}
+    exec(changed, found)
+    assert {name: found[name] for name in "abc"} == {"a": 1, "b": [1, 2], "c": "x"} | values
+    assert [comment in changed for comment in ("# first, ä", "# second", "# third")] == [True] * 3
+
+
+def test_the_command_says_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make lab`'s first step names the folder and the profile; an unknown profile ends with 2 and a remedy."""
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path / "mine"))
+    assert workspace.main(["--profile", "cpu"]) == 0
+    assert "profile cpu" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "00_start_here.ipynb").is_file()
+    assert workspace.main(["--profile", "cup"]) == 2
+    assert "cup" in capsys.readouterr().err
