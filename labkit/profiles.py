@@ -1,9 +1,10 @@
 """Profiles: one file of parameters for a kind of machine, so that the same labs fill two CPU cores or a GPU.
 
-A profile is YAML: `name`, `description`, `all` (for every lab that has the parameter), `labs` (for one lab) and
-`weights` (parameter counts of models whose size must be known before they are downloaded).
+A profile is YAML: `name`, `description`, `all` (for every lab that has the parameter), `labs` (for one lab), `weights`
+(parameter counts of models whose size must be known before they are downloaded) and `base` (a profile that it changes).
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ SHARE_MARGIN, MARGIN_BYTES = 0.02, GIB
 SMALLEST_SHARE = 0.05
 WEIGHT_BYTES = 2  # a parameter in bfloat16, the dtype in which vLLM loads a 7-8B model
 EVERY_LAB = "all"
+GPU = "gpu"  # as a profile: the one that fits the card
+# Profiles by what a card has in GiB, up to so much.
+GPU_PROFILES = ((20, "gpu-16"), (38, "gpu-24"), (70, "gpu-48"), (130, "gpu-80"), (math.inf, "gpu-141"))
 
 
 class _File(Strict):
@@ -35,6 +39,7 @@ class _File(Strict):
 
     name: str
     description: str
+    base: str = ""
     all: dict[str, Any] = Field(default_factory=dict)
     labs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     weights: dict[str, int] = Field(default_factory=dict)
@@ -63,19 +68,27 @@ class Profile:
 
 
 def profile_for(machine: Machine) -> str:
-    """The profile that fits the machine: "gpu" where there is one, else "cpu"."""
-    return "gpu" if machine.gpus else "cpu"
+    """The profile that fits the machine: the one of its first GPU's size, or "cpu"."""
+    if not machine.gpus:
+        return "cpu"
+    total_gib = machine.gpus[0].memory_total_bytes / GIB
+    return next(name for up_to_gib, name in GPU_PROFILES if total_gib < up_to_gib)
 
 
 def load_profile(name_or_path: str, machine: Machine, labs: Mapping[str, Lab] = LABS) -> Profile:
-    """The profile "cpu", "gpu" or a YAML file, checked against `labs` and sized to the machine.
+    """The profile "cpu", "gpu" (the one that fits the card), another of data/profiles, or a YAML file.
+
+    It is checked against `labs` and sized to the machine.
 
     UsageError: no such profile, a lab or parameter that does not exist, a value out of range, or a GPU profile on a
     machine without a GPU (with the reason why it has none).
     """
+    if name_or_path == GPU:
+        _require_gpu(GPU, machine)
+        name_or_path = profile_for(machine)
     path = _find(name_or_path)
     written = _read(path)
-    if written.name == "gpu" or _asks_for_a_gpu(written):
+    if _asks_for_a_gpu(written):
         _require_gpu(written.name, machine)
     profile = Profile(
         name=written.name,
@@ -163,6 +176,18 @@ def _find(name_or_path: str) -> Path:
 
 
 def _read(path: Path) -> _File:
+    """A profile, over its base: what it says itself goes before."""
+    written = _read_alone(path)
+    if not written.base:
+        return written
+    base = _read(_find(written.base))
+    labs = {name: {**base.labs.get(name, {}), **written.labs.get(name, {})} for name in (*base.labs, *written.labs)}
+    return written.model_copy(
+        update={"all": {**base.all, **written.all}, "labs": labs, "weights": {**base.weights, **written.weights}}
+    )
+
+
+def _read_alone(path: Path) -> _File:
     try:
         return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:

@@ -215,7 +215,7 @@ def profile(tmp_path: Path, text: str, machine: Machine) -> course.Profile:
 def test_the_profile_that_fits_is_the_gpus_where_there_is_one() -> None:
     """With a GPU the default is gpu, without one cpu."""
     assert course.profile_for(synthetic.machine()) == "cpu"
-    assert course.profile_for(synthetic.machine(gpu_gib=80)) == "gpu"
+    assert course.profile_for(synthetic.machine(gpu_gib=79.6)) == "gpu-80"
 
 
 SMALL_EVERYWHERE = {"08_torchserve_lifecycle", "09_head_to_head"}
@@ -239,6 +239,29 @@ def test_a_gpu_profile_without_a_gpu_says_why_there_is_none() -> None:
     with pytest.raises(UsageError, match=synthetic.NO_GPU) as caught:
         course.load_profile("gpu", synthetic.machine())
     assert "--profile cpu" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("card", "gpu_gib", "profile"),
+    [
+        ("T4", 15.0, "gpu-16"),
+        ("L4", 22.5, "gpu-24"),
+        ("RTX 4090", 24.0, "gpu-24"),
+        ("A100 40", 40.0, "gpu-48"),
+        ("L40S", 45.0, "gpu-48"),
+        ("H100", 79.6, "gpu-80"),
+        ("H200", 140.4, "gpu-141"),
+    ],
+)
+def test_every_lab_fits_the_card_that_its_profile_is_for(card: str, gpu_gib: float, profile: str) -> None:
+    """On an empty card of each size the profile that is chosen serves models whose weights fit, in every lab, with as
+    many engines as part the card there."""
+    machine = synthetic.machine(gpu_gib=gpu_gib)
+    assert course.profile_for(machine) == profile, card
+    chosen = course.load_profile("gpu", machine)
+    assert chosen.name == profile
+    for lab in course.LABS.values():
+        check_gpu_memory(chosen.parameters(lab), machine, chosen.weights, engines=lab.needs.engines)
 
 
 @given(total=st.floats(8, 200), used=st.floats(0, 1))

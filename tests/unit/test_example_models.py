@@ -41,6 +41,9 @@ def test_an_unknown_example() -> None:
 
 
 def test_the_gpu_profiles_weights_follow_from_the_config() -> None:
-    """What the gpu profile tells of its model's weights before the download is what the shapes in its config give."""
-    profile = yaml.safe_load(data_path("profiles/gpu.yaml").read_text(encoding="utf-8"))
-    assert profile["weights"] == {profile["all"]["model"]: example_models()["Qwen2.5-7B"].parameters}
+    """What the gpu profiles tell of their models' weights before the download is what the shapes in a config give."""
+    profile = yaml.safe_load(data_path("profiles/gpu-80.yaml").read_text(encoding="utf-8"))
+    sizes = {
+        name: example_models()[name.split("/")[1].removesuffix("-Instruct")].parameters for name in profile["weights"]
+    }
+    assert profile["weights"] == sizes
