@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from labkit.labs import LABS, Lab, Needs, Parameter, check_parameters, find_lab, load_labs
-from labkit.machine import Machine, java
+from labkit.machine import Machine, engine_needs, java
 from labkit.profiles import Profile, check_gpu_memory, load_profile, parse_overrides, profile_for
 from labkit.session import LabSession, start
 
@@ -67,6 +67,9 @@ def readiness(lab: Lab | str, machine: Machine, versions: Mapping[str, str]) -> 
     if lab.engine != "none" and not machine.gpus:
         reason = f"no GPU ({machine.gpu_reason}): the embedded model on {machine.cpus} CPUs"
         return Readiness(runs="small", reason=reason, fix="nothing to do; a GPU shows larger models")
+    need = next((need for need in engine_needs(machine.gpus) if not need.met), None) if machine.gpus else None
+    if need is not None and lab.engine != "none":
+        return Readiness(runs="no", reason=need.found, fix=need.fix)
     return Readiness(runs="yes")
 
 

@@ -10,7 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit import course, models
-from labkit.machine import Machine, disk_free_bytes, inspect, java, port_is_free, to_json, versions
+from labkit.machine import (
+    CPU_STACK,
+    MODEL_GPU_GIB,
+    Machine,
+    Need,
+    disk_free_bytes,
+    engine_needs,
+    for_build,
+    hub_folder,
+    in_words,
+    inspect,
+    java,
+    model_need,
+    port_is_free,
+    to_json,
+    versions,
+)
 from labkit.paths import runs_path
 
 if TYPE_CHECKING:
@@ -22,6 +38,7 @@ GIB = 2**30
 DEFAULT_PORTS = {8000: "vllm serve and Ray Serve", 8080: "TorchServe", 8081: "TorchServe", 8265: "Ray's dashboard"}
 NEEDED = ("vllm", "torch", "transformers", "ray", "torchserve", "jupyterlab", "papermill", "altair")
 MAKE = "run make again: it installs what requirements/ lists"
+HOST_MEMORY_GB = 32  # the 15 GB of a 7B model's weights pass through host memory, and some labs keep a copy there
 State = Literal["ok", "note", "problem"]
 
 
@@ -108,13 +125,17 @@ def examine(
     """
     started_s = time.perf_counter()
     chosen = [course.find_lab(name) for name in (course.LABS if labs is None else labs)]
-    machine, installed = machine or inspect(), versions()
+    installed = versions()
+    machine = for_build(machine or inspect(), installed.get("vllm", ""))
+    needs = engine_needs(machine.gpus) if machine.gpus else ()
     (java_path, java_reason), folder = java(), out_dir or runs_path()
     cached = {name: models.is_complete(models.cached(name)) for name in models.EMBEDDED}
     ports = {port: port_is_free(port) for port in DEFAULT_PORTS}
     free = disk_free_bytes(folder)
     checks = (
         *_machine_checks(machine, installed),
+        *(_need_check(need) for need in needs),
+        *(_model_checks(machine) if machine.gpus else ()),
         *(_package_check(name, installed) for name in NEEDED),
         Check(topic="Java", state="ok" if java_path else "problem", found=java_reason, fix="" if java_path else MAKE),
         _disk_check(folder, free, chosen),
@@ -141,24 +162,53 @@ def _machine_checks(machine: Machine, installed: dict[str, str]) -> Iterator[Che
     yield Check(topic="CPU", state="ok", found=f"{machine.cpus} usable ({machine.cpu_model})")
     free, total = machine.memory_available_bytes / GIB, machine.memory_total_bytes / GIB
     yield Check(topic="memory", state="ok", found=f"{free:.1f} of {total:.1f} GiB available")
-    yield _gpu_check(machine, cpu_build="+cpu" in installed.get("vllm", ""), vllm="vllm" in installed)
+    yield _gpu_check(machine, cuda_build=not installed.get("vllm", "+cpu").endswith("+cpu"))
 
 
-def _gpu_check(machine: Machine, *, cpu_build: bool, vllm: bool) -> Check:
-    """Which build fits is known only here: the GPU and the installed build have to go together."""
+def _gpu_check(machine: Machine, *, cuda_build: bool) -> Check:
+    """The GPU and the installed build of vLLM have to go together."""
     if machine.gpus:
-        found = f"{machine.gpu_line()}, driver {machine.gpus[0].driver}"
-        if cpu_build:
-            fix = "run make again: with a GPU on the machine it installs the CUDA build"
-            return Check(
-                topic="GPU", state="note", found=f"{found}, but vLLM is the CPU build and will not use it", fix=fix
-            )
-        return Check(topic="GPU", state="ok", found=found)
-    if vllm and not cpu_build:
-        fix = "run make again: without a GPU on the machine it installs the CPU build"
-        return Check(topic="GPU", state="problem", found=f"{machine.gpu_reason}, but vLLM is the CUDA build", fix=fix)
+        return Check(topic="GPU", state="ok", found=f"{machine.gpu_line()}, driver {machine.gpus[0].driver}")
+    if machine.unused_gpus:
+        return _unused_gpu_check(machine)
+    if cuda_build:
+        found = f"{machine.gpu_reason}, but vLLM is the CUDA build"
+        return Check(topic="GPU", state="problem", found=found, fix=f"mend that, or {CPU_STACK}")
     fix = "nothing to do: every lab has a small form for the CPU"
     return Check(topic="GPU", state="note", found=machine.gpu_reason, fix=fix)
+
+
+def _unused_gpu_check(machine: Machine) -> Check:
+    """Name the way to the CUDA build: the command that installs it, or what has to be mended first."""
+    gpus = machine.unused_gpus
+    found = f"{in_words(gpus)}, driver {gpus[0].driver}: vLLM is the CPU build and does not use it"
+    missing = [need for need in engine_needs(gpus) if not need.met]
+    found = "; ".join([found, *(need.found for need in missing)])
+    fixes = dict.fromkeys(need.fix for need in missing)
+    if CPU_STACK in fixes:
+        fix = "nothing to do: only the CPU build runs here"
+    else:
+        fix = f"for the CUDA build: {'; '.join(fixes) or 'make STACK=gpu'}"
+    return Check(topic="GPU", state="note", found=found, fix=fix)
+
+
+def _need_check(need: Need) -> Check:
+    return Check(topic=need.topic, state="ok" if need.met else "problem", found=need.found, fix=need.fix)
+
+
+def _model_checks(machine: Machine) -> Iterator[Check]:
+    """Disk and host memory for the 7B model, where the GPU's profile serves it; notes, since others need neither."""
+    if machine.gpus[0].memory_total_bytes < MODEL_GPU_GIB * GIB:
+        return
+    need = model_need(disk_free_bytes(hub_folder()))
+    yield Check(topic=need.topic, state="ok" if need.met else "note", found=need.found, fix=need.fix)
+    topic, total_gb = "memory for the 7B model", machine.memory_total_bytes / 1e9
+    found = f"{total_gb:.0f} GB of host memory; {HOST_MEMORY_GB} GB or more for the 7B model"
+    if total_gb >= HOST_MEMORY_GB:
+        yield Check(topic=topic, state="ok", found=found)
+    else:
+        fix = "serve a smaller model: -p all.model=smollm2-135m (WSL2: memory=32GB in .wslconfig)"
+        yield Check(topic=topic, state="note", found=found, fix=fix)
 
 
 def _package_check(name: str, installed: dict[str, str]) -> Check:

@@ -1,17 +1,23 @@
 """Makes `.venv` from a lock: `python3 setup/install.py [--stack auto|cpu|gpu] [--venv DIR]`. Standard library only.
 
-With an NVIDIA GPU on the machine it takes the CUDA stack, otherwise the CPU stack. A second call finds the stamp of the
-first and does nothing.
+It takes the CUDA stack where an NVIDIA GPU and its driver can run it, and the CPU stack elsewhere. What else the CUDA
+stack needs is checked before anything is installed. A second call finds the stamp of the first and does nothing.
 """
 
+from __future__ import annotations  # so that 3.8 and 3.9 reach the message that they are too old
+
 import argparse
+import ctypes
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +27,35 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH_HASH_PYTHON = (3, 11)  # the Python whose torch wheel torch-cpu.lock pins by hash
 DISK_GIB = {"cpu": 7, "gpu": 18}
+# What the CUDA stack needs. From here to `Need`, and from `capability_need` on, as in labkit/machine/cuda.py.
+OLDEST_CUDA = 13000  # requirements/gpu.lock has CUDA 13.0; written as NVML writes it, 1000 x major + 10 x minor
+OLDEST_DRIVER = 580  # the first driver branch with CUDA 13.0 (CUDA toolkit release notes)
+OLDEST_CAPABILITY = (7, 5)  # Turing: CUDA 13.0 dropped Maxwell, Pascal and Volta
+MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: what GPUs from MODEL_GPU_GIB serve; smaller ones serve a 1.5B
+MODEL_GIB = 15
+MODEL_GPU_GIB = 20
+CPU_STACK = "take the CPU stack: make STACK=cpu"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine. `capability` is None and `cuda_driver` 0 where the driver does not report them."""
+
+    index: int
+    name: str
+    driver: str
+    capability: tuple[int, int] | None = None
+    cuda_driver: int = 0
+
+
+@dataclass(frozen=True)
+class Need:
+    """A requirement of the CUDA stack. `found`: what the machine has; `fix`: what to do, "" where it is met."""
+
+    topic: str
+    met: bool
+    found: str
+    fix: str = ""
 
 
 def main() -> int:
@@ -28,11 +63,22 @@ def main() -> int:
     options = _options()
     if problem := platform_problem(sys.version_info[:2], platform.system(), platform.machine()):
         return _stop(2, problem)
-    stack = detect_stack() if options.stack == "auto" else options.stack
-    stamp_file, wanted = options.venv / "serving-lab.json", stamp(stack)
+    stamp_file = options.venv / "serving-lab.json"
     found = _read_stamp(stamp_file)
+    # A stack that was asked for by name stays until another one is.
+    chosen = found.get("chosen", "") if options.stack == "auto" else options.stack
+    gpus = () if chosen == "cpu" else find_gpus()
+    stack, reason = (chosen, "") if chosen else choose_stack(gpus)
+    wanted = {**stamp(stack), "chosen": chosen}
     if found == wanted:
         return 0
+    if reason:
+        print(reason)
+    missing = missing_for_cuda(gpus, new=not options.venv.exists()) if stack == "gpu" else []
+    for need in missing:
+        print(f"{need.found}\n  To fix it: {need.fix}", file=sys.stderr)
+    if not chosen and any(need.fix == build_tools() for need in missing):
+        return _stop(2, f"Nothing was installed. Run make again after that, or {CPU_STACK}")
     if reason := remake_reason(options.venv, found, wanted):
         print(f"{options.venv} was made {reason}; making it anew.")
         shutil.rmtree(options.venv)
@@ -65,15 +111,90 @@ def disk_problem(stack: str, free_bytes: int) -> str:
     return f"The {stack} stack needs about {DISK_GIB[stack]} GiB; {free_bytes / 2**30:.1f} GiB are free under {ROOT}."
 
 
-def detect_stack(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str:
-    """gpu when the NVIDIA driver lists a device (its /proc folder, or nvidia-smi where that is hidden), else cpu."""
-    if driver.is_dir() and any(driver.iterdir()):
-        return "gpu"
+def find_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that the NVIDIA driver's library lists, or else nvidia-smi; () where neither answers."""
+    return _gpus_of_nvml() or _gpus_of_smi()
+
+
+def choose_stack(gpus: Sequence[Gpu], driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, str]:
+    """gpu where one GPU and the driver can run the CUDA stack, else cpu; and why a GPU is not used, "" without one."""
+    if not gpus:
+        listed = driver.is_dir() and any(driver.iterdir())
+        problem = f"{driver} lists a GPU, but its driver does not answer here"
+        fix = "reboot if the driver was updated; start a container with --gpus all"
+        return "cpu", _cpu_reason([Need("GPU driver", False, problem, fix)]) if listed else ""
+    able = [gpu for gpu in gpus if capability_need([gpu]).met]
+    missing = [need for need in (capability_need(able or gpus), driver_need(gpus)) if not need.met]
+    return ("cpu", _cpu_reason(missing)) if missing else ("gpu", "")
+
+
+def _cpu_reason(missing: Sequence[Need]) -> str:
+    lines = [f"Taking the CPU stack: {'; '.join(need.found for need in missing)}."]
+    fixes = dict.fromkeys(need.fix for need in missing)
+    return "\n".join(lines if CPU_STACK in fixes else [*lines, f"To use the GPU: {'; '.join(fixes)}."])
+
+
+def _gpus_of_nvml() -> tuple[Gpu, ...]:
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ()
+    if nvml.nvmlInit_v2():
+        return ()
+    try:
+        return tuple(_read_nvml(nvml))
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _read_nvml(nvml: ctypes.CDLL) -> Iterator[Gpu]:
+    """Each GPU; NVML's functions return 0 when they succeed, and a library older than CUDA 10 lacks the third."""
+    count, cuda, driver = ctypes.c_uint(), ctypes.c_int(), ctypes.create_string_buffer(96)
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    nvml.nvmlSystemGetDriverVersion(driver, 96)
+    if hasattr(nvml, "nvmlSystemGetCudaDriverVersion_v2"):
+        nvml.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
+    for index in range(count.value):
+        handle, name, major, minor = ctypes.c_void_p(), ctypes.create_string_buffer(96), ctypes.c_int(), ctypes.c_int()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
+            continue
+        nvml.nvmlDeviceGetName(handle, name, 96)
+        failed = nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+        capability = None if failed else (major.value, minor.value)
+        yield Gpu(index, name.value.decode(), driver.value.decode(), capability, cuda.value)
+
+
+def _gpus_of_smi() -> tuple[Gpu, ...]:
     smi = shutil.which("nvidia-smi")
     if not smi:
-        return "cpu"
-    listing = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False)
-    return "gpu" if listing.returncode == 0 and "GPU " in listing.stdout else "cpu"
+        return ()
+    command = [smi, "--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [line.split(", ", 2) for line in listing.stdout.splitlines()] if listing.returncode == 0 else []
+    return tuple(_gpu_of_row(index, row) for index, row in enumerate(rows) if len(row) == 3)
+
+
+def _gpu_of_row(index: int, row: Sequence[str]) -> Gpu:
+    driver, capability, name = row
+    major, _, minor = capability.partition(".")
+    known = major.isdecimal() and minor.isdecimal()
+    return Gpu(index, name, driver, (int(major), int(minor)) if known else None)
+
+
+def missing_for_cuda(gpus: Sequence[Gpu], *, new: bool) -> list[Need]:
+    """What the CUDA stack lacks on this machine. `new`: it is yet to be installed, and takes its part of the disk."""
+    absent = Need("GPU", False, "no NVIDIA GPU answers here", "look at what nvidia-smi says")
+    needs = [capability_need(gpus), driver_need(gpus)] if gpus else [absent]
+    needs += [compiler_need(), headers_need(), *([model_need(_free_for_model())] if new else [])]
+    return [need for need in needs if not need.met]
+
+
+def _free_for_model() -> int:
+    """Bytes that are free for the hub's cache once the stack is installed, which may be on the same file system."""
+    folder = hub_folder().absolute()
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    stack = DISK_GIB["gpu"] * 2**30 if place.stat().st_dev == ROOT.stat().st_dev else 0
+    return shutil.disk_usage(place).free - stack
 
 
 def stamp(stack: str) -> dict[str, str]:
@@ -116,7 +237,7 @@ def _read_stamp(file: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     keys = {"stack", "python", "digest", "root"}
-    return content if isinstance(content, dict) and content.keys() == keys else {}
+    return content if isinstance(content, dict) and content.keys() >= keys else {}
 
 
 def _install(venv: Path, stack: str, stamp_file: Path, wanted: dict[str, str]) -> int:
@@ -189,6 +310,79 @@ def _show_progress(command: list[str], title: str, log: Path) -> int:
 def _stop(code: int, message: str) -> int:
     print(message, file=sys.stderr)
     return code
+
+
+def capability_need(gpus: Sequence[Gpu]) -> Need:
+    """Check that CUDA 13 supports every GPU. A capability that NVML does not report counts as supported."""
+    oldest = ".".join(map(str, OLDEST_CAPABILITY))
+    old = [gpu for gpu in gpus if gpu.capability and gpu.capability < OLDEST_CAPABILITY]
+    if not old:
+        versions = dict.fromkeys(".".join(map(str, gpu.capability or ["unknown"])) for gpu in gpus)
+        return Need("GPU capability", True, f"{', '.join(versions)} (at least {oldest})")
+    rest = ",".join(dict.fromkeys(str(gpu.index) for gpu in gpus if gpu not in old))
+    has = ".".join(map(str, old[0].capability or ()))
+    found = f"{old[0].name} has compute capability {has}; the CUDA stack needs {oldest} (Turing) or newer"
+    # PCI_BUS_ID is NVML's order; CUDA's own is fastest first, so its index could be another GPU's.
+    hide = f"hide it: export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={rest}"
+    return Need("GPU capability", False, found, hide if rest else CPU_STACK)
+
+
+def driver_need(gpus: Sequence[Gpu]) -> Need:
+    """Check the driver by the CUDA version it supports, or by its own number where NVML does not report that."""
+    driver, cuda = gpus[0].driver or "of unknown version", gpus[0].cuda_driver
+    major = driver.partition(".")[0]
+    new_enough = cuda >= OLDEST_CUDA if cuda else not major.isdecimal() or int(major) >= OLDEST_DRIVER
+    found = f"NVIDIA driver {driver}" + (f" (CUDA {cuda // 1000}.{cuda % 1000 // 10})" if cuda else "")
+    if new_enough:
+        return Need("GPU driver", True, found)
+    found += f" is too old; the CUDA stack needs {OLDEST_DRIVER} (CUDA {OLDEST_CUDA // 1000}.0) or newer"
+    if all(not capability_need([gpu]).met for gpu in gpus):
+        return Need("GPU driver", False, found, CPU_STACK)  # a newer driver would not help
+    command = f"Ubuntu: sudo apt install nvidia-driver-{OLDEST_DRIVER}"
+    fix = f"install driver {OLDEST_DRIVER} or newer ({command}), reboot and run make again"
+    return Need("GPU driver", False, found, fix)
+
+
+def compiler_need() -> Need:
+    """Look for the C compiler that Triton runs when an engine starts: $CC, gcc or clang (triton/runtime/build.py)."""
+    chosen = os.environ.get("CC")
+    compiler = shutil.which(chosen) if chosen else shutil.which("gcc") or shutil.which("clang")
+    if compiler:
+        return Need("C compiler", True, compiler)
+    missing = f"$CC is {chosen!r}, which is not a program" if chosen else "no gcc or clang on the PATH"
+    return Need("C compiler", False, f"{missing}; the CUDA stack (Triton) compiles C at run time", build_tools())
+
+
+def headers_need() -> Need:
+    """Look for Python.h, which Triton's C code includes, in the folder that Triton passes to the compiler."""
+    header = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
+    if header.is_file():
+        return Need("Python headers", True, str(header))
+    return Need("Python headers", False, f"no {header}; the CUDA stack (Triton) compiles against it", build_tools())
+
+
+def build_tools() -> str:
+    """Return the command that installs a C compiler and this Python's headers."""
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return f"sudo apt install gcc {python}-dev (Fedora: sudo dnf install gcc python3-devel)"
+
+
+def model_need(free_bytes: int) -> Need:
+    """Check that the 7B model of the GPU profiles is in the hub's cache, or that `free_bytes` hold it."""
+    topic, folder = "disk for the 7B model", hub_folder()
+    if (folder / f"models--{MODEL.replace('/', '--')}" / "snapshots").is_dir():
+        return Need(topic, True, f"{MODEL} is in {folder}")
+    found = f"{MODEL} (for GPUs of {MODEL_GPU_GIB} GiB and more) takes about {MODEL_GIB} GiB"
+    found += f"; {max(0, free_bytes) / 2**30:.1f} GiB are free for it in {folder}"
+    fix = "free some space, set HF_HOME to a folder on a larger disk, or serve smollm2-135m"
+    enough = free_bytes >= MODEL_GIB * 2**30
+    return Need(topic, enough, found, "" if enough else fix)
+
+
+def hub_folder() -> Path:
+    """Return the cache of the Hugging Face hub, by the variables that huggingface_hub reads."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
 if __name__ == "__main__":

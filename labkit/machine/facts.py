@@ -4,12 +4,14 @@ import hashlib
 import os
 import platform
 import socket
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from labkit.machine.cgroups import Limits, read_limits, read_text
 from labkit.machine.gpus import Gpu, find_gpus
+from labkit.machine.installed import vllm_version
 
 GIB = 1024**3
 
@@ -19,6 +21,7 @@ class Machine:
     """What a program may use here. `cpus`: whole cores at once; `gpu_reason`: "", or why there is no GPU.
 
     `cpu_bf16`: the cores multiply bfloat16 matrices at speed; elsewhere a batch of them costs as much as its parts.
+    `unused_gpus`: GPUs of the machine that are not in `gpus` because the installed vLLM is the CPU build.
     """
 
     cpu_model: str
@@ -31,6 +34,7 @@ class Machine:
     python: str
     hostname_hash: str
     cpu_bf16: bool = False
+    unused_gpus: tuple[Gpu, ...] = ()
 
     def line(self) -> str:
         """One line for captions, such as "2 CPUs (AMD EPYC), 24 GiB, no GPU"."""
@@ -39,22 +43,26 @@ class Machine:
 
     def gpu_line(self) -> str:
         """The GPUs in words, such as "2 x NVIDIA L4 (22 GiB)"; "no GPU" where there is none."""
-        if not self.gpus:
-            return "no GPU"
-        kinds = [f"{gpu.name} ({gpu.memory_total_bytes / GIB:.0f} GiB)" for gpu in self.gpus]
-        return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+        return in_words(self.gpus) if self.gpus else "no GPU"
 
 
-def inspect(*, root: Path = Path("/"), nvml: Any | None = None) -> Machine:
+def in_words(gpus: Sequence[Gpu]) -> str:
+    """The GPUs with their memory, equal ones counted: "2 x NVIDIA L4 (22 GiB)"."""
+    kinds = [f"{gpu.name} ({gpu.memory_total_bytes / GIB:.0f} GiB)" for gpu in gpus]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+
+def inspect(*, root: Path = Path("/"), nvml: Any | None = None, vllm: str | None = None) -> Machine:
     """This machine, in a few milliseconds. Never fails: what cannot be read is 0, "unknown" or a reason.
 
-    `root` is where /proc and /sys hang and `nvml` the module to ask for GPUs: tests give others.
+    `root` is where /proc and /sys hang, `nvml` the module to ask for GPUs and `vllm` the version of the installed vLLM,
+    whose CPU build uses no GPU: tests give others.
     """
     limits = read_limits(root)
     total, available = usable_memory(parse_meminfo(read_text(root / "proc/meminfo")), limits)
     cpuinfo = read_text(root / "proc/cpuinfo")
     gpus, gpu_reason = find_gpus(nvml)
-    return Machine(
+    machine = Machine(
         cpu_model=parse_cpu_model(cpuinfo) or platform.processor() or platform.machine(),
         cpus=usable_cpus(len(os.sched_getaffinity(0)), limits.cpus),
         memory_total_bytes=total,
@@ -66,11 +74,26 @@ def inspect(*, root: Path = Path("/"), nvml: Any | None = None) -> Machine:
         hostname_hash=hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
         cpu_bf16=multiplies_bf16(parse_cpu_flags(cpuinfo)),
     )
+    return for_build(machine, vllm_version() if vllm is None else vllm) if gpus else machine
+
+
+def for_build(machine: Machine, vllm: str) -> Machine:
+    """The machine as the build of vLLM uses it: with the CPU build (a version ending in "+cpu"), without its GPUs."""
+    if not machine.gpus or not vllm.endswith("+cpu"):
+        return machine
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in machine.gpus))
+    reason = f"the installed vLLM is the CPU build (make STACK=cpu): the GPU {names} is not used"
+    return replace(machine, gpus=(), gpu_reason=reason, unused_gpus=machine.gpus)
 
 
 def to_json(machine: Machine) -> dict[str, Any]:
     """The machine as plain data for records, with its line."""
-    return {**asdict(machine), "gpus": [asdict(gpu) for gpu in machine.gpus], "line": machine.line()}
+    gpus = {name: [_gpu_json(gpu) for gpu in getattr(machine, name)] for name in ("gpus", "unused_gpus")}
+    return {**asdict(machine), **gpus, "line": machine.line()}
+
+
+def _gpu_json(gpu: Gpu) -> dict[str, Any]:
+    return {**asdict(gpu), "capability": list(gpu.capability) if gpu.capability else None}
 
 
 def usable_cpus(affinity: int, quota: float | None) -> int:

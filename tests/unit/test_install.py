@@ -1,5 +1,6 @@
 """Set-up: what it refuses, which stack it takes, what it does again and when; and what the locks hold."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -7,8 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
+from inspect import getsource
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -16,10 +22,12 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from labkit.machine import Gpu, cuda
 from setup import install
 
 GIB = 2**30
 REQUIREMENTS = install.REQUIREMENTS
+STACK_HERE, _ = install.choose_stack(install.find_gpus())
 LOCKS = ("cpu.lock", "gpu.lock", "torch-cpu.lock", "pages.lock")
 
 
@@ -72,40 +80,130 @@ def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
 
-def test_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the driver's folder and without nvidia-smi it is the CPU stack."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert install.detect_stack(tmp_path / "no-driver") == "cpu"
+class FakeNvml:
+    """As much of libnvidia-ml.so.1 as set-up calls by ctypes, with one GPU. `old`: without CUDA version and capability.
+
+    NVML's own behaviour, through ctypes, is test_gpu_machines.py's.
+    """
+
+    def __init__(self, *, old: bool = False, init: int = 0) -> None:
+        self.old, self.init, self.open = old, init, False
+
+    def __getattr__(self, name: str) -> object:
+        if self.old and name == "nvmlSystemGetCudaDriverVersion_v2":
+            raise AttributeError(name)
+        return lambda *arguments: self.call(name, *arguments)
+
+    def call(self, name: str, *arguments: Any) -> int:
+        """One function of the library; 0 is success."""
+        match name, arguments:
+            case "nvmlInit_v2", ():
+                self.open = not self.init
+                return self.init
+            case "nvmlShutdown", ():
+                self.open = False
+            case "nvmlDeviceGetCount_v2" | "nvmlSystemGetCudaDriverVersion_v2", (number,):
+                number._obj.value = 1 if "Count" in name else 13000
+            case "nvmlSystemGetDriverVersion", (text, _):
+                text.value = b"580.95.05"
+            case "nvmlDeviceGetName", (_, text, _):
+                text.value = b"NVIDIA L4"
+            case "nvmlDeviceGetCudaComputeCapability", (_, major, minor):
+                major._obj.value, minor._obj.value = 8, 9
+                return 3 if self.old else 0
+        return 0
 
 
-def test_driver_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device in the driver's folder makes it the GPU stack, with nothing on PATH."""
-    monkeypatch.setenv("PATH", "")
-    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
-    assert install.detect_stack(tmp_path / "gpus") == "gpu"
+L4 = install.Gpu(0, "NVIDIA L4", "580.95.05", (8, 9), 13000)
 
 
-def test_driver_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that lists no device leaves it at the CPU stack."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "gpus").mkdir()
-    assert install.detect_stack(tmp_path / "gpus") == "cpu"
+@pytest.mark.parametrize("old", [False, True])
+def test_gpus_by_the_drivers_library(monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
+    """NVML's answer counts, what an old library does not report is left open, and the library is closed again."""
+    library = FakeNvml(old=old)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: {"libnvidia-ml.so.1": library}[name])
+    assert install.find_gpus() == (replace(L4, capability=None, cuda_driver=0) if old else L4,)
+    assert not library.open
+
+
+SMI = """echo "$@" > {asked}; echo '580.95.05, 8.9, NVIDIA L4'; echo '580.95.05, [N/A], NVIDIA X, Y'"""
+
+
+@pytest.mark.parametrize("library", [OSError("no such file"), FakeNvml(init=9)])
+def test_nvidia_smi_is_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: OSError | FakeNvml
+) -> None:
+    """Without the library, or where it does not start, nvidia-smi is asked; it does not report the CUDA version."""
+    monkeypatch.setattr("ctypes.CDLL", Mock(side_effect=[library]))
+    fake_smi(tmp_path, monkeypatch, SMI.format(asked=tmp_path / "asked"))
+    assert install.find_gpus() == (
+        replace(L4, cuda_driver=0),
+        install.Gpu(1, "NVIDIA X, Y", "580.95.05"),
+    )
+    query = "--query-gpu=driver_version,compute_cap,name --format=csv,noheader"
+    assert (tmp_path / "asked").read_text().strip() == query
 
 
 @pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ("echo 'GPU 0: NVIDIA L4 (UUID: GPU-1)'", "gpu"),
-        ("echo 'No devices found'", "cpu"),
-        ("echo 'GPU 0: NVIDIA L4'; exit 9", "cpu"),
-        ('[ "$1" = -L ] && echo "GPU 0: NVIDIA L4"', "gpu"),
-        ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver' >&2; exit 9", "cpu"),
-    ],
+    "script", ["echo 'No devices were found'", "echo '580.95.05, 8.9, NVIDIA L4'; exit 9", "echo failed >&2; exit 9"]
 )
-def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: str) -> None:
-    """Where the driver's folder is hidden (a container), nvidia-smi's list decides, and its failure means no GPU."""
+def test_nvidia_smi_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """An answer that lists no GPU, and a failure, mean that there is none; so does a machine without nvidia-smi."""
+    monkeypatch.setattr("ctypes.CDLL", Mock(side_effect=OSError))
     fake_smi(tmp_path, monkeypatch, script)
-    assert install.detect_stack(tmp_path / "hidden") == expected
+    assert install.find_gpus() == ()
+    monkeypatch.setenv("PATH", "")
+    assert install.find_gpus() == ()
+
+
+def test_stack_without_a_gpu(tmp_path: Path) -> None:
+    """Without a GPU it is the CPU stack, silently; where only the kernel module lists one, the reason is said."""
+    folder = tmp_path / "gpus"
+    assert install.choose_stack((), folder) == ("cpu", "")
+    folder.mkdir()
+    assert install.choose_stack((), folder) == ("cpu", "")
+    (folder / "0000:01:00.0").mkdir()
+    stack, reason = install.choose_stack((), folder)
+    assert stack == "cpu"
+    assert "does not answer here" in reason
+    assert "--gpus all" in reason
+
+
+V100 = replace(L4, name="V100", capability=(7, 0))
+OLD_DRIVER = replace(L4, driver="550.54.15", cuda_driver=12040)
+
+
+def test_stack_by_gpu_and_driver() -> None:
+    """The CUDA stack where one GPU and the driver can run it; else the CPU stack, in one or two lines."""
+    assert install.choose_stack([L4]) == install.choose_stack([V100, L4]) == ("gpu", "")
+    stack, reason = install.choose_stack([V100])
+    assert (stack, len(reason.splitlines())) == ("cpu", 1)
+    assert reason.startswith("Taking the CPU stack: V100 has compute capability 7.0; the CUDA stack needs 7.5")
+    stack, reason = install.choose_stack([OLD_DRIVER])
+    assert (stack, len(reason.splitlines())) == ("cpu", 2)
+    assert "driver 550.54.15 (CUDA 12.4) is too old" in reason.splitlines()[0]
+    assert reason.splitlines()[1].startswith("To use the GPU: install driver 580 or newer")
+
+
+def block(module: ModuleType, start: str) -> str:
+    """The text of the module's functions from `start` on, without what set-up has after them."""
+    return getsource(module).partition(f"\n\ndef {start}(")[2].partition("\n\n\nif __name__")[0].strip()
+
+
+def test_rules_are_labkits() -> None:
+    """Set-up cannot import labkit, so it repeats what the CUDA stack needs: word for word."""
+    assert block(install, "capability_need") == block(cuda, "capability_need")
+    assert getsource(install.Need) == getsource(cuda.Need)
+    names = ("OLDEST_CUDA", "OLDEST_DRIVER", "OLDEST_CAPABILITY", "MODEL", "MODEL_GIB", "CPU_STACK")
+    assert {name: getattr(install, name) for name in names} == {name: getattr(cuda, name) for name in names}
+    fields = {field.name for field in dataclasses.fields(install.Gpu)}
+    assert fields <= {field.name for field in dataclasses.fields(Gpu)}
+
+
+def test_rules_fit_the_lock() -> None:
+    """The CUDA version that is asked of the driver is the lock's."""
+    major, minor, *_ = pinned("gpu.lock")["cuda-toolkit"].split(".")
+    assert 1000 * int(major) + 10 * int(minor) == install.OLDEST_CUDA
 
 
 @pytest.fixture
@@ -260,6 +358,83 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**50, 0, 2**50))
 
 
+NO_GCC = install.Need("C compiler", False, "no gcc", install.build_tools())
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with an L4, a compiler and headers."""
+    monkeypatch.setattr(install, "find_gpus", lambda: (L4,))
+    monkeypatch.setattr(install, "compiler_need", lambda: install.Need("C compiler", True, "/usr/bin/gcc"))
+    monkeypatch.setattr(install, "headers_need", lambda: install.Need("Python headers", True, "/usr/include"))
+
+
+@pytest.mark.usefixtures("project", "roomy", "one_gpu")
+def test_gpu_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With everything there, the CUDA stack is installed without a word about what it needs."""
+    code, calls = run_setup(tmp_path, monkeypatch)
+    assert (code, len(calls)) == (0, 2)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("project", "roomy", "one_gpu")
+@pytest.mark.parametrize("tool", ["compiler_need", "headers_need"])
+def test_missing_build_tools(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a compiler or headers set-up ends with 2, the command, and nothing made; cpu and gpu go on."""
+    monkeypatch.setattr(install, tool, lambda: NO_GCC)
+    assert run_setup(tmp_path, monkeypatch) == (2, [])
+    told = capsys.readouterr().err
+    assert "no gcc\n  To fix it: sudo apt install gcc python3" in told
+    assert "make STACK=cpu" in told
+    assert not (tmp_path / "venv").exists()
+    code, calls = run_setup(tmp_path, monkeypatch, "--stack", "gpu")
+    assert (code, len(calls)) == (0, 2)
+    assert "sudo apt install gcc" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "venv")
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu")[0] == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("project", "roomy", "one_gpu")
+def test_old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With an old driver the CPU stack is installed and the reason said once; --stack gpu warns and goes on."""
+    monkeypatch.setattr(install, "find_gpus", lambda: (OLD_DRIVER,))
+    monkeypatch.setattr(install, "compiler_need", lambda: NO_GCC)
+    code, calls = run_setup(tmp_path, monkeypatch)
+    assert (code, len(calls)) == (0, 4)
+    assert "Taking the CPU stack: NVIDIA driver 550.54.15" in capsys.readouterr().out
+    assert run_setup(tmp_path, monkeypatch) == (0, [])
+    assert capsys.readouterr().out == ""
+    assert run_setup(tmp_path, monkeypatch, "--stack", "gpu")[0] == 0
+    assert "NVIDIA driver 550.54.15 (CUDA 12.4) is too old" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("project", "one_gpu")
+@pytest.mark.parametrize(("free_gib", "left"), [(40, ""), (20, "2.0 GiB are free for it")])
+def test_disk_for_the_model(
+    free_gib: int, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the stack leaves of the disk has to hold the 7B model; less is said and stops nothing."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    free = shutil._ntuple_diskusage(2**50, 0, free_gib * GIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    assert run_setup(tmp_path, monkeypatch)[0] == 0
+    told = capsys.readouterr().err
+    assert (left in told) if left else (told == "")
+
+
+@pytest.mark.usefixtures("project", "roomy")
+def test_gpu_stack_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--stack gpu installs on a machine without a GPU, such as a container's build, and says so."""
+    monkeypatch.setattr(install, "find_gpus", lambda: ())
+    assert run_setup(tmp_path, monkeypatch, "--stack", "gpu")[0] == 0
+    assert "no NVIDIA GPU answers here" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("project", "roomy")
 def test_second_call_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call installs in steps, the second finds the stamp and calls pip no more."""
@@ -270,6 +445,17 @@ def test_second_call_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert len(calls) == 4
     assert run_setup(tmp_path, monkeypatch, "--stack", "cpu") == (0, [])
+
+
+@pytest.mark.usefixtures("project", "roomy")
+def test_a_stack_asked_for_by_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `make STACK=cpu` on a machine with a GPU a plain `make` leaves the CPU stack; another name changes it."""
+    monkeypatch.setattr(install, "choose_stack", lambda _: ("gpu", ""))
+    monkeypatch.setattr(install, "missing_for_cuda", lambda *_, **__: [])
+    assert run_setup(tmp_path, monkeypatch, "--stack", "cpu")[0] == 0
+    assert run_setup(tmp_path, monkeypatch) == (0, [])
+    code, calls = run_setup(tmp_path, monkeypatch, "--stack", "gpu")
+    assert (code, len(calls)) == (0, 2)
 
 
 @pytest.mark.usefixtures("roomy")
@@ -428,7 +614,9 @@ def test_same_engine_and_torch() -> None:
     assert f'version = "{gpu["vllm"]}+cpu"' in name
 
 
-@pytest.mark.skipif(install.detect_stack() != "cpu", reason="this environment has the other stack")
+@pytest.mark.skipif(
+    install.choose_stack(install.find_gpus())[0] != "cpu", reason="this environment has the other stack"
+)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_pages_need_no_engine(python: str) -> None:
     """What the selector and the calculator are installed from holds no engine, and the versions of the whole course."""

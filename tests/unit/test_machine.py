@@ -1,5 +1,6 @@
 """What labkit says of a machine, on invented /proc and cgroup files and an invented NVML."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,12 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import machine
 from labkit.errors import UsageError
-from labkit.machine import cgroups, facts, gpus, installed, sampler
+from labkit.machine import Gpu, cgroups, cuda, facts, gpus, installed, sampler
+from labkit.paths import data_path
+from labkit.profiles import GPU_PROFILES
 
 GIB = 2**30
 # A deadline would test how busy the machine is.
@@ -41,12 +45,15 @@ NVMLError_DriverNotLoaded = type("NVMLError_DriverNotLoaded", (NVMLError,), {})
 
 
 class FakeNvml:
-    """As much of `pynvml` as labkit calls. `devices`: dicts with name, uuid, total, free, busy, mig (list or None)."""
+    """As much of `pynvml` as labkit calls. `devices`: dicts with name, uuid, total, free, busy, mig (list or None).
+
+    `cuda`: None is a library that is older than the function.
+    """
 
     NVMLError = NVMLError
 
-    def __init__(self, *devices: dict[str, Any], init_error: Exception | None = None) -> None:
-        self.devices, self.init_error, self.open = list(devices), init_error, 0
+    def __init__(self, *devices: dict[str, Any], init_error: Exception | None = None, cuda: int | None = 13000) -> None:
+        self.devices, self.init_error, self.open, self.cuda = list(devices), init_error, 0, cuda
 
     def nvmlInit(self) -> None:  # noqa: N802
         if self.init_error:
@@ -58,6 +65,17 @@ class FakeNvml:
 
     def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
         return b"580.65"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
+        if self.cuda is None:
+            raise NVMLError("function not found")
+        return self.cuda
+
+    def nvmlDeviceGetCudaComputeCapability(self, device: dict[str, Any]) -> tuple[int, int]:  # noqa: N802
+        if device["capability"] is None:
+            raise NVMLError("not supported")
+        major, minor = device["capability"]
+        return major, minor
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return len(self.devices)
@@ -96,7 +114,8 @@ class FakeNvml:
 
 def gpu(name: str = "NVIDIA L4", *, uuid: str = "GPU-a", **more: Any) -> dict[str, Any]:
     """An invented device of 24 GiB, half of it free."""
-    return {"name": name, "uuid": uuid, "total": 24 * GIB, "free": 12 * GIB, "busy": 50, **more}
+    described = {"name": name, "uuid": uuid, "total": 24 * GIB, "free": 12 * GIB, "busy": 50, "capability": (8, 9)}
+    return {**described, **more}
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +207,7 @@ def test_inspect_reads_a_given_machine(tmp_path: Path) -> None:
         "proc/self/cgroup": "0::/\n",
         "sys/fs/cgroup/memory.max": str(4 * GIB),
     }
-    found = machine.inspect(root=write_tree(tmp_path, files), nvml=FakeNvml(gpu()))
+    found = machine.inspect(root=write_tree(tmp_path, files), nvml=FakeNvml(gpu()), vllm="0.32.0")
     assert (found.cpu_model, found.os) == ("Some CPU 9000", "Some Linux 1")
     assert (found.memory_total_bytes, found.memory_available_bytes) == (4 * GIB, 4 * GIB)
     assert [each.name for each in found.gpus] == ["NVIDIA L4"]
@@ -213,11 +232,140 @@ def test_an_unreadable_machine_is_described_anyway(tmp_path: Path) -> None:
 def test_the_line_names_what_matters(tmp_path: Path) -> None:
     """CPUs, memory and the kinds of GPU stand in one line; equal GPUs are counted."""
     root = write_tree(tmp_path, {"proc/meminfo": MEMINFO, "proc/cpuinfo": "model name : C\n"})
-    found = machine.inspect(root=root, nvml=FakeNvml(gpu(), gpu(uuid="GPU-b")))
+    found = machine.inspect(root=root, nvml=FakeNvml(gpu(), gpu(uuid="GPU-b")), vllm="0.32.0")
     assert found.line() == f"{found.cpus} CPU{'s' * (found.cpus > 1)} (C), 16 GiB, 2 x NVIDIA L4 (24 GiB)"
     assert machine.inspect(root=root, nvml=FakeNvml()).line().endswith("16 GiB, no GPU")
     assert machine.to_json(found)["line"] == found.line()
     assert machine.to_json(found)["gpus"][1]["uuid"] == "GPU-b"
+
+
+@pytest.mark.parametrize(("vllm", "used"), [("0.32.0", True), ("", True), ("0.32.0+cpu", False)])
+def test_cpu_build_uses_no_gpu(vllm: str, used: bool) -> None:
+    """With vLLM's CPU build the machine is one without a GPU; the reason names the GPU, which is kept apart."""
+    found = machine.inspect(nvml=FakeNvml(gpu()), vllm=vllm)
+    assert (len(found.gpus), len(found.unused_gpus)) == ((1, 0) if used else (0, 1))
+    reason = "the installed vLLM is the CPU build (make STACK=cpu): the GPU NVIDIA L4 is not used"
+    assert found.gpu_reason == ("" if used else reason)
+    assert machine.for_build(found, vllm) == found
+
+
+def test_build_is_the_installed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a given version, the installed vLLM's decides."""
+    monkeypatch.setattr(facts, "vllm_version", lambda: "0.32.0+cpu")
+    assert machine.inspect(nvml=FakeNvml(gpu())).gpus == ()
+    monkeypatch.setattr(facts, "vllm_version", lambda: "0.32.0")
+    assert len(machine.inspect(nvml=FakeNvml(gpu())).gpus) == 1
+
+
+def test_machine_survives_json() -> None:
+    """The plain data is the same after a round trip through JSON, the compute capability as a list."""
+    written = machine.to_json(machine.inspect(nvml=FakeNvml(gpu()), vllm="0.32.0"))
+    assert json.loads(json.dumps(written)) == written
+    assert (written["gpus"][0]["capability"], written["gpus"][0]["cuda_driver"]) == ([8, 9], 13000)
+
+
+# --- what the CUDA stack needs ----------------------------------------------------------------------------------------
+
+
+def nvml_gpu(*, driver: str = "580.65.06", capability: tuple[int, int] | None = (8, 9), cuda: int = 13000) -> Gpu:
+    """A GPU as NVML describes it."""
+    memory = {"memory_total_bytes": 24 * GIB, "memory_free_bytes": 24 * GIB}
+    return Gpu(index=0, name="X", uuid="GPU-0", driver=driver, capability=capability, cuda_driver=cuda, **memory)
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "met"),
+    [
+        ("580.65.06", 13000, True),
+        ("595.10", 13020, True),
+        ("550.54.15", 13000, True),  # NVIDIA's forward-compatibility package beside an older driver
+        ("575.57.08", 12090, False),
+        ("580.65.06", 0, True),
+        ("470.82.01", 0, False),
+        ("", 0, True),
+    ],
+)
+def test_driver_is_judged_by_its_cuda_version(driver: str, cuda: int, met: bool) -> None:
+    """NVML's CUDA version decides, else the driver's number; what NVML does not report is no problem."""
+    need = machine.engine_needs([nvml_gpu(driver=driver, cuda=cuda)])[1]
+    assert (need.topic, need.met) == ("GPU driver", met)
+    assert ("driver 580 or newer" in need.fix) == (not met)
+
+
+@pytest.mark.parametrize(("capability", "met"), [((7, 5), True), ((12, 0), True), (None, True), ((7, 0), False)])
+def test_compute_capability(capability: tuple[int, int] | None, met: bool) -> None:
+    """Turing is the oldest; below it only the CPU stack helps, whatever the driver."""
+    need, driver, *_ = machine.engine_needs([nvml_gpu(capability=capability, driver="550.1", cuda=12040)])
+    assert (need.topic, need.met, need.fix) == ("GPU capability", met, "" if met else machine.CPU_STACK)
+    assert (driver.fix == machine.CPU_STACK) == (not met)
+
+
+def test_compiler_as_triton_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$CC counts first, then gcc, then clang; a missing one is named with the command that installs it."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    need = cuda.compiler_need()
+    assert (need.met, "no gcc or clang" in need.found) == (False, True)
+    assert need.fix.startswith(f"sudo apt install gcc python{sys.version_info[0]}.{sys.version_info[1]}-dev")
+    for name in ("clang", "gcc", "mycc"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+        if name == "mycc":
+            monkeypatch.setenv("CC", name)
+        assert cuda.compiler_need() == machine.Need("C compiler", True, str(tmp_path / name))
+    monkeypatch.setenv("CC", "nvc")
+    assert "$CC is 'nvc'" in cuda.compiler_need().found
+
+
+def test_python_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python.h is looked for in the include folder of Python's own scheme, and its package is named."""
+    monkeypatch.setattr("sysconfig.get_path", lambda name, scheme: str(tmp_path / scheme / name))
+    need = cuda.headers_need()
+    assert not need.met
+    assert f"no {tmp_path}/posix_prefix/include/Python.h" in need.found
+    assert "-dev" in need.fix
+    write_tree(tmp_path, {"posix_prefix/include/Python.h": ""})
+    assert cuda.headers_need().met
+
+
+def test_disk_for_the_7b_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room in the hub's cache is enough, and so is the model in it; else both numbers and a remedy are named."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert machine.model_need(cuda.MODEL_GIB * GIB).met
+    need = machine.model_need(3 * GIB)
+    assert not need.met
+    assert need.found.endswith(f"takes about 15 GiB; 3.0 GiB are free for it in {tmp_path}")
+    assert "HF_HOME" in need.fix
+    (tmp_path / "models--Qwen--Qwen2.5-7B-Instruct" / "snapshots").mkdir(parents=True)
+    assert machine.model_need(0).met
+
+
+def test_model_is_the_profiles() -> None:
+    """The model, its size and the smallest GPU that serves it are those of data/profiles."""
+    profile = yaml.safe_load((data_path("profiles") / "gpu-80.yaml").read_text())
+    assert profile["all"]["model"] == cuda.MODEL
+    assert 0.9 < 2 * profile["weights"][cuda.MODEL] / (cuda.MODEL_GIB * GIB) < 1
+    (smallest, name), *_ = GPU_PROFILES
+    assert smallest == cuda.MODEL_GPU_GIB
+    assert cuda.MODEL not in (data_path("profiles") / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/home/ann/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/xdg", "HF_HOME": "/hf"}, "/hf/hub"),
+        ({"HF_HOME": "/hf", "HF_HUB_CACHE": "~/hub"}, "/home/ann/hub"),
+    ],
+)
+def test_hub_folder(variables: dict[str, str], folder: str) -> None:
+    """The hub's cache is where huggingface_hub puts it."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/home/ann", **variables}
+    code = "from labkit.machine import hub_folder; from huggingface_hub import constants; print(hub_folder());"
+    code += "print(constants.HF_HUB_CACHE)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [folder, folder]
 
 
 # --- GPUs -------------------------------------------------------------------------------------------------------------
@@ -252,6 +400,14 @@ def test_a_gpu_in_mig_mode_is_its_instances() -> None:
     instances = [gpu("MIG 1g.10gb", uuid="MIG-1", total=10 * GIB), gpu("MIG 2g.20gb", uuid="MIG-2")]
     found, _ = gpus.find_gpus(FakeNvml(gpu(mig=None, uuid="GPU-0"), gpu(mig=instances)))
     assert [(each.index, each.uuid) for each in found] == [(0, "GPU-0"), (1, "MIG-1"), (1, "MIG-2")]
+
+
+def test_capability_and_cuda_version() -> None:
+    """MIG instances have their GPU's compute capability; a library that does not report them gives None and 0."""
+    (instance,), _ = gpus.find_gpus(FakeNvml(gpu(mig=[gpu(capability=None)])))
+    assert (instance.capability, instance.cuda_driver) == ((8, 9), 13000)
+    (old,), _ = gpus.find_gpus(FakeNvml(gpu(capability=None), cuda=None))
+    assert (old.capability, old.cuda_driver) == (None, 0)
 
 
 @pytest.mark.parametrize(

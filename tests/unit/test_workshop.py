@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import course, models, teaching
+from labkit import course, doctor, models, teaching
 from labkit.doctor import Check, LabState
 from labkit.errors import LoadError, RecordError, ServerError, UsageError
 from labkit.load import LoadResult, Outcome, RequestRecord
@@ -273,6 +273,18 @@ def test_a_machine_that_is_too_small_is_not_ready() -> None:
     assert "lab 10_framework_selector" not in problems
     only = readiness.check_room(machine=small, labs=["10"])
     assert not [one for one in only.problems if one.topic.startswith("lab ")]
+
+
+def test_what_the_cuda_build_needs_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctor's checks of driver, GPU, compiler, headers, disk and memory are the workshop's too."""
+    monkeypatch.setattr(doctor, "versions", lambda: dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0"})
+    machine = synthetic.machine(gpu_gib=80)
+    old = replace(machine, gpus=(replace(machine.gpus[0], driver="550.54.15", cuda_driver=12040),))
+    found = {check.topic: check for check in readiness.check_room(machine=old).checks}
+    topics = {"GPU", "GPU driver", "GPU capability", "C compiler", "Python headers", "GPU 0 memory"}
+    assert topics | {"disk for the 7B model", "memory for the 7B model"} <= found.keys()
+    assert "580 or newer" in found["GPU driver"].fix
+    assert found[f"lab {LAB}"].found == found["GPU driver"].found
 
 
 def test_the_first_answer_is_a_check_of_its_own() -> None:
