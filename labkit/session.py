@@ -144,9 +144,12 @@ class LabSession:
         if result.answered and result.exercise.startswith(f"{self.lab.name[:2]}."):
             self.recorder.exercise(result.exercise, passed=result.passed, misconceptions=result.misconceptions)
 
-    def exact(self, name: str, value: Any) -> None:
-        """Records what is the same, bit by bit, in every run of the same parameters."""
-        self.recorder.exact(name, value)
+    def exact(self, name: str, value: Any, *, on_gpu: bool = True) -> None:
+        """Records what is the same, bit by bit, in every run of the same parameters.
+
+        `on_gpu`: false for what follows free memory or timing there (the size of a cache, the words of a batch)."""
+        if on_gpu or not self.machine.gpus:
+            self.recorder.exact(name, value)
 
     def measure(
         self, name: str, unit: str, values: Sequence[float] | float, interval: Interval | None = None

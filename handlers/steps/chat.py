@@ -22,7 +22,9 @@ class ChatHandler:
         self.settings = context.model_yaml_config["handler"]
         path = self.settings["model_path"]
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(device)
+        torch.set_default_device(device)  # so that the tokens are where the model is
 
     def handle(self, data: list[Any], context: Any) -> list[str]:
         """One answer a row, in their order."""

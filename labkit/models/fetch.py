@@ -226,8 +226,11 @@ def _fetch_from_hub(name: str) -> Path:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         reason = "HF_HUB_OFFLINE=1 is set and it is not in the local hub cache" if offline else first_line
-        raise ModelError(
-            f"{name} could not be fetched from the hub: {reason}",
-            remedy="check the name, the network and (for a gated model) your token, or use the embedded "
-            f"{' or '.join(EMBEDDED)}",
-        ) from error
+        instead = f"or use the embedded {' or '.join(EMBEDDED)}"
+        if offline:
+            remedy = f"restart the kernel (an engine has set it here) and run `labkit fetch {name}`, {instead}"
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            remedy = f"free some space, set HF_HOME to a folder on a larger disk, {instead}"
+        else:
+            remedy = f"check the name, the network and (for a gated model) your token, {instead}"
+        raise ModelError(f"{name} could not be fetched from the hub: {reason}", remedy=remedy) from error

@@ -1,6 +1,7 @@
 """Lab 07: its repaired handlers without a model, code shown from files, exercises against independent rules."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,25 @@ def test_the_steps_can_be_archived(name: str) -> None:
     assert "labkit" not in path.read_text()
     settings = path.with_suffix(".yaml").read_text()
     assert all(f"{one}:" in settings for one in ("batchSize", "maxBatchDelay", "model_path", "max_new_tokens"))
+
+
+@pytest.mark.parametrize(
+    ("handler", "gpu"), [(rows.RowsHandler, True), (chat.ChatHandler, True), (rows.RowsHandler, False)]
+)
+def test_the_steps_use_the_gpu(handler: Any, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU the model and its tokens are on it, as in the handler that they lead to: else the lab would
+    compare a CPU with a GPU."""
+    moved: list[str] = []
+    model = SimpleNamespace(to=lambda device: moved.append(f"model on {device}"))
+    module = sys.modules[handler.__module__]
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(module.torch, "set_default_device", lambda device: moved.append(f"tokens on {device}"))
+    monkeypatch.setattr(module, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda _: None))
+    monkeypatch.setattr(module, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=lambda *_, **__: model))
+    settings = {"model_path": ".", "dtype": "float32"}
+    handler().initialize(SimpleNamespace(model_yaml_config={"handler": settings}))
+    device = "cuda" if gpu else "cpu"
+    assert moved == [f"model on {device}", f"tokens on {device}"]
 
 
 # --- sources from files
