@@ -142,7 +142,7 @@ class Engines:
 
     def close(self) -> None:
         if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
+            modelled.close(self._llm)
         self._key, self._llm = "", None
 
     def __enter__(self) -> "Engines":

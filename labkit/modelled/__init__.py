@@ -9,6 +9,7 @@ from labkit.modelled import cards, routers, traces, traffic
 from labkit.modelled.cards import Card
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import SERVER_ENV, ModelledGpu, gpu
+from labkit.modelled.replica import close
 from labkit.modelled.traffic import TokenRequest, Traffic
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TokenRequest",
     "Traffic",
     "cards",
+    "close",
     "drive",
     "gpu",
     "routers",

@@ -123,7 +123,8 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
         return ["NHD"]
 
     def _rpc_determine_available_memory(self) -> int:
-        if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # the CPU platform's setting is no property of this card
+        # The CPU platform's setting is no property of a card; of this very machine, modelled, it is one.
+        if os.environ.get("VLLM_CPU_KVCACHE_SPACE") and self.settings.card:
             self.cache_config.kv_cache_memory_bytes = None
         if self.cache_config.kv_cache_memory_bytes:
             return int(self.cache_config.kv_cache_memory_bytes)

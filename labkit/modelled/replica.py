@@ -32,6 +32,14 @@ class Progress:
     cached_tokens: int
 
 
+def close(llm: Any) -> None:
+    """Ends a modelled engine. vLLM's own shutdown would end the process groups of a real engine beside it, too."""
+    client = llm.llm_engine.engine_core
+    client._finalizer.detach()  # it calls that shutdown when the engine is collected
+    client.engine_core.model_executor.shutdown()
+    client.engine_core.scheduler.shutdown()
+
+
 class Replica:
     """An in-process `LLM` whose requests go in by number and whose time is read after each step.
 
@@ -47,6 +55,8 @@ class Replica:
         self.engine = llm.llm_engine
         executor = llm.llm_engine.model_executor
         self.modelled = executor if isinstance(executor, ModelledExecutor) else None
+        if self.modelled is not None:
+            self.modelled.clock_s = 0.0  # a difference would be rounded, and split requests that are due at one time
         self._zero_s = self._raw_clock_s()
         self._numbers: dict[str, int] = {}
         self.moments: list[Moment] = []

@@ -13,6 +13,7 @@ from labkit.metrics import Quantity, Summary, summarise
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import ModelledGpu
 from labkit.modelled.evidence import Promise, promise
+from labkit.modelled.replica import close
 from labkit.modelled.routers import Router
 from labkit.modelled.step_time import Step, StepTime
 from labkit.modelled.traffic import Traffic
@@ -142,20 +143,19 @@ def simulate(
         engines.extend(_start(gpu, arguments) for _ in range(replicas))
         driven = drive(engines, traffic, concurrency=concurrency, router=router, progress=progress)
         config = engines[0].llm_engine.vllm_config
-        capacity_per_s = replicas * _capacity_per_s(engines[0].llm_engine.model_executor, config, driven)
+        capacity = replicas * capacity_per_s(engines[0].llm_engine.model_executor, config, driven)
     finally:
         for engine in engines:
-            engine.llm_engine.engine_core.shutdown()
+            close(engine)
     summary = summarise(driven.result)
-    offered_per_s = _offered_per_s(traffic, driven, concurrency)
-    load_share = offered_per_s / capacity_per_s
+    load_share = offered_rate(traffic, driven, concurrency) / capacity
     return Simulation(
         gpu=gpu,
         driven=driven,
         summary=replace(summary, warnings=driven.result.warnings),
         promise=promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=load_share),
         replicas=replicas,
-        capacity_per_s=capacity_per_s,
+        capacity_per_s=capacity,
         load_share=load_share,
     )
 
@@ -169,7 +169,7 @@ def _start(gpu: ModelledGpu, arguments: Mapping[str, Any]) -> Any:
         raise UsageError(f"vLLM refuses: {error}", remedy="change what it names") from error
 
 
-def _offered_per_s(traffic: Traffic, driven: Drive, concurrency: int | None) -> float:
+def offered_rate(traffic: Traffic, driven: Drive, concurrency: int | None) -> float:
     """Requests per second: those that came, in an open loop; those that ended, in a closed one."""
     records = driven.result.records
     last_due_s = max(record.scheduled_s for record in records)
@@ -178,7 +178,7 @@ def _offered_per_s(traffic: Traffic, driven: Drive, concurrency: int | None) -> 
     return len(records) / driven.result.duration_s
 
 
-def _capacity_per_s(executor: Any, config: Any, driven: Drive) -> float:
+def capacity_per_s(executor: Any, config: Any, driven: Drive) -> float:
     """Requests per second of one full replica, from the time of its step when as many requests run as may.
 
     In a steady state each step writes a token for each of the running requests and prefills as many new tokens as are

@@ -185,7 +185,7 @@ def _compiled(folder: str, system: str, version: str, tensor_parallel: int) -> A
     return handle._engine  # past the wrapper, whose conversions take longer than the query
 
 
-TERMS = ("constant", "tokens", "sequences", "context", "attention_pairs")
+TERMS = ("constant", "prefilling", "tokens", "sequences", "context", "attention_pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,4 +201,5 @@ class Fitted:
 
 def terms(step: Step) -> tuple[float, ...]:
     """The quantities of a step that a fitted step time is a sum of, in the order of TERMS."""
-    return (1.0, step.tokens, step.sequences, step.context, step.attention_pairs)
+    prefilling = float(step.prefill_tokens > 0)
+    return (1.0, prefilling, step.tokens, step.sequences, step.context, step.attention_pairs)
