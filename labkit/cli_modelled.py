@@ -63,7 +63,7 @@ def simulate(
 
     if workload is None:
         traffic = modelled.traffic.fixed(
-            requests or REQUESTS,
+            REQUESTS if requests is None else requests,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             shared_tokens=shared_tokens,
@@ -100,9 +100,13 @@ def _traffic(name: str, requests: int | None, seed: int, rate: float | None, set
     options: dict[str, Any] = parse_settings(settings)
     try:
         if name == "conversations":
-            return traffic.conversations(requests or CONVERSATIONS, rate=rate, seed=seed, **options)
+            return traffic.conversations(
+                CONVERSATIONS if requests is None else requests, rate=rate, seed=seed, **options
+            )
         if name == "generated":
-            return _noted(traces.generated(requests or REQUESTS, rate=rate or 1.0, seed=seed, **options))
+            return _noted(
+                traces.generated(REQUESTS if requests is None else requests, rate=rate or 1.0, seed=seed, **options)
+            )
         if name == "mooncake":
             if rate is not None:
                 raise UsageError("a trace has arrival times of its own", remedy="leave --rate out, or --set speed=2")
@@ -111,13 +115,19 @@ def _traffic(name: str, requests: int | None, seed: int, rate: float | None, set
         raise UsageError(
             f"workload {name!r}: {error}", remedy="see docs/modelled-gpu.md for the options of each workload"
         ) from error
+    from labkit.models import CHAT, resolve
+    from labkit.workloads import WORKLOADS, build
+
+    if name.replace("-", "_") not in WORKLOADS:
+        raise UsageError(
+            f"there is no workload {name!r}", remedy=f"choose one of {', '.join([*TOKEN_WORKLOADS, *WORKLOADS])}"
+        )
     from transformers import AutoTokenizer
 
-    from labkit.models import CHAT, resolve
-    from labkit.workloads import build
-
     tokenizer = AutoTokenizer.from_pretrained(resolve(CHAT, progress=say))
-    return traffic.tokenised(build(name, n=requests or REQUESTS, seed=seed, **options), tokenizer.encode)
+    return traffic.tokenised(
+        build(name, n=REQUESTS if requests is None else requests, seed=seed, **options), tokenizer.encode
+    )
 
 
 def _noted(trace: Any) -> "Traffic":

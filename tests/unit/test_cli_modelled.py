@@ -75,9 +75,6 @@ def test_impossible_loads_are_refused(
     assert says in refused(capsys, *arguments)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the chat model is fetched and transformers imported before the name is looked up"
-)
 def test_an_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """Its name is known to be wrong before a tokenizer is needed."""
     assert "'abacus'" in refused(capsys, *CARD, "--workload", "abacus")
