@@ -52,14 +52,13 @@ class ModelledGpu:
     @property
     def label(self) -> str:
         """What a chart of this card says under it: that it is modelled, and from what."""
+        times = "step times by formula"
         if self.source == "kernels" and self.card.kernels:
-            times = f"kernel times measured with vLLM {self.card.kernels.version}"
-        else:
-            times = "step times by formula from the data sheet"
+            times = f"kernels of {self.card.kernels.version}"
         count = f"{self.tensor_parallel} x " if self.tensor_parallel > 1 else ""
-        engine = f"vLLM {version('vllm').split('+')[0]}'s scheduler"
+        card, engine = self.card.title.removeprefix("NVIDIA "), version("vllm").split("+")[0]
         error = errors_in_words(self.folder, self.tensor_parallel)
-        return f"Modelled: {count}{self.card.title}, {self.folder.name}; {engine}, {times}; {error}"
+        return f"Modelled: {count}{card}, {self.folder.name}, vLLM {engine}, {times}; {error}"
 
     def step_time(self) -> StepTime:
         """How long steps take on the card, beside `overhead_ms`: `gpu.step_time().seconds(step)`."""

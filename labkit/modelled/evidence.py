@@ -141,14 +141,14 @@ def kind_of(folder: Path, tensor_parallel: int) -> str:
 
 
 def errors_in_words(folder: Path, tensor_parallel: int) -> str:
-    """The TPOT errors of the model's kind, region by region, for a chart's label."""
+    """The mean TPOT error of the model's kind, from light load to 90% of capacity, for a chart's label."""
     kind = kind_of(folder, tensor_parallel)
     rows = [row for row in summary_rows(compared()) if row.kind == kind and row.quantity == "tpot_ms"]
-    shown = [row for row in rows if row.region in ("below 50%", "50-90%", "closed loop")]
-    if not shown:
+    means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", "closed loop")]
+    if not means:
         return "not compared with real cards"
-    where = {"closed loop": "in closed loops", "below 50%": "below half of capacity", "50-90%": "up to 90%"}
-    return "mean TPOT error " + ", ".join(f"{row.mean:.0%} {where[row.region]}" for row in shown)
+    low, high = f"{min(means):.0%}", f"{max(means):.0%}"
+    return f"mean TPOT error {low}" if low == high else f"mean TPOT error {low.rstrip('%')} to {high}"
 
 
 def _missing(card: Card, folder: Path, kind: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tests.browser.conftest import Notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
-NOTEBOOK = "04_at_gpu_scale.ipynb"
+NOTEBOOK = "04b_at_gpu_scale.ipynb"
 Opener = Callable[[str], Notebook]
 
 

@@ -13,7 +13,7 @@ import pytest
 from tools import notebooks as tool
 
 pytestmark = [pytest.mark.notebook, pytest.mark.engine]
-STORED = tool.APPENDIX / "04_at_gpu_scale.ipynb"
+STORED = tool.APPENDIX / "04b_at_gpu_scale.ipynb"
 BUDGETS = [512, 2048, 8192]
 VEGA = "application/vnd.vegalite.v5+json"
 RESULTS = """
