@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives bench modelled-errors lock workshop-check reference
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives bench modelled-errors gpu-proof lock workshop-check reference
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -56,6 +56,9 @@ workshop-check: ## is this machine ready for a workshop (ARGS="--answer --save D
 
 reference: setup ## a run as this machine's recorded results, data/reference: make reference RUN=runs/...
 	@$(BIN)/python tools/reference.py $(RUN)
+
+gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON lines, ten minutes at most
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_proof
 
 modelled-errors: setup ## the modelled GPU against public measurements of real ones (ARGS=--write renews the table)
 	$(BIN)/python -m tools.modelled_errors $(ARGS)
