@@ -226,6 +226,12 @@ def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | Non
         )
     if concurrency is not None and concurrency < 1:
         raise UsageError(f"concurrency is {concurrency}", remedy="pass concurrency=1 or more")
+    followed = [request.follows for request in traffic if request.follows is not None]
+    if concurrency is not None and len(set(followed)) < len(followed):
+        raise UsageError(
+            "several requests follow the same one, and a closed loop has one slot for them",
+            remedy="leave concurrency out, or let each turn have one follower",
+        )
     wrong = [index for index, request in enumerate(traffic) if request.follows is not None and request.follows >= index]
     if wrong:
         raise UsageError(

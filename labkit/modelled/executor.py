@@ -151,6 +151,9 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
     def _rpc_get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
 
+    def _rpc_get_model_inspection(self) -> str:  # what `repr(llm)` shows
+        return f"no model: {self.settings.title}"
+
     def check_health(self) -> None:
         """A modelled card does not fail."""
 

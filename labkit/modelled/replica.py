@@ -117,6 +117,13 @@ class Replica:
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
+        longest = self.engine.model_config.max_model_len
+        if len(token_ids) + output_tokens > longest:  # vLLM would cut the answer without a word
+            raise UsageError(
+                f"request {index}: {len(token_ids)} prompt and {output_tokens} output tokens exceed max_model_len "
+                f"{longest}",
+                remedy="shorten it, or raise max_model_len",
+            )
         wanted = SamplingParams(
             temperature=0,
             max_tokens=output_tokens,
