@@ -33,9 +33,11 @@ class Tenant:
         """Takes `work_s` seconds of its GPU's compute."""
         await self._gpus.compute.remote(self._gpu, work_s)
 
-    async def take(self, mib: int, cuda: bool = False) -> int:
-        """Takes memory and writes to it; returns how many MiB this replica has now."""
-        if cuda:
+    async def take(self, mib: int, device: str = "") -> int:
+        """Takes memory and writes to it; returns how many MiB this replica has now. `device`: the GPU whose memory it
+        is, as CUDA_VISIBLE_DEVICES names it; empty: this process's own."""
+        if device:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device  # Ray's number is one of Ray's own; torch reads this when used
             import torch
 
             self._kept.append(torch.ones(mib * MIB, dtype=torch.uint8, device="cuda"))
@@ -43,9 +45,10 @@ class Tenant:
         self._kept.append(bytearray(b"x") * (mib * MIB))
         return int(psutil.Process().memory_info().rss // MIB)
 
-    async def limit(self, mib: int, cuda: bool = False) -> None:
+    async def limit(self, mib: int, device: str = "") -> None:
         """From now on the process may take `mib` MiB more: beyond that the operating system (or PyTorch) says no."""
-        if cuda:
+        if device:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
             import torch
 
             torch.cuda.set_per_process_memory_fraction(mib * MIB / torch.cuda.mem_get_info()[1])

@@ -14,7 +14,7 @@ from typing import Any
 from labkit.errors import RecordError
 from labkit.paths import data_path, root
 from labkit.records import Record, RunInfo, read_all, read_run
-from labkit.records.comparison import GUESS, IRRELEVANT
+from labkit.records.comparison import relevant
 
 FOLDER = "reference"
 PERSONAL = frozenset({"hostname_hash", "memory_available_bytes"})
@@ -67,9 +67,8 @@ class Reference:
         there = self.records.get(record.lab)
         if there is None:
             return ()
-        names = sorted({*record.parameters, *there.parameters} - IRRELEVANT)
-        kept = [name for name in names if not name.startswith(GUESS)]
-        return tuple(name for name in kept if record.parameters.get(name) != there.parameters.get(name))
+        ours, theirs = relevant(record, there), relevant(there, record)
+        return tuple(name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name))
 
     def unlike(self, record: Record) -> str:
         """A caution for where the two were not measured alike; empty where they were."""

@@ -12,6 +12,7 @@ from labkit.records.values import Difference, differences
 
 # Where a record is written and what a learner guessed change nothing that is measured.
 IRRELEVANT = frozenset({"out_dir", "confidence"})
+GPU_SHARE = "gpu_memory_share"
 GUESS = "guess"
 
 
@@ -88,15 +89,18 @@ def _records(run_dir: Path) -> dict[str, Record]:
 
 
 def _parameter_differences(a: Record, b: Record) -> Iterator[Difference]:
-    yield from differences(a.lab, _relevant(a), _relevant(b), "parameters")
+    yield from differences(a.lab, relevant(a, b), relevant(b, a), "parameters")
     yield from differences(a.lab, a.seed, b.seed, "seed")
 
 
-def _relevant(record: Record) -> dict[str, Any]:
+def relevant(record: Record, other: Record) -> dict[str, Any]:
+    """The parameters that make a difference to what was measured: no guesses, and no share of a GPU where neither
+    machine has one."""
+    on_gpu = record.machine.get("gpus") or other.machine.get("gpus")
     return {
         name: value
         for name, value in record.parameters.items()
-        if name not in IRRELEVANT and not name.startswith(GUESS)
+        if name not in IRRELEVANT and not name.startswith(GUESS) and (on_gpu or name != GPU_SHARE)
     }
 
 

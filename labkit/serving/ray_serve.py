@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +21,7 @@ from labkit.serving import ray_start, watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
 
 TRIES = 5
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 SERVE_TIMEOUT_S = 180.0  # 10 to 22 s are usual on two cores
 OBJECT_STORE_BYTES = 200 * 2**20
 TOKEN_FILE = Path("~/.ray/auth_token")
@@ -97,6 +98,7 @@ def start(
     *,
     num_cpus: int = 8,
     num_gpus: int = 0,
+    own_numbers: bool = False,
     address: str | None = None,
     port: int | None = None,
     request_timeout_s: float | None = None,
@@ -108,8 +110,9 @@ def start(
 
     `num_cpus` and `num_gpus` are logical: Ray counts them and looks at no hardware, so any number works on any
     machine. `address`: a cluster that runs already ("auto", or HOST:PORT of its head), of which this machine is a
-    node; it has its own resources. A request that takes longer than
-    `request_timeout_s` gets a 408. `options` go to `ray.init`. Raises `UsageError` for what cannot work and
+    node; it has its own resources. With `own_numbers` a Ray of our own does not read CUDA_VISIBLE_DEVICES, which would
+    bound `num_gpus`, and numbers its GPUs from 0; `real_device` says which one a number is here. A request that takes
+    longer than `request_timeout_s` gets a 408. `options` go to `ray.init`. Raises `UsageError` for what cannot work and
     `ServerError` when Ray does not come up in `tries` tries; nothing is left running then.
     """
     chosen = free_port() if port is None else require_free_port(port)
@@ -121,7 +124,8 @@ def start(
         raise UsageError("Ray runs in this process already", remedy="stop it first: .stop(), or ray.shutdown()")
     if address is None:
         settings = _settings(num_cpus, num_gpus) | options
-        return ray_start.retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
+        with _without(VISIBLE_GPUS) if own_numbers else contextlib.nullcontext():
+            return ray_start.retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
     connect(address, tries)
     try:
         others = _applications()
@@ -129,6 +133,25 @@ def start(
     except BaseException:
         ray.shutdown()  # nothing has been deployed yet: what runs on that cluster is not ours
         raise
+
+
+def real_device(number: str, *, gpus: int) -> str:
+    """What CUDA_VISIBLE_DEVICES says of the GPU that a Ray with its own numbers calls `number`, on a machine that shows
+    `gpus` of them. Empty: Ray believes in it, and this machine has no such GPU."""
+    shown = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    names = (shown or [str(index) for index in range(gpus)])[:gpus]
+    return names[int(number)] if int(number) < len(names) else ""
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """The environment without this variable, which comes back afterwards."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 def prepare_environment(address: str | None = None) -> None:

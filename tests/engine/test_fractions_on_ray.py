@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -23,10 +24,14 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[ray_serve.RayServe]:
-    """One Ray for all of them, with three logical GPUs. When it is stopped, no process of it may be left."""
-    with ray_serve.start(num_gpus=GPUS) as started:
-        processes = [psutil.Process(pid) for pid in started.pids]
-        yield started
+    """One Ray for all of them, with three logical GPUs, on a machine that shows one. When it is stopped, no process of
+    it may be left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ray_serve.VISIBLE_GPUS, "GPU-5e3f")
+        with ray_serve.start(num_gpus=GPUS, own_numbers=True) as started:
+            processes = [psutil.Process(pid) for pid in started.pids]
+            assert os.environ[ray_serve.VISIBLE_GPUS] == "GPU-5e3f"
+            yield started
     assert not survivors(processes, within_s=10)
 
 

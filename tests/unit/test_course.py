@@ -1,7 +1,9 @@
 """The course: what data/labs.yaml declares, what profiles give, what runs where, and a lab's session."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import papermill
@@ -13,6 +15,7 @@ from labkit import course
 from labkit.claims import NOT_MEASURED, load_claims
 from labkit.errors import UsageError
 from labkit.experiments import paired_ratio
+from labkit.head_to_head import check_shares
 from labkit.labs import Lab, Parameter, load_labs
 from labkit.machine import Machine
 from labkit.paths import data_path, notebooks_path, root
@@ -262,6 +265,32 @@ def test_every_lab_fits_the_card_that_its_profile_is_for(card: str, gpu_gib: flo
     assert chosen.name == profile
     for lab in course.LABS.values():
         check_gpu_memory(chosen.parameters(lab), machine, chosen.weights, engines=lab.needs.engines)
+
+
+@pytest.mark.parametrize("name", ["08_torchserve_lifecycle", "09_head_to_head"])
+def test_labs_with_two_engines_and_handlers_start_with_their_own_defaults_on_a_gpu(name: str) -> None:
+    """`--profile cpu` on a GPU machine leaves the share to the notebook: two of them leave room for the handlers."""
+    share = read_defaults(root() / "notebooks" / f"{name}.ipynb")["gpu_memory_share"]
+    check_shares(share, gpus=1)
+
+
+def test_what_lab_06_promises_is_little_of_the_hosts_memory() -> None:
+    """Ray reserves `promised_mib` of the host for each of six replicas, on a GPU too: at most a tenth of 24 GiB."""
+    for gpu_gib in (15.0, 24.0, 48.0, 80.0, 141.0):
+        chosen = course.load_profile("gpu", synthetic.machine(gpu_gib=gpu_gib))
+        found = chosen.parameters(course.find_lab("06"))
+        assert 6 * found["promised_mib"] <= 2400
+
+
+def test_lab_05_finds_no_room_for_greedy_on_a_large_server_either() -> None:
+    """The application asks for five GPUs; Ray is told of fewer, however many the machine has."""
+    cells = json.loads((root() / "notebooks" / course.find_lab("05").notebook).read_text())["cells"]
+    lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
+    told = next(line for line in lines if line.startswith("gpus_here = "))
+    assert "num_gpus=gpus_here" in "\n".join(lines)
+    with_eight: dict[str, Any] = {"lab": SimpleNamespace(machine=SimpleNamespace(gpus=[object()] * 8))}
+    exec(told, with_eight)
+    assert with_eight["gpus_here"] < 5
 
 
 @given(total=st.floats(8, 200), used=st.floats(0, 1))

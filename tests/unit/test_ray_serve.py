@@ -247,3 +247,42 @@ def test_a_process_of_ray_builds_no_grammar_at_its_import() -> None:
     code = "import sys, ray; print('rfc3987_syntax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- GPUs that Ray numbers itself ---
+
+
+def test_ray_with_its_own_numbers_does_not_see_which_gpus_are_shown(
+    fake_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would refuse seven GPUs where CUDA_VISIBLE_DEVICES names one. The variable is back afterwards."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    seen: list[str | None] = []
+    fake_ray.init = lambda **_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    for own_numbers in (True, False):
+        ray_serve.start(num_gpus=7, own_numbers=own_numbers).stop()
+    assert seen == [None, "1"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "number", "device"),
+    [
+        (None, 0, "0", ""),
+        (None, 2, "1", "1"),
+        (None, 2, "2", ""),
+        ("3", 1, "0", "3"),
+        ("3", 1, "1", ""),
+        ("GPU-5e3f, GPU-77aa", 2, "1", "GPU-77aa"),
+        ("", 0, "0", ""),
+    ],
+)
+def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: int, number: str, device: str
+) -> None:
+    """As CUDA_VISIBLE_DEVICES would name it, by index or UUID; empty for those in which only Ray believes."""
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert ray_serve.real_device(number, gpus=gpus) == device

@@ -576,6 +576,15 @@ def test_a_run_of_several_machines_is_noted_by_lab(tmp_path: Path) -> None:
     assert "(01_lab of a, b: 2 CPUs (a test's), 24 GiB, no GPU; 02_lab of a: 8 CPUs, 1 GPU)" in note
 
 
+def test_a_share_of_a_gpu_makes_a_difference_where_there_is_one(tmp_path: Path) -> None:
+    """A CPU ignores `gpu_memory_share`: two runs without a GPU compare with different ones; on a GPU they do not."""
+    for machine, agrees in ((MACHINE, True), (MACHINE | {"gpus": [{"name": "NVIDIA L4"}]}, False)):
+        folders = [tmp_path / str(agrees) / str(share) for share in (0.3, 0.9)]
+        for folder, share in zip(folders, (0.3, 0.9), strict=True):
+            recorder(folder, machine=machine, gpu_memory_share=share).save("done")
+        assert compare(*folders).agrees is agrees
+
+
 def test_a_comparison_is_plain_json(tmp_path: Path) -> None:
     """to_json gives what scripts rely on: identical, and ratios with name, a, b and within."""
     run = write_run(tmp_path / "a")
