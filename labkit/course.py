@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from labkit.cuda import engine_needs
 from labkit.labs import LABS, Lab, Needs, Parameter, check_parameters, find_lab, load_labs
-from labkit.machine import Machine, engine_needs, java
+from labkit.machine import Machine, java
 from labkit.profiles import Profile, check_gpu_memory, load_profile, parse_overrides, profile_for
 from labkit.session import LabSession, start
 

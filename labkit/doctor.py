@@ -10,23 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit import course, models
-from labkit.machine import (
-    CPU_STACK,
-    MODEL_GPU_GIB,
-    Machine,
-    Need,
-    disk_free_bytes,
-    engine_needs,
-    for_build,
-    hub_folder,
-    in_words,
-    inspect,
-    java,
-    model_need,
-    port_is_free,
-    to_json,
-    versions,
-)
+from labkit.cuda import CPU_STACK, MODEL_GPU_GIB, Need, engine_needs, hub_folder, model_need
+from labkit.machine import Machine, disk_free_bytes, for_build, in_words, inspect, java, port_is_free, to_json, versions
 from labkit.paths import runs_path
 
 if TYPE_CHECKING:

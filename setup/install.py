@@ -10,31 +10,35 @@ import argparse
 import ctypes
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from labkit.cuda import (  # noqa: E402 - needs nothing installed
+    CPU_STACK,
+    Need,
+    build_tools,
+    capability_need,
+    compiler_need,
+    driver_need,
+    headers_need,
+    hub_folder,
+    model_need,
+)
+
 REQUIREMENTS = ROOT / "requirements"
 # The only address in the project: PyPI has no CPU build of torch for x86-64.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH_HASH_PYTHON = (3, 11)  # the Python whose torch wheel torch-cpu.lock pins by hash
 DISK_GIB = {"cpu": 7, "gpu": 18}
-# What the CUDA stack needs. From here to `Need`, and from `capability_need` on, as in labkit/machine/cuda.py.
-OLDEST_CUDA = 13000  # requirements/gpu.lock has CUDA 13.0; written as NVML writes it, 1000 x major + 10 x minor
-OLDEST_DRIVER = 580  # the first driver branch with CUDA 13.0 (CUDA toolkit release notes)
-OLDEST_CAPABILITY = (7, 5)  # Turing: CUDA 13.0 dropped Maxwell, Pascal and Volta
-MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: what GPUs from MODEL_GPU_GIB serve; smaller ones serve a 1.5B
-MODEL_GIB = 15
-MODEL_GPU_GIB = 20
-CPU_STACK = "take the CPU stack: make STACK=cpu"
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,6 @@ class Gpu:
     driver: str
     capability: tuple[int, int] | None = None
     cuda_driver: int = 0
-
-
-@dataclass(frozen=True)
-class Need:
-    """A requirement of the CUDA stack. `found`: what the machine has; `fix`: what to do, "" where it is met."""
-
-    topic: str
-    met: bool
-    found: str
-    fix: str = ""
 
 
 def main() -> int:
@@ -310,79 +304,6 @@ def _show_progress(command: list[str], title: str, log: Path) -> int:
 def _stop(code: int, message: str) -> int:
     print(message, file=sys.stderr)
     return code
-
-
-def capability_need(gpus: Sequence[Gpu]) -> Need:
-    """Check that CUDA 13 supports every GPU. A capability that NVML does not report counts as supported."""
-    oldest = ".".join(map(str, OLDEST_CAPABILITY))
-    old = [gpu for gpu in gpus if gpu.capability and gpu.capability < OLDEST_CAPABILITY]
-    if not old:
-        versions = dict.fromkeys(".".join(map(str, gpu.capability or ["unknown"])) for gpu in gpus)
-        return Need("GPU capability", True, f"{', '.join(versions)} (at least {oldest})")
-    rest = ",".join(dict.fromkeys(str(gpu.index) for gpu in gpus if gpu not in old))
-    has = ".".join(map(str, old[0].capability or ()))
-    found = f"{old[0].name} has compute capability {has}; the CUDA stack needs {oldest} (Turing) or newer"
-    # PCI_BUS_ID is NVML's order; CUDA's own is fastest first, so its index could be another GPU's.
-    hide = f"hide it: export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={rest}"
-    return Need("GPU capability", False, found, hide if rest else CPU_STACK)
-
-
-def driver_need(gpus: Sequence[Gpu]) -> Need:
-    """Check the driver by the CUDA version it supports, or by its own number where NVML does not report that."""
-    driver, cuda = gpus[0].driver or "of unknown version", gpus[0].cuda_driver
-    major = driver.partition(".")[0]
-    new_enough = cuda >= OLDEST_CUDA if cuda else not major.isdecimal() or int(major) >= OLDEST_DRIVER
-    found = f"NVIDIA driver {driver}" + (f" (CUDA {cuda // 1000}.{cuda % 1000 // 10})" if cuda else "")
-    if new_enough:
-        return Need("GPU driver", True, found)
-    found += f" is too old; the CUDA stack needs {OLDEST_DRIVER} (CUDA {OLDEST_CUDA // 1000}.0) or newer"
-    if all(not capability_need([gpu]).met for gpu in gpus):
-        return Need("GPU driver", False, found, CPU_STACK)  # a newer driver would not help
-    command = f"Ubuntu: sudo apt install nvidia-driver-{OLDEST_DRIVER}"
-    fix = f"install driver {OLDEST_DRIVER} or newer ({command}), reboot and run make again"
-    return Need("GPU driver", False, found, fix)
-
-
-def compiler_need() -> Need:
-    """Look for the C compiler that Triton runs when an engine starts: $CC, gcc or clang (triton/runtime/build.py)."""
-    chosen = os.environ.get("CC")
-    compiler = shutil.which(chosen) if chosen else shutil.which("gcc") or shutil.which("clang")
-    if compiler:
-        return Need("C compiler", True, compiler)
-    missing = f"$CC is {chosen!r}, which is not a program" if chosen else "no gcc or clang on the PATH"
-    return Need("C compiler", False, f"{missing}; the CUDA stack (Triton) compiles C at run time", build_tools())
-
-
-def headers_need() -> Need:
-    """Look for Python.h, which Triton's C code includes, in the folder that Triton passes to the compiler."""
-    header = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
-    if header.is_file():
-        return Need("Python headers", True, str(header))
-    return Need("Python headers", False, f"no {header}; the CUDA stack (Triton) compiles against it", build_tools())
-
-
-def build_tools() -> str:
-    """Return the command that installs a C compiler and this Python's headers."""
-    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return f"sudo apt install gcc {python}-dev (Fedora: sudo dnf install gcc python3-devel)"
-
-
-def model_need(free_bytes: int) -> Need:
-    """Check that the 7B model of the GPU profiles is in the hub's cache, or that `free_bytes` hold it."""
-    topic, folder = "disk for the 7B model", hub_folder()
-    if (folder / f"models--{MODEL.replace('/', '--')}" / "snapshots").is_dir():
-        return Need(topic, True, f"{MODEL} is in {folder}")
-    found = f"{MODEL} (for GPUs of {MODEL_GPU_GIB} GiB and more) takes about {MODEL_GIB} GiB"
-    found += f"; {max(0, free_bytes) / 2**30:.1f} GiB are free for it in {folder}"
-    fix = "free some space, set HF_HOME to a folder on a larger disk, or serve smollm2-135m"
-    enough = free_bytes >= MODEL_GIB * 2**30
-    return Need(topic, enough, found, "" if enough else fix)
-
-
-def hub_folder() -> Path:
-    """Return the cache of the Hugging Face hub, by the variables that huggingface_hub reads."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Nothing here imports an engine, runs a program or touches a GPU's state: `inspec
 had comes with the reason in words (`Machine.gpu_reason`, the second value of `java()`): that is what a learner needs.
 """
 
-from labkit.machine.cuda import CPU_STACK, MODEL_GPU_GIB, Need, engine_needs, hub_folder, model_need
 from labkit.machine.facts import Machine, for_build, in_words, inspect, to_json
 from labkit.machine.gpus import Gpu
 from labkit.machine.installed import java, versions
@@ -12,23 +11,17 @@ from labkit.machine.resources import disk_free_bytes, port_is_free
 from labkit.machine.sampler import Sample, Sampler, Span, UseSummary
 
 __all__ = [
-    "CPU_STACK",
-    "MODEL_GPU_GIB",
     "Gpu",
     "Machine",
-    "Need",
     "Sample",
     "Sampler",
     "Span",
     "UseSummary",
     "disk_free_bytes",
-    "engine_needs",
     "for_build",
-    "hub_folder",
     "in_words",
     "inspect",
     "java",
-    "model_need",
     "port_is_free",
     "to_json",
     "versions",

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from labkit import course, doctor, models
 from labkit.course import LABS
+from labkit.cuda import CPU_STACK, Need
 from labkit.doctor import Doctor, examine
 from labkit.errors import UsageError
-from labkit.machine import CPU_STACK, Gpu, Machine, Need
+from labkit.machine import Gpu, Machine
 
 GIB = 2**30
 BARE = Machine(

@@ -1,6 +1,5 @@
 """Set-up: what it refuses, which stack it takes, what it does again and when; and what the locks hold."""
 
-import dataclasses
 import json
 import os
 import platform
@@ -10,9 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
-from inspect import getsource
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,7 +19,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from labkit.machine import Gpu, cuda
+from labkit import cuda
 from setup import install
 
 GIB = 2**30
@@ -185,25 +182,16 @@ def test_stack_by_gpu_and_driver() -> None:
     assert reason.splitlines()[1].startswith("To use the GPU: install driver 580 or newer")
 
 
-def block(module: ModuleType, start: str) -> str:
-    """The text of the module's functions from `start` on, without what set-up has after them."""
-    return getsource(module).partition(f"\n\ndef {start}(")[2].partition("\n\n\nif __name__")[0].strip()
-
-
-def test_rules_are_labkits() -> None:
-    """Set-up cannot import labkit, so it repeats what the CUDA stack needs: word for word."""
-    assert block(install, "capability_need") == block(cuda, "capability_need")
-    assert getsource(install.Need) == getsource(cuda.Need)
-    names = ("OLDEST_CUDA", "OLDEST_DRIVER", "OLDEST_CAPABILITY", "MODEL", "MODEL_GIB", "CPU_STACK")
-    assert {name: getattr(install, name) for name in names} == {name: getattr(cuda, name) for name in names}
-    fields = {field.name for field in dataclasses.fields(install.Gpu)}
-    assert fields <= {field.name for field in dataclasses.fields(Gpu)}
+def test_set_up_needs_nothing_installed() -> None:
+    """It runs on a Python that has no site-packages, whatever of labkit it reads."""
+    done = subprocess.run([sys.executable, "-I", "-S", install.__file__, "--help"], capture_output=True, text=True)
+    assert "--stack" in done.stdout, done.stderr
 
 
 def test_rules_fit_the_lock() -> None:
     """The CUDA version that is asked of the driver is the lock's."""
     major, minor, *_ = pinned("gpu.lock")["cuda-toolkit"].split(".")
-    assert 1000 * int(major) + 10 * int(minor) == install.OLDEST_CUDA
+    assert 1000 * int(major) + 10 * int(minor) == cuda.OLDEST_CUDA
 
 
 @pytest.fixture
@@ -358,15 +346,15 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**50, 0, 2**50))
 
 
-NO_GCC = install.Need("C compiler", False, "no gcc", install.build_tools())
+NO_GCC = cuda.Need("C compiler", False, "no gcc", cuda.build_tools())
 
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with an L4, a compiler and headers."""
     monkeypatch.setattr(install, "find_gpus", lambda: (L4,))
-    monkeypatch.setattr(install, "compiler_need", lambda: install.Need("C compiler", True, "/usr/bin/gcc"))
-    monkeypatch.setattr(install, "headers_need", lambda: install.Need("Python headers", True, "/usr/include"))
+    monkeypatch.setattr(install, "compiler_need", lambda: cuda.Need("C compiler", True, "/usr/bin/gcc"))
+    monkeypatch.setattr(install, "headers_need", lambda: cuda.Need("Python headers", True, "/usr/include"))
 
 
 @pytest.mark.usefixtures("project", "roomy", "one_gpu")

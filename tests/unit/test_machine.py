@@ -16,9 +16,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import machine
+from labkit import cuda, machine
 from labkit.errors import UsageError
-from labkit.machine import Gpu, cgroups, cuda, facts, gpus, installed, sampler
+from labkit.machine import Gpu, cgroups, facts, gpus, installed, sampler
 from labkit.paths import data_path
 from labkit.profiles import GPU_PROFILES
 
@@ -274,7 +274,7 @@ def nvml_gpu(*, driver: str = "580.65.06", capability: tuple[int, int] | None = 
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "met"),
+    ("driver", "supported", "met"),
     [
         ("580.65.06", 13000, True),
         ("595.10", 13020, True),
@@ -285,9 +285,9 @@ def nvml_gpu(*, driver: str = "580.65.06", capability: tuple[int, int] | None = 
         ("", 0, True),
     ],
 )
-def test_driver_is_judged_by_its_cuda_version(driver: str, cuda: int, met: bool) -> None:
+def test_driver_is_judged_by_its_cuda_version(driver: str, supported: int, met: bool) -> None:
     """NVML's CUDA version decides, else the driver's number; what NVML does not report is no problem."""
-    need = machine.engine_needs([nvml_gpu(driver=driver, cuda=cuda)])[1]
+    need = cuda.engine_needs([nvml_gpu(driver=driver, cuda=supported)])[1]
     assert (need.topic, need.met) == ("GPU driver", met)
     assert ("driver 580 or newer" in need.fix) == (not met)
 
@@ -295,9 +295,9 @@ def test_driver_is_judged_by_its_cuda_version(driver: str, cuda: int, met: bool)
 @pytest.mark.parametrize(("capability", "met"), [((7, 5), True), ((12, 0), True), (None, True), ((7, 0), False)])
 def test_compute_capability(capability: tuple[int, int] | None, met: bool) -> None:
     """Turing is the oldest; below it only the CPU stack helps, whatever the driver."""
-    need, driver, *_ = machine.engine_needs([nvml_gpu(capability=capability, driver="550.1", cuda=12040)])
-    assert (need.topic, need.met, need.fix) == ("GPU capability", met, "" if met else machine.CPU_STACK)
-    assert (driver.fix == machine.CPU_STACK) == (not met)
+    need, driver, *_ = cuda.engine_needs([nvml_gpu(capability=capability, driver="550.1", cuda=12040)])
+    assert (need.topic, need.met, need.fix) == ("GPU capability", met, "" if met else cuda.CPU_STACK)
+    assert (driver.fix == cuda.CPU_STACK) == (not met)
 
 
 def test_compiler_as_triton_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_compiler_as_triton_looks_for_it(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).chmod(0o755)
         if name == "mycc":
             monkeypatch.setenv("CC", name)
-        assert cuda.compiler_need() == machine.Need("C compiler", True, str(tmp_path / name))
+        assert cuda.compiler_need() == cuda.Need("C compiler", True, str(tmp_path / name))
     monkeypatch.setenv("CC", "nvc")
     assert "$CC is 'nvc'" in cuda.compiler_need().found
 
@@ -331,13 +331,13 @@ def test_python_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_disk_for_the_7b_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room in the hub's cache is enough, and so is the model in it; else both numbers and a remedy are named."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert machine.model_need(cuda.MODEL_GIB * GIB).met
-    need = machine.model_need(3 * GIB)
+    assert cuda.model_need(cuda.MODEL_GIB * GIB).met
+    need = cuda.model_need(3 * GIB)
     assert not need.met
     assert need.found.endswith(f"takes about 15 GiB; 3.0 GiB are free for it in {tmp_path}")
     assert "HF_HOME" in need.fix
     (tmp_path / "models--Qwen--Qwen2.5-7B-Instruct" / "snapshots").mkdir(parents=True)
-    assert machine.model_need(0).met
+    assert cuda.model_need(0).met
 
 
 def test_model_is_the_profiles() -> None:
@@ -362,7 +362,7 @@ def test_model_is_the_profiles() -> None:
 def test_hub_folder(variables: dict[str, str], folder: str) -> None:
     """The hub's cache is where huggingface_hub puts it."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/home/ann", **variables}
-    code = "from labkit.machine import hub_folder; from huggingface_hub import constants; print(hub_folder());"
+    code = "from labkit.cuda import hub_folder; from huggingface_hub import constants; print(hub_folder());"
     code += "print(constants.HF_HUB_CACHE)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [folder, folder]

@@ -1,8 +1,9 @@
 """What the locked CUDA 13 stack needs of a machine with an NVIDIA GPU: GPU, driver, C compiler, Python headers, disk.
 
-setup/install.py repeats `Need` and the functions below: it runs before labkit is installed. tests/unit/test_install.py
-compares the two texts.
+Standard library only, for Python 3.8 too: setup/install.py reads it before anything is installed.
 """
+
+from __future__ import annotations
 
 import os
 import shutil
@@ -11,8 +12,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from labkit.machine.gpus import Gpu
+from typing import Protocol
 
 OLDEST_CUDA = 13000  # requirements/gpu.lock has CUDA 13.0; written as NVML writes it, 1000 x major + 10 x minor
 OLDEST_DRIVER = 580  # the first driver branch with CUDA 13.0 (CUDA toolkit release notes)
@@ -21,6 +21,21 @@ MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: what GPUs from MODEL_GPU_GI
 MODEL_GIB = 15
 MODEL_GPU_GIB = 20
 CPU_STACK = "take the CPU stack: make STACK=cpu"
+
+
+class Gpu(Protocol):
+    """What has to be known of a GPU. `capability` is None and `cuda_driver` 0 where NVML does not report them."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def driver(self) -> str: ...
+    @property
+    def capability(self) -> tuple[int, int] | None: ...
+    @property
+    def cuda_driver(self) -> int: ...
 
 
 @dataclass(frozen=True)
