@@ -76,33 +76,43 @@ KNOWN_FAILURES = (
 ROOT_CAUSE = re.compile(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$", re.MULTILINE)
 
 
-GPU_ENV = {
-    # FlashInfer's sampler is compiled when an engine starts, by nvcc and ninja, which a driver alone does not bring
-    # (vllm #49497). The labs ask for greedy answers, so nothing is lost.
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # CUDA lists the fastest card first, NVML by the bus: the card that was checked has to be the one that is used.
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+GPU_ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+WHY_ON_GPU = {
+    "VLLM_USE_FLASHINFER_SAMPLER": (
+        "FlashInfer's sampler is compiled when an engine starts, by nvcc, which a driver alone does not bring "
+        "(vLLM issue 49497); greedy answers lose nothing"
+    ),
+    "CUDA_DEVICE_ORDER": (
+        "CUDA lists the fastest card first, the driver's library by the bus: the card that was checked is then the one "
+        "that is used"
+    ),
+    "generation_config": (
+        "the model's own may set a temperature and penalties, which `vllm serve` would take and `LLM.generate` with "
+        "its own parameters would not"
+    ),
+    "gpu_memory_utilization": "vLLM takes this share of the card when it starts, for weights and KV cache together",
 }
-"""What an engine on a GPU gets besides. `generation_config` is "vllm" there: a model's own generation_config.json may
-set a temperature and penalties, which `vllm serve` would take and `LLM.generate` with its own parameters would not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """What this hardware asks of vLLM: the environment, the arguments of `LLM` and the flags of `vllm serve`.
 
-    `dtype` is the same thing for other libraries: "auto" (the model's own) or "float32".
+    `dtype` is the same thing for other libraries: "auto" (the model's own) or "float32". `why` gives the reason for a
+    variable or an argument, by its name.
     """
 
     dtype: str = "auto"
     env: dict[str, str] = field(default_factory=dict)
     llm: dict[str, Any] = field(default_factory=dict)
     flags: str = ""
+    why: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.llm.items())
         environment = " ".join(f"{name}={value}" for name, value in self.env.items())
-        return f"LLM(..., {arguments})\nvllm serve ... {self.flags}\nenvironment: {environment}"
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in self.why.items())
+        return f"LLM(..., {arguments})\nvllm serve ... {self.flags}\nenvironment: {environment}{reasons}"
 
     def apply(self) -> None:
         """Puts `env` into this process, before vllm is imported; what the user set already stays."""
@@ -135,6 +145,7 @@ def settings(
                 "use_tqdm_on_load": False,
             },
             flags=f"--gpu-memory-utilization {gpu_memory_share} --generation-config vllm",
+            why=WHY_ON_GPU,
         )
     _require_memory(machine, kv_cache_gib)
     cpu = {

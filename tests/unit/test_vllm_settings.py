@@ -78,6 +78,15 @@ def test_an_engine_on_a_gpu_starts_with_a_driver_alone() -> None:
     assert "generation_config" not in on_cpu.llm
 
 
+def test_a_gpus_settings_are_printed_with_their_reasons() -> None:
+    """A line for each of the GPU's own variables and arguments says why it is there."""
+    found = settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=0.4)
+    own = (found.env.keys() - settings(machine()).env.keys()) | (found.llm.keys() - settings(machine()).llm.keys())
+    assert own == found.why.keys()
+    lines = str(found).splitlines()
+    assert all(any(line.startswith(f"  {name}: ") for line in lines) for name in own)
+
+
 @pytest.mark.parametrize("gpus", [(), (gpu(free_gib=24),)])
 def test_nothing_is_sent_home(gpus: tuple[Gpu, ...]) -> None:
     """On any hardware vLLM sends no usage statistics and asks no hub."""
