@@ -1,4 +1,4 @@
-"""What the executor is told of its card: a JSON object under `modelled_gpu` in vLLM's --additional-config."""
+"""The modelled card and its step times, as the executor gets them: JSON under `modelled_gpu` in --additional-config."""
 
 from collections.abc import Mapping
 from pathlib import Path

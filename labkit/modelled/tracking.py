@@ -25,8 +25,8 @@ class Tracker:
     def follow(self, scheduled: Any) -> Iterator[tuple[str, Tracked, int, bool]]:
         """Each request of a step: its id, what is known of it, the tokens scheduled, and whether a token is due.
 
-        A token is due in the step that reaches the end of the prompt and of all that was written; whoever takes it
-        adds it to `written`."""
+        A token is due in the step that reaches the end of the prompt and of all that was written. The caller adds it
+        to `written`."""
         requests = self.requests
         self.preemptions += len(scheduled.preempted_req_ids or ())
         for finished in scheduled.finished_req_ids:

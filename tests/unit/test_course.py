@@ -283,7 +283,7 @@ def test_what_lab_06_promises_is_little_of_the_hosts_memory() -> None:
 
 
 def test_lab_05_finds_no_room_for_greedy_on_a_large_server_either() -> None:
-    """The application asks for five GPUs; Ray is told of fewer, however many the machine has."""
+    """The application asks for five GPUs; Ray counts fewer, however many the machine has."""
     cells = json.loads((root() / "notebooks" / course.find_lab("05").notebook).read_text())["cells"]
     lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
     told = next(line for line in lines if line.startswith("gpus_here = "))
