@@ -110,7 +110,7 @@ def test_every_chart_says_that_it_is_modelled(unsolved: tuple[Any, dict[str, Any
 
 
 def test_the_exercise_is_unsolved_and_then_solved(unsolved: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
-    """The starter changes nothing and is named so; the solution passes; a threshold that is set once and never lifted gets a message of its own."""
+    """The starter and a threshold that is never lifted each get a message of their own; the solution passes."""
     notebook, _ = unsolved
     assert "Not yet: the newcomer still waits" in printed(notebook)
     solved, _ = execute(tmp_path, {"token_budgets": BUDGETS}, rule=solution())
