@@ -21,6 +21,7 @@ from labkit.machine import inspect
 from labkit.metrics import percentile
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.engine import EXECUTOR
+from labkit.modelled.replica import exactly
 from labkit.modelled.step_time import TERMS, Fitted, Step, terms
 from labkit.modelled.tracking import Tracker
 from labkit.modelled.traffic import prompt_tokens
@@ -184,18 +185,9 @@ class _Player:
             self._engine.abort_request(names)
 
     def _add(self, prompt: int, output_tokens: int) -> str:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         name = f"calibrate-{next(self._names)}"
-        wanted = SamplingParams(
-            temperature=0,
-            max_tokens=output_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        self._engine.add_request(name, {"prompt_token_ids": prompt_tokens(prompt, key=f"{self._key}/{name}")}, wanted)
+        token_ids = prompt_tokens(prompt, key=f"{self._key}/{name}")
+        self._engine.add_request(name, {"prompt_token_ids": token_ids}, exactly(output_tokens))
         return name
 
 

@@ -40,6 +40,20 @@ def close(llm: Any) -> None:
     client.engine_core.scheduler.shutdown()
 
 
+def exactly(output_tokens: int) -> Any:
+    """The `SamplingParams` of a greedy answer of so many tokens, of which each step gives the new ones."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0,
+        max_tokens=output_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
 class Replica:
     """An in-process `LLM` whose requests go in by number and whose time is read after each step.
 
@@ -113,9 +127,7 @@ class Replica:
 
     def submit(self, index: int, token_ids: Sequence[int], output_tokens: int) -> None:
         """Gives the engine a request, to be answered with exactly `output_tokens`. UsageError where vLLM refuses it."""
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
 
         longest = self.engine.model_config.max_model_len
         if len(token_ids) + output_tokens > longest:  # vLLM would cut the answer without a word
@@ -124,15 +136,8 @@ class Replica:
                 f"{longest}",
                 remedy="shorten it, or raise max_model_len",
             )
-        wanted = SamplingParams(
-            temperature=0,
-            max_tokens=output_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
         try:
-            self.engine.add_request(str(index), {"prompt_token_ids": token_ids}, wanted)
+            self.engine.add_request(str(index), {"prompt_token_ids": token_ids}, exactly(output_tokens))
         except (ValueError, VLLMClientError) as error:
             raise UsageError(f"request {index}: {error}", remedy="shorten it, or raise max_model_len") from error
         self._numbers[str(index)] = index
