@@ -10,7 +10,7 @@ import psutil
 import ray
 from ray import serve
 
-from labkit.sharing import SharedCompute
+from labkit.theory.sharing import SharedCompute
 
 MIB = 2**20
 

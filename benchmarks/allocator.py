@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labkit.kvcache import BlockPool, Policy, replay, simulate, stream
 from labkit.machine import inspect
+from labkit.theory.kv_allocation import Policy, simulate, stream
+from labkit.theory.prefix_cache import BlockPool, replay
 
 MEMORY_TOKENS = 46_592  # what one GiB holds of the embedded model
 MAX_MODEL_LEN = 2048

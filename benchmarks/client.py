@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fast_stub
-from benchmarks.vllm_bench import bench_serve, word_tokenizer
+from course.vllm_bench import bench_serve, word_tokenizer
 from labkit.errors import LabkitError, LoadError
 from labkit.experiments import Ratio, interleaved, paired_ratio
 from labkit.load import run_blocking
-from labkit.metrics import summarise
-from labkit.workloads import Workload, chat
+from labkit.load.metrics import summarise
+from labkit.load.workloads import Workload, chat
 
 Figures = dict[str, float]
 """What one client found in one round: {name with unit: value}."""

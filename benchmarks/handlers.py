@@ -23,9 +23,9 @@ import requests
 from labkit import models
 from labkit.errors import LabkitError, LoadError
 from labkit.experiments import Stopwatch, interleaved, paired_ratio
+from labkit.load.workloads import chat
 from labkit.machine import inspect
 from labkit.serving import torchserve
-from labkit.workloads import chat
 
 Figures = dict[str, float]
 BATCHED, SINGLE, NAIVE = "batch16", "batch1", "naive"

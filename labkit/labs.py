@@ -4,18 +4,23 @@ papermill does not check parameters (an unknown name prints a line, a wrong type
 anything starts. It knows nothing of machines, profiles or notebooks.
 """
 
-import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from labkit.errors import UsageError
-from labkit.paths import data_path
+from labkit.cuda import engine_needs
+from labkit.errors import ModelError, UsageError, did_you_mean
+from labkit.files import data_path
+from labkit.machine import Gpu, Machine, java
+from labkit.machine.gpu_share import require_share
+from labkit.models import EMBEDDED, architecture
 
 Scalar = Literal["int", "float", "bool", "str"]
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -111,13 +116,6 @@ def load_labs(path: Path | None = None) -> dict[str, Lab]:
 
 
 LABS: Mapping[str, Lab] = load_labs()
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown name: the closest known one, or all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(names)}"
 
 
 def find_lab(name: str, labs: Mapping[str, Lab] = LABS) -> Lab:
@@ -230,4 +228,264 @@ def _refused(where: str, value: object, parameter: Parameter) -> UsageError:
     return UsageError(
         f"{where} is {value!r}; it must be {parameter.describe()}",
         remedy=f"give it such a value ({parameter.help})",
+    )
+
+
+# --- profiles ---
+
+
+GIB = 2**30
+AUTO = "auto"
+LARGEST_SHARE = 0.92  # vLLM 0.32's own default
+# CUDA's contexts take memory between our look at the GPU and the engine's: on small cards more than the share says.
+SHARE_MARGIN, MARGIN_BYTES = 0.02, GIB
+SMALLEST_SHARE = 0.05
+WEIGHT_BYTES = 2  # a parameter in bfloat16, the dtype in which vLLM loads a 7-8B model
+EVERY_LAB = "all"
+GPU = "gpu"  # as a profile: the one that fits the card
+# Profiles by what a card has in GiB, up to so much.
+GPU_PROFILES = ((20, "gpu-16"), (38, "gpu-24"), (70, "gpu-48"), (130, "gpu-80"), (math.inf, "gpu-141"))
+
+
+class _File(Strict):
+    """A profile file as it is written."""
+
+    name: str
+    description: str
+    base: str = ""
+    all: dict[str, Any] = Field(default_factory=dict)
+    labs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    weights: dict[str, int] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Parameters by lab. `weights`: number of parameters by model name, for the memory check."""
+
+    name: str
+    description: str
+    every_lab: Mapping[str, Any]
+    by_lab: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, int] = field(default_factory=dict)
+
+    def parameters(self, lab: Lab, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """What `lab` runs with, checked: the profile's `all` and own values, then the overrides' `all` and own."""
+        overrides = overrides or {}
+        layers = (
+            _known_to(lab, self.every_lab),
+            self.by_lab.get(lab.name, {}),
+            _known_to(lab, overrides.get(EVERY_LAB, {})),
+            overrides.get(lab.name, {}),
+        )
+        return check_parameters(lab, {name: value for layer in layers for name, value in layer.items()})
+
+
+def profile_for(machine: Machine) -> str:
+    """The profile that fits the machine: the one of its first GPU's size, or "cpu"."""
+    if not machine.gpus:
+        return "cpu"
+    total_gib = machine.gpus[0].memory_total_bytes / GIB
+    return next(name for up_to_gib, name in GPU_PROFILES if total_gib < up_to_gib)
+
+
+def load_profile(name_or_path: str, machine: Machine, labs: Mapping[str, Lab] = LABS) -> Profile:
+    """The profile "cpu", "gpu" (the one that fits the card), another of data/profiles, or a YAML file.
+
+    It is checked against `labs` and sized to the machine.
+
+    UsageError: no such profile, a lab or parameter that does not exist, a value out of range, or a GPU profile on a
+    machine without a GPU (with the reason why it has none).
+    """
+    if name_or_path == GPU:
+        _require_gpu(GPU, machine)
+        name_or_path = profile_for(machine)
+    path = _find(name_or_path)
+    written = _read(path)
+    if _asks_for_a_gpu(written):
+        _require_gpu(written.name, machine)
+    profile = Profile(
+        name=written.name,
+        description=written.description,
+        every_lab=_sized(written.all, machine),
+        by_lab={lab: _sized(values, machine) for lab, values in written.labs.items()},
+        weights=written.weights,
+    )
+    _check_names(profile.every_lab, labs, f"{path.name}: all")
+    for lab_name in profile.by_lab:
+        if lab_name not in labs:
+            raise UsageError(f"{path.name}: there is no lab called {lab_name!r}", remedy=did_you_mean(lab_name, labs))
+        profile.parameters(labs[lab_name])
+    return profile
+
+
+def parse_overrides(settings: Sequence[str], labs: Mapping[str, Lab] = LABS) -> dict[str, dict[str, str]]:
+    """`["01_first_deployment.repeats=3", "all.seed=7"]` by lab (or "all") and name. UsageError for anything else."""
+    overrides: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        lab_name, dot, name = target.partition(".")
+        if not (equals and dot and lab_name and name):
+            raise UsageError(
+                f"{setting!r} sets no parameter",
+                remedy="write LAB.NAME=VALUE, such as -p 01_first_deployment.repeats=3",
+            )
+        if lab_name == EVERY_LAB:
+            _check_names([name], labs, f"-p {setting}")
+        else:
+            lab = find_lab(lab_name, labs)
+            check_parameters(lab, {name: value})
+            lab_name = lab.name
+        overrides.setdefault(lab_name, {})[name] = value
+    return overrides
+
+
+def check_gpu_memory(
+    parameters: Mapping[str, Any], machine: Machine, weights: Mapping[str, int], *, engines: int = 1
+) -> None:
+    """UsageError, with the numbers, where the share is not free on the GPU or the weights do not fit into what each of
+    `engines` gets of it.
+
+    Nothing is checked without a GPU, without a `gpu_memory_share`, or for a model whose size nobody tells.
+    """
+    share, model = parameters.get("gpu_memory_share"), parameters.get("model")
+    if not machine.gpus or share is None or model is None:
+        return
+    count = count_parameters(model, weights)
+    weight_bytes = None if count is None else count * WEIGHT_BYTES
+    require_share(machine.gpus[0], share, model=model, weight_bytes=weight_bytes, engines=engines)
+
+
+def count_parameters(model: str, weights: Mapping[str, int]) -> int | None:
+    """Counted in the folder, told by the profile, or read from the name ("-7B-"); None where nobody tells."""
+    folder = Path(model).expanduser()
+    if model not in EMBEDDED and folder.is_dir():
+        try:
+            return architecture(folder).parameters
+        except ModelError:  # `models.resolve` says what is wrong with the folder
+            return None
+    if model in weights:
+        return weights[model]
+    size = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?:$|[-_])", model, flags=re.IGNORECASE)
+    return int(float(size[1]) * (1e9 if size[2].upper() == "B" else 1e6)) if size else None
+
+
+def _known_to(lab: Lab, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in lab.parameters}
+
+
+def _find(name_or_path: str) -> Path:
+    folder = data_path("profiles")
+    named = folder / f"{name_or_path}.yaml"
+    if named.is_file():
+        return named
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    known = [file.stem for file in sorted(folder.glob("*.yaml"))]
+    raise UsageError(
+        f"there is no profile {name_or_path!r}",
+        remedy=f"{did_you_mean(name_or_path, known)} (or the path of a YAML file)",
+    )
+
+
+def _read(path: Path) -> _File:
+    """A profile, over its base: what it says itself goes before."""
+    written = _read_alone(path)
+    if not written.base:
+        return written
+    base = _read(_find(written.base))
+    labs = {name: {**base.labs.get(name, {}), **written.labs.get(name, {})} for name in (*base.labs, *written.labs)}
+    return written.model_copy(
+        update={"all": {**base.all, **written.all}, "labs": labs, "weights": {**base.weights, **written.weights}}
+    )
+
+
+def _read_alone(path: Path) -> _File:
+    try:
+        return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not a valid profile: {error}", remedy="compare it with data/profiles/cpu.yaml"
+        ) from None
+
+
+def _asks_for_a_gpu(written: _File) -> bool:
+    return any(AUTO in values.values() for values in (written.all, *written.labs.values()))
+
+
+def _require_gpu(name: str, machine: Machine) -> None:
+    if not machine.gpus:
+        raise UsageError(
+            f"the profile {name!r} needs a GPU and this machine shows none: {machine.gpu_reason}",
+            remedy="use --profile cpu, or make the GPU visible",
+        )
+
+
+def _sized(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    """`auto` becomes the share of the GPU that is free now."""
+    return {name: _free_share(machine.gpus[0]) if value == AUTO else value for name, value in values.items()}
+
+
+def _free_share(gpu: Gpu) -> float:
+    """The largest share, in whole hundredths, that vLLM would still find free (never below the smallest allowed)."""
+    margin = max(SHARE_MARGIN, MARGIN_BYTES / gpu.memory_total_bytes)
+    free = gpu.memory_free_bytes / gpu.memory_total_bytes - margin
+    return max(SMALLEST_SHARE, min(LARGEST_SHARE, int(free * 100) / 100))
+
+
+def _check_names(names: Sequence[str] | Mapping[str, Any], labs: Mapping[str, Lab], where: str) -> None:
+    known = list(dict.fromkeys(name for lab in labs.values() for name in lab.parameters))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{where}: no lab has a parameter {name!r}", remedy=did_you_mean(name, known))
+
+
+INSTALL = "run make again: it installs what requirements/ lists"
+
+
+PACKAGES = {
+    "none": (),
+    "vllm": ("vllm",),
+    "ray": ("ray", "vllm"),
+    "torchserve": ("torchserve",),
+    "all": ("vllm", "ray", "torchserve"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """Whether a lab runs on a machine: yes, small (the embedded model on the CPU) or no; why, and the fix."""
+
+    runs: Literal["yes", "small", "no"]
+    reason: str = ""
+    fix: str = ""
+
+
+def readiness(lab: Lab | str, machine: Machine, versions: Mapping[str, str]) -> Readiness:
+    """What `lab` can do on `machine` with the installed `versions` (as `machine.versions()` tells them)."""
+    lab = find_lab(lab) if isinstance(lab, str) else lab
+    missing = [package for package in PACKAGES[lab.engine] if package not in versions]
+    if missing:
+        return Readiness(runs="no", reason=f"{' and '.join(missing)} not installed", fix=INSTALL)
+    if lab.needs.gpu and not machine.gpus:
+        return Readiness(runs="no", reason=machine.gpu_reason, fix="run it on a machine with an NVIDIA GPU")
+    if lab.needs.java and java()[0] is None:
+        return Readiness(runs="no", reason=java()[1], fix=INSTALL)
+    if machine.memory_available_bytes < lab.needs.memory_gib * GIB:
+        return _too_little_memory(lab, machine)
+    if lab.engine != "none" and not machine.gpus:
+        reason = f"no GPU ({machine.gpu_reason}): the embedded model on {machine.cpus} CPUs"
+        return Readiness(runs="small", reason=reason, fix="nothing to do; a GPU shows larger models")
+    need = next((need for need in engine_needs(machine.gpus) if not need.met), None) if machine.gpus else None
+    if need is not None and lab.engine != "none":
+        return Readiness(runs="no", reason=need.found, fix=need.fix)
+    return Readiness(runs="yes")
+
+
+def _too_little_memory(lab: Lab, machine: Machine) -> Readiness:
+    free, total = machine.memory_available_bytes / GIB, machine.memory_total_bytes / GIB
+    return Readiness(
+        runs="no",
+        reason=f"it takes {lab.needs.memory_gib:g} GiB of memory and {free:.1f} of {total:.1f} GiB are free",
+        fix="close what else uses memory" if total >= lab.needs.memory_gib else "use a machine with more memory",
     )

@@ -12,15 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from labkit.claims import Row, ledger
+from labkit import display
 from labkit.errors import UsageError
 from labkit.experiments import Caution, Interval, Ratio
-from labkit.labs import Lab, check_parameters, find_lab
+from labkit.files import runs_path
+from labkit.labs import (
+    Lab,
+    check_parameters,
+    find_lab,
+)
 from labkit.machine import Machine, inspect, versions
-from labkit.paths import runs_path
 from labkit.records import Measured, Recorder
-from labkit.reference import beside_recorded, reference_beside
-from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal, show
+from labkit.records.ledger import Row, ledger
+from labkit.records.reference import beside_recorded, reference_beside
+from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal
 
 OUT_DIR = "out_dir"
 ORANGE, LEFT = "#D55E00", "text-align:left"
@@ -89,7 +94,7 @@ class LabSession:
         """Shows the machine's line and where the record goes."""
         text = f"{self.machine_line}\nRecord: {self.recorder.path}"
         html = f"<p><b>{escape(self.machine_line)}</b><br>Record: <code>{escape(str(self.recorder.path))}</code></p>"
-        show.show({"text/plain": text, "text/html": html})
+        display.show({"text/plain": text, "text/html": html})
 
     def predict(
         self,
@@ -178,31 +183,34 @@ class LabSession:
 
         spec = _captioned(charts.spec(chart), [self.machine_line, *([caption] if caption else [])])
         self.recorder.chart(name, spec, key=key)
-        data, metadata = charts.bundle(beside_recorded(self.recorder.record, name, spec), png=show.in_notebook())
-        if not show.in_notebook():
-            show.show(data)
+        data, metadata = charts.bundle(beside_recorded(self.recorder.record, name, spec), png=display.in_notebook())
+        if not display.in_notebook():
+            display.show(data)
             return
-        from IPython.display import display
+        from IPython.display import display as display_in_notebook
 
-        display(data, raw=True, metadata=metadata)
+        display_in_notebook(data, raw=True, metadata=metadata)
 
     def warn(self, text: str | Caution) -> None:
         """Records a warning and shows it."""
         self.recorder.warn(text)
         words = str(text)
-        show.show(
-            {"text/plain": f"Warning: {words}", "text/html": show.card("Warning", show.inline(words), colour=ORANGE)}
+        display.show(
+            {
+                "text/plain": f"Warning: {words}",
+                "text/html": display.card("Warning", display.inline(words), colour=ORANGE),
+            }
         )
 
     def verdicts(self) -> list[Row]:
         """Shows what the article claims, what sources say and what was measured here; returns the ledger's rows."""
         rows = [row for row in ledger([self.recorder.record]) if row.id in self.lab.claims]
-        show.show({"text/plain": _verdict_text(rows), "text/html": _verdict_table(rows)})
+        display.show({"text/plain": _verdict_text(rows), "text/html": _verdict_table(rows)})
         return rows
 
     def ledger(self) -> list[Row]:
         """Shows all claims of the course, with what was found here so far and what was recorded elsewhere."""
-        from labkit import ledger_page
+        from labkit.records import ledger_page
 
         return ledger_page.show(self.out_dir, machine=self.recorder.record.machine)
 
@@ -214,7 +222,7 @@ class LabSession:
         self.recorder.save("done")
         text = f"Recorded: {self.recorder.path}"
         html = f"<p>Recorded: <code>{escape(str(self.recorder.path))}</code></p>"
-        show.show({"text/plain": text, "text/html": html})
+        display.show({"text/plain": text, "text/html": html})
 
 
 def _declared(lab: Lab, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,10 +18,9 @@ from typing import Any
 import nbformat
 
 from labkit.errors import LabkitError
-from labkit.labs import LABS
+from labkit.files import notebooks_path, root
+from labkit.labs import LABS, Profile, load_profile, profile_for
 from labkit.machine import inspect
-from labkit.paths import notebooks_path, root
-from labkit.profiles import Profile, load_profile, profile_for
 
 KEY = "serving_lab"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from labkit import models
 from labkit.errors import LabkitError
-from labkit.paths import root
-from labkit.serving.torchserve_archive import archive
+from labkit.files import root
+from labkit.serving.torchserve import archive
 
 MODELS = {
     "text_generation": models.CHAT,

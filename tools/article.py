@@ -12,11 +12,11 @@ from pathlib import Path
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from labkit.claims import Claim, load_claims
 from labkit.errors import LabkitError, UsageError
+from labkit.files import data_path, root
 from labkit.labs import Lab, Strict, load_labs
-from labkit.paths import data_path, root
 from labkit.records import write_atomic
+from labkit.records.ledger import Claim, load_claims
 
 PAGE = root() / "docs" / "article.md"
 SETTLED = {

@@ -14,8 +14,8 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
+from labkit.files import root
 from labkit.labs import LABS
-from labkit.paths import root
 
 BINDER = root() / "binder"
 PAGES = ("widgets/cost_calculator", "widgets/selector")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
+from labkit.files import data_path, root
 from labkit.machine import inspect, to_json, versions
 from labkit.machine.gpus import find_gpus
-from labkit.paths import data_path, root
 
 OUT = root() / "build" / "gpu-proof"
 MIB, GIB = 2**20, 2**30

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit import modelled
-from labkit.metrics import summarise
+from labkit.files import data_path, root
+from labkit.load.metrics import summarise
 from labkit.modelled import traffic
 from labkit.modelled.evidence import ERRORS, Compared, summary_rows
-from labkit.paths import data_path, root
 
 POINTS = data_path("measurements/gpu_points.csv")
 PAGE = root() / "docs" / "modelled-gpu.md"

@@ -24,6 +24,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from labkit import modelled
+from labkit.load.workloads import poisson_arrivals_s
 from labkit.machine import inspect
 from labkit.modelled import calibrate as calibrate_module
 from labkit.modelled import replica
@@ -31,7 +32,6 @@ from labkit.modelled.calibrate import Calibration, calibrate, recording, slowdow
 from labkit.modelled.predict import Latencies, Prediction, modelled_engine, predict
 from labkit.modelled.step_time import Fitted
 from labkit.modelled.traffic import TokenRequest, Traffic, arriving, prompt_tokens
-from labkit.workloads import poisson_arrivals_s
 
 ENGINE = {"max_model_len": 2048, "max_num_seqs": 16}
 REPEATS, SECONDS = 2, 7.0

@@ -17,8 +17,8 @@ from pathlib import Path
 from string import Template
 
 from labkit.errors import LabError, LabkitError, UsageError
+from labkit.files import root
 from labkit.labs import load_labs
-from labkit.paths import root
 from labkit.records import write_atomic
 
 TEMPLATE = Path(__file__).resolve().parent / "template"
@@ -117,7 +117,7 @@ def in_guide(text: str, lab: NewLab) -> str:
 
 def files(lab: NewLab, folder: Path) -> Iterator[tuple[Path, str]]:
     """Every file of the lab in the repository `folder`, with its text."""
-    yield folder / "labkit" / "teaching" / f"lab_{lab.number}.py", lab.fill("exercises.py.tmpl")
+    yield folder / "course" / f"lab_{lab.number}.py", lab.fill("exercises.py.tmpl")
     yield folder / "tests" / "unit" / f"test_lab_{lab.number}.py", lab.fill("test.py.tmpl")
     yield folder / "notebooks" / f"{lab.name}.ipynb", notebook(lab)
     places = {"data/labs.yaml": with_entry, "README.md": in_readme, "docs/workshops.md": in_guide}

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit import reference
-from labkit.charts.recorded import marks
 from labkit.errors import LabkitError, RecordError
-from labkit.records import Chart, Record, RunInfo, read_all, read_run
-from labkit.records.files import write_model
+from labkit.files import write_model
+from labkit.records import Chart, Record, RunInfo, read_all, read_run, reference
+from labkit.records.recorded import marks
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "data" / reference.FOLDER

@@ -4,22 +4,33 @@ Every function takes plain data and returns an Altair chart; `enable` makes a no
 for the report.
 """
 
-from labkit.charts.bars import Bar, bars_with_intervals
-from labkit.charts.batches import batch_grid
-from labkit.charts.curves import LinePoint, LoadPoint, lines, throughput_latency
-from labkit.charts.distributions import ecdf, tail
-from labkit.charts.memory import memory_map
-from labkit.charts.models import model_and_measured
-from labkit.charts.packing import Beside, article_beside, gpu_packing
-from labkit.charts.prefixes import prefix_blocks
+from labkit.charts.bars import Bar, bars_with_intervals, stacked_bars
+from labkit.charts.curves import (
+    LinePoint,
+    LoadPoint,
+    Tradeoff,
+    ecdf,
+    lines,
+    model_and_measured,
+    tail,
+    throughput_latency,
+    tradeoff,
+)
+from labkit.charts.panels import Moment, StepPanel, scaling_timeline, step_panels
 from labkit.charts.render import bundle, enable, show_live, spec, svg
-from labkit.charts.requests import anatomy, request_timeline
-from labkit.charts.scaling import Moment, scaling_timeline
-from labkit.charts.stacked import stacked_bars
-from labkit.charts.steps import StepPanel, step_panels
-from labkit.charts.streams import Lane, token_streams
+from labkit.charts.spans import (
+    Beside,
+    Lane,
+    anatomy,
+    article_beside,
+    batch_grid,
+    gpu_packing,
+    memory_map,
+    prefix_blocks,
+    request_timeline,
+    token_streams,
+)
 from labkit.charts.theme import config, finish, palette
-from labkit.charts.tradeoff import Tradeoff, tradeoff
 
 __all__ = [
     "Bar",

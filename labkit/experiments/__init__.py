@@ -19,9 +19,8 @@ from labkit.experiments.cautions import (
     warnings_for,
 )
 from labkit.experiments.intervals import Interval, Ratio, Statistic, interval, paired_ratio
-from labkit.experiments.rounds import Progress, interleaved
+from labkit.experiments.rounds import Progress, Steps, Turns, in_turns, interleaved
 from labkit.experiments.stopwatch import Stopwatch
-from labkit.experiments.turns import Steps, Turns, in_turns
 
 __all__ = [
     "Caution",

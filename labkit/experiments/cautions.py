@@ -131,7 +131,7 @@ def too_few_samples(requests: int | None, *, percentile: float = PERCENTILE) -> 
 
 def client_bound(client_cpu_share: float | None) -> Caution | None:
     """A busy client reads answers late: its own queue is then in every latency."""
-    from labkit.load.doubts import CLIENT_IS_THE_LIMIT_SHARE  # here: a load's client takes a while to import
+    from labkit.load.results import CLIENT_IS_THE_LIMIT_SHARE  # here: a load's client takes a while to import
 
     if client_cpu_share is None or client_cpu_share <= CLIENT_IS_THE_LIMIT_SHARE:
         return None

@@ -17,8 +17,8 @@ from typing import Any, Self
 import numpy as np
 
 from labkit.errors import RecordError, UsageError
+from labkit.load.metrics import percentile
 from labkit.machine import inspect
-from labkit.metrics import percentile
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.engine import EXECUTOR
 from labkit.modelled.replica import exactly
@@ -55,7 +55,7 @@ def recording(llm: Any) -> Iterator[list[TimedStep]]:
     Steps that schedule nothing are left out. UsageError for an engine in a process of its own, with requests under way,
     or with asynchronous scheduling, where a step's duration is another step's execution.
     """
-    from labkit.serving.stepping import scheduler as scheduler_of
+    from labkit.serving.vllm_steps import scheduler as scheduler_of
 
     scheduler, engine = scheduler_of(llm), llm.llm_engine
     _require_idle(engine)
@@ -157,7 +157,7 @@ class _Player:
     """Plays scenes on a real engine, each with prompts that no other one had."""
 
     def __init__(self, llm: Any) -> None:
-        from labkit.serving.stepping import scheduler
+        from labkit.serving.vllm_steps import scheduler
 
         self._llm, self._engine, self._scheduler = llm, llm.llm_engine, scheduler(llm)
         self._names = count()

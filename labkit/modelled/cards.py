@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labkit.errors import RecordError, UsageError
-from labkit.paths import data_path
+from labkit.files import data_path
 
 Evidence = Literal["served", "kernels", "borrowed", "none"]
 

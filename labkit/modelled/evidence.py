@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from labkit.files import data_path
 from labkit.modelled.cards import Card
 from labkit.modelled.shapes import EXPERT_COUNTS, read_config, shape_of
-from labkit.paths import data_path
 
 ERRORS = data_path() / "modelled_errors.json"
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from labkit.metrics import percentile, summarise
+from labkit.load.metrics import percentile, summarise
 from labkit.modelled.calibrate import Calibration
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.replica import close

@@ -62,7 +62,7 @@ class Replica:
 
     def __init__(self, llm: Any) -> None:
         from labkit.modelled.executor import ModelledExecutor
-        from labkit.serving.stepping import scheduler
+        from labkit.serving.vllm_steps import scheduler
 
         self.scheduler = scheduler(llm)
         self._core = llm.llm_engine.engine_core.engine_core

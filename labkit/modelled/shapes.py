@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import ModelError, UsageError
-from labkit.paths import data_path
+from labkit.files import data_path
 
 BYTES_16_BIT = 2
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")

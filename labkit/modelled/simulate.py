@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from labkit.errors import UsageError
-from labkit.metrics import Quantity, Summary, summarise
+from labkit.load.metrics import Quantity, Summary, summarise
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import ModelledGpu
 from labkit.modelled.evidence import Promise, promise

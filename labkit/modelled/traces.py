@@ -21,9 +21,9 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from labkit import errors
 from labkit.errors import UsageError
 from labkit.modelled.traffic import FIRST_TOKEN, TOKENS, TokenRequest, Traffic, bursty_arrivals_s, prompt_tokens
-from labkit.workloads import checks
 
 P90_SIGMAS = NormalDist().inv_cdf(0.9)
 """Standard deviations from the median of a normal distribution to its 90th percentile: 1.28."""
@@ -115,10 +115,10 @@ def from_mooncake(
 
     UsageError names the file and line of bad JSON, a missing key, a negative number, an empty prompt, or a number of
     `hash_ids` that contradicts `input_length`; and it refuses a file with fewer than `n` requests."""
-    checks.whole("n", 1 if n is None else n, at_least=1)
-    checks.whole("block_tokens", block_tokens, at_least=2)
-    checks.whole("longest", 2 if longest is None else longest, at_least=2)
-    checks.above_zero("speed", speed, unit="times the recorded rate")
+    errors.whole("n", 1 if n is None else n, at_least=1)
+    errors.whole("block_tokens", block_tokens, at_least=2)
+    errors.whole("longest", 2 if longest is None else longest, at_least=2)
+    errors.above_zero("speed", speed, unit="times the recorded rate")
     lines = _read(Path(path), block_tokens)
     kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
     if len(kept) < (n or 1):
@@ -209,9 +209,9 @@ class Lengths:
     longest: int
 
     def __post_init__(self) -> None:
-        checks.whole("median", self.median, at_least=1)
-        checks.whole("p90", self.p90, at_least=self.median)
-        checks.whole("longest", self.longest, at_least=self.p90)
+        errors.whole("median", self.median, at_least=1)
+        errors.whole("p90", self.p90, at_least=self.median)
+        errors.whole("longest", self.longest, at_least=self.p90)
 
     def draw(self, rng: Random) -> int:
         """One length, from 1 to `longest`."""
@@ -234,9 +234,9 @@ class Kind:
     burstiness: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.whole("templates", self.templates, at_least=1)
-        checks.whole("template_tokens", self.template_tokens, at_least=0)
-        checks.number("zipf", self.zipf)
+        errors.whole("templates", self.templates, at_least=1)
+        errors.whole("template_tokens", self.template_tokens, at_least=0)
+        errors.number("zipf", self.zipf)
 
 
 KINDS = {
@@ -291,7 +291,7 @@ def generated(
     `inputs` are the lengths of whole prompts. A prompt that is longer than a template begins with one; the others share
     nothing, and `notes` count them. Templates are rounded down to whole blocks of 16 tokens. A longer trace begins with
     the requests of a shorter one. UsageError for an unknown kind or a value out of range."""
-    checks.whole("n", n, at_least=1)
+    errors.whole("n", n, at_least=1)
     if kind not in KINDS:
         raise UsageError(f"there is no kind of traffic {kind!r}", remedy=f"choose one of {', '.join(KINDS)}")
     options: dict[str, Any] = {

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 
+from labkit import errors
 from labkit.errors import UsageError
-from labkit.workloads import Workload, checks, constant_arrivals_s, poisson_arrivals_s
+from labkit.load.workloads import Workload, constant_arrivals_s, poisson_arrivals_s
 
 FIRST_TOKEN, TOKENS = 1000, 40_000
 """Token ids from which prompts are drawn: ordinary words in every vocabulary that is modelled here."""
@@ -46,10 +47,10 @@ def fixed(
     n: int, *, input_tokens: int, output_tokens: int, shared_tokens: int = 0, seed: int = 0, group: str = ""
 ) -> Traffic:
     """`n` requests of the same lengths, all due at 0; the first `shared_tokens` of the prompts are the same."""
-    checks.whole("n", n, at_least=1)
-    checks.whole("input_tokens", input_tokens, at_least=1)
-    checks.whole("output_tokens", output_tokens, at_least=1)
-    checks.whole("shared_tokens", shared_tokens, at_least=0)
+    errors.whole("n", n, at_least=1)
+    errors.whole("input_tokens", input_tokens, at_least=1)
+    errors.whole("output_tokens", output_tokens, at_least=1)
+    errors.whole("shared_tokens", shared_tokens, at_least=0)
     if shared_tokens >= input_tokens:
         raise UsageError(
             f"shared_tokens is {shared_tokens} of {input_tokens} input tokens", remedy="share fewer than all of them"
@@ -81,9 +82,9 @@ def conversations(
     `user_tokens` more; it comes an exponential time of mean `think_s` after the last answer. Conversations start as a
     Poisson process of `rate` per second, or all at 0."""
     for name, value in (("n", n), ("turns", turns), ("user_tokens", user_tokens), ("output_tokens", output_tokens)):
-        checks.whole(name, value, at_least=1)
-    checks.whole("system_tokens", system_tokens, at_least=0)
-    checks.number("think_s", think_s)
+        errors.whole(name, value, at_least=1)
+    errors.whole("system_tokens", system_tokens, at_least=0)
+    errors.number("think_s", think_s)
     starts = poisson_arrivals_s(n, rate=rate, seed=seed) if rate is not None else (0.0,) * n
     system = prompt_tokens(system_tokens, key=f"system/{seed}")
     requests: list[TokenRequest] = []
@@ -149,8 +150,8 @@ def bursty_arrivals_s(n: int, *, rate: float, burstiness: float, seed: int) -> t
     """`n` arrival times with gamma-distributed gaps of mean 1/rate and squared coefficient of variation `burstiness`.
 
     The same family as `vllm bench serve --burstiness B`, where B is the gamma's shape: 1 / `burstiness`."""
-    checks.above_zero("rate", rate, unit="requests per second")
-    checks.above_zero("burstiness", burstiness, unit="squared coefficient of variation")
+    errors.above_zero("rate", rate, unit="requests per second")
+    errors.above_zero("burstiness", burstiness, unit="squared coefficient of variation")
     rng = Random(f"bursty/{seed}")
     shape = 1 / burstiness
     return tuple(accumulate(rng.gammavariate(shape, 1 / (rate * shape)) for _ in range(n)))

@@ -1,8 +1,18 @@
 """What is served: the embedded models, a folder, or a hub id; and facts about a model's architecture."""
 
 from labkit.models.architecture import Architecture, architecture, parameter_count
-from labkit.models.fetch import cached, fetch, is_complete, is_intact, resolve
-from labkit.models.registry import CHAT, EMBEDDED, EMBEDDING, EmbeddedModel, cache_dir
+from labkit.models.fetch import (
+    CHAT,
+    EMBEDDED,
+    EMBEDDING,
+    EmbeddedModel,
+    cache_dir,
+    cached,
+    fetch,
+    is_complete,
+    is_intact,
+    resolve,
+)
 
 __all__ = [
     "CHAT",

@@ -4,26 +4,29 @@ One lab writes one file, <lab>.json, whole at every moment; run.json describes t
 ratios within the tolerance that stands beside them.
 """
 
+from labkit.files import FORMAT, write_atomic
 from labkit.records.comparison import Comparison, RatioPair, compare, within
-from labkit.records.files import FORMAT, write_atomic
-from labkit.records.newest import newest, read_newest
 from labkit.records.record import (
     RUN_FILE,
     Attempts,
     Chart,
+    Difference,
     LabRun,
     Measured,
     Record,
     RunInfo,
     Scalar,
     Status,
+    differences,
+    newest,
+    plain,
     read,
     read_all,
+    read_newest,
     read_run,
     set_status,
 )
 from labkit.records.recorder import Recorder
-from labkit.records.values import Difference, differences, plain
 
 __all__ = [
     "FORMAT",

@@ -7,8 +7,7 @@ from typing import Any
 
 from labkit.errors import RecordError
 from labkit.experiments import mixed_machines
-from labkit.records.record import Measured, Record, read_all
-from labkit.records.values import Difference, differences
+from labkit.records.record import Difference, Measured, Record, differences, read_all
 
 # Where a record is written and what a learner guessed change nothing that is measured.
 IRRELEVANT = frozenset({"out_dir", "confidence"})

@@ -13,9 +13,8 @@ from labkit import experiments
 from labkit import machine as machines
 from labkit.errors import RecordError, UsageError
 from labkit.experiments import Caution, Interval, Ratio
-from labkit.records.files import position, remove_leftovers, write_model
-from labkit.records.record import RUN_FILE, Attempts, Chart, Measured, Record, Scalar, Status
-from labkit.records.values import plain
+from labkit.files import position, remove_leftovers, write_model
+from labkit.records.record import RUN_FILE, Attempts, Chart, Measured, Record, Scalar, Status, plain
 
 CLAIM_ID = re.compile(r"C\d{2}")
 LAB_NAME = re.compile(r"[A-Za-z0-9][\w-]*")

@@ -8,17 +8,130 @@ import io
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_start, watch
+from labkit.machine.processes import end_processes, has_ended, wait_for_end
+from labkit.serving import watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
+
+BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
+CALM_WAIT_S = 20.0  # and this much longer after each failed try
+LOOK_S = 0.25  # at the processes, while Ray Serve starts
+STOP_WAIT_S = 3.0  # for their own end; then they are ended
+NODE_DIED, SERVE_START = "Ray's node died while Ray Serve started", "the start of Ray Serve"
+TRANSIENT = (
+    "timed out during startup",
+    "Failed to start",
+    "failed to start",
+    "The current node has not been updated",
+    NODE_DIED,
+    SERVE_START,
+)
+T = TypeVar("T")
+
+
+def retried(start_once: Callable[[], T], tries: int, progress: Progress) -> T:
+    """What `start_once` returns. A failed try leaves children behind: they are ended, and only they, before the next.
+
+    Raises `ServerError` after `tries` tries, and at once whatever another try cannot help.
+    """
+    import ray
+
+    for attempt in range(1, tries + 1):
+        before = children()
+        try:
+            return start_once()
+        except BaseException as error:
+            ray.shutdown()
+            end(with_children(children() - before))
+            if not any(words in str(error) for words in TRANSIENT):
+                raise
+            if attempt == tries:
+                remedy = "wait until the machine is less busy and start again"
+                raise ServerError(f"Ray did not start in {tries} tries: {error}", remedy=remedy) from error
+            reason = str(error).partition("\n")[0]  # what to do about it is being done
+            progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({reason}); once more")
+            _wait_for_calm(CALM_WAIT_S * attempt)
+    raise UsageError(f"{tries} tries are none", remedy="let tries be 1 or more")
+
+
+def _wait_for_calm(at_most_s: float) -> None:
+    began = time.monotonic()
+    while psutil.cpu_percent(interval=1.0) > BUSY_PERCENT and time.monotonic() - began < at_most_s:
+        pass
+
+
+def beside(work: Callable[[], T], processes: list[psutil.Process], *, timeout_s: float) -> T:
+    """What `work` returns, which needs `processes` and does not notice their end; it runs in a thread of its own.
+
+    Raises `ServerError` when one of them dies, or after `timeout_s`; the thread is then left to itself, and what the
+    processes had started is ended.
+    """
+    outcome, seen = _in_background(work), set(processes)
+    began = time.monotonic()
+    try:
+        while not outcome.done():
+            seen.update(with_children(processes))  # a dead one does not tell any more what it had started
+            if died(processes):
+                raise ServerError(NODE_DIED, remedy="free memory if it ran short, and start it again")
+            if time.monotonic() - began > timeout_s:
+                raise ServerError(f"{SERVE_START} took more than {timeout_s:.0f} s", remedy="start it again")
+            time.sleep(LOOK_S)
+        return outcome.result()
+    except BaseException:
+        end(seen)
+        raise
+
+
+def _in_background(work: Callable[[], T]) -> "Future[T]":
+    """Runs `work` in a thread that nobody has to wait for, not even Python at its end."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
+
+
+def children() -> set[psutil.Process]:
+    """This process's own children."""
+    return set(psutil.Process().children())
+
+
+def with_children(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of `processes` that run, each with everything below it."""
+    found: list[psutil.Process] = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def died(processes: list[psutil.Process]) -> bool:
+    """True when one of them has ended, waited for or not."""
+    return any(map(has_ended, processes))
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Waits for their own end, then ends what is left."""
+    end_processes(wait_for_end(processes, timeout_s=STOP_WAIT_S))
+
+
+# --- ray serve ---
+
 
 TRIES = 5
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
@@ -57,11 +170,11 @@ class RayServe:
     @property
     def pids(self) -> tuple[int, ...]:
         """Ray's processes that this one started, and theirs; empty on somebody else's cluster."""
-        return tuple(process.pid for process in ray_start.with_children(self._processes))
+        return tuple(process.pid for process in with_children(self._processes))
 
     def check(self) -> None:
         """Raises `ServerError` when Ray, where it is ours, has died."""
-        if not self._stopped and ray_start.died(self._processes):
+        if not self._stopped and died(self._processes):
             raise ServerError("Ray has died", remedy="free memory if it ran short, and start it again")
 
     def stop(self) -> None:
@@ -71,14 +184,14 @@ class RayServe:
         import ray
 
         self._stopped = True
-        left = ray_start.with_children(self._processes)
+        left = with_children(self._processes)
         with contextlib.redirect_stdout(io.StringIO()):  # Ray tells of its controller's end as of a failure
             try:
                 if ray.is_initialized():
                     _end_applications(self._others)
             finally:
                 ray.shutdown()
-                ray_start.end(left)
+                end(left)
                 self._end_watcher()
 
     def _end_watcher(self) -> None:
@@ -125,7 +238,7 @@ def start(
     if address is None:
         settings = _settings(num_cpus, num_gpus) | options
         with _without(VISIBLE_GPUS) if own_numbers else contextlib.nullcontext():
-            return ray_start.retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
+            return retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
     connect(address, tries)
     try:
         others = _applications()
@@ -180,9 +293,7 @@ def connect(address: str, tries: int = TRIES) -> None:
     import ray
 
     try:
-        ray_start.retried(
-            lambda: ray.init(address, log_to_driver=False, logging_level=logging.ERROR), tries, lambda _: None
-        )
+        retried(lambda: ray.init(address, log_to_driver=False, logging_level=logging.ERROR), tries, lambda _: None)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster answers at {address!r}: {error}",
@@ -228,9 +339,9 @@ def _settings(num_cpus: int, num_gpus: int) -> dict[str, Any]:
 def _own(settings: dict[str, Any], port: int, request_timeout_s: float | None) -> RayServe:
     import ray
 
-    before = ray_start.children()
+    before = children()
     ray.init(**settings)
-    processes = list(ray_start.children() - before)
+    processes = list(children() - before)
     return RayServe(port=_start_serve(port, request_timeout_s, processes), processes=processes, others=None)
 
 
@@ -244,7 +355,7 @@ def _start_serve(port: int, request_timeout_s: float | None, processes: list[psu
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     http_options = {"host": LOOPBACK, "port": port, "request_timeout_s": request_timeout_s}
     logging_config = {"enable_access_log": False, "log_level": "ERROR"}
-    ray_start.beside(
+    beside(
         lambda: serve.start(http_options=http_options, logging_config=logging_config),
         processes,
         timeout_s=SERVE_TIMEOUT_S,

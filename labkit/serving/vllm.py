@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from labkit.errors import UsageError
-from labkit.gpu_share import require_share
 from labkit.machine import Machine
+from labkit.machine.gpu_share import require_share
 from labkit.serving.process import LOOPBACK, Progress, ServerProcess, free_port, require_free_port
 
 if TYPE_CHECKING:

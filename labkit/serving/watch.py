@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from labkit.process_tree import end_processes, has_ended, wait_for_end
+from labkit.machine.processes import end_processes, has_ended, wait_for_end
 from labkit.serving.guard import parent_gone
 
 LOOK_S = 2.0

@@ -1,6 +1,5 @@
 """How a lab teaches: commit to a prediction, see it revealed, answer exercises that name the misconception."""
 
-from labkit.teaching.checks import ask, check, exercises, find, listen
 from labkit.teaching.exercises import (
     CheckResult,
     ChoiceExercise,
@@ -10,10 +9,24 @@ from labkit.teaching.exercises import (
     Misconception,
     Option,
     ValueExercise,
+    ask,
     by_id,
+    check,
+    exercises,
+    find,
+    listen,
 )
-from labkit.teaching.predictions import Answer, Prediction, Source, predict
-from labkit.teaching.reveals import Calibration, Reveal, calibration, is_hit, reveal
+from labkit.teaching.predictions import (
+    Answer,
+    Calibration,
+    Prediction,
+    Reveal,
+    Source,
+    calibration,
+    is_hit,
+    predict,
+    reveal,
+)
 
 __all__ = [
     "Answer",

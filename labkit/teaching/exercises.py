@@ -5,15 +5,109 @@ name and why it is one. Right and wrong answers may depend on the context: what 
 """
 
 import copy
+import importlib
+import importlib.util
 import inspect
+import math
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
+from labkit import display
 from labkit.errors import UsageError
-from labkit.teaching.judging import attempt, call, close, describe, is_unanswered, met_a_blank
+from labkit.files import root
+
+UNITS = {
+    8: "bits and bytes",
+    1000: "thousands, as between seconds and milliseconds",
+    1024: "1,024, as between bytes and KiB",
+}
+
+
+def call(function: Any, context: Mapping[str, Any]) -> Any:
+    """Calls a function with the entries of the context that its parameters name; other values are returned as is."""
+    if not callable(function):
+        return function
+    return function(**{name: context[name] for name in signature(function).parameters})
+
+
+def is_unanswered(answer: Any) -> bool:
+    """Whether an answer is still the starter's `None` or `...`."""
+    return answer is None or answer is ... or (isinstance(answer, str) and not answer.strip())
+
+
+def close(given: Any, expected: Any, *, tolerance: float) -> bool:
+    """Equal; numbers to a relative tolerance; lists element by element."""
+    if _is_number(given) and _is_number(expected):
+        return math.isclose(float(given), float(expected), rel_tol=tolerance, abs_tol=1e-12)
+    if _is_list(given) and _is_list(expected):
+        return len(given) == len(expected) and all(
+            close(one, other, tolerance=tolerance) for one, other in zip(given, expected, strict=True)
+        )
+    return bool(given == expected)
+
+
+def describe(given: Any, expected: Any, *, unit: str = "") -> str:
+    """What kind of thing is off about a wrong answer; never the right answer itself."""
+    if _is_list(expected):
+        return _describe_list(given, expected, unit=unit)
+    if not _is_number(given):
+        return f"A number is expected{f', in {unit}' if unit else ''}; this is a {type(given).__name__}."
+    if not math.isfinite(given):
+        return "The number is not finite: something was divided by zero."
+    if given * expected <= 0:
+        return "The sign is off, or the answer is zero: check what is subtracted from what."
+    return _describe_size(float(given) / float(expected))
+
+
+def attempt(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Exception | None]:
+    """A learner's function on one case: its result, or the error that it raised."""
+    try:
+        return function(*arguments), None
+    except Exception as error:  # a learner's function may raise anything, and the lab has to go on
+        return None, error
+
+
+def met_a_blank(error: Exception) -> bool:
+    """Whether an error comes from a blank `...` that is still in the code."""
+    return "ellipsis" in str(error).lower()
+
+
+def _describe_list(given: Any, expected: Sequence[Any], *, unit: str) -> str:
+    if not _is_list(given):
+        return f"A list is expected; this is a {type(given).__name__}."
+    if len(given) != len(expected):
+        more = "more" if len(given) > len(expected) else "fewer"
+        return f"The list has {more} entries than it should: check which ones belong in it."
+    wrong = [(one, other) for one, other in zip(given, expected, strict=True) if not close(one, other, tolerance=1e-6)]
+    return "The list has the right length. " + describe(*wrong[0], unit=unit)
+
+
+def _describe_size(ratio: float) -> str:
+    way, size = ("too large", ratio) if ratio > 1 else ("too small", 1 / ratio)
+    for base, name in UNITS.items():
+        if math.isclose(size, base, rel_tol=0.01):
+            return f"The number is {way} by a factor that units differ by ({name}): check the unit."
+    if size < 1.1:
+        return f"Nearly: the number is {way} by less than a tenth."
+    return f"The number is {way}, by {'less' if size < 10 else 'more'} than a factor of ten."
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, str | bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+# --- exercises ---
+
 
 Context = Mapping[str, Any]
 
@@ -259,3 +353,97 @@ def _codes(answer: Any) -> set[str]:
         return {letter.upper() for letter in answer if letter.isalnum()}
     parts = answer if isinstance(answer, Iterable) else (answer,)
     return {str(one).strip().upper() for one in parts}
+
+
+# --- checks ---
+
+
+Listener = Callable[[CheckResult], None]
+COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c8c"}
+
+
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> None:
+    """Has `listener` told of every answer that `check` judges from now on, in place of the one before it."""
+    _listeners[:] = [listener]
+
+
+def exercises() -> dict[str, Exercise]:
+    """Every exercise of the course by id: the `EXERCISES` of each `course/lab_NN.py` beside `data/`, in order."""
+    return _exercises(root() / "course")
+
+
+@cache
+def _exercises(folder: Path) -> dict[str, Exercise]:
+    found: dict[str, Exercise] = {}
+    for path in sorted(folder.glob("lab_[0-9][0-9].py")):
+        found |= _module(path).EXERCISES
+    return found
+
+
+def _module(path: Path) -> Any:
+    """The module of a lab; a workshop's own folder, which Python does not search, is read from its file."""
+    name = f"course.{path.stem}"
+    installed = importlib.util.find_spec(name)
+    if installed is not None and installed.origin == str(path):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(f"{path.parent}.{path.stem}", path)
+    assert spec is not None  # a path that ends in .py has a spec and a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def find(exercise: str | Exercise) -> Exercise:
+    """The exercise of an id; an exercise is returned as it is. Raises UsageError for an unknown id."""
+    if isinstance(exercise, Exercise):
+        return exercise
+    if exercise not in exercises():
+        raise UsageError(f"there is no exercise {exercise!r}", remedy=f"use one of: {', '.join(exercises())}")
+    return exercises()[exercise]
+
+
+def ask(exercise: str | Exercise, context: Context | None = None) -> None:
+    """Shows the question, with the context's numbers in it and the worked example before it.
+
+    Raises UsageError for an unknown id or a missing number of the context.
+    """
+    one = find(exercise)
+    prompt = one.prompt.format_map(one.context(context)).strip()
+    worked = f"Worked example:\n\n```python\n{source(one.worked)}\n```\n\n" if one.worked else ""
+    text = f"**Exercise: {one.title}**\n\n{worked}{prompt}"
+    display.show({"text/markdown": text, "text/plain": text})
+
+
+def check(exercise: str | Exercise, answer: Any, context: Context | None = None) -> CheckResult:
+    """Judges an answer, shows the judgement and returns it. An unsolved starter is `not answered yet`, never an error.
+
+    `context` gives the numbers that the exercise depends on. Raises UsageError for an unknown id or a missing number.
+    """
+    one = find(exercise)
+    result = one.judge(answer, context)
+    for listener in _listeners:
+        listener(result)
+    display.show({"text/html": _html(one, result), "text/plain": _text(one, result)})
+    return result
+
+
+def _html(one: Exercise, result: CheckResult) -> str:
+    parts = [display.inline(result.diagnosis)]
+    if not result.passed:
+        parts += [display.folded(f"Hint {n}", display.inline(hint)) for n, hint in enumerate(one.hints, start=1)]
+    parts.append(display.folded("Solution", display.code(one.solution_text())))
+    return display.card(_headline(one, result), "".join(parts), colour=COLOURS[result.outcome])
+
+
+def _headline(one: Exercise, result: CheckResult) -> str:
+    title = one.title[:1].upper() + one.title[1:]
+    named = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
+    return f"{title}: {result.outcome}{named}"
+
+
+def _text(one: Exercise, result: CheckResult) -> str:
+    return f"{_headline(one, result)}\n{result.diagnosis}"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit import teaching
-from labkit.errors import RecordError
+from labkit.errors import RecordError, UsageError
+from labkit.labs import LABS, find_lab
 from labkit.records import Attempts, Record, Status, read
-from labkit.teaching import Calibration
+from labkit.teaching import Calibration, ChoiceExercise, Exercise, exercises
 
 RECORD = re.compile(r"[0-9]{2}_[a-z0-9_]+\.json")
 
@@ -214,3 +215,68 @@ def _hurdle(name: str, attempts: Sequence[Attempts]) -> Hurdle:
     shown = Counter(one for each in attempts for one in each.misconceptions)
     passed = sum(each.passed for each in attempts)
     return Hurdle(exercise=name, tried=len(attempts), passed=passed, misconceptions=dict(shown.most_common()))
+
+
+# --- solutions ---
+
+
+def solutions(labs: Iterable[str] = ()) -> dict[str, list[Exercise]]:
+    """The exercises by lab; `labs`: names, numbers or beginnings (default: all). UsageError for an unknown lab, or for
+    one without exercises that was asked for."""
+    asked = [find_lab(name).name for name in labs]
+    found = {
+        name: [one for key, one in exercises().items() if key.startswith(f"{name[:2]}.")] for name in asked or LABS
+    }
+    for name in asked:
+        if not found[name]:
+            raise UsageError(f"{name} has 0 exercises", remedy="leave it out; without a lab, all solutions are shown")
+    return {name: ones for name, ones in found.items() if ones}
+
+
+def to_json(found: dict[str, list[Exercise]]) -> dict[str, Any]:
+    """Plain data, in the course's order."""
+    return {"exercises": [_as_data(lab, one) for lab, ones in found.items() for one in ones]}
+
+
+def to_markdown(found: dict[str, list[Exercise]]) -> str:
+    """One document: question, solution, and what a wrong answer tells, for each exercise."""
+    parts = ["# Solutions", NOTE]
+    for lab, ones in found.items():
+        parts += [f"## {lab[:2]} · {LABS[lab].title}", *(_section(one) for one in ones)]
+    return "\n\n".join(parts) + "\n"
+
+
+NOTE = (
+    "For instructors. Where an exercise uses what was measured on a learner's machine, the question stands here with "
+    "an example's numbers; the solution is the function that computes the answer from theirs."
+)
+
+
+def _as_data(lab: str, one: Exercise) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "lab": lab,
+        "title": one.title,
+        "prompt": _prompt(one),
+        "solution": one.solution_text(),
+        "hints": list(one.hints),
+        "misconceptions": [{"name": name, "told": told} for name, told in _misconceptions(one)],
+    }
+
+
+def _section(one: Exercise) -> str:
+    solved = one.solution_text()
+    shown = f"```text\n{solved}\n```" if isinstance(one, ChoiceExercise) else f"```python\n{solved}\n```"
+    wrong = "\n".join(f"- **{name}**: {' '.join(told.split())}" for name, told in _misconceptions(one))
+    parts = [f"### {one.id}: {one.title}", _prompt(one), "**Solution**", shown, "**What wrong answers tell**", wrong]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _prompt(one: Exercise) -> str:
+    return one.prompt.format_map(one.context(one.needs)).strip()
+
+
+def _misconceptions(one: Exercise) -> Sequence[tuple[str, str]]:
+    if isinstance(one, ChoiceExercise):
+        return [(option.misconception, option.told) for option in one.options]
+    return [(each.name, each.text) for each in getattr(one, "misconceptions", ())]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from labkit import costs
+from labkit.advice import costs
 from tests.browser.conftest import ROOT, Lab, Notebook, Watch, _environment, _free_port
 
 pytestmark = pytest.mark.browser

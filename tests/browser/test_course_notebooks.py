@@ -38,7 +38,7 @@ def test_a_learner_commits_a_guess_and_sees_it_in_the_chart(open_notebook: Opene
     from playwright.sync_api import expect
 
     notebook = open_notebook("00_start_here.ipynb")
-    notebook.run_cells("guess_tokens_per_second = None", "course.start", "models.resolve", "lab.predict")
+    notebook.run_cells("guess_tokens_per_second = None", "session.start", "models.resolve", "lab.predict")
     form = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text="How many tokens a second")
     form.get_by_label("Your guess (tokens/s)").fill("12.5")
     form.get_by_role("button", name="Commit").click()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from labkit import charts
-from labkit.claims import load_claims
 from labkit.machine import to_json
 from labkit.records import LabRun, Recorder, RunInfo
-from labkit.report import build
+from labkit.records.ledger import load_claims
+from labkit.report.page import build
 from tests.unit import synthetic
 
 pytestmark = pytest.mark.browser

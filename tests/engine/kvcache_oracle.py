@@ -8,8 +8,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from labkit.kvcache import BlockPool, Lease, blocks_per_sequence, bytes_per_block
 from labkit.models import Architecture
+from labkit.theory.kv_size import blocks_per_sequence, bytes_per_block
+from labkit.theory.prefix_cache import BlockPool, Lease
 
 
 def manager(blocks: int, block_size: int) -> Any:

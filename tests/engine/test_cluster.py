@@ -28,7 +28,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "cluster" / "serve_config.yaml"
 GOOD, SLEEPS = "90_good", "92_sleeps"
 FIRST, SECOND, DEPLOYS = "95_waits", "96_waits", "97_deploys"
 PARAMETERS = {"seed": {"type": "int", "help": "h"}, "out_dir": {"type": "str", "help": "h"}}
-START = 'from labkit import course\n\nlab = course.start("{name}", globals(), out_dir=out_dir)'
+START = 'from labkit import session\n\nlab = session.start("{name}", globals(), out_dir=out_dir)'
 # Where a lab runs is told by a file: all nodes are this machine.
 WAIT = """import os
 import time
@@ -132,7 +132,7 @@ def with_token(token: str) -> list[psutil.Process]:
 
 def of_labs(nodes: RayNodes) -> list[str]:
     """The command lines of kernels, of labs' processes and of what they started, on all nodes."""
-    words = ("ipykernel", "labkit.remote.lab_process", "sleep 297")
+    words = ("ipykernel", "labkit.runs.lab_process", "sleep 297")
     lines = [" ".join(process.cmdline()) for process in with_token(nodes.env["LABKIT_TEST_TOKEN"])]
     return [line for line in lines if any(word in line for word in words)]
 

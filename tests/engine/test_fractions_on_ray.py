@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from labkit import fractions as auditor
-from labkit import packing, sharing
+from labkit.advice import fractions as auditor
 from labkit.serving import ray_serve
+from labkit.theory import placement, sharing
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -98,7 +98,7 @@ def test_replicas_are_where_the_auditor_says(scene: dict[str, float]) -> None:
 
 def test_ray_names_what_is_left_in_all_and_that_is_not_room(scene: dict[str, float]) -> None:
     """The message tells the sum, which is larger than what is asked for; the auditor tells each GPU's part."""
-    left = packing.left_over([*scene.values()][:-1], GPUS)
+    left = placement.left_over([*scene.values()][:-1], GPUS)
 
     def gpus_told() -> float:
         found = re.search(r"total resources available: (\{.*?\})", status("t4").deployments["t4"].message)

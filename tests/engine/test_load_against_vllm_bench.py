@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.vllm_bench import bench_serve
-from labkit import load, metrics, prometheus, workloads
-from labkit.load import LoadResult, Outcome
+from course.vllm_bench import bench_serve
+from labkit import load
+from labkit.load import LoadResult, Outcome, counters, metrics, workloads
 from labkit.serving import vllm
 
 pytestmark = pytest.mark.engine
@@ -85,12 +85,12 @@ def test_our_formulas_give_its_figures(vllm_server: vllm.Server) -> None:
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_the_engine_counted_the_same(vllm_server: vllm.Server, api: load.Api) -> None:
     """Over a load, the engine's own counters of prompt and generated tokens grow by exactly what our records hold."""
-    before = prometheus.scrape(vllm_server.base_url)
+    before = counters.scrape(vllm_server.base_url)
     summary = metrics.summarise(run(vllm_server, workloads.chat(6, seed=43, max_tokens=10), api=api))
     assert summary.failed == 0
 
     def grown(name: str) -> Callable[[], float]:
-        return lambda: prometheus.difference(before, prometheus.scrape(vllm_server.base_url)).value(name)
+        return lambda: counters.difference(before, counters.scrape(vllm_server.base_url)).value(name)
 
     assert eventually(grown("vllm:generation_tokens"), summary.output_tokens)
     assert eventually(grown("vllm:prompt_tokens"), summary.input_tokens)
@@ -119,7 +119,7 @@ async def test_a_cancelled_load_leaves_the_engine_idle(vllm_server: vllm.Server)
     await asyncio.gather(task, return_exceptions=True)
 
     def running() -> float:
-        return prometheus.scrape(vllm_server.base_url).value("vllm:num_requests_running")
+        return counters.scrape(vllm_server.base_url).value("vllm:num_requests_running")
 
     assert await asyncio.to_thread(eventually, running, 0.0)
 

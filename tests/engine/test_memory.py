@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from labkit import kvcache, models, startup_log
-from labkit.serving import vllm
+from labkit import models
+from labkit.serving import vllm, vllm_log
+from labkit.theory import kv_allocation
 
 pytestmark = pytest.mark.engine
 
@@ -58,10 +59,10 @@ def told(chat_model: Path, engine_settings: vllm.EngineSettings, tmp_path_factor
 
 def test_the_engine_does_what_the_model_says(told: Any) -> None:
     """Running, waiting, preempted, blocks and stored tokens of each request are the simulation's, in every step."""
-    sequences = [kvcache.Sequence(arrival=a, prompt_tokens=p, output_tokens=o) for a, p, o in LENGTHS]
-    trace = kvcache.simulate(
+    sequences = [kv_allocation.Sequence(arrival=a, prompt_tokens=p, output_tokens=o) for a, p, o in LENGTHS]
+    trace = kv_allocation.simulate(
         sequences,
-        policy=kvcache.Policy.PAGED,
+        policy=kv_allocation.Policy.PAGED,
         memory_tokens=(BLOCKS - 1) * BLOCK_SIZE,
         max_model_len=MAX_LEN,
         block_size=BLOCK_SIZE,
@@ -70,7 +71,7 @@ def test_the_engine_does_what_the_model_says(told: Any) -> None:
     modelled = [
         [one.running, one.waiting, one.preemptions, one.given_tokens,
          sorted([n, holding.stored_tokens] for n, holding in one.holdings.items())]
-        for one in kvcache.snapshots(trace)
+        for one in kv_allocation.snapshots(trace)
     ]  # fmt: skip
     assert told[0] == modelled
     assert trace.preemptions > 0
@@ -79,7 +80,7 @@ def test_the_engine_does_what_the_model_says(told: Any) -> None:
 
 def test_the_engines_own_log_adds_up(told: Any, chat_model: Path) -> None:
     """Every memory line of a live log that can be recomputed agrees with the model's config."""
-    reading = startup_log.read(told[1], architecture=models.architecture(chat_model))
+    reading = vllm_log.read(told[1], architecture=models.architecture(chat_model))
     assert reading.of("cache_size")
     assert reading.of("override")
     assert reading.agrees, str(reading)

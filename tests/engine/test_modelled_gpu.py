@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import cli, modelled
+from labkit import modelled
+from labkit.cli import main
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 from labkit.modelled import cards, routers, traffic
@@ -494,7 +495,7 @@ def test_simulate_tells_no_ttft_in_overload(capfd: pytest.CaptureFixture[str]) -
     """Far above capacity TTFT and E2E are null with a warning; the throughput and the time per token stay."""
     command = "simulate --gpu h100-sxm --rate 500 --requests 60 --input-tokens 300 --output-tokens 20 --json"
     with pytest.raises(SystemExit) as ended:
-        cli.main([*command.split(), "--", "--max-num-seqs", "8"])
+        main.main([*command.split(), "--", "--max-num-seqs", "8"])
     assert ended.value.code in (None, 0)
     answer = json.loads(capfd.readouterr().out)
     nothing = {"mean": None, "p50": None, "p90": None, "p99": None}

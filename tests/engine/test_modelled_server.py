@@ -16,10 +16,10 @@ import requests
 
 from labkit import modelled
 from labkit.load import run_blocking
-from labkit.metrics import summarise
+from labkit.load.metrics import summarise
+from labkit.load.workloads import chat
 from labkit.modelled.step_time import Step
 from labkit.serving.process import free_port
-from labkit.workloads import chat
 from tests.unit.standin import survivors
 
 pytestmark = pytest.mark.engine

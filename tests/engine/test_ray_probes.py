@@ -10,7 +10,7 @@ import pytest
 
 from applications import broken, mended, probes
 from labkit.serving import ray_serve
-from labkit.serving.observing import Ask, Observation, logged_errors, message, running
+from labkit.serving.ray_watch import Ask, Observation, logged_errors, message, running
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from labkit.serving import ray_serve, ray_start
+from labkit.serving import ray_serve
 from labkit.serving.process import LOOPBACK
 from tests.unit.standin import survivors
 
@@ -28,7 +28,7 @@ def test_a_node_that_dies_while_serve_starts_costs_a_try(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ray_serve, "_start_serve", with_a_death)
     with ray_serve.start(progress=told.append) as ray:
-        assert any(ray_start.NODE_DIED in one for one in told)
+        assert any(ray_serve.NODE_DIED in one for one in told)
         assert not set(ray.pids) & {process.pid for process in first}
         assert not survivors(first, within_s=10)
         with socket.create_connection((LOOPBACK, int(ray.url.rpartition(":")[2])), timeout=10):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from labkit.selector import ConfigFile, catalogue, configure
+from labkit.advice.selector import ConfigFile, catalogue, configure
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 KNOWN = catalogue()

@@ -21,8 +21,8 @@ import requests
 
 from applications.gate import DEFAULT_LIMIT_BYTES
 from applications.support_desk import SUMMARY
-from labkit import load, metrics, models, workloads
-from labkit.load import Outcome
+from labkit import load, models
+from labkit.load import Outcome, metrics, workloads
 from labkit.serving.process import free_port
 from tests.unit.standin import survivors
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from labkit.scheduling import chunk_sizes
 from labkit.serving.vllm import EngineSettings
+from labkit.theory.steps import chunk_sizes
 
 pytestmark = pytest.mark.engine
 
@@ -18,7 +18,7 @@ PROMPT, STREAMS = 300, 3
 SCENE = """
 import json, sys
 from vllm import LLM, SamplingParams
-from labkit.scheduling import Trace
+from labkit.theory.steps import Trace
 from labkit.serving import vllm as serving
 
 model, options, runs = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])

@@ -21,8 +21,8 @@ import psutil
 import pytest
 import requests
 
-from labkit import load, metrics, models, prometheus, workloads
-from labkit.load import Outcome
+from labkit import load, models
+from labkit.load import Outcome, counters, metrics, workloads
 from labkit.serving.process import free_port
 from labkit.serving.torchserve import REQUEST_LIMIT_BYTES
 from tests.unit.standin import survivors
@@ -241,13 +241,13 @@ def test_one_bad_row_fails_alone(served: Served) -> None:
         {**good, "stream": True},
     ]
     alone = ask(served, **good).json()["text"]
-    before = prometheus.scrape(served.metrics_url)
+    before = counters.scrape(served.metrics_url)
     with ThreadPoolExecutor(len(bodies) + 1) as pool:
         # While one long answer is written the others gather in the queue, and become one batch.
         pool.submit(ask, served, prompt="Tell me a long story.", max_tokens=60, ignore_eos=True)
         time.sleep(1)
         answers = list(pool.map(lambda body: ask(served, **body), bodies))
-    batches = prometheus.difference(before, prometheus.scrape(served.metrics_url)).histogram("BatchRows")
+    batches = counters.difference(before, counters.scrape(served.metrics_url)).histogram("BatchRows")
     assert batches.count < len(bodies), "nothing was batched"
     assert [answer.status_code for answer in answers] == [200, 422, 200, 400, 200, 404, 200]
     assert [answers[place].json()["text"] for place in (0, 4)] == [alone, alone]
@@ -296,12 +296,12 @@ def test_without_the_key_nothing_is_answered(served: Served, key: str | None) ->
 
 def test_the_handlers_own_metrics(served: Served) -> None:
     """Tokens, batches and failures are counted on TorchServe's Prometheus page, and move by what the usage says."""
-    before = prometheus.scrape(served.metrics_url)
+    before = counters.scrape(served.metrics_url)
     usage = ask(served, prompt=HELLO, max_tokens=5).json()["usage"]
     ask(served, prompt=7)
     deadline = time.monotonic() + 60  # they travel through the worker's log
     while True:
-        moved = prometheus.difference(before, prometheus.scrape(served.metrics_url))
+        moved = counters.difference(before, counters.scrape(served.metrics_url))
         if moved.value("FailedRequests") >= 1 or time.monotonic() > deadline:
             break
         time.sleep(0.2)

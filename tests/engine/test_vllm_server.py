@@ -11,7 +11,7 @@ import psutil
 import pytest
 import requests
 
-from labkit import prometheus
+from labkit.load import counters
 from labkit.machine import inspect, versions
 from labkit.models import CHAT, EMBEDDED, architecture, cached, is_complete
 from labkit.serving import vllm
@@ -125,9 +125,9 @@ def test_prompt_too_long(vllm_server: vllm.Server, client: requests.Session) -> 
 
 def test_counters(vllm_server: vllm.Server, client: requests.Session) -> None:
     """The engine's own counters, read before and after, move by exactly the tokens of one request's usage."""
-    before = prometheus.scrape(vllm_server.metrics_url)
+    before = counters.scrape(vllm_server.metrics_url)
     usage = ask(client, vllm_server, max_tokens=5).json()["usage"]
-    moved = prometheus.difference(before, prometheus.scrape(vllm_server.metrics_url))
+    moved = counters.difference(before, counters.scrape(vllm_server.metrics_url))
     assert moved.value("vllm:generation_tokens") == usage["completion_tokens"] == 5
     assert moved.value("vllm:prompt_tokens") == usage["prompt_tokens"]
     assert moved.value("vllm:request_success", finished_reason="length") == 1

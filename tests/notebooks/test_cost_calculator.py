@@ -9,10 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import costs
-from labkit.claims import ledger
+from labkit.advice import costs
 from labkit.labs import find_lab
 from labkit.records import read
+from labkit.records.ledger import ledger
 from tests.notebooks.first_cells import assert_refused, run_first_cells
 from tools import notebooks as tool
 

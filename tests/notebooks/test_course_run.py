@@ -14,8 +14,8 @@ import nbformat
 import psutil
 import pytest
 
+from labkit.files import notebooks_path
 from labkit.labs import LABS
-from labkit.paths import notebooks_path
 from labkit.records import Record, read
 from tests.notebooks import outputs
 

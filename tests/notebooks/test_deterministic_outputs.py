@@ -8,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from labkit.files import notebooks_path, root
 from labkit.labs import LABS
-from labkit.paths import notebooks_path, root
 from tests.notebooks import outputs
 from tools import notebooks as tool
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from labkit.files import root
 from labkit.labs import LABS
-from labkit.paths import root
 
 pytestmark = pytest.mark.notebook
 
@@ -65,7 +65,7 @@ def test_a_new_lab_shows_again_what_is_stored(copy: Path, tmp_path: Path) -> Non
 
 def test_a_new_lab_passes_the_linter(copy: Path) -> None:
     """Its files and its notebook are formatted and without a finding, as `make lint` wants them."""
-    new = [f"notebooks/{NAME}.ipynb", f"labkit/teaching/lab_{NUMBER}.py", f"tests/unit/test_lab_{NUMBER}.py"]
+    new = [f"notebooks/{NAME}.ipynb", f"course/lab_{NUMBER}.py", f"tests/unit/test_lab_{NUMBER}.py"]
     for command in (["check"], ["format", "--check"]):
         done = run(copy, "-m", "ruff", *command, "--no-cache", *new)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -6,9 +6,10 @@ from typing import Any
 import nbformat
 import pytest
 
+from labkit import display
+from labkit.files import notebooks_path
 from labkit.labs import LABS
-from labkit.paths import notebooks_path
-from labkit.teaching import predict, reveal, show
+from labkit.teaching import predict, reveal
 from tests.notebooks import outputs
 
 v4 = nbformat.v4
@@ -98,7 +99,7 @@ def test_what_differs_from_run_to_run_is_passed_over(before: list[Any], now: lis
 def test_what_another_machine_recorded_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reveal with the row of a recorded run is as one without it; with another measurement it is not."""
     shown: list[Any] = []
-    monkeypatch.setattr(show, "show", lambda data: shown.append(notebook(v4.new_output("display_data", data=data))))
+    monkeypatch.setattr(display, "show", lambda data: shown.append(notebook(v4.new_output("display_data", data=data))))
     guess = predict("01.input", "Which one?", options=["price", "traffic"], guess="price", confidence=0.5)
     shown.clear()
     reveal(guess, "traffic")

@@ -168,7 +168,7 @@ def test_storing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     notebook.cells[7].source = "from labkit.teaching import reveal\nreveal(guess, 3.0)"
     notebook.cells[9].source = "from labkit.teaching import check\ncheck('01.tpot', None)"
     folder = "runs_path() / f'notebook/{time.strftime(\"%FT%H-%M-%S\")}'"
-    notebook.cells[6].source = f"import time\nfrom labkit.paths import runs_path\nprint({folder})"
+    notebook.cells[6].source = f"import time\nfrom labkit.files import runs_path\nprint({folder})"
     path = stored(notebook, tmp_path)
     tool.store(path)
     once = path.read_bytes()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.claims import load_claims
 from labkit.errors import UsageError
 from labkit.labs import load_labs
+from labkit.records.ledger import load_claims
 from tools import article
 
 CLAIMS, LABS, SECTIONS = load_claims(), load_labs(), article.load_sections()

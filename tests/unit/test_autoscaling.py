@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.autoscaling import StepLoad, desired_replicas
 from labkit.errors import UsageError
+from labkit.theory.autoscaling import StepLoad, desired_replicas
 
 rates = st.floats(0.1, 1000)
 durations = st.floats(0.001, 60)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.batchlaw import BatchCost, law
 from labkit.errors import UsageError
+from labkit.theory.queues import BatchCost, law
 
 COST = BatchCost(fixed_s=0.1, per_row_s=0.005)
 BLINK_S = 1e-9  # between an answer and the client's next request

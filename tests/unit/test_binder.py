@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from labkit.files import root
 from labkit.labs import LABS
-from labkit.paths import root
 from setup import install
 from tools import binder
 

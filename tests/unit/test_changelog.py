@@ -6,7 +6,7 @@ from datetime import date
 from packaging.version import Version
 
 from labkit import __version__
-from labkit.paths import root
+from labkit.files import root
 
 TEXT = (root() / "CHANGELOG.md").read_text(encoding="utf-8")
 HEADINGS = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)

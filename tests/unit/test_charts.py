@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 
 from labkit import charts
 from labkit.charts import Bar, Lane, LinePoint, LoadPoint, Tradeoff
-from labkit.charts.distributions import quantile, steps
+from labkit.charts.curves import LETTER, label_levels, quantile, steps
 from labkit.charts.render import MIME, VEGA_LITE, live_bundle
-from labkit.charts.requests import phases
+from labkit.charts.spans import phases
 from labkit.charts.theme import INK, WIDTH, set_caption
-from labkit.charts.tradeoff import LETTER, label_levels
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import charts
-from labkit.charts.memory import EMPTY, STORED, patches
+from labkit.charts.spans import EMPTY, STORED, patches
 from labkit.charts.theme import set_caption
 from labkit.errors import UsageError
-from labkit.kvcache import Policy, Sequence, Snapshot, simulate, snapshots
+from labkit.theory.kv_allocation import Policy, Sequence, Snapshot, simulate, snapshots
 
 LENGTHS = [(40, 9), (12, 30), (33, 12)]
 

@@ -4,14 +4,15 @@ from html import unescape
 
 import pytest
 
-from labkit import charts, packing
+from labkit import charts
 from labkit.errors import UsageError
+from labkit.theory import placement
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
-MODELS = packing.models_of(["chat", "code", "search"], [24, 20, 16], [0.42, 0.3, 0.5])
+MODELS = placement.models_of(["chat", "code", "search"], [24, 20, 16], [0.42, 0.3, 0.5])
 PLANS = {
-    "dedicated": packing.dedicated(MODELS),
-    "by memory alone": packing.first_fit_decreasing(MODELS, gpu_gib=80),
+    "dedicated": placement.dedicated(MODELS),
+    "by memory alone": placement.first_fit_decreasing(MODELS, gpu_gib=80),
 }
 ROWS = [charts.Beside("GPUs, fewer", 30, 30, 50), charts.Beside("throughput, more", 30, 50, -0.4, -2, 1.5)]
 DRAWN = {

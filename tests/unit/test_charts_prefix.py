@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import charts, kvcache
+from labkit import charts
 from labkit.charts import LinePoint
-from labkit.charts.models import residuals
-from labkit.charts.prefixes import FOUND, PARTIAL, pieces
+from labkit.charts.curves import residuals
+from labkit.charts.spans import FOUND, PARTIAL, pieces
 from labkit.errors import UsageError
+from labkit.theory import prefix_cache
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
 quick = settings(max_examples=60, deadline=None)
@@ -38,7 +39,7 @@ def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixtu
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6), st.integers(1, 8))
 def test_a_prompt_is_drawn_whole_and_found_as_the_cache_finds(prompts: list[list[int]], block_size: int) -> None:
     """Pieces cover each prompt without a gap; the blocks drawn as found are those that a pool has by then."""
-    pool = kvcache.BlockPool(1000, block_size=block_size)
+    pool = prefix_cache.BlockPool(1000, block_size=block_size)
     named = {str(k): prompt for k, prompt in enumerate(prompts)}
     drawn = list(pieces(named, block_size=block_size))
     for name, prompt in named.items():

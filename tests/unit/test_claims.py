@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.claims import NOT_MEASURED, Claim, Rule, find_claim, ledger, load_claims, verdict
 from labkit.errors import UsageError
 from labkit.labs import load_labs
 from labkit.records import Record, Scalar, Status
+from labkit.records.ledger import NOT_MEASURED, Claim, Rule, find_claim, ledger, load_claims, verdict
 
 CLAIMS = load_claims()
 RULES = {claim.id: claim.rule for claim in CLAIMS.values() if claim.rule is not None}

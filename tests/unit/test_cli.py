@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import cli
+from labkit.cli import main
 from labkit.errors import ServerError, UsageError
 from labkit.experiments import paired_ratio
+from labkit.files import parse_bytes, parse_settings
 from labkit.records import Recorder
 from labkit.serving.process import free_port
-from labkit.settings import parse_bytes, parse_settings
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
 
@@ -78,7 +78,7 @@ def labkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
 
     def call(*arguments: object) -> Ended:
         with pytest.raises(SystemExit) as caught:
-            cli.main([str(each) for each in arguments])
+            main.main([str(each) for each in arguments])
         out, err = capsys.readouterr()
         return Ended(int(caught.value.code or 0), out, err)
 
@@ -191,7 +191,7 @@ def test_ctrl_c_ends_with_130(labkit: Callable[..., Ended], monkeypatch: pytest.
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("labkit.report.build", interrupted)
+    monkeypatch.setattr("labkit.report.page.build", interrupted)
     ended = labkit("report", ".")
     assert ended.code == 130
     assert "Traceback" not in ended.stderr

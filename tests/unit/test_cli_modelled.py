@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from labkit import cli
+from labkit.cli import main
+from labkit.files import data_path
 from labkit.modelled import cards
-from labkit.paths import data_path
 
 HEAVY = ("vllm", "torch", "transformers")
 CARD = ("--gpu", "h100-sxm")
@@ -28,7 +28,7 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What `labkit simulate` writes to stderr about these arguments; it ends with 2 and prints nothing else."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(["simulate", *arguments, "--json"])
+        main.main(["simulate", *arguments, "--json"])
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     assert "Traceback" not in err

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from labkit import costs
-from labkit.charts.costs import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
+from labkit.advice import costs
+from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
+from labkit.advice.costs.form import VIEWS, CostCalculator, answer_html, show_calculator, sums_html
+from labkit.advice.costs.words import text
 from labkit.charts.render import MIME, svg
-from labkit.cli import app, main
-from labkit.costs.command import text
+from labkit.cli.main import app, main
 from labkit.errors import UsageError
-from labkit.widgets.cost_answer import answer_html, sums_html
-from labkit.widgets.costs import VIEWS, CostCalculator, show_calculator
 
 START = costs.settings_from(
     {

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.costmodel import Batch, StepCost, fit
 from labkit.errors import UsageError
+from labkit.theory.steps import Batch, fit
+from labkit.theory.steps import LinearStepCost as StepCost
 
 quick = settings(max_examples=100, deadline=None)
 seconds = st.floats(1e-6, 10)

@@ -14,10 +14,11 @@ from genai_prices import Usage, calc_price
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import costs
-from labkit.costs import CostSettings, Staircase, Throughput
-from labkit.costs.fleet import fleet, machine
-from labkit.costs.money import DAYS_PER_MONTH, rounded
+from course import lab_11
+from labkit.advice import costs
+from labkit.advice.costs import CostSettings, Staircase, Throughput
+from labkit.advice.costs.machines import fleet, machine
+from labkit.advice.costs.prices import DAYS_PER_MONTH, rounded
 from labkit.errors import UsageError
 
 DAY = date(2026, 11, 24)
@@ -67,7 +68,7 @@ questions = st.builds(
 )
 def test_a_million_tokens_of_a_mix(model: str, mix: str, usd: int) -> None:
     """One million tokens through Claude 3.5 Sonnet cost $9, $6 or $15, never $18."""
-    assert costs.usd_per_million(model, mix) == usd
+    assert lab_11.article_usd_per_million(model, mix) == usd
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_million_tokens_of_a_mix(model: str, mix: str, usd: int) -> None:
 )
 def test_the_articles_break_evens(usd_per_day: int, model: str, expected: tuple[str, str, str]) -> None:
     """Half and half, 3:1 and written only, in million tokens a day, as worked out by hand."""
-    found = [costs.break_even_millions(Fraction(usd_per_day), model, mix) for mix in costs.MIXES]
+    found = [lab_11.break_even_millions(Fraction(usd_per_day), model, mix) for mix in lab_11.MIXES]
     assert tuple(str(rounded(one, 1)) for one in found) == expected
 
 
@@ -89,7 +90,7 @@ def test_the_articles_day_and_fleet() -> None:
     """40 x 8 = 320 is for eight hours; a day is $960, $526.98 at today's price; 1,000 requests a second take 36 p4d."""
     today = costs.instances()["p4d.24xlarge"].price(DAY)
     assert today is not None
-    lines = "\n".join(line for each in costs.audit(today.usd_per_hour) for line in each.lines)
+    lines = "\n".join(line for each in lab_11.audit(today.usd_per_hour) for line in each.lines)
     for words in (
         "40 / 8 = $5.00",
         "40 x 8 = $320.00",
@@ -107,7 +108,7 @@ def test_the_calculator_agrees_with_the_audit() -> None:
     found = costs.calculate(costs.article())
     assert costs.cents(found.hosted.usd_per_day) == Decimal("960.00")
     assert rounded(found.hosted.utilisation * 100, 2) == Decimal("3.75")
-    assert found.against.break_even.first == costs.break_even_millions(Fraction(960), CLAUDE, "half and half") * 10**6
+    assert found.against.break_even.first == lab_11.break_even_millions(Fraction(960), CLAUDE, "half and half") * 10**6
 
 
 def test_a_p4d_by_price_and_date() -> None:

@@ -11,21 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import course
-from labkit.claims import NOT_MEASURED, load_claims
+from course.lab_09 import check_shares
+from labkit import labs, session
 from labkit.errors import UsageError
 from labkit.experiments import paired_ratio
-from labkit.head_to_head import check_shares
-from labkit.labs import Lab, Parameter, load_labs
+from labkit.files import data_path, notebooks_path, root
+from labkit.labs import Lab, Parameter, check_gpu_memory, count_parameters, load_labs, parse_overrides
 from labkit.machine import Machine
-from labkit.paths import data_path, notebooks_path, root
-from labkit.plan import read_defaults
-from labkit.profiles import check_gpu_memory, count_parameters, parse_overrides
 from labkit.records import read
+from labkit.records.ledger import NOT_MEASURED, load_claims
+from labkit.runs.plan import read_defaults
 from tests.unit import synthetic
 
 FIRST = "01_first_deployment"
-NOTEBOOKS = [(lab, root() / "notebooks" / lab.notebook) for lab in course.LABS.values()]
+NOTEBOOKS = [(lab, root() / "notebooks" / lab.notebook) for lab in labs.LABS.values()]
 NOTEBOOKS += [(lab, synthetic.ROOT / "notebooks" / lab.notebook) for lab in synthetic.LABS.values()]
 EXISTING = [(lab, path) for lab, path in NOTEBOOKS if path.exists()]
 
@@ -62,10 +61,10 @@ def test_declared_names_are_those_that_the_notebook_assigns(lab: Lab, notebook: 
 def test_a_notebooks_own_defaults_are_allowed_values(lab: Lab, notebook: Path) -> None:
     """What a notebook runs with when nobody says anything passes the check that is made of everybody else."""
     defaults = read_defaults(notebook)
-    assert course.check_parameters(lab, defaults) == defaults
+    assert labs.check_parameters(lab, defaults) == defaults
 
 
-@pytest.mark.parametrize("lab", course.LABS.values(), ids=lambda lab: lab.name)
+@pytest.mark.parametrize("lab", labs.LABS.values(), ids=lambda lab: lab.name)
 def test_labs_test_claims_that_the_ledger_has(lab: Lab) -> None:
     """Every claim that a lab is said to test stands in the ledger; an engine's lab has the common parameters (one on
     Ray may serve no model of its own; a plain handler on TorchServe takes what its model takes, and no share)."""
@@ -130,7 +129,7 @@ def test_a_wrong_list_of_labs_is_refused_by_the_entrys_name(tmp_path: Path, text
 )
 def test_values_get_the_declared_type(name: str, given: object, expected: object) -> None:
     """Text from the command line, integers for floats and single values for lists come out as what is declared."""
-    found = course.check_parameters(KINDS, {name: given})[name]
+    found = labs.check_parameters(KINDS, {name: given})[name]
     assert found == expected
     assert type(found) is type(expected)
 
@@ -162,7 +161,7 @@ def test_values_get_the_declared_type(name: str, given: object, expected: object
 def test_a_wrong_value_is_refused_with_what_is_allowed(name: str, given: object, allowed: str) -> None:
     """The message has the parameter, the value, the allowed range and a remedy."""
     with pytest.raises(UsageError) as caught:
-        course.check_parameters(KINDS, {name: given})
+        labs.check_parameters(KINDS, {name: given})
     assert f"77_made.{name} is {given!r}" in caught.value.what
     assert allowed in caught.value.what
     assert caught.value.remedy
@@ -171,19 +170,19 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(name: str, given: object,
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     """A misspelt parameter or lab is answered with the name that was probably meant, a strange one with all of them."""
     with pytest.raises(UsageError, match="did you mean concurrencies"):
-        course.check_parameters(FIRST, {"concurencies": [1]})
+        labs.check_parameters(FIRST, {"concurencies": [1]})
     with pytest.raises(UsageError, match="whole, real, flag"):
-        course.check_parameters(KINDS, {"zzz": 1})
+        labs.check_parameters(KINDS, {"zzz": 1})
     with pytest.raises(UsageError, match=f"did you mean {FIRST}"):
-        course.find_lab("01_first_deploymnet")
+        labs.find_lab("01_first_deploymnet")
 
 
 @pytest.mark.parametrize("name", [FIRST, "01", "1", "01_first"])
 def test_a_lab_is_found_by_name_number_and_beginning(name: str) -> None:
     """`labkit run 1` is enough; what could be two labs, or none, is refused."""
-    assert course.find_lab(name).name == FIRST
+    assert labs.find_lab(name).name == FIRST
     with pytest.raises(UsageError, match="no lab called"):
-        course.find_lab("")
+        labs.find_lab("")
 
 
 @given(st.integers(-1000, 1000))
@@ -191,34 +190,34 @@ def test_range_bounds_are_inclusive_and_nothing_else_passes(value: int) -> None:
     """An integer passes exactly when it is in the declared range, and the same for its text and for a list of it."""
     for name, shown in (("whole", value), ("whole", str(value)), ("levels", [value]), ("levels", f"{value}")):
         if 1 <= value <= 256:
-            assert course.check_parameters(KINDS, {name: shown})[name] in (value, [value])
+            assert labs.check_parameters(KINDS, {name: shown})[name] in (value, [value])
         else:
             with pytest.raises(UsageError):
-                course.check_parameters(KINDS, {name: shown})
+                labs.check_parameters(KINDS, {name: shown})
 
 
 @given(st.lists(st.floats(0.5, 1e9), min_size=1), st.floats(0, 1))
 def test_checking_twice_changes_nothing(rates: list[float], real: float) -> None:
     """A checked set of parameters is its own check; written as text, as a command line does, it reads back the same."""
-    once = course.check_parameters(KINDS, {"rates": rates, "real": real})
-    assert course.check_parameters(KINDS, once) == once
-    assert course.check_parameters(KINDS, {name: str(value) for name, value in once.items()}) == once
+    once = labs.check_parameters(KINDS, {"rates": rates, "real": real})
+    assert labs.check_parameters(KINDS, once) == once
+    assert labs.check_parameters(KINDS, {name: str(value) for name, value in once.items()}) == once
 
 
 # --- profiles
 
 
-def profile(tmp_path: Path, text: str, machine: Machine) -> course.Profile:
+def profile(tmp_path: Path, text: str, machine: Machine) -> labs.Profile:
     """A profile file with this text, loaded for the synthetic labs."""
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    return course.load_profile(str(file), machine, synthetic.LABS)
+    return labs.load_profile(str(file), machine, synthetic.LABS)
 
 
 def test_the_profile_that_fits_is_the_gpus_where_there_is_one() -> None:
     """With a GPU the default is gpu, without one cpu."""
-    assert course.profile_for(synthetic.machine()) == "cpu"
-    assert course.profile_for(synthetic.machine(gpu_gib=79.6)) == "gpu-80"
+    assert labs.profile_for(synthetic.machine()) == "cpu"
+    assert labs.profile_for(synthetic.machine(gpu_gib=79.6)) == "gpu-80"
 
 
 SMALL_EVERYWHERE = {"08_torchserve_lifecycle", "09_head_to_head"}
@@ -228,8 +227,8 @@ SMALL_EVERYWHERE = {"08_torchserve_lifecycle", "09_head_to_head"}
 @pytest.mark.parametrize("machine", [synthetic.machine(), synthetic.machine(gpu_gib=80)], ids=["cpu", "gpu"])
 def test_the_courses_profiles_give_every_lab_allowed_parameters(machine: Machine) -> None:
     """Both profiles load and pass the check for each lab; the model is the embedded one, or the ungated 7B."""
-    chosen = course.load_profile(course.profile_for(machine), machine)
-    for each in course.LABS.values():
+    chosen = labs.load_profile(labs.profile_for(machine), machine)
+    for each in labs.LABS.values():
         found = chosen.parameters(each)
         if "model" in each.parameters:
             large = machine.gpus and each.name not in SMALL_EVERYWHERE
@@ -240,7 +239,7 @@ def test_the_courses_profiles_give_every_lab_allowed_parameters(machine: Machine
 def test_a_gpu_profile_without_a_gpu_says_why_there_is_none() -> None:
     """The reason that NVML gave stands in the message, with the profile that would work."""
     with pytest.raises(UsageError, match=synthetic.NO_GPU) as caught:
-        course.load_profile("gpu", synthetic.machine())
+        labs.load_profile("gpu", synthetic.machine())
     assert "--profile cpu" in caught.value.remedy
 
 
@@ -260,10 +259,10 @@ def test_every_lab_fits_the_card_that_its_profile_is_for(card: str, gpu_gib: flo
     """On an empty card of each size the profile that is chosen serves models whose weights fit, in every lab, with as
     many engines as part the card there."""
     machine = synthetic.machine(gpu_gib=gpu_gib)
-    assert course.profile_for(machine) == profile, card
-    chosen = course.load_profile("gpu", machine)
+    assert labs.profile_for(machine) == profile, card
+    chosen = labs.load_profile("gpu", machine)
     assert chosen.name == profile
-    for lab in course.LABS.values():
+    for lab in labs.LABS.values():
         check_gpu_memory(chosen.parameters(lab), machine, chosen.weights, engines=lab.needs.engines)
 
 
@@ -277,14 +276,14 @@ def test_labs_with_two_engines_and_handlers_start_with_their_own_defaults_on_a_g
 def test_what_lab_06_promises_is_little_of_the_hosts_memory() -> None:
     """Ray reserves `promised_mib` of the host for each of six replicas, on a GPU too: at most a tenth of 24 GiB."""
     for gpu_gib in (15.0, 24.0, 48.0, 80.0, 141.0):
-        chosen = course.load_profile("gpu", synthetic.machine(gpu_gib=gpu_gib))
-        found = chosen.parameters(course.find_lab("06"))
+        chosen = labs.load_profile("gpu", synthetic.machine(gpu_gib=gpu_gib))
+        found = chosen.parameters(labs.find_lab("06"))
         assert 6 * found["promised_mib"] <= 2400
 
 
 def test_lab_05_finds_no_room_for_greedy_on_a_large_server_either() -> None:
     """The application asks for five GPUs; Ray counts fewer, however many the machine has."""
-    cells = json.loads((root() / "notebooks" / course.find_lab("05").notebook).read_text())["cells"]
+    cells = json.loads((root() / "notebooks" / labs.find_lab("05").notebook).read_text())["cells"]
     lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
     told = next(line for line in lines if line.startswith("gpus_here = "))
     assert "num_gpus=gpus_here" in "\n".join(lines)
@@ -298,7 +297,7 @@ def test_an_automatic_share_is_free_on_the_gpu(total: float, used: float) -> Non
     """`auto` never asks for more than is free, unless less than the smallest allowed share is free."""
     free = total * (1 - used)
     machine = synthetic.machine(gpu_gib=total, gpu_free_gib=free)
-    share = course.load_profile("gpu", machine).parameters(course.find_lab(FIRST))["gpu_memory_share"]
+    share = labs.load_profile("gpu", machine).parameters(labs.find_lab(FIRST))["gpu_memory_share"]
     assert 0.05 <= share <= 0.92
     assert share * total <= free or share == 0.05
 
@@ -317,7 +316,7 @@ def test_too_little_gpu_memory_is_told_with_the_numbers(
 ) -> None:
     """What is asked, what is free, what the weights take, and what to change."""
     machine = synthetic.machine(gpu_gib=80, gpu_free_gib=free_gib)
-    weights = course.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
+    weights = labs.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
     with pytest.raises(UsageError) as caught:
         check_gpu_memory({"gpu_memory_share": share, "model": model}, machine, weights)
     assert all(words in str(caught.value) for words in says), str(caught.value)
@@ -327,8 +326,8 @@ def test_two_engines_part_a_share() -> None:
     """Labs 01 and 03 hold two engines at once: a 7B that fits a card of 24 GB alone is refused there, with the numbers;
     48 GB are enough."""
     seven = {"gpu_memory_share": 0.9, "model": "Qwen/Qwen2.5-7B-Instruct"}
-    weights = course.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
-    assert {name for name, lab in course.LABS.items() if lab.needs.engines == 2} == {FIRST, "03_prefix_caching"}
+    weights = labs.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
+    assert {name for name, lab in labs.LABS.items() if lab.needs.engines == 2} == {FIRST, "03_prefix_caching"}
     check_gpu_memory(seven, synthetic.machine(gpu_gib=24), weights)
     with pytest.raises(UsageError, match=r"parted by 2 engines, is 10\.8 GiB"):
         check_gpu_memory(seven, synthetic.machine(gpu_gib=24), weights, engines=2)
@@ -393,7 +392,7 @@ def test_a_wrong_profile_is_refused(tmp_path: Path, text: str, says: str) -> Non
 def test_an_unknown_profile_is_answered_with_those_that_exist() -> None:
     """The names of the course's profiles stand in the remedy."""
     with pytest.raises(UsageError, match="did you mean gpu"):
-        course.load_profile("gppu", synthetic.machine())
+        labs.load_profile("gppu", synthetic.machine())
 
 
 @pytest.mark.parametrize("setting", ["x", "90_good.number", "number=3", "90_good.=3", ".number=3", "90_good=3"])
@@ -408,7 +407,7 @@ def test_a_setting_that_sets_nothing_is_refused(setting: str) -> None:
 
 def needs(**needs: Any) -> Lab:
     """A vLLM lab with these needs."""
-    return course.find_lab(FIRST).model_copy(update={"needs": course.Needs(**needs), "engine": "vllm"})
+    return labs.find_lab(FIRST).model_copy(update={"needs": labs.Needs(**needs), "engine": "vllm"})
 
 
 @pytest.mark.parametrize(
@@ -426,7 +425,7 @@ def test_readiness_has_a_reason_and_a_fix(
     lab: Lab, machine: Machine, versions: Mapping[str, str], runs: str, says: str
 ) -> None:
     """A lab runs, runs small or does not; whenever it is not a plain yes, reason and fix are given."""
-    found = course.readiness(lab, machine, versions)
+    found = labs.readiness(lab, machine, versions)
     assert found.runs == runs
     assert says in found.reason
     assert bool(found.reason) == bool(found.fix) == (runs != "yes")
@@ -434,8 +433,8 @@ def test_readiness_has_a_reason_and_a_fix(
 
 def test_readiness_asks_for_java_where_a_lab_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a Java runtime the lab does not run, for the reason that the search gave."""
-    monkeypatch.setattr(course, "java", lambda: (None, "no java on PATH"))
-    found = course.readiness(needs(java=True), synthetic.machine(), {"vllm": "1"})
+    monkeypatch.setattr(labs, "java", lambda: (None, "no java on PATH"))
+    found = labs.readiness(needs(java=True), synthetic.machine(), {"vllm": "1"})
     assert (found.runs, found.reason) == ("no", "no java on PATH")
 
 
@@ -467,14 +466,14 @@ def parameters_of(name: str) -> dict[str, Any]:
         "list[int]": [2],
         "list[float]": [0.5],
     }
-    found = course.find_lab(name).parameters
+    found = labs.find_lab(name).parameters
     chosen = {key: None if each.optional else values[each.type] for key, each in found.items()}
     return {**chosen, "model": "smollm2-135m", "out_dir": ""}
 
 
 def test_a_session_records_everything_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a lab adds is in its record, complete at every moment; out_dir is no parameter of what is measured."""
-    lab = course.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
+    lab = session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
     assert read(tmp_path / f"{FIRST}.json").status == "running"
     guess = lab.predict("gain", "How many times as fast?", unit="x", guess=2.0, confidence=0.7)
     gain = lab.ratio(paired_ratio([4.0, 4.4, 4.2], [2.0, 2.0, 2.0], name="gain"), tolerance=0.3)
@@ -500,7 +499,7 @@ def test_a_session_records_everything_as_it_comes(tmp_path: Path, capsys: pytest
 def test_a_lab_that_starts_again_starts_afresh(tmp_path: Path) -> None:
     """Running all cells a second time in one kernel replaces the record instead of adding to it."""
     for round_ in range(2):
-        lab = course.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
+        lab = session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
         lab.exact(f"round_{round_}", round_)
         lab.finish()
     assert read(tmp_path / f"{FIRST}.json").exact == {"round_1": 1}
@@ -509,32 +508,32 @@ def test_a_lab_that_starts_again_starts_afresh(tmp_path: Path) -> None:
 def test_a_notebooks_globals_give_the_declared_names(tmp_path: Path) -> None:
     """From `globals()` only the lab's parameters are taken; one that is missing is named."""
     everything = {"__name__": "__main__", "something": object(), **parameters_of(FIRST), "out_dir": str(tmp_path)}
-    lab = course.start(FIRST, everything)
+    lab = session.start(FIRST, everything)
     assert lab.out_dir == tmp_path
     assert "something" not in lab.parameters
     del everything["seed"]
     with pytest.raises(UsageError, match="without seed"):
-        course.start(FIRST, everything)
+        session.start(FIRST, everything)
 
 
 def test_without_a_folder_each_start_gets_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty out_dir means a fresh folder under runs/notebook, also for two starts in one second."""
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
-    folders = [course.start(FIRST, parameters_of(FIRST)).out_dir for _ in range(3)]
+    folders = [session.start(FIRST, parameters_of(FIRST)).out_dir for _ in range(3)]
     assert len(set(folders)) == 3
     assert {folder.parent for folder in folders} == {tmp_path / "runs" / "notebook"}
 
 
 def test_evidence_belongs_to_a_claim_of_the_lab(tmp_path: Path) -> None:
     """A lab cannot record evidence on a claim that labs.yaml does not give it."""
-    lab = course.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
+    lab = session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
     with pytest.raises(UsageError, match="does not test claim C02"):
         lab.evidence("C02", 1.0)
 
 
 def test_a_block_that_raises_leaves_a_failed_record(tmp_path: Path) -> None:
     """As a context manager a session marks its record when the block does not end well."""
-    with pytest.raises(ZeroDivisionError), course.start(FIRST, parameters_of(FIRST), out_dir=tmp_path):
+    with pytest.raises(ZeroDivisionError), session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path):
         raise ZeroDivisionError
     assert read(tmp_path / f"{FIRST}.json").status == "failed"
 
@@ -543,7 +542,7 @@ def test_every_chart_carries_the_machine(tmp_path: Path) -> None:
     """Shown or recorded, a chart has the machine's line below its title, once, and the caption after it."""
     from labkit import charts
 
-    lab = course.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
+    lab = session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
     drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s", caption=lab.machine_line)
     lab.chart(drawn, "captioned", key=True, caption="three repeats")
     lab.chart({"mark": "bar", "description": "a bar", "data": {"values": []}, "title": "Plain"}, "plain")

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labkit import course, doctor, models
-from labkit.course import LABS
+from labkit import labs, models
 from labkit.cuda import CPU_STACK, Need
-from labkit.doctor import Doctor, examine
 from labkit.errors import UsageError
+from labkit.labs import LABS
 from labkit.machine import Gpu, Machine
+from labkit.workshop import doctor
+from labkit.workshop.doctor import Doctor, examine
 
 GIB = 2**30
 BARE = Machine(
@@ -66,7 +67,8 @@ def text_of(found: Doctor, *, width: int = 200) -> str:
 def test_no_engine_is_imported_and_the_time_is_printed() -> None:
     """A whole examination in a fresh process leaves every heavy package out and says how long it took."""
     code = (
-        "import sys; from rich.console import Console; from labkit.doctor import examine; examine().render(Console());"
+        "import sys; from rich.console import Console; "
+        "from labkit.workshop.doctor import examine; examine().render(Console());"
         "heavy = ('torch', 'vllm', 'ray', 'transformers', 'numpy', 'pandas', 'scipy', 'altair', 'matplotlib');"
         "print('loaded:', [name for name in heavy if name in sys.modules])"
     )
@@ -143,7 +145,7 @@ def test_cpu_build_tells_the_way_to_the_cuda_build(
 def test_what_the_cuda_build_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """No engine lab runs on the CUDA build without a compiler; the labs without an engine do."""
     monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
-    for module in (doctor, course):
+    for module in (doctor, labs):
         monkeypatch.setattr(module, "engine_needs", lambda _: (NO_GCC,))
     found = examine(machine=WITH_L4)
     assert check(found, "C compiler").state == "problem"

@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import kvcache
 from labkit.errors import UsageError
-from labkit.workloads import Document, check_pages, check_retrieval, load_documents, pages_with_questions, retrieval
+from labkit.load.workloads import (
+    Document,
+    check_pages,
+    check_retrieval,
+    load_documents,
+    pages_with_questions,
+    retrieval,
+)
+from labkit.theory import prefix_cache
 
 quick = settings(max_examples=60, deadline=None)
 DOCUMENTS = load_documents()
@@ -21,7 +28,7 @@ def encode(text: str) -> list[int]:
 
 
 def common(a: list[int], b: list[int]) -> int:
-    return kvcache.common_full_blocks(a, b, block_size=1)
+    return prefix_cache.common_full_blocks(a, b, block_size=1)
 
 
 def test_the_course_has_a_handful_of_pages() -> None:

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from labkit.errors import UsageError
-from labkit.example_models import decoder_parameters, example_models, find
-from labkit.kvcache import bytes_per_token
-from labkit.paths import data_path
+from labkit.files import data_path
+from labkit.models.examples import decoder_parameters, example_models, find
+from labkit.theory.kv_size import bytes_per_token
 
 # Published: the safetensors metadata of each model's page on the Hugging Face hub.
 PUBLISHED = {

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from course.lab_00 import KV_BYTES, WEIGHTS, facts
+from course.lab_01 import BROKEN_BENCHMARK, GOODPUT, PADDING, TOKENS_PER_SECOND, TPOT, TPOTS
 from labkit.errors import UsageError
 from labkit.teaching import ChoiceExercise, Exercise, FunctionExercise, ValueExercise, check, exercises
-from labkit.teaching.lab_00 import KV_BYTES, WEIGHTS, facts
-from labkit.teaching.lab_01 import PADDING, TOKENS_PER_SECOND, TPOT
-from labkit.teaching.lab_01_benchmark import BROKEN_BENCHMARK
-from labkit.teaching.lab_01_slo import GOODPUT, TPOTS
 
 ALL = list(exercises().values())
 every_exercise = pytest.mark.parametrize("exercise", ALL, ids=lambda one: one.id)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from labkit import charts
+from labkit.charts.explore import Explorer, explore
 from labkit.errors import UsageError
-from labkit.widgets.explore import Explorer, explore
 
 RUNS: list[int] = []
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from labkit import fractions
+from labkit.advice import fractions
+from labkit.advice.fractions.form import FractionAuditor, show_auditor
 from labkit.errors import UsageError
-from labkit.widgets.fractions import FractionAuditor, show_auditor
 from tests.unit.test_fractions import EXAMPLE, audited
 
 

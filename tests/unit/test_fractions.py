@@ -11,11 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import cli, kvcache
-from labkit import fractions as auditor
+from labkit.advice import fractions as auditor
+from labkit.advice.fractions import Deployment, Gpus
+from labkit.cli import main
 from labkit.errors import UsageError
-from labkit.example_models import example_models
-from labkit.fractions import Deployment, Gpus
+from labkit.models.examples import example_models
+from labkit.theory import kv_size
 
 GIB = 2**30
 quick = settings(max_examples=120, deadline=None)
@@ -134,7 +135,7 @@ def test_an_engine_gets_what_its_share_leaves() -> None:
     (chat,) = audited(one(other_gib=3)).replicas
     model = example_models()["Qwen2.5-7B"]
     assert chat.kv_bytes == math.ceil(0.45 * 80 * GIB) - (model.parameters or 0) * 2 - 3 * GIB
-    plan = kvcache.describe(model, memory_bytes=chat.kv_bytes, block_size=16, max_model_len=4096)
+    plan = kv_size.describe(model, memory_bytes=chat.kv_bytes, block_size=16, max_model_len=4096)
     assert (chat.kv_tokens, chat.at_full_length) == (plan.tokens, plan.max_concurrency)
     assert chat.starts
 
@@ -204,7 +205,7 @@ def test_a_model_over_several_gpus_is_split() -> None:
     assert big.starts
     model = example_models()["Llama-3.1-70B"]
     assert big.kv_bytes == pytest.approx(0.9 * 80 * GIB - (model.parameters or 0) * 2 / 4 - 3 * GIB, abs=8)
-    whole = kvcache.describe(model, memory_bytes=big.kv_bytes, block_size=16, max_model_len=4096)
+    whole = kv_size.describe(model, memory_bytes=big.kv_bytes, block_size=16, max_model_len=4096)
     assert big.kv_tokens == pytest.approx(4 * whole.tokens, rel=1e-3)
 
 
@@ -307,7 +308,7 @@ def test_nothing_to_audit_is_refused() -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     try:
-        cli.main(["fractions", *arguments])
+        main.main(["fractions", *arguments])
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

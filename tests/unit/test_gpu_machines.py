@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from labkit.course import LABS
-from labkit.paths import root
+from labkit.files import root
+from labkit.labs import LABS
 
 SOURCE = root() / "tests" / "fake_nvml" / "fake_nvml.c"
 # The larger labs may not fit into the memory of the machine that runs the tests.

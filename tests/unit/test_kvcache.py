@@ -11,27 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.kvcache import (
-    BlockPool,
-    Lease,
-    Policy,
-    Sequence,
-    Trace,
-    block_hashes,
+from labkit.models import Architecture
+from labkit.theory.kv_allocation import Policy, Sequence, Trace, simulate, stream
+from labkit.theory.kv_size import (
     blocks_for_tokens,
     blocks_per_sequence,
     bytes_per_block,
     bytes_per_token,
     check_block_size,
-    common_full_blocks,
     describe,
     kv_heads_per_rank,
     longest_sequence,
-    replay,
-    simulate,
-    stream,
 )
-from labkit.models import Architecture
+from labkit.theory.prefix_cache import BlockPool, Lease, block_hashes, common_full_blocks, replay
 
 SMOLLM2 = Architecture(
     model_type="llama",

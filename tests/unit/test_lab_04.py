@@ -2,10 +2,10 @@
 
 import pytest
 
-from labkit.claims import verdict
+from course.lab_04 import CHUNKS, LARGEST_BUDGET, Point, largest_budget
 from labkit.records import Scalar
-from labkit.scheduling import chunk_sizes
-from labkit.teaching.lab_04 import CHUNKS, LARGEST_BUDGET, Point, largest_budget
+from labkit.records.ledger import verdict
+from labkit.theory.steps import chunk_sizes
 
 
 def c20(stall: tuple[float, float, float], gain: tuple[float, float, float]) -> dict[str, Scalar]:

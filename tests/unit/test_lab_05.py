@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import autoscaling, charts
-from labkit.charts.scaling import MOST, _thinned
+from course import lab_05
+from labkit import charts
+from labkit.charts.panels import MOST, _thinned
+from labkit.display import show_source, source_of
 from labkit.errors import UsageError
-from labkit.teaching import lab_05
-from labkit.teaching.sources import show_source, source_of
+from labkit.theory import autoscaling
 
 # --- sources
 
@@ -45,7 +46,7 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_source_is_printed_with_its_files_name(capsys: pytest.CaptureFixture[str]) -> None:
     """Outside of a notebook it is printed, the file's name above it, relative to the repository."""
     show_source(autoscaling, "desired_replicas")
-    assert capsys.readouterr().out.startswith("# labkit/autoscaling.py\n\ndef desired_replicas")
+    assert capsys.readouterr().out.startswith("# labkit/theory/autoscaling.py\n\ndef desired_replicas")
 
 
 # --- the timeline of a load

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import batchlaw
+from course import lab_07
+from labkit.display import show_source, source_of
 from labkit.errors import UsageError
-from labkit.serving.torchserve_archive import handlers_path
-from labkit.teaching import lab_07
-from labkit.teaching.sources import show_source, source_of
+from labkit.serving.torchserve import handlers_path
+from labkit.theory import queues
 
 pytest.importorskip("torch")
 from handlers.steps import chat, rows
@@ -144,8 +144,8 @@ def test_the_exercise_is_the_law(
     clients: int, batch_size: int, delay_s: float, fixed_s: float, per_row_s: float
 ) -> None:
     """What learners are asked for is what is drawn over the measurements."""
-    cost = batchlaw.BatchCost(fixed_s=fixed_s, per_row_s=per_row_s)
-    expected = batchlaw.law(cost, clients=clients, batch_size=batch_size, delay_s=delay_s).throughput
+    cost = queues.BatchCost(fixed_s=fixed_s, per_row_s=per_row_s)
+    expected = queues.law(cost, clients=clients, batch_size=batch_size, delay_s=delay_s).throughput
     assert lab_07.requests_per_s(clients, batch_size, delay_s, fixed_s, per_row_s) == pytest.approx(expected)
 
 

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import charts, head_to_head, load, metrics, workloads
-from labkit.charts.clients import Reading, two_clients
+from course import lab_09
+from labkit import charts, load
+from labkit.charts.bars import Reading, two_clients
 from labkit.errors import LoadError, UsageError
-from labkit.load import LoadResult, RequestRecord
+from labkit.load import LoadResult, RequestRecord, metrics, workloads
 from labkit.load.results import Outcome
 from labkit.machine import UseSummary
 from labkit.machine.sampler import Span
-from labkit.teaching import lab_09
 
 pytest.importorskip("numpy")
 REQUESTS = workloads.chat(4, seed=1, prompt_words=16, max_tokens=6, max_tokens_low=2)
@@ -91,8 +91,8 @@ def test_a_plain_answer_cannot_be_streamed() -> None:
 def test_a_contender_without_the_protocol_is_worth_what_was_asked_for() -> None:
     """Of five words that everybody gets a request counts those that it asked for; its first token is its last."""
     with plain_server() as (url, _):
-        one = head_to_head.Contender(name="naive", base_url=url, api_key="", pids=(), api="plain")
-        found = head_to_head.ask(one, REQUESTS, model="naive", count_tokens=words, clients=2)
+        one = lab_09.Contender(name="naive", base_url=url, api_key="", pids=(), api="plain")
+        found = lab_09.ask(one, REQUESTS, model="naive", count_tokens=words, clients=2)
     asked = [request.max_tokens for request in REQUESTS.requests]
     assert [record.output_tokens for record in found.result.records] == [min(5, n) for n in asked]
     assert all(record.text == " a b c d e" for record in found.result.records)
@@ -107,9 +107,9 @@ def test_parts_of_a_workload(start: int, n: int) -> None:
     workload = workloads.chat(8, seed=2)
     if start + n > 8:
         with pytest.raises(UsageError, match="of 8 are asked for"):
-            head_to_head.part(workload, start, n)
+            lab_09.part(workload, start, n)
     else:
-        assert head_to_head.part(workload, start, n).requests == workload.requests[start : start + n]
+        assert lab_09.part(workload, start, n).requests == workload.requests[start : start + n]
 
 
 def record(scheduled_s: float, started_s: float, first_s: float, last_s: float, *, ok: bool = True) -> RequestRecord:
@@ -119,7 +119,7 @@ def record(scheduled_s: float, started_s: float, first_s: float, last_s: float, 
     return RequestRecord(0, scheduled_s, started_s, times, last_s, 5, 3, outcome)
 
 
-def one_slice(*records: RequestRecord, duration_s: float = 10.0, cpu_s: float = 4.0) -> head_to_head.Slice:
+def one_slice(*records: RequestRecord, duration_s: float = 10.0, cpu_s: float = 4.0) -> lab_09.Slice:
     """A slice with these records."""
     use = UseSummary(
         samples=2,
@@ -132,7 +132,7 @@ def one_slice(*records: RequestRecord, duration_s: float = 10.0, cpu_s: float = 
         gpu_memory_used_bytes=None,
     )
     result = LoadResult(records, duration_s, 0.1, None, 1.0, "chat", 0)
-    return head_to_head.Slice(result=result, use=use)
+    return lab_09.Slice(result=result, use=use)
 
 
 def test_goodput_counts_from_the_schedule() -> None:
@@ -143,17 +143,17 @@ def test_goodput_counts_from_the_schedule() -> None:
     sent_late = record(0.0, 0.6, 1.1, 1.5)
     slow = record(0.0, 0.0, 0.5, 3.0)
     failed = record(0.0, 0.0, 0.5, 0.6, ok=False)
-    share, rate = head_to_head.goodputs([one_slice(good, sent_late), one_slice(slow, failed)], slo)
+    share, rate = lab_09.goodputs([one_slice(good, sent_late), one_slice(slow, failed)], slo)
     assert (share, rate) == (1 / 4, 1 / 20)
 
 
 def test_slices_are_pooled() -> None:
     """Requests and times of all slices are added up; CPU and memory are those of the server's processes."""
     slices = [one_slice(record(0, 0, 1, 2)), one_slice(record(0, 0, 1, 2), record(1, 1, 2, 3), duration_s=5.0)]
-    found = head_to_head.pooled(slices)
+    found = lab_09.pooled(slices)
     assert (found.completed, found.output_tokens, found.duration_s) == (3, 9, 15.0)
     assert (slices[1].tokens_per_s, slices[1].tokens_per_cpu_s) == (6 / 5, 6 / 4)
-    assert (slices[0].memory_gib, head_to_head.cores(slices)) == (1.0, 0.5)
+    assert (slices[0].memory_gib, lab_09.cores(slices)) == (1.0, 0.5)
 
 
 @given(
@@ -167,7 +167,7 @@ def test_a_million_tokens_cost_their_hours(
 ) -> None:
     """Whatever is paid in some hours, over the tokens that were written in them, is the price of a token."""
     tokens = tokens_per_s * 3600 * hours * busy_share
-    price = head_to_head.usd_per_million(usd_per_hour, tokens_per_s, busy_share=busy_share)
+    price = lab_09.usd_per_million_tokens(usd_per_hour, tokens_per_s, busy_share=busy_share)
     assert price * tokens / 1e6 == pytest.approx(usd_per_hour * hours)
 
 
@@ -176,21 +176,21 @@ def test_a_price_that_cannot_be_is_refused(wrong: tuple[float, float, float]) ->
     """With the numbers in the message."""
     price, tokens_per_s, busy = wrong
     with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
-        head_to_head.usd_per_million(price, tokens_per_s, busy_share=busy)
+        lab_09.usd_per_million_tokens(price, tokens_per_s, busy_share=busy)
 
 
 @pytest.mark.parametrize(("low", "high", "requests", "clients"), [(9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)])
 def test_a_load_that_tells_nothing_is_refused(low: int, high: int, requests: int, clients: int) -> None:
     """Lengths the wrong way round, and so few requests that no client asks twice."""
     with pytest.raises(UsageError):
-        head_to_head.check_lengths(low, high, requests=requests, clients=clients)
+        lab_09.check_lengths(low, high, requests=requests, clients=clients)
 
 
 @pytest.mark.parametrize(("share", "gpus", "fits"), [(0.9, 0, True), (0.4, 1, True), (0.41, 1, False), (0.9, 2, False)])
 def test_two_engines_share_a_gpu(share: float, gpus: int, fits: bool) -> None:
     """Their shares together leave room for the handlers; a machine without a GPU takes any."""
     with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=f"share of {share}"):
-        head_to_head.check_shares(share, gpus=gpus)
+        lab_09.check_shares(share, gpus=gpus)
 
 
 # --- the chart of two clients
@@ -226,10 +226,10 @@ def test_a_sampler_gets_the_roots_only() -> None:
     """Of a process and its child the child is left out, unless it is asked for alone; one that ended is left out."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         me, ended = os.getpid(), child.pid
-        assert head_to_head.roots((me, child.pid)) == (me,)
-        assert head_to_head.roots((child.pid,)) == (child.pid,)
+        assert lab_09.roots((me, child.pid)) == (me,)
+        assert lab_09.roots((child.pid,)) == (child.pid,)
         child.communicate(b"\n")
-    assert head_to_head.roots((ended,)) == ()
+    assert lab_09.roots((ended,)) == ()
 
 
 # --- the other client, kept loaded
@@ -251,7 +251,7 @@ for line in sys.stdin:
 
 def test_the_other_client_takes_one_job_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each job gives what it saved; one that fails says why, and the next one is carried out; then the process ends."""
-    from benchmarks import vllm_bench
+    from course import vllm_bench
 
     (tmp_path / "fake.py").write_text(FAKE)
     real = subprocess.Popen
@@ -275,7 +275,7 @@ def test_the_other_client_takes_one_job_after_another(tmp_path: Path, monkeypatc
 @given(usd=st.floats(0.01, 100), rate=st.floats(0.1, 1e5), busy=st.floats(0.01, 1))
 def test_the_price_asked_for_is_the_labs(usd: float, rate: float, busy: float) -> None:
     """What learners write is what the tables hold."""
-    expected = head_to_head.usd_per_million(usd, rate, busy_share=busy)
+    expected = lab_09.usd_per_million_tokens(usd, rate, busy_share=busy)
     assert lab_09.usd_per_million(usd, rate, busy) == pytest.approx(expected)
 
 
@@ -286,7 +286,7 @@ def test_the_share_asked_for_is_the_labs(answers: list[tuple[float, float, bool]
     """On the same requests the exercise and the lab's goodput count the same users."""
     timed = [(due_s, due_s + wait_s, ok) for due_s, wait_s, ok in answers]
     records = [record(due_s, due_s, first_s, first_s + 0.1, ok=ok) for due_s, first_s, ok in timed]
-    share, _ = head_to_head.goodputs([one_slice(*records)], metrics.Slo(ttft_s=slo_s))
+    share, _ = lab_09.goodputs([one_slice(*records)], metrics.Slo(ttft_s=slo_s))
     assert share == pytest.approx(lab_09.kept(timed, slo_s))
 
 

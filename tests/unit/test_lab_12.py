@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import capstone
+from course import lab_12
 from labkit.errors import UsageError
 from labkit.experiments import Ratio
 from labkit.load import LoadResult, Outcome, RequestRecord
-from labkit.queueing import Arrival, Service, simulate
-from labkit.teaching import lab_12
-from labkit.workloads import poisson_arrivals_s
+from labkit.load.workloads import poisson_arrivals_s
+from labkit.theory.queues import Arrival, Service, simulate
 
 SERVICE = Service(step_s={1: 0.05, 2: 0.055, 4: 0.065, 8: 0.085}, prefill_s_per_token=0.0025, places=8)
-PROMISE = capstone.Promise(ttft_s=1.0, tpot_s=0.2, share=0.9)
+PROMISE = lab_12.Promise(ttft_s=1.0, tpot_s=0.2, share=0.9)
 
 
 def record(
@@ -88,7 +87,7 @@ def test_a_level_gives_back_what_made_it(clients: int, step_s: float, read_s: fl
         own_s = prompt * read_s
     else:
         own_s = clients * prompt * read_s
-    found = capstone.level(result([record(n, 0.0, own_s, gaps, read=prompt) for n in range(6)], concurrency=clients))
+    found = lab_12.level(result([record(n, 0.0, own_s, gaps, read=prompt) for n in range(6)], concurrency=clients))
     assert found.step_s == pytest.approx(step_s)
     assert found.prefill_s_per_token == pytest.approx(read_s, abs=1e-7)
     assert found.e2e_s == pytest.approx(clients * prompt * read_s + (output - 1) * step_s)
@@ -98,18 +97,18 @@ def test_a_level_needs_a_closed_loop_with_gaps() -> None:
     """An open loop, and answers of one token, are refused with how many had gaps."""
     streamed = record(0, 0.0, 0.1, [0.05, 0.05])
     with pytest.raises(UsageError, match="1 of 1 answers"):
-        capstone.level(result([streamed], rate=2.0))
+        lab_12.level(result([streamed], rate=2.0))
     with pytest.raises(UsageError, match="0 of 2 answers"):
-        capstone.level(result([record(0, 0.0, 0.1, []), record(1, 0.0, 0.1, [], ok=False)], concurrency=2))
+        lab_12.level(result([record(0, 0.0, 0.1, []), record(1, 0.0, 0.1, [], ok=False)], concurrency=2))
 
 
 def test_a_service_is_the_mean_of_its_rounds() -> None:
     """Steps by clients, the reading of the highest level only, and as many places as it had clients."""
     rounds = [
-        capstone.Level(clients=n, step_s=s, prefill_s_per_token=p, tpot_s=1.0, e2e_s=1.0)
+        lab_12.Level(clients=n, step_s=s, prefill_s_per_token=p, tpot_s=1.0, e2e_s=1.0)
         for n, s, p in ((4, 0.06, 0.002), (1, 0.05, 0.009), (4, 0.08, 0.004), (1, 0.05, 0.001))
     ]
-    service = capstone.service_of(rounds)
+    service = lab_12.service_of(rounds)
     assert service.step_s == pytest.approx({1: 0.05, 4: 0.07})
     assert service.prefill_s_per_token == pytest.approx(0.003)
     assert service.places == 4
@@ -119,7 +118,7 @@ def test_a_service_is_the_mean_of_its_rounds() -> None:
 def test_a_slower_replica_finishes_less_in_proportion(factor: float) -> None:
     """All times multiplied: the capacity is divided by as much."""
     one, other = (
-        each.capacity_per_s(prompt_tokens=30, output_tokens=12) for each in (SERVICE, capstone.slower(SERVICE, factor))
+        each.capacity_per_s(prompt_tokens=30, output_tokens=12) for each in (SERVICE, lab_12.slower(SERVICE, factor))
     )
     assert other * factor == pytest.approx(one)
 
@@ -131,7 +130,7 @@ def test_the_model_agrees_with_itself(seed: int, rate: float) -> None:
     arrivals = [
         Arrival(at_s=at, prompt_tokens=30, output_tokens=12) for at in poisson_arrivals_s(30, rate=rate, seed=seed)
     ]
-    replayed = capstone.replay(result(in_the_model(SERVICE, arrivals), rate=rate), SERVICE)
+    replayed = lab_12.replay(result(in_the_model(SERVICE, arrivals), rate=rate), SERVICE)
     assert replayed.measured_s == pytest.approx(replayed.model_s)
 
 
@@ -140,19 +139,19 @@ def test_the_pace_is_how_much_slower_the_steps_were(factor: float, together: int
     """Answers side by side whose steps took `factor` times as long have that pace, however long they waited before."""
     gap = factor * SERVICE.step_of(together)
     records = [record(n, 0.0, 7.0, [gap] * 9) for n in range(together)]
-    assert capstone.pace(result(records, rate=5.0), SERVICE) == pytest.approx(factor)
+    assert lab_12.pace(result(records, rate=5.0), SERVICE) == pytest.approx(factor)
 
 
 @given(factor=st.floats(0.5, 2), rate=st.floats(1, 15), seed=st.integers(0, 100))
 @settings(max_examples=30)
 def test_told_the_pace_the_model_is_right_about_a_slower_server(factor: float, rate: float, seed: int) -> None:
     """A server that is the model, only slower or faster throughout: its queue is found again, also above capacity."""
-    truth = capstone.slower(SERVICE, factor)
+    truth = lab_12.slower(SERVICE, factor)
     arrivals = [
         Arrival(at_s=at, prompt_tokens=1, output_tokens=12) for at in poisson_arrivals_s(30, rate=rate, seed=seed)
     ]
     load = result(in_the_model(truth, arrivals), rate=rate)
-    replayed = capstone.replay(load, capstone.slower(SERVICE, capstone.pace(load, SERVICE)))
+    replayed = lab_12.replay(load, lab_12.slower(SERVICE, lab_12.pace(load, SERVICE)))
     off = [one / model for one, model in zip(replayed.measured_s, replayed.model_s, strict=True)]
     assert sum(off) / len(off) == pytest.approx(1, abs=0.25)
 
@@ -160,17 +159,17 @@ def test_told_the_pace_the_model_is_right_about_a_slower_server(factor: float, r
 def test_a_load_without_gaps_has_no_pace() -> None:
     """Answers of one token say nothing of a step."""
     with pytest.raises(UsageError, match="none of 1 answers has gaps"):
-        capstone.pace(result([record(0, 0.0, 0.1, [])], rate=1.0), SERVICE)
+        lab_12.pace(result([record(0, 0.0, 0.1, [])], rate=1.0), SERVICE)
 
 
 def test_a_refused_request_takes_part_in_the_queue_but_not_in_the_comparison() -> None:
     """Of three requests one failed: two pairs are left, each with its own request."""
     records = [record(0, 0.0, 0.1, [0.05] * 5), record(1, 0.1, 0.2, [], ok=False), record(2, 0.2, 0.4, [0.05] * 3)]
-    replayed = capstone.replay(result(records, rate=5.0), SERVICE)
+    replayed = lab_12.replay(result(records, rate=5.0), SERVICE)
     assert [one.index for one in replayed.records] == [0, 2]
     assert [one.arrival.at_s for one in replayed.modelled] == [0.0, 0.2]
     with pytest.raises(UsageError, match="none of 1 requests"):
-        capstone.replay(result([records[1]], rate=5.0), SERVICE)
+        lab_12.replay(result([records[1]], rate=5.0), SERVICE)
 
 
 @pytest.mark.parametrize(
@@ -186,34 +185,34 @@ def test_a_refused_request_takes_part_in_the_queue_but_not_in_the_comparison() -
 def test_a_plan_that_measures_nothing_is_refused(clients: list[int], shares: list[float], message: str) -> None:
     """Levels without one request alone, and loads that are no three rising ones."""
     with pytest.raises(UsageError, match=message):
-        capstone.check_plan(clients, shares)
+        lab_12.check_plan(clients, shares)
 
 
 @given(words=st.integers(8, 4000), tokens=st.integers(2, 4096))
 def test_the_room_holds_the_request(words: int, tokens: int) -> None:
     """It is enough at four tokens a word, and a whole number of hundreds; a model that reads less refuses."""
-    room = capstone.room_for(words, tokens, longest=None)
+    room = lab_12.room_for(words, tokens, longest=None)
     assert room % 100 == 0
     assert 0 <= room - 4 * words - tokens < 100
     with pytest.raises(UsageError, match=f"need {room} tokens"):
-        capstone.room_for(words, tokens, longest=room - 1)
+        lab_12.room_for(words, tokens, longest=room - 1)
 
 
 # --- fleets and days
 
 
-TRAFFIC = capstone.traffic_like([record(n, 0.0, 0.1, [0.05] * (7 + n % 9)) for n in range(20)], seconds=15, seed=1)
+TRAFFIC = lab_12.traffic_like([record(n, 0.0, 0.1, [0.05] * (7 + n % 9)) for n in range(20)], seconds=15, seed=1)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 def test_a_promise_is_a_share(share: float) -> None:
     """Shares between 0 and 1 are taken; all and none are refused, as are times of nothing."""
-    assert capstone.Promise(ttft_s=1, tpot_s=1, share=share).share == share
+    assert lab_12.Promise(ttft_s=1, tpot_s=1, share=share).share == share
     for wrong in (0.0, 1.0, 1.5):
         with pytest.raises(UsageError, match="slo_share"):
-            capstone.Promise(ttft_s=1, tpot_s=1, share=wrong)
+            lab_12.Promise(ttft_s=1, tpot_s=1, share=wrong)
     with pytest.raises(UsageError, match="slo_ttft_s"):
-        capstone.Promise(ttft_s=0, tpot_s=1, share=share)
+        lab_12.Promise(ttft_s=0, tpot_s=1, share=share)
 
 
 def test_traffic_is_drawn_from_what_was_answered() -> None:
@@ -225,27 +224,27 @@ def test_traffic_is_drawn_from_what_was_answered() -> None:
     assert found[-1].at_s == pytest.approx(15, rel=0.1)
     assert len(TRAFFIC(1.0)) == 500
     with pytest.raises(UsageError, match="none of 1 requests"):
-        capstone.traffic_like([record(0, 0.0, 0.1, [], ok=False)], seconds=5)
+        lab_12.traffic_like([record(0, 0.0, 0.1, [], ok=False)], seconds=5)
 
 
 @pytest.mark.parametrize("rate", [5.0, 60.0])
 def test_a_fleet_is_the_smallest_that_keeps_the_promise(rate: float) -> None:
     """It keeps it and can finish what comes; with one replica less, one of the two is not so."""
-    found = capstone.fleet(SERVICE, TRAFFIC, rate, PROMISE)
+    found = lab_12.fleet(SERVICE, TRAFFIC, rate, PROMISE)
     assert found.keeps
     assert found.busy < 1
-    assert found.kept == capstone.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=found.replicas)
+    assert found.kept == lab_12.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=found.replicas)
     fewer = found.replicas - 1
     if fewer:
-        less = capstone.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=fewer)
+        less = lab_12.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=fewer)
         assert less < PROMISE.share or found.busy * found.replicas / fewer >= 1
 
 
 @pytest.mark.parametrize("most_busy", [0.3, 0.7, 0.95])
 def test_no_fleet_is_busier_than_allowed(most_busy: float) -> None:
     """It is the smallest one within the limit that keeps the promise; a limit that does not bind changes nothing."""
-    free = capstone.fleet(SERVICE, TRAFFIC, 60.0, PROMISE)
-    found = capstone.fleet(SERVICE, TRAFFIC, 60.0, PROMISE, most_busy=most_busy)
+    free = lab_12.fleet(SERVICE, TRAFFIC, 60.0, PROMISE)
+    found = lab_12.fleet(SERVICE, TRAFFIC, 60.0, PROMISE, most_busy=most_busy)
     assert found.busy <= most_busy
     assert found.keeps
     least = math.ceil(free.busy * free.replicas / most_busy)
@@ -254,41 +253,41 @@ def test_no_fleet_is_busier_than_allowed(most_busy: float) -> None:
 
 def test_a_promise_that_no_fleet_keeps_is_told() -> None:
     """A step that is longer than promised: the fleet is the smallest whose queue ends, and does not keep it."""
-    found = capstone.fleet(SERVICE, TRAFFIC, 30.0, capstone.Promise(ttft_s=1, tpot_s=0.01, share=0.9))
+    found = lab_12.fleet(SERVICE, TRAFFIC, 30.0, lab_12.Promise(ttft_s=1, tpot_s=0.01, share=0.9))
     assert not found.keeps
-    assert found.replicas == math.floor(30 / capstone.capacity_per_s(SERVICE, TRAFFIC(30.0))) + 1
+    assert found.replicas == math.floor(30 / lab_12.capacity_per_s(SERVICE, TRAFFIC(30.0))) + 1
 
 
 @given(peak=st.floats(1, 5000), night=st.floats(0.01, 1))
 def test_a_day_goes_from_its_night_to_its_peak(peak: float, night: float) -> None:
     """24 hours, the largest in the early afternoon, the smallest twelve hours before, the mean halfway between."""
-    rates = capstone.day(peak, night_share=night)
+    rates = lab_12.day(peak, night_share=night)
     assert len(rates) == 24
     assert max(rates) == rates[14] == pytest.approx(peak)
     assert min(rates) == rates[2] == pytest.approx(night * peak)
     assert fmean(rates) == pytest.approx(peak * (1 + night) / 2)
 
 
-def fleet_of(rate: float, replicas: int) -> capstone.Fleet:
+def fleet_of(rate: float, replicas: int) -> lab_12.Fleet:
     """A fleet, as if simulated."""
-    return capstone.Fleet(rate=rate, replicas=replicas, busy=0.8, kept=0.99, keeps=True)
+    return lab_12.Fleet(rate=rate, replicas=replicas, busy=0.8, kept=0.99, keeps=True)
 
 
 def test_hours_between_lie_on_the_line_rounded_up() -> None:
     """By hand: between 10 replicas at 100 and 31 at 300; the ends are the fleets themselves; beyond them is refused."""
     fleets = [fleet_of(300.0, 31), fleet_of(100.0, 10)]
-    hours = capstone.day_of_replicas((100.0, 150.0, 200.0, 300.0), fleets)
+    hours = lab_12.day_of_replicas((100.0, 150.0, 200.0, 300.0), fleets)
     assert [one.replicas for one in hours] == [10, 16, 21, 31]
     for outside in (99.0, 301.0):
         with pytest.raises(UsageError, match="no fleet was simulated"):
-            capstone.day_of_replicas((outside,), fleets)
+            lab_12.day_of_replicas((outside,), fleets)
 
 
 @given(night=st.floats(0.01, 1), low=st.integers(1, 50), more=st.integers(0, 200))
 def test_no_hour_has_fewer_than_its_neighbours_below(night: float, low: int, more: int) -> None:
     """More traffic never has fewer replicas, and the peak has its own fleet."""
-    rates = capstone.day(500.0, night_share=night)
-    hours = capstone.day_of_replicas(rates, [fleet_of(min(rates), low), fleet_of(max(rates), low + more)])
+    rates = lab_12.day(500.0, night_share=night)
+    hours = lab_12.day_of_replicas(rates, [fleet_of(min(rates), low), fleet_of(max(rates), low + more)])
     ordered = sorted(hours, key=lambda one: one.rate)
     assert all(a.replicas <= b.replicas for a, b in pairwise(ordered))
     assert hours[14].replicas == low + more
@@ -296,16 +295,16 @@ def test_no_hour_has_fewer_than_its_neighbours_below(night: float, low: int, mor
 
 def test_a_bill_is_exact() -> None:
     """Ten cents, three hours, in fractions: no binary dust."""
-    assert capstone.bill_usd([1, 2, 4], 0.1) == Fraction(7, 10)
+    assert lab_12.bill_usd([1, 2, 4], 0.1) == Fraction(7, 10)
 
 
 def test_the_calculators_fleet_knows_capacity_and_peak_only() -> None:
     """By hand: a peak of 100 at 60/12 a replica are 20 machines, with a buffer of a fifth 24; only they are paid."""
-    day = capstone.day(100.0, night_share=0.5)
+    day = lab_12.day(100.0, night_share=0.5)
     about = {"prompt_tokens": 30.0, "output_tokens": 12.0, "tokens_per_s": 60.0 + 1e-6, "usd_per_hour": 0.5}
-    assert capstone.fleet_per_day(day, **about, buffer=0.0).machines == 20
-    assert capstone.fleet_per_day(day, **about, buffer=0.2).machines == 24
-    assert capstone.fleet_per_day(day, **about, buffer=0.0).usd_per_day == 20 * 24 * Fraction(1, 2)
+    assert lab_12.fleet_per_day(day, **about, buffer=0.0).machines == 20
+    assert lab_12.fleet_per_day(day, **about, buffer=0.2).machines == 24
+    assert lab_12.fleet_per_day(day, **about, buffer=0.0).usd_per_day == 20 * 24 * Fraction(1, 2)
 
 
 # --- the exercises against the model
@@ -340,7 +339,7 @@ def test_an_overloaded_fleets_queue_is_the_exercises() -> None:
 # --- the note
 
 
-def facts(**changes: object) -> capstone.Facts:
+def facts(**changes: object) -> lab_12.Facts:
     """A note's facts, made up."""
     ratio = Ratio(name="r", value=1.13, low=1.02, high=1.24, pairs=40)
     known: dict[str, object] = {
@@ -362,12 +361,12 @@ def facts(**changes: object) -> capstone.Facts:
         "usd_per_million_tokens": Fraction(39, 100),
         "start_s": 47.0,
     }
-    return capstone.Facts(**{**known, **changes})  # type: ignore[arg-type]
+    return lab_12.Facts(**{**known, **changes})  # type: ignore[arg-type]
 
 
 def test_a_note_holds_its_figures() -> None:
     """Fleet, error, bill, price and start stand in it, and what was not measured."""
-    note = capstone.design_note(facts())
+    note = lab_12.design_note(facts())
     for piece in (
         "171 replicas",
         "207 if real",
@@ -387,15 +386,15 @@ def test_a_note_holds_its_figures() -> None:
 
 def test_a_note_begins_with_the_learners_decision() -> None:
     """The sentence that was given stands first; without one the numbers say it."""
-    assert "- We wait for the GPU.\n" in capstone.design_note(facts(decision="  We wait for the GPU. "))
-    assert "- 171 replicas at the peak of 1,000 requests/s, as vLLM replicas.\n" in capstone.design_note(facts())
+    assert "- We wait for the GPU.\n" in lab_12.design_note(facts(decision="  We wait for the GPU. "))
+    assert "- 171 replicas at the peak of 1,000 requests/s, as vLLM replicas.\n" in lab_12.design_note(facts())
 
 
 def test_a_note_says_when_the_promise_is_not_kept() -> None:
     """With a fleet that does not keep it the decision says so; with one that does it does not."""
-    broken = capstone.Fleet(rate=1000.0, replicas=171, busy=0.99, kept=0.2, keeps=False)
-    assert "not kept by any number" in capstone.design_note(facts(peak=broken))
-    assert "not kept by any number" not in capstone.design_note(facts())
+    broken = lab_12.Fleet(rate=1000.0, replicas=171, busy=0.99, kept=0.2, keeps=False)
+    assert "not kept by any number" in lab_12.design_note(facts(peak=broken))
+    assert "not kept by any number" not in lab_12.design_note(facts())
 
 
 def test_a_notes_guesses_are_those_that_were_made() -> None:
@@ -405,9 +404,9 @@ def test_a_notes_guesses_are_those_that_were_made() -> None:
         {"question": "Which?", "unit": None, "guess": "all", "confidence": None, "measured": "none"},
         {"question": "Why?", "unit": "x", "guess": None, "confidence": 0.5, "measured": 3.0},
     ]
-    guesses = capstone.guesses_of(made)
+    guesses = lab_12.guesses_of(made)
     assert [one.question for one in guesses] == ["How many?", "Which?"]
-    note = capstone.design_note(facts(guesses=guesses, unsolved=("12.bill",)))
+    note = lab_12.design_note(facts(guesses=guesses, unsolved=("12.bill",)))
     assert "Which? Expected: all. Found: none." in note
     assert "How many? Expected: 1.5" in note
     assert "70%" in note

@@ -6,12 +6,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import ledger_page, reference
-from labkit.claims import ledger, load_claims
+from labkit.files import notebooks_path
 from labkit.labs import LABS
 from labkit.machine import to_json
-from labkit.paths import notebooks_path
-from labkit.records import Recorder
+from labkit.records import Recorder, ledger_page, reference
+from labkit.records.ledger import ledger, load_claims
 from tests.unit import synthetic
 
 HERE = to_json(synthetic.machine())

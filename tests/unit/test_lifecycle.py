@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from labkit import charts, lifecycle
-from labkit.charts import lifecycle as drawn
+from course import lab_08
+from labkit import charts
+from labkit.charts import spans as drawn
 from labkit.errors import UsageError
 from labkit.experiments import Interval
-from labkit.serving.observing import Answer
+from labkit.serving.ray_watch import Answer
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
 
@@ -36,22 +37,22 @@ def answer(status: int, version: str = "", *, at_s: float = 0.0) -> Answer:
 )
 def test_the_fate_of_a_request(one: Answer, fate: str) -> None:
     """A version signs its answers and its own errors; everything else goes by its status, or is no answer."""
-    assert lifecycle.fate(one) == fate
-    assert bool(lifecycle.lost([one])) == (fate not in ("1.0", "2.0 failed"))
+    assert lab_08.fate(one) == fate
+    assert bool(lab_08.lost([one])) == (fate not in ("1.0", "2.0 failed"))
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, 200, 404, 500]), st.sampled_from(["", "1.0", "2.0"])), max_size=40))
 def test_the_books_add_up(pairs: list[tuple[int, str]]) -> None:
     """Every request stands in the books once, and the lost ones are those that no version signed."""
     answers = [answer(status, version) for status, version in pairs]
-    found = lifecycle.books(answers)
+    found = lab_08.books(answers)
     assert sum(found.values()) == len(answers)
-    assert len(lifecycle.lost(answers)) == sum(not version or not status for status, version in pairs)
+    assert len(lab_08.lost(answers)) == sum(not version or not status for status, version in pairs)
 
 
 def test_the_interval_is_that_of_the_paper() -> None:
     """Newcombe's own examples: 56 of 70 against 48 of 80, and 9 of 10 against 3 of 10 (table II, method 10)."""
-    first, second = lifecycle.failure_difference(56, 70, 48, 80), lifecycle.failure_difference(9, 10, 3, 10)
+    first, second = lab_08.failure_difference(56, 70, 48, 80), lab_08.failure_difference(9, 10, 3, 10)
     assert (first.value, first.low, first.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
     assert (second.value, second.low, second.high) == pytest.approx((0.6, 0.1705, 0.8090), abs=5e-5)
 
@@ -62,11 +63,11 @@ counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 @given(counts, counts)
 def test_the_interval_is_one(canary: tuple[int, int], before: tuple[int, int]) -> None:
     """It holds the value, stays between -1 and 1, mirrors when the sides change places, and narrows with more."""
-    found = lifecycle.failure_difference(*canary, *before)
-    other = lifecycle.failure_difference(*before, *canary)
+    found = lab_08.failure_difference(*canary, *before)
+    other = lab_08.failure_difference(*before, *canary)
     assert -1 - 1e-9 <= found.low <= found.value <= found.high <= 1 + 1e-9
     assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
-    more = lifecycle.failure_difference(canary[0] * 4, canary[1] * 4, before[0] * 4, before[1] * 4)
+    more = lab_08.failure_difference(canary[0] * 4, canary[1] * 4, before[0] * 4, before[1] * 4)
     assert more.high - more.low < found.high - found.low
 
 
@@ -74,7 +75,7 @@ def test_the_interval_is_one(canary: tuple[int, int], before: tuple[int, int]) -
 def test_the_interval_of_one_share(failed_of: tuple[int, int], confidence: float) -> None:
     """It is scipy's Wilson interval."""
     theirs = binomtest(*failed_of).proportion_ci(confidence, method="wilson")
-    assert lifecycle.wilson(*failed_of, confidence=confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert lab_08.wilson(*failed_of, confidence=confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -82,7 +83,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     rng, inside = random.Random(0), 0
     for _ in range(2000):
         canary, before = (sum(rng.random() < share for _ in range(n)) for share, n in ((0.1, 60), (0.03, 200)))
-        found = lifecycle.failure_difference(canary, 60, before, 200)
+        found = lab_08.failure_difference(canary, 60, before, 200)
         inside += found.low <= 0.07 <= found.high
     assert 0.93 <= inside / 2000 <= 0.98
 
@@ -90,13 +91,13 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_no_requests_no_difference() -> None:
     """A side without requests is told which one."""
     with pytest.raises(UsageError, match="the version before got 0 requests"):
-        lifecycle.failure_difference(1, 2, 0, 0)
+        lab_08.failure_difference(1, 2, 0, 0)
 
 
 def test_the_canary_as_it_went() -> None:
     """It begins when both versions have answered, ends with all of them, and goes by when answers came."""
     answers = [answer(200, "3.0", at_s=3), answer(500, "3.0", at_s=1), answer(200, "2.0", at_s=2), answer(404, at_s=4)]
-    found = lifecycle.as_it_went(answers, canary="3.0", before="2.0")
+    found = lab_08.as_it_went(answers, canary="3.0", before="2.0")
     assert [(place, one.value) for place, one in found] == [(2, 1.0), (3, 0.5), (4, 0.5)]
 
 
@@ -105,13 +106,13 @@ def test_the_canary_as_it_went() -> None:
 )
 def test_the_verdict_of_an_interval(low: float, high: float, said: str) -> None:
     """Only an interval that leaves out zero says which one fails more."""
-    assert lifecycle.verdict(Interval(value=(low + high) / 2, low=low, high=high, n=10)) == said
+    assert lab_08.verdict(Interval(value=(low + high) / 2, low=low, high=high, n=10)) == said
 
 
 @given(st.lists(st.sampled_from("ab"), max_size=6), st.lists(st.sampled_from("ab"), max_size=6))
 def test_the_first_difference(left: list[str], right: list[str]) -> None:
     """Up to it both are the same, at it they are not; without one they are equal."""
-    found = lifecycle.first_difference(left, right)
+    found = lab_08.first_difference(left, right)
     if found is None:
         assert left == right
     else:
@@ -122,19 +123,19 @@ def test_the_first_difference(left: list[str], right: list[str]) -> None:
 def test_a_load_has_to_fit_one_worker() -> None:
     """One worker answers 8 requests in 0.07 s: 80 a second pass, 110 are refused with the numbers."""
     cost = {"batch_size": 8, "fixed_s": 0.05, "per_row_s": 0.0025}
-    assert lifecycle.capacity(**cost) == pytest.approx(8 / 0.07)  # type: ignore[arg-type]
-    lifecycle.check_load(80, **cost)  # type: ignore[arg-type]
+    assert lab_08.capacity(**cost) == pytest.approx(8 / 0.07)  # type: ignore[arg-type]
+    lab_08.check_load(80, **cost)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="110 requests/s are too many for one worker, which answers 114") as caught:
-        lifecycle.check_load(110, **cost)  # type: ignore[arg-type]
+        lab_08.check_load(110, **cost)  # type: ignore[arg-type]
     assert "102 or less" in caught.value.remedy
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_a_canary_needs_requests_on_both_sides(share: float) -> None:
     """A share that leaves one side a handful is refused."""
-    lifecycle.check_canary(400, 0.05)
+    lab_08.check_canary(400, 0.05)
     with pytest.raises(UsageError, match="leaves one side 4"):
-        lifecycle.check_canary(400, share)
+        lab_08.check_canary(400, share)
 
 
 FATES = [(0.0, 0.1, "1.0"), (0.5, 0.2, "2.0"), (1.0, 3.0, "no answer"), (1.1, 0.01, "404")]

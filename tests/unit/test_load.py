@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import load, workloads
+from labkit import load
 from labkit.errors import LoadError, UsageError
-from labkit.load import LoadResult, Outcome
-from labkit.load.doubts import find_doubts
-from labkit.load.exchange import Exchange
-from labkit.load.wire import EventLines, api_root, error_text
+from labkit.load import LoadResult, Outcome, workloads
+from labkit.load.client import EventLines, Exchange, api_root, error_text
+from labkit.load.results import find_doubts
 from tests.unit.stub_server import MODEL, Stub, serving
 
 CHAT = workloads.chat(8, max_tokens=12, max_tokens_low=3)
@@ -475,7 +474,8 @@ def test_ctrl_c_stops_a_blocking_load() -> None:
     """An interrupt ends the load as KeyboardInterrupt, within a second, and the server sees the clients go."""
     program = f"""
 import signal, sys
-from labkit import load, workloads
+from labkit import load
+from labkit.load import workloads
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 try:
     load.run_blocking(sys.argv[1], {MODEL!r}, workloads.chat(8), concurrency=4)

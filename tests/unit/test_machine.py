@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from labkit import cuda, machine
 from labkit.errors import UsageError
-from labkit.machine import Gpu, cgroups, facts, gpus, installed, sampler
-from labkit.paths import data_path
-from labkit.profiles import GPU_PROFILES
+from labkit.files import data_path
+from labkit.labs import GPU_PROFILES
+from labkit.machine import Gpu, facts, gpus, sampler
 
 GIB = 2**30
 # A deadline would test how busy the machine is.
@@ -138,14 +138,14 @@ def test_version_2_limits_of_a_container(tmp_path: Path) -> None:
             "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
         },
     )
-    assert cgroups.read_limits(root) == cgroups.Limits(cpus=2.5, memory_bytes=8 * GIB, memory_available_bytes=5 * GIB)
+    assert facts.read_limits(root) == facts.Limits(cpus=2.5, memory_bytes=8 * GIB, memory_available_bytes=5 * GIB)
 
 
 def test_a_parent_group_may_be_the_tightest(tmp_path: Path) -> None:
     """Every level up to the root is read, since a service's slice may allow less than the service itself."""
     files = {"proc/self/cgroup": "0::/slice/unit\n", "sys/fs/cgroup/slice/unit/cpu.max": "max 100000\n"}
     files |= {"sys/fs/cgroup/slice/cpu.max": "300000 100000\n", "sys/fs/cgroup/slice/memory.max": "max\n"}
-    assert cgroups.read_limits(write_tree(tmp_path, files)) == cgroups.Limits(cpus=3.0)
+    assert facts.read_limits(write_tree(tmp_path, files)) == facts.Limits(cpus=3.0)
 
 
 def test_version_1_limits(tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_version_1_limits(tmp_path: Path) -> None:
         f"{base}/cpu/cpu.cfs_period_us": "100000",
         f"{base}/memory/memory.limit_in_bytes": "9223372036854771712",
     }
-    assert cgroups.read_limits(write_tree(tmp_path, files)) == cgroups.Limits(cpus=1.5)
+    assert facts.read_limits(write_tree(tmp_path, files)) == facts.Limits(cpus=1.5)
     write_tree(tmp_path, {f"{base}/memory/docker/abc/memory.limit_in_bytes": str(GIB)})
-    assert cgroups.read_limits(tmp_path).memory_bytes == GIB
+    assert facts.read_limits(tmp_path).memory_bytes == GIB
 
 
 def test_a_machine_without_control_groups(tmp_path: Path) -> None:
     """Nothing to read means no limit, not an error."""
-    assert cgroups.read_limits(tmp_path) == cgroups.Limits()
+    assert facts.read_limits(tmp_path) == facts.Limits()
 
 
 WORDS = st.sampled_from(
@@ -176,14 +176,14 @@ WORDS = st.sampled_from(
 @given(st.one_of(st.text(), st.lists(st.lists(WORDS, max_size=4).map(" ".join), max_size=4).map("\n".join)))
 def test_parsers_take_any_text(text: str) -> None:
     """No content of a /proc or cgroup file makes a parser fail."""
-    cgroups.parse_cpu_max(text)
-    cgroups.parse_bytes(text)
-    cgroups.parse_membership(text)
-    cgroups.parse_reclaimable(text)
+    facts.parse_cpu_max(text)
+    facts.parse_bytes(text)
+    facts.parse_membership(text)
+    facts.parse_reclaimable(text)
     facts.parse_meminfo(text)
     facts.parse_cpu_model(text)
     facts.parse_os_name(text)
-    installed.parse_java_release(text)
+    facts.parse_java_release(text)
 
 
 @quick
@@ -451,8 +451,8 @@ def test_versions_import_nothing() -> None:
 )
 def test_the_build_of_vllm_shows(there: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either name of the CPU build ends in +cpu, the CUDA build does not."""
-    monkeypatch.setattr(installed, "_version", lambda name: there.get(name, ""))
-    assert installed.vllm_version() == expected
+    monkeypatch.setattr(facts, "_version", lambda name: there.get(name, ""))
+    assert facts.vllm_version() == expected
     assert ("vllm" in machine.versions()) == bool(expected)
 
 
@@ -461,7 +461,7 @@ def test_the_build_of_vllm_shows(there: dict[str, str], expected: str, monkeypat
 )
 def test_java_release_files(text: str, major: int | None) -> None:
     """The major version is read from both ways that JDKs write it."""
-    assert installed.parse_java_release(text) == major
+    assert facts.parse_java_release(text) == major
 
 
 def make_jdk(home: Path, version: str) -> Path:

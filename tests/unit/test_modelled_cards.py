@@ -9,9 +9,9 @@ import yaml
 
 from labkit import modelled
 from labkit.errors import RecordError, UsageError
+from labkit.files import data_path
 from labkit.modelled import cards
 from labkit.modelled.cards import Price, Sheet
-from labkit.paths import data_path
 
 ENTRIES: dict[str, Any] = yaml.safe_load(data_path("gpus.yaml").read_text())
 PROMISED = "t4 l4 a10g rtx-4090 l40s a100-40 a100-80 h100-pcie h100-sxm h200 b200"  # by the command line

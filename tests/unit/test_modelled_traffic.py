@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
+from labkit.load.workloads import Request, Workload, interference
 from labkit.modelled import TokenRequest, traffic
-from labkit.workloads import Request, Workload, interference
 
 counts = st.integers(1, 40)
 seeds = st.integers(0, 10**6)

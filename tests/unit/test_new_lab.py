@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
+from labkit.files import root
 from labkit.labs import FAST_LOADER, LABS, load_labs
-from labkit.paths import root
 from tools import new_lab
 
 LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def copy(tmp_path: Path) -> Path:
     for name, text in (("data/labs.yaml", LABS_TEXT), ("README.md", README), ("docs/workshops.md", GUIDE)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    for name in ("labkit/teaching", "tests/unit", "notebooks"):
+    for name in ("course", "tests/unit", "notebooks"):
         (tmp_path / name).mkdir(parents=True)
     return tmp_path
 
@@ -116,7 +116,7 @@ def test_all_files_are_written_and_valid(copy: Path) -> None:
     assert f"| {lab.words} | {entry.minutes:g} | " in (copy / "docs" / "workshops.md").read_text()
     notebook = nbformat.read(copy / "notebooks" / f"{lab.name}.ipynb", as_version=4)
     nbformat.validate(notebook)
-    assert any(f'course.start("{lab.name}"' in cell.source for cell in notebook.cells)
+    assert any(f'session.start("{lab.name}"' in cell.source for cell in notebook.cells)
     assert not [path for path in paths if "$" in path.read_text() and path.suffix == ".py"]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from course import lab_07
+from course.lab_07 import BY_PATH, DEFLATE, FOLDER, STORE, WAYS, Packed, pack
 from labkit.errors import UsageError
-from labkit.serving import packaging
-from labkit.serving.packaging import BY_PATH, DEFLATE, FOLDER, STORE, WAYS, Packed, pack
-from labkit.serving.torchserve_archive import handlers_path
+from labkit.serving.torchserve import handlers_path
 
 HANDLER = handlers_path() / "text_generation.py"
 WEIGHT_BYTES = 300_000
@@ -66,12 +66,12 @@ def test_an_archive_is_a_zip(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.write(weights / "model.safetensors")
-    assert packaging.size_bytes(tmp_path) == packaging.size_bytes(path) == path.stat().st_size
+    assert lab_07.size_bytes(tmp_path) == lab_07.size_bytes(path) == path.stat().st_size
 
 
 def test_a_full_disk_is_told_before(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message has both numbers."""
-    monkeypatch.setattr(packaging, "disk_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(lab_07, "disk_free_bytes", lambda _: 1000)
     with pytest.raises(UsageError, match=r"0\.0 GB are free"):
         pack(STORE, handler=HANDLER, weights=weights)
 

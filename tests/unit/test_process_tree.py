@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from labkit.process_tree import end_processes, has_ended, running, wait_for_end
+from labkit.machine.processes import end_processes, has_ended, running, wait_for_end
 
 IDLE_PARENT = """
 import subprocess, sys, time

@@ -1,6 +1,6 @@
 """How a wait is told of."""
 
-from labkit.progress import now_and_then
+from labkit.runs.runner import now_and_then
 
 
 def test_a_wait_is_told_of_now_and_then() -> None:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from labkit import load, prometheus
+from labkit import load
 from labkit.errors import ServerError, UsageError
-from labkit.prometheus import Histogram, difference, parse
-from labkit.workloads import chat
+from labkit.load import counters
+from labkit.load.counters import Histogram, difference, parse
+from labkit.load.workloads import chat
 from tests.unit.stub_server import MODEL, serving
 
 PAGE = """\
@@ -173,7 +174,7 @@ def test_quantiles_end_at_one(q: float) -> None:
 def test_scrape_reads_a_server(suffix: str) -> None:
     """The page is found from the server's root, its /v1 and its own address, and the reading is dated."""
     with serving() as stub:
-        snapshot = prometheus.scrape(stub.root + suffix)
+        snapshot = counters.scrape(stub.root + suffix)
     assert snapshot.value("vllm:generation_tokens", model_name="stub") == 0.0
     assert snapshot.taken_s > 0
 
@@ -183,7 +184,7 @@ def test_scrape_and_load_go_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with serving() as stub:
         load.run_blocking(stub.base_url, MODEL, chat(1, max_tokens=7), concurrency=1)
-        assert prometheus.scrape(stub.root).value("vllm:generation_tokens") == 7.0
+        assert counters.scrape(stub.root).value("vllm:generation_tokens") == 7.0
 
 
 def test_scrape_says_what_is_wrong() -> None:
@@ -191,10 +192,10 @@ def test_scrape_says_what_is_wrong() -> None:
     with serving() as stub:
         url = stub.root
         with pytest.raises(ServerError, match="404"):
-            prometheus.scrape(f"{url}/nowhere")
+            counters.scrape(f"{url}/nowhere")
     with pytest.raises(ServerError, match="cannot be read"):
-        prometheus.scrape(url)
+        counters.scrape(url)
     with pytest.raises(UsageError, match="is not an http address"):
-        prometheus.scrape("localhost:8000")
+        counters.scrape("localhost:8000")
     with pytest.raises(ServerError, match="not a Prometheus page"):
         parse("<html>hello</html>")

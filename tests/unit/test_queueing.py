@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.queueing import Arrival, Balancer, Served, Service, poisson, replicas_needed, simulate
+from labkit.theory.queues import Arrival, Balancer, Served, Service, poisson, replicas_needed, simulate
 
 BALANCERS: tuple[Balancer, ...] = ("random", "round_robin", "two_choices", "fewest")
 ARRIVALS = st.lists(

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_serve, ray_start, watch
+from labkit.serving import ray_serve, watch
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -25,8 +25,8 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     ray: Any = types.ModuleType("ray")
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
     monkeypatch.setattr(ray_serve, "_start_serve", lambda port, *_: port)
-    monkeypatch.setattr(ray_start, "CALM_WAIT_S", 0.0)
-    monkeypatch.setattr(ray_start, "STOP_WAIT_S", 0.2)
+    monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
+    monkeypatch.setattr(ray_serve, "STOP_WAIT_S", 0.2)
     for name, value in {**ray_serve.ENV, **ray_serve.OWN_ENV}.items():
         monkeypatch.setenv(name, value)  # and taken back after the test: a start leaves its own in the environment
     ray.is_initialized = lambda: False
@@ -106,7 +106,7 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
         threading.Event().wait()
 
     with pytest.raises(ServerError, match="node died"):
-        ray_start.beside(waits_for_ever, [node], timeout_s=60)
+        ray_serve.beside(waits_for_ever, [node], timeout_s=60)
     assert left
     assert not survivors(left, within_s=5)
 
@@ -114,14 +114,14 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
 def test_a_start_of_serve_has_a_time_limit() -> None:
     """A start that neither ends nor fails is given up, with the seconds."""
     with pytest.raises(ServerError, match=r"took more than 0 s"):
-        ray_start.beside(threading.Event().wait, [], timeout_s=0.1)
+        ray_serve.beside(threading.Event().wait, [], timeout_s=0.1)
 
 
 def test_what_serve_says_comes_through() -> None:
     """A result and an error of the start are the caller's, as without a limit."""
-    assert ray_start.beside(lambda: 7, [], timeout_s=60) == 7
+    assert ray_serve.beside(lambda: 7, [], timeout_s=60) == 7
     with pytest.raises(ValueError, match="port"):
-        ray_start.beside(lambda: int("port"), [], timeout_s=60)
+        ray_serve.beside(lambda: int("port"), [], timeout_s=60)
 
 
 def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pyte
     def start_serve(port: int, _: float | None, processes: list[psutil.Process]) -> int:
         if len(started) == 1:
             processes[0].kill()
-            ray_start.beside(threading.Event().wait, processes, timeout_s=60)
+            ray_serve.beside(threading.Event().wait, processes, timeout_s=60)
         return port
 
     monkeypatch.setattr(ray_serve, "_start_serve", start_serve)

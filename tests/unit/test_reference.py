@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from labkit import charts, course, reference
-from labkit.charts.recorded import marks, with_recorded
+from labkit import charts, labs
+from labkit.charts.render import chart_svg
 from labkit.errors import RecordError
 from labkit.machine import to_json
-from labkit.records import LabRun, Record, Recorder, RunInfo, compare, read_all
-from labkit.report import build
-from labkit.svg import chart_svg
+from labkit.records import LabRun, Record, Recorder, RunInfo, compare, read_all, reference
+from labkit.records.recorded import marks, with_recorded
+from labkit.report.page import build
+from labkit.session import LabSession
 from labkit.teaching import Prediction
 from tests.unit import synthetic
 from tools import reference as tool
@@ -73,7 +74,7 @@ def test_the_courses_own_results_are_valid_and_small() -> None:
     for one in OWN:
         files = list((tool.REFERENCE / one.name).iterdir())
         assert sum(file.stat().st_size for file in files) <= tool.MAX_BYTES
-        assert set(one.records) <= set(course.LABS)
+        assert set(one.records) <= set(labs.LABS)
         assert one.name == tool.machine_name(one.info.machine)
         assert one.info.git_commit
         assert sum(len(record.claims) for record in one.records.values()) > 40
@@ -276,16 +277,16 @@ def recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> reference.Reference
     return one
 
 
-def session(folder: Path) -> course.LabSession:
+def new_session(folder: Path) -> LabSession:
     """A lab's session on the machine of the tests, whatever machine runs them."""
-    return course.LabSession(course.LABS[LAB], {"n": 4}, folder, machine=synthetic.machine())
+    return LabSession(labs.LABS[LAB], {"n": 4}, folder, machine=synthetic.machine())
 
 
 def test_a_reveal_shows_what_was_recorded_and_does_not_record_it(
     recorded: reference.Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The card has the other machine's figure with place and day; the record has only what was measured here."""
-    lab = session(tmp_path / "here")
+    lab = new_session(tmp_path / "here")
     shown = lab.reveal(Prediction(id="01.speed", question="?", unit="tok/s"), 6.0)
     assert ("Recorded", "3.1 tok/s", recorded.place) in shown.rows()
     assert recorded.place in capsys.readouterr().out
@@ -294,7 +295,7 @@ def test_a_reveal_shows_what_was_recorded_and_does_not_record_it(
 
 def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: reference.Reference, tmp_path: Path) -> None:
     """What goes into the record is this run alone; the report of the run sets the other beside it, by name."""
-    lab = session(tmp_path / "here")
+    lab = new_session(tmp_path / "here")
     lab.chart(chart(4.0), "bars", key=True)
     lab.finish()
     [held] = lab.recorder.record.charts

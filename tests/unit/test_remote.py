@@ -20,20 +20,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.batch import NotebookEnd, Stop
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.errors import UsageError
 from labkit.labs import Lab
-from labkit.plan import Job, Plan, make_plan
-from labkit.progress import Progress
 from labkit.records import read, read_run
-from labkit.remote import code, dispatch, nodes
-from labkit.remote import knock as knocking
-from labkit.remote.dispatch import Dispatcher, LostError
-from labkit.remote.knock import TIMEOUT_S, WHO_ARE_YOU, knock
-from labkit.remote.nodes import Demand, Facts, Node, Surveyed, demand, misfit, require_fit, strongest
-from labkit.remote.room import Order, Outcome, Room
-from labkit.runner import log_path, run_labs
+from labkit.runs import cluster, on_node
+from labkit.runs import cluster as knocking
+from labkit.runs.cluster import TIMEOUT_S, WHO_ARE_YOU, Dispatcher, LostError, knock
+from labkit.runs.notebook import NotebookEnd, Stop
+from labkit.runs.on_node import (
+    Demand,
+    Facts,
+    Node,
+    Order,
+    Outcome,
+    Room,
+    Surveyed,
+    demand,
+    misfit,
+    require_fit,
+    strongest,
+)
+from labkit.runs.plan import Job, Plan, make_plan
+from labkit.runs.runner import Progress, log_path, run_labs
 from tests.unit import synthetic
 from tests.unit.test_runner import carrying
 
@@ -91,7 +100,7 @@ def _synthetic_course(monkeypatch: pytest.MonkeyPatch) -> None:
         ("vllm", 1, {}, Demand(cpus=8, gpus=1)),
         ("torchserve", 3, {}, Demand(cpus=2, gpus=1)),
         ("vllm", 16, {}, Demand(cpus=1, gpus=1)),
-        ("ray", 2, {nodes.RAY_ADDRESS: {"type": "str", "help": "h"}}, Demand(cpus=0, alone=True)),
+        ("ray", 2, {on_node.RAY_ADDRESS: {"type": "str", "help": "h"}}, Demand(cpus=0, alone=True)),
     ],
 )
 def test_an_engine_takes_a_node_or_a_gpu(engine: str, gpus: int, parameters: dict[str, Any], asked: Demand) -> None:
@@ -136,7 +145,7 @@ def test_every_reason_against_a_node_is_told(tmp_path: Path) -> None:
 
 def test_a_lab_that_deploys_runs_on_the_head(tmp_path: Path) -> None:
     """Ray Serve's HTTP listens on the head's loopback interface; a head without CPUs takes that lab and no other."""
-    deploys = job(lab(50, "ray", **{nodes.RAY_ADDRESS: {"type": "str", "help": "h"}}))
+    deploys = job(lab(50, "ray", **{on_node.RAY_ADDRESS: {"type": "str", "help": "h"}}))
     surveyed = Surveyed(facts={"head": replace(facts(memory_gib=1), versions={}), "w": facts()})
     head, worker, of = replace(node("head", cpus=0), head=True), node("w"), plan(deploys, out_dir=tmp_path)
     assert misfit(deploys, head, surveyed, of) == ""
@@ -150,20 +159,20 @@ def test_the_strongest_node_decides_about_the_profile() -> None:
     """A GPU counts before memory, more of it before less."""
     by_node = {"big": facts(memory_gib=30), "gpu": facts(memory_gib=8, gpu_gib=24), "small": facts(gpu_gib=16)}
     by_node["no CPUs"] = facts(gpu_gib=80)
-    nodes = [node(name, cpus=0 if name == "no CPUs" else 8) for name in [*by_node, "unknown"]]
-    assert strongest(Surveyed(facts=by_node), nodes) is by_node["gpu"]
+    on_node = [node(name, cpus=0 if name == "no CPUs" else 8) for name in [*by_node, "unknown"]]
+    assert strongest(Surveyed(facts=by_node), on_node) is by_node["gpu"]
 
 
 def test_the_fingerprint_sees_data_and_code_but_no_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed data file is another course; an executed notebook, or a file beside, is not."""
     shutil.copytree(synthetic.ROOT, tmp_path / "course")
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "course"))
-    before = code.fingerprint()
-    assert before == code.fingerprint()
+    before = on_node.fingerprint()
+    assert before == on_node.fingerprint()
     (tmp_path / "course" / "notebooks" / f"{GOOD}.ipynb").write_text("{}")
-    assert code.fingerprint() == before
+    assert on_node.fingerprint() == before
     (tmp_path / "course" / "data" / "labs.yaml").open("a").write("# changed\n")
-    assert code.fingerprint() != before
+    assert on_node.fingerprint() != before
 
 
 @pytest.mark.parametrize(
@@ -358,7 +367,7 @@ def test_every_lab_runs_once_and_no_node_is_overbooked(
     tmp_path_factory: pytest.TempPathFactory, engines: list[str], count: int, takes: int
 ) -> None:
     """Whatever the labs: each starts and ends, no node is promised twice, and a lab that deploys has all for itself."""
-    declared = {nodes.RAY_ADDRESS: {"type": "str", "help": "h"}}
+    declared = {on_node.RAY_ADDRESS: {"type": "str", "help": "h"}}
     labs = [lab(10 + n, "ray", **declared) if e == "serve" else lab(10 + n, e) for n, e in enumerate(engines)]
     grid = FakeGrid(*[f"n{n}" for n in range(count)], cpus=2, takes=takes)
     steps = told(dispatcher(grid, [job(each) for each in labs], tmp_path_factory.mktemp("d")).steps())
@@ -450,7 +459,7 @@ def test_a_node_that_answers_no_stop_is_left_after_a_while(tmp_path: Path) -> No
         assert end is not None
         assert "did not answer" in end.error
         waited.append(now[0] - began)
-    assert waited[0] > dispatch.STOP_PATIENCE_S > waited[1] > dispatch.URGENT_PATIENCE_S
+    assert waited[0] > cluster.STOP_PATIENCE_S > waited[1] > cluster.URGENT_PATIENCE_S
 
 
 def test_an_error_in_the_run_leaves_no_lab_behind(tmp_path: Path) -> None:
@@ -495,7 +504,7 @@ def test_nothing_outlives_a_worker_that_is_killed_with_its_children(tmp_path: Pa
     """As Ray ends a worker: SIGKILL to its children, then to itself. Kernel, sleepers and folder go."""
     token = uuid.uuid4().hex
     worker = (
-        "import os\nfrom labkit.remote.room import Room\nfrom tests.unit.test_remote import SLEEPS, order\n"
+        "import os\nfrom labkit.runs.on_node import Room\nfrom tests.unit.test_remote import SLEEPS, order\n"
         "Room(dict(os.environ)).run(order(SLEEPS))"
     )
     environment = {**os.environ, "LABKIT_TEST_TOKEN": token, "TMPDIR": str(tmp_path)}
@@ -532,7 +541,7 @@ def test_a_lab_process_that_dies_is_a_failed_lab() -> None:
 def lab_process_of(process: psutil.Process, token: str) -> bool:
     """Whether it is the process that runs this test's lab."""
     try:
-        return "labkit.remote.lab_process" in process.cmdline() and process.environ()["LABKIT_TEST_TOKEN"] == token
+        return "labkit.runs.lab_process" in process.cmdline() and process.environ()["LABKIT_TEST_TOKEN"] == token
     except (psutil.Error, KeyError):
         return False
 

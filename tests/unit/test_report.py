@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit import charts
+from labkit.charts.render import chart_svg
 from labkit.errors import LabkitError, RecordError
 from labkit.experiments import paired_ratio
 from labkit.machine import to_json
 from labkit.records import LabRun, Recorder, RunInfo
-from labkit.report import build
-from labkit.report_data import load
-from labkit.report_view import view
-from labkit.svg import chart_svg
+from labkit.report.data import load
+from labkit.report.page import build
+from labkit.report.view import view
 from tests.unit import synthetic
 
 FIRST, SECOND = "00_start_here", "01_first_deployment"
@@ -274,7 +274,7 @@ def test_few_predictions_are_not_called_a_calibration(tmp_path: Path, count: int
 @given(guess=st.floats(1e-6, 1e6), measured=st.floats(1e-6, 1e6))
 def test_a_guess_is_drawn_on_its_side_of_the_measurement(guess: float, measured: float) -> None:
     """Too high is right, too low left, exact in the middle, and further off than the scale an arrow at its end."""
-    from labkit.report_view import SCALE_ENDS, _scale
+    from labkit.report.view import SCALE_ENDS, _scale
 
     found = _scale(guess, measured)
     assert found is not None

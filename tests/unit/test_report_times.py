@@ -10,9 +10,9 @@ import pytest
 from labkit.labs import LABS
 from labkit.machine import to_json
 from labkit.records import LabRun, Recorder, RunInfo
-from labkit.report import build
-from labkit.report_data import load
-from labkit.report_times import longest_cells, times
+from labkit.report.data import load
+from labkit.report.page import build
+from labkit.report.view import longest_cells, times
 from tests.unit import synthetic
 
 LAB = "01_first_deployment"

@@ -16,17 +16,17 @@ import nbformat
 import psutil
 import pytest
 
-from labkit import batch
-from labkit import plan as plans
-from labkit.batch import Stop, kernel_environment, stop_on_signals
 from labkit.errors import LabError, LabkitError, RecordError, ServerError, UsageError
 from labkit.labs import Lab
 from labkit.machine import Machine
-from labkit.plan import Plan, make_plan, read_defaults
-from labkit.process_tree import Scope, adopts_orphans
-from labkit.progress import Progress, clock
+from labkit.machine.processes import Scope, adopts_orphans
 from labkit.records import Record, RunInfo, read, read_run
-from labkit.runner import RunResult, estimates_s, log_path, run_labs
+from labkit.runs import notebook as batch
+from labkit.runs import plan as plans
+from labkit.runs.notebook import Stop, kernel_environment, stop_on_signals
+from labkit.runs.plan import Plan, make_plan, read_defaults
+from labkit.runs.runner import Progress, RunResult, estimates_s, log_path, run_labs
+from labkit.words import clock
 from tests.unit import synthetic
 
 GOOD, FAILS, SLEEPS, DIES, FORGETS = synthetic.LABS
@@ -287,7 +287,7 @@ def test_a_resumed_run_names_the_commits_of_what_it_kept(
     (tmp_path / f"{GOOD}.json").write_bytes((finished.out_dir / f"{GOOD}.json").read_bytes())
 
     def resumed_at(commit: str) -> tuple[str | None, tuple[str, ...]]:
-        monkeypatch.setattr("labkit.runner.git_commit", lambda: commit)
+        monkeypatch.setattr("labkit.runs.runner.git_commit", lambda: commit)
         run_labs(plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"]), progress=quietly)
         info = read_run(tmp_path)
         return info.git_commit, info.earlier_commits

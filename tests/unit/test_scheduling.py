@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.scheduling import Step, StepCost, Trace, check_sizes, chunk_sizes, undisturbed
+from labkit.theory.steps import Step, StepCost, Trace, check_sizes, chunk_sizes, undisturbed
 
 SECONDS = st.floats(0.001, 10)
 

@@ -16,9 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.claims import load_claims
-from labkit.errors import UsageError
-from labkit.selector import (
+from labkit.advice.selector import (
     ConfigFile,
     catalogue,
     compare_patterns,
@@ -32,8 +30,9 @@ from labkit.selector import (
     to_text,
     write_state,
 )
-from labkit.selector.choose import exclusions, first, points
-from labkit.selector.survey import article_frameworks, mask
+from labkit.advice.selector.choose import article_frameworks, exclusions, first, mask, points
+from labkit.errors import UsageError
+from labkit.records.ledger import load_claims
 
 KNOWN = catalogue()
 ALL = survey()
@@ -332,7 +331,7 @@ Change = Callable[[dict[str, Any]], object]
 )
 def test_a_broken_entry_is_named(tmp_path: Path, file: str, change: Change, message: str) -> None:
     """Names that do not exist, evidence without its ground and misspelt keys are refused with their place."""
-    from labkit.paths import data_path
+    from labkit.files import data_path
 
     folder = tmp_path / "selector"
     shutil.copytree(data_path("selector"), folder)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from labkit.cli import main
+from labkit.advice.selector import catalogue, compare_patterns, configure, read_state, select, write_state
+from labkit.advice.selector import form as views
+from labkit.advice.selector.form import TIPS, SelectorForm, show
+from labkit.cli.main import main
 from labkit.errors import UsageError
-from labkit.selector import catalogue, compare_patterns, configure, read_state, select, write_state
-from labkit.widgets import selector_html as views
-from labkit.widgets.selector import TIPS, SelectorForm, show
 
 KNOWN = catalogue()
 
@@ -192,8 +192,8 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import sys; from labkit.widgets.selector import SelectorForm; SelectorForm(); "
-        "from labkit.selector import survey; survey(); "
+        "import sys; from labkit.advice.selector.form import SelectorForm; SelectorForm(); "
+        "from labkit.advice.selector import survey; survey(); "
         "print([name for name in ('torch', 'vllm', 'ray', 'transformers', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

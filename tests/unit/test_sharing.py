@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import sharing
 from labkit.errors import UsageError
-from labkit.sharing import Ask
+from labkit.theory import sharing
+from labkit.theory.sharing import Ask
 
 quick = settings(max_examples=60, deadline=None)
 some_asks = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 200)), min_size=1, max_size=8).map(

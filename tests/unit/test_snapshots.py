@@ -12,24 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.kvcache import (
-    EngineShare,
+from labkit.serving.vllm_steps import Watch, log_to, scheduler
+from labkit.theory.kv_allocation import (
     Extent,
     Holding,
     Policy,
     Sequence,
     Snapshot,
+    simulate,
+    snapshots,
+    waste_share,
+    worst_empty_tokens,
+)
+from labkit.theory.kv_size import (
+    EngineShare,
     check_blocks,
     check_contention,
     check_lengths,
     check_several_blocks,
-    simulate,
-    snapshots,
     start_in_turn,
-    waste_share,
-    worst_empty_tokens,
 )
-from labkit.serving.stepping import Watch, log_to, scheduler
 
 GIB = 2**30
 quick = settings(max_examples=60, deadline=None)

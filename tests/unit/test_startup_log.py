@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.models import Architecture
-from labkit.startup_log import Reading, read
+from labkit.serving.vllm_log import Reading, read
 
 SMOLLM2 = Architecture(
     model_type="llama", layers=30, attention_heads=9, kv_heads=3, head_dim=64, hidden_size=576, dtype_bytes=2,

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit import display
 from labkit.errors import UsageError
-from labkit.teaching import Prediction, Source, ask, calibration, check, is_hit, predict, reveal, show
-from labkit.teaching.forms import build
-from labkit.teaching.words import amount, factor_between, number, off_by, span
+from labkit.teaching import Prediction, Source, ask, calibration, check, is_hit, predict, reveal
+from labkit.teaching.predictions import build
+from labkit.words import amount, factor_between, number, off_by, span
 
 positive = st.floats(1e-6, 1e9)
 
@@ -216,7 +217,7 @@ def test_a_reveal_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_reveal_displays_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a notebook the card is HTML with plain text beside it, and its texts are escaped."""
     bundles: list[dict[str, str]] = []
-    monkeypatch.setattr(show, "show", bundles.append)
+    monkeypatch.setattr(display, "show", bundles.append)
     reveal(predict("q", "a < b?", options=["<b>", "no"], guess="no"), "<b>")
     html = bundles[-1]["text/html"]
     assert "a &lt; b?" in html
@@ -287,7 +288,7 @@ def test_the_brier_score_lies_between_0_and_1(made: list[tuple[bool, float]]) ->
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """Everything that is displayed during a test."""
     bundles: list[dict[str, str]] = []
-    monkeypatch.setattr(show, "show", bundles.append)
+    monkeypatch.setattr(display, "show", bundles.append)
     return bundles
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import torchserve, torchserve_archive, torchserve_control
-from labkit.serving.torchserve_control import Control
+from labkit.serving import torchserve
+from labkit.serving.torchserve import Control
 
 NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 PORTS = {name: 7000 + place for place, name in enumerate(NAMES)}
@@ -35,7 +35,7 @@ def test_an_archive_holds_code_and_configuration(tmp_path: Path) -> None:
         manifest = json.loads(packed.read("MAR-INF/MANIFEST.json"))["model"]
         config = yaml.safe_load(packed.read(manifest["configFile"]))
         code = packed.read(manifest["handler"])
-    ours = torchserve_archive.handlers_path() / "sleep.py"
+    ours = torchserve.handlers_path() / "sleep.py"
     assert code == ours.read_bytes()
     assert (manifest["modelName"], manifest["modelVersion"]) == ("nap", "2.0")
     usual = yaml.safe_load(ours.with_suffix(".yaml").read_text())
@@ -233,8 +233,8 @@ def test_nobody_answers() -> None:
 def test_keys_are_read_from_the_servers_folder(tmp_path: Path) -> None:
     """The three keys of TorchServe's file; no file, or another one, is a ServerError that names it."""
     with pytest.raises(ServerError, match="key_file"):
-        torchserve_control.read_keys(tmp_path)
+        torchserve.read_keys(tmp_path)
     keys = {name: {"key": name[0], "expiration time": "later"} for name in ("management", "inference")}
     (tmp_path / "key_file.json").write_text(json.dumps({**keys, "API": {"key": "a"}}))
-    found = torchserve_control.read_keys(tmp_path)
+    found = torchserve.read_keys(tmp_path)
     assert (found.management, found.inference, found.api) == ("m", "i", "a")

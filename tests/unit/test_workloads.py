@@ -13,8 +13,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import workloads
 from labkit.errors import UsageError
+from labkit.load import workloads
 
 SEEDS = st.integers(-(10**9), 10**9)
 MADE = st.sampled_from(["chat", "shared_prefix", "interference"])
@@ -52,7 +52,9 @@ def test_a_longer_workload_begins_with_the_shorter(name: str, n: int, more: int,
 
 def test_requests_are_the_same_in_every_process() -> None:
     """A process with another hash seed and another locale builds the same requests."""
-    program = "from labkit.workloads import *; print(*(make(9).digest for make in (chat, shared_prefix, interference)))"
+    program = (
+        "from labkit.load.workloads import *; print(*(make(9).digest for make in (chat, shared_prefix, interference)))"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(sys.path)}
     printed = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True

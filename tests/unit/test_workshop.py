@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import course, doctor, models, teaching
-from labkit.doctor import Check, LabState
+from labkit import labs, models, session, teaching
 from labkit.errors import LoadError, RecordError, ServerError, UsageError
+from labkit.files import notebooks_path
 from labkit.load import LoadResult, Outcome, RequestRecord
-from labkit.paths import notebooks_path
 from labkit.records import Attempts, Record, Recorder, read
-from labkit.workshop import answer, learners, readiness, room
-from labkit.workshop import solutions as solved
+from labkit.workshop import doctor, learners, room
+from labkit.workshop import learners as solved
+from labkit.workshop.doctor import Check, LabState
 from tests.unit import synthetic
 from tests.unit.stub_server import serving
 from tests.unit.test_cli import CONFIG, Ended
@@ -51,7 +51,7 @@ def tried(*, passed: bool, misconceptions: tuple[str, ...] = ()) -> Attempts:
 
 def test_an_answer_to_an_exercise_is_recorded_by_the_lab(tmp_path: Path) -> None:
     """The starter leaves no trace; wrong answers count with their misconception; what was passed stays passed."""
-    lab = course.start("00_start_here", {**_parameters("00_start_here"), "out_dir": str(tmp_path)})
+    lab = session.start("00_start_here", {**_parameters("00_start_here"), "out_dir": str(tmp_path)})
     exercise = teaching.find("00.weight_bytes")
     facts = exercise.context(exercise.needs)
     misconception, wrong = next(iter(exercise.wrong_answers(facts)))
@@ -75,7 +75,7 @@ def test_a_record_from_before_exercises_were_kept_still_reads(tmp_path: Path) ->
 def _parameters(lab: str) -> dict[str, Any]:
     """Some value for every parameter of a lab."""
     some: dict[str, Any] = {"int": 1, "float": 0.5, "bool": True, "str": "x"}
-    return {name: None if one.optional else some[one.scalar] for name, one in course.LABS[lab].parameters.items()}
+    return {name: None if one.optional else some[one.scalar] for name, one in labs.LABS[lab].parameters.items()}
 
 
 # --- where a learner is
@@ -214,22 +214,22 @@ def test_a_model_in_the_cache_is_verified_file_by_file(tmp_path: Path, monkeypat
     assert models.is_intact(folder)
     (folder / "config.json").write_text("[]")
     assert models.is_complete(folder)
-    checked = readiness.intact_check(models.CHAT, stored=True, intact=models.is_intact(folder))
+    checked = room.intact_check(models.CHAT, stored=True, intact=models.is_intact(folder))
     assert (checked.state, checked.found) == ("problem", "a file is damaged")
-    assert readiness.intact_check("minilm", stored=False, intact=False).state == "problem"
+    assert room.intact_check("minilm", stored=False, intact=False).state == "problem"
 
 
 @pytest.mark.parametrize(
     ("check", "state"),
     [
-        (readiness.cores_check(2), "ok"),
-        (readiness.cores_check(1), "note"),
-        (readiness.load_check(0.5, 2), "ok"),
-        (readiness.load_check(0.51, 2), "note"),
-        (readiness.port_check(8888, free=True), "ok"),
-        (readiness.port_check(8888, free=False), "note"),
-        (readiness.browser_check("firefox"), "ok"),
-        (readiness.browser_check(None), "note"),
+        (room.cores_check(2), "ok"),
+        (room.cores_check(1), "note"),
+        (room.load_check(0.5, 2), "ok"),
+        (room.load_check(0.51, 2), "note"),
+        (room.port_check(8888, free=True), "ok"),
+        (room.port_check(8888, free=False), "note"),
+        (room.browser_check("firefox"), "ok"),
+        (room.browser_check(None), "note"),
     ],
 )
 def test_what_is_not_ok_comes_with_its_cure(check: Check, state: str) -> None:
@@ -241,17 +241,17 @@ def test_what_is_not_ok_comes_with_its_cure(check: Check, state: str) -> None:
 def test_memory_that_others_hold_on_a_gpu_is_noted() -> None:
     """A fifth may be used; more than that is named with what is free."""
     full = synthetic.machine(gpu_gib=10, gpu_free_gib=8)
-    assert [one.state for one in readiness.gpu_memory_checks(full)] == ["ok"]
-    (used,) = readiness.gpu_memory_checks(synthetic.machine(gpu_gib=10, gpu_free_gib=7))
+    assert [one.state for one in room.gpu_memory_checks(full)] == ["ok"]
+    (used,) = room.gpu_memory_checks(synthetic.machine(gpu_gib=10, gpu_free_gib=7))
     assert (used.state, used.found) == ("note", "7.0 of 10.0 GiB free")
-    assert not list(readiness.gpu_memory_checks(synthetic.machine()))
+    assert not list(room.gpu_memory_checks(synthetic.machine()))
 
 
 def test_a_runs_folder_that_cannot_be_made_is_a_problem(tmp_path: Path) -> None:
     """A folder that is not there yet is judged by its parent; a file in its place is told."""
-    assert readiness.writable_check("runs folder", tmp_path / "new" / "runs").state == "ok"
+    assert room.writable_check("runs folder", tmp_path / "new" / "runs").state == "ok"
     (tmp_path / "file").write_text("")
-    blocked = readiness.writable_check("runs folder", tmp_path / "file" / "runs")
+    blocked = room.writable_check("runs folder", tmp_path / "file" / "runs")
     assert blocked.state == "problem"
     assert "LABKIT_ROOT" in blocked.fix
 
@@ -259,19 +259,19 @@ def test_a_runs_folder_that_cannot_be_made_is_a_problem(tmp_path: Path) -> None:
 def test_a_lab_that_does_not_run_is_a_problem() -> None:
     """Small is well enough; no, and a notebook that is not there, are problems with their cure."""
     good = LabState(name=LAB, title="", runs="small", reason="no GPU", fix="nothing to do")
-    assert readiness.lab_check(good).state == "ok"
-    bad = readiness.lab_check(replace(good, runs="no", reason="no memory", fix="close programs"))
+    assert room.lab_check(good).state == "ok"
+    bad = room.lab_check(replace(good, runs="no", reason="no memory", fix="close programs"))
     assert (bad.state, bad.found, bad.fix) == ("problem", "no memory", "close programs")
-    assert readiness.lab_check(replace(good, name="98_none")).found == "its notebook is missing"
+    assert room.lab_check(replace(good, name="98_none")).found == "its notebook is missing"
 
 
 def test_a_machine_that_is_too_small_is_not_ready() -> None:
     """Each lab that does not fit is one problem; a workshop without such labs has none of them."""
     small = synthetic.machine(memory_gib=2)
-    problems = [one.topic for one in readiness.check_room(machine=small, labs=["01", "10"]).problems]
+    problems = [one.topic for one in room.check_room(machine=small, labs=["01", "10"]).problems]
     assert f"lab {LAB}" in problems
     assert "lab 10_framework_selector" not in problems
-    only = readiness.check_room(machine=small, labs=["10"])
+    only = room.check_room(machine=small, labs=["10"])
     assert not [one for one in only.problems if one.topic.startswith("lab ")]
 
 
@@ -280,7 +280,7 @@ def test_what_the_cuda_build_needs_is_checked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doctor, "versions", lambda: dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0"})
     machine = synthetic.machine(gpu_gib=80)
     old = replace(machine, gpus=(replace(machine.gpus[0], driver="550.54.15", cuda_driver=12040),))
-    found = {check.topic: check for check in readiness.check_room(machine=old).checks}
+    found = {check.topic: check for check in room.check_room(machine=old).checks}
     topics = {"GPU", "GPU driver", "GPU capability", "C compiler", "Python headers", "GPU 0 memory"}
     assert topics | {"disk for the 7B model", "memory for the 7B model"} <= found.keys()
     assert "580 or newer" in found["GPU driver"].fix
@@ -293,21 +293,21 @@ def test_the_first_answer_is_a_check_of_its_own() -> None:
     def fails() -> str:
         raise ServerError("vllm serve died", remedy="free memory")
 
-    assert readiness.answer_check(lambda: "16 tokens in 2.0 s").found == "16 tokens in 2.0 s"
-    failed = readiness.answer_check(fails)
+    assert room.answer_check(lambda: "16 tokens in 2.0 s").found == "16 tokens in 2.0 s"
+    failed = room.answer_check(fails)
     assert (failed.state, failed.found, failed.fix) == ("problem", "vllm serve died", "free memory")
-    assert not [one for one in readiness.check_room().checks if one.topic == "first answer"]
-    assert readiness.check_room(answer=lambda: "yes").checks[-1].found == "yes"
+    assert not [one for one in room.check_room().checks if one.topic == "first answer"]
+    assert room.check_room(answer=lambda: "yes").checks[-1].found == "yes"
 
 
 def test_an_empty_answer_is_none() -> None:
     """The words hold tokens and times; a request that failed is an error with its outcome."""
     good = RequestRecord(0, 0.0, 0.0, (1.0, 3.0), 3.1, 20, 16, Outcome.OK)
-    told = answer.in_words(_loaded(good), ready_s=41.2)
+    told = room.in_words(_loaded(good), ready_s=41.2)
     assert told == "16 tokens in 3.0 s; the engine was ready after 41 s"
     bad = replace(good, outcome=Outcome.TIMEOUT, output_tokens=None, error="after 120 s")
     with pytest.raises(LoadError, match="timeout after 120 s"):
-        answer.in_words(_loaded(bad), ready_s=41.2)
+        room.in_words(_loaded(bad), ready_s=41.2)
 
 
 class Started:
@@ -338,11 +338,11 @@ def test_the_first_answer_goes_the_whole_way(
             started.append(Started(command, stub.base_url))
             return started[0]
 
-        monkeypatch.setattr("labkit.workshop.answer.models.resolve", lambda *_, **__: model)
-        monkeypatch.setattr("labkit.workshop.answer.vllm.start", start)
-        found = readiness.answer_check(answer.first_answer)
+        monkeypatch.setattr("labkit.workshop.room.models.resolve", lambda *_, **__: model)
+        monkeypatch.setattr("labkit.workshop.room.vllm.start", start)
+        found = room.answer_check(room.first_answer)
     assert found.state == ("ok" if status is None else "problem")
-    assert f"{answer.TOKENS} tokens in" in found.found or "did not answer: http_error" in found.found
+    assert f"{room.TOKENS} tokens in" in found.found or "did not answer: http_error" in found.found
     assert started[0].command.startswith(f"vllm serve '{model}' --served-model-name {models.CHAT}")
     assert started[0].stopped
     assert len(stub.bodies) == 1
@@ -350,9 +350,9 @@ def test_the_first_answer_goes_the_whole_way(
 
 def test_the_first_answer_takes_a_small_share_of_a_gpu() -> None:
     """Half of what is free, never more than is free, and a share in any case."""
-    assert answer.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=8)) == pytest.approx(0.4)
-    assert answer.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=0)) == answer.LEAST_SHARE
-    assert answer.small_share(synthetic.machine()) == answer.LEAST_SHARE
+    assert room.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=8)) == pytest.approx(0.4)
+    assert room.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=0)) == room.LEAST_SHARE
+    assert room.small_share(synthetic.machine()) == room.LEAST_SHARE
 
 
 def _loaded(record: RequestRecord) -> LoadResult:
@@ -365,10 +365,10 @@ def _loaded(record: RequestRecord) -> LoadResult:
 # --- is the room ready
 
 
-def a_check(*, state: Any = "ok", vllm: str = "0.32.0", commit: str | None = "a" * 40) -> readiness.RoomCheck:
+def a_check(*, state: Any = "ok", vllm: str = "0.32.0", commit: str | None = "a" * 40) -> room.RoomCheck:
     """A machine's check with one finding."""
     one = Check(topic="disk", state=state, found="little", fix="" if state == "ok" else "free some")
-    return readiness.RoomCheck(checks=(one,), machine_line="2 CPUs", commit=commit, versions={"vllm": vllm})
+    return room.RoomCheck(checks=(one,), machine_line="2 CPUs", commit=commit, versions={"vllm": vllm})
 
 
 def test_a_room_is_what_its_machines_wrote(tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_workshop_check_has_its_keys_and_exit_codes(
     folder = tmp_path / "room"
     folder.mkdir()
     for state, code in (("note", 0), ("problem", 1)):
-        monkeypatch.setattr(readiness, "check_room", lambda state=state, **_: a_check(state=state))
+        monkeypatch.setattr(room, "check_room", lambda state=state, **_: a_check(state=state))
         ended = labkit("workshop-check", "--json")
         assert (ended.code, ended.json["ok"], ended.json["checks"][0]["state"]) == (code, code == 0, state)
         (folder / f"{state}.json").write_text(ended.stdout)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from labkit.files import root
 from labkit.labs import LABS
-from labkit.paths import root
 from tests.unit.test_cli import COMMANDS
 
 GUIDE = root() / "docs" / "workshops.md"

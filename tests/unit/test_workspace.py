@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit import workspace
-from labkit.labs import LABS
-from labkit.paths import notebooks_path
-from labkit.profiles import Profile, load_profile
+from labkit.files import notebooks_path
+from labkit.labs import LABS, Profile, load_profile
 from tests.unit import synthetic
 
 GPU_24 = synthetic.machine(gpu_gib=24)

@@ -1,0 +1,1 @@
+"""What belongs to one lab: its exercises, and the code that only its notebook uses."""

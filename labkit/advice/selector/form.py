@@ -1,0 +1,411 @@
+"""The selector's form: fourteen questions on the left, the answer on the right. It decides nothing: `select` does.
+
+form = selector.show()          # or show(state), with what a form exported
+form.answers, form.selection    # what stands there now
+form.state                      # one line of JSON: a colleague's form, `labkit select --answers`, a lab's parameter
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from labkit import display as shown
+from labkit.advice.selector import (
+    Catalogue,
+    Comparison,
+    ConfigFile,
+    Ranked,
+    Reason,
+    Selection,
+    catalogue,
+    compare_patterns,
+    configure,
+    read_state,
+    select,
+    write_state,
+)
+from labkit.advice.selector.words import by_winner, grounds, to_text
+from labkit.display import LEAVE_ARROWS
+from labkit.errors import UsageError
+
+INK = "color:var(--jp-ui-font-color1,#212121)"
+ACCENT = "var(--jp-brand-color1,#0072B2)"
+RULE = "1px solid var(--jp-border-color1,#8c8c8c)"
+TEXT = f"{INK};font-size:13px;line-height:1.4"
+CODE = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:1.35"
+PROS = 6
+
+
+def summary(found: Selection) -> str:
+    """The recommendation, the ranking as bars, and what the article and a second opinion say."""
+    winner, known = found.winner, catalogue()
+    layers = f"engine: <b>{escape(winner.stack.engine)}</b> · orchestrator: <b>{escape(winner.stack.orchestrator)}</b>"
+    contained = "a layer of this" if found.article.in_stack(winner.stack) else "no part of this"
+    article = f"The article's tree says <b>{found.article.framework}</b>: {contained}."
+    second = f"With opinions left out: <b>{escape(known.stacks[found.without_opinions].title)}</b>."
+    return (
+        f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
+        f"</div><div>{layers}</div>{_bars(found)}<div>{article}</div><div>{second}</div></div>"
+    )
+
+
+def _bars(found: Selection) -> str:
+    top = max(1, *(one.score or 0 for one in found.ranking))
+    rows = "".join(_bar(one, top) for one in found.ranking)
+    return (
+        f"<table style='{TEXT};border-collapse:collapse;width:100%;margin:4px 0'>"
+        f"<caption style='display:none'>Ranking with points</caption>{rows}</table>"
+    )
+
+
+def _bar(one: Ranked, top: int) -> str:
+    cell = "padding:1px 8px 1px 0;border:0;text-align:left;background:none"
+    points = "not ranked" if one.score is None else f"{one.score}"
+    width = 0 if one.score is None else round(100 * max(0, one.score) / top)
+    bar = f"<div style='background:{ACCENT};height:11px;width:{width}%'></div>"
+    return (
+        f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(one.title)}</td>"
+        f"<td style='{cell}'>{bar}</td><td style='{cell};width:72px;white-space:nowrap'>{points}</td></tr>"
+    )
+
+
+# --- the views ----------------------------------------------------------------------------------------------------
+
+
+def why(found: Selection, verdicts: Mapping[str, str]) -> str:
+    """What speaks for the first one, and against it."""
+    winner = found.winner
+    cons = _heading("What speaks against it") + _reasons(winner.cons, verdicts) if winner.cons else ""
+    more = len(winner.pros) - PROS
+    rest = f"<div>and {more} smaller ones</div>" if more > 0 else ""
+    return f"<div>{escape(winner.stack.what)}</div>{_reasons(winner.pros[:PROS], verdicts)}{rest}{cons}"
+
+
+def why_not(found: Selection, verdicts: Mapping[str, str]) -> str:
+    """Why each of the others is excluded, or what the first one has over it."""
+    return "".join(_heading(one.title) + _against(one, verdicts) for one in found.ranking[1:])
+
+
+def _against(one: Ranked, verdicts: Mapping[str, str]) -> str:
+    if one.excluded:
+        return _list(f"<b>out</b> · {escape(why.text)} {_small(why, verdicts)}" for why in one.excluded)
+    behind = [f"<b>{why.points}</b> behind · {escape(why.text)} {_small(why, verdicts)}" for why in one.behind]
+    return _list(behind or ["equal points, more parts"])
+
+
+def what_if(found: Selection, _: Mapping[str, str]) -> str:
+    """The single answers that would change the first place, by what they would bring."""
+    if not found.flips:
+        return "<div>No single answer changes the first place.</div>"
+    known = catalogue()
+    parts = ["<div>One other answer, all else as it is, and this comes first:</div>"]
+    for winner, flips in by_winner(found.flips).items():
+        questions = ((known.questions[one.question], one.answer) for one in flips)
+        parts.append(_heading(known.stacks[winner].title))
+        parts.append(_list(f"{escape(one.label)}: <b>{escape(one.options[answer])}</b>" for one, answer in questions))
+    return "".join(parts)
+
+
+def warnings(found: Selection, _: Mapping[str, str]) -> str:
+    """What to mind with this choice and these answers."""
+    if not found.warnings:
+        return "<div>None for these answers.</div>"
+    return _list(f"{escape(one.text)} {_where(one.claim, one.lab)}" for one in found.warnings)
+
+
+def article(found: Selection, _: Mapping[str, str]) -> str:
+    """The article's tree for these answers, and its six patterns beside ours."""
+    said = f"Its tree stops at <i>{escape(found.article.question)}</i> and says <b>{found.article.framework}</b>."
+    return f"<div>{said}</div>{patterns(compare_patterns(), differences=False)}"
+
+
+VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
+    "Why": why,
+    "Why not": why_not,
+    "What if": what_if,
+    "Warnings": warnings,
+    "Article": article,
+}
+
+
+def configuration(files: Sequence[ConfigFile]) -> str:
+    """The files as they are to be saved, and why each setting is what it is."""
+    return "".join(_file(one) for one in files)
+
+
+def _file(one: ConfigFile) -> str:
+    box = f"{CODE};{INK};margin:2px 0;padding:4px 6px;border:{RULE};overflow-x:auto;white-space:pre;background:none"
+    settings = (
+        f"<code style='{CODE};{INK};background:none'>{escape(f'{each.name} {each.value}'.strip())}</code> · "
+        f"{escape(each.why)}"
+        for each in one.settings
+    )
+    return f"{_heading(one.name)}<pre style='{box}'>{escape(one.text.strip())}</pre>{_list(settings)}"
+
+
+def patterns(rows: Iterable[Comparison], *, differences: bool = True) -> str:
+    """The article's six patterns as a table: what it recommends, and what comes first here."""
+    return table(
+        {
+            "In this situation": one.pattern.situation,
+            "the article says": one.pattern.framework,
+            "first here": one.stack.title,
+            **({"why": one.pattern.difference} if differences else {}),
+        }
+        for one in rows
+    )
+
+
+def table(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows with the same keys as a table, its words to the left."""
+    cell, found = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
+    head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (found[0] if found else ()))
+    lines = ("".join(_cell(str(text), cell) for text in row.values()) for row in found)
+    body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
+    return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str, style: str) -> str:
+    """Short texts, dates among them, stay on one line."""
+    return f"<td style='{style}{';white-space:nowrap' if len(text) <= 12 else ''}'>{escape(text)}</td>"
+
+
+def static(found: Selection, known: Catalogue) -> str:
+    """The result where nothing can be clicked: the answers, the ranking and the reasons."""
+    asked = known.questions.items()
+    answers = (f"{escape(one.label)}: {escape(one.options[found.answers[name]])}" for name, one in asked)
+    return f"{summary(found)}<div style='{TEXT}'>{' · '.join(answers)}{why(found, {})}</div>"
+
+
+def _reasons(reasons: Iterable[Reason], verdicts: Mapping[str, str]) -> str:
+    return _list(f"<b>{one.points:+d}</b> · {escape(one.text)} {_small(one, verdicts)}" for one in reasons)
+
+
+def _small(one: Reason, verdicts: Mapping[str, str]) -> str:
+    return f"<span style='white-space:nowrap;font-size:12px'>[{_linked(grounds(one, verdicts), one.lab)}]</span>"
+
+
+def _where(claim: str | None, lab: str | None) -> str:
+    parts = [part for part in (claim, f"lab {lab[:2]}" if lab else None) if part]
+    return f"<span style='font-size:12px'>[{_linked(', '.join(parts), lab)}]</span>" if parts else ""
+
+
+def _linked(text: str, lab: str | None) -> str:
+    """The text, with its "lab NN" leading to the notebook of that lab."""
+    safe = escape(text)
+    if lab is None:
+        return safe
+    link = f"<a href='{lab}.ipynb' style='color:inherit;text-decoration:underline'>lab {lab[:2]}</a>"
+    return safe.replace(f"lab {lab[:2]}", link)
+
+
+def _heading(text: str) -> str:
+    return f"<div style='margin-top:5px'><b>{escape(text)}</b></div>"
+
+
+def _list(items: Iterable[str]) -> str:
+    body = "".join(f"<li style='margin:1px 0'>{item}</li>" for item in items)
+    return f"<ul style='margin:1px 0;padding-left:18px'>{body}</ul>"
+
+
+# --- the selector's form: fourteen questions on the left, the answer on the right ---
+
+
+HEIGHT = "500px"
+QUESTIONS_WIDTH = "318px"
+CONFIGURATION = "Configuration"
+TIPS = {
+    "Why": "The reasons for the first place, and what each rests on",
+    "Why not": "Why the others are not first, or not ranked at all",
+    "What if": "Which single other answer would change the first place",
+    "Warnings": "What to mind with this choice",
+    CONFIGURATION: "Commands and files, ready to use, each setting explained",
+    "Article": "What the article says of the same situation",
+}
+
+
+class SelectorForm:
+    """The form and what stands in it. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
+
+    def __init__(
+        self, state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None
+    ) -> None:
+        self.known: Catalogue = catalogue()
+        self.verdicts = dict(verdicts or {})
+        answers, self.model = read_state(state)
+        self.selection: Selection = select(answers)
+        self.view = "Why"
+        self._build()
+        self._draw()
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answers that stand in the form."""
+        return dict(self.selection.answers)
+
+    @property
+    def state(self) -> str:
+        """The answers and the model as one line of JSON."""
+        return write_state(self.answers, self.model)
+
+    @property
+    def config(self) -> tuple[ConfigFile, ...]:
+        """The configuration for what comes first."""
+        return configure(self.selection.winner.name, self.selection.answers, model=self.model)
+
+    # --- drawing
+
+    def _build(self) -> None:
+        import ipywidgets as widgets
+
+        self._fields = {name: self._dropdown(name) for name in self.known.questions}
+        self._summary, self._detail, self._message = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._buttons = {name: self._button(name) for name in TIPS}
+        self._model = self._text("Model", "What is served: a hub id or a folder; empty: what suits", "330px")
+        self._state = self._text("State", "The answers as JSON: copy it, or paste another and press Enter", "100%")
+        for field in self._fields.values():
+            field.observe(lambda _: self._answered(), names="value")
+        self._model.observe(lambda change: self._pasted(self._model_given, change["new"]), names="value")
+        self._state.observe(lambda change: self._pasted(self._state_given, change["new"]), names="value")
+        self.widget = self._arranged()
+
+    def _arranged(self) -> Any:
+        import ipywidgets as widgets
+
+        asked = {"article": "The article's questions", "ours": "What it leaves out"}
+        left: list[Any] = []
+        for by, heading in asked.items():
+            left.append(
+                widgets.HTML(
+                    f"<b style='{TEXT}'>{heading}</b>{LEAVE_ARROWS}",
+                    layout={"margin": "0", "height": "22px"},
+                )
+            )
+            left += [self._fields[name] for name, one in self.known.questions.items() if one.asked_by == by]
+        detail = widgets.Box([self._detail], layout={"overflow": "auto", "flex": "1 1 0", "min_height": "0"})
+        buttons = widgets.HBox(list(self._buttons.values()), layout={"flex": "0 0 auto", "flex_flow": "row wrap"})
+        right = widgets.VBox(
+            [self._summary, buttons, detail], layout={"flex": "1 1 0", "min_width": "0", "margin": "0 0 0 14px"}
+        )
+        body = widgets.HBox(
+            [widgets.VBox(left, layout={"flex": f"0 0 {QUESTIONS_WIDTH}", "overflow": "hidden"}), right],
+            layout={"height": HEIGHT},
+        )
+        below = widgets.HBox([self._model, self._state], layout={"overflow": "hidden"})
+        return widgets.VBox([body, below, self._message], layout={"max_width": "1180px"})
+
+    def _dropdown(self, name: str) -> Any:
+        import ipywidgets as widgets
+
+        one = self.known.questions[name]
+        return widgets.Dropdown(
+            options=[(label, value) for value, label in one.options.items()],
+            value=self.selection.answers[name],
+            description=_labelled(one.label, f"{one.question} {one.help}"),
+            description_allow_html=True,
+            tooltip=f"{one.question} {one.help}",
+            style={"description_width": "126px"},
+            layout={"width": QUESTIONS_WIDTH, "height": "27px", "margin": "2px 0 1px 0"},
+        )
+
+    def _button(self, name: str) -> Any:
+        import ipywidgets as widgets
+
+        button = widgets.Button(description=name, tooltip=TIPS[name], layout={"width": "auto", "height": "26px"})
+        button.on_click(lambda _: self._show(name))
+        return button
+
+    def _text(self, label: str, tip: str, width: str) -> Any:
+        import ipywidgets as widgets
+
+        layout = {"width": width, "margin": "2px 8px 2px 0"}
+        return widgets.Text(
+            description=_labelled(label, tip),
+            description_allow_html=True,
+            tooltip=tip,
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout=layout,
+        )
+
+    def _draw(self) -> None:
+        """Everything on the right, from what `select` said."""
+        self._summary.value = summary(self.selection)
+        self._buttons["Warnings"].description = f"Warnings ({len(self.selection.warnings)})"
+        self._busy = True  # what is written here is no new answer
+        self._state.value, self._model.value = self.state, self.model or ""
+        self._busy = False
+        self._draw_view()
+
+    def _draw_view(self) -> None:
+        drawn = configuration(self.config) if self.view == CONFIGURATION else ""
+        drawn = drawn or VIEWS[self.view](self.selection, self.verdicts)
+        self._detail.value = f"<div style='{TEXT}'>{drawn}</div>"
+        for name, button in self._buttons.items():
+            button.button_style = "primary" if name == self.view else ""
+
+    # --- what the learner does
+
+    def _show(self, view: str) -> None:
+        self.view = view
+        self._draw_view()
+
+    def _answered(self) -> None:
+        if self._busy:
+            return
+        self.selection = select({name: field.value for name, field in self._fields.items()})
+        self._say("")
+        self._draw()
+
+    def _pasted(self, take: Any, text: str) -> None:
+        """Takes what was typed; what cannot be read is told in words, and the form stays as it was."""
+        if self._busy:
+            return
+        try:
+            take(text)
+        except UsageError as error:
+            self._say(f"Not taken: {error.what}. {error.remedy}.")
+            return
+        self._say("")
+        self._draw()
+
+    def _model_given(self, text: str) -> None:
+        _, self.model = read_state({"model": text.strip()})
+
+    def _state_given(self, text: str) -> None:
+        answers, self.model = read_state(text)
+        self.selection = select(answers)
+        self._busy = True
+        for name, field in self._fields.items():
+            field.value = answers[name]
+        self._busy = False
+
+    def _say(self, text: str) -> None:
+        self._message.value = f"<div role='alert' style='{TEXT}'>{escape(text)}</div>" if text else ""
+
+    # --- showing
+
+    def bundle(self) -> dict[str, Any]:
+        """The form by mime type; where no form can be drawn, the result as it stands."""
+        found = dict(self.widget._repr_mimebundle_())
+        found["text/plain"] = to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
+        found["text/html"] = static(self.selection, self.known)
+        return found
+
+    def _ipython_display_(self) -> None:
+        """`show` has shown the form: as a cell's last value there is nothing to add."""
+
+
+def _labelled(label: str, tip: str) -> str:
+    """A label with its tooltip: ipywidgets 8 shows a field's own one only where there is no label."""
+    return f'<span title="{escape(tip, quote=True)}">{escape(label)}</span>'
+
+
+def show(state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None) -> SelectorForm:
+    """Shows the form with the answers of `state` (default: the article's own and ours) and returns it, live.
+
+    Outside a notebook the result is printed. UsageError for a state that cannot be read.
+    """
+    form = SelectorForm(state, verdicts=verdicts)
+    shown.show(form.bundle())
+    return form

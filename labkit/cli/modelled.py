@@ -1,0 +1,148 @@
+"""The command that asks the modelled GPU; how it prints and exits is the command line's (cli.py)."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labkit.cli.output import Json, print_json, say
+from labkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from labkit.modelled import Traffic
+    from labkit.modelled.routers import Router
+
+ROUTERS = ("round-robin", "least-loaded", "prefix-aware")
+TOKEN_WORKLOADS = ("conversations", "mooncake", "generated")
+REQUESTS, CONVERSATIONS = 200, 50
+
+
+def simulate(
+    gpu: Annotated[str, typer.Option(metavar="CARD", help="t4 ... b200: see docs/modelled-gpu.md.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Such as llama-3.1-8b, or a config.json.")] = (
+        "llama-3.1-8b"
+    ),
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Cards for one replica.")] = 1,
+    replicas: Annotated[int, typer.Option(metavar="N", help="Engines behind a router.")] = 1,
+    router: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(ROUTERS)}.")] = "least-loaded",
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
+    arrival: Annotated[str, typer.Option(metavar="poisson|constant|bursty", help="Of an open loop.")] = "poisson",
+    requests: Annotated[
+        int | None, typer.Option(metavar="N", help="How many. Default: 200, or all of a trace's.")
+    ] = None,
+    input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 500,
+    output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 200,
+    shared_tokens: Annotated[int, typer.Option(metavar="N", help="Leading tokens that all prompts share.")] = 0,
+    workload: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="conversations, mooncake, generated, or one of `labkit load`."),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
+    direction_only: Annotated[
+        bool, typer.Option("--direction-only", help="Also where nothing was compared with a real card.")
+    ] = False,
+    as_json: Json = False,
+    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="As of vllm serve.")] = None,
+) -> None:
+    """A load on a modelled GPU: vLLM's own engine, seconds.
+
+    Example: labkit simulate --gpu h100-sxm --rate 10 -- --max-num-batched-tokens 2048"""
+    from labkit import modelled
+
+    if concurrency is not None and rate is not None:
+        raise UsageError("both --concurrency and --rate are given", remedy="one of them drives a load")
+    card = modelled.gpu(gpu, model=model, tensor_parallel=tensor_parallel)
+    os.environ.update(card.env)  # before vllm is imported
+    from labkit.cli.tables import counting, show_simulation
+    from labkit.modelled.simulate import simulate as run
+    from labkit.modelled.simulate import vllm_options
+
+    if workload is None:
+        traffic = modelled.traffic.fixed(
+            REQUESTS if requests is None else requests,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            shared_tokens=shared_tokens,
+            seed=seed,
+        )
+    else:
+        traffic = _traffic(workload, requests, seed, rate, settings or ())
+    if rate is not None and workload not in TOKEN_WORKLOADS:
+        traffic = modelled.traffic.at_rate(traffic, rate, arrival=arrival, seed=seed)
+    if concurrency is None and rate is None and workload not in TOKEN_WORKLOADS:
+        concurrency = 1
+    options = vllm_options(flags) if flags else None
+    with counting("requests") as progress:
+        answer = run(
+            card,
+            traffic,
+            concurrency=concurrency,
+            replicas=replicas,
+            router=_router(router),
+            options=options,
+            direction_only=direction_only,
+            progress=progress,
+        )
+    if as_json:
+        print_json(answer.to_json())
+    else:
+        show_simulation(answer)
+
+
+def _traffic(name: str, requests: int | None, seed: int, rate: float | None, settings: Sequence[str]) -> "Traffic":
+    from labkit.files import parse_settings
+    from labkit.modelled import traces, traffic
+
+    options: dict[str, Any] = parse_settings(settings)
+    try:
+        if name == "conversations":
+            return traffic.conversations(
+                CONVERSATIONS if requests is None else requests, rate=rate, seed=seed, **options
+            )
+        if name == "generated":
+            return _noted(
+                traces.generated(REQUESTS if requests is None else requests, rate=rate or 1.0, seed=seed, **options)
+            )
+        if name == "mooncake":
+            if rate is not None:
+                raise UsageError("a trace has arrival times of its own", remedy="leave --rate out, or --set speed=2")
+            return _noted(traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options))
+    except (TypeError, KeyError) as error:
+        raise UsageError(
+            f"workload {name!r}: {error}", remedy="see docs/modelled-gpu.md for the options of each workload"
+        ) from error
+    from labkit.load.workloads import WORKLOADS, build
+    from labkit.models import CHAT, resolve
+
+    if name.replace("-", "_") not in WORKLOADS:
+        raise UsageError(
+            f"there is no workload {name!r}", remedy=f"choose one of {', '.join([*TOKEN_WORKLOADS, *WORKLOADS])}"
+        )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(CHAT, progress=say))
+    return traffic.tokenised(
+        build(name, n=REQUESTS if requests is None else requests, seed=seed, **options), tokenizer.encode
+    )
+
+
+def _noted(trace: Any) -> "Traffic":
+    for note in trace.notes:
+        say(note)
+    return trace.traffic  # type: ignore[no-any-return]
+
+
+def _router(name: str) -> "Router":
+    from labkit.modelled import routers
+
+    if name not in ROUTERS:
+        raise UsageError(f"there is no router {name!r}", remedy=f"choose one of {', '.join(ROUTERS)}")
+    return {
+        "round-robin": routers.round_robin(),
+        "least-loaded": routers.least_loaded,
+        "prefix-aware": routers.prefix_aware(),
+    }[name]

@@ -1,0 +1,199 @@
+"""Files that are either the old one or the new one, whole: never half of it."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from labkit.errors import RecordError, UsageError
+
+FORMAT = 1
+"""The format version of records and of run.json. A reader refuses another."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path` so that a reader, a crash or a power cut sees the old file or the new one, whole.
+
+    The text goes to a hidden file in the same folder, is flushed to the disk and then renamed over `path`.
+
+    Raises:
+        RecordError: no such folder, no permission, no space: `path` is as it was and the hidden file is gone.
+    """
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        _write_through(hidden, text)
+        os.replace(hidden, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        hidden.unlink(missing_ok=True)
+        raise RecordError(
+            f"{path} cannot be written: {error.strerror or error}",
+            remedy="free space there, or choose a folder that you may write to (--out DIR); what it held is untouched",
+        ) from error
+    except BaseException:  # Ctrl-C in the middle
+        hidden.unlink(missing_ok=True)
+        raise
+
+
+def _write_through(path: Path, text: str) -> None:
+    with open(path, "x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the hidden files of writes to `path` that were killed half-way."""
+    for hidden in path.parent.glob(f".{path.name}.*.tmp"):
+        hidden.unlink(missing_ok=True)
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """A record or run.json as JSON; floats are written so that the same bits come back."""
+    write_atomic(path, json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+
+
+def read_model(path: Path, kind: type[Model], *, remedy: str) -> Model:
+    """Read and validate. RecordError names the file, the position and `remedy`."""
+    tree = _parse(path, remedy=remedy)
+    if not isinstance(tree, dict):
+        raise RecordError(f"{path} holds {type(tree).__name__}, not an object", remedy=remedy)
+    if tree.get("format") != FORMAT:
+        raise RecordError(f"{path} has format {tree.get('format')!r}; this labkit reads format {FORMAT}", remedy=remedy)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise RecordError(f"{path} is not a valid {kind.__name__}: {first_errors(error)}", remedy=remedy) from error
+
+
+def first_errors(error: ValidationError, *, most: int = 3) -> str:
+    """The first few validation errors, each with its position, as one line."""
+    found = error.errors(include_url=False)
+    listed = "; ".join(f"{position(*item['loc'])}: {item['msg']}" for item in found[:most])
+    return listed + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def position(*steps: str | int) -> str:
+    """A place in a tree: position("exact", "tokens", 3) is "exact.tokens[3]"."""
+    text = ""
+    for step in steps:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif step.replace("-", "_").isidentifier():
+            text += f".{step}" if text else step
+        else:
+            text += f"[{step!r}]"
+    return text
+
+
+def _parse(path: Path, *, remedy: str) -> JsonValue:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree: JsonValue = json.loads(text, parse_constant=_refuse)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror or error}", remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 text: byte {error.start} ({error.reason})", remedy=remedy) from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise RecordError(f"{path} is not valid JSON: {error.msg} at {where}", remedy=remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
+    return tree
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}, which JSON does not have")
+
+
+# --- paths ---
+
+
+def root() -> Path:
+    """The folder that holds `data/` and `notebooks/`: `LABKIT_ROOT`, or else the repository."""
+    chosen = os.environ.get("LABKIT_ROOT")
+    return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parent.parent
+
+
+def data_path(name: str = "") -> Path:
+    """The path of `name` in the data folder, or of the folder itself. UsageError says which of the two is missing."""
+    folder = root() / "data"
+    if not folder.is_dir():
+        raise UsageError(
+            f"the course's data folder is missing: {folder}",
+            remedy="install labkit from a clone of the repository (make, or pip install -e .), "
+            "or set LABKIT_ROOT to the folder that holds data/ and notebooks/",
+        )
+    path = folder / name
+    if not path.exists():
+        raise UsageError(f"the data file {name} is missing: {path}", remedy="restore it from the repository")
+    return path
+
+
+def notebooks_path() -> Path:
+    """The folder of the course's notebooks."""
+    folder = root() / "notebooks"
+    if not folder.is_dir():
+        raise UsageError(
+            f"the notebooks are missing: {folder}",
+            remedy="run labkit from a clone of the repository, or set LABKIT_ROOT to the folder that holds them",
+        )
+    return folder
+
+
+def runs_path() -> Path:
+    """Where runs go when nobody says where: `LABKIT_RUNS`, or else `runs/` under the root. It need not exist."""
+    chosen = os.environ.get("LABKIT_RUNS")
+    return Path(chosen).expanduser().resolve() if chosen else root() / "runs"
+
+
+# --- values as people type them on the command line: sizes with a unit, KEY=VALUE ---
+
+
+# What vLLM 0.32 takes when nobody says a block size.
+CPU_BLOCK_SIZE, GPU_BLOCK_SIZE = 128, 16
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{ending}": base ** (power + 1)
+    for power, prefix in enumerate("kmgt")
+    for base, endings in ((1000, ("", "b")), (1024, ("i", "ib")))
+    for ending in endings
+}
+
+
+def parse_bytes(text: str) -> int:
+    """ "1GiB", "500 MB", "2g" or plain bytes. UsageError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if not match or match[2] not in UNITS:
+        raise UsageError(f"{text!r} is no number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G")
+    return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`["prefix_words=400"]` as names and values; a value is a number, true, false or text. UsageError without `=`."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"{setting!r} sets nothing", remedy="write KEY=VALUE")
+        try:
+            found[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name.strip().replace("-", "_")] = value
+    return found

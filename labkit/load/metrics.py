@@ -1,0 +1,240 @@
+"""What a load's records amount to, in vLLM's definitions.
+
+Names and formulas are those of `vllm bench serve` (vllm/benchmarks/serve.py, `calculate_metrics`): only requests that
+ended OK count, percentiles are numpy's linear ones, and throughput is over the whole duration. Other tools give other
+quantities the same names. Quantities for which nothing was measured are NaN (None in `to_dict`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from labkit import errors
+from labkit.errors import UsageError
+from labkit.load import LoadResult, Outcome, RequestRecord
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The `q`-th percentile (0 to 100), linear between the two nearest values as numpy does it; NaN of nothing."""
+    errors.number("q", q, high=100.0)
+    return float(np.percentile(values, q)) if len(values) else math.nan
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity over requests (or, for ITL, over gaps), in its own unit; `std` is the population's, as in vLLM."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+    std: float
+    count: int
+
+
+def quantity(values: Iterable[float | None]) -> Quantity:
+    """Mean, percentiles, maximum, standard deviation and number of the values that are not None."""
+    known = np.sort(
+        np.array([value for value in values if value is not None], dtype=float)
+    )  # sorted: sums in one order
+    if not known.size:
+        return Quantity(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+    p50, p90, p99 = (float(value) for value in np.percentile(known, (50, 90, 99)))
+    return Quantity(float(known.mean()), p50, p90, p99, float(known[-1]), float(known.std()), int(known.size))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A load in figures. Latencies count from the moment a request was sent; the two `..._from_schedule_s` count from
+    the moment it was due, which is what users feel if the server (or the client) cannot keep up with an open loop."""
+
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    duration_s: float
+    request_throughput: float
+    """Completed requests / duration."""
+    output_throughput: float
+    """Output tokens by the server's usage / duration."""
+    total_token_throughput: float
+    """(Input + output tokens) / duration."""
+    ttft_s: Quantity
+    """Time to first token: first content chunk - start."""
+    tpot_s: Quantity
+    """Time per output token after the first: (E2E - TTFT) / (output tokens - 1), of answers with two tokens or more."""
+    itl_s: Quantity
+    """Inter-token latency: the gaps between content chunks, of all requests together."""
+    e2e_s: Quantity
+    """End to end: last content chunk - start."""
+    ttft_from_schedule_s: Quantity
+    e2e_from_schedule_s: Quantity
+    client_cpu_share: float
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same, ready for JSON: NaN, which JSON lacks, becomes None."""
+        found: dict[str, Any] = _without_nan(asdict(self))
+        return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def summarise(result: LoadResult) -> Summary:
+    """The figures of a load."""
+    return summarise_records(
+        result.records,
+        duration_s=result.duration_s,
+        client_cpu_share=result.client_cpu_share,
+        warnings=result.warnings,
+    )
+
+
+def summarise_group(result: LoadResult, group: str) -> Summary:
+    """The figures of one group of requests in a load (throughput still over the load's whole duration). UsageError if
+    no request is of that group."""
+    records = [record for record in result.records if record.group == group]
+    if not records:
+        known = sorted({record.group for record in result.records})
+        raise UsageError(f"no request is of group {group!r}", remedy=f"choose one of {', '.join(map(repr, known))}")
+    return summarise_records(records, duration_s=result.duration_s, client_cpu_share=result.client_cpu_share)
+
+
+def summarise_records(
+    records: Sequence[RequestRecord],
+    *,
+    duration_s: float,
+    client_cpu_share: float = math.nan,
+    warnings: tuple[str, ...] = (),
+) -> Summary:
+    """The figures of `records` that took `duration_s` together."""
+    done = [record for record in records if record.ok]
+    inputs = sum(record.input_tokens or 0 for record in done)
+    outputs = sum(record.output_tokens or 0 for record in done)
+    return Summary(
+        completed=len(done),
+        failed=len(records) - len(done),
+        input_tokens=inputs,
+        output_tokens=outputs,
+        duration_s=duration_s,
+        request_throughput=_per_second(len(done), duration_s),
+        output_throughput=_per_second(outputs, duration_s),
+        total_token_throughput=_per_second(inputs + outputs, duration_s),
+        ttft_s=quantity(record.ttft_s for record in done),
+        tpot_s=quantity(record.tpot_s for record in done),
+        itl_s=quantity(gap for record in done for gap in record.itl_s),
+        e2e_s=quantity(record.e2e_s for record in done),
+        ttft_from_schedule_s=quantity(record.ttft_from_schedule_s for record in done),
+        e2e_from_schedule_s=quantity(record.e2e_from_schedule_s for record in done),
+        client_cpu_share=client_cpu_share,
+        warnings=warnings,
+    )
+
+
+def _per_second(count: int, duration_s: float) -> float:
+    return count / duration_s if duration_s > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Service-level objective: the most that a request may take, in seconds; None sets no bound."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, bound in asdict(self).items():
+            if bound is not None:
+                errors.above_zero(name, bound, unit="seconds")
+
+    def holds(self, record: RequestRecord) -> bool:
+        """True if the request ended OK and within every bound. As in vLLM, an answer of one token has a TPOT of 0.
+
+        UsageError if a bounded quantity was not measured (no streaming, no usage)."""
+        return record.ok and all(
+            bound is None or _measured(record, name) <= bound for name, bound in asdict(self).items()
+        )
+
+
+def _measured(record: RequestRecord, name: str) -> float:
+    value: float | None = getattr(record, name)
+    if value is not None:
+        return value
+    if name == "tpot_s" and record.ttft_s is not None and record.output_tokens is not None:
+        return 0.0
+    raise UsageError(
+        f"the SLO bounds {name}, which request {record.index} does not have",
+        remedy="stream the answers from a server that sends usage, or leave that bound out",
+    )
+
+
+def goodput(result: LoadResult, slo: Slo) -> float:
+    """Requests per second that kept every bound of `slo`: never more than the request throughput."""
+    return _per_second(sum(slo.holds(record) for record in result.records), result.duration_s)
+
+
+_BENCH_FIELDS = ("duration", "input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")
+
+
+def from_vllm_bench(saved: Mapping[str, Any]) -> LoadResult:
+    """What `vllm bench serve --save-result --save-detailed` wrote, as a load of ours: `summarise` gives its figures.
+
+    UsageError if the file holds no request details. vLLM counts tokens by its tokenizer where the server sent no
+    usage."""
+    missing = [name for name in _BENCH_FIELDS if name not in saved]
+    if missing:
+        raise UsageError(f"no {', '.join(missing)} in the result", remedy="run vllm bench serve with --save-detailed")
+    zero = min(saved["start_times"], default=0.0)
+    columns = zip(*(saved[name] for name in _BENCH_FIELDS[1:]), strict=True)
+    rate = saved.get("request_rate", "inf")
+    return LoadResult(
+        records=tuple(_bench_record(index, zero, *row) for index, row in enumerate(columns)),
+        duration_s=saved["duration"],
+        client_cpu_s=math.nan,
+        concurrency=saved.get("max_concurrency"),
+        rate=None if rate == "inf" else float(rate),
+        workload="vllm bench",
+        seed=None,
+        model=saved.get("model_id") or "",
+    )
+
+
+def _bench_record(
+    index: int,
+    zero: float,
+    input_tokens: int,
+    output_tokens: int,
+    ttft_s: float,
+    itl_s: Sequence[float],
+    started: float,
+    text: str,
+    error: str,
+) -> RequestRecord:
+    # Sum on the clock that vLLM subtracted on: there each sum gives back the reading, bit by bit. Only then move to
+    # zero.
+    ok = not error and ttft_s > 0
+    times = tuple(time - zero for time in accumulate(itl_s, initial=started + ttft_s)) if ok else ()
+    return RequestRecord(
+        index=index,
+        scheduled_s=started - zero,
+        started_s=started - zero,
+        chunk_times_s=times,
+        finished_s=times[-1] if times else started - zero,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        outcome=Outcome.OK if ok else Outcome.HTTP_ERROR,
+        error=error,
+        text=text,
+    )

@@ -1,0 +1,499 @@
+"""Workloads that are made up, request by request, from a seed.
+
+Request `i` depends on the workload's name and options, the seed and `i` alone: the same seed gives the same requests
+bit by bit, and a longer workload begins with the shorter one."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, cycle, islice
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import msgspec
+
+from labkit import errors
+from labkit.errors import UsageError
+from labkit.files import data_path
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NAMES = _words(
+    "Ada Bruno Chiara Dmitri Elif Farid Greta Hana Ivo Jamila Kofi Lena Mateo Nora Omar Priya Quentin Rosa Tariq"
+)
+_CITIES = _words(
+    "Accra Bergen Cusco Dakar Essen Fukuoka Galway Hanoi Izmir Jaipur Kyoto Lisbon Malmo Nantes Oslo Porto Riga"
+)
+_ADJECTIVES = _words(
+    "amber brittle careful distant early faded gentle hollow idle jagged keen lively modest narrow old patient quiet "
+    "rapid silver tall uneven vivid warm young"
+)
+_NOUNS = _words(
+    "archive bridge canal depot engine ferry garden harbour island journal kitchen ledger market notebook orchard pump "
+    "quarry railway signal theatre umbrella valley workshop yard"
+)
+_VERBS = _words(
+    "answers borrows carries delays empties follows guards heats inspects joins keeps lifts moves needs opens passes "
+    "questions repairs shelters tests unlocks visits warns"
+)
+_TIMES = _words("today tonight yesterday daily weekly monthly sometimes often rarely twice again later soon")
+_QUESTIONS = (
+    "What should be done first, and why?",
+    "Summarise this for a new colleague in three sentences.",
+    "Which of these matters most, and to whom?",
+    "Write a short and friendly reply to this message.",
+    "List the open questions and who could answer them.",
+    "Explain the likely cause to somebody without any background.",
+)
+_OPENER_WORDS = 6
+SHORTEST_PROMPT_WORDS = _OPENER_WORDS + 1 + max(len(question.split()) for question in _QUESTIONS)
+
+
+def _sentences(rng: Random) -> Iterator[str]:
+    while True:
+        subject = f"The {rng.choice(_ADJECTIVES)} {rng.choice(_NOUNS)}"
+        yield f"{subject} {rng.choice(_VERBS)} the {rng.choice(_ADJECTIVES)} {rng.choice(_NOUNS)} {rng.choice(_TIMES)}."
+
+
+def passage(rng: Random, words: int) -> list[str]:
+    """Exactly `words` words of plain sentences, the last one cut where the count ends."""
+    stream = (word for sentence in _sentences(rng) for word in sentence.split())
+    return list(islice(stream, words))
+
+
+def message(rng: Random, *, seed: int, index: int, words: int) -> str:
+    """A message of exactly `words` words (SHORTEST_PROMPT_WORDS or more): opener, passage, question.
+
+    Seed and index stand in the opener, so two messages differ within their first few tokens: no cache finds a prefix
+    that they share by accident."""
+    tag = f"{seed}-{index}-{rng.randrange(10_000)}"
+    opener = ["Message", tag, "from", rng.choice(_NAMES), "in", f"{rng.choice(_CITIES)}:"]
+    question = rng.choice(_QUESTIONS).split()
+    middle = passage(rng, words - len(opener) - len(question))
+    middle[-1] = f"{middle[-1].rstrip('.')}..."
+    return " ".join(opener + middle + question)
+
+
+# --- what a request is, and a workload of them ---
+
+
+Messages = tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: a `prompt`, or chat `messages` in its place.
+
+    `max_tokens` bounds the answer; with `ignore_eos` (a vLLM extension) the answer is exactly so long. `group` tells
+    the requests of one workload apart in results."""
+
+    prompt: str
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int | None = None
+    ignore_eos: bool = True
+    messages: Messages | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in the order in which they are sent, and the parameters that made them."""
+
+    name: str
+    requests: tuple[Request, ...]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the requests: equal exactly if two workloads ask the same."""
+        return hashlib.sha256(msgspec.json.encode(self.requests)).hexdigest()
+
+
+# --- when requests arrive in an open loop ---
+
+
+def poisson_arrivals_s(n: int, *, rate: float, seed: int) -> tuple[float, ...]:
+    """`n` arrival times in seconds since the start, of a Poisson process of `rate` requests per second: independent
+    exponential gaps of mean 1/rate. They are not stretched to end at n/rate, as those of `vllm bench serve` are."""
+    _check(n, rate)
+    rng = Random(f"poisson/{seed}")
+    return tuple(accumulate(rng.expovariate(rate) for _ in range(n)))
+
+
+def constant_arrivals_s(n: int, *, rate: float) -> tuple[float, ...]:
+    """`n` arrival times in seconds since the start, 1/rate apart, the first at 0."""
+    _check(n, rate)
+    return tuple(index / rate for index in range(n))
+
+
+def _check(n: int, rate: float) -> None:
+    errors.whole("n", n, at_least=0)
+    errors.above_zero("rate", rate, unit="requests per second")
+
+
+# --- a workload from a JSONL file, and into one ---
+
+
+_AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line; `output_tokens` is what `vllm bench` calls `max_tokens`."""
+
+    prompt: str | None = None
+    messages: Messages | None = None
+    max_tokens: _AtLeastOne | None = None
+    output_tokens: _AtLeastOne | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    seed: int | None = None
+    ignore_eos: bool = True
+    group: str = ""
+
+
+def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64) -> Workload:
+    """Requests from a JSONL file, the first `n` or all.
+
+    A line is an object with `prompt` or `messages`, and if wanted `max_tokens` or `output_tokens` (else the argument),
+    `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError names the file and the line."""
+    errors.whole("max_tokens", max_tokens, at_least=1)
+    errors.whole("n", 1 if n is None else n, at_least=1)
+    requests: list[Request] = []
+    for number, text in enumerate(_read_lines(Path(path)), start=1):
+        if text.strip() and len(requests) != n:
+            requests.append(_request(text, max_tokens, where=f"{path}, line {number}"))
+    if len(requests) < (n or 1):
+        raise UsageError(
+            f"{path} holds {len(requests)} requests; {n or 1} are needed", remedy="add lines to it or ask for fewer"
+        )
+    parameters = {"file": Path(path).name, "n": len(requests), "max_tokens": max_tokens}
+    return Workload("file", tuple(requests), parameters)
+
+
+def to_file(workload: Workload, path: str | Path) -> Path:
+    """Writes the requests as `from_file` reads them, a line each, and as `vllm bench serve --dataset-name custom` does.
+
+    What is read back asks the same: its digest is the workload's."""
+    lines = [_line(request) for request in workload.requests]
+    Path(path).write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    return Path(path)
+
+
+def _line(request: Request) -> dict[str, Any]:
+    asked = {"messages": request.messages} if request.messages else {"prompt": request.prompt}
+    seed = {} if request.seed is None else {"seed": request.seed}
+    more = {"temperature": request.temperature, **seed, "ignore_eos": request.ignore_eos, "group": request.group}
+    return {**asked, "output_tokens": request.max_tokens, **more}
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        # Not splitlines(): a prompt may hold U+2028 and its like, which end no line in JSONL.
+        return path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", remedy="check the path of the requests file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}", remedy="save the requests file as UTF-8") from error
+
+
+def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
+    try:
+        line = msgspec.json.decode(text, type=_Line)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{where}: {error}", remedy="correct or remove that line") from error
+    wrong = _contradiction(line)
+    if wrong:
+        raise UsageError(f"{where}: {wrong}", remedy="correct or remove that line")
+    tokens = line.max_tokens or line.output_tokens or default_max_tokens
+    return Request(
+        line.prompt or "", tokens, line.temperature, line.seed, line.ignore_eos, line.messages or None, line.group
+    )
+
+
+def _contradiction(line: _Line) -> str:
+    if not line.prompt and not line.messages:
+        return "neither `prompt` nor `messages` holds anything"
+    if line.prompt and line.messages:
+        return "both `prompt` and `messages` are given; one of them is needed"
+    if line.max_tokens and line.output_tokens:
+        return "both `max_tokens` and `output_tokens` are given; they mean the same"
+    return ""
+
+
+# --- documents ---
+
+
+Encode = Callable[[str], Sequence[int]]
+Tokens = list[int]
+QUESTIONS = (
+    "Which button do I press to silence it?",
+    "What does the letter on the display mean?",
+    "How long does it take until something happens?",
+    "What do I have to check in autumn?",
+    "Why does the ring of light turn red?",
+    "Can I change that limit, and where?",
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One page: the name of its file without the ending, and its text."""
+
+    name: str
+    text: str
+
+
+def load_documents(folder: Path | None = None) -> tuple[Document, ...]:
+    """The pages of `folder` (default: data/documents), by name; its README is none. UsageError where there is none."""
+    folder = folder or data_path("documents")
+    paths = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
+    if not paths:
+        raise UsageError(f"{folder} holds 0 documents", remedy="put .md files there, or restore data/documents")
+    return tuple(Document(path.stem, path.read_text(encoding="utf-8").strip()) for path in paths)
+
+
+def check_retrieval(
+    *,
+    prompt_tokens: int,
+    shared_tokens: Sequence[int],
+    output_tokens: Sequence[int],
+    max_positions: int,
+    block_size: int = 1,
+) -> None:
+    """Sizes that fit together and into the model; UsageError otherwise, with the number, before an engine is started.
+
+    `prompt_tokens`: a whole prompt's; `shared_tokens` and `output_tokens`: the levels of a sweep; `max_positions`: what
+    the model can take, prompt and answer together; `block_size`: the most that is shared is to fill a block at least.
+    """
+    errors.whole("prompt_tokens", prompt_tokens, at_least=2)
+    most = max(shared_tokens)
+    if most >= prompt_tokens:
+        raise UsageError(
+            f"{most} tokens of a prompt are to be shared, but it has {prompt_tokens}, and at least one is its own",
+            remedy=f"pass shared_tokens of at most {prompt_tokens - 1}, or longer prompts",
+        )
+    if most < block_size:
+        raise UsageError(
+            f"{most} tokens are shared at most: not a full block of {block_size}, so nothing can be found",
+            remedy=f"pass shared_tokens with one level of {block_size} or more",
+        )
+    longest = prompt_tokens + max(output_tokens)
+    if longest > max_positions:
+        raise UsageError(
+            f"prompt_tokens {prompt_tokens} and {max(output_tokens)} output tokens make {longest}; the model takes "
+            f"{max_positions}",
+            remedy=f"pass prompt_tokens of at most {max_positions - max(output_tokens)}",
+        )
+
+
+def check_pages(
+    documents: Sequence[Document], encode: Encode, *, page_tokens: int, pages: int, block_size: int
+) -> None:
+    """`pages` different pages of `page_tokens` tokens can be had and each fills a block; UsageError otherwise."""
+    if page_tokens < block_size:
+        raise UsageError(
+            f"page_tokens is {page_tokens}: a page does not fill a block of {block_size}, so none can be found",
+            remedy=f"pass page_tokens of {block_size} or more",
+        )
+    lap = (pages - 1) // len(documents)
+    for document in documents:
+        _page(document, encode(document.text), lap=lap, tokens=page_tokens)
+
+
+def retrieval(
+    documents: Sequence[Document],
+    encode: Encode,
+    *,
+    requests: int,
+    prompt_tokens: int,
+    shared_tokens: int,
+    seed: int = 0,
+) -> list[Tokens]:
+    """`requests` prompts of `prompt_tokens` tokens, of which the first `shared_tokens` are the same in all.
+
+    The shared part comes from the documents, repeated where they are too short. What follows is each request's own: a
+    message drawn from `seed` and its number, different from its beginning on. UsageError on a value out of range.
+    """
+    errors.whole("requests", requests, at_least=1)
+    check_retrieval(
+        prompt_tokens=prompt_tokens,
+        shared_tokens=[shared_tokens],
+        output_tokens=[0],
+        max_positions=prompt_tokens,
+        block_size=0,
+    )
+    pages = [list(encode(document.text)) for document in documents]
+    shared = list(islice(chain.from_iterable(cycle(pages)), shared_tokens))
+    own = prompt_tokens - shared_tokens
+    return [shared + _message(encode, seed=seed, index=index, tokens=own) for index in range(requests)]
+
+
+def pages_with_questions(
+    documents: Sequence[Document], encode: Encode, *, order: Sequence[int], page_tokens: int, question_tokens: int
+) -> list[Tokens]:
+    """One prompt for each entry of `order`: the first `page_tokens` tokens of that document, then a new question.
+
+    Numbers in `order` beyond the documents take their pages again, from another place on, as documents of their own.
+    Question k is different from every other. UsageError for pages shorter than asked for.
+    """
+    texts = [encode(document.text) for document in documents]
+    starts = [divmod(number, len(documents)) for number in order]
+    pages = [_page(documents[which], texts[which], lap=lap, tokens=page_tokens) for lap, which in starts]
+    return [page + _question(encode, index, tokens=question_tokens) for index, page in enumerate(pages)]
+
+
+def _page(document: Document, every: Sequence[int], *, lap: int, tokens: int) -> Tokens:
+    """A page, of which `every` token is given, from its `lap`-th token on, so that no two laps begin alike."""
+    if lap + tokens > len(every):
+        raise UsageError(
+            f"{tokens} tokens are asked of {document.name}, which has {len(every)}",
+            remedy=f"ask for at most {len(every) - lap}, or put longer pages into data/documents",
+        )
+    return list(every[lap : lap + tokens])
+
+
+def _question(encode: Encode, index: int, *, tokens: int) -> Tokens:
+    """Exactly `tokens` tokens: a number that no other question has, a question, and more of them if they fit."""
+    turn = index % len(QUESTIONS)
+    return list(islice(cycle(encode(" ".join((f"{index}.", *QUESTIONS[turn:], *QUESTIONS[:turn])))), tokens))
+
+
+def _message(encode: Encode, *, seed: int, index: int, tokens: int) -> Tokens:
+    """Exactly `tokens` tokens (a word is one token at least), the request's number first."""
+    words = max(tokens, SHORTEST_PROMPT_WORDS)
+    text = message(Random(f"retrieval/{seed}/{index}"), seed=seed, index=index, words=words)
+    return list(encode(f"{index} {text}"))[:tokens]
+
+
+# --- what is asked: seeded requests and the times at which they arrive ---
+
+
+def _file(n: int, *, path: str | Path, seed: int = 0, max_tokens: int = 64) -> Workload:
+    """`from_file` as the registry calls it. A file's requests are what they are: the seed decides arrival times
+    only."""
+    workload = from_file(path, n=n, max_tokens=max_tokens)
+    return replace(workload, parameters={**workload.parameters, "seed": seed})
+
+
+def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
+    """The workload called `name` in WORKLOADS (hyphens allowed). UsageError on an unknown name or option or a bad
+    value."""
+    builder = WORKLOADS.get(name.replace("-", "_"))
+    if builder is None:
+        raise UsageError(f"there is no workload {name!r}", remedy=f"choose one of {', '.join(WORKLOADS)}")
+    _check_options(name, options, inspect.signature(builder))
+    return builder(n, seed=seed, **options)
+
+
+def _check_options(name: str, options: dict[str, Any], signature: inspect.Signature) -> None:
+    known = {key: parameter for key, parameter in signature.parameters.items() if key not in ("n", "seed")}
+    for option in options:
+        if option not in known:
+            raise UsageError(f"workload {name!r} has no option {option!r}", remedy=f"choose among {', '.join(known)}")
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise UsageError(f"workload {name!r} needs the option {option!r}", remedy=f"pass {option}=...")
+
+
+# --- workloads that are made up, request by request, from a seed ---
+
+
+def chat(
+    n: int,
+    *,
+    seed: int = 0,
+    prompt_words: int = 30,
+    prompt_words_low: int | None = None,
+    max_tokens: int = 64,
+    max_tokens_low: int | None = None,
+    distinct: int | None = None,
+) -> Workload:
+    """`n` short messages of `prompt_words` words with answers of `max_tokens` tokens.
+
+    With `prompt_words_low` or `max_tokens_low`, lengths are drawn evenly from low to high. All prompts differ, unless
+    `distinct` asks for only so many different ones, repeated in turn. UsageError on a value out of range."""
+    parameters = dict(locals())
+    errors.whole("n", n, at_least=1)
+    errors.span("prompt_words", prompt_words_low, prompt_words, at_least=SHORTEST_PROMPT_WORDS)
+    errors.span("max_tokens", max_tokens_low, max_tokens, at_least=1)
+    errors.whole("distinct", n if distinct is None else distinct, at_least=1)
+
+    def request(index: int) -> Request:
+        rng = Random(f"chat/{seed}/{index}")
+        words, tokens = _draw(rng, prompt_words_low, prompt_words), _draw(rng, max_tokens_low, max_tokens)
+        return Request(message(rng, seed=seed, index=index, words=words), tokens, group="chat")
+
+    return Workload("chat", tuple(request(i % (distinct or n)) for i in range(n)), parameters)
+
+
+def _draw(rng: Random, low: int | None, high: int) -> int:
+    return high if low is None else rng.randint(low, high)
+
+
+def shared_prefix(
+    n: int, *, seed: int = 0, share: float = 0.5, prompt_words: int = 400, max_tokens: int = 16, prefixes: int = 1
+) -> Workload:
+    """`n` prompts of `prompt_words` words whose first `share` (0 to 1) is the same in every prompt of one group.
+
+    There are `prefixes` groups, taken in turn. The prefix depends on seed, share and length, so runs with different
+    shares never warm each other's cache; the first word after it differs in every request. UsageError on a value out
+    of range."""
+    parameters = dict(locals())
+    errors.whole("n", n, at_least=1)
+    errors.number("share", share, high=1.0)
+    for name in ("prompt_words", "max_tokens", "prefixes"):
+        errors.whole(name, parameters[name], at_least=1)
+    common = round(share * prompt_words)
+    key = f"shared_prefix/{seed}/{share}/{prompt_words}"
+
+    def request(index: int) -> Request:
+        group = index % prefixes
+        prefix = [f"{seed}.{group}", *passage(Random(f"{key}/prefix/{group}"), prompt_words)]
+        own = [f"{index}.{seed}", *passage(Random(f"{key}/{index}"), prompt_words)]
+        prompt = " ".join(prefix[:common] + own[: prompt_words - common])
+        return Request(prompt, max_tokens, group=f"prefix-{group}")
+
+    return Workload("shared_prefix", tuple(map(request, range(n))), parameters)
+
+
+def interference(
+    n: int,
+    *,
+    seed: int = 0,
+    long_every: int = 8,
+    short_words: int = 30,
+    short_max_tokens: int = 128,
+    long_words: int = 1000,
+    long_max_tokens: int = 8,
+) -> Workload:
+    """`n` requests, every `long_every`-th with a long prompt and a short answer (group "long"), the others with a short
+    prompt and a long answer (group "short"): who waits when a long prompt arrives? UsageError on a value out of
+    range."""
+    parameters = dict(locals())
+    for name in ("n", "long_every", "short_max_tokens", "long_max_tokens"):
+        errors.whole(name, parameters[name], at_least=1)
+    for name in ("short_words", "long_words"):
+        errors.whole(name, parameters[name], at_least=SHORTEST_PROMPT_WORDS)
+
+    def request(index: int) -> Request:
+        is_long = (index + 1) % long_every == 0
+        words, tokens = (long_words, long_max_tokens) if is_long else (short_words, short_max_tokens)
+        prompt = message(Random(f"interference/{seed}/{index}"), seed=seed, index=index, words=words)
+        return Request(prompt, tokens, group="long" if is_long else "short")
+
+    return Workload("interference", tuple(map(request, range(n))), parameters)
+
+
+WORKLOADS: dict[str, Callable[..., Workload]] = {
+    "chat": chat,
+    "shared_prefix": shared_prefix,
+    "interference": interference,
+    "file": _file,
+}

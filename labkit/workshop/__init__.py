@@ -1,1 +1,0 @@
-"""What an instructor needs: is the room ready (`readiness`, `room`), where is everybody (`learners`), the solutions."""
