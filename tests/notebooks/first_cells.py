@@ -14,7 +14,7 @@ STARTS = {
     "vllm": "from vllm import",
     "served": "serving.start(",
     "ray": "ray_serve.start(",
-    "ts": "packaging.pack(",
+    "ts": "lab_07.pack(",
     "torchserve": "torchserve.start(",
     "servers": "background.submit(serving.start",
 }

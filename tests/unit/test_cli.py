@@ -118,7 +118,7 @@ def test_the_commands_are_those_that_are_promised(labkit: Callable[..., Ended]) 
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     """Help comes at once because no engine, no numerics and no data library is loaded for it."""
     code = (
-        "import sys\nfrom labkit.cli import main\n"
+        "import sys\nfrom labkit.cli.main import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
