@@ -76,7 +76,7 @@ def run(
     from labkit import report as reports
     from labkit import tables
     from labkit.plan import make_plan
-    from labkit.runner import run_labs
+    from labkit.runner import opening_lines, run_labs
 
     options: dict[str, Any] = {"profile": profile, "out_dir": out, "resume": resume, "settings": settings or ()}
     if ray is not None:
@@ -85,7 +85,7 @@ def run(
         result = run_on_cluster(ray, labs or (), **options, say=say)
     else:
         plan = make_plan(labs or (), **options, progress=say)
-        say(plan.line)
+        say("\n".join(opening_lines(plan)))
         result = run_labs(plan)
     page = reports.build(result.out_dir)
     tables.show_run(result.out_dir)

@@ -7,7 +7,7 @@ from labkit.labs import LABS, Lab
 from labkit.plan import make_plan
 from labkit.remote.cluster import join
 from labkit.remote.nodes import RAY_ADDRESS
-from labkit.runner import RunResult, run_labs
+from labkit.runner import RunResult, opening_lines, run_labs
 
 
 def run_on_cluster(
@@ -40,7 +40,7 @@ def run_on_cluster(
             models=lambda _: None,  # the nodes that run the labs fetch them, each into its own cache
         )
         executor = cluster.executor(plan)
-        say(plan.line)
+        say("\n".join(opening_lines(plan)))
         return run_labs(plan, executor=executor)
 
 
