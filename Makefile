@@ -19,7 +19,7 @@ run: fetch      ## every lab for real, then report.html (options: make run ARGS=
 	@$(BIN)/labkit run $(ARGS)
 
 lab: fetch      ## JupyterLab on your own copies of the notebooks, in workspace/ (PROFILE=cpu|gpu|FILE: other sizes)
-	@$(BIN)/python -m labkit.workspace $(if $(PROFILE),--profile $(PROFILE))
+	@$(BIN)/python -m labkit.runs.workspace $(if $(PROFILE),--profile $(PROFILE))
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=$(CURDIR)/workspace \
 		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(ARGS)
 

@@ -85,13 +85,41 @@ class Needs(Strict):
     gpu: bool = False
 
 
+Factor = int | float | str
+Quantity = Factor | tuple[Factor, ...]
+
+
+class Work(Strict):
+    """A part of what a lab asks of vLLM: `starts` of an engine, then a closed loop of requests.
+
+    A quantity is a number, a parameter (of a list its largest value), or a list of factors. The part is done `times`
+    over, for every combination of the values of the lists in `each`; inside it these names mean one value. `eager`: the
+    engine neither compiles nor captures CUDA graphs. Open loops: requests arrive at `rate` per second, or at
+    `load_share` of the closed loop's rate.
+    """
+
+    each: tuple[str, ...] = ()
+    times: Quantity = 1
+    starts: Quantity = 0
+    eager: bool = False
+    requests: Quantity = 0
+    input_tokens: Quantity = 1
+    output_tokens: Quantity = 1
+    concurrency: Quantity = 1
+    load_share: Quantity = 1
+    rate: Quantity = math.inf
+
+
 class Lab(Strict):
-    """One lab of the course. `minutes` is the batch run's time with the cpu profile on two cores."""
+    """One lab of the course. `minutes` is the batch run's time with the cpu profile on two cores; `host_minutes` the
+    part of it without engine starts and requests, which `work` lists where step times can be modelled."""
 
     name: str = Field(pattern=r"^[0-9]{2}_[a-z0-9_]+$")
     title: str
     question: str
     minutes: float = Field(gt=0)
+    host_minutes: float = Field(default=0, ge=0)
+    work: tuple[Work, ...] = ()
     engine: Literal["none", "vllm", "ray", "torchserve", "all"]
     needs: Needs = Needs()
     claims: tuple[str, ...] = ()

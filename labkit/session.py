@@ -54,7 +54,7 @@ def _tell_of_a_newer_version() -> None:
     """Where JupyterLab has opened a learner's copy of a lab that has changed since."""
     if not os.environ.get("JPY_SESSION_NAME"):
         return
-    from labkit import workspace
+    from labkit.runs import workspace
 
     opened = workspace.opened_notebook()
     if opened is not None and (notice := workspace.newer_version(opened)):

@@ -241,7 +241,7 @@ def run(
     from labkit.cli import tables
     from labkit.report import page as reports
     from labkit.runs.plan import make_plan
-    from labkit.runs.runner import run_labs
+    from labkit.runs.runner import opening_lines, run_labs
 
     options: dict[str, Any] = {"profile": profile, "out_dir": out, "resume": resume, "settings": settings or ()}
     if ray is not None:
@@ -250,7 +250,7 @@ def run(
         result = run_on_cluster(ray, labs or (), **options, say=say)
     else:
         plan = make_plan(labs or (), **options, progress=say)
-        say(plan.line)
+        say("\n".join(opening_lines(plan)))
         result = run_labs(plan)
     page = reports.build(result.out_dir)
     tables.show_run(result.out_dir)

@@ -48,7 +48,7 @@ class Price(_Base):
 
 
 class Card(_Base):
-    """One GPU: its data sheet, and what is known about how long kernels take on it.
+    """One GPU: its data sheet, and what is known about how long kernels take on it. `nvml`: the name NVML reports.
 
     `evidence`: served = compared with served measurements of real cards; kernels = only kernel times were measured;
     borrowed = data sheet with another card's efficiency; none = no step time can be given.
@@ -56,6 +56,7 @@ class Card(_Base):
 
     name: str
     title: str
+    nvml: str
     memory_gib: float = Field(gt=0)
     bandwidth_gb_per_s: float = Field(gt=0)
     nvlink_gb_per_s: float | None = None
@@ -99,3 +100,8 @@ def find(name: str) -> Card:
     if card is None:
         raise UsageError(f"there is no modelled card {name!r}", remedy=f"choose one of {', '.join(known())}")
     return card
+
+
+def reported_as(nvml_name: str) -> Card | None:
+    """The card with the name that NVML reports; None for others, and for a MIG instance, which is only part of one."""
+    return next((card for card in known().values() if card.nvml == nvml_name), None)

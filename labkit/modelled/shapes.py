@@ -9,8 +9,10 @@ from typing import Any
 
 from labkit.errors import ModelError, UsageError
 from labkit.files import data_path
+from labkit.models.examples import decoder_parameters
 
 BYTES_16_BIT = 2
+DENSE_TYPES = ("llama", "mistral", "qwen2")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -103,6 +105,32 @@ def shape_of(folder: Path) -> Shape:
         experts=sizes["experts"],
         weight_bytes=sizes["all"] * BYTES_16_BIT - quantised,
         bytes_per_weight=linear_bytes,
+    )
+
+
+def dense_shape(folder: Path) -> Shape | None:
+    """What `shape_of` counts, from config.json alone and without torch; None unless it is a dense 16-bit decoder of
+    DENSE_TYPES."""
+    config = read_config(folder)
+    if config.get("model_type") not in DENSE_TYPES or not is_dense_16_bit(folder):
+        return None
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    parameters = decoder_parameters({**config, "qkv_bias": config["model_type"] == "qwen2"})
+    matrix = config["vocab_size"] * hidden
+    embedding = 0 if config.get("tie_word_embeddings") else matrix
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden_size=hidden,
+        attention_heads=heads,
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or hidden // heads,
+        parameters=parameters,
+        active_parameters=parameters - matrix - embedding,
+        head_parameters=matrix,
+        embedding_parameters=embedding,
+        experts=0,
+        weight_bytes=parameters * BYTES_16_BIT,
+        bytes_per_weight=BYTES_16_BIT,
     )
 
 

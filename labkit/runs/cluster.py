@@ -28,7 +28,7 @@ from labkit.runs.on_node import (
     strongest,
 )
 from labkit.runs.plan import Job, Plan, make_plan
-from labkit.runs.runner import Executor, Progress, RunResult, Step, git_commit, now_and_then, run_labs
+from labkit.runs.runner import Executor, Progress, RunResult, Step, git_commit, now_and_then, opening_lines, run_labs
 from labkit.serving import ray_serve
 from labkit.serving.ray_serve import TOKEN_FILE
 
@@ -331,7 +331,7 @@ def run_on_cluster(
             models=lambda _: None,  # the nodes that run the labs fetch them, each into its own cache
         )
         executor = cluster.executor(plan)
-        say(plan.line)
+        say("\n".join(opening_lines(plan)))
         return run_labs(plan, executor=executor)
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from labkit.errors import RecordError
 from labkit.files import root, runs_path
 from labkit.machine import to_json
 from labkit.records import LabRun, Recorder, RunInfo, read, read_run, set_status
+from labkit.runs import minutes
+from labkit.runs.minutes import Estimate
 from labkit.runs.notebook import NotebookEnd, Stop, execute, stop_on_signals
 from labkit.runs.plan import OUT_DIR, Job, Plan
 from labkit.words import clock
@@ -178,7 +180,8 @@ def run_labs(
     `executor`: where and in which order. run.json is rewritten whenever a lab starts or ends. A record says "failed"
     whenever its notebook did not end well.
     """
-    shown = progress([job.lab.name for job in plan.running], estimates_s(plan.running, plan.profile.name))
+    expected_s = {name: one.seconds for name, one in estimates(plan).items()}
+    shown = progress(list(expected_s), expected_s)
     info = _keep(plan, _opening(plan))
     with stop_on_signals() as stop:
         for job, end in executor(plan.running, plan, stop, shown):
@@ -208,18 +211,25 @@ def log_path(out_dir: Path, lab: str) -> Path:
     return out_dir / "logs" / f"{lab}.log"
 
 
-def estimates_s(jobs: Iterable[Job], profile: str) -> dict[str, float]:
-    """Seconds by lab: of the newest run with this profile in which the lab ended well, or else from labs.yaml."""
-    estimates = {job.lab.name: job.lab.minutes * 60 for job in jobs}
+def opening_lines(plan: Plan) -> list[str]:
+    """What a run says before it starts: its profile, and with a GPU the minutes that each lab is expected to take."""
+    gpus = plan.machine.gpus
+    return [plan.line, *(minutes.lines(estimates(plan), gpus[0]) if gpus else ())]
+
+
+def estimates(plan: Plan) -> dict[str, Estimate]:
+    """By lab that is to run: the newest run with this profile in which it ended well, or else `minutes.estimate`."""
+    gpu = plan.machine.gpus[0] if plan.machine.gpus else None
+    found = {job.lab.name: minutes.estimate(job.lab, job.parameters, gpu) for job in plan.running}
     for run_file in sorted(runs_path().glob("*/run.json"), key=lambda file: file.stat().st_mtime):
         try:
             earlier = read_run(run_file.parent)
         except RecordError:  # a broken file is no estimate; whoever reports or resumes that run is told
             continue
         for lab in earlier.labs:
-            if lab.name in estimates and lab.status == "done" and lab.seconds and earlier.profile == profile:
-                estimates[lab.name] = lab.seconds
-    return estimates
+            if lab.name in found and lab.status == "done" and lab.seconds and earlier.profile == plan.profile.name:
+                found[lab.name] = Estimate(seconds=lab.seconds, basis="measured in an earlier run with this profile")
+    return found
 
 
 def git_commit() -> str | None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from labkit.errors import ModelError, UsageError
 from labkit.modelled import cards
 from labkit.modelled.cards import Card, Efficiency, KernelTables, Sheet
-from labkit.modelled.shapes import Shape, known_models, model_folder, shape_of
+from labkit.modelled.shapes import Shape, dense_shape, known_models, model_folder, shape_of
 from labkit.modelled.step_time import ALL_REDUCE_S, ATTENTION_EFFICIENCY, TERMS, Fitted, Formula, Kernels, Step
 
 # Llama-3.1-8B, by hand from its public config.json: hidden 4096, 32 heads and 8 KV heads of 128, feed-forward 14336, 32
@@ -37,6 +37,7 @@ LLAMA_8B = Shape(
 )
 CARD = Card(
     name="round",
+    nvml="",
     title="a card of round numbers",
     memory_gib=80,
     bandwidth_gb_per_s=3000,
@@ -208,6 +209,8 @@ PUBLISHED = {
     "qwen3-8b": 8.19e9,
     "qwen3-32b": 32.76e9,
     "qwen3-30b-a3b": 30.53e9,
+    "qwen2.5-7b": 7.62e9,
+    "qwen2.5-1.5b": 1.54e9,
 }
 
 
@@ -226,7 +229,9 @@ def test_shapes_have_the_published_sizes(name: str) -> None:
 
 @pytest.mark.engine
 def test_the_shape_by_hand_is_the_one_that_is_counted() -> None:
-    """LLAMA_8B above, from the config's numbers alone, is what transformers builds."""
+    """LLAMA_8B above, from the config's numbers alone, is what transformers builds; `dense_shape` has it without."""
+    for name in ("llama-3.1-8b", "llama-3.1-70b", "qwen2.5-7b", "qwen2.5-1.5b"):
+        assert dense_shape(model_folder(name)) == shape_of(model_folder(name))
     assert shape_of(model_folder("llama-3.1-8b")) == LLAMA_8B
     assert LLAMA_8B.kv_bytes_per_token == 131_072
 

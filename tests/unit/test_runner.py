@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from labkit.runs import notebook as batch
 from labkit.runs import plan as plans
 from labkit.runs.notebook import Stop, kernel_environment, stop_on_signals
 from labkit.runs.plan import Plan, make_plan, read_defaults
-from labkit.runs.runner import Progress, RunResult, estimates_s, log_path, run_labs
+from labkit.runs.runner import Progress, RunResult, estimates, log_path, opening_lines, run_labs
 from labkit.words import clock
 from tests.unit import synthetic
 
@@ -324,7 +325,7 @@ def test_resume_without_a_folder_takes_the_newest_run(tmp_path: Path, monkeypatc
 
 def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest run in which a lab ended well tells how long it takes; without one labs.yaml does."""
-    jobs = plan(GOOD, FAILS, out_dir=tmp_path / "out").jobs
+    planned = plan(GOOD, FAILS, out_dir=tmp_path / "out")
     (tmp_path / "runs" / "a").mkdir(parents=True)
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
     labs = [{"name": GOOD, "status": "done", "seconds": 42.0}, {"name": FAILS, "status": "failed", "seconds": 9.0}]
@@ -333,8 +334,21 @@ def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monke
     (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(told))
     (tmp_path / "runs" / "b").mkdir()
     (tmp_path / "runs" / "b" / "run.json").write_text("{")
-    assert estimates_s(jobs, "cpu") == {GOOD: 42.0, FAILS: 3.0}
-    assert estimates_s(jobs, "gpu") == {GOOD: 3.0, FAILS: 3.0}
+    other = replace(planned, profile=replace(planned.profile, name="gpu"))
+    for one, expected_s in ((planned, [42.0, 3.0]), (other, [3.0, 3.0])):
+        found = estimates(one)
+        assert list(found) == [GOOD, FAILS]
+        assert [estimate.seconds for estimate in found.values()] == pytest.approx(expected_s)
+
+
+def test_a_run_opens_with_its_minutes_only_on_a_gpu(tmp_path: Path) -> None:
+    """Without a GPU a run opens with its profile alone; with one, the minutes follow."""
+    planned = plan(GOOD, out_dir=tmp_path / "out")
+    assert opening_lines(planned) == [planned.line]
+    first, title, lab, total = opening_lines(replace(planned, machine=synthetic.machine(gpu_gib=80)))
+    assert (first, title) == (planned.line, "minutes expected on Test GPU:")
+    assert lab.split()[:4] == ["0.1", GOOD, "not", "modelled"]
+    assert total.split() == ["0.1", "in", "all"]
 
 
 def test_an_error_is_told_in_one_line_without_the_servers_log() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import workspace
 from labkit.files import notebooks_path
 from labkit.labs import LABS, Profile, load_profile
+from labkit.runs import workspace
 from tests.unit import synthetic
 
 GPU_24 = synthetic.machine(gpu_gib=24)
@@ -92,7 +92,7 @@ def test_a_notebook_says_that_a_newer_version_exists(
     course.mkdir()
     source = nbformat.read(notebooks_path() / f"{NAME}.ipynb", as_version=4)
     save(source, course)
-    monkeypatch.setattr("labkit.workspace.notebooks_path", lambda: course)
+    monkeypatch.setattr("labkit.runs.workspace.notebooks_path", lambda: course)
     mine = tmp_path / "mine"
     workspace.lay_out(mine, gpu_profile)
     notebook = read(mine)

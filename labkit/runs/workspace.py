@@ -20,7 +20,7 @@ import nbformat
 from labkit.errors import LabkitError
 from labkit.files import notebooks_path, root
 from labkit.labs import LABS, Profile, load_profile, profile_for
-from labkit.machine import inspect
+from labkit.machine import Machine, inspect
 
 KEY = "serving_lab"
 
@@ -156,18 +156,35 @@ def _literal(value: Any) -> str:
     return text if ast.literal_eval(text) == value else repr(value)
 
 
+def expected_minutes(profile: Profile, machine: Machine) -> list[str]:
+    """On a machine with a GPU: how long each lab is expected to take there, run from top to bottom."""
+    from labkit.runs import minutes
+    from labkit.runs.plan import read_defaults
+
+    if not machine.gpus:
+        return []
+    found = {
+        lab.name: minutes.estimate(
+            lab, {**read_defaults(notebooks_path() / lab.notebook), **profile.parameters(lab)}, machine.gpus[0]
+        )
+        for lab in LABS.values()
+    }
+    return minutes.lines(found, machine.gpus[0])
+
+
 def main(arguments: list[str]) -> int:
-    """`python -m labkit.workspace [--profile NAME]`: lays out, says what it did, and prints the folder."""
-    parser = argparse.ArgumentParser(prog="labkit.workspace", description=__doc__)
+    """`python -m labkit.runs.workspace [--profile NAME]`: lays out, says what it did, and prints the folder."""
+    parser = argparse.ArgumentParser(prog="labkit.runs.workspace", description=__doc__)
     parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file; default: what fits this machine")
     chosen = parser.parse_args(arguments).profile
     try:
         machine = inspect()
-        laid = lay_out(workspace_path(), load_profile(chosen or profile_for(machine), machine))
+        profile = load_profile(chosen or profile_for(machine), machine)
+        laid = lay_out(workspace_path(), profile)
     except LabkitError as error:
         print(f"labkit: {error}", file=sys.stderr)
         return error.exit_code
-    print(laid.text, file=sys.stderr)
+    print("\n".join([laid.text, *expected_minutes(profile, machine)]), file=sys.stderr)
     return 0
 
 

@@ -1,0 +1,126 @@
+"""How long labs take on a GPU, before anything runs: engine starts, and their requests at the modelled card's pace.
+
+Only arithmetic: no engine, no torch. A lab that is not modelled keeps the time of two CPU cores, and says so.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.errors import LabkitError, UsageError
+from labkit.labs import Lab, Quantity, Work
+from labkit.machine import Gpu
+from labkit.modelled.cards import reported_as
+from labkit.modelled.engine import OVERHEAD_MS_PER_LAYER, batch_defaults
+from labkit.modelled.evidence import errors_in_words
+from labkit.modelled.shapes import dense_shape, known_models, model_folder
+from labkit.modelled.step_time import Formula, Step
+
+START_S, EAGER_START_S = 60, 35
+"""An engine's start, with and without torch.compile and CUDA graphs. Not modelled: from one public log (vLLM issue
+20264: 59 s in all, 7.5 s and 17 s for these two; a filled compile cache, 3.4 GiB of weights in the page cache)."""
+
+MODELLED, RECORDED = "modelled", "two CPU cores with the cpu profile"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Seconds of a lab, and in words what they rest on."""
+
+    seconds: float
+    basis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """A model on a card. `overhead_s`: what engine and host add to a step; `budget`: the tokens of a step at most."""
+
+    formula: Formula
+    overhead_s: float
+    budget: int
+
+    def loop_s(self, requests: int, input_tokens: int, output_tokens: int, concurrency: int) -> float:
+        """A closed loop in waves of `concurrency` requests that start and end together."""
+        full, rest = divmod(requests, concurrency)
+        waves = ((full, concurrency), (1, rest))
+        return sum(count * self._wave_s(size, input_tokens, output_tokens) for count, size in waves if count and size)
+
+    def _wave_s(self, requests: int, input_tokens: int, output_tokens: int) -> float:
+        prefill, decode = Step(), Step()
+        for _ in range(requests):
+            prefill.add(input_tokens, prefix=0, decode=False, sampled=True)
+            decode.add(1, prefix=input_tokens + output_tokens // 2, decode=True, sampled=True)
+        further = math.ceil(prefill.tokens / self.budget) - 1  # steps of the prefill: each reads the weights again
+        return self._step_s(prefill) + further * self._step_s(Step()) + (output_tokens - 1) * self._step_s(decode)
+
+    def _step_s(self, step: Step) -> float:
+        return self.formula.seconds(step) + self.overhead_s
+
+
+def estimate(lab: Lab, parameters: Mapping[str, Any], gpu: Gpu | None) -> Estimate:
+    """The time of `lab` with these parameters on `gpu`; without one, what data/labs.yaml says of two CPU cores."""
+    reason, pace = "", None
+    if gpu is not None and not lab.work:
+        reason = "TorchServe" if lab.engine in ("torchserve", "all") else "no vLLM engine"
+    elif gpu is not None:
+        try:
+            pace = _pace(str(parameters["model"]), gpu)
+        except LabkitError as error:
+            reason = error.what
+    if pace is None:
+        basis = RECORDED if gpu is None else f"not modelled ({reason}): {RECORDED}"
+        return Estimate(seconds=60 * lab.minutes, basis=basis)
+    work_s = sum(_work_s(work, parameters, pace) for work in lab.work)
+    return Estimate(seconds=60 * lab.host_minutes + work_s, basis=MODELLED)
+
+
+def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
+    """The estimates as a table: minutes, lab and basis; last, what modelled minutes rest on."""
+    rows = [f"{one.seconds / 60:6.1f}  {name:24} {one.basis}" for name, one in estimates.items()]
+    total = sum(one.seconds for one in estimates.values()) / 60
+    table = [f"minutes expected on {gpu.name}:", *rows, f"{total:6.1f}  in all"]
+    card = reported_as(gpu.name)
+    if card is None or all(one.basis != MODELLED for one in estimates.values()):
+        return table
+    errors = errors_in_words(model_folder("llama-3.1-8b"), 1)
+    return [
+        *table,
+        f"{MODELLED}: step times of {card.title} by formula (evidence: {card.evidence}; for 8B models {errors} on the "
+        f"cards that were compared); {START_S} s for an engine's start, {EAGER_START_S} s for one without compilation, "
+        f"assumed from one public log; what needs no engine: {RECORDED}. Downloads and cold disks come on top.",
+    ]
+
+
+def _pace(model: str, gpu: Gpu) -> Pace:
+    """UsageError where the card or the model has no step times."""
+    card = reported_as(gpu.name)
+    if card is None or card.efficiency is None:
+        raise UsageError(f"no step times for {gpu.name}", remedy="docs/modelled-gpu.md lists the cards that have some")
+    published = model.rpartition("/")[2].lower().removesuffix("-instruct")
+    folder = model_folder(published if published in known_models() else model)
+    shape = dense_shape(folder)
+    if shape is None:
+        raise UsageError(f"no step times for {model}", remedy="name a dense 16-bit Llama, Mistral or Qwen2")
+    formula = Formula.of(card, shape)
+    overhead_s = OVERHEAD_MS_PER_LAYER * shape.layers / 1e3
+    return Pace(formula=formula, overhead_s=overhead_s, budget=batch_defaults(card, server=True)[0])
+
+
+def _work_s(work: Work, parameters: Mapping[str, Any], pace: Pace) -> float:
+    """A part of a lab's work, for each combination of the values that it is repeated for."""
+    combinations = itertools.product(*(parameters[name] for name in work.each))
+    return sum(_once_s(work, {**parameters, **dict(zip(work.each, one, strict=True))}, pace) for one in combinations)
+
+
+def _once_s(work: Work, values: Mapping[str, Any], pace: Pace) -> float:
+    def number(quantity: Quantity) -> float:
+        factors = quantity if isinstance(quantity, tuple) else (quantity,)
+        found = (values[factor] if isinstance(factor, str) else factor for factor in factors)
+        return math.prod(max(one) if isinstance(one, list) else one for one in found)
+
+    sizes = (work.requests, work.input_tokens, work.output_tokens, work.concurrency)
+    closed_s = pace.loop_s(*(math.ceil(number(size)) for size in sizes))
+    load_s = max(closed_s / min(1, number(work.load_share)), number(work.requests) / number(work.rate))
+    return number(work.times) * (number(work.starts) * (EAGER_START_S if work.eager else START_S) + load_s)

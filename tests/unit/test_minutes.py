@@ -1,0 +1,208 @@
+"""Minutes of the labs on a GPU before they run: from declared work, profiles and the modelled card alone."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.files import notebooks_path, root
+from labkit.labs import LABS, Factor, Lab, Work, load_profile
+from labkit.machine import Gpu, Machine
+from labkit.modelled import cards
+from labkit.modelled.cards import Card
+from labkit.modelled.shapes import dense_shape, model_folder
+from labkit.modelled.step_time import Formula
+from labkit.runs import minutes, workspace
+from labkit.runs.minutes import MODELLED, RECORDED, estimate
+from labkit.runs.plan import read_defaults
+from tests.unit import synthetic
+from tests.unit.test_gpu_machines import CARDS
+
+PROFILES = ("gpu-16", "gpu-24", "gpu-48", "gpu-80", "gpu-141")
+WITH_WORK = [lab for lab in LABS.values() if lab.work]
+PACED = [card.name for card in cards.known().values() if card.efficiency]
+
+
+def machine_with(name: str, *, gib: float = 141) -> Machine:
+    """A machine whose one GPU NVML reports by this name."""
+    machine = synthetic.machine(gpu_gib=gib)
+    return replace(machine, gpus=(replace(machine.gpus[0], name=name),))
+
+
+def gpu(card: str) -> Gpu:
+    return machine_with(cards.find(card).nvml).gpus[0]
+
+
+def sizes(lab: Lab, profile: str) -> dict[str, Any]:
+    """What the lab runs with in a GPU profile."""
+    given = load_profile(profile, machine_with("any")).parameters(lab)
+    return {**read_defaults(notebooks_path() / lab.notebook), **given}
+
+
+SIZES = {(lab.name, profile): sizes(lab, profile) for lab in WITH_WORK for profile in PROFILES}
+
+
+@pytest.mark.parametrize("lab", WITH_WORK, ids=lambda lab: lab.name)
+def test_work_names_parameters_that_exist(lab: Lab) -> None:
+    """Every name in a lab's work is a parameter with numbers; what it is repeated for is a list."""
+    numbers = {name for name, parameter in lab.parameters.items() if parameter.scalar != "str"}
+    for part in lab.work:
+        assert set(part.each) <= {name for name in numbers if lab.parameters[name].is_list}
+        for _, quantity in part:
+            factors = quantity if isinstance(quantity, tuple) else (quantity,)
+            assert {factor for factor in factors if isinstance(factor, str)} <= numbers
+            assert all(isinstance(factor, get_args(Factor)) for factor in factors)
+
+
+@pytest.mark.parametrize("lab", LABS.values(), ids=lambda lab: lab.name)
+def test_labs_with_vllm_alone_or_in_ray_are_modelled(lab: Lab) -> None:
+    """The labs whose notebook serves a model with vLLM and without TorchServe declare work, and less host time than
+    the whole."""
+    serves = lab.engine in ("vllm", "ray") and "model" in lab.parameters
+    assert bool(lab.work) == serves
+    assert 0 < lab.host_minutes < lab.minutes if lab.work else lab.host_minutes == 0
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("lab", WITH_WORK, ids=lambda lab: lab.name)
+def test_a_slower_card_never_takes_fewer_minutes(lab: Lab, profile: str) -> None:
+    """With the same sizes; slower in arithmetic and in memory at once."""
+
+    def paces(name: str) -> tuple[float, float]:
+        card = cards.find(name)
+        assert card.efficiency is not None
+        assert card.flops is not None
+        return card.flops * card.efficiency.mfu, card.bytes_per_s * card.efficiency.mbu
+
+    found = {name: estimate(lab, SIZES[lab.name, profile], gpu(name)) for name in PACED}
+    assert {one.basis for one in found.values()} == {MODELLED}
+    budget = {name: minutes._pace("qwen2.5-7b", gpu(name)).budget for name in PACED}
+    for slow in PACED:
+        for fast in PACED:
+            slower = all(one <= other for one, other in zip(paces(slow), paces(fast), strict=True))
+            if slower and budget[slow] <= budget[fast]:
+                assert found[slow].seconds >= found[fast].seconds
+
+
+@given(
+    profile=st.sampled_from(PROFILES), name=st.sampled_from(sorted(SIZES)), card=st.sampled_from(PACED), data=st.data()
+)
+def test_more_work_never_takes_fewer_minutes(
+    profile: str, name: tuple[str, str], card: str, data: st.DataObject
+) -> None:
+    """A parameter that counts requests, rounds or tokens, raised; clients and loads are none of these."""
+    lab, values = LABS[name[0]], SIZES[name[0], profile]
+    counts = {"requests", "repeats", "output_tokens", "prompt_tokens", "requests_per_level", "requests_per_client",
+              "stream_requests", "baseline_prompts", "long_prompt_tokens", "served_requests", "load_requests",
+              "reply_tokens"}  # fmt: skip
+    raised = sorted(key for key in counts & set(values) if isinstance(values[key], int))
+    if raised:
+        key = data.draw(st.sampled_from(raised))
+        more = {**values, key: values[key] + data.draw(st.integers(0, 500))}
+        assert estimate(lab, more, gpu(card)).seconds >= estimate(lab, values, gpu(card)).seconds
+
+
+@given(
+    requests=st.integers(0, 200), more=st.integers(0, 50), prompt=st.integers(1, 20_000), answer=st.integers(1, 300),
+    concurrency=st.integers(1, 64), card=st.sampled_from(PACED),
+)  # fmt: skip
+def test_a_longer_loop_takes_longer(
+    requests: int, more: int, prompt: int, answer: int, concurrency: int, card: str
+) -> None:
+    """More requests, longer prompts and longer answers never take less."""
+    pace = minutes._pace("Qwen/Qwen2.5-7B-Instruct", gpu(card))
+    least = pace.loop_s(requests, prompt, answer, concurrency)
+    assert least <= pace.loop_s(requests + more, prompt, answer, concurrency)
+    assert least <= pace.loop_s(requests, prompt + more, answer, concurrency)
+    assert least <= pace.loop_s(requests, prompt, answer + more, concurrency)
+
+
+def test_a_single_answer_by_hand() -> None:
+    """One request is a prefill and a step per further token; each reads all weights but the embedding."""
+    shape, card = dense_shape(model_folder("qwen2.5-7b")), cards.find("h100-sxm")
+    assert shape is not None
+    pace = minutes._pace("Qwen/Qwen2.5-7B-Instruct", gpu("h100-sxm"))
+    assert pace.formula == Formula.of(card, shape)
+    read_s = shape.read_bytes / (card.bytes_per_s * 0.850) + 0.042e-3 * 28
+    assert pace.loop_s(1, 16, 101, 1) == pytest.approx(101 * read_s, rel=0.02)
+
+
+def test_what_counts_as_work() -> None:
+    """Starts, eager starts, repeats, a list's largest value, an open loop's rate and its share, to the second."""
+    parameters = {"model": "Qwen/Qwen2.5-7B-Instruct", "levels": [1, 4], "repeats": 3, "late": False}
+    declared = {name: {"type": "int", "help": "for the test"} for name in ("repeats", "late")}
+    declared |= {"levels": {"type": "list[int]", "help": "for the test"}}
+
+    def seconds(*work: dict[str, Any]) -> float:
+        lab = Lab.model_validate(
+            {"name": "77_made", "title": "", "question": "", "minutes": 1, "engine": "vllm", "host_minutes": 0.5}
+            | {"parameters": declared, "work": [Work.model_validate(part) for part in work]}
+        )
+        return estimate(lab, parameters, gpu("h100-sxm")).seconds - 30
+
+    assert seconds({"starts": 1}) == minutes.START_S
+    assert seconds({"starts": [2, "repeats"], "eager": True}) == 6 * minutes.EAGER_START_S
+    assert seconds({"starts": 1, "times": "late"}) == 0
+    assert seconds({"each": ["levels"], "starts": "levels"}) == 5 * minutes.START_S
+    assert seconds({"starts": "levels"}) == 4 * minutes.START_S
+    assert seconds({"requests": 100, "rate": 0.5}) == pytest.approx(200)
+    load = {"requests": 64, "input_tokens": 100, "output_tokens": 100, "concurrency": "levels"}
+    assert seconds({**load, "load_share": 0.5}) == pytest.approx(2 * seconds(load))
+    assert seconds({**load, "load_share": 1.5}) == pytest.approx(seconds(load))
+
+
+@pytest.mark.parametrize(("name", "card"), CARDS.items(), ids=CARDS)
+def test_cards_by_the_name_that_nvml_reports(name: str, card: Any) -> None:
+    """The names of tests/fake_nvml find their card; old cards and MIG instances find none."""
+    reported = card.gpus.split(" x ")[1].split(" (")[0]
+    found = cards.reported_as(reported)
+    unknown = any(word in reported for word in ("V100", "GTX", "MIG"))
+    assert (found is None) == unknown, name
+    assert found is None or isinstance(found, Card)
+
+
+@pytest.mark.parametrize("name", ["Tesla T4", "NVIDIA A100-SXM4-80GB MIG 3g.40gb", "Test GPU"])
+def test_a_card_without_step_times_keeps_the_cpus_minutes(name: str) -> None:
+    """And says so, lab by lab; nothing there claims to be modelled."""
+    said = workspace.expected_minutes(load_profile("gpu-16", machine_with(name)), machine_with(name))
+    assert said[0] == f"minutes expected on {name}:"
+    assert len(said) == len(LABS) + 2
+    assert sum(f"not modelled (no step times for {name}): {RECORDED}" in line for line in said) == len(WITH_WORK)
+    for lab, line in zip(LABS.values(), said[1:], strict=False):
+        assert line.split()[:2] == [f"{lab.minutes:.1f}", lab.name]
+
+
+def test_a_model_without_step_times_keeps_the_cpus_minutes() -> None:
+    """A model of unknown size, as the embedded one is here."""
+    lab = LABS["00_start_here"]
+    found = estimate(lab, {**SIZES[lab.name, "gpu-80"], "model": "smollm2-135m"}, gpu("h100-sxm"))
+    assert found.seconds == 60 * lab.minutes
+    assert "smollm2-135m" in found.basis
+    assert found.basis.endswith(RECORDED)
+
+
+def test_the_table_says_what_is_modelled_and_what_it_rests_on() -> None:
+    """Each lab once, TorchServe's with the CPU's minutes; below, the card, its evidence and what was assumed."""
+    machine = machine_with("NVIDIA GeForce RTX 4090", gib=24)
+    said = workspace.expected_minutes(load_profile("gpu", machine), machine)
+    assert [line.split()[1] for line in said[1 : 1 + len(LABS)]] == list(LABS)
+    modelled = {line.split()[1] for line in said[1 : 1 + len(LABS)] if line.endswith(f" {MODELLED}")}
+    assert modelled == {lab.name for lab in WITH_WORK}
+    assert "not modelled (TorchServe)" in next(line for line in said if "07_" in line)
+    assert said[-1].startswith("modelled: step times of NVIDIA GeForce RTX 4090 24 GB by formula (evidence: served;")
+    assert "assumed" in said[-1]
+
+
+def test_no_engine_is_imported() -> None:
+    """The table needs neither torch nor transformers nor vLLM: it appears before a plan is carried out."""
+    code = (
+        "import sys; from tests.unit.test_minutes import machine_with; "
+        "from labkit import labs; from labkit.runs import workspace; "
+        "m = machine_with('NVIDIA H200'); workspace.expected_minutes(labs.load_profile('gpu', m), m);"
+        "sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=root(), check=False).returncode == 0
