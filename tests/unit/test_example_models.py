@@ -7,6 +7,7 @@ from labkit.errors import UsageError
 from labkit.example_models import decoder_parameters, example_models, find
 from labkit.kvcache import bytes_per_token
 from labkit.paths import data_path
+from tools.engine_calls import QWEN_1_5B
 
 # Published: the safetensors metadata of each model's page on the Hugging Face hub.
 PUBLISHED = {
@@ -43,17 +44,7 @@ def test_an_unknown_example() -> None:
 def test_the_gpu_profiles_weights_follow_from_the_config() -> None:
     """What the gpu profiles tell of their models' weights before the download is what the shapes in a config give."""
     profile = yaml.safe_load(data_path("profiles/gpu-80.yaml").read_text(encoding="utf-8"))
-    small = {  # its config.json on the Hugging Face hub
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "qkv_bias": True,
-    }
     assert profile["weights"] == {
         "Qwen/Qwen2.5-7B-Instruct": example_models()["Qwen2.5-7B"].parameters,
-        "Qwen/Qwen2.5-1.5B-Instruct": decoder_parameters(small),
+        "Qwen/Qwen2.5-1.5B-Instruct": decoder_parameters(QWEN_1_5B),
     }
