@@ -1,4 +1,4 @@
-"""What is recorded of vLLM's CUDA build and requirements/gpu.lock belongs to this lock and these notebooks, and is fine."""
+"""What is recorded of vLLM's CUDA build and of requirements/gpu.lock: it is of this lock and these notebooks, and fine."""
 
 import json
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def test_an_argument_that_only_a_run_can_tell(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(engine_calls, "MEASURED", {})
     machine = gpu_arguments.CARDS["h100"].machine
     lab = LABS["04_chunked_prefill"]
-    with pytest.raises(LabError, match="start_engine.max_num_batched_tokens=chosen. cannot be read"):
+    with pytest.raises(LabError, match=r"start_engine\(max_num_batched_tokens=chosen\) cannot be read"):
         engine_calls.engine_calls(lab, load_profile("gpu", machine), machine)
 
 
@@ -95,12 +95,6 @@ def test_what_a_lock_lacks(tmp_path: Path) -> None:
 
 def test_files_of_two_packages(tmp_path: Path) -> None:
     """The same path with other content is named; the same content, and a stray build script, are not."""
-    made = {
-        "a": package(
-            tmp_path, "a", "1", record="x/one.py,sha256=1,1\nx/__init__.py,sha256=0,0\nbuild_backend.py,sha256=1,1\n"
-        ),
-        "b": package(
-            tmp_path, "b", "1", record="x/one.py,sha256=2,1\nx/__init__.py,sha256=0,0\nbuild_backend.py,sha256=2,1\n"
-        ),
-    }
+    record = "x/one.py,sha256={0},1\nx/__init__.py,sha256=0,0\nbuild_backend.py,sha256={0},1\n"
+    made = {name: package(tmp_path, name, "1", record=record.format(name)) for name in ("a", "b")}
     assert list(gpu_lock.collisions(made)) == ["x/one.py of a and b"]
