@@ -1,4 +1,4 @@
-"""What is recorded of vLLM's CUDA build and of requirements/gpu.lock: it is of this lock and these notebooks, and fine."""
+"""What is recorded of vLLM's CUDA build and of requirements/gpu.lock: of this lock and these notebooks, and fine."""
 
 import json
 from collections.abc import Mapping
