@@ -134,8 +134,10 @@ def test_engines_in_processes_of_their_own(run_dir: Path, tmp_path: Path) -> Non
     for lab in labs:
         found, normal = record(tmp_path, lab), record(run_dir, lab)
         assert found.status == "done"
-        assert found.exact
-        assert found.exact == normal.exact
+        # a row for each repeat, of which there are fewer here; hits_as_modelled is about every row
+        same = found.exact.keys() - {"hit_tokens"}
+        assert same
+        assert {name: found.exact[name] for name in same} == {name: normal.exact[name] for name in same}
 
 
 def test_a_run_leaves_no_process(run_dir: Path) -> None:
