@@ -30,7 +30,8 @@ from labkit.charts.spans import (
     request_timeline,
     token_streams,
 )
-from labkit.charts.theme import config, finish, palette
+from labkit.charts.theme import finish
+from labkit.vega import config, palette
 
 __all__ = [
     "Bar",

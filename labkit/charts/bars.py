@@ -5,23 +5,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from labkit.charts.theme import (
-    BLUE,
-    FAINT,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    WIDTH,
-    Reference,
-    finish,
-    labelled,
-    references,
-    vertical,
-)
+from labkit.charts.theme import Reference, finish, labelled, references, vertical
 from labkit.errors import UsageError
+from labkit.vega import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH
 from labkit.words import amount, span
 
 STEP = 52

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labkit.charts.theme import BLUE, GREY, INK, STYLES, WIDTH, finish, horizontal, labelled, references, vertical
+from labkit.charts.theme import STYLES, finish, horizontal, labelled, references, vertical
 from labkit.errors import UsageError
+from labkit.vega import BLUE, GREY, INK, WIDTH
 from labkit.words import amount, number, span
 
 # Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.charts.theme import BLUE, GREEN, INK, VERMILLION, WIDTH, finish
+from labkit.charts.theme import finish
 from labkit.errors import UsageError
+from labkit.vega import BLUE, GREEN, INK, VERMILLION, WIDTH
 
 PANEL = 92
 

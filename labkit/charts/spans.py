@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit.charts.theme import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, WIDTH, finish, labelled
+from labkit.charts.theme import finish, labelled
 from labkit.errors import UsageError
+from labkit.vega import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, WIDTH
 from labkit.words import amount, number
 
 if TYPE_CHECKING:
@@ -19,14 +20,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 
 from labkit.charts.panels import Moment
-from labkit.charts.theme import (
-    BLACK,
-    PURPLE,
-    palette,
-)
 from labkit.theory.kv_allocation import Extent, Snapshot
 from labkit.theory.placement import Model, Plan
 from labkit.theory.prefix_cache import block_hashes
+from labkit.vega import BLACK, PURPLE, palette
 from labkit.words import share, span
 
 PHASES = {

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from labkit import charts
 from labkit.charts import Bar, Lane, LinePoint, LoadPoint, Tradeoff
 from labkit.charts.curves import LETTER, label_levels, quantile, steps
-from labkit.charts.render import MIME, VEGA_LITE, live_bundle
+from labkit.charts.render import VEGA_LITE, live_bundle
 from labkit.charts.spans import phases
-from labkit.charts.theme import INK, WIDTH, set_caption
+from labkit.charts.theme import set_caption
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
+from labkit.vega import INK, MIME, WIDTH
 
 CAPTION = "2 CPUs (a model), 24 GiB, no GPU"
 
