@@ -142,7 +142,7 @@ def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(run(capsys, "--set", "kind=both", "--set", "model=org/mine", "--json"))
     assert [one["name"] for one in data["ranking"]] == [one.name for one in select({"kind": "both"}).ranking]
     assert {"name", "score", "reasons", "excluded"} <= set(data["ranking"][0])
-    assert data["flips"] == [one.to_json() for one in select({"kind": "both"}).flips]
+    assert data["flips"] == [flip.model_dump() for flip in select({"kind": "both"}).flips]
     assert "org/mine" in data["config"]["serve_config.yaml"]["text"]
     assert {one["name"] for one in data["landscape"]} >= {"SGLang", "KServe"}
 
@@ -193,7 +193,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 
     code = (
         "import sys; from labkit.advice.selector.form import SelectorForm; SelectorForm(); "
-        "from labkit.advice.selector import survey; survey(); "
+        "from course.survey import survey; survey(); "
         "print([name for name in ('torch', 'vllm', 'ray', 'transformers', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
