@@ -1,17 +1,10 @@
 """The text of `labkit cost`: the answer first, then the APIs, then every sum."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from labkit.advice.costs.calculate import CostResult, calculate
+from labkit.advice.costs.calculate import CostResult
 from labkit.advice.costs.explain import millions
 from labkit.advice.costs.prices import show_usd
-from labkit.advice.costs.settings import settings_from
-from labkit.files import parse_settings
-
-
-def answer(settings: Sequence[str]) -> CostResult:
-    """The answer to KEY=VALUE settings. UsageError for what is unknown or cannot be."""
-    return calculate(settings_from(parse_settings(settings)))
 
 
 def text(result: CostResult) -> str:
