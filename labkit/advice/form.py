@@ -56,6 +56,10 @@ class Form(ABC, Generic[Answer]):
     def draw(self) -> None:
         """Show the answer."""
 
+    def notes(self) -> str:
+        """HTML below the answer, in the place of an error."""
+        return ""
+
     @abstractmethod
     def plain(self) -> str:
         """The answer as text, for a terminal."""
@@ -89,11 +93,11 @@ class Form(ABC, Generic[Answer]):
     def _show(self, *, fill: bool) -> None:
         self._filling = True
         try:
-            self.message.value = ""
             if fill:
                 self.fill()
             self.draw()
             self.exported.value = self.state
+            self.message.value = self.notes()  # last: an error goes away when the new answer is there
         finally:
             self._filling = False
 

@@ -173,12 +173,14 @@ class CostCalculator(Form[CostResult]):
             # Set at once, instead of clearing and displaying: the picture does not flicker, and one message does it.
             self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.table.value = answer_html(self.result)
-        self.message.value = "".join(f"<div class='labkit-note'>{escape(one)}</div>" for one in self.result.warnings)
         self.picture.layout.display = "" if chart is not None else "none"
         self.sums.layout.display = "" if view == SUMS else "none"
         self.sharing.layout.display = "" if view == SHARING else "none"
         items = "".join(f"<li>{escape(line)}</li>" for line in self.result.lines)
         self.sums.value = f"<ol class='labkit-sums' style='margin:0;padding-left:24px;font-size:12.5px'>{items}</ol>"
+
+    def notes(self) -> str:
+        return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in self.result.warnings)
 
     def _chart(self) -> Spec | None:
         if self.view.value == "Break-even":
