@@ -3,7 +3,7 @@
 Every function takes plain data and returns a `Chart`: a Vega-Lite specification that a notebook shows offline, and
 `svg` draws for the report. A chart of nothing is a UsageError.
 
-Modules are imported when a name of theirs is first used: the calculators' pages need `vega` and `render` alone.
+A module is imported when a name of its is first used.
 """
 
 from importlib import import_module
@@ -14,10 +14,9 @@ _NAMES = {
     "curves": ("LinePoint", "LoadPoint", "Tradeoff", "ecdf", "lines", "model_and_measured", "narrowing", "tail",
                "throughput_latency", "tradeoff"),
     "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels"),
-    "render": ("Chart", "bundle", "enable", "finish", "spec", "svg"),
+    "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
     "spans": ("Lane", "anatomy", "batch_grid", "gpu_packing", "memory_map", "prefix_blocks", "request_timeline",
               "token_streams"),
-    "vega": ("config", "palette"),
 }  # fmt: skip
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -4,24 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from labkit.charts import vega
+from labkit.charts import draw
+from labkit.charts.draw import ARTICLE, MEASURED
 from labkit.charts.render import Chart, finish
-from labkit.charts.vega import (
-    ARTICLE,
-    BLUE,
-    FAINT,
-    GREEN,
-    GREY,
-    INK,
-    MEASURED,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    WIDTH,
-    Spec,
-)
 from labkit.errors import require
+from labkit.vega import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, Spec
 from labkit.words import amount, span
 
 ROW = 52
@@ -57,7 +44,7 @@ def bars_with_intervals(
     Raises UsageError without rows.
     """
     require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
-    references = vega.rules(unit, guess=guess, article=article, model=model)
+    references = draw.rules(unit, guess=guess, article=article, model=model)
     values = [row.value for row in rows]
     top = max([*values, *(row.high for row in rows if row.high), *(rule.value for rule in references)])
     domain = (min(0.0, *values), top * 1.02)
@@ -67,24 +54,24 @@ def bars_with_intervals(
         for bar in rows
     ]
     axes = {
-        "x": vega.quantity("value", axis_title or unit, domain, tickCount=6),
-        "y": vega.labels("label", labelLimit=260),
+        "x": draw.quantity("value", axis_title or unit, domain, tickCount=6),
+        "y": draw.labels("label", labelLimit=260),
     }
     caps = {"color": INK, "thickness": 2, "size": 12, "yOffset": 9}
     interval = [
-        vega.mark("rule", {"x": "low", "x2": "high"}, color=INK, strokeWidth=2, yOffset=9),
-        vega.mark("tick", {"x": "low"}, **caps),
-        vega.mark("tick", {"x": "high"}, **caps),
+        draw.mark("rule", {"x": "low", "x2": "high"}, color=INK, strokeWidth=2, yOffset=9),
+        draw.mark("tick", {"x": "low"}, **caps),
+        draw.mark("tick", {"x": "high"}, **caps),
     ]
     # Values stand above their bars, where no interval crosses them, and on top of the rules.
-    value = vega.words({}, align="left", baseline="middle", x=2, dy=-11, fontWeight="bold")
+    value = draw.words({}, align="left", baseline="middle", x=2, dy=-11, fontWeight="bold")
     drawn = [
-        vega.layers([{"name": MEASURED, **vega.mark("bar", color=SKY, height=20, yOffset=9)}, *interval], axes, data),
-        *vega.upright(references, domain),
-        vega.layers([value], {"y": axes["y"]}, data),
+        draw.layers([{"name": MEASURED, **draw.mark("bar", color=SKY, height=20, yOffset=9)}, *interval], axes, data),
+        *draw.upright(references, domain),
+        draw.layers([value], {"y": axes["y"]}, data),
     ]
     bars = "; ".join([f"{row['label']} {row['text']}" for row in data] + [rule.row["text"] for rule in references])
-    panel = vega.layers(drawn, width=WIDTH, height=ROW * len(rows))
+    panel = draw.layers(drawn, width=WIDTH, height=ROW * len(rows))
     return finish(panel, title=title, description=f"Bars, {title}: {bars}.", caption=caption)
 
 
@@ -117,12 +104,12 @@ def stacked_bars(
         for row, parts in rows.items()
         for (kind, value), end in zip(parts, accumulate(value for _, value in parts), strict=True)
     ]
-    axes = {"x": vega.quantity("start", unit, (0, longest), tickCount=6), "y": vega.labels("row", labelLimit=280)}
-    colour = vega.series("kind", colours, colours.values(), columns=4, symbolType="square")
-    bar = vega.mark("bar", {"x2": "end", "color": colour}, height=26, stroke="white", strokeWidth=1)
+    axes = {"x": draw.quantity("start", unit, (0, longest), tickCount=6), "y": draw.labels("row", labelLimit=280)}
+    colour = draw.series("kind", colours, colours.values(), columns=4, symbolType="square")
+    bar = draw.mark("bar", {"x2": "end", "color": colour}, height=26, stroke="white", strokeWidth=1)
     ink = {"condition": {"test": f"datum.kind == '{rest}'", "value": INK}, "value": "white"}
-    value = vega.mark("text", {"x": "middle", "text": "text", "color": ink}, fontWeight="bold")
-    drawn = vega.layers([bar, value], axes, data, width=WIDTH, height=PART_ROW * len(rows))
+    value = draw.mark("text", {"x": "middle", "text": "text", "color": ink}, fontWeight="bold")
+    drawn = draw.layers([bar, value], axes, data, width=WIDTH, height=PART_ROW * len(rows))
     text = "; ".join(
         f"{row}: " + ", ".join(f"{kind} {amount(value, unit)}" for kind, value in parts) for row, parts in rows.items()
     )
@@ -162,21 +149,21 @@ def article_beside(rows: Sequence[Beside], *, title: str, axis_title: str, capti
     left, right = min(0.0, *ends), max(ends)
     room = 0.42 * (right - left)  # for the words right of the last mark
     axes = {
-        "x": vega.quantity("low", axis_title, (left * 1.05, right + room)),
-        "y": vega.labels("label", labelLimit=280),
+        "x": draw.quantity("low", axis_title, (left * 1.05, right + room)),
+        "y": draw.labels("label", labelLimit=280),
     }
     upper, lower = {"yOffset": -12, "color": ARTICLE}, {"yOffset": 12, "color": BLUE}
     band = {"height": 14, "opacity": 0.35, "stroke": ARTICLE, "strokeWidth": 2}
     marks = [
-        vega.mark("bar", {"x2": "high"}, **band, **upper),
-        vega.mark("tick", {"x": "at"}, thickness=4, size=14, **upper),
-        vega.words({"x": "high", "text": "article"}, align="left", dx=8, dy=-12, color=ARTICLE),
-        vega.mark("rule", {"x": "own_low", "x2": "own_high"}, strokeWidth=2.5, **lower),
-        vega.mark("point", {"x": "own"}, filled=True, size=110, opacity=1, **lower),
-        vega.words({"x": "own_high"}, align="left", dx=10, dy=12, color=BLUE),
+        draw.mark("bar", {"x2": "high"}, **band, **upper),
+        draw.mark("tick", {"x": "at"}, thickness=4, size=14, **upper),
+        draw.words({"x": "high", "text": "article"}, align="left", dx=8, dy=-12, color=ARTICLE),
+        draw.mark("rule", {"x": "own_low", "x2": "own_high"}, strokeWidth=2.5, **lower),
+        draw.mark("point", {"x": "own"}, filled=True, size=110, opacity=1, **lower),
+        draw.words({"x": "own_high"}, align="left", dx=10, dy=12, color=BLUE),
     ]
-    zero = vega.mark("rule", {"x": "at"}, [{"at": 0}], color=GREY)
-    drawn = vega.layers([zero, vega.layers(marks, axes, data)], width=WIDTH, height=64 * len(rows))
+    zero = draw.mark("rule", {"x": "at"}, [{"at": 0}], color=GREY)
+    drawn = draw.layers([zero, draw.layers(marks, axes, data)], width=WIDTH, height=64 * len(rows))
     text = "; ".join(f"{row['label']}: {row['article']}, {row['text']}" for row in data)
     return finish(drawn, title=title, description=f"{title}. {text}.", caption=caption)
 
@@ -218,7 +205,7 @@ def two_clients(readings: Sequence[Reading], *, title: str, caption: str | None 
         f"{one.quantity}, {one.server}, {one.client}: mean {amount(sum(one.values) / len(one.values), one.unit)}"
         for one in readings
     )
-    drawn = vega.column(parts, spacing=18, x="independent", color="shared", shape="shared")
+    drawn = draw.column(parts, spacing=18, x="independent", color="shared", shape="shared")
     text = f"Points, two clients on the same servers. {means}."
     return finish(drawn, title=title, description=text, caption=caption)
 
@@ -234,12 +221,12 @@ def _clients_panel(readings: Sequence[Reading], clients: list[str]) -> Spec:
     servers = list(dict.fromkeys(reading.server for reading in readings))
     colours, shapes = CLIENTS
     encoding = {
-        "x": vega.quantity("value", f"{name} ({unit})", domain, tickCount=7, format=".3~r"),
-        "y": vega.labels("server", sort=servers, labelLimit=200, grid=True, gridColor=FAINT, domain=True, ticks=True),
+        "x": draw.quantity("value", f"{name} ({unit})", domain, tickCount=7, format=".3~r"),
+        "y": draw.labels("server", sort=servers, labelLimit=200, grid=True, gridColor=FAINT, domain=True, ticks=True),
         "yOffset": {"field": "client", "type": "nominal", "scale": {"domain": clients, "paddingOuter": 0.4}},
-        "color": vega.series("client", clients, colours),
-        "shape": vega.series("client", clients, shapes),
+        "color": draw.series("client", clients, colours),
+        "shape": draw.series("client", clients, shapes),
         "tooltip": [{"field": field} for field in ("server", "client", "text")],
     }
-    points = vega.mark("point", encoding, rows, filled=True, size=100, opacity=0.85)
+    points = draw.mark("point", encoding, rows, filled=True, size=100, opacity=0.85)
     return {**points, "width": WIDTH - 60, "height": 34 * len(servers)}

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 
-from labkit.charts import vega
+from labkit.charts import draw
+from labkit.charts.draw import ARTICLE, MEASURED, STYLES, Rule
 from labkit.charts.render import Chart, finish
-from labkit.charts.vega import ARTICLE, BLUE, GREEN, GREY, INK, MEASURED, STYLES, VERMILLION, WIDTH, Rule, Spec
 from labkit.errors import require
+from labkit.vega import BLUE, GREEN, GREY, INK, VERMILLION, WIDTH, Spec
 from labkit.words import amount, number, span
 
 # Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.
@@ -65,7 +66,7 @@ def throughput_latency(
     rates = [LinePoint(p.concurrency, p.throughput, p.series, p.throughput_low, p.throughput_high) for p in points]
     x = _log_x({p.concurrency for p in points}, x_title)
     y_title = f"throughput ({unit})"
-    upper = _curves(rates, {**x, "title": None}, y_title=y_title, unit=unit, references=vega.rules(unit, guess=guess))
+    upper = _curves(rates, {**x, "title": None}, y_title=y_title, unit=unit, references=draw.rules(unit, guess=guess))
     rows = [
         {"x": p.concurrency, "s": seconds, "quantile": name, "series": p.series, "text": amount(seconds, "s")}
         for p in points
@@ -77,17 +78,17 @@ def throughput_latency(
     domain = (low / 1.3, high * 1.5) if is_log else (0, high * 1.15)
     encoding = {
         "x": x,
-        "y": vega.quantity("s", f"{latency} (s)", domain, log=is_log, tickCount=5),
+        "y": draw.quantity("s", f"{latency} (s)", domain, log=is_log, tickCount=5),
         "color": _by_series(points),
         "tooltip": _tooltip("series", "x", "quantile", "text"),
     }
-    dash = vega.series("quantile", ["p50", "p99"], [[1, 0], [6, 4]], symbolSize=900)
+    dash = draw.series("quantile", ["p50", "p99"], [[1, 0], [6, 4]], symbolSize=900)
     drawn = [
-        vega.layers([vega.mark("line", {"strokeDash": dash}, **LINE), vega.mark("point", **POINT)], encoding, rows)
+        draw.layers([draw.mark("line", {"strokeDash": dash}, **LINE), draw.mark("point", **POINT)], encoding, rows)
     ]
-    drawn += vega.level(vega.rules("s", slo=slo_s), (0, 1))
-    whole = vega.column(
-        [{**upper, "height": 210}, vega.layers(drawn, width=WIDTH, height=210)],
+    drawn += draw.level(draw.rules("s", slo=slo_s), (0, 1))
+    whole = draw.column(
+        [{**upper, "height": 210}, draw.layers(drawn, width=WIDTH, height=210)],
         spacing=28,
         strokeDash="independent",
         color="shared",
@@ -115,8 +116,8 @@ def lines(
 ) -> Chart:
     """Curves with their intervals as bands; guess and article as labelled rules. Raises UsageError without rows."""
     require(bool(rows), f"the chart {title!r} has no points", fix=ONE)
-    x = _log_x({row.x for row in rows}, x_title) if log_x else vega.quantity("x", x_title, tickCount=8)
-    drawn = _curves(rows, x, y_title=y_title, unit=unit, references=vega.rules(unit, guess=guess, article=article))
+    x = _log_x({row.x for row in rows}, x_title) if log_x else draw.quantity("x", x_title, tickCount=8)
+    drawn = _curves(rows, x, y_title=y_title, unit=unit, references=draw.rules(unit, guess=guess, article=article))
     parts = []
     for name in _names(rows):
         mine = [row for row in rows if row.series == name]
@@ -130,13 +131,13 @@ def lines(
 def _curves(points: Sequence[LinePoint], x: Spec, *, y_title: str, unit: str, references: Sequence[Rule]) -> Spec:
     top = max([point.top for point in points] + [rule.value for rule in references])
     domain = (min(0.0, *(point.y for point in points), 0.0), top * 1.1)
-    axes = {"x": x, "y": vega.quantity("y", y_title, domain), "color": _by_series(points)}
+    axes = {"x": x, "y": draw.quantity("y", y_title, domain), "color": _by_series(points)}
     tooltip = {"tooltip": _tooltip("series", "x", "text")}
-    drawn = [vega.mark("line", tooltip, **LINE), {"name": MEASURED, **vega.mark("point", tooltip, **POINT)}]
+    drawn = [draw.mark("line", tooltip, **LINE), {"name": MEASURED, **draw.mark("point", tooltip, **POINT)}]
     if any(point.low is not None for point in points):
-        drawn.insert(0, vega.mark("area", {"y": "low", "y2": "high"}, opacity=0.2))
-    inner = vega.layers(drawn, axes, _rows(points, unit))
-    return vega.layers([inner, *vega.level(references, domain)], width=WIDTH, height=300)
+        drawn.insert(0, draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.2))
+    inner = draw.layers(drawn, axes, _rows(points, unit))
+    return draw.layers([inner, *draw.level(references, domain)], width=WIDTH, height=300)
 
 
 def _rows(points: Sequence[LinePoint], unit: str) -> list[Spec]:
@@ -146,7 +147,7 @@ def _rows(points: Sequence[LinePoint], unit: str) -> list[Spec]:
 def _log_x(values: set[float], title: str) -> Spec:
     """Measured loads are the ticks: between them nothing was measured."""
     domain = (min(values) / 1.08, max(values) * 1.08)
-    x = vega.quantity("x", title, domain, log=True, values=sorted(values), format="~g", labelOverlap=True)
+    x = draw.quantity("x", title, domain, log=True, values=sorted(values), format="~g", labelOverlap=True)
     return {**x, "scale": {**x["scale"], "base": 2}}
 
 
@@ -157,7 +158,7 @@ def _names(points: Sequence[LinePoint | LoadPoint]) -> list[str]:
 def _by_series(points: Sequence[LinePoint | LoadPoint], **legend: str) -> Spec:
     """The colour of each series, with a legend where there are several."""
     names = _names(points)
-    colour = vega.series("series", names, **legend)
+    colour = draw.series("series", names, **legend)
     return colour if len(names) > 1 else {**colour, "legend": None}
 
 
@@ -200,26 +201,26 @@ def model_and_measured(
     require(bool(model) and bool(measured), what, fix="pass some of both")
     every = [*model, *measured]
     x, colour = _model_x(model, measured, x_title), _by_series(every, symbolType="circle")
-    references = vega.rules(unit, guess=guess)
+    references = draw.rules(unit, guess=guess)
     tops = [point.top for point in (*every, *guesses)] + [rule.value for rule in references] + [*(article or ())]
     domain = (0.0, max(tops) * 1.1 or 1.0)
-    y = vega.quantity("y", y_title, domain, tickCount=6, labelExpr=PLAIN)
+    y = draw.quantity("y", y_title, domain, tickCount=6, labelExpr=PLAIN)
     dashed = {"strokeWidth": 2, "strokeDash": [8, 4], "interpolate": "step-after" if steps else "linear"}
     inner = [
-        vega.mark("line", {"color": colour}, _rows(model, unit), **dashed),
+        draw.mark("line", {"color": colour}, _rows(model, unit), **dashed),
         *_guesses(guesses, colour, unit),
         {"name": MEASURED, **_points(measured, colour, unit)},
     ]
     main_x = {**x, "title": None} if residual else x
-    drawn = [*([_band(article, unit)] if article else []), vega.layers(inner, {"x": main_x, "y": y})]
-    whole = vega.layers([*drawn, *vega.level(references, domain)], width=WIDTH, height=280)
+    drawn = [*([_band(article, unit)] if article else []), draw.layers(inner, {"x": main_x, "y": y})]
+    whole = draw.layers([*drawn, *draw.level(references, domain)], width=WIDTH, height=280)
     off = residuals(model, measured)
     if residual:
         most = 1.15 * max([abs(end) for p in off for end in (p.y, p.low, p.high) if end is not None] + [0.1])
-        below = vega.quantity("y", "residual", (-most, most), format="+.0%", tickCount=5)
-        zero = vega.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-        points = vega.layers([_points(off, colour, "")], {"x": x, "y": below})
-        whole = vega.column([whole, vega.layers([zero, points], width=WIDTH, height=120)], spacing=20, color="shared")
+        below = draw.quantity("y", "residual", (-most, most), format="+.0%", tickCount=5)
+        zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
+        points = draw.layers([_points(off, colour, "")], {"x": x, "y": below})
+        whole = draw.column([whole, draw.layers([zero, points], width=WIDTH, height=120)], spacing=20, color="shared")
     parts = "; ".join(f"{p.series} at {number(p.x)}: {amount(p.y, unit)}" for p in measured)
     far = f" The model is off by {max(abs(p.y) for p in off):.0%} at most." if off else ""
     text = f"{y_title} against {x_title}, points over a model's dashed lines. Measured: {parts}.{far}"
@@ -245,8 +246,8 @@ def _guesses(guesses: Sequence[LinePoint], colour: Spec, unit: str) -> list[Spec
         return []
     rows = [{**asdict(guess), "text": f"your guess: {amount(guess.y, unit)}"} for guess in guesses]
     look = {"shape": "diamond", "size": 170, "strokeWidth": 2.5, "opacity": 1, "filled": False}
-    name = vega.words({}, align="right", baseline="middle", dx=-3.4 * DODGE)
-    return [vega.layers([vega.mark("point", {"color": colour}, xOffset=-2 * DODGE, **look), name], None, rows)]
+    name = draw.words({}, align="right", baseline="middle", dx=-3.4 * DODGE)
+    return [draw.layers([draw.mark("point", {"color": colour}, xOffset=-2 * DODGE, **look), name], None, rows)]
 
 
 def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
@@ -256,18 +257,18 @@ def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
     for turn, name in enumerate(names):
         aside = DODGE * (turn - (len(names) - 1) / 2)
         marks = [
-            vega.mark("rule", {"y": "low", "y2": "high"}, strokeWidth=2.5, xOffset=aside),
-            vega.mark("point", {"tooltip": _tooltip("series", "x", "text")}, xOffset=aside, **{**POINT, "size": 100}),
+            draw.mark("rule", {"y": "low", "y2": "high"}, strokeWidth=2.5, xOffset=aside),
+            draw.mark("point", {"tooltip": _tooltip("series", "x", "text")}, xOffset=aside, **{**POINT, "size": 100}),
         ]
-        drawn.append(vega.layers(marks, None, _rows([point for point in points if point.series == name], unit)))
-    return vega.layers(drawn, {"color": colour})
+        drawn.append(draw.layers(marks, None, _rows([point for point in points if point.series == name], unit)))
+    return draw.layers(drawn, {"color": colour})
 
 
 def _band(article: tuple[float, float], unit: str) -> Spec:
     low, high = article
     row = {"low": low, "high": high, "text": f"the article: {number(low)} to {amount(high, unit)}"}
-    area = vega.mark("rect", {"y": "low", "y2": "high"}, color=ARTICLE, opacity=0.16, x=0, x2=WIDTH)
-    return vega.layers([area, vega.words({"y": "high"}, x=8, align="left", dy=-8)], None, [row])
+    area = draw.mark("rect", {"y": "low", "y2": "high"}, color=ARTICLE, opacity=0.16, x=0, x2=WIDTH)
+    return draw.layers([area, draw.words({"y": "high"}, x=8, align="left", dy=-8)], None, [row])
 
 
 def _model_x(model: Sequence[LinePoint], measured: Sequence[LinePoint], title: str) -> Spec:
@@ -275,7 +276,7 @@ def _model_x(model: Sequence[LinePoint], measured: Sequence[LinePoint], title: s
     edge = (every[-1] - every[0]) * MARGIN or 1.0
     # Where the model has too many points to label, those that were measured are labelled.
     ticks = every if len(every) <= MOST_TICKS else sorted({point.x for point in measured})
-    return vega.quantity("x", title, (every[0] - edge, every[-1] + edge), values=ticks, labelExpr=PLAIN)
+    return draw.quantity("x", title, (every[0] - edge, every[-1] + edge), values=ticks, labelExpr=PLAIN)
 
 
 # --- trade-offs ---
@@ -314,13 +315,13 @@ def tradeoff(
     """
     require(bool(points), f"the chart {title!r} has no points", fix="pass at least one Tradeoff")
     points = sorted(points, key=lambda point: point.x_s)
-    references = vega.rules("s", guess=guess, slo=slo_s)
+    references = draw.rules("s", guess=guess, slo=slo_s)
     right = max([p.x_high_s or p.x_s for p in points] + [r.value for r in references] + [x for x, _ in curve])
     top = max([p.y_high_s or p.y_s for p in points] + [y for _, y in curve])
     domain = (0.0, right * 1.12)
     axes = {
-        "x": vega.quantity("x", x_title, domain, tickCount=8, format="~g"),
-        "y": vega.quantity("y", y_title, (0, top * 1.15), tickCount=6, format="~g"),
+        "x": draw.quantity("x", x_title, domain, tickCount=8, format="~g"),
+        "y": draw.quantity("y", y_title, (0, top * 1.15), tickCount=6, format="~g"),
     }
     rows = [
         {
@@ -337,14 +338,14 @@ def tradeoff(
         for p, row in zip(points, label_levels(points, right=domain[1]), strict=True)
     ]
     marks = [
-        vega.mark("rule", {"y2": "at"}, color=GREY, strokeWidth=1),
-        vega.words({"y": "at"}, align="center", baseline="top", dy=3),
-        vega.mark("rule", {"x": "left", "x2": "right"}, color=INK, strokeWidth=1.5),
-        vega.mark("rule", {"y": "low", "y2": "high"}, color=INK, strokeWidth=1.5),
-        vega.mark("point", filled=True, size=110, opacity=1, color=BLUE),
+        draw.mark("rule", {"y2": "at"}, color=GREY, strokeWidth=1),
+        draw.words({"y": "at"}, align="center", baseline="top", dy=3),
+        draw.mark("rule", {"x": "left", "x2": "right"}, color=INK, strokeWidth=1.5),
+        draw.mark("rule", {"y": "low", "y2": "high"}, color=INK, strokeWidth=1.5),
+        draw.mark("point", filled=True, size=110, opacity=1, color=BLUE),
     ]
-    drawn = [*_model_curve(curve), vega.layers(marks, None, rows)]
-    whole = vega.layers([*vega.upright(references, domain), vega.layers(drawn, axes)], width=WIDTH, height=300)
+    drawn = [*_model_curve(curve), draw.layers(marks, None, rows)]
+    whole = draw.layers([*draw.upright(references, domain), draw.layers(drawn, axes)], width=WIDTH, height=300)
     parts = "; ".join(f"{p.label}: {amount(p.x_s, 's')}, {amount(p.y_s, 's')}" for p in points)
     return finish(whole, title=title, description=f"{y_title} against {x_title}. {parts}.", caption=caption)
 
@@ -356,10 +357,10 @@ def _model_curve(curve: Sequence[tuple[float, float]]) -> list[Spec]:
     rows = [{"x": x, "y": y, "order": n} for n, (x, y) in enumerate(curve)]
     order = {"order": {"field": "order", "type": "quantitative"}}
     x, y = min(curve, key=lambda point: abs(point[0] - (curve[0][0] + curve[-1][0]) * 0.7))
-    name = vega.words(
+    name = draw.words(
         {}, [{"x": x, "y": y, "text": "the model"}], align="center", baseline="bottom", dy=-8, color=colour
     )
-    return [vega.mark("line", order, rows, color=colour, strokeDash=dash, strokeWidth=2), name]
+    return [draw.mark("line", order, rows, color=colour, strokeDash=dash, strokeWidth=2), name]
 
 
 def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:
@@ -393,7 +394,7 @@ def ecdf(
     Raises UsageError for a series without samples.
     """
     _require_samples(samples, title)
-    y = vega.quantity("share", "share of requests done by then", (0, 1.04), format="~%", values=[0, 0.25, 0.5, 0.75, 1])
+    y = draw.quantity("share", "share of requests done by then", (0, 1.04), format="~%", values=[0, 0.25, 0.5, 0.75, 1])
     return _distribution(samples, y, lambda share: share, title=title, x_title=x_title, unit=unit, caption=caption)
 
 
@@ -407,7 +408,7 @@ def tail(
     _require_samples(samples, title)
     least = 1 / max(map(len, samples.values())) / 1.5
     ticks = [share for share in TAIL_TICKS if share > least]
-    y = vega.quantity("share", "share of requests slower than that", (least, 1), log=True, format="~%", values=ticks)
+    y = draw.quantity("share", "share of requests slower than that", (least, 1), log=True, format="~%", values=ticks)
     return _distribution(samples, y, lambda share: 1 - share, title=title, x_title=x_title, unit=unit, caption=caption)
 
 
@@ -440,8 +441,8 @@ def _distribution(
 
     # The legend says the quantiles, so that no label has to find a place among the curves.
     legend = {name: _quantiles_words(name, values, unit) for name, values in samples.items()}
-    colour = vega.series("series", samples, columns=1, labelExpr=f"{json.dumps(legend)}[datum.label]")
-    axes = {"x": vega.quantity("value", x_title, tickCount=8, format="~g"), "y": y, "color": colour}
+    colour = draw.series("series", samples, columns=1, labelExpr=f"{json.dumps(legend)}[datum.label]")
+    axes = {"x": draw.quantity("value", x_title, tickCount=8, format="~g"), "y": y, "color": colour}
     curves = [row(name, *corner) for name, values in samples.items() for corner in steps(values)]
     # On a log axis the share above the largest sample, 0, has no place: the curve ends there.
     curves = [one for one in curves if one["share"] > 0 or "type" not in y["scale"]]
@@ -452,15 +453,15 @@ def _distribution(
         if share < 0.99 or len(values) >= ENOUGH_FOR_P99
     ]
     named = [{"share": round(height(share), 6), "text": name} for name, share in QUANTILES.items()]
-    rule = vega.mark("rule", color=GREY, strokeDash=[4, 3], x=0, x2=WIDTH)
-    name = vega.words({}, x=WIDTH - 4, align="right", baseline="bottom", dy=-3)
+    rule = draw.mark("rule", color=GREY, strokeDash=[4, 3], x=0, x2=WIDTH)
+    name = draw.words({}, x=WIDTH - 4, align="right", baseline="bottom", dy=-3)
     marks = [
-        vega.mark("line", None, curves, interpolate="step-after", **LINE),
-        vega.mark("point", None, dots, **{**POINT, "size": 90}),
+        draw.mark("line", None, curves, interpolate="step-after", **LINE),
+        draw.mark("point", None, dots, **{**POINT, "size": 90}),
     ]
-    drawn = [vega.layers([rule, name], {"y": "share"}, named), vega.layers(marks, axes)]
+    drawn = [draw.layers([rule, name], {"y": "share"}, named), draw.layers(marks, axes)]
     text = f"{y['title']}: {'; '.join(legend.values())}."
-    return finish(vega.layers(drawn, width=WIDTH, height=300), title=title, description=text, caption=caption)
+    return finish(draw.layers(drawn, width=WIDTH, height=300), title=title, description=text, caption=caption)
 
 
 def steps(values: Sequence[float]) -> list[tuple[float, float]]:
@@ -489,17 +490,17 @@ def narrowing(
     difference. Values are shares, drawn as percentages. Raises UsageError without rows."""
     require(bool(rows), f"the chart {title!r} has no intervals", fix=ONE)
     cells = ((name, n, *(f"{end:.4f}" for end in ends)) for name, n, *ends in rows)
-    data = vega.table(cells, series="string", n="number", value="number", low="number", high="number")
+    data = draw.table(cells, series="string", n="number", value="number", low="number", high="number")
     domain = (min(low for *_, low, _ in rows), max(high for *_, high in rows))
     axes = {
-        "x": {**vega.quantity("n", "answers so far", tickCount=8), "scale": {"nice": False}},
-        "y": vega.quantity("value", y_title, domain, format="+.0%", tickCount=6),
-        "color": vega.series("series", dict.fromkeys(name for name, *_ in rows), [VERMILLION, BLUE, GREEN]),
+        "x": {**draw.quantity("n", "answers so far", tickCount=8), "scale": {"nice": False}},
+        "y": draw.quantity("value", y_title, domain, format="+.0%", tickCount=6),
+        "color": draw.series("series", dict.fromkeys(name for name, *_ in rows), [VERMILLION, BLUE, GREEN]),
     }
-    zero = vega.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-    band, line = vega.mark("area", {"y": "low", "y2": "high"}, opacity=0.22), vega.mark("line", **LINE)
-    drawn = [vega.layers([band], axes, data), zero, vega.layers([line], axes, data)]
+    zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
+    band, line = draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.22), draw.mark("line", **LINE)
+    drawn = [draw.layers([band], axes, data), zero, draw.layers([line], axes, data)]
     last = {name: (n, v, low, high) for name, n, v, low, high in rows}
     ends = "; ".join(f"{name}, after {n}: {v:+.1%} ({a:+.1%} to {b:+.1%})" for name, (n, v, a, b) in last.items())
     text = f"Intervals that narrow as answers come in. At their ends: {ends}."
-    return finish(vega.layers(drawn, width=WIDTH, height=280), title=title, description=text, caption=caption)
+    return finish(draw.layers(drawn, width=WIDTH, height=280), title=title, description=text, caption=caption)

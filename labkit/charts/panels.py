@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from labkit.charts import vega
+from labkit.charts import draw
 from labkit.charts.render import Chart, finish
-from labkit.charts.vega import BLACK, BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Spec
 from labkit.errors import require
+from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Spec
 
 DASHES = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
 STEP_HEIGHT, SCALING_HEIGHT, FATES_HEIGHT = 92, 110, 240
@@ -32,8 +32,8 @@ def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None 
     curves = [(panel, name, values) for panel in panels for name, values in panel.series.items()]
     steps = max(len(values) for _, _, values in curves)
     looks = {
-        "color": vega.series("series", names, symbolSize=700),
-        "strokeDash": vega.series(
+        "color": draw.series("series", names, symbolSize=700),
+        "strokeDash": draw.series(
             "series", names, [DASHES[n % len(DASHES)] for n in range(len(names))], symbolSize=700
         ),
     }
@@ -49,15 +49,15 @@ def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None 
         ]
         top = panel.top or max(1.0, 1.08 * max(max(values) for values in panel.series.values()))
         x_title = "steps of the engine" if is_last else None
-        x = vega.quantity("step", x_title, (0, steps + 1), tickCount=8, labels=is_last, ticks=is_last)
-        y = vega.quantity("value", panel.title, (0, top), tickCount=4, tickMinStep=1)
-        line = vega.mark("line", {"x": x, "y": y, **looks}, rows, interpolate="step-after", strokeWidth=2.5)
+        x = draw.quantity("step", x_title, (0, steps + 1), tickCount=8, labels=is_last, ticks=is_last)
+        y = draw.quantity("value", panel.title, (0, top), tickCount=4, tickMinStep=1)
+        line = draw.mark("line", {"x": x, "y": y, **looks}, rows, interpolate="step-after", strokeWidth=2.5)
         parts.append({**line, "width": WIDTH, "height": STEP_HEIGHT})
     text = "; ".join(
         f"{panel.title}, {name}: from {values[0]:g} to {values[-1]:g}, at most {max(values):g}"
         for panel, name, values in curves
     )
-    drawn = vega.column(parts, spacing=12, color="shared", strokeDash="shared")
+    drawn = draw.column(parts, spacing=12, color="shared", strokeDash="shared")
     return finish(drawn, title=title, description=f"Curves over {steps} steps. {text}.", caption=caption)
 
 
@@ -100,19 +100,19 @@ def scaling_timeline(
     is_something = bool(replicas) and bool(latencies)
     require(is_something, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
     end = max(at for points in (replicas, under_way, latencies) for at, _ in points)
-    x = vega.quantity("at", SINCE, (0, end * 1.02), tickCount=8)
+    x = draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8)
     bare_x = {**x, "title": None, "axis": {**x["axis"], "labels": False, "ticks": False}}
     top = max(value for _, value in latencies) * 1.1
-    y = vega.quantity("value", ["latency", "(s)"], (0, top), tickCount=4, minExtent=EXTENT)
-    dots = [vega.mark("point", {"y": y}, _points(latencies), filled=True, size=22, opacity=0.7, color=INK)]
+    y = draw.quantity("value", ["latency", "(s)"], (0, top), tickCount=4, minExtent=EXTENT)
+    dots = [draw.mark("point", {"y": y}, _points(latencies), filled=True, size=22, opacity=0.7, color=INK)]
     if lost:
         look = {"shape": "cross", "angle": 45, "size": 140, "filled": True, "color": VERMILLION, "opacity": 1}
-        dots.append(vega.mark("point", {"y": "value"}, _points([(at, 0) for at in lost]), **look))
-    rules = [vega.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5)]
-    names = [vega.mark("text", {"text": "text"}, align="left", baseline="bottom", dx=3, dy=-3, y=0)]
+        dots.append(draw.mark("point", {"y": "value"}, _points([(at, 0) for at in lost]), **look))
+    rules = [draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5)]
+    names = [draw.mark("text", {"text": "text"}, align="left", baseline="bottom", dx=3, dy=-3, y=0)]
     rows = [{"at": moment.at_s, "text": moment.text} for moment in moments]
     parts = [
-        vega.layers([*drawn, *([vega.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL)
+        draw.layers([*drawn, *([draw.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL)
         for drawn, marks, axis in (
             (_steps(_until(replicas, end), ["replicas", "running"], BLUE), rules + names, bare_x),
             (_steps(_until(_thinned(under_way, end), end), ["requests", "under way"], GREEN), rules, bare_x),
@@ -127,7 +127,7 @@ def scaling_timeline(
         f"Three curves over time. Replicas running: {running}. At most {most:g} requests under way. "
         f"Latency from {min(waits):.2f} to {max(waits):.2f} s{_moments_words(moments)}{failed}."
     )
-    return finish(vega.column(parts, spacing=16), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=16), title=title, description=text, caption=caption)
 
 
 def _steps(points: Points, title: list[str], colour: str) -> list[Spec]:
@@ -135,14 +135,14 @@ def _steps(points: Points, title: list[str], colour: str) -> list[Spec]:
     axis: Spec = {"tickCount": 4, "tickMinStep": 1, "format": "d", "minExtent": EXTENT}
     if top <= 8:  # whole numbers as ticks, where there are few
         axis["values"] = list(range(int(top) + 1))
-    y = vega.quantity("value", title, (0, top * 1.1 + 0.2), **axis)
+    y = draw.quantity("value", title, (0, top * 1.1 + 0.2), **axis)
     line = {"color": colour, "strokeWidth": 2.5}
     look = {"interpolate": "step-after", "color": colour, "fillOpacity": 0.2, "line": line}
-    return [vega.mark("area", {"y": y}, _points(_corners(points)), **look)]
+    return [draw.mark("area", {"y": y}, _points(_corners(points)), **look)]
 
 
 def _points(points: Points) -> Spec:
-    return vega.table(((f"{at:.3f}", f"{value:.4g}") for at, value in points), at="number", value="number")
+    return draw.table(((f"{at:.3f}", f"{value:.4g}") for at, value in points), at="number", value="number")
 
 
 def _until(points: Points, end: float) -> Points:
@@ -195,28 +195,28 @@ def request_fates(
     looks = fate_looks(fates, answered)
     end, slowest = max(at for at, _, _ in rows), max(waited for _, waited, _ in rows)
     encoding = {
-        "x": vega.quantity("at", SINCE, (0, end * 1.02), tickCount=8),
-        "y": vega.quantity("waited", "waited (s)", (0, slowest * 1.08)),
-        "color": vega.series("fate", fates, [looks[fate][0] for fate in fates], orient="bottom"),
-        "shape": vega.series("fate", fates, [looks[fate][1] for fate in fates], orient="bottom"),
+        "x": draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8),
+        "y": draw.quantity("waited", "waited (s)", (0, slowest * 1.08)),
+        "color": draw.series("fate", fates, [looks[fate][0] for fate in fates], orient="bottom"),
+        "shape": draw.series("fate", fates, [looks[fate][1] for fate in fates], orient="bottom"),
     }
     cells = ((f"{at:.3f}", f"{waited:.4g}", fate) for at, waited, fate in rows)
-    data = vega.table(cells, at="number", waited="number", fate="string")
-    drawn = [vega.mark("point", encoding, data, filled=True, size=40, opacity=1)]
+    data = draw.table(cells, at="number", waited="number", fate="string")
+    drawn = [draw.mark("point", encoding, data, filled=True, size=40, opacity=1)]
     for n, moment in enumerate(moments):  # their names stand above the panel, in turn on up to three heights
         top = -LABEL_PX * (n % LABEL_ROWS)
         side: Spec = {"align": "left", "dx": 3}
         if moment.at_s > FROM_THE_RIGHT * end:
             side = {"align": "right", "dx": -3}
-        rule = vega.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=top, y2=FATES_HEIGHT)
-        name = vega.words({}, baseline="bottom", y=top - 1, **side)
-        drawn.append(vega.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}]))
+        rule = draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=top, y2=FATES_HEIGHT)
+        name = draw.words({}, baseline="bottom", y=top - 1, **side)
+        drawn.append(draw.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}]))
     counts = ", ".join(f"{sum(one == fate for *_, one in rows)} {fate}" for fate in fates)
     text = (
         f"{len(rows)} requests by the time at which they were sent: {counts}. "
         f"The longest waited {slowest:.2f} s{_moments_words(moments)}."
     )
-    return finish(vega.layers(drawn, width=WIDTH, height=FATES_HEIGHT), title=title, description=text, caption=caption)
+    return finish(draw.layers(drawn, width=WIDTH, height=FATES_HEIGHT), title=title, description=text, caption=caption)
 
 
 def fate_looks(fates: Sequence[str], answered: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -12,15 +12,13 @@ from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
-from labkit.charts.vega import FONT, Spec, config
-from labkit.errors import LabkitError, UsageError, require
+from labkit import vega
+from labkit.errors import LabkitError, require
+from labkit.vega import FONT, SCHEMA, Spec, config, describe
 
-MIME = "application/vnd.vegalite.v5+json"
-SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name, never fetched
 VEGA_LITE = "5.8"  # the oldest that vl-convert draws with, nearest to JupyterLab's 5.6
 SCALE = 2
 COLOURS = 32
-EMPTY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR42mNgAAIAAAUAAen63NgAAAAASUVORK5CYII="
 
 _caption = {"text": ""}
 
@@ -69,31 +67,11 @@ def spec(chart: Any) -> Spec:
 def bundle(chart: Any, *, png: bool = True) -> tuple[Spec, Spec]:
     """Data and metadata by mime type, for IPython. Raises UsageError for a chart without a description or a title."""
     drawn = spec(chart)
-    text = describe(drawn)
-    data: Spec = {MIME: drawn, "text/plain": f"<chart: {text}>"}
-    metadata: Spec = {MIME: {"embed_options": {"renderer": "svg", "actions": False}}}
+    data, metadata = vega.bundle(drawn)
     if png:
         data["image/png"], width, height = _png(drawn)
-        metadata["image/png"] = {"width": width, "height": height, "alt": text}
+        metadata["image/png"] = {"width": width, "height": height, "alt": describe(drawn)}
     return data, metadata
-
-
-def live_bundle(chart: Any) -> tuple[Spec, Spec]:
-    """Data and metadata of a picture that follows the hand, with one empty pixel as its PNG.
-
-    Of a picture without a PNG JupyterLab makes one, and then draws the picture once more: twice the time.
-    """
-    data, metadata = bundle(chart, png=False)
-    return {**data, "image/png": EMPTY_PNG}, {**metadata, "image/png": {"alt": describe(data[MIME])}}
-
-
-def describe(drawn: Mapping[str, Any]) -> str:
-    """What a chart shows, in words: its description, else its title."""
-    title = drawn.get("title") or ""
-    text = drawn.get("description") or (title.get("text") if isinstance(title, dict) else title)
-    if not text:
-        raise UsageError("a chart has no description", remedy="add .properties(description='what it shows')")
-    return " ".join(text) if isinstance(text, list) else str(text)
 
 
 def svg(chart: Any) -> str:

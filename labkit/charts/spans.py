@@ -10,11 +10,12 @@ from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from labkit.charts import vega
+from labkit.charts import draw
+from labkit.charts.draw import PALE
 from labkit.charts.render import Chart, finish
-from labkit.charts.vega import BLUE, GREEN, GREY, INK, ORANGE, PALE, SKY, VERMILLION, WIDTH, Spec, palette
 from labkit.errors import require
 from labkit.theory.prefix_cache import block_hashes
+from labkit.vega import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, WIDTH, Spec, palette
 from labkit.words import amount, number, share
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class Span:
 
 def _boxes(spans: Iterable[Span], kinds: Mapping[str, str], *, digits: int = 4, **look: Any) -> Spec:
     """The bars of `spans`; `kinds` has the colours, in the legend's order."""
-    colour = vega.series("kind", kinds, kinds.values(), symbolType="square")
-    return vega.mark("bar", {"x2": "end", "color": colour}, _rows(spans, digits), **look)
+    colour = draw.series("kind", kinds, kinds.values(), symbolType="square")
+    return draw.mark("bar", {"x2": "end", "color": colour}, _rows(spans, digits), **look)
 
 
 def _rows(spans: Iterable[Span], digits: int) -> list[Spec]:
@@ -76,18 +77,18 @@ def request_timeline(
     is_cut = len(records) > len(shown)
     rest = f" (the first {len(shown)} of {len(records)})" if is_cut else ""
     order = [request.index for request in shown]
-    y = vega.labels("row", sort=order, labelOverlap=True, grid=False, domain=True, ticks=True)
+    y = draw.labels("row", sort=order, labelOverlap=True, grid=False, domain=True, ticks=True)
     chunks = [{"row": r.index, "at": round(at, 4)} for r in shown if r.ok for at in r.chunk_times_s]
     present = {phase: PHASES[phase] for phase in PHASES if any(span.kind == phase for span in spans)}
     drawn = [
         _boxes(spans, present, height=step * 0.72),
-        vega.mark("tick", {"x": "at"}, chunks, color=BLUE, thickness=1, size=step * 0.72),
+        draw.mark("tick", {"x": "at"}, chunks, color=BLUE, thickness=1, size=step * 0.72),
     ]
     if failed:
         ends = [{"row": r.index, "at": r.finished_s, "text": str(r.outcome)} for r in failed]
-        drawn.append(vega.mark("text", {"x": "at", "text": "text"}, ends, align="left", dx=5))
+        drawn.append(draw.mark("text", {"x": "at", "text": "text"}, ends, align="left", dx=5))
     axes = {
-        "x": vega.quantity("start", SINCE, tickCount=8, format="~f"),
+        "x": draw.quantity("start", SINCE, tickCount=8, format="~f"),
         "y": {**y, "type": "ordinal", "title": f"request{rest}"},
     }
     ttft = [request.ttft_s for request in shown if request.ttft_s is not None]
@@ -95,7 +96,7 @@ def request_timeline(
     count = f"{len(shown)} of {len(records)}" if is_cut else f"{len(shown)}"
     end = amount(max(request.finished_s for request in shown), "s")
     text = f"Timeline of {count} requests, the last one done at {end}{median}, {len(failed)} failed."
-    panel = vega.layers(drawn, axes, width=WIDTH, height={"step": step})
+    panel = draw.layers(drawn, axes, width=WIDTH, height={"step": step})
     return finish(panel, title=title, description=text, caption=caption)
 
 
@@ -124,24 +125,24 @@ def anatomy(record: "RequestRecord", *, title: str = "One request, taken apart",
     rows = _rows((replace(span, row=n) for n, spans in enumerate(lanes.values()) for span in spans), digits=5)
     rows = [{**row, "top": row["row"] + 0.46, "bottom": row["row"] + 0.88} for row in rows]
     first, end = (at - record.started_s for at in (record.chunk_times_s[0], record.chunk_times_s[-1]))
-    x = vega.quantity(
+    x = draw.quantity(
         "start", "seconds since the request was sent", (0, end * 1.01), grid=False, tickCount=6, format="~f"
     )
-    y = {**vega.quantity("top", domain=(len(lanes), 0)), "axis": None}
+    y = {**draw.quantity("top", domain=(len(lanes), 0)), "axis": None}
     colour = {"field": "kind", "type": "nominal", "scale": None}
     texts = [{"at": n + 0.24, "text": text} for n, text in enumerate(lanes)]
     drawn = [
-        vega.mark("rule", {"x": "start"}, [{"start": at} for at in (0.0, first, end)], color=GREY, strokeDash=[3, 3]),
-        vega.mark(
+        draw.mark("rule", {"x": "start"}, [{"start": at} for at in (0.0, first, end)], color=GREY, strokeDash=[3, 3]),
+        draw.mark(
             "rect",
             {"x": x, "x2": "end", "y": y, "y2": "bottom", "color": colour},
             rows,
             stroke="white",
             strokeWidth=0.7,
         ),
-        vega.words({"y": {**y, "field": "at"}}, texts, x=4, align="left", baseline="middle", fontSize=14),
+        draw.words({"y": {**y, "field": "at"}}, texts, x=4, align="left", baseline="middle", fontSize=14),
     ]
-    panel = vega.layers(drawn, width=WIDTH, height=62 * len(lanes))
+    panel = draw.layers(drawn, width=WIDTH, height=62 * len(lanes))
     return finish(panel, title=title, description=". ".join(lanes) + ".", caption=caption)
 
 
@@ -208,16 +209,19 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
     require(is_possible, f"{len(lengths)} answers on {batch} places", fix=fix)
     static, continuous = (list(spans(lengths, batch=batch)) for spans in (static_spans, continuous_spans))
     static_steps, steps = (max(int(span.end) for span in spans) for spans in (static, continuous))
-    y = vega.labels("row", grid=False)
+    y = draw.labels("row", grid=False)
     axes = {
-        "x": vega.quantity("start", "decode steps", (0, max(static_steps, steps)), tickCount=8),
+        "x": draw.quantity("start", "decode steps", (0, max(static_steps, steps)), tickCount=8),
         "y": {**y, "type": "ordinal", "title": "place"},
     }
     kinds = {ANSWER: BLUE, PADDING: ORANGE}
     about = {"width": WIDTH, "height": {"step": 19}}
     parts = [
-        vega.layers(
-            [_boxes(spans, kinds, height=15, stroke="white", strokeWidth=1.5)], axes, title=vega.heading(words), **about
+        draw.layers(
+            [_boxes(spans, kinds, height=15, stroke="white", strokeWidth=1.5)],
+            axes,
+            title=draw.heading(words),
+            **about,
         )
         for words, spans in (
             (f"static batches: done after {static_steps} steps", static),
@@ -229,7 +233,7 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
         f"{len(lengths)} answers on {batch} places. Static batches take {static_steps} steps and compute {wasted} "
         f"tokens of padding; continuous batching takes {steps} steps and computes none."
     )
-    return finish(vega.column(parts, spacing=22, color="shared"), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=22, color="shared"), title=title, description=text, caption=caption)
 
 
 # --- prompts ---
@@ -268,14 +272,14 @@ def prefix_blocks(
     width = min(560, 110 * longest / block_size)
     edges = list(range(0, longest + 1, block_size))
     axes = {
-        "x": vega.quantity("start", "tokens of the prompt", (0, longest), values=edges, tickCount=width // 40 + 1),
-        "y": vega.labels("row", labelLimit=300),
+        "x": draw.quantity("start", "tokens of the prompt", (0, longest), values=edges, tickCount=width // 40 + 1),
+        "y": draw.labels("row", labelLimit=300),
     }
     boxes = _boxes(blocks, {FOUND: GREEN, NEW: SKY, PARTIAL: "#f2f2f2"}, height=24, stroke=GREY, strokeWidth=1)
     boxes["encoding"]["color"]["legend"]["symbolStrokeWidth"] = 1
     names = [{"row": block.row, "middle": (block.start + block.end) / 2, "text": block.text} for block in blocks]
-    text = vega.mark("text", {"x": "middle", "text": "text"}, names, color=INK, fontSize=13)
-    drawn = vega.layers([boxes, text], axes, width=width, height=34 * len(prompts))
+    text = draw.mark("text", {"x": "middle", "text": "text"}, names, color=INK, fontSize=13)
+    drawn = draw.layers([boxes, text], axes, width=width, height=34 * len(prompts))
     counts = "; ".join(
         f"{name}: {kinds.count(FOUND)} blocks found, {kinds.count(NEW)} new, {kinds.count(PARTIAL)} not full"
         for name in prompts
@@ -323,12 +327,12 @@ def token_streams(
     fix = "pass requests that were answered"
     require(is_answered, f"the chart {title!r} has a request without tokens", fix=fix)
     end = max(lane.token_times_s[-1] for lane in lanes)
-    x = vega.quantity("start", x_title, (0, end * 1.02), tickCount=8, format="~g")
+    x = draw.quantity("start", x_title, (0, end * 1.02), tickCount=8, format="~g")
     parts = [_streams_panel(name, lanes, x) for name, lanes in panels.items()]
     for part in parts[:-1]:
         part["encoding"] = part["encoding"] | {"x": {**x, "title": None}}
     text = "Token streams over time. " + ". ".join(_streams_words(name, lanes) for name, lanes in panels.items()) + "."
-    return finish(vega.column(parts, spacing=18, color="shared"), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=18, color="shared"), title=title, description=text, caption=caption)
 
 
 def _streams_panel(name: str, lanes: Sequence[Lane], x: Spec) -> Spec:
@@ -341,10 +345,10 @@ def _streams_panel(name: str, lanes: Sequence[Lane], x: Spec) -> Spec:
             spans.append(Span(lane.name, *max(lane.gaps, key=_length), GAP))
     bars = _boxes(spans, STREAM, height=LANE * 0.5, stroke="white", strokeWidth=1)
     tokens = [{"row": lane.name, "start": round(at, 4), "kind": TOKEN} for lane in lanes for at in lane.token_times_s]
-    ticks = vega.mark("tick", {"color": bars["encoding"]["color"]}, tokens, thickness=2, size=LANE * 0.7)
-    y = vega.labels("row", sort=[lane.name for lane in lanes], grid=False, labelLimit=200, domain=True, ticks=True)
-    about = {"title": vega.heading(_streams_heading(name, lanes)), "width": WIDTH, "height": {"step": LANE}}
-    return vega.layers([bars, ticks], {"x": x, "y": y}, **about)
+    ticks = draw.mark("tick", {"color": bars["encoding"]["color"]}, tokens, thickness=2, size=LANE * 0.7)
+    y = draw.labels("row", sort=[lane.name for lane in lanes], grid=False, labelLimit=200, domain=True, ticks=True)
+    about = {"title": draw.heading(_streams_heading(name, lanes)), "width": WIDTH, "height": {"step": LANE}}
+    return draw.layers([bars, ticks], {"x": x, "y": y}, **about)
 
 
 def _length(ends: tuple[float, float]) -> float:
@@ -412,21 +416,21 @@ def _packing_panel(
             totals[row] += taken
     most = 1.08 * max(*totals.values(), *limits.values())
     axes = {
-        "x": vega.quantity("start", x_title, (0, most), format="%", tickCount=5),
-        "y": vega.labels("row", sort=list(totals), labelLimit=260, labels=has_names),
+        "x": draw.quantity("start", x_title, (0, most), format="%", tickCount=5),
+        "y": draw.labels("row", sort=list(totals), labelLimit=260, labels=has_names),
     }
     colours = {model: palette()[n % len(palette())] for n, model in enumerate(shares)}
     bars = _boxes(spans, colours, digits=6, height=20, stroke="white", strokeWidth=1.5)
     rules = []
     for name, at in limits.items():
         look: Spec = {"color": INK} if name == "full" else {"color": VERMILLION, "strokeDash": [6, 4]}
-        text = vega.mark("text", {"text": "text"}, y=-9, color=look["color"])
-        marks = [vega.mark("rule", strokeWidth=2, **look), text]
-        rules.append(vega.layers(marks, {"x": "at"}, [{"at": at, "text": name}]))
+        text = draw.mark("text", {"text": "text"}, y=-9, color=look["color"])
+        marks = [draw.mark("rule", strokeWidth=2, **look), text]
+        rules.append(draw.layers(marks, {"x": "at"}, [{"at": at, "text": name}]))
     sums = [{"row": row, "end": end, "text": share(end)} for row, end in totals.items()]
-    names = vega.words({"x": "end"}, sums, align="left", dx=5)
-    drawn = [vega.layers([bars], axes), *rules, vega.layers([names], axes)]
-    return vega.layers(drawn, width=(WIDTH - GPU_GAP) // 2, height=GPU_ROW * len(totals))
+    names = draw.words({"x": "end"}, sums, align="left", dx=5)
+    drawn = [draw.layers([bars], axes), *rules, draw.layers([names], axes)]
+    return draw.layers(drawn, width=(WIDTH - GPU_GAP) // 2, height=GPU_ROW * len(totals))
 
 
 def _plan_words(plan: "Plan") -> str:
@@ -474,9 +478,9 @@ def memory_map(
     owners = {owner for snapshots in panels.values() for snapshot in snapshots for owner in snapshot.holdings}
     names = [str(owner + 1) for owner in sorted(owners)]
     squares = {"symbolType": "square", "symbolSize": 150}
-    colour = vega.series("owner", names, [palette()[n % len(palette())] for n in range(len(names))])
+    colour = draw.series("owner", names, [palette()[n % len(palette())] for n in range(len(names))])
     legend = {"title": "sequence", "columns": len(names), **squares} if len(names) <= MOST_NAMED else None
-    opacity = vega.series("kind", [STORED, EMPTY], [1, 0.25], **squares, symbolFillColor=GREY, symbolStrokeWidth=0)
+    opacity = draw.series("kind", [STORED, EMPTY], [1, 0.25], **squares, symbolFillColor=GREY, symbolStrokeWidth=0)
     # Opacity is for what has an order.
     looks = {"color": {**colour, "title": "sequence", "legend": legend}, "opacity": {**opacity, "type": "ordinal"}}
     says = {
@@ -484,16 +488,16 @@ def memory_map(
     }
     parts = []
     for name, snapshots in panels.items():
-        x = vega.quantity(
+        x = draw.quantity(
             "start", "steps of the engine" if name == [*panels][-1] else None, (0, steps), tickCount=8, grid=False
         )
         # What is given lies below what is stored in it.
         drawn = sorted(patches(snapshots, every=every), key=lambda patch: patch.kind == STORED)
         top = max((patch.high for patch in drawn), default=1) if crop else snapshots[0].capacity_tokens
-        y = vega.quantity("low", "memory (tokens)", (0, top), tickCount=5, grid=False)
+        y = draw.quantity("low", "memory (tokens)", (0, top), tickCount=5, grid=False)
         tooltip = [{"field": name, "type": "quantitative"} for name in ("low", "high", "start", "end")]
         encoding = {"x": x, "x2": "end", "y": y, "y2": "high", **looks, "tooltip": tooltip}
-        data = vega.table(
+        data = draw.table(
             map(astuple, drawn),
             owner="string",
             kind="string",
@@ -502,14 +506,14 @@ def memory_map(
             start="number",
             end="number",
         )
-        marks = [vega.mark("rect", encoding, data)]
+        marks = [draw.mark("rect", encoding, data)]
         if block_size:
             edges = [{"edge": edge} for edge in range(0, top + 1, block_size)]
-            marks.append(vega.mark("rule", {"y": "edge"}, edges, color="white", strokeWidth=1))
-        marks.append(vega.mark("rule", {"y": "top"}, [{"top": top}], color=GREY))
-        parts.append(vega.layers(marks, width=WIDTH, height=height, title=vega.heading(says[name])))
+            marks.append(draw.mark("rule", {"y": "edge"}, edges, color="white", strokeWidth=1))
+        marks.append(draw.mark("rule", {"y": "top"}, [{"top": top}], color=GREY))
+        parts.append(draw.layers(marks, width=WIDTH, height=height, title=draw.heading(says[name])))
     text = f"Memory over time, {title}. {'; '.join(says.values())}."
-    return finish(vega.column(parts, spacing=26, color="shared"), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=26, color="shared"), title=title, description=text, caption=caption)
 
 
 def patches(snapshots: Sequence["Snapshot"], *, every: int = 1) -> Iterator[Patch]:

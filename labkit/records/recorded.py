@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from labkit.charts.vega import MEASURED
+from labkit.charts.draw import MEASURED
+from labkit.vega import Spec
 from labkit.words import number
 
 COLOUR = "#6b4c1e"  # no series has it
 ROOM = 1.04
 Row = dict[str, Any]
-Spec = dict[str, Any]
 
 
 def marks(spec: Mapping[str, Any]) -> Spec | None:

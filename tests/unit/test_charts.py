@@ -18,13 +18,13 @@ from labkit import charts
 from labkit.charts.bars import Bar, Beside
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
 from labkit.charts.panels import StepPanel
-from labkit.charts.render import MIME, live_bundle, set_caption
+from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, phases, pieces
-from labkit.charts.vega import INK, WIDTH
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 from labkit.theory import placement, prefix_cache
 from labkit.theory.kv_allocation import Policy, Sequence, Snapshot, simulate, snapshots
+from labkit.vega import INK, MIME, WIDTH, config, live_bundle, palette
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
 CAPTION = "2 CPUs (a model), 24 GiB, no GPU"
@@ -252,7 +252,7 @@ def test_enable_takes_over_altairs_display() -> None:
     charts.enable(caption="one GPU")
     own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
     data, _ = own._repr_mimebundle_()
-    assert data[MIME]["config"]["range"]["category"] == charts.palette()
+    assert data[MIME]["config"]["range"]["category"] == palette()
     assert charts.spec(CHARTS["anatomy"]())["title"]["subtitle"] == "one GPU"
 
 
@@ -271,7 +271,7 @@ def test_text_has_contrast() -> None:
         share = value / 255
         return share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4
 
-    for colour in (INK, charts.config()["title"]["subtitleColor"]):
+    for colour in (INK, config()["title"]["subtitleColor"]):
         red, green, blue = (channel(int(colour[n : n + 2], 16)) for n in (1, 3, 5))
         assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 7
 

@@ -14,9 +14,10 @@ from labkit.advice import costs
 from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.form import VIEWS, CostCalculator, answer_html, show_calculator, sums_html
 from labkit.advice.costs.words import text
-from labkit.charts.render import MIME, svg
+from labkit.charts.render import svg
 from labkit.cli.main import app, main
 from labkit.errors import UsageError
+from labkit.vega import MIME
 
 START = costs.settings_from(
     {

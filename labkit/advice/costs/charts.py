@@ -11,8 +11,7 @@ from typing import Any
 
 from labkit.advice.costs import CostResult, Swing, show_number, show_usd
 from labkit.advice.costs.prices import MILLION
-from labkit.charts.render import SCHEMA
-from labkit.charts.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, config
+from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, config
 
 HOSTING = "hosting it yourself"
 APIS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)

@@ -27,9 +27,9 @@ from labkit.advice.costs import (
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.prices import OWN, dated_models, instances, known_models, model_name, rounded
 from labkit.advice.costs.words import headline, millions, text
-from labkit.charts.render import live_bundle
 from labkit.display import LEAVE_ARROWS
 from labkit.errors import UsageError
+from labkit.vega import live_bundle
 
 REQUESTS, TOKENS = "requests a second", "tokens a day"
 MEASURED, ARTICLE, ENTERED = "measured here", "the article's figure", "entered"

@@ -1,7 +1,4 @@
-"""How every chart looks, and the parts that all of them are built of: channels, marks, layers, panels, rules.
-
-White ground, colours that the colour-blind can tell apart, text to be read from a back row. Colours: Okabe and Ito,
-"Color Universal Design", 2008. Grey text on white has a contrast of at least 7:1.
+"""The parts that all charts are built of: channels, marks, layers, panels, labelled rules.
 
 Charts are plain Vega-Lite 5 specifications. A layer inherits its panel's data and channels and names only what differs
 (`{"x": "low"}` is the panel's x axis with another field), so that an axis is described once.
@@ -13,49 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.vega import BLACK, WIDTH, Spec
 from labkit.words import amount
 
-Spec = dict[str, Any]
 Rows = Iterable[Mapping[str, Any]]
 
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
-INK, GREY, PALE, FAINT = "#262626", "#8c8c8c", "#c9c9c9", "#e3e3e3"
-ARTICLE = "#8a2f6b"
-WIDTH = 640
-FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
+PALE, ARTICLE = "#c9c9c9", "#8a2f6b"
 MEASURED = "measured"  # the name of the layer that shows what was measured: a recorded run is drawn beside it
-
-
-def palette() -> list[str]:
-    """The colours of series, in order. Yellow is left out: on white it cannot be seen."""
-    return [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK]
-
-
-def config() -> Spec:
-    """The Vega-Lite configuration of the course, kept to what Vega-Lite 5.6 (in JupyterLab 4.6) knows."""
-    words = {
-        "labelFontSize": 13,
-        "titleFontSize": 13,
-        "titleFontWeight": "normal",
-        "labelColor": INK,
-        "titleColor": INK,
-    }
-    lines = {"gridColor": FAINT, "domainColor": GREY, "tickColor": GREY}
-    room = {"titlePadding": 10, "labelPadding": 6, "labelFlush": False}
-    symbols = {"symbolSize": 120, "symbolOpacity": 1, "symbolStrokeWidth": 2.5}
-    title = {"fontSize": 16, "subtitleFontSize": 13, "subtitleColor": "#4d4d4d", "color": INK, "anchor": "start"}
-    return {
-        "background": "white",
-        "font": FONT,
-        "padding": 12,
-        "view": {"stroke": None, "continuousWidth": WIDTH, "continuousHeight": 280},
-        "axis": {**words, **lines, **room},
-        "legend": {**words, **symbols, "labelLimit": 0, "orient": "top", "offset": 12},
-        "title": {**title, "offset": 14, "subtitlePadding": 6, "frame": "bounds"},
-        "range": {"category": palette()},
-        "text": {"fontSize": 13, "color": INK},
-    }
 
 
 # --- channels ---
