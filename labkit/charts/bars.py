@@ -39,10 +39,7 @@ def bars_with_intervals(
     axis_title: str | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A bar for each row with its interval and value; guess, article and model as labelled rules.
-
-    Raises UsageError without rows.
-    """
+    """A bar for each row with its interval and value; guess, article and model as labelled rules."""
     require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
     references = draw.rules(unit, guess=guess, article=article, model=model)
     values = [row.value for row in rows]
@@ -116,9 +113,6 @@ def stacked_bars(
     return finish(drawn, title=title, description=f"Bars, {title}: {text}.", caption=caption)
 
 
-# --- an article's figures ---
-
-
 @dataclass(frozen=True)
 class Beside:
     """One quantity: what the article says of it (from `low` to `high`), and one's own value with its interval."""
@@ -174,9 +168,6 @@ def _own(row: Beside) -> str:
     return f"{amount(row.own, '%')} ({span(row.own_low, row.own_high, '%')})"
 
 
-# --- what two clients measured on the same servers ---
-
-
 CLIENTS = (BLUE, VERMILLION), ("circle", "diamond")
 
 
@@ -222,7 +213,7 @@ def _clients_panel(readings: Sequence[Reading], clients: list[str]) -> Spec:
     colours, shapes = CLIENTS
     encoding = {
         "x": draw.quantity("value", f"{name} ({unit})", domain, tickCount=7, format=".3~r"),
-        "y": draw.labels("server", sort=servers, labelLimit=200, grid=True, gridColor=FAINT, domain=True, ticks=True),
+        "y": draw.labels("server", sort=servers, labelLimit=200, framed=True, grid=True, gridColor=FAINT),
         "yOffset": {"field": "client", "type": "nominal", "scale": {"domain": clients, "paddingOuter": 0.4}},
         "color": draw.series("client", clients, colours),
         "shape": draw.series("client", clients, shapes),

@@ -83,16 +83,10 @@ def throughput_latency(
         "tooltip": _tooltip("series", "x", "quantile", "text"),
     }
     dash = draw.series("quantile", ["p50", "p99"], [[1, 0], [6, 4]], symbolSize=900)
-    drawn = [
-        draw.layers([draw.mark("line", {"strokeDash": dash}, **LINE), draw.mark("point", **POINT)], encoding, rows)
-    ]
-    drawn += draw.level(draw.rules("s", slo=slo_s), (0, 1))
-    whole = draw.column(
-        [{**upper, "height": 210}, draw.layers(drawn, width=WIDTH, height=210)],
-        spacing=28,
-        strokeDash="independent",
-        color="shared",
-    )
+    marks = [draw.mark("line", {"strokeDash": dash}, **LINE), draw.mark("point", **POINT)]
+    drawn = [draw.layers(marks, encoding, rows), *draw.level(draw.rules("s", slo=slo_s), (0, 1))]
+    parts = [{**upper, "height": 210}, draw.layers(drawn, width=WIDTH, height=210)]
+    whole = draw.column(parts, spacing=28, strokeDash="independent", color="shared")
     loads = "; ".join(
         f"{p.series} at {number(p.concurrency)}: {amount(p.throughput, unit)},"
         f" {latency} p50 {amount(p.latency_p50_s, 's')}, p99 {amount(p.latency_p99_s, 's')}"
@@ -114,7 +108,7 @@ def lines(
     article: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """Curves with their intervals as bands; guess and article as labelled rules. Raises UsageError without rows."""
+    """Curves with their intervals as bands; guess and article as labelled rules."""
     require(bool(rows), f"the chart {title!r} has no points", fix=ONE)
     x = _log_x({row.x for row in rows}, x_title) if log_x else draw.quantity("x", x_title, tickCount=8)
     drawn = _curves(rows, x, y_title=y_title, unit=unit, references=draw.rules(unit, guess=guess, article=article))
@@ -164,9 +158,6 @@ def _by_series(points: Sequence[LinePoint | LoadPoint], **legend: str) -> Spec:
 
 def _tooltip(*fields: str) -> list[Spec]:
     return [{"field": field, "type": "quantitative" if field == "x" else "nominal"} for field in fields]
-
-
-# --- a model with measurements over it ---
 
 
 MARGIN = 0.06  # of the x axis, left and right: points at the ends stay whole
@@ -279,9 +270,6 @@ def _model_x(model: Sequence[LinePoint], measured: Sequence[LinePoint], title: s
     return draw.quantity("x", title, (every[0] - edge, every[-1] + edge), values=ticks, labelExpr=PLAIN)
 
 
-# --- trade-offs ---
-
-
 LETTER = 8  # pixels that a letter of a label takes, generously
 
 
@@ -309,10 +297,7 @@ def tradeoff(
     guess: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A point for each setting, a model's curve behind them; objective and guess are rules on the horizontal axis.
-
-    Raises UsageError without points.
-    """
+    """A point for each setting, a model's curve behind them; objective and guess are rules on the horizontal axis."""
     require(bool(points), f"the chart {title!r} has no points", fix="pass at least one Tradeoff")
     points = sorted(points, key=lambda point: point.x_s)
     references = draw.rules("s", guess=guess, slo=slo_s)
@@ -376,9 +361,6 @@ def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:
     return levels
 
 
-# --- distributions ---
-
-
 QUANTILES = {"p50": 0.50, "p99": 0.99}
 ENOUGH_FOR_P99 = 100  # with fewer, no sample lies above it
 MAX_STEPS, LAST_STEPS = 300, 50
@@ -389,10 +371,7 @@ Samples = Mapping[str, Sequence[float]]
 def ecdf(
     samples: Samples, *, title: str, x_title: str = "E2E (s)", unit: str = "s", caption: str | None = None
 ) -> Chart:
-    """The share of samples at or below each value, by series, with p50 and p99 as rules.
-
-    Raises UsageError for a series without samples.
-    """
+    """The share of samples at or below each value, by series, with p50 and p99 as rules."""
     _require_samples(samples, title)
     y = draw.quantity("share", "share of requests done by then", (0, 1.04), format="~%", values=[0, 0.25, 0.5, 0.75, 1])
     return _distribution(samples, y, lambda share: share, title=title, x_title=x_title, unit=unit, caption=caption)
@@ -401,10 +380,7 @@ def ecdf(
 def tail(
     samples: Samples, *, title: str, x_title: str = "E2E (s)", unit: str = "s", caption: str | None = None
 ) -> Chart:
-    """The share of samples above each value, on a log axis that spreads the tail out.
-
-    Raises UsageError for a series without samples.
-    """
+    """The share of samples above each value, on a log axis that spreads the tail out."""
     _require_samples(samples, title)
     least = 1 / max(map(len, samples.values())) / 1.5
     ticks = [share for share in TAIL_TICKS if share > least]
@@ -480,14 +456,11 @@ def _quantiles_words(name: str, values: Sequence[float], unit: str) -> str:
     return f"{name}: p50 {p50}, p99 {amount(quantile(values, 0.99), unit)} ({number(len(values))} requests)"
 
 
-# --- intervals that narrow ---
-
-
 def narrowing(
     rows: Sequence[tuple[str, int, float, float, float]], *, title: str, y_title: str, caption: str | None = None
 ) -> Chart:
     """Intervals (series, answers so far, value, low, high) as bands over the answers so far, and the line of no
-    difference. Values are shares, drawn as percentages. Raises UsageError without rows."""
+    difference. Values are shares, drawn as percentages."""
     require(bool(rows), f"the chart {title!r} has no intervals", fix=ONE)
     cells = ((name, n, *(f"{end:.4f}" for end in ends)) for name, n, *ends in rows)
     data = draw.table(cells, series="string", n="number", value="number", low="number", high="number")

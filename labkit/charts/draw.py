@@ -19,9 +19,6 @@ PALE, ARTICLE = "#c9c9c9", "#8a2f6b"
 MEASURED = "measured"  # the name of the layer that shows what was measured: a recorded run is drawn beside it
 
 
-# --- channels ---
-
-
 def quantity(
     field: str,
     title: str | Sequence[str] | None = None,
@@ -31,17 +28,17 @@ def quantity(
     **axis: Any,
 ) -> Spec:
     """A channel of numbers. Without `domain` Vega chooses one; `axis`: Vega-Lite's properties of the axis."""
-    scale: Spec = {"type": "log"} if log else {}
-    if domain is not None:
-        scale |= {"domain": list(domain), "nice": False}
-    channel = {"field": field, "type": "quantitative", "title": title or None, "axis": axis}
-    return {**channel, "scale": scale} if scale else channel
+    scale = {} if domain is None else {"domain": list(domain), "nice": False}
+    channel = {"field": field, "type": "quantitative", "title": title, "axis": axis}
+    return {**channel, "scale": {**scale, "type": "log"} if log else scale}
 
 
-def labels(field: str, *, sort: Sequence[object] | None = None, **axis: Any) -> Spec:
+def labels(
+    field: str, *, title: str | None = None, sort: Sequence[object] | None = None, framed: bool = False, **axis: Any
+) -> Spec:
     """A channel of names down the left side, in the order of `sort`, by default that of the data."""
-    axis = {"domain": False, "ticks": False, **axis}
-    return {"field": field, "type": "nominal", "title": None, "sort": sort, "axis": axis}
+    axis = {"domain": framed, "ticks": framed, **axis}
+    return {"field": field, "type": "ordinal" if title else "nominal", "title": title, "sort": sort, "axis": axis}
 
 
 def series(field: str, names: Iterable[str], look: Iterable[Any] | None = None, **legend: Any) -> Spec:
@@ -50,20 +47,13 @@ def series(field: str, names: Iterable[str], look: Iterable[Any] | None = None, 
     return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": legend}
 
 
-# --- marks, layers, panels ---
-
-
 def mark(kind: str, encoding: Mapping[str, Any] | None = None, rows: Rows | Spec | None = None, /, **look: Any) -> Spec:
     """One layer. A channel given as text is that field; `rows` are its own data; `look`: the mark's properties."""
     return {"mark": {"type": kind, **look}} | _inside(encoding, rows)
 
 
 def layers(
-    marks: Iterable[Spec],
-    encoding: Mapping[str, Any] | None = None,
-    rows: Rows | Spec | None = None,
-    /,
-    **panel: Any,
+    marks: Iterable[Spec], encoding: Mapping[str, Any] | None = None, rows: Rows | Spec | None = None, /, **panel: Any
 ) -> Spec:
     """Layers over each other that share data and channels; `panel`: its width, height, title."""
     return {"layer": list(marks), **panel} | _inside(encoding, rows)
@@ -95,21 +85,15 @@ def table(rows: Iterable[Sequence[object]], **columns: str) -> Spec:
 
 
 def _inside(encoding: Mapping[str, Any] | None, rows: Rows | Spec | None) -> Spec:
-    spec: Spec = {}
-    if encoding:
-        spec["encoding"] = {channel: _channel(channel, given) for channel, given in encoding.items()}
+    spec: Spec = {"encoding": {name: _channel(name, given) for name, given in encoding.items()}} if encoding else {}
     if rows is not None:
         spec["data"] = rows if isinstance(rows, dict) else {"values": list(rows)}
     return spec
 
 
 def _channel(name: str, given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    return {"field": given, "type": "quantitative"} if name in ("x", "y") else {"field": given}
-
-
-# --- references: what was guessed, what the article says, what a model says, what was promised ---
+    kind = {"type": "quantitative"} if name in ("x", "y") else {}
+    return {"field": given, **kind} if isinstance(given, str) else given
 
 
 ROW = 18

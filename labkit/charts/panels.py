@@ -25,17 +25,16 @@ class StepPanel:
 
 
 def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None = None) -> Chart:
-    """Panels over the same steps. A series has the same colour and dash in each. UsageError without values."""
+    """Panels over the same steps. A series has the same colour and dash in each."""
     has_values = bool(panels) and all(panel.series and all(panel.series.values()) for panel in panels)
     require(has_values, f"the chart {title!r} has no values", fix="pass a value a step for each series")
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     curves = [(panel, name, values) for panel in panels for name, values in panel.series.items()]
     steps = max(len(values) for _, _, values in curves)
+    dashes = [DASHES[n % len(DASHES)] for n in range(len(names))]
     looks = {
         "color": draw.series("series", names, symbolSize=700),
-        "strokeDash": draw.series(
-            "series", names, [DASHES[n % len(DASHES)] for n in range(len(names))], symbolSize=700
-        ),
+        "strokeDash": draw.series("series", names, dashes, symbolSize=700),
     }
     if len(names) == 1:
         looks = {channel: {**look, "legend": None} for channel, look in looks.items()}
@@ -65,9 +64,6 @@ def _corners(points: Points) -> Points:
     """A curve of steps without the points at which nothing changes."""
     last = len(points) - 1
     return [point for n, point in enumerate(points) if n in (0, last) or point[1] != points[n - 1][1]]
-
-
-# --- a service that scales ---
 
 
 MOST = 250  # points of a curve
@@ -166,9 +162,6 @@ def _moments_words(moments: Iterable[Moment]) -> str:
     return "".join(f"; {moment.text} at {moment.at_s:.1f} s" for moment in moments)
 
 
-# --- what became of each request ---
-
-
 ANSWERED, NOT_ANSWERED = (BLUE, GREEN, PURPLE), (VERMILLION, ORANGE, BLACK)
 FAILED = " failed"  # how the name of a version's own error ends
 FROM_THE_RIGHT = 0.55  # labels beyond this part of the axis stand on the left of their lines
@@ -188,7 +181,7 @@ def request_fates(
     """Each request as a mark at the moment at which it was sent, and at the height of what it waited.
 
     Those whose fate is among `answered` are dots, or triangles of the same colour for a version's own errors ("2.0
-    failed"); all others are crosses. Raises UsageError without rows.
+    failed"); all others are crosses.
     """
     require(bool(rows), f"the chart {title!r} has no requests", fix="pass at least one")
     fates = sorted({fate for _, _, fate in rows}, key=lambda fate: (fate not in answered, fate))

@@ -98,9 +98,6 @@ def _png(drawn: Spec) -> tuple[str, int, int]:
     return base64.b64encode(small.getvalue()).decode(), image.width // SCALE, image.height // SCALE
 
 
-# --- a chart as an SVG that may stand inside an HTML page ---
-
-
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 PASSIVE = {"svg", "g", "defs", "path", "line", "rect", "circle", "text", "tspan", "clipPath", "style", "title", "desc",
            "image", "a", "linearGradient", "radialGradient", "stop", "mask", "symbol", "use"}  # fmt: skip

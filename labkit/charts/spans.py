@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from labkit.theory.kv_allocation import Extent, Snapshot
     from labkit.theory.placement import Model, Plan
 
-SINCE = "seconds since the load began"
+WHITE: Spec = {"stroke": "white", "strokeWidth": 1}
+WIDE: Spec = {"stroke": "white", "strokeWidth": 1.5}
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,6 @@ def _rows(spans: Iterable[Span], digits: int) -> list[Spec]:
     ]
 
 
-# --- requests ---
-
-
 WAITS, TTFT, TOKENS = "waits to be sent", "until the first token (TTFT)", "tokens arrive"
 WHOLE, FAILED = "whole answer, not streamed", "failed"
 PHASES = {WAITS: PALE, TTFT: ORANGE, TOKENS: SKY, WHOLE: BLUE, FAILED: VERMILLION}
@@ -65,19 +63,19 @@ def request_timeline(
     limit: int = 32,
     caption: str | None = None,
 ) -> Chart:
-    """A bar for each request, the first `limit` of them, in the order in which they were due; a tick for each chunk.
-
-    Raises UsageError without records.
-    """
+    """A bar for each request, the first `limit` of them, in the order in which they were due; a tick for each chunk."""
     require(bool(records), f"the chart {title!r} has no requests", fix="pass the records of a load")
     shown = sorted(records, key=lambda request: (request.scheduled_s, request.index))[:limit]
     failed = [request for request in shown if not request.ok]
     spans = [span for request in shown for span in phases(request)]
     step = max(12, min(24, 420 // len(shown)))
     is_cut = len(records) > len(shown)
-    rest = f" (the first {len(shown)} of {len(records)})" if is_cut else ""
+    y_title = f"request (the first {len(shown)} of {len(records)})" if is_cut else "request"
     order = [request.index for request in shown]
-    y = draw.labels("row", sort=order, labelOverlap=True, grid=False, domain=True, ticks=True)
+    axes = {
+        "x": draw.quantity("start", "seconds since the load began", tickCount=8, format="~f"),
+        "y": draw.labels("row", title=y_title, sort=order, framed=True, labelOverlap=True, grid=False),
+    }
     chunks = [{"row": r.index, "at": round(at, 4)} for r in shown if r.ok for at in r.chunk_times_s]
     present = {phase: PHASES[phase] for phase in PHASES if any(span.kind == phase for span in spans)}
     drawn = [
@@ -87,10 +85,6 @@ def request_timeline(
     if failed:
         ends = [{"row": r.index, "at": r.finished_s, "text": str(r.outcome)} for r in failed]
         drawn.append(draw.mark("text", {"x": "at", "text": "text"}, ends, align="left", dx=5))
-    axes = {
-        "x": draw.quantity("start", SINCE, tickCount=8, format="~f"),
-        "y": {**y, "type": "ordinal", "title": f"request{rest}"},
-    }
     ttft = [request.ttft_s for request in shown if request.ttft_s is not None]
     median = f", median TTFT {amount(statistics.median(ttft), 's')}" if ttft else ""
     count = f"{len(shown)} of {len(records)}" if is_cut else f"{len(shown)}"
@@ -125,21 +119,14 @@ def anatomy(record: "RequestRecord", *, title: str = "One request, taken apart",
     rows = _rows((replace(span, row=n) for n, spans in enumerate(lanes.values()) for span in spans), digits=5)
     rows = [{**row, "top": row["row"] + 0.46, "bottom": row["row"] + 0.88} for row in rows]
     first, end = (at - record.started_s for at in (record.chunk_times_s[0], record.chunk_times_s[-1]))
-    x = draw.quantity(
-        "start", "seconds since the request was sent", (0, end * 1.01), grid=False, tickCount=6, format="~f"
-    )
+    x_title = "seconds since the request was sent"
+    x = draw.quantity("start", x_title, (0, end * 1.01), grid=False, tickCount=6, format="~f")
     y = {**draw.quantity("top", domain=(len(lanes), 0)), "axis": None}
-    colour = {"field": "kind", "type": "nominal", "scale": None}
+    boxes = {"x": x, "x2": "end", "y": y, "y2": "bottom", "color": {"field": "kind", "type": "nominal", "scale": None}}
     texts = [{"at": n + 0.24, "text": text} for n, text in enumerate(lanes)]
     drawn = [
         draw.mark("rule", {"x": "start"}, [{"start": at} for at in (0.0, first, end)], color=GREY, strokeDash=[3, 3]),
-        draw.mark(
-            "rect",
-            {"x": x, "x2": "end", "y": y, "y2": "bottom", "color": colour},
-            rows,
-            stroke="white",
-            strokeWidth=0.7,
-        ),
+        draw.mark("rect", boxes, rows, stroke="white", strokeWidth=0.7),
         draw.words({"y": {**y, "field": "at"}}, texts, x=4, align="left", baseline="middle", fontSize=14),
     ]
     panel = draw.layers(drawn, width=WIDTH, height=62 * len(lanes))
@@ -169,9 +156,6 @@ def _lanes(record: "RequestRecord") -> dict[str, list[Span]]:
         text = f"TPOT {amount(tpot, 's')} = (E2E - TTFT) / ({number(tokens)} - 1): the same time, shared out evenly"
         lanes[text] = boxes([(first + tpot * n, first + tpot * (n + 1)) for n in range(tokens - 1)], GREEN)
     return lanes
-
-
-# --- batches ---
 
 
 ANSWER, PADDING = "a token of an answer", "padding: computed for nobody"
@@ -209,34 +193,21 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
     require(is_possible, f"{len(lengths)} answers on {batch} places", fix=fix)
     static, continuous = (list(spans(lengths, batch=batch)) for spans in (static_spans, continuous_spans))
     static_steps, steps = (max(int(span.end) for span in spans) for spans in (static, continuous))
-    y = draw.labels("row", grid=False)
     axes = {
         "x": draw.quantity("start", "decode steps", (0, max(static_steps, steps)), tickCount=8),
-        "y": {**y, "type": "ordinal", "title": "place"},
+        "y": draw.labels("row", title="place", grid=False),
     }
-    kinds = {ANSWER: BLUE, PADDING: ORANGE}
-    about = {"width": WIDTH, "height": {"step": 19}}
-    parts = [
-        draw.layers(
-            [_boxes(spans, kinds, height=15, stroke="white", strokeWidth=1.5)],
-            axes,
-            title=draw.heading(words),
-            **about,
-        )
-        for words, spans in (
-            (f"static batches: done after {static_steps} steps", static),
-            (f"continuous batching: done after {steps} steps", continuous),
-        )
-    ]
+    parts = []
+    for policy, spans in ((f"static batches: done after {static_steps} steps", static),
+                          (f"continuous batching: done after {steps} steps", continuous)):  # fmt: skip
+        boxes = _boxes(spans, {ANSWER: BLUE, PADDING: ORANGE}, height=15, **WIDE)
+        parts.append(draw.layers([boxes], axes, title=draw.heading(policy), width=WIDTH, height={"step": 19}))
     wasted = sum(int(span.end - span.start) for span in static if span.kind == PADDING)
     text = (
         f"{len(lengths)} answers on {batch} places. Static batches take {static_steps} steps and compute {wasted} "
         f"tokens of padding; continuous batching takes {steps} steps and computes none."
     )
     return finish(draw.column(parts, spacing=22, color="shared"), title=title, description=text, caption=caption)
-
-
-# --- prompts ---
 
 
 FOUND, NEW = "found: computed before", "new: computed now, then findable"
@@ -261,7 +232,7 @@ def pieces(prompts: Mapping[str, Sequence[int]], *, block_size: int) -> Iterator
 def prefix_blocks(
     prompts: Mapping[str, Sequence[int]], *, block_size: int, title: str, caption: str | None = None
 ) -> Chart:
-    """A row for each prompt (token numbers, by name), a box for each block. UsageError without prompts.
+    """A row for each prompt (token numbers, by name), a box for each block.
 
     A model of the cache (prefix_cache.block_hashes), not a measurement.
     """
@@ -288,9 +259,6 @@ def prefix_blocks(
     return finish(drawn, title=title, description=f"{title}. {counts}.", caption=caption)
 
 
-# --- token streams ---
-
-
 TOKEN, GAP, PART, QUEUED = "a token", "the longest gap", "a part of a prompt", "waits for its turn"
 STREAM = {TOKEN: BLUE, GAP: VERMILLION, PART: ORANGE, QUEUED: PALE}
 LANE = 30
@@ -314,6 +282,15 @@ class Lane:
         """Begin and end of each gap between two tokens, if they are to be marked."""
         return list(pairwise(self.token_times_s)) if self.marked else []
 
+    @property
+    def spans(self) -> Iterator[Span]:
+        """The parts of its prompt, its wait for the first of them, and its longest gap."""
+        yield from (Span(self.name, begin, end, PART) for begin, end, _ in self.parts)
+        if self.parts and self.parts[0][0] > self.arrived_s:
+            yield Span(self.name, self.arrived_s, self.parts[0][0], QUEUED)
+        if self.gaps:
+            yield Span(self.name, *max(self.gaps, key=_length), GAP)
+
 
 def token_streams(
     panels: Mapping[str, Sequence[Lane]], *, title: str, x_title: str, caption: str | None = None
@@ -322,50 +299,30 @@ def token_streams(
 
     Raises UsageError without a panel, or with a request that got no token.
     """
-    lanes = [lane for lanes in panels.values() for lane in lanes]
-    is_answered = bool(lanes) and all(lane.token_times_s for lane in lanes)
+    every = [lane for lanes in panels.values() for lane in lanes]
+    is_answered = bool(every) and all(lane.token_times_s for lane in every)
     fix = "pass requests that were answered"
     require(is_answered, f"the chart {title!r} has a request without tokens", fix=fix)
-    end = max(lane.token_times_s[-1] for lane in lanes)
-    x = draw.quantity("start", x_title, (0, end * 1.02), tickCount=8, format="~g")
-    parts = [_streams_panel(name, lanes, x) for name, lanes in panels.items()]
-    for part in parts[:-1]:
-        part["encoding"] = part["encoding"] | {"x": {**x, "title": None}}
-    text = "Token streams over time. " + ". ".join(_streams_words(name, lanes) for name, lanes in panels.items()) + "."
+    domain = (0, max(lane.token_times_s[-1] for lane in every) * 1.02)
+    parts, says = [], []
+    for name, lanes in panels.items():
+        gaps = [_length(gap) for lane in lanes for gap in lane.gaps]
+        heading = f"{name}: longest gap {amount(max(gaps), 's')}" if gaps else name
+        split = "; ".join(f"{lane.name} computed in {len(lane.parts)} parts" for lane in lanes if lane.parts)
+        says.append(", ".join(filter(None, [heading, f"{len(lanes)} requests", split])))
+        x = draw.quantity("start", x_title if len(says) == len(panels) else None, domain, tickCount=8, format="~g")
+        y = draw.labels("row", sort=[lane.name for lane in lanes], framed=True, grid=False, labelLimit=200)
+        bars = _boxes((span for lane in lanes for span in lane.spans), STREAM, height=LANE * 0.5, **WHITE)
+        rows = [{"row": lane.name, "start": round(at, 4), "kind": TOKEN} for lane in lanes for at in lane.token_times_s]
+        ticks = draw.mark("tick", {"color": bars["encoding"]["color"]}, rows, thickness=2, size=LANE * 0.7)
+        about = {"title": draw.heading(heading), "width": WIDTH, "height": {"step": LANE}}
+        parts.append(draw.layers([bars, ticks], {"x": x, "y": y}, **about))
+    text = f"Token streams over time. {'. '.join(says)}."
     return finish(draw.column(parts, spacing=18, color="shared"), title=title, description=text, caption=caption)
-
-
-def _streams_panel(name: str, lanes: Sequence[Lane], x: Spec) -> Spec:
-    spans = []
-    for lane in lanes:
-        spans += [Span(lane.name, begin, end, PART) for begin, end, _ in lane.parts]
-        if lane.parts and lane.parts[0][0] > lane.arrived_s:
-            spans.append(Span(lane.name, lane.arrived_s, lane.parts[0][0], QUEUED))
-        if lane.gaps:
-            spans.append(Span(lane.name, *max(lane.gaps, key=_length), GAP))
-    bars = _boxes(spans, STREAM, height=LANE * 0.5, stroke="white", strokeWidth=1)
-    tokens = [{"row": lane.name, "start": round(at, 4), "kind": TOKEN} for lane in lanes for at in lane.token_times_s]
-    ticks = draw.mark("tick", {"color": bars["encoding"]["color"]}, tokens, thickness=2, size=LANE * 0.7)
-    y = draw.labels("row", sort=[lane.name for lane in lanes], grid=False, labelLimit=200, domain=True, ticks=True)
-    about = {"title": draw.heading(_streams_heading(name, lanes)), "width": WIDTH, "height": {"step": LANE}}
-    return draw.layers([bars, ticks], {"x": x, "y": y}, **about)
 
 
 def _length(ends: tuple[float, float]) -> float:
     return ends[1] - ends[0]
-
-
-def _streams_heading(name: str, lanes: Sequence[Lane]) -> str:
-    gaps = [_length(gap) for lane in lanes for gap in lane.gaps]
-    return f"{name}: longest gap {amount(max(gaps), 's')}" if gaps else name
-
-
-def _streams_words(name: str, lanes: Sequence[Lane]) -> str:
-    split = "; ".join(f"{lane.name} computed in {len(lane.parts)} parts" for lane in lanes if lane.parts)
-    return f"{_streams_heading(name, lanes)}, {len(lanes)} requests{f', {split}' if split else ''}"
-
-
-# --- models on GPUs ---
 
 
 GPU_ROW, GPU_GAP = 30, 40
@@ -382,7 +339,7 @@ def gpu_packing(
 ) -> Chart:
     """A row for each GPU of each plan: on the left the share of its memory that is taken, on the right its load.
 
-    A rule stands where a GPU is full, another one at `most_load`. UsageError without plans.
+    A rule stands where a GPU is full, another one at `most_load`.
     """
     has_gpus = bool(plans) and all(plans.values())
     require(has_gpus, f"the chart {title!r} has a plan without GPUs", fix="pass a GPU for each model")
@@ -407,7 +364,7 @@ def _packing_panel(
     has_names: bool,
 ) -> Spec:
     """The models' `shares` of each plan's GPUs, one after the other from zero, and the sum of each GPU."""
-    totals: dict[str, float] = {f"{name}, GPU {gpu}": 0.0 for name in plans for gpu in sorted({*plans[name].values()})}
+    totals = {f"{name}, GPU {gpu}": 0.0 for name, plan in plans.items() for gpu in sorted(set(plan.values()))}
     spans = []
     for name, plan in plans.items():
         for model, taken in shares.items():
@@ -420,7 +377,7 @@ def _packing_panel(
         "y": draw.labels("row", sort=list(totals), labelLimit=260, labels=has_names),
     }
     colours = {model: palette()[n % len(palette())] for n, model in enumerate(shares)}
-    bars = _boxes(spans, colours, digits=6, height=20, stroke="white", strokeWidth=1.5)
+    bars = _boxes(spans, colours, digits=6, height=20, **WIDE)
     rules = []
     for name, at in limits.items():
         look: Spec = {"color": INK} if name == "full" else {"color": VERMILLION, "strokeDash": [6, 4]}
@@ -436,9 +393,6 @@ def _packing_panel(
 def _plan_words(plan: "Plan") -> str:
     gpus = sorted(set(plan.values()))
     return ", ".join(f"GPU {gpu} with {' and '.join(name for name, at in plan.items() if at == gpu)}" for gpu in gpus)
-
-
-# --- memory ---
 
 
 STORED, EMPTY = "stored", "given, but empty"
@@ -470,7 +424,7 @@ def memory_map(
     """A panel for each allocation: memory upwards, steps to the right, a colour for each sequence, pale where empty.
 
     `block_size`: draws a line at each block's edge of every panel. `every`: only each so many-th step is looked at (a
-    smaller drawing). `crop`: each axis ends at the highest place in use. UsageError without snapshots.
+    smaller drawing). `crop`: each axis ends at the highest place in use.
     """
     has_steps = bool(panels) and all(panels.values())
     require(has_steps, f"the chart {title!r} has no steps", fix="pass at least one snapshot for each panel")
@@ -483,36 +437,25 @@ def memory_map(
     opacity = draw.series("kind", [STORED, EMPTY], [1, 0.25], **squares, symbolFillColor=GREY, symbolStrokeWidth=0)
     # Opacity is for what has an order.
     looks = {"color": {**colour, "title": "sequence", "legend": legend}, "opacity": {**opacity, "type": "ordinal"}}
-    says = {
-        name: f"{name}: {len(s)} steps, at most {max(one.running for one in s)} at once" for name, s in panels.items()
-    }
-    parts = []
+    columns = {"owner": "string", "kind": "string"} | dict.fromkeys(("low", "high", "start", "end"), "number")
+    parts, says = [], []
     for name, snapshots in panels.items():
-        x = draw.quantity(
-            "start", "steps of the engine" if name == [*panels][-1] else None, (0, steps), tickCount=8, grid=False
-        )
+        says.append(f"{name}: {len(snapshots)} steps, at most {max(one.running for one in snapshots)} at once")
         # What is given lies below what is stored in it.
         drawn = sorted(patches(snapshots, every=every), key=lambda patch: patch.kind == STORED)
         top = max((patch.high for patch in drawn), default=1) if crop else snapshots[0].capacity_tokens
+        x_title = "steps of the engine" if len(says) == len(panels) else None
+        x = draw.quantity("start", x_title, (0, steps), tickCount=8, grid=False)
         y = draw.quantity("low", "memory (tokens)", (0, top), tickCount=5, grid=False)
-        tooltip = [{"field": name, "type": "quantitative"} for name in ("low", "high", "start", "end")]
+        tooltip = [{"field": column} for column in columns]
         encoding = {"x": x, "x2": "end", "y": y, "y2": "high", **looks, "tooltip": tooltip}
-        data = draw.table(
-            map(astuple, drawn),
-            owner="string",
-            kind="string",
-            low="number",
-            high="number",
-            start="number",
-            end="number",
-        )
-        marks = [draw.mark("rect", encoding, data)]
+        marks = [draw.mark("rect", encoding, draw.table(map(astuple, drawn), **columns))]
         if block_size:
             edges = [{"edge": edge} for edge in range(0, top + 1, block_size)]
             marks.append(draw.mark("rule", {"y": "edge"}, edges, color="white", strokeWidth=1))
         marks.append(draw.mark("rule", {"y": "top"}, [{"top": top}], color=GREY))
-        parts.append(draw.layers(marks, width=WIDTH, height=height, title=draw.heading(says[name])))
-    text = f"Memory over time, {title}. {'; '.join(says.values())}."
+        parts.append(draw.layers(marks, width=WIDTH, height=height, title=draw.heading(says[-1])))
+    text = f"Memory over time, {title}. {'; '.join(says)}."
     return finish(draw.column(parts, spacing=26, color="shared"), title=title, description=text, caption=caption)
 
 
