@@ -344,13 +344,15 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """What serving costs, hosted and by API."""
-    from labkit.advice.costs import words
+    from labkit.advice import costs
+    from labkit.advice.costs.words import text
+    from labkit.files import parse_settings
 
-    result = words.answer(settings or ())
+    result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
     if as_json:
         print_json(result.to_json())
     else:
-        typer.echo(words.text(result))
+        typer.echo(text(result))
 
 
 @app.command()
