@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ def one(**keys: Any) -> str:
 engines = st.fixed_dictionaries(
     {
         "model": st.sampled_from(["SmolLM2-135M", "Qwen2.5-7B", "Llama-3.1-8B"]),
+        "weight_gib": st.sampled_from([None, 7.5]),
         "num_gpus": st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.75, 1, 2]),
         "engine_share": st.sampled_from([0.2, 0.3, 0.45, 0.92]),
         "max_model_len": st.sampled_from([512, 4096, 8192]),
@@ -77,7 +77,7 @@ def test_no_gpu_is_promised_or_filled_above_what_it_is(content: dict[str, Any]) 
     found = auditor.audit(*auditor.parse(content))
     gpus = found.gpus_asked
     for gpu in found.gpus:
-        assert gpu.fraction <= 1 + 1e-9
+        assert gpu.num_gpus <= 1 + 1e-9
         running = [each for each in found.replicas if gpu.index in each.gpus and each.starts]
         assert gpus.used_bytes + sum(each.rest_bytes for each in running) <= gpus.total_bytes
     if found.ok:
@@ -91,7 +91,7 @@ def test_more_memory_never_hurts(content: dict[str, Any], times: float) -> None:
     """With larger GPUs and the same shares no replica that started is refused, and no cache gets smaller."""
     deployments, gpus = auditor.parse(content)
     small = auditor.audit(deployments, gpus)
-    large = auditor.audit(deployments, replace(gpus, total_bytes=math.ceil(gpus.total_bytes * times)))
+    large = auditor.audit(deployments, gpus.model_copy(update={"memory_gib": gpus.memory_gib * times}))
     assert large.ok or not small.ok
     if small.ok:
         for before, after in zip(small.replicas, large.replicas, strict=True):
@@ -162,9 +162,9 @@ def test_what_others_use_counts() -> None:
     assert audited(EXAMPLE.replace("0.92", "0.46"), used_gib=4).ok
 
 
-@pytest.mark.parametrize(
-    ("keys", "level", "says"),
-    [
+def test_each_fault_is_told_with_its_numbers() -> None:
+    """The sentence has the numbers, and something to change beside it."""
+    faults: list[tuple[dict[str, Any], str, str]] = [
         ({"num_gpus": 1.5}, "error", "Ray takes a part of one GPU or whole ones"),
         ({"num_gpus": 0}, "error", "Ray reserves no GPU"),
         ({"num_gpus": 0.25}, "warning", "asks Ray for 0.25 of a GPU and takes 0.45"),
@@ -176,13 +176,11 @@ def test_what_others_use_counts() -> None:
         ({"max_num_seqs": 400}, "note", "fit at their full 4,096 tokens"),
         ({"engine_share": None, "num_gpus": 0.1}, "warning", "asks Ray for 0.10 of a GPU and takes 0.18"),
         ({"model": "Llama-3.1-405B", "engine_share": None}, "error", "out of memory"),
-    ],
-)
-def test_each_fault_is_told_with_its_numbers(keys: dict[str, Any], level: str, says: str) -> None:
-    """The sentence has the numbers, and something to change beside it."""
-    told = [finding for finding in audited(one(**keys)).findings if says in finding.text]
-    assert [finding.level for finding in told] == [level]
-    assert told[0].change
+    ]
+    for keys, level, says in faults:
+        findings = [finding for finding in audited(one(**keys)).findings if says in finding.text]
+        assert [finding.level for finding in findings] == [level], keys
+        assert findings[0].change
 
 
 def test_the_remedies_are_right() -> None:
@@ -224,37 +222,43 @@ def test_impossible_is_said_with_a_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("change", "says"),
     [
-        ("3", "the file is a int"),
-        ("{}", "no deployments"),
-        ("{deployments: [], gpu: {memory_gib: 1}}", "no deployments"),
-        ("{deployments: [{name: a, num_gpus: 1, weight_gib: 1}]}", "gpu has no memory_gib"),
-        ("{gpu: {memory_gib: -1}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "memory_gib is -1"),
-        ("{gpu: {memory_gib: 8, used_gib: 8}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "nothing is free"),
-        ("{gpu: {memory_gib: 8, count: 0}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "count is 0"),
-        ("{gpu: {memory: 8}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "no key called memory"),
-        ("{gpu: {memory_gib: 8}, deployments: [4]}", "deployment 1 is a int"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, weight_gib: 1}]}", "a has no num_gpus"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: x, weight_gib: 1}]}", "num_gpus is 'x'"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: .nan, weight_gib: 1}]}", "num_gpus is nan"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: -1, weight_gib: 1}]}", "num_gpus is -1"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: 1}]}", "neither model nor weight_gib"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: 1, model: nothing}]}", "no model 'nothing'"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: 1, weight_gib: 1, engine_share: 1.2}]}", "1.2"),
-        ("{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: 1, weight_gib: 1, replicas: 1.5}]}", "replicas is"),
-        ("{gpu: {memory_gib: 8}, deployments: [{num_gpus: 1, weight_gib: 1, share: 1}]}", "no key called share"),
-        (
-            "{gpu: {memory_gib: 8}, deployments: [{name: a, num_gpus: 1, weight_gib: 1}, "
-            "{name: a, num_gpus: 1, weight_gib: 1}]}",
-            "two deployments are called a",
-        ),
+        ("3", "the file is 3"),
+        ("{gpu: {memory_gib: 8}, deployments: []}", "no deployments"),
+        ("{gpu: {memory_gib: 8}, deployments: [4]}", r"deployments\[0\] is 4"),
+        ("{gpu: 3, deployments: [{num_gpus: 1, weight_gib: 1}]}", "gpu is 3"),
+        ({"gpu": {}}, "no gpu.memory_gib"),
+        ({"gpu": {"memory_gib": -1}}, "gpu.memory_gib is -1"),
+        ({"gpu": {"memory_gib": 8, "used_gib": 8}}, "nothing is free"),
+        ({"gpu": {"memory_gib": 8, "count": 0}}, "gpu.count is 0"),
+        ({"gpu": {"memory": 8}}, "no key called gpu.memory"),
+        ({"num_gpus": None}, r"no deployments\[1\].num_gpus"),
+        ({"num_gpus": "x"}, r"deployments\[1\].num_gpus is 'x'"),
+        ({"num_gpus": math.nan}, "num_gpus is nan"),
+        ({"num_gpus": True}, "num_gpus is True"),
+        ({"num_gpus": -1}, "num_gpus is -1"),
+        ({"weight_gib": None}, "b has neither model nor weight_gib"),
+        ({"model": "nothing"}, "no model 'nothing'"),
+        ({"engine_share": 1.2}, "engine_share is 1.2"),
+        ({"replicas": 1.5}, "replicas is 1.5"),
+        ({"share": 1}, r"no key called deployments\[1\].share"),
+        ({"architecture": {}}, "no key called"),
+        ({"name": "a"}, "two deployments are called a"),
     ],
 )
-def test_bad_input_is_told_with_its_owner(text: str, says: str) -> None:
-    """Each mistake names the deployment or the GPU, the key and the value."""
+def test_bad_input_is_told_with_its_place(change: Any, says: str) -> None:
+    """Each mistake names the place in the file and the value, or the deployment."""
+    good = {"name": "a", "num_gpus": 1, "weight_gib": 1}
+    content: Any = {"gpu": {"memory_gib": 8}, "deployments": [good, {**good, "name": "b"}]}
+    if isinstance(change, str):
+        content = yaml.safe_load(change)
+    elif "gpu" in change:
+        content.update(change)
+    else:
+        content["deployments"][1].update(change)
     with pytest.raises(UsageError, match=says):
-        auditor.parse(yaml.safe_load(text))
+        auditor.parse(content)
 
 
 def test_this_machines_gpu_is_the_last_resort() -> None:
@@ -262,8 +266,8 @@ def test_this_machines_gpu_is_the_last_resort() -> None:
     content = {"gpu": {"count": 2}, "deployments": [{"name": "a", "num_gpus": 1, "weight_gib": 1}]}
     machine = {"memory_gib": 24, "count": 1, "used_gib": 2}
     gpus = auditor.parse(content, default=machine)[1]
-    assert gpus == Gpus(total_bytes=24 * GIB, count=2, used_bytes=2 * GIB)
-    assert auditor.parse(content, gpu={"memory_gib": 80, "count": None}, default=machine)[1].total_bytes == 80 * GIB
+    assert gpus == Gpus(memory_gib=24, count=2, used_gib=2)
+    assert auditor.parse(content, gpu={"memory_gib": 80, "count": None}, default=machine)[1].memory_gib == 80
 
 
 def test_a_config_and_an_encoder(tmp_path: Path) -> None:
@@ -298,7 +302,7 @@ def test_an_engine_whose_model_is_not_known_has_bytes_but_no_tokens() -> None:
 def test_nothing_to_audit_is_refused() -> None:
     """No deployment, or a GPU of which nothing is free."""
     deployments, gpus = question()
-    for wrong in (([], gpus), (deployments, Gpus(total_bytes=GIB, used_bytes=GIB))):
+    for wrong in (([], gpus), (deployments, Gpus(memory_gib=1, used_gib=1))):
         with pytest.raises(UsageError, match="free bytes"):
             auditor.audit(*wrong)
 
