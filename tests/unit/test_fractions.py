@@ -131,13 +131,17 @@ def test_an_audit_can_be_written_and_read_back(content: dict[str, Any]) -> None:
 
 
 def test_an_engine_gets_what_its_share_leaves() -> None:
-    """The cache is share x total - weights - the rest, and its tokens are those of the KV-cache arithmetic."""
+    """The cache is share x total - weights - the rest, and its tokens are those of the KV-cache arithmetic.
+
+    Weights alone tell the cache's size, not how many tokens it holds."""
     (chat,) = audited(one(other_gib=3)).replicas
     model = example_models()["Qwen2.5-7B"]
     assert chat.kv_bytes == math.ceil(0.45 * 80 * GIB) - (model.parameters or 0) * 2 - 3 * GIB
     plan = kv_size.describe(model, memory_bytes=chat.kv_bytes, block_size=16, max_model_len=4096)
     assert (chat.kv_tokens, chat.at_full_length) == (plan.tokens, plan.max_concurrency)
-    assert chat.starts
+    (unknown,) = audited(one(model=None, weight_gib=10)).replicas
+    assert unknown.kv_bytes > 0
+    assert (unknown.kv_tokens, unknown.starts) == (None, True)
 
 
 def test_two_halves_with_the_engines_default() -> None:
@@ -222,41 +226,42 @@ def test_impossible_is_said_with_a_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("content", "says"),
     [
         ("3", "the file is 3"),
-        ("{gpu: {memory_gib: 8}, deployments: []}", "no deployments"),
+        ("{gpu: {memory_gib: 8}}", "no deployments"),
         ("{gpu: {memory_gib: 8}, deployments: [4]}", r"deployments\[0\] is 4"),
-        ("{gpu: 3, deployments: [{num_gpus: 1, weight_gib: 1}]}", "gpu is 3"),
-        ({"gpu": {}}, "no gpu.memory_gib"),
-        ({"gpu": {"memory_gib": -1}}, "gpu.memory_gib is -1"),
-        ({"gpu": {"memory_gib": 8, "used_gib": 8}}, "nothing is free"),
-        ({"gpu": {"memory_gib": 8, "count": 0}}, "gpu.count is 0"),
-        ({"gpu": {"memory": 8}}, "no key called gpu.memory"),
-        ({"num_gpus": None}, r"no deployments\[1\].num_gpus"),
-        ({"num_gpus": "x"}, r"deployments\[1\].num_gpus is 'x'"),
-        ({"num_gpus": math.nan}, "num_gpus is nan"),
-        ({"num_gpus": True}, "num_gpus is True"),
-        ({"num_gpus": -1}, "num_gpus is -1"),
-        ({"weight_gib": None}, "b has neither model nor weight_gib"),
-        ({"model": "nothing"}, "no model 'nothing'"),
-        ({"engine_share": 1.2}, "engine_share is 1.2"),
-        ({"replicas": 1.5}, "replicas is 1.5"),
-        ({"share": 1}, r"no key called deployments\[1\].share"),
-        ({"architecture": {}}, "no key called"),
-        ({"name": "a"}, "two deployments are called a"),
+        ("{gpu: {}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "no gpu.memory_gib"),
+        ("{gpu: {memory_gib: 8, used_gib: 8}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "nothing is free"),
+        ("{gpu: {memory_gib: 8, count: 0}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "gpu.count is 0"),
+        ("{gpu: {memory: 8}, deployments: [{num_gpus: 1, weight_gib: 1}]}", "no key called gpu.memory"),
     ],
 )
-def test_bad_input_is_told_with_its_place(change: Any, says: str) -> None:
+def test_a_bad_file_is_told_with_the_place(content: str, says: str) -> None:
+    """What is missing, unknown or wrong in the file and its GPUs is named with its value."""
+    with pytest.raises(UsageError, match=says):
+        auditor.parse(yaml.safe_load(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("num_gpus", None, r"no deployments\[1\].num_gpus"),
+        ("num_gpus", "x", r"deployments\[1\].num_gpus is 'x'"),
+        ("num_gpus", math.nan, "num_gpus is nan"),
+        ("num_gpus", True, "num_gpus is True"),
+        ("weight_gib", None, "b has neither model nor weight_gib"),
+        ("model", "nothing", "no model 'nothing'"),
+        ("engine_share", 1.2, "engine_share is 1.2"),
+        ("share", 1, r"no key called deployments\[1\].share"),
+        ("architecture", {}, r"no key called deployments\[1\].architecture"),
+        ("name", "a", "two deployments are called a"),
+    ],
+)
+def test_a_bad_deployment_is_told_with_the_place(key: str, value: object, says: str) -> None:
     """Each mistake names the place in the file and the value, or the deployment."""
     good = {"name": "a", "num_gpus": 1, "weight_gib": 1}
-    content: Any = {"gpu": {"memory_gib": 8}, "deployments": [good, {**good, "name": "b"}]}
-    if isinstance(change, str):
-        content = yaml.safe_load(change)
-    elif "gpu" in change:
-        content.update(change)
-    else:
-        content["deployments"][1].update(change)
+    content = {"gpu": {"memory_gib": 8}, "deployments": [good, {**good, "name": "b", key: value}]}
     with pytest.raises(UsageError, match=says):
         auditor.parse(content)
 
@@ -289,14 +294,6 @@ def test_a_config_and_an_encoder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 0}))
     with pytest.raises(UsageError, match="no longest request"):
         auditor.parse(content, folder=tmp_path)
-
-
-def test_an_engine_whose_model_is_not_known_has_bytes_but_no_tokens() -> None:
-    """Weights alone tell the cache's size, not how many tokens it holds."""
-    (found,) = audited(one(model=None, weight_gib=10)).replicas
-    assert found.kv_bytes > 0
-    assert found.kv_tokens is None
-    assert found.starts
 
 
 def test_nothing_to_audit_is_refused() -> None:
@@ -335,11 +332,11 @@ def test_the_command_says_what_the_function_says(tmp_path: Path, capsys: pytest.
     assert len(json.loads(run(capsys, str(path), "--gpus", "3", "--json")[1])["gpus"]) == 3
 
 
-@pytest.mark.parametrize("text", ["{", "\x00", "- 1"])
-def test_a_file_that_is_none_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_file_that_is_none_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A message on stderr, nothing on stdout."""
     path = tmp_path / "broken.yaml"
-    path.write_text(text)
-    code, out, err = run(capsys, str(path), "--json")
-    assert (code, out) == (2, "")
-    assert "labkit:" in err
+    for text in ("{", "\x00", "- 1"):
+        path.write_text(text)
+        code, out, err = run(capsys, str(path), "--json")
+        assert (code, out) == (2, "")
+        assert f"labkit: {path if text != '- 1' else 'the file is'}" in err
