@@ -42,7 +42,7 @@ def test_what_cannot_be_is_told_and_the_last_audit_stays(auditor: FractionAudito
     """Words in place of a number, with the field's name; corrected, the message goes away."""
     before = auditor.audit
     field(auditor, 0, "num_gpus").value = "half"
-    assert "deployments[0].num_gpus is" in auditor._message.value
+    assert "chat: num_gpus is" in auditor._message.value
     assert auditor.audit is before
     field(auditor, 0, "num_gpus").value = "0.5"
     assert auditor._message.value == ""

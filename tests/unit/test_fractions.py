@@ -247,7 +247,7 @@ def test_a_bad_file_is_told_with_the_place(content: str, says: str) -> None:
     ("key", "value", "says"),
     [
         ("num_gpus", None, r"no deployments\[1\].num_gpus"),
-        ("num_gpus", "x", r"deployments\[1\].num_gpus is 'x'"),
+        ("num_gpus", "x", r"b: num_gpus is 'x' \(deployments\[1\].num_gpus\)"),
         ("num_gpus", math.nan, "num_gpus is nan"),
         ("num_gpus", True, "num_gpus is True"),
         ("weight_gib", None, "b has neither model nor weight_gib"),

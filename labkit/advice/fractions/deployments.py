@@ -175,7 +175,7 @@ def parse(
     try:
         question = _Question.model_validate(content)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, content) from None
     gpus, fix = question.gpu, "list at least one under `deployments:`"
     require(bool(question.deployments), "there are no deployments to audit", fix=fix)
     used = f"gpu: used_gib is {gpus.used_gib:g} of {gpus.memory_gib:g} GiB: nothing is free"
@@ -198,18 +198,21 @@ def as_entry(deployment: Deployment) -> dict[str, Any]:
     return deployment.model_dump(exclude_defaults=True)
 
 
-def _refusal(error: ValidationError) -> UsageError:
+def _refusal(error: ValidationError, content: Any) -> UsageError:
     """The first problem, unknown keys before all others: its place in the file, its value and what it should be."""
     problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    place, value = position(*problem["loc"]) or "the file", problem["input"]
+    steps, value = problem["loc"], problem["input"]
+    place = position(*steps) or "the file"
     if problem["type"] == "extra_forbidden":
-        section: type[_Entry] = (_Question, Gpus, DeploymentEntry)[len(problem["loc"]) - 1]
+        section: type[_Entry] = (_Question, Gpus, DeploymentEntry)[len(steps) - 1]
         return UsageError(f"there is no key called {place}", remedy=f"use {', '.join(section.model_fields)}")
     if problem["type"] == "missing":
         return UsageError(f"there is no {place}", remedy="give it a value")
-    mapping = problem["type"] == "model_type"
-    remedy = "write KEY: VALUE" if mapping else problem["msg"].replace("Input should", "it should")
-    return UsageError(f"{place} is {value!r}", remedy=remedy)
+    if problem["type"] == "model_type":
+        return UsageError(f"{place} is {value!r}", remedy="write KEY: VALUE")
+    name = content["deployments"][steps[1]].get("name") if len(steps) == 3 else None
+    what = f"{name}: {steps[-1]} is {value!r} ({place})" if name else f"{place} is {value!r}"
+    return UsageError(what, remedy=problem["msg"].replace("Input should", "it should"))
 
 
 def _resolved(entry: DeploymentEntry, number: int, folder: Path) -> Deployment:
