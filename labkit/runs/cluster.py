@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.labs import LABS, Lab, check_gpu_memory, readiness
 from labkit.runs import on_node
 from labkit.runs.knock import knock
@@ -34,7 +34,6 @@ def run_on_cluster(
     names: Sequence[str] = (),
     *,
     settings: Sequence[str] = (),
-    labs: Mapping[str, Lab] = LABS,
     say: Say = lambda _: None,
     **options: Any,
 ) -> RunResult:
@@ -50,13 +49,12 @@ def run_on_cluster(
     try:
         nodes = survey(address, say=say)
         facts = strongest(nodes)
-        if any(RAY_ADDRESS in lab.parameters for lab in labs.values()):  # as every node reaches the head
+        if any(map(_deploys, LABS.values())):  # as every node reaches the head
             settings = [f"all.{RAY_ADDRESS}={ray.get_runtime_context().gcs_address}", *settings]
         plan = make_plan(
             names,
             **options,
             settings=settings,
-            labs=labs,
             machine=facts.machine,
             versions=facts.versions,
             fetch=lambda _: None,  # the nodes that run the labs fetch models, each into its own cache
@@ -74,6 +72,11 @@ def _silence_raylets() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *_data, **_options: None
+
+
+def _deploys(lab: Lab) -> bool:
+    """Whether it deploys into the cluster itself."""
+    return RAY_ADDRESS in lab.parameters
 
 
 # --- the nodes, and which lab fits which
@@ -98,42 +101,35 @@ class Node:
 
 def survey(address: str, *, say: Say) -> list[Node]:
     """The nodes that offer CPUs, and the head. UsageError: no node can run a lab."""
+    code, commit = on_node.fingerprint(), git_commit()  # a "+" after a commit: files were changed since
+    nodes = []
+    for node, facts, reason in _ask([node for node in _alive() if node.cpus >= 1 or node.head], on_node.look):
+        if facts and facts.code != code:
+            theirs = f"code {facts.code}, commit {facts.commit or 'no clone'}"
+            reason = f"its course is another one ({theirs}; here {code}, {commit or 'no clone'})"
+        if reason:
+            say(f"node {node.name} is left out: {reason}")
+        nodes.append(replace(node, facts=None if reason else facts, reason=reason))
+    with_cpus = [node for node in nodes if node.cpus >= 1]
+    listed = "; ".join(f"{node.name}: {node.reason}" for node in with_cpus) or "none offers a CPU"
+    what = f"no node of the cluster at {address} can run a lab ({listed})"
+    fix = "start Ray there from a .venv of the same commit, with --num-cpus of 1 or more (cluster/README.md)"
+    require(any(node.facts for node in with_cpus), what, fix=fix)
+    return nodes
+
+
+def _alive() -> list[Node]:
     import ray
 
     alive = [about for about in ray.nodes() if about["Alive"]]
     hosts = [about["NodeManagerAddress"] for about in alive]
-    nodes = [_node(about, hosts) for about in alive]
-    nodes = [_surveyed(*asked) for asked in _ask([node for node in nodes if node.cpus >= 1 or node.head], on_node.look)]
-    for node in nodes:
-        if node.reason:
-            say(f"node {node.name} is left out: {node.reason}")
-    if not any(node.facts for node in nodes if node.cpus >= 1):
-        listed = "; ".join(f"{node.name}: {node.reason}" for node in nodes if node.cpus >= 1) or "none offers a CPU"
-        remedy = "start Ray there from a .venv of the same commit, with --num-cpus of 1 or more (cluster/README.md)"
-        raise UsageError(f"no node of the cluster at {address} can run a lab ({listed})", remedy=remedy)
+    nodes = []
+    for about, host in zip(alive, hosts, strict=True):
+        id, resources = about["NodeID"], about["Resources"]
+        name = host if hosts.count(host) == 1 else f"{host}/{id[:6]}"
+        cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+        nodes.append(Node(id=id, name=name, cpus=cpus, gpus=gpus, head=HEAD in resources))
     return nodes
-
-
-def _node(about: Mapping[str, Any], hosts: Sequence[str]) -> Node:
-    host, id, resources = about["NodeManagerAddress"], about["NodeID"], about["Resources"]
-    return Node(
-        id=id,
-        name=host if hosts.count(host) == 1 else f"{host}/{id[:6]}",
-        cpus=resources.get("CPU", 0),
-        gpus=resources.get("GPU", 0),
-        head=HEAD in resources,
-    )
-
-
-def _surveyed(node: Node, facts: Facts | None, problem: str) -> Node:
-    if facts is None:
-        return replace(node, reason=problem)
-    code, commit = on_node.fingerprint(), git_commit()  # a "+" after a commit: files were changed since
-    if facts.code != code:
-        there = f"code {facts.code}, commit {facts.commit or 'no clone'}"
-        reason = f"its course is another one ({there}; here {code}, {commit or 'no clone'})"
-        return replace(node, reason=reason)
-    return replace(node, facts=facts)
 
 
 def _with_models(plan: Plan, nodes: Sequence[Node], *, say: Say) -> list[Node]:
@@ -141,34 +137,33 @@ def _with_models(plan: Plan, nodes: Sequence[Node], *, say: Say) -> list[Node]:
     if not plan.models:
         return list(nodes)
     say(f"models on the nodes: {', '.join(plan.models)}")
-    asked = _ask([node for node in nodes if node.facts], on_node.missing_models, plan.models, timeout_s=None)
-    with_models = [
-        replace(node, missing_models=dict.fromkeys(plan.models, problem) if problem else missing)
-        for node, missing, problem in asked
-    ]
-    return [*with_models, *(node for node in nodes if not node.facts)]
+    with_models = [node for node in nodes if not node.facts]
+    for node, missing, reason in _ask(
+        [node for node in nodes if node.facts], on_node.missing_models, plan.models, timeout_s=None
+    ):
+        missing = dict.fromkeys(plan.models, reason) if reason else missing
+        with_models.append(replace(node, missing_models=missing))
+    return with_models
 
 
 def _ask(
     nodes: Sequence[Node], function: Callable[..., Any], *arguments: object, timeout_s: float | None = SURVEY_TIMEOUT_S
-) -> list[tuple[Node, Any, str]]:
+) -> Iterator[tuple[Node, Any, str]]:
     """Call `function` on all nodes at the same time: (node, what it returned or None, the problem in words or "")."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
-    def answer(task: Any) -> tuple[Any, str]:
+    remote = ray.remote(function).options(num_cpus=0, max_retries=0)
+    calls = [remote.options(label_selector={NODE_ID: node.id}).remote(*arguments) for node in nodes]
+    for node, call in zip(nodes, calls, strict=True):
         try:
-            return ray.get(task, timeout=timeout_s), ""
+            yield node, ray.get(call, timeout=timeout_s), ""
         except GetTimeoutError:
-            return None, f"it did not answer within {timeout_s:.0f} s"
+            yield node, None, f"it did not answer within {timeout_s:.0f} s"
         except (RayError, ImportError, AttributeError) as error:
             missing = "No module named 'labkit'" in str(error)
-            return None, "labkit is not installed in the Python that Ray runs there" if missing else _last_line(error)
-
-    remote = ray.remote(function)
-    options = [{"num_cpus": 0, "max_retries": 0, "label_selector": {NODE_ID: node.id}} for node in nodes]
-    tasks = [remote.options(**its).remote(*arguments) for its in options]
-    return [(node, *answer(task)) for node, task in zip(nodes, tasks, strict=True)]
+            why = "labkit is not installed in the Python that Ray runs there" if missing else _last_line(error)
+            yield node, None, why
 
 
 def _last_line(error: BaseException) -> str:
@@ -191,7 +186,7 @@ def misfit(job: Job, node: Node, plan: Plan) -> str:
     if node.facts is None:
         return node.reason
     machine = node.facts.machine
-    if RAY_ADDRESS in job.lab.parameters:  # its replicas go where Ray finds room; the lab only asks them, by HTTP too
+    if _deploys(job.lab):  # its replicas go where Ray finds room; the lab only asks them, by HTTP too
         return "" if node.head else "it asks Ray Serve on the loopback interface of the head"
     if plan.machine.gpus and job.lab.engine != "none" and not (machine.gpus and node.gpus >= 1):
         return machine.gpu_reason or "Ray counts no GPU there (ray start --num-gpus)"
@@ -213,10 +208,9 @@ def require_fit(plan: Plan, nodes: Sequence[Node]) -> None:
     """UsageError where a lab of the plan fits no node, with each node's reason."""
     for job in plan.running:
         reasons = {node.name: misfit(job, node, plan) for node in nodes}
-        if all(reasons.values()):
-            listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            remedy = "add a node that has it, or leave the lab out"
-            raise UsageError(f"no node of the cluster can run {job.lab.name} ({listed})", remedy=remedy)
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        what = f"no node of the cluster can run {job.lab.name} ({listed})"
+        require(not all(reasons.values()), what, fix="add a node that has it, or leave the lab out")
 
 
 def task_options(job: Job, nodes: Sequence[Node], *, on_gpu: bool) -> dict[str, Any]:
@@ -225,7 +219,7 @@ def task_options(job: Job, nodes: Sequence[Node], *, on_gpu: bool) -> dict[str, 
     The whole node is all CPUs of the smallest of them, and `PLACE`, which keeps other labs away from a larger one.
     """
     cpus, gpus, share = 1.0, 0, SMALL_SHARE
-    if RAY_ADDRESS in job.lab.parameters:
+    if _deploys(job.lab):
         cpus, share = 0.0, 1.0
     elif job.lab.engine != "none" and on_gpu:
         cpus, gpus = max(1.0, min(node.cpus // node.gpus for node in nodes)), 1
@@ -283,9 +277,8 @@ def run_order(order: Order, board: Any) -> Outcome:
 
 def _phases(nodes: Sequence[Node], jobs: Sequence[Job], plan: Plan, stop: Stop, progress: Progress) -> Iterator[Step]:
     """Labs that deploy into the cluster have it to themselves, after the others."""
-    deploying = [job for job in jobs if RAY_ADDRESS in job.lab.parameters]
-    others = [job for job in jobs if job not in deploying]
-    for phase in (others, deploying):
+    for deploying in (False, True):
+        phase = [job for job in jobs if _deploys(job.lab) == deploying]
         if phase and not stop.asked.is_set():
             yield from Dispatch(phase, nodes, plan, stop, progress).steps()
 
@@ -299,7 +292,7 @@ class Dispatch:
         self.nodes, self.plan, self.stop, self.progress = nodes, plan, stop, progress
         here = ray.get_runtime_context().get_node_id()
         self.board = ray.remote(Board).options(num_cpus=0, label_selector={NODE_ID: here}).remote()
-        self.jobs = {self._submit(job): job for job in jobs}
+        self.jobs = {self._submit(job): job for job in jobs}  # by task
         self.attempts: dict[str, list[str]] = {job.lab.name: [] for job in jobs}  # names of nodes
         self.stops_s: list[float] = []
 
@@ -324,8 +317,7 @@ class Dispatch:
 
         fitting = [node for node in self.nodes if not misfit(job, node, self.plan)]
         options = task_options(job, fitting, on_gpu=bool(self.plan.machine.gpus))
-        content, parameters = job.notebook.read_bytes(), dict(job.given)
-        order = Order(lab=job.lab.name, notebook=job.lab.notebook, content=content, parameters=parameters)
+        order = Order(lab=job.lab.name, parameters=dict(job.given), notebook=job.notebook.read_bytes())
         return ray.remote(run_order).options(**options).remote(order, self.board)
 
     def _begun(self) -> Iterator[Step]:

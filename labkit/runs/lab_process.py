@@ -16,7 +16,9 @@ import threading
 from pathlib import Path
 
 from labkit.runs.notebook import Stop, execute
-from labkit.runs.on_node import JOB, OUT, LabJob, Message
+from labkit.runs.on_node import JOB, NOTEBOOK, OUT, Message, Order
+from labkit.runs.plan import OUT_DIR
+from labkit.runs.runner import log_path
 
 
 def main(folder: Path) -> None:
@@ -25,12 +27,12 @@ def main(folder: Path) -> None:
         os._exit(0)
     stop, orphaned = Stop(), threading.Event()
     threading.Thread(target=_listen, args=(stop, orphaned), daemon=True).start()
-    job = LabJob.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
+    order, out = Order.model_validate_json((folder / JOB).read_text(encoding="utf-8")), folder / OUT
     end = execute(
-        folder / job.notebook,
-        folder / OUT / job.notebook,
-        job.parameters,
-        log_path=folder / OUT / job.log,
+        folder / NOTEBOOK,
+        out / f"{order.lab}.ipynb",
+        {**order.parameters, OUT_DIR: str(out)},
+        log_path=log_path(out, order.lab),
         stop=stop,
         on_cell=lambda index, total: _write(Message(cell=(index, total))),
     )

@@ -186,9 +186,21 @@ def _register_engine() -> None:
     class LabEngine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, run: _Run, **_options: Any) -> Any:
-            logs = {"stdout_file": run.log, "stderr_file": run.log}
-            client = PapermillNotebookClient(nb_man, timeout=None, startup_timeout=120, kernel_name=kernel_name, **logs)
-            _follow_cells(nb_man, client, run)
+            def on_cell_start(cell_index: int, **_cell: Any) -> None:
+                if run.stop.asked.is_set():  # an idle kernel ignores SIGINT: a stop between two cells ends the run here
+                    raise KeyboardInterrupt
+                run.kernel_pid = getattr(client.km.provisioner, "pid", None)
+                run.on_cell(cell_index, len(nb_man.nb.cells))
+
+            client = PapermillNotebookClient(
+                nb_man,
+                timeout=None,
+                startup_timeout=120,
+                kernel_name=kernel_name,
+                stdout_file=run.log,
+                stderr_file=run.log,
+                on_cell_start=on_cell_start,
+            )
             kernel = {"cwd": str(run.notebook.parent), "env": kernel_environment()}
             try:
                 return client.execute(**kernel, stdout=run.log, stderr=run.log)
@@ -196,19 +208,6 @@ def _register_engine() -> None:
                 _mark_dead_kernel(nb_man)
 
     papermill_engines.register(ENGINE, LabEngine)
-
-
-def _follow_cells(nb_man: Any, client: Any, run: _Run) -> None:
-    original = nb_man.cell_start
-
-    def cell_start(cell: Any, cell_index: int, **options: Any) -> Any:
-        if run.stop.asked.is_set():  # an idle kernel ignores SIGINT: a stop between two cells ends the run here
-            raise KeyboardInterrupt
-        run.kernel_pid = getattr(client.km.provisioner, "pid", None)
-        run.on_cell(cell_index, len(nb_man.nb.cells))
-        return original(cell, cell_index=cell_index, **options)
-
-    nb_man.cell_start = cell_start
 
 
 def _mark_dead_kernel(nb_man: Any) -> None:

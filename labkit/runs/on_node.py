@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import labkit
 from labkit.errors import LabkitError
@@ -21,24 +21,15 @@ from labkit.files import root
 from labkit.machine import Machine, inspect, versions
 from labkit.models import resolve
 from labkit.runs.notebook import NotebookEnd
-from labkit.runs.plan import OUT_DIR
 from labkit.runs.runner import git_commit
 
 GPUS = "CUDA_VISIBLE_DEVICES"
-JOB, OUT, ERRORS = "job.json", "out", "process.log"
+JOB, NOTEBOOK, OUT, ERRORS = "job.json", "lab.ipynb", "out", "process.log"
 HASH_DIGITS = 12
 REPORT_S = 0.5
 
 Cell = tuple[int, int]
 """(the cell that runs, from 0; how many there are); (0, 0) before the first."""
-
-
-class LabJob(BaseModel):
-    """`job.json`: what `labkit.runs.lab_process` reads. Paths are relative, of the notebook and of the log."""
-
-    notebook: str
-    parameters: dict[str, Any]
-    log: str
 
 
 class Message(BaseModel):
@@ -58,14 +49,15 @@ class Facts:
     commit: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """A lab to run on a node. The notebook comes along, so that an edited one runs as it is on the driver."""
+class Order(BaseModel):
+    """A lab to run on a node. The notebook comes along, so that an edited one runs as it is on the driver.
+
+    job.json, which `labkit.runs.lab_process` reads, is the same without the notebook.
+    """
 
     lab: str
-    notebook: str
-    content: bytes
-    parameters: Mapping[str, Any]
+    parameters: dict[str, Any]
+    notebook: bytes = Field(default=b"", exclude=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +132,9 @@ def node_environment() -> dict[str, str]:
 
 
 def _start(folder: Path, order: Order, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
-    log = Path("logs") / f"{order.lab}.log"
-    (folder / OUT / log).parent.mkdir(parents=True)
-    (folder / order.notebook).write_bytes(order.content)
-    parameters = {**order.parameters, OUT_DIR: str(folder / OUT)}
-    job = LabJob(notebook=order.notebook, parameters=parameters, log=str(log))
-    (folder / JOB).write_text(job.model_dump_json(), encoding="utf-8")
+    (folder / OUT / "logs").mkdir(parents=True)
+    (folder / NOTEBOOK).write_bytes(order.notebook)
+    (folder / JOB).write_text(order.model_dump_json(), encoding="utf-8")
     with (folder / ERRORS).open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "labkit.runs.lab_process", str(folder)],

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, TextIO
+from typing import TextIO
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-from rich.text import Text
+import rich.progress
+from rich.console import Console, RenderableType
+from rich.progress import MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn
 
 from labkit.errors import RecordError
 from labkit.files import root, runs_path
@@ -44,8 +43,8 @@ def now_and_then(
     return tell
 
 
-class Progress:
-    """The run's progress: bars on a terminal, elsewhere a line when a lab starts and one when it ends.
+class Progress(rich.progress.Progress):
+    """The run's progress: a bar a lab on a terminal, elsewhere a line when a lab starts and one when it ends.
 
     Use it in a `with` block. `estimates_s` is by lab, in the run's order.
     """
@@ -57,65 +56,53 @@ class Progress:
         stream: TextIO | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._labs, self._now = list(estimates_s), now
-        self._left_s = dict(estimates_s)  # of the labs that have not ended
-        self._running: dict[str, Task] = {}
+        self.labs = list(estimates_s)
+        # Replaced, never changed: rich reads them in a thread of its own.
+        self.estimates_s, self.running = dict(estimates_s), dict[str, Task]()
         stream = stream or sys.stderr
-        self._live = stream.isatty()
-        console = Console(file=stream, force_terminal=self._live, force_jupyter=False, emoji=False)
+        is_terminal = stream.isatty()
+        console = Console(file=stream, force_terminal=is_terminal, force_jupyter=False, emoji=False)
         columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TimeElapsedColumn())
-        left = _Left(lambda: f"about {clock(self.left_s())} left")
-        self._bars = Bars(*columns, left, console=console, transient=True, disable=not self._live, get_time=now)
+        super().__init__(*columns, console=console, transient=True, disable=not is_terminal, get_time=now)
 
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._bars.stop()
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What is drawn below the notes."""
+        yield from super().get_renderables()
+        yield f"about {clock(self.left_s())} left"
 
     def lab_started(self, lab: str) -> None:
         """A lab begins; others may be running."""
-        self._bars.add_task(self._position(lab), total=None)
-        self._running[lab] = self._bars.tasks[-1]
-        if not self._live:
-            self.note(f"{self._position(lab)}: about {clock(self._left_s[lab])}, all about {clock(self.left_s())}")
+        self.add_task(self._position(lab), total=None)
+        self.running = {**self.running, lab: self.tasks[-1]}
+        if self.disable:
+            self.note(f"{self._position(lab)}: about {clock(self.estimates_s[lab])}, all about {clock(self.left_s())}")
 
     def cell_started(self, lab: str, index: int, total: int) -> None:
         """A cell of the lab begins (`index` from 0)."""
-        if total and (task := self._running.get(lab)):
-            self._bars.update(task.id, completed=index + 1, total=total)
+        if total and (task := self.running.get(lab)):
+            self.update(task.id, completed=index + 1, total=total)
 
     def lab_ended(self, lab: str, status: str, seconds: float, detail: str = "") -> None:
         """A lab is over."""
-        self._left_s.pop(lab)
-        if task := self._running.pop(lab, None):
-            self._bars.remove_task(task.id)
+        if task := self.running.get(lab):
+            self.remove_task(task.id)
+        self.running = {other: task for other, task in self.running.items() if other != lab}
+        self.estimates_s = {**self.estimates_s, lab: 0.0}
         self.note(f"{self._position(lab)}: {status} in {clock(seconds)}{f' - {detail}' if detail else ''}")
 
     def note(self, text: str) -> None:
-        """One line that stays above the bars."""
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """One line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def left_s(self) -> float:
         """The rest in seconds. Labs that run at the same time share those that wait; the longest is the least."""
-        running = [max(0.0, self._left_s[lab] - (task.elapsed or 0.0)) for lab, task in self._running.items()]
-        waiting = sum(seconds for lab, seconds in self._left_s.items() if lab not in self._running)
+        tasks, estimates_s = self.running, self.estimates_s
+        running = [max(0.0, estimates_s[lab] - (task.elapsed or 0.0)) for lab, task in tasks.items()]
+        waiting = sum(seconds for lab, seconds in estimates_s.items() if lab not in tasks)
         return max(max(running, default=0.0), (sum(running) + waiting) / max(1, len(running)))
 
     def _position(self, lab: str) -> str:
-        return f"[{self._labs.index(lab) + 1}/{len(self._labs)}] {lab}"
-
-
-class _Left(ProgressColumn):
-    """The same text beside every bar."""
-
-    def __init__(self, text: Callable[[], str]) -> None:
-        super().__init__()
-        self._text = text
-
-    def render(self, task: Task) -> Text:  # noqa: ARG002
-        return Text(self._text())
+        return f"[{self.labs.index(lab) + 1}/{len(self.labs)}] {lab}"
 
 
 # (job, None) when a lab starts, (job, its end) when its record, notebook and log are in the run's folder
@@ -165,21 +152,18 @@ def run_labs(plan: Plan, *, executor: Executor = one_by_one, stream: TextIO | No
     expected_s = {name: estimate.seconds for name, estimate in estimates(plan).items()}
     with Progress(expected_s, stream=stream) as progress, stop_on_signals() as stop:
         for job, end in executor(plan.running, plan, stop, progress):
-            lab = _started(job, plan) if end is None else _ended(job, plan, end)
-            info = info.with_lab(lab)
-            info.write(plan.out_dir)
             if end is None:
+                plan.record_file(job).unlink(missing_ok=True)  # the previous attempt's
+                lab = LabRun(name=job.lab.name, status="running")
                 progress.lab_started(lab.name)
             else:
-                progress.lab_ended(lab.name, lab.status, lab.seconds or 0.0, lab.error)
+                lab = _ended(job, plan, end)
+                progress.lab_ended(lab.name, lab.status, end.seconds, lab.error)
+            info = info.with_lab(lab)
+            info.write(plan.out_dir)
     info = info.model_copy(update={"ended": datetime.now(UTC)})
     info.write(plan.out_dir)
     return RunResult(out_dir=plan.out_dir, labs=info.labs, interrupted=stop.asked.is_set())
-
-
-def _started(job: Job, plan: Plan) -> LabRun:
-    plan.record_file(job).unlink(missing_ok=True)  # the previous attempt's
-    return LabRun(name=job.lab.name, status="running")
 
 
 def _ended(job: Job, plan: Plan, end: NotebookEnd) -> LabRun:

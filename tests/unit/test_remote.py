@@ -256,7 +256,7 @@ def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, capsys: p
 def sleeping() -> Order:
     """The synthetic lab that sleeps."""
     content = (synthetic.ROOT / "notebooks" / f"{SLEEPS}.ipynb").read_bytes()
-    return Order(lab=SLEEPS, notebook=f"{SLEEPS}.ipynb", content=content, parameters={"number": 2.0, "guess": 1.9})
+    return Order(lab=SLEEPS, notebook=content, parameters={"number": 2.0, "guess": 1.9})
 
 
 class Watched:

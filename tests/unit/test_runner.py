@@ -528,7 +528,7 @@ def test_a_terminal_shows_every_lab_that_runs(clock_s: list[float], monkeypatch:
         shown = [" ".join(line.split()) for line in Text.from_ansi(stream.getvalue()).plain.splitlines()]
         run.lab_ended("b", "failed", 67.0, "out of memory")
     assert "a note that stays" in shown
-    assert shown[-2:] == ["[1/2] a 2/9 0:00:10 about 0:50 left", "[2/2] b 5/9 0:00:05 about 0:50 left"]
+    assert shown[-3:] == ["[1/2] a 2/9 0:00:10", "[2/2] b 5/9 0:00:05", "about 0:50 left"]
     assert "[2/2] b: failed in 1:07 - out of memory\n" in Text.from_ansi(stream.getvalue()).plain
 
 
