@@ -46,40 +46,30 @@ def plan(*names: str, out_dir: Path, machine: Machine | None = None, **options: 
     return make_plan(names, out_dir=out_dir, labs=synthetic.LABS, machine=machine, **options)
 
 
+def write_parameters(notebook: Path, source: str, *, tags: Sequence[str] = ("parameters",)) -> Path:
+    """A notebook of one cell."""
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    return notebook
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
-    """`made_plan(parameters, **lab)`: a plan of a course of one lab, 95_made, whose notebook has one cell."""
+    """`made(parameters, *names, **options)`: a plan of 90_good and 95_made, whose notebook assigns the parameters."""
+    course = tmp_path / "course"
+    (course / "notebooks").mkdir(parents=True)
+    (course / "notebooks" / f"{GOOD}.ipynb").symlink_to(synthetic.ROOT / "notebooks" / f"{GOOD}.ipynb")
+    (course / "data").symlink_to(synthetic.ROOT / "data")
+    monkeypatch.setenv("LABKIT_ROOT", str(course))
 
-    def made_plan(
-        parameters: str = "seed = 1\nout_dir = ''\nnumber = 1.0",
-        *,
-        names: Sequence[str] = (),
-        settings: Sequence[str] = (),
-        memory_gib: float = 16,
-        others: Sequence[str] = (),
-        declared: dict[str, Any] | None = None,
-        **lab: Any,
-    ) -> Plan:
-        course = tmp_path / "course"
-        cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-        (course / "notebooks").mkdir(parents=True, exist_ok=True)
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), course / "notebooks" / "95_made.ipynb")
-        for other in others:
-            notebook = f"{other}.ipynb"
-            (course / "notebooks" / notebook).write_bytes((synthetic.ROOT / "notebooks" / notebook).read_bytes())
-        monkeypatch.setenv("LABKIT_ROOT", str(course))
-        if not (course / "data").exists():
-            (course / "data").symlink_to(synthetic.ROOT / "data")
-        types = {"seed": "int", "out_dir": "str", "number": "float"} | (declared or {})
-        about = {"title": "Made", "question": "Why?", "minutes": 1, "engine": "none"} | lab
-        about["parameters"] = {name: {"type": kind, "help": "h"} for name, kind in types.items()}
-        labs = {name: synthetic.LABS[name] for name in others} | {
-            "95_made": Lab.model_validate({"name": "95_made", **about})
-        }
-        machine = synthetic.machine(memory_gib=memory_gib)
-        return make_plan(names, out_dir=tmp_path / "run", labs=labs, machine=machine, settings=settings)
+    def plan_made(parameters: str, *names: str, needs: dict[str, Any], **options: Any) -> Plan:
+        write_parameters(course / "notebooks" / "95_made.ipynb", parameters)
+        declared = {name: {"type": "str", "help": "h"} for name in ("model", "out_dir")}
+        about = {"title": "Made", "question": "Why?", "minutes": 1, "engine": "none", "parameters": declared}
+        lab = Lab.model_validate({"name": "95_made", "needs": needs, **about})
+        return make_plan(names, out_dir=tmp_path / "run", labs={GOOD: synthetic.LABS[GOOD], lab.name: lab}, **options)
 
-    return made_plan
+    return plan_made
 
 
 # --- before anything starts
@@ -109,58 +99,53 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    """Without --resume an earlier run stays what it was, and the message names both ways out."""
+def test_a_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """Without --resume an earlier run stays what it was; a path through a file is not a folder."""
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="--resume to complete that run, or another --out"):
         plan(GOOD, out_dir=tmp_path)
     assert (tmp_path / "run.json").read_text() == "{}"
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """A path through a file is no folder, whoever asks."""
-    (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written: .*directory"):
-        plan(GOOD, out_dir=tmp_path / "file" / "run")
+        plan(GOOD, out_dir=tmp_path / "run.json" / "run")
 
 
 def test_what_would_fail_later_is_refused_with_its_numbers(
     made: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Disk, a model's folder, and parameters that only the notebook or only labs.yaml names."""
+    """Disk, a model's folder, and a parameter that only labs.yaml names."""
+    machine, text = synthetic.machine(), f"model = '{tmp_path}'\nout_dir = ''"
     monkeypatch.setattr(plans, "disk_free_bytes", lambda _: synthetic.GIB)
     with pytest.raises(UsageError, match=r"needs 3\.0 GiB of disk and 1\.0 GiB are free"):
-        made(needs={"disk_gib": 3})
+        made(text, needs={"disk_gib": 3}, machine=machine)
     with pytest.raises(LabkitError, match=r"no config\.json"):
-        made(
-            "seed = 1\nout_dir = ''\nnumber = 1.0\nmodel = 'smollm2-135m'",
-            declared={"model": "str"},
-            settings=[f"all.model={tmp_path}"],
-        )
-    with pytest.raises(LabError, match="disagree on number"):
-        made("seed = 1\nout_dir = ''")
+        made(text, needs={}, machine=machine)
+    with pytest.raises(LabError, match="disagree on model"):
+        made("out_dir = ''", needs={}, machine=machine)
 
 
 def test_too_little_memory_stops_a_named_lab_and_skips_another(made: Callable[..., Plan]) -> None:
     """A lab that cannot run here is an error for who asked for it, and a skipped line in a run of all."""
-    small: dict[str, Any] = {"needs": {"memory_gib": 8}, "memory_gib": 2, "others": [GOOD]}
+    small: dict[str, Any] = {"needs": {"memory_gib": 8}, "machine": synthetic.machine(memory_gib=2)}
     with pytest.raises(UsageError, match=r"95_made cannot run here: it takes 8 GiB of memory and 2\.0 of 32\.0"):
-        made(names=["95"], **small)
-    assert [(job.lab.name, bool(job.refused)) for job in made(**small).jobs] == [(GOOD, False), ("95_made", True)]
+        made("model = ''\nout_dir = ''", "95", **small)
+    jobs = made("model = ''\nout_dir = ''", **small).jobs
+    assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
 
 
 @pytest.mark.parametrize(
-    ("source", "tagged", "says"),
-    [("a = 1", False, "no cell tagged"), ("a = f(1)", True, "a = f(1) is not a literal"), ("a =", True, "syntax")],
+    ("source", "tags", "says"),
+    [
+        ("a = 1", (), "no cell tagged"),
+        ("a = f(1)", ("parameters",), "a = f(1) is not a literal"),
+        ("a =", ("parameters",), "syntax"),
+    ],
 )
 def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
-    tmp_path: Path, source: str, tagged: bool, says: str
+    tmp_path: Path, source: str, tags: Sequence[str], says: str
 ) -> None:
     """No tagged cell, a computed value or a syntax error is told with the notebook's name."""
-    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]} if tagged else {})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     with pytest.raises(LabError) as caught:
-        read_defaults(tmp_path / "a.ipynb")
+        read_defaults(write_parameters(tmp_path / "a.ipynb", source, tags=tags))
     assert says in caught.value.what
     assert "a.ipynb" in caught.value.what
 
@@ -168,9 +153,8 @@ def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
 def test_defaults_are_read_as_the_values_that_they_are(tmp_path: Path) -> None:
     """Negative numbers, lists, None, annotations and comments come out as Python would assign them."""
     source = '# comment\na = -1  # unit\nb: float = 0.5\nc = [1, 2]\nd = None\n"""text"""'
-    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
-    assert read_defaults(tmp_path / "a.ipynb") == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
+    defaults = read_defaults(write_parameters(tmp_path / "a.ipynb", source))
+    assert defaults == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
 
 
 def test_profile_and_settings_reach_the_notebook(tmp_path: Path) -> None:
@@ -198,12 +182,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 def test_one_labs_failure_leaves_the_others_and_every_end_is_told(finished: RunResult) -> None:
     """An exception names its cell by number and first line, a dead kernel says so, a forgotten finish() too."""
     assert not finished.interrupted
-    assert {lab.name: lab.status for lab in finished.labs} == {
-        GOOD: "done",
-        FAILS: "failed",
-        DIES: "failed",
-        FORGETS: "failed",
-    }
+    assert [lab.status for lab in finished.labs] == ["done", "failed", "failed", "failed"]
     errors = {lab.name: lab.error for lab in finished.labs}
     where = 'cell 6 [In 5]: raise ValueError(f"seed {seed} is unlucky")'
     assert errors[GOOD] == ""
