@@ -66,7 +66,7 @@ def estimate(lab: Lab, parameters: Mapping[str, Any], gpu: Gpu | None) -> Estima
         reason = "TorchServe" if lab.engine in ("torchserve", "all") else "no vLLM engine"
     elif gpu is not None:
         try:
-            pace = _pace(str(parameters["model"]), gpu)
+            pace = pace_of(str(parameters["model"]), gpu)
         except LabkitError as error:
             reason = error.what
     if pace is None:
@@ -93,7 +93,7 @@ def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
     ]
 
 
-def _pace(model: str, gpu: Gpu) -> Pace:
+def pace_of(model: str, gpu: Gpu) -> Pace:
     """UsageError where the card or the model has no step times."""
     card = reported_as(gpu.name)
     if card is None or card.efficiency is None:

@@ -22,6 +22,7 @@ from labkit.serving import ray_serve
 from labkit.serving.process import LOOPBACK
 from tests.engine.ray_nodes import RayNodes
 from tests.unit import synthetic
+from tests.unit.test_runner import with_token
 
 pytestmark = pytest.mark.engine
 
@@ -117,18 +118,6 @@ def wait_for(condition: Callable[[], bool], run: "subprocess.Popen[str]", within
             run.kill()
             raise AssertionError(f"it did not happen: {run.communicate()}")
         time.sleep(0.1)
-
-
-def with_token(token: str) -> list[psutil.Process]:
-    """The processes of this machine that run with the token in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("LABKIT_TEST_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def of_labs(nodes: RayNodes) -> list[str]:
