@@ -153,8 +153,10 @@ def _ask(
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
-    remote = ray.remote(function).options(num_cpus=0, max_retries=0)
-    calls = [remote.options(label_selector={NODE_ID: node.id}).remote(*arguments) for node in nodes]
+    remote, calls = ray.remote(function), []
+    for node in nodes:
+        task = remote.options(num_cpus=0, max_retries=0, label_selector={NODE_ID: node.id})
+        calls.append(task.remote(*arguments))
     for node, call in zip(nodes, calls, strict=True):
         try:
             yield node, ray.get(call, timeout=timeout_s), ""

@@ -87,8 +87,8 @@ def nodes(folder: Path) -> Iterator[RayNodes]:
     env["TMPDIR"] = str(folder)
     with RayNodes(2, env) as cluster:
         yield cluster
-    psutil.wait_procs(with_token(token), timeout=30)  # what a killed run left ends by itself
-    assert [process.cmdline() for process in with_token(token)] == []
+    psutil.wait_procs(list(with_token(token)), timeout=30)  # what a killed run left ends by itself
+    assert with_token(token) == {}
 
 
 @contextlib.contextmanager
@@ -120,16 +120,11 @@ def wait_for(condition: Callable[[], bool], run: "subprocess.Popen[str]", within
         time.sleep(0.1)
 
 
-def of_labs(nodes: RayNodes) -> list[str]:
-    """The command lines of kernels, of labs' processes and of what they started, on all nodes."""
-    processes = processes_of_labs(nodes, "ipykernel", "labkit.runs.lab_process", "sleep 297")
-    return [" ".join(process.cmdline()) for process in processes]
-
-
-def processes_of_labs(nodes: RayNodes, *words: str) -> list[psutil.Process]:
-    """Those on all nodes with one of the words in their command line."""
+def of_labs(nodes: RayNodes, *words: str) -> dict[psutil.Process, str]:
+    """Kernels, labs' processes and what they started on all nodes, or those with one of the words in their commands."""
+    words = words or ("ipykernel", "labkit.runs.lab_process", "sleep 297")
     processes = with_token(nodes.env["LABKIT_TEST_TOKEN"])
-    return [process for process in processes if any(word in " ".join(process.cmdline()) for word in words)]
+    return {process: line for process, line in processes.items() if any(word in line for word in words)}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -169,12 +164,12 @@ def test_a_wrong_token_is_refused_before_anything_starts(nodes: RayNodes, tmp_pa
 def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_path: Path) -> None:
     """Exit 130; kernel, servers and private folder are gone; the record and notebook of the lab came home."""
     with run_on(nodes, SLEEPS, DEPLOYS, out=tmp_path) as run:
-        wait_for(lambda: sum("sleep 297" in line for line in of_labs(nodes)) >= 4, run)
+        wait_for(lambda: len(of_labs(nodes, "sleep 297")) >= 4, run)
         run.send_signal(signal.SIGINT)
         _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert of_labs(nodes) == []
+    assert of_labs(nodes) == {}
     assert list(folder.glob("labkit-*")) == []
     assert [lab.status for lab in read_run(tmp_path).labs] == ["failed", "waiting"]
     assert read(tmp_path / f"{SLEEPS}.json").exact == {"kept": 1}
@@ -185,8 +180,8 @@ def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_pa
 def test_a_node_that_answers_no_stop_is_left_after_a_while(nodes: RayNodes, tmp_path: Path) -> None:
     """A lab's process that hangs: the second Ctrl-C ends the run after 15 s, and the lab is told as interrupted."""
     with run_on(nodes, SLEEPS, out=tmp_path) as run:
-        wait_for(lambda: sum("sleep 297" in line for line in of_labs(nodes)) >= 4, run)
-        (hanging,) = processes_of_labs(nodes, "labkit.runs.lab_process")
+        wait_for(lambda: len(of_labs(nodes, "sleep 297")) >= 4, run)
+        (hanging,) = of_labs(nodes, "labkit.runs.lab_process")
         hanging.suspend()
         try:
             run.send_signal(signal.SIGINT)
@@ -202,7 +197,7 @@ def test_a_node_that_answers_no_stop_is_left_after_a_while(nodes: RayNodes, tmp_
     assert lab.status == "failed"
     assert "did not answer" in lab.error
     psutil.wait_procs([hanging], timeout=60)
-    assert of_labs(nodes) == []
+    assert of_labs(nodes) == {}
 
 
 def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
@@ -221,7 +216,7 @@ def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
         nodes.kill(lost.name[-2:])
         (folder / f"go-{SECOND}").touch()
         wait_for((folder / f"{FIRST}-{kept.name[-2:]}").exists, run)
-        wait_for(lambda: sum("ipykernel" in line for line in of_labs(nodes)) == 1, run)  # the lost node's kernel ends
+        wait_for(lambda: len(of_labs(nodes, "ipykernel")) == 1, run)  # the lost node's kernel ends
         (folder / f"go-{FIRST}").touch()
         stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 1, stderr
@@ -236,7 +231,7 @@ def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
     deployed = read(tmp_path / f"{DEPLOYS}.json").exact
     assert deployed["where"] == "head"
     assert str(deployed["address"]).endswith(nodes.address.partition(":")[2])
-    assert of_labs(nodes) == []
+    assert of_labs(nodes) == {}
     assert list(folder.glob("labkit-*")) == []
 
 

@@ -266,7 +266,7 @@ class Watched:
         self.token, self.stops, self.cell = uuid.uuid4().hex, 0, (0, 0)
         self.outcome: Future[Outcome] = Future()
         threading.Thread(target=self._run, daemon=True).start()
-        wait_for(lambda: sum("sleep 297" in line for line in carrying(self.token)) >= 4)
+        wait_for(lambda: carrying(self.token, "sleep 297") >= 4)
 
     def _run(self) -> None:
         environment = {**os.environ, "LABKIT_TEST_TOKEN": self.token}
@@ -303,8 +303,8 @@ def test_a_lab_process_that_dies_is_a_failed_lab() -> None:
     """Killed from outside: no outcome pretends that all went well, and the reason is told."""
     lab = Watched()
     try:
-        for process in with_token(lab.token):
-            if "labkit.runs.lab_process" in process.cmdline():
+        for process, command in with_token(lab.token).items():
+            if "labkit.runs.lab_process" in command:
                 process.kill()
         end = lab.outcome.result(60).end
         assert end.status == "failed"
@@ -324,7 +324,7 @@ def test_nothing_outlives_a_worker_that_is_killed_with_its_children(tmp_path: Pa
     )
     environment = {**os.environ, "LABKIT_TEST_TOKEN": token, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", worker], env=environment, cwd=Path(__file__).parents[2])
-    wait_for(lambda: sum("sleep 297" in line for line in carrying(token)) >= 4 or process.poll() is not None)
+    wait_for(lambda: carrying(token, "sleep 297") >= 4 or process.poll() is not None)
     for child in psutil.Process(process.pid).children():
         child.kill()
     process.send_signal(signal.SIGKILL)

@@ -329,25 +329,19 @@ def start_run(tmp_path: Path, token: str) -> "subprocess.Popen[str]":
     )
 
 
-def with_token(token: str) -> list[psutil.Process]:
-    """The processes of this machine that carry the token in their environment."""
-    carriers = []
+def with_token(token: str) -> dict[psutil.Process, str]:
+    """The processes of this machine that carry the token in their environment, with their command lines."""
+    carriers = {}
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             if process.environ().get("LABKIT_TEST_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
-                carriers.append(process)
-        except psutil.Error:
-            continue
+                carriers[process] = " ".join(process.cmdline())
     return carriers
 
 
-def carrying(token: str) -> list[str]:
-    """Their command lines."""
-    lines = []
-    for process in with_token(token):
-        with contextlib.suppress(psutil.Error):
-            lines.append(" ".join(process.cmdline()))
-    return lines
+def carrying(token: str, words: str = "") -> int:
+    """How many processes carry the token and have the words in their command line."""
+    return sum(words in line for line in with_token(token).values())
 
 
 @pytest.mark.notebook
@@ -359,12 +353,12 @@ def test_a_stopped_run_leaves_no_process_and_keeps_its_records(tmp_path: Path, h
     end = time.monotonic() + 120
     while not (tmp_path / "asleep").exists() and run.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
-    assert sum("sleep 297" in line for line in carrying(token)) >= 4
+    assert carrying(token, "sleep 297") >= 4
     run.send_signal(how)
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert carrying(token) == []
+    assert with_token(token) == {}
     kept: dict[str, Record] = {lab: read(tmp_path / f"{lab}.json") for lab in (GOOD, SLEEPS)}
     assert {lab: record.status for lab, record in kept.items()} == {GOOD: "done", SLEEPS: "failed"}
     assert kept[SLEEPS].exact == {"kept": 1}
