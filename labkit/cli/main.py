@@ -249,7 +249,7 @@ def run(
 
         result = run_on_cluster(ray, labs or (), **options, say=say)
     else:
-        plan = make_plan(labs or (), **options, progress=say)
+        plan = make_plan(labs or (), **options, say=say)
         say("\n".join(opening_lines(plan)))
         result = run_labs(plan)
     page = reports.build(result.out_dir)
