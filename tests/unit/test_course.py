@@ -91,7 +91,7 @@ def test_labs_test_claims_that_the_ledger_has(lab: Lab) -> None:
             "str",
         ),
         ("00_a: [", "expected"),
-        ("00_a: 3", "mapping"),
+        ("00_a: 3", "dictionary"),
     ],
 )
 def test_a_wrong_list_of_labs_is_refused_by_the_entrys_name(tmp_path: Path, text: str, named: str) -> None:
@@ -146,7 +146,7 @@ def test_values_get_the_declared_type(name: str, given: object, expected: object
         ("real", 1.01, "a float from 0 to 1"),
         ("real", float("nan"), "from 0 to 1"),
         ("real", [0.5], "a float"),
-        ("flag", 1, "a bool"),
+        ("flag", 2, "a bool"),
         ("flag", "maybe", "a bool"),
         ("word", 3, "a str"),
         ("choice", "c", "one of a, b"),
@@ -378,8 +378,8 @@ def test_later_layers_win(tmp_path: Path) -> None:
         ("{name: mine, description: d, labs: {90_good: {number: 11}}}", "from 0 to 10"),
         ("{name: mine, description: d, all: {number: auto}}", synthetic.NO_GPU),
         ("{name: mine, descripton: d}", "descripton"),
-        ("[", "not a valid profile"),
-        ("", "not a valid profile"),
+        ("[", "not valid YAML"),
+        ("", "not valid"),
     ],
 )
 def test_a_wrong_profile_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -51,7 +51,7 @@ def test_work_names_parameters_that_exist(lab: Lab) -> None:
     """Every name in a lab's work is a parameter with numbers; what it is repeated for is a list."""
     numbers = {name for name, parameter in lab.parameters.items() if parameter.scalar != "str"}
     for part in lab.work:
-        assert set(part.each) <= {name for name in numbers if lab.parameters[name].is_list}
+        assert set(part.each) <= {name for name in numbers if lab.parameters[name].type.startswith("list")}
         for _, quantity in part:
             factors = quantity if isinstance(quantity, tuple) else (quantity,)
             assert {factor for factor in factors if isinstance(factor, str)} <= numbers
