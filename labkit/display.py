@@ -6,10 +6,13 @@ import re
 from html import escape
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import UsageError
 from labkit.files import root
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CARD = "border:1px solid #8c8c8c;border-left:6px solid {colour};padding:.5em 1em;margin:.4em 0;max-width:60em"
 
@@ -49,6 +52,17 @@ def inline(text: str) -> str:
 def code(source: str) -> str:
     """Source code as preformatted HTML."""
     return f"<pre><code>{escape(source.strip())}</code></pre>"
+
+
+def table(*columns: str, title: str = "") -> "Table":
+    """An empty table for a terminal, in the style of all tables. Print it with markup=False: brackets are brackets."""
+    from rich import box
+    from rich.table import Table
+
+    rows = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        rows.add_column(column, overflow="fold")
+    return rows
 
 
 def _shell() -> Any:

@@ -138,7 +138,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["run", "--profile", "tpu"], "there is no profile 'tpu'"),
         (["run", "-p", "nonsense"], "LAB.NAME=VALUE"),
         (["run", "-p", "all.nonsense=1"], "no lab has a parameter 'nonsense'"),
-        (["run", "--profile", "{tmp}/broken.yaml"], "not a valid profile"),
+        (["run", "--profile", "{tmp}/broken.yaml"], "not valid YAML"),
         (["fetch", "nonsense"], "'nonsense' is no embedded model"),
         (["fetch", "{tmp}"], "no config.json"),
         (["report", "{tmp}/nowhere"], "is not a folder"),
@@ -346,6 +346,7 @@ class Serving:
     url = "http://127.0.0.1:8123"
     base_url = f"{url}/v1"
     api_key = "secret"
+    log_path = Path(os.devnull)
 
     def __init__(self, command: str, *, dies: bool = False, **options: Any) -> None:
         self.command, self.options, self.dies, self.stopped, self.process = command, options, dies, False, self
