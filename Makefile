@@ -63,5 +63,5 @@ gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON 
 modelled-errors: setup ## the modelled GPU against public measurements of real ones (ARGS=--write renews the table)
 	$(BIN)/python -m tools.modelled_errors $(ARGS)
 
-lock: setup     ## renew the locks with the newest versions that the .in files allow
+lock: setup     ## renew the locks with the newest versions that pyproject.toml allows
 	$(BIN)/python setup/lock.py

@@ -271,7 +271,7 @@ def test_disk_full_in_the_middle(
     ],
 )
 def test_a_tool_that_fails(
-    fake_by_pip: EmbeddedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, stderr: str, says: str
+    fake_by_pip: EmbeddedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Any, stderr: str, says: str
 ) -> None:
     """pip's or the converter's own complaint about a full disk becomes the same error; others keep their last words."""
     if recipe != "copy":
