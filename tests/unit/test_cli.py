@@ -147,7 +147,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["claims", "{tmp}/nowhere", "--json"], "is not a folder"),
         (["kv", "{tmp}/none.json", "--json"], "there is no none.json"),
         (["kv", "nonsense", "--json"], "no embedded model"),
-        (["kv", "{tmp}/config.json", "--memory", "lots", "--json"], "'lots' is no number of bytes"),
+        (["kv", "{tmp}/config.json", "--memory", "lots", "--json"], "'lots' is not a number of bytes"),
         (["kv", "{tmp}/config.json", "--memory", "1", "--json"], "one block takes"),
         (["kv", "{tmp}/config.json", "--block-size", "0", "--json"], "block_size is 0"),
         (["kv", "{tmp}/config.json", "--block-size", "x"], "valid integer"),
