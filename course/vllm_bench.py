@@ -44,7 +44,7 @@ def bench_serve(
         )
         asked = arguments(root_url, model, folder / "prompts.jsonl", tokenizer=tokenizer, n=len(workload.requests))
         saving = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", "result.json"]
-        command = [sys.executable, "-m", "benchmarks.vllm_bench", *asked, *saving, *load, *options]
+        command = [sys.executable, "-m", "course.vllm_bench", *asked, *saving, *load, *options]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(api_key), check=False)
         if done.returncode:
             said = (done.stdout + done.stderr).partition("nanobind: leaked")[0]  # what comes then is noise
@@ -78,7 +78,7 @@ class Bench:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.vllm_bench", "--jobs"],
+                [sys.executable, "-m", "course.vllm_bench", "--jobs"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -128,17 +128,6 @@ def _environment(api_key: str | None) -> dict[str, str]:
     direct = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     key = {"OPENAI_API_KEY": api_key} if api_key else {}  # here, and not among the arguments, which anyone can list
     return {**os.environ, **direct, **key, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
-
-
-def word_tokenizer(folder: Path) -> Path:
-    """A folder with a tokenizer of one token a word: `vllm bench serve` insists on one, and a stub server has none."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(str(folder))
-    return folder
 
 
 def main() -> None:

@@ -1,15 +1,19 @@
-"""Shows a small piece of HTML with its plain text: in a notebook both, elsewhere the text is printed."""
+"""Shows things in a notebook or on a terminal: HTML with its plain text, tables, sources."""
 
 import ast
 import inspect
 import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import UsageError
 from labkit.files import root
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CARD = "border:1px solid #8c8c8c;border-left:6px solid {colour};padding:.5em 1em;margin:.4em 0;max-width:60em"
 
@@ -51,6 +55,25 @@ def code(source: str) -> str:
     return f"<pre><code>{escape(source.strip())}</code></pre>"
 
 
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts as HTML, everything set left."""
+    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in heads)
+    cell = "<td style='text-align:left;vertical-align:top'>{}</td>"
+    body = "".join(f"<tr>{''.join(cell.format(escape(text)) for text in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def table(*columns: str, title: str = "") -> "Table":
+    """An empty table for a terminal, in the style of all tables. Print it with markup=False: brackets are brackets."""
+    from rich import box
+    from rich.table import Table
+
+    rows = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        rows.add_column(column, overflow="fold")
+    return rows
+
+
 def _shell() -> Any:
     try:
         from IPython.core.getipython import get_ipython
@@ -59,9 +82,7 @@ def _shell() -> Any:
     return get_ipython()
 
 
-# --- the arrow keys for a form's fields, which JupyterLab takes for its own commands on cells ---
-
-
+# The arrow keys for a form's fields, which JupyterLab takes for its own commands on cells.
 # JupyterLab's shortcuts pass over an element with this mark, if it is the one that has the focus; it gets it for an
 # arrow key and loses it for any other, so that the rest (run this cell, save) stays JupyterLab's. A window's capturing
 # listener comes before JupyterLab's, and a style sheet's load event is the way to it from Python without an output

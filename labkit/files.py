@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whole: never half of it."""
+"""Files that are whole or not there, data files as typed data, paths, and values from a command line."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
-from labkit.errors import RecordError, UsageError
+from labkit.errors import RecordError, UsageError, require
 
 FORMAT = 1
 """The format version of records and of run.json. A reader refuses another."""
@@ -77,9 +78,16 @@ def write_atomic(path: Path, text: str) -> None:
     """
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _write_through(hidden, text)
+        with open(hidden, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(hidden, path)
-        _flush_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself survives a power cut, too
+        finally:
+            os.close(folder)
     except OSError as error:
         hidden.unlink(missing_ok=True)
         raise RecordError(
@@ -89,22 +97,6 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException:  # Ctrl-C in the middle
         hidden.unlink(missing_ok=True)
         raise
-
-
-def _write_through(path: Path, text: str) -> None:
-    with open(path, "x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -120,7 +112,12 @@ def write_model(path: Path, model: BaseModel) -> None:
 
 def read_model(path: Path, kind: type[Model], *, remedy: str) -> Model:
     """Read and validate. RecordError names the file, the position and `remedy`."""
-    tree = _parse(path, remedy=remedy)
+    try:
+        tree: JsonValue = from_json(path.read_bytes(), allow_inf_nan=False)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror or error}", remedy=remedy) from error
+    except ValueError as error:
+        raise RecordError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
     if not isinstance(tree, dict):
         raise RecordError(f"{path} holds {type(tree).__name__}, not an object", remedy=remedy)
     if tree.get("format") != FORMAT:
@@ -151,27 +148,12 @@ def position(*steps: str | int) -> str:
     return text
 
 
-def _parse(path: Path, *, remedy: str) -> JsonValue:
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree: JsonValue = json.loads(text, parse_constant=_refuse)
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror or error}", remedy=remedy) from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is not UTF-8 text: byte {error.start} ({error.reason})", remedy=remedy) from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise RecordError(f"{path} is not valid JSON: {error.msg} at {where}", remedy=remedy) from error
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
-    return tree
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}, which JSON does not have")
-
-
 # --- paths ---
+
+CLONE = (
+    "install labkit from a clone of the repository (make, or pip install -e .), "
+    "or set LABKIT_ROOT to the folder that holds data/ and notebooks/"
+)
 
 
 def root() -> Path:
@@ -183,39 +165,28 @@ def root() -> Path:
 def data_path(name: str = "") -> Path:
     """The path of `name` in the data folder, or of the folder itself. UsageError says which of the two is missing."""
     folder = root() / "data"
-    if not folder.is_dir():
-        raise UsageError(
-            f"the course's data folder is missing: {folder}",
-            remedy="install labkit from a clone of the repository (make, or pip install -e .), "
-            "or set LABKIT_ROOT to the folder that holds data/ and notebooks/",
-        )
+    require(folder.is_dir(), f"the course's data folder is missing: {folder}", fix=CLONE)
     path = folder / name
-    if not path.exists():
-        raise UsageError(f"the data file {name} is missing: {path}", remedy="restore it from the repository")
+    require(path.exists(), f"the data file {name} is missing: {path}", fix="restore it from the repository")
     return path
 
 
 def notebooks_path() -> Path:
     """The folder of the course's notebooks."""
     folder = root() / "notebooks"
-    if not folder.is_dir():
-        raise UsageError(
-            f"the notebooks are missing: {folder}",
-            remedy="run labkit from a clone of the repository, or set LABKIT_ROOT to the folder that holds them",
-        )
+    require(folder.is_dir(), f"the notebooks are missing: {folder}", fix=CLONE)
     return folder
 
 
 def runs_path() -> Path:
-    """Where runs go when nobody says where: `LABKIT_RUNS`, or else `runs/` under the root. It need not exist."""
+    """Default folder for runs: `LABKIT_RUNS`, or else `runs/` under the root. It need not exist."""
     chosen = os.environ.get("LABKIT_RUNS")
     return Path(chosen).expanduser().resolve() if chosen else root() / "runs"
 
 
 # --- values as people type them on the command line: sizes with a unit, KEY=VALUE ---
 
-
-# What vLLM 0.32 takes when nobody says a block size.
+# vLLM 0.32's default block sizes.
 CPU_BLOCK_SIZE, GPU_BLOCK_SIZE = 128, 16
 UNITS = {"": 1, "b": 1} | {
     f"{prefix}{ending}": base ** (power + 1)
@@ -229,19 +200,18 @@ def parse_bytes(text: str) -> int:
     """ "1GiB", "500 MB", "2g" or plain bytes. UsageError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if not match or match[2] not in UNITS:
-        raise UsageError(f"{text!r} is no number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G")
+        raise UsageError(f"{text!r} is not a number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G")
     return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`["prefix_words=400"]` as names and values; a value is a number, true, false or text. UsageError without `=`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name.strip():
-            raise UsageError(f"{setting!r} sets nothing", remedy="write KEY=VALUE")
+        name, equals, text = setting.partition("=")
+        require(bool(equals and name.strip()), f"{setting!r} sets nothing", fix="write KEY=VALUE")
         try:
-            found[name.strip().replace("-", "_")] = yaml.safe_load(value)
+            values[name.strip().replace("-", "_")] = yaml.safe_load(text)
         except yaml.YAMLError:
-            found[name.strip().replace("-", "_")] = value
-    return found
+            values[name.strip().replace("-", "_")] = text
+    return values

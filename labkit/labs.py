@@ -4,78 +4,109 @@ papermill does not check parameters (an unknown name prints a line, a wrong type
 anything starts. It knows nothing of machines, profiles or notebooks.
 """
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StrictStr, TypeAdapter, model_validator
+from pydantic_core import from_json
 
 from labkit.cuda import engine_needs
-from labkit.errors import ModelError, UsageError, did_you_mean
-from labkit.files import data_path
+from labkit.errors import ModelError, UsageError, did_you_mean, require
+from labkit.files import Frozen, data_path, read_named, read_yaml
 from labkit.machine import Gpu, Machine, java
 from labkit.machine.gpu_share import require_share
 from labkit.models import EMBEDDED, architecture
 
-Scalar = Literal["int", "float", "bool", "str"]
-FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-TRUE, FALSE, NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"none", "null", ""}
+NONE = {"none", "null", ""}
 
 
-class Strict(BaseModel):
-    """A frozen model that refuses fields it does not know: a misspelt key in a data file must not pass."""
+def _not_a_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")
+    return value
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def _elements(value: object) -> object:
+    """A list's elements: of a list or tuple, of JSON ("[1, 2]"), of "1,2", or the single value itself."""
+    if not isinstance(value, str):
+        return value if isinstance(value, list | tuple) else [value]
+    if value.strip().startswith("["):
+        return from_json(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
-class Parameter(Strict):
+Int = Annotated[int, BeforeValidator(_not_a_bool)]
+Float = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
+Elements = (BeforeValidator(_elements), Field(min_length=1))
+TYPES: Mapping[str, TypeAdapter[Any]] = {
+    "int": TypeAdapter(Int),
+    "float": TypeAdapter(Float),
+    "bool": TypeAdapter(bool),
+    "str": TypeAdapter(StrictStr),
+    "list[int]": TypeAdapter(Annotated[list[Int], *Elements]),
+    "list[float]": TypeAdapter(Annotated[list[Float], *Elements]),
+    "list[str]": TypeAdapter(Annotated[list[StrictStr], *Elements]),
+}
+
+
+class Parameter(Frozen):
     """One parameter of a lab. `min` and `max` are inclusive, in `unit`, and hold for every element of a list."""
 
     type: Literal["int", "float", "bool", "str", "list[int]", "list[float]", "list[str]"]
     help: str
-    min: float | None = None
-    max: float | None = None
+    min: float = -math.inf
+    max: float = math.inf
     choices: tuple[str | int | float, ...] = ()
     unit: str = ""
     optional: bool = False
 
     @model_validator(mode="after")
-    def _range_makes_sense(self) -> "Parameter":
-        if self.scalar in ("bool", "str") and (self.min is not None or self.max is not None):
+    def _range_makes_sense(self) -> Self:
+        if self.scalar in ("bool", "str") and not self.model_fields_set.isdisjoint({"min", "max"}):
             raise ValueError(f"a {self.type} has no min or max")
-        if self.min is not None and self.max is not None and self.min > self.max:
+        if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
 
     @property
-    def is_list(self) -> bool:
-        """Whether the value is a list."""
-        return self.type.startswith("list[")
-
-    @property
-    def scalar(self) -> Scalar:
+    def scalar(self) -> str:
         """The type of the value, or of a list's elements."""
-        return self.type.removeprefix("list[").removesuffix("]")  # type: ignore[return-value]  # the Literal's own parts
+        return self.type.removeprefix("list[").removesuffix("]")
+
+    def convert(self, value: object) -> Any:
+        """`value` as the declared type. ValueError: it cannot be, or it is not allowed."""
+        if self.optional and str(value).strip().lower() in NONE:
+            return None
+        converted = TYPES[self.type].validate_python(value)
+        if not all(map(self._allows, converted if isinstance(converted, list) else [converted])):
+            raise ValueError("not allowed")
+        return converted
+
+    def _allows(self, value: str | float) -> bool:
+        if self.choices and value not in self.choices:
+            return False
+        return isinstance(value, str) or self.min <= value <= self.max
 
     def describe(self) -> str:
         """What is allowed, in words: "an int from 1 to 256 (requests in flight)"."""
-        kind = f"a list of {self.scalar}s" if self.is_list else f"{'an' if self.type == 'int' else 'a'} {self.type}"
-        low, high = (None if bound is None else f"{bound:g}" for bound in (self.min, self.max))
-        span = {
-            (True, True): f" from {low} to {high}",
-            (True, False): f" of at least {low}",
-            (False, True): f" of at most {high}",
-        }.get((low is not None, high is not None), "")
-        choices = f", one of {', '.join(map(str, self.choices))}" if self.choices else ""
-        return f"{kind}{span}{choices}{f' ({self.unit})' if self.unit else ''}{' or none' if self.optional else ''}"
+        article = "an" if self.type == "int" else "a"
+        text = f"{article} {self.type}" if self.type == self.scalar else f"a list of {self.scalar}s"
+        if math.isfinite(self.min) and math.isfinite(self.max):
+            text += f" from {self.min:g} to {self.max:g}"
+        elif math.isfinite(self.min):
+            text += f" of at least {self.min:g}"
+        elif math.isfinite(self.max):
+            text += f" of at most {self.max:g}"
+        if self.choices:
+            text += f", one of {', '.join(map(str, self.choices))}"
+        return f"{text}{f' ({self.unit})' if self.unit else ''}{' or none' if self.optional else ''}"
 
 
-class Needs(Strict):
+class Needs(Frozen):
     """What a lab takes at its fullest on the embedded model. `engines`: those that part its share of a GPU."""
 
     engines: int = Field(default=1, ge=1)
@@ -89,7 +120,7 @@ Factor = int | float | str
 Quantity = Factor | tuple[Factor, ...]
 
 
-class Work(Strict):
+class Work(Frozen):
     """A part of what a lab asks of vLLM: `starts` of an engine, then a closed loop of requests.
 
     A quantity is a number, a parameter (of a list its largest value), or a list of factors. The part is done `times`
@@ -110,7 +141,7 @@ class Work(Strict):
     rate: Quantity = math.inf
 
 
-class Lab(Strict):
+class Lab(Frozen):
     """One lab of the course. `minutes` is the batch run's time with the cpu profile on two cores; `host_minutes` the
     part of it without engine starts and requests, which `work` lists where step times can be modelled."""
 
@@ -133,14 +164,7 @@ class Lab(Strict):
 
 def load_labs(path: Path | None = None) -> dict[str, Lab]:
     """The labs of `path` (default: data/labs.yaml), in the file's order. UsageError names the entry that is wrong."""
-    path = path or data_path("labs.yaml")
-    try:
-        entries: Mapping[str, Mapping[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), Loader=FAST_LOADER) or {}
-        return {name: Lab(name=name, **entry) for name, entry in entries.items()}
-    except (yaml.YAMLError, ValidationError, TypeError, AttributeError, OSError) as error:
-        raise UsageError(
-            f"{path} is not a valid list of labs: {error}", remedy="correct the entry named above"
-        ) from None
+    return read_named(path or data_path("labs.yaml"), Lab)
 
 
 LABS: Mapping[str, Lab] = load_labs()
@@ -165,8 +189,11 @@ def check_parameters(lab: Lab | str, values: Mapping[str, Any]) -> dict[str, Any
     """
     lab = find_lab(lab) if isinstance(lab, str) else lab
     for name in values:
-        if name not in lab.parameters:
-            raise UsageError(f"{lab.name} has no parameter {name!r}", remedy=did_you_mean(name, lab.parameters))
+        require(
+            name in lab.parameters,
+            f"{lab.name} has no parameter {name!r}",
+            fix=did_you_mean(name, lab.parameters),
+        )
     return {
         name: _checked(f"{lab.name}.{name}", parameter, values[name])
         for name, parameter in lab.parameters.items()
@@ -175,92 +202,16 @@ def check_parameters(lab: Lab | str, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _checked(where: str, parameter: Parameter, value: object) -> object:
-    if value is None or (parameter.optional and isinstance(value, str) and value.strip().lower() in NONE):
-        if parameter.optional:
-            return None
-        raise _refused(where, value, parameter)
-    if not parameter.is_list:
-        return _in_range(where, parameter, _scalar(where, parameter, value), value)
-    elements = _elements(value)
-    if not elements:
-        raise _refused(where, value, parameter)
-    return [_in_range(where, parameter, _scalar(where, parameter, element), value) for element in elements]
-
-
-def _elements(value: object) -> list[object]:
-    """A list's elements: of a list or tuple, of JSON ("[1, 2]"), of "1,2", or the single value itself."""
-    if isinstance(value, list | tuple):
-        return list(value)
-    if not isinstance(value, str):
-        return [value]
-    if value.strip().startswith("["):
-        try:
-            return list(json.loads(value))
-        except json.JSONDecodeError:
-            return []
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _scalar(where: str, parameter: Parameter, value: object) -> str | int | float | bool:
-    converted = _CONVERT[parameter.scalar](value)
-    if converted is None:
-        raise _refused(where, value, parameter)
-    return converted
-
-
-def _int(value: object) -> int | None:
-    if isinstance(value, int):
-        return None if isinstance(value, bool) else value
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-        return int(value)
-    number = _float(value)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def _float(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
     try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _bool(value: object) -> bool | None:
-    word = str(value).strip().lower()
-    return None if not isinstance(value, bool | str) else True if word in TRUE else False if word in FALSE else None
-
-
-def _str(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-_CONVERT = {"int": _int, "float": _float, "bool": _bool, "str": _str}
-
-
-def _in_range(
-    where: str, parameter: Parameter, value: str | int | float | bool, given: object
-) -> str | int | float | bool:
-    if parameter.choices and value not in parameter.choices:
-        raise _refused(where, given, parameter)
-    if isinstance(value, str | bool):
-        return value
-    low = -math.inf if parameter.min is None else parameter.min
-    high = math.inf if parameter.max is None else parameter.max
-    if not math.isfinite(value) or not low <= value <= high:
-        raise _refused(where, given, parameter)
-    return value
-
-
-def _refused(where: str, value: object, parameter: Parameter) -> UsageError:
-    return UsageError(
-        f"{where} is {value!r}; it must be {parameter.describe()}",
-        remedy=f"give it such a value ({parameter.help})",
-    )
+        return parameter.convert(value)
+    except ValueError:  # pydantic's ValidationError is one
+        raise UsageError(
+            f"{where} is {value!r}; it must be {parameter.describe()}",
+            remedy=f"give it such a value ({parameter.help})",
+        ) from None
 
 
 # --- profiles ---
-
 
 GIB = 2**30
 AUTO = "auto"
@@ -271,12 +222,15 @@ SMALLEST_SHARE = 0.05
 WEIGHT_BYTES = 2  # a parameter in bfloat16, the dtype in which vLLM loads a 7-8B model
 EVERY_LAB = "all"
 GPU = "gpu"  # as a profile: the one that fits the card
-# Profiles by what a card has in GiB, up to so much.
+# The profile for cards below this many GiB.
 GPU_PROFILES = ((20, "gpu-16"), (38, "gpu-24"), (70, "gpu-48"), (130, "gpu-80"), (math.inf, "gpu-141"))
 
 
-class _File(Strict):
-    """A profile file as it is written."""
+class Profile(Frozen):
+    """Parameters by lab, over those of `base`. `all`: for every lab that has a parameter of that name.
+
+    `weights`: number of parameters by model name, for the memory check.
+    """
 
     name: str
     description: str
@@ -285,27 +239,36 @@ class _File(Strict):
     labs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     weights: dict[str, int] = Field(default_factory=dict)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Parameters by lab. `weights`: number of parameters by model name, for the memory check."""
-
-    name: str
-    description: str
-    every_lab: Mapping[str, Any]
-    by_lab: Mapping[str, Mapping[str, Any]]
-    weights: Mapping[str, int] = field(default_factory=dict)
-
     def parameters(self, lab: Lab, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """What `lab` runs with, checked: the profile's `all` and own values, then the overrides' `all` and own."""
-        overrides = overrides or {}
-        layers = (
-            _known_to(lab, self.every_lab),
-            self.by_lab.get(lab.name, {}),
-            _known_to(lab, overrides.get(EVERY_LAB, {})),
-            overrides.get(lab.name, {}),
-        )
-        return check_parameters(lab, {name: value for layer in layers for name, value in layer.items()})
+        values: dict[str, Any] = {}
+        for layer in ({**self.labs, EVERY_LAB: self.all}, overrides or {}):
+            shared = layer.get(EVERY_LAB, {}).items()
+            values |= {name: value for name, value in shared if name in lab.parameters}
+            values |= layer.get(lab.name, {})
+        return check_parameters(lab, values)
+
+    def over(self, base: "Profile") -> "Profile":
+        """This profile's values before those of `base`."""
+        names = dict.fromkeys((*base.labs, *self.labs))
+        changes = {
+            "all": {**base.all, **self.all},
+            "labs": {name: {**base.labs.get(name, {}), **self.labs.get(name, {})} for name in names},
+            "weights": {**base.weights, **self.weights},
+        }
+        return self.model_copy(update=changes)
+
+    def sized(self, machine: Machine) -> "Profile":
+        """With the share of the GPU that is free now in place of `auto`. UsageError: there is no GPU."""
+        if not any(AUTO in values.values() for values in (self.all, *self.labs.values())):
+            return self
+        _require_gpu(self.name, machine)
+        share = _free_share(machine.gpus[0])
+        layers = {
+            lab: {name: share if value == AUTO else value for name, value in values.items()}
+            for lab, values in {**self.labs, EVERY_LAB: self.all}.items()
+        }
+        return self.model_copy(update={"all": layers.pop(EVERY_LAB), "labs": layers})
 
 
 def profile_for(machine: Machine) -> str:
@@ -328,21 +291,11 @@ def load_profile(name_or_path: str, machine: Machine, labs: Mapping[str, Lab] = 
         _require_gpu(GPU, machine)
         name_or_path = profile_for(machine)
     path = _find(name_or_path)
-    written = _read(path)
-    if _asks_for_a_gpu(written):
-        _require_gpu(written.name, machine)
-    profile = Profile(
-        name=written.name,
-        description=written.description,
-        every_lab=_sized(written.all, machine),
-        by_lab={lab: _sized(values, machine) for lab, values in written.labs.items()},
-        weights=written.weights,
-    )
-    _check_names(profile.every_lab, labs, f"{path.name}: all")
-    for lab_name in profile.by_lab:
-        if lab_name not in labs:
-            raise UsageError(f"{path.name}: there is no lab called {lab_name!r}", remedy=did_you_mean(lab_name, labs))
-        profile.parameters(labs[lab_name])
+    profile = _read(path).sized(machine)
+    _check_names(profile.all, labs, f"{path.name}: all")
+    for name in profile.labs:
+        require(name in labs, f"{path.name}: there is no lab called {name!r}", fix=did_you_mean(name, labs))
+        profile.parameters(labs[name])
     return profile
 
 
@@ -352,11 +305,11 @@ def parse_overrides(settings: Sequence[str], labs: Mapping[str, Lab] = LABS) -> 
     for setting in settings:
         target, equals, value = setting.partition("=")
         lab_name, dot, name = target.partition(".")
-        if not (equals and dot and lab_name and name):
-            raise UsageError(
-                f"{setting!r} sets no parameter",
-                remedy="write LAB.NAME=VALUE, such as -p 01_first_deployment.repeats=3",
-            )
+        require(
+            all((equals, dot, lab_name, name)),
+            f"{setting!r} sets no parameter",
+            fix="write LAB.NAME=VALUE, such as -p 01_first_deployment.repeats=3",
+        )
         if lab_name == EVERY_LAB:
             _check_names([name], labs, f"-p {setting}")
         else:
@@ -373,18 +326,17 @@ def check_gpu_memory(
     """UsageError, with the numbers, where the share is not free on the GPU or the weights do not fit into what each of
     `engines` gets of it.
 
-    Nothing is checked without a GPU, without a `gpu_memory_share`, or for a model whose size nobody tells.
+    Nothing is checked without a GPU, without a `gpu_memory_share`, or for a model of unknown size.
     """
     share, model = parameters.get("gpu_memory_share"), parameters.get("model")
-    if not machine.gpus or share is None or model is None:
-        return
-    count = count_parameters(model, weights)
-    weight_bytes = None if count is None else count * WEIGHT_BYTES
-    require_share(machine.gpus[0], share, model=model, weight_bytes=weight_bytes, engines=engines)
+    if machine.gpus and share is not None and model is not None:
+        count = count_parameters(model, weights)
+        weight_bytes = None if count is None else count * WEIGHT_BYTES
+        require_share(machine.gpus[0], share, model=model, weight_bytes=weight_bytes, engines=engines)
 
 
 def count_parameters(model: str, weights: Mapping[str, int]) -> int | None:
-    """Counted in the folder, told by the profile, or read from the name ("-7B-"); None where nobody tells."""
+    """Counted in the folder, given by the profile, or read from the name ("-7B-"); None where it is unknown."""
     folder = Path(model).expanduser()
     if model not in EMBEDDED and folder.is_dir():
         try:
@@ -397,18 +349,11 @@ def count_parameters(model: str, weights: Mapping[str, int]) -> int | None:
     return int(float(size[1]) * (1e9 if size[2].upper() == "B" else 1e6)) if size else None
 
 
-def _known_to(lab: Lab, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in lab.parameters}
-
-
 def _find(name_or_path: str) -> Path:
     folder = data_path("profiles")
-    named = folder / f"{name_or_path}.yaml"
-    if named.is_file():
-        return named
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
+    for path in (folder / f"{name_or_path}.yaml", Path(name_or_path).expanduser()):
+        if path.is_file():
+            return path
     known = [file.stem for file in sorted(folder.glob("*.yaml"))]
     raise UsageError(
         f"there is no profile {name_or_path!r}",
@@ -416,42 +361,17 @@ def _find(name_or_path: str) -> Path:
     )
 
 
-def _read(path: Path) -> _File:
-    """A profile, over its base: what it says itself goes before."""
-    written = _read_alone(path)
-    if not written.base:
-        return written
-    base = _read(_find(written.base))
-    labs = {name: {**base.labs.get(name, {}), **written.labs.get(name, {})} for name in (*base.labs, *written.labs)}
-    return written.model_copy(
-        update={"all": {**base.all, **written.all}, "labs": labs, "weights": {**base.weights, **written.weights}}
-    )
-
-
-def _read_alone(path: Path) -> _File:
-    try:
-        return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path} is not a valid profile: {error}", remedy="compare it with data/profiles/cpu.yaml"
-        ) from None
-
-
-def _asks_for_a_gpu(written: _File) -> bool:
-    return any(AUTO in values.values() for values in (written.all, *written.labs.values()))
+def _read(path: Path) -> Profile:
+    profile = read_yaml(path, Profile, remedy="compare it with data/profiles/cpu.yaml")
+    return profile.over(_read(_find(profile.base))) if profile.base else profile
 
 
 def _require_gpu(name: str, machine: Machine) -> None:
-    if not machine.gpus:
-        raise UsageError(
-            f"the profile {name!r} needs a GPU and this machine shows none: {machine.gpu_reason}",
-            remedy="use --profile cpu, or make the GPU visible",
-        )
-
-
-def _sized(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
-    """`auto` becomes the share of the GPU that is free now."""
-    return {name: _free_share(machine.gpus[0]) if value == AUTO else value for name, value in values.items()}
+    require(
+        bool(machine.gpus),
+        f"the profile {name!r} needs a GPU and this machine shows none: {machine.gpu_reason}",
+        fix="use --profile cpu, or make the GPU visible",
+    )
 
 
 def _free_share(gpu: Gpu) -> float:
@@ -461,16 +381,15 @@ def _free_share(gpu: Gpu) -> float:
     return max(SMALLEST_SHARE, min(LARGEST_SHARE, int(free * 100) / 100))
 
 
-def _check_names(names: Sequence[str] | Mapping[str, Any], labs: Mapping[str, Lab], where: str) -> None:
+def _check_names(names: Iterable[str], labs: Mapping[str, Lab], where: str) -> None:
     known = list(dict.fromkeys(name for lab in labs.values() for name in lab.parameters))
     for name in names:
-        if name not in known:
-            raise UsageError(f"{where}: no lab has a parameter {name!r}", remedy=did_you_mean(name, known))
+        require(name in known, f"{where}: no lab has a parameter {name!r}", fix=did_you_mean(name, known))
 
+
+# --- what runs here ---
 
 INSTALL = "run make again: it installs what requirements/ lists"
-
-
 PACKAGES = {
     "none": (),
     "vllm": ("vllm",),
@@ -490,30 +409,26 @@ class Readiness:
 
 
 def readiness(lab: Lab | str, machine: Machine, versions: Mapping[str, str]) -> Readiness:
-    """What `lab` can do on `machine` with the installed `versions` (as `machine.versions()` tells them)."""
+    """What `lab` can do on `machine` with the installed `versions` (as `machine.versions()` gives them)."""
     lab = find_lab(lab) if isinstance(lab, str) else lab
-    missing = [package for package in PACKAGES[lab.engine] if package not in versions]
-    if missing:
+    if missing := [package for package in PACKAGES[lab.engine] if package not in versions]:
         return Readiness(runs="no", reason=f"{' and '.join(missing)} not installed", fix=INSTALL)
     if lab.needs.gpu and not machine.gpus:
         return Readiness(runs="no", reason=machine.gpu_reason, fix="run it on a machine with an NVIDIA GPU")
-    if lab.needs.java and java()[0] is None:
-        return Readiness(runs="no", reason=java()[1], fix=INSTALL)
-    if machine.memory_available_bytes < lab.needs.memory_gib * GIB:
-        return _too_little_memory(lab, machine)
-    if lab.engine != "none" and not machine.gpus:
+    java_path, java_reason = java()
+    if lab.needs.java and java_path is None:
+        return Readiness(runs="no", reason=java_reason, fix=INSTALL)
+    free_gib, total_gib = machine.memory_available_bytes / GIB, machine.memory_total_bytes / GIB
+    if free_gib < lab.needs.memory_gib:
+        reason = f"it takes {lab.needs.memory_gib:g} GiB of memory and {free_gib:.1f} of {total_gib:.1f} GiB are free"
+        enough = total_gib >= lab.needs.memory_gib
+        fix = "close what else uses memory" if enough else "use a machine with more memory"
+        return Readiness(runs="no", reason=reason, fix=fix)
+    if lab.engine == "none":
+        return Readiness(runs="yes")
+    if not machine.gpus:
         reason = f"no GPU ({machine.gpu_reason}): the embedded model on {machine.cpus} CPUs"
         return Readiness(runs="small", reason=reason, fix="nothing to do; a GPU shows larger models")
-    need = next((need for need in engine_needs(machine.gpus) if not need.met), None) if machine.gpus else None
-    if need is not None and lab.engine != "none":
-        return Readiness(runs="no", reason=need.found, fix=need.fix)
+    if unmet := [need for need in engine_needs(machine.gpus) if not need.met]:
+        return Readiness(runs="no", reason=unmet[0].found, fix=unmet[0].fix)
     return Readiness(runs="yes")
-
-
-def _too_little_memory(lab: Lab, machine: Machine) -> Readiness:
-    free, total = machine.memory_available_bytes / GIB, machine.memory_total_bytes / GIB
-    return Readiness(
-        runs="no",
-        reason=f"it takes {lab.needs.memory_gib:g} GiB of memory and {free:.1f} of {total:.1f} GiB are free",
-        fix="close what else uses memory" if total >= lab.needs.memory_gib else "use a machine with more memory",
-    )

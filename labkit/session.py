@@ -1,7 +1,6 @@
 """A lab's session: what a notebook holds between its first cell and its last.
 
-It checks the parameters, opens the record, and puts the machine's line under every chart. What is asked, shown and
-judged stands in `teaching`, `charts` and `claims`; here they meet the record.
+It checks the parameters, opens the record, and puts the machine's line under every chart.
 """
 
 import os
@@ -13,14 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from labkit import display
-from labkit.errors import UsageError
+from labkit.errors import require
 from labkit.experiments import Caution, Interval, Ratio
 from labkit.files import runs_path
-from labkit.labs import (
-    Lab,
-    check_parameters,
-    find_lab,
-)
+from labkit.labs import Lab, check_parameters, find_lab
 from labkit.machine import Machine, inspect, versions
 from labkit.records import Measured, Recorder
 from labkit.records.ledger import Row, ledger
@@ -28,37 +23,36 @@ from labkit.records.reference import beside_recorded, reference_beside
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal
 
 OUT_DIR = "out_dir"
-ORANGE, LEFT = "#D55E00", "text-align:left"
+VERDICT_HEADS = ("", "The article says", "Sources say", "Measured here", "Because")
+ORANGE = "#D55E00"
 Evidence = bool | int | float | str | Ratio | Interval
 
 
 def start(name: str, parameters: Mapping[str, Any], *, out_dir: str | Path | None = None) -> "LabSession":
-    """Begins a lab: checks its parameters, opens its record and shows the machine's line.
+    """Begin a lab: check its parameters, open its record and show the machine's line.
 
     `parameters`: a dict, or the notebook's `globals()`, from which the declared names are taken. `out_dir`: the run's
     folder (default: the parameter of that name; empty: a new folder under runs/notebook). A lab that is started again,
     in the same kernel or not, starts its record afresh. UsageError: a missing, unknown or wrong parameter.
     """
     lab = find_lab(name)
-    checked = _complete(lab, check_parameters(lab, _declared(lab, parameters)))
-    folder = str(out_dir if out_dir is not None else checked.get(OUT_DIR, ""))
-    checked.pop(OUT_DIR, None)  # where a record goes is no parameter of what is measured
+    if "__name__" in parameters:  # a notebook's globals, which hold much else
+        parameters = {name: parameters[name] for name in lab.parameters if name in parameters}
+    checked = check_parameters(lab, parameters)
+    missing = ", ".join(name for name in lab.parameters if name not in checked and name != OUT_DIR)
+    require(not missing, f"{lab.name} was started without {missing}", fix="assign them in the cell tagged parameters")
+    chosen = checked.pop(OUT_DIR, "")  # the folder of a record is not a parameter of what is measured
+    folder = str(chosen if out_dir is None else out_dir)
     session = LabSession(lab, checked, Path(folder).expanduser() if folder else _fresh_folder(), machine=inspect())
     listen(session.judged)
     session.show_machine()
-    _tell_of_a_newer_version()
+    if os.environ.get("JPY_SESSION_NAME"):  # JupyterLab: is this copy older than the lab?
+        from labkit.runs import workspace
+
+        opened = workspace.opened_notebook()
+        if opened is not None and (notice := workspace.newer_version(opened)):
+            print(notice)
     return session
-
-
-def _tell_of_a_newer_version() -> None:
-    """Where JupyterLab has opened a learner's copy of a lab that has changed since."""
-    if not os.environ.get("JPY_SESSION_NAME"):
-        return
-    from labkit.runs import workspace
-
-    opened = workspace.opened_notebook()
-    if opened is not None and (notice := workspace.newer_version(opened)):
-        print(notice)
 
 
 class LabSession:
@@ -84,14 +78,12 @@ class LabSession:
     @property
     def machine_line(self) -> str:
         """The machine in one line, with the model and the engine's version: what every chart carries."""
-        found = self.recorder.record.versions
-        engine = (
-            "" if self.lab.engine in ("none", "all") else f"{self.lab.engine} {found.get(self.lab.engine, '')}".strip()
-        )
+        version = self.recorder.record.versions.get(self.lab.engine, "")
+        engine = "" if self.lab.engine in ("none", "all") else f"{self.lab.engine} {version}".strip()
         return " · ".join(part for part in (self.machine.line(), str(self.parameters.get("model", "")), engine) if part)
 
     def show_machine(self) -> None:
-        """Shows the machine's line and where the record goes."""
+        """Show the machine's line and where the record goes."""
         text = f"{self.machine_line}\nRecord: {self.recorder.path}"
         html = f"<p><b>{escape(self.machine_line)}</b><br>Record: <code>{escape(str(self.recorder.path))}</code></p>"
         display.show({"text/plain": text, "text/html": html})
@@ -106,7 +98,7 @@ class LabSession:
         guess: float | str | None = None,
         confidence: float | None = None,
     ) -> Prediction:
-        """Asks before anything runs (see `teaching.predict`). `guess` and `confidence` are the lab's parameters."""
+        """Ask before anything runs (see `teaching.predict`). `guess` and `confidence` are the lab's parameters."""
         return predict(
             id, question, unit=unit, options=tuple(options) if options else None, guess=guess, confidence=confidence
         )
@@ -121,7 +113,7 @@ class LabSession:
         article: float | str | None = None,
         model: float | str | None = None,
     ) -> Reveal:
-        """Shows the guess beside the measurement and records both. An Interval, Ratio or Measured brings its bounds."""
+        """Show the guess beside the measurement and record both. An Interval, Ratio or Measured brings its bounds."""
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
             measured = measured.value
@@ -133,9 +125,9 @@ class LabSession:
         return shown
 
     def _recorded(self, prediction_id: str, measured: float | str) -> tuple[float | str | None, str]:
-        """What a recorded run found for a prediction, and where and when; (None, "") where none did.
+        """A recorded run's value for a prediction, with place and date; (None, "") without one.
 
-        Nor where it is the same to the last bit: that is computed, or counted, and no matter of the machine.
+        Values that are the same to the last bit are skipped: they are computed or counted, not measured.
         """
         record = self.recorder.record
         reference = reference_beside(record)
@@ -145,12 +137,12 @@ class LabSession:
         return found["measured"], f"{reference.place} {reference.unlike(record)}".rstrip()
 
     def judged(self, result: CheckResult) -> None:
-        """Records a judged answer to an exercise of this lab; `start` has `check` call it."""
+        """Record a judged answer to an exercise of this lab; `start` has `check` call it."""
         if result.answered and result.exercise.startswith(f"{self.lab.name[:2]}."):
             self.recorder.exercise(result.exercise, passed=result.passed, misconceptions=result.misconceptions)
 
     def exact(self, name: str, value: Any, *, on_gpu: bool = True) -> None:
-        """Records what is the same, bit by bit, in every run of the same parameters.
+        """Record what is the same, bit by bit, in every run of the same parameters.
 
         `on_gpu`: false for what follows free memory or timing there (the size of a cache, the words of a batch)."""
         if on_gpu or not self.machine.gpus:
@@ -159,22 +151,21 @@ class LabSession:
     def measure(
         self, name: str, unit: str, values: Sequence[float] | float, interval: Interval | None = None
     ) -> Measured:
-        """Records each repeat of a quantity in `unit`; returns it with its mean and interval."""
+        """Record each repeat of a quantity in `unit`; return it with its mean and interval."""
         return self.recorder.measure(name, unit, values, interval)
 
     def ratio(self, ratio: Ratio, *, tolerance: float) -> Measured:
-        """Records a paired ratio. Two runs agree on it if neither is more than (1 + tolerance) times the other."""
+        """Record a paired ratio. Two runs agree on it if neither is more than (1 + tolerance) times the other."""
         return self.recorder.ratio(ratio, tolerance=tolerance)
 
     def evidence(self, claim_id: str, value: Evidence | None = None, **more: Evidence | None) -> None:
-        """Adds what this lab found on a claim, by the names that the claim's rule needs (see `Recorder.evidence`)."""
-        if claim_id not in self.lab.claims:
-            remedy = f"this lab tests {', '.join(self.lab.claims) or 'none'}; labs.yaml says which"
-            raise UsageError(f"{self.lab.name} does not test claim {claim_id}", remedy=remedy)
+        """Add what this lab found on a claim, by the names that the claim's rule needs (see `Recorder.evidence`)."""
+        fix = f"this lab tests {', '.join(self.lab.claims) or 'none'}; labs.yaml says which"
+        require(claim_id in self.lab.claims, f"{self.lab.name} does not test claim {claim_id}", fix=fix)
         self.recorder.evidence(claim_id, value, **more)
 
     def chart(self, chart: Any, name: str, *, key: bool = False, caption: str = "") -> None:
-        """Shows an Altair chart (or a Vega-Lite specification) and records it under `name`, data included.
+        """Show an Altair chart (or a Vega-Lite specification) and record it under `name`, data included.
 
         Under its title stands the machine's line, and `caption` if there is one. `key`: the report shows it unfolded.
         Where a recorded run has the same bars or points, they are shown, too.
@@ -192,30 +183,27 @@ class LabSession:
         display_in_notebook(data, raw=True, metadata=metadata)
 
     def warn(self, text: str | Caution) -> None:
-        """Records a warning and shows it."""
+        """Record a warning and show it."""
         self.recorder.warn(text)
-        words = str(text)
-        display.show(
-            {
-                "text/plain": f"Warning: {words}",
-                "text/html": display.card("Warning", display.inline(words), colour=ORANGE),
-            }
-        )
+        html = display.card("Warning", display.inline(str(text)), colour=ORANGE)
+        display.show({"text/plain": f"Warning: {text}", "text/html": html})
 
     def verdicts(self) -> list[Row]:
-        """Shows what the article claims, what sources say and what was measured here; returns the ledger's rows."""
+        """Show what the article claims, what sources say and what was measured here; return the ledger's rows."""
         rows = [row for row in ledger([self.recorder.record]) if row.id in self.lab.claims]
-        display.show({"text/plain": _verdict_text(rows), "text/html": _verdict_table(rows)})
+        text = "\n\n".join(f"{row.id} {row.verdict}: {row.short}\n  {row.because}" for row in rows)
+        html = display.html_table(VERDICT_HEADS, [_verdict_cells(row) for row in rows])
+        display.show({"text/plain": text, "text/html": html})
         return rows
 
     def ledger(self) -> list[Row]:
-        """Shows all claims of the course, with what was found here so far and what was recorded elsewhere."""
+        """Show all claims of the course, with what was found here so far and what was recorded elsewhere."""
         from labkit.records import ledger_page
 
         return ledger_page.show(self.out_dir, machine=self.recorder.record.machine)
 
     def finish(self) -> None:
-        """Completes the record. A claim of the lab without evidence becomes a warning."""
+        """Complete the record. A claim of the lab without evidence becomes a warning."""
         for claim in self.lab.claims:
             if claim not in self.recorder.record.claims:
                 self.warn(f"this run has no evidence on claim {claim}")
@@ -223,21 +211,6 @@ class LabSession:
         text = f"Recorded: {self.recorder.path}"
         html = f"<p>Recorded: <code>{escape(str(self.recorder.path))}</code></p>"
         display.show({"text/plain": text, "text/html": html})
-
-
-def _declared(lab: Lab, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The declared names of a notebook's globals (which hold much else); a dict is taken whole."""
-    if "__name__" not in parameters:
-        return parameters
-    return {name: parameters[name] for name in lab.parameters if name in parameters}
-
-
-def _complete(lab: Lab, checked: dict[str, Any]) -> dict[str, Any]:
-    missing = [name for name in lab.parameters if name not in checked and name != OUT_DIR]
-    if missing:
-        remedy = "assign them in the cell tagged parameters"
-        raise UsageError(f"{lab.name} was started without {', '.join(missing)}", remedy=remedy)
-    return checked
 
 
 def _captioned(spec: dict[str, Any], lines: list[str]) -> dict[str, Any]:
@@ -249,24 +222,9 @@ def _captioned(spec: dict[str, Any], lines: list[str]) -> dict[str, Any]:
     return {**spec, "title": {**title, "subtitle": below + [line for line in lines if line not in below]}}
 
 
-def _verdict_text(rows: Sequence[Row]) -> str:
-    return "\n\n".join(f"{row.id} {row.verdict}: {row.short}\n  {row.because}" for row in rows)
-
-
-def _verdict_table(rows: Sequence[Row]) -> str:
-    heads = ("", "The article says", "Sources say", "Measured here", "Because")
-    head = "".join(f"<th style='{LEFT}'>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(_cell(text) for text in _verdict_cells(row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _verdict_cells(row: Row) -> tuple[str, ...]:
     figure = f" ({row.article_figure})" if row.article_figure else ""
     return row.id, f"{row.short}{figure}", row.literature, row.verdict, " ".join([row.because, *row.notes])
-
-
-def _cell(text: str) -> str:
-    return f"<td style='{LEFT};vertical-align:top'>{escape(text)}</td>"
 
 
 def _fresh_folder() -> Path:

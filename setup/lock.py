@@ -1,5 +1,4 @@
-"""Renews the locks of both stacks, and of the labs that need none: `make lock`, or `python setup/lock.py` where uv is
-installed.
+"""Renews the locks from pyproject.toml: `make lock`, or `python setup/lock.py` where uv is installed.
 
 Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments), and no
 index addresses.
@@ -9,33 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
-COMMON = ["--universal", "--python-version", "3.11", "--generate-hashes", "--upgrade", "--quiet"]
-SILENT = ["--no-emit-index-url", "--no-emit-find-links", "--no-header"]
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet",
+           "--no-emit-index-url", "--no-emit-find-links", "--no-header"]  # fmt: skip
+COURSE = ["--extra=test", "--group=build"]
+LOCKS = {  # each with the parts of pyproject.toml that it holds
+    "cpu": ["--extra=cpu", *COURSE, "--group=torch", "--override=requirements/cpu-overrides.txt"],
+    "gpu": ["--extra=gpu", *COURSE],
+    "pages": ["--extra=pages", "--group=build", "--constraint=requirements/cpu.lock"],
+}
 
 
-def compile_lock(stack: str, *extra: str) -> None:
-    """Resolves `stack`.in into `stack`.lock."""
-    command = [
-        sys.executable,
-        "-m",
-        "uv",
-        "pip",
-        "compile",
-        f"{stack}.in",
-        *COMMON,
-        *SILENT,
-        *extra,
-        "--output-file",
-        f"{stack}.lock",
-    ]
-    subprocess.run(command, cwd=REQUIREMENTS, check=True, stdout=subprocess.DEVNULL)
+def compile_lock(stack: str, *options: str) -> None:
+    """Resolve requirements/`stack`.lock. Versions in it stay where they may, unless `options` has --upgrade."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", *LOCKS[stack], *OPTIONS, *options]
+    command += ["--output-file", f"requirements/{stack}.lock"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
     try:
-        compile_lock("cpu", "--override", "cpu-overrides.txt")
-        compile_lock("gpu")
-        compile_lock("pages", "--constraint", "cpu.lock")
+        for name in LOCKS:
+            compile_lock(name, "--upgrade")
     except subprocess.CalledProcessError as error:
         sys.exit(f"uv could not resolve the requirements (exit code {error.returncode}); its reason stands above")

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from labkit.errors import LabkitError, UsageError
-from labkit.files import data_path, root
-from labkit.labs import Lab, Strict, load_labs
+from labkit.files import Frozen, data_path, read_yaml, root
+from labkit.labs import Lab, load_labs
 from labkit.records import write_atomic
 from labkit.records.ledger import Claim, load_claims
 
@@ -38,7 +37,7 @@ run something.
 """
 
 
-class Section(Strict):
+class Section(Frozen):
     """A section of the article and the claims that it makes, by id."""
 
     section: str = Field(min_length=1)
@@ -46,13 +45,8 @@ class Section(Strict):
 
 
 def load_sections(path: Path | None = None) -> tuple[Section, ...]:
-    """The article's sections in order. UsageError: the file is no such list."""
-    path = path or data_path("article.yaml")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(tuple[Section, ...]).validate_python(entries)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UsageError(f"{path} is no list of sections: {error}", remedy="correct the entry named above") from None
+    """The article's sections in order. UsageError: the file is not such a list."""
+    return read_yaml(path or data_path("article.yaml"), tuple[Section, ...])
 
 
 def tested_in(claim: Claim, labs: Mapping[str, Lab]) -> list[str]:

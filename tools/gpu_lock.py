@@ -27,8 +27,9 @@ PLATFORM = "x86_64-manylinux_2_34"  # Ubuntu 22.04 and newer
 
 
 def sha256() -> str:
-    """Of the lock, as it is now."""
-    return hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    """Of the lock's pins and hashes; its comments on where a package comes from do not count."""
+    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def check(python: str, build: Path) -> dict[str, Any]:

@@ -4,20 +4,15 @@ Starts vLLM with the embedded chat model in this process, calibrates its step ti
 shares of the modelled capacity through it, in random order and each of them REPEATS times or more. Prints what was
 predicted beside what was measured, and never judges: the exit status is 0. About three minutes on two cores.
 
-On a machine with other load, --clock cpu measures in this process's CPU time and skips idle time. That shows what the
-machine would do without the other load, except for shared caches and memory.
-
 Two columns tell the machine's noise from the model's error. "speed": seconds of a few fixed steps just before and after
 a load, over the seconds at calibration. "waited": share of the load's step time in which the process had no core.
 """
 
 import argparse
-import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import geometric_mean
@@ -26,8 +21,6 @@ from typing import Any
 from labkit import modelled
 from labkit.load.workloads import poisson_arrivals_s
 from labkit.machine import inspect
-from labkit.modelled import calibrate as calibrate_module
-from labkit.modelled import replica
 from labkit.modelled.calibrate import Calibration, calibrate, recording, slowdown, speed
 from labkit.modelled.predict import Latencies, Prediction, modelled_engine, predict
 from labkit.modelled.step_time import Fitted
@@ -71,15 +64,11 @@ class Run:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store calibration, predictions and measurements")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="measurements of each load (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a load (default: %(default)s)")
     parser.add_argument("--model", default="", help="a model folder or hub id (default: the embedded chat model)")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="see above (default: %(default)s)")
     options = parser.parse_args(arguments)
     llm = start(options.model)
-    if options.clock == "cpu":
-        vars(replica)["time"] = vars(calibrate_module)["time"] = CpuClock()
     calibration = calibrate(llm, progress=say)
     with modelled_engine(calibration) as engine:
         loads = [
@@ -88,26 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         ]
         runs = measured(llm, calibration, loads, repeats=max(REPEATS, options.repeats), engine=engine)
     print("\n".join(report(calibration, loads, runs)))
-    if options.json:
-        options.json.write_text(json.dumps(as_json(calibration, loads, runs), indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-class CpuClock:
-    """Stands in for the module `time` where real engines are driven and timed: it stops while the process waits for a
-    core, and jumps over idle time. For engines that compute in this process's threads, one at a time."""
-
-    def __init__(self) -> None:
-        self._skipped_s = 0.0
-
-    def perf_counter(self) -> float:
-        return time.process_time() + self._skipped_s
-
-    def sleep(self, seconds: float) -> None:
-        self._skipped_s += seconds
-
-    process_time = staticmethod(time.process_time)
-    time_ns = staticmethod(time.time_ns)
 
 
 def say(text: str) -> None:
@@ -256,23 +226,6 @@ def _within(ratios: Sequence[float]) -> str:
     close = sum(abs(ratio - 1) <= BOUND for ratio in ratios)
     worst = max(ratios, key=lambda ratio: abs(ratio - 1), default=math.nan)
     return f"{close} of {len(ratios)} within {BOUND:.0%} (worst ratio {worst:.2f})"
-
-
-def as_json(calibration: Calibration, loads: Sequence[Load], runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Everything, for a file."""
-    return {
-        "calibration": json.loads(calibration.to_json()),
-        "loads": [
-            {
-                "kind": load.kind,
-                "share": load.share,
-                "requests": len(load.traffic),
-                "prediction": load.prediction.to_json(),
-                "runs": [asdict(run) for run in runs.get(load.name, ())],
-            }
-            for load in loads
-        ],
-    }
 
 
 if __name__ == "__main__":

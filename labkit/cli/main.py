@@ -4,95 +4,233 @@ Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 
 """
 
 import sys
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from labkit.cli import modelled
-from labkit.cli.output import Json, print_json, say
-from labkit.errors import LabkitError, UsageError
+from labkit.cli import simulate
+from labkit.cli.output import Json, answer, say
+from labkit.errors import LabkitError, UsageError, require
 
-if TYPE_CHECKING:
-    from labkit.records import LabRun
+INTERRUPTED = 130
+RUNS = "A run's folder, or a folder of runs, as runs/notebook"
+
+app = typer.Typer(
+    help="Serving Lab: learn model serving by measuring it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich would double the time to show it
+)
 
 
-# --- cli workshop ---
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What runs on this machine, and the fixes."""
+    from rich.console import Console
+
+    from labkit.workshop.doctor import examine
+
+    found = examine()
+    answer(as_json, found.to_json, lambda: found.render(Console()))
 
 
-def progress(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One folder of records for each learner.")],
-    as_json: Json = False,
+@app.command()
+def fetch(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the embedded ones.")
+    ] = None,
 ) -> None:
-    """Where each learner of a workshop is."""
-    from labkit.workshop import learners
+    """Fetches models into the cache, verified."""
+    from labkit.models import EMBEDDED, resolve
+    from labkit.models import fetch as fetch_model
 
-    names = learners.names_of(folders)
-    found = [learners.read_learner(folder, name=name) for folder, name in zip(folders, names, strict=True)]
-    hurdles = learners.hurdles(found)
-    if as_json:
-        print_json({"learners": [one.to_json() for one in found], "exercises": [one.to_json() for one in hurdles]})
-    else:
-        from labkit.cli.tables import show_learners
-
-        show_learners(found, hurdles)
+    for name in models or list(EMBEDDED):
+        folder = resolve(name, progress=say) if Path(name).expanduser().is_dir() else fetch_model(name, progress=say)
+        typer.echo(folder)
 
 
-def solutions(
-    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all.")] = None,
-    as_json: Json = False,
+@app.command()
+def run(
+    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all that exist.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: what fits this machine.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing or failed there.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="A parameter; LAB may be `all`.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="On a Ray cluster: HOST:PORT of its head, or auto.")
+    ] = None,
 ) -> None:
-    """The exercises' solutions, as Markdown."""
-    from labkit.workshop import learners as solved
-
-    found = solved.solutions(labs or ())
-    if as_json:
-        print_json(solved.to_json(found))
-    else:
-        typer.echo(solved.to_markdown(found), nl=False)
-
-
-def workshop_check(
-    labs: Annotated[list[str] | None, typer.Option("--lab", metavar="LAB", help="Only for these labs.")] = None,
-    answer: Annotated[bool, typer.Option("--answer", help="Also get a first answer from an engine.")] = False,
-    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<host name>.json.")] = None,
-    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: sum up the files in DIR.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Is this machine, or this room, ready?
-
-    Exit 0: no problem anywhere; else 1."""
+    """Runs labs: records, notebooks, a report."""
     from labkit.cli import tables
-    from labkit.workshop import room
+    from labkit.report.page import build
+    from labkit.runs.plan import make_plan
+    from labkit.runs.runner import log_path, opening_lines, run_labs
 
-    if summary is not None:
-        if labs or answer or save:
-            raise UsageError("--summary looks at no machine", remedy="leave --lab, --answer and --save out")
-        whole = room.read_room(summary)
-        print_json(whole.to_json()) if as_json else tables.show_room(whole)
-        ready = whole.ok
+    options: dict[str, Any] = {"profile": profile, "out_dir": out, "resume": resume, "settings": settings or ()}
+    if ray is not None:
+        from labkit.runs.cluster import run_on_cluster
+
+        result = run_on_cluster(ray, labs or (), **options, say=say)
     else:
-        found = room.check_room(labs=labs, answer=_first_answer if answer else None)
-        if save is not None:
-            say(f"written: {room.write_check(found, save)}")
-        print_json(found.to_json()) if as_json else tables.show_check(found)
-        ready = found.ok
-    if not ready:
+        plan = make_plan(labs or (), **options, say=say)
+        say("\n".join(opening_lines(plan)))
+        result = run_labs(plan)
+    page = build(result.out_dir)
+    tables.show_run(result.out_dir)
+    typer.echo(f"Report: {page}")
+    for lab in result.failed:
+        say(f"{lab.name} failed: {lab.error}\n  Its log: {log_path(result.out_dir, lab.name)}")
+    if result.interrupted or result.failed:
+        raise typer.Exit(INTERRUPTED if result.interrupted else 1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"{RUNS}.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR.")] = None,
+) -> None:
+    """Writes a run's report, one HTML file."""
+    from labkit.report.page import build
+
+    typer.echo(build(folder, out))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR", help="Another run's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Compares two runs.
+
+    Exit 0: identical where they must be, ratios inside their tolerance; else 1."""
+    from labkit import records
+    from labkit.cli import tables
+
+    comparison = records.compare(a, b)
+    answer(as_json, comparison.to_json, lambda: tables.show_comparison(comparison))
+    if not comparison.agrees:
         raise typer.Exit(1)
 
 
-def _first_answer() -> str:
-    from labkit.runs.runner import now_and_then
-    from labkit.workshop.room import first_answer
+@app.command()
+def claims(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"{RUNS}: whose evidence counts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The article's claims and their verdicts."""
+    from labkit import records
+    from labkit.cli import tables
+    from labkit.records.ledger import ledger
 
-    return first_answer(now_and_then(say))
+    rows = ledger(records.read_newest(folder).values() if folder else ())
+    answer(as_json, lambda: {"claims": [row.to_json() for row in rows]}, lambda: tables.show_claims(rows))
 
 
-# --- cli servers ---
+@app.command()
+def kv(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder, or a config.json.")],
+    memory: Annotated[str, typer.Option(metavar="BYTES", help="Memory for the cache, such as 1GiB.")] = "1GiB",
+    block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a block. Default: vLLM's.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's positions.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The arithmetic of a model's KV cache."""
+    from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE, parse_bytes
+    from labkit.machine import inspect
+    from labkit.models import architecture, resolve
+    from labkit.theory.kv_size import describe
+
+    path = Path(model).expanduser()
+    if block_size is None:
+        block_size = GPU_BLOCK_SIZE if inspect().gpus else CPU_BLOCK_SIZE
+    cache = describe(
+        architecture(path if path.suffix == ".json" else resolve(model, progress=say)),
+        memory_bytes=parse_bytes(memory),
+        block_size=block_size,
+        max_model_len=max_model_len,
+    )
+    answer(as_json, cache.to_json, lambda: typer.echo("\n".join(cache.lines)))
 
 
+@app.command()
+def cost(
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as requests_per_s=5.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What serving costs, hosted and by API."""
+    from labkit.advice import costs
+    from labkit.advice.costs.words import text
+    from labkit.files import parse_settings
+
+    result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
+    answer(as_json, result.to_json, lambda: typer.echo(text(result)))
+
+
+@app.command()
+def select(
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
+    ] = None,
+    answers: Annotated[str, typer.Option(metavar="JSON", help="Answers as the form exports them.")] = "",
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help=f"{RUNS}: whose verdicts stand by the reasons.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which framework for which workload, and why."""
+    from labkit import records
+    from labkit.advice import selector
+    from labkit.records.ledger import ledger
+
+    known, model = selector.read_state(answers)
+    known, other = selector.read_state({**known, **selector.from_settings(settings or ())})
+    found, model = selector.select(known), other or model
+    config = selector.configure(found.winner.name, found.answers, model=model)
+    rows = ledger(records.read_newest(runs).values()) if runs else []
+    verdicts = {row.id: row.verdict for row in rows if row.measured}
+    answer(
+        as_json,
+        lambda: selector.to_json(found, config, model=model),
+        lambda: typer.echo(selector.to_text(found, config, verdicts=verdicts, model=model)),
+    )
+
+
+@app.command()
+def fractions(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments as YAML.")],
+    gpu_gib: Annotated[
+        float | None, typer.Option(metavar="N", help="GiB of a GPU. Default: FILE's, or this one's.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="How many. Default: FILE's, or those here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Audits fractions of GPUs: what fits.
+
+    Exit 0: all replicas are placed, start and fit at rest; else 1."""
+    from labkit.advice import fractions as auditor
+    from labkit.machine import inspect
+
+    default: dict[str, float] = {}
+    if here := inspect().gpus:
+        total, free = here[0].memory_total_bytes, here[0].memory_free_bytes
+        default = {"memory_gib": total / 2**30, "used_gib": (total - free) / 2**30, "count": len(here)}
+    audit = auditor.audit(*auditor.read(file, gpu={"memory_gib": gpu_gib, "count": gpus}, default=default))
+    answer(as_json, lambda: auditor.as_json(audit), lambda: typer.echo("\n".join(auditor.lines(audit))))
+    if not audit.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def load(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
@@ -132,17 +270,14 @@ def load(
             api_key=api_key,
             progress=progress,
         )
-    found = summarise(result)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        tables.show_load(found)
-    if not found.completed:
-        first = next((record for record in result.records), None)
-        why = f": {first.outcome} {first.error}".rstrip() if first else ""
-        raise LabkitError(f"none of {found.failed} requests succeeded{why}", remedy="look at the server's log")
+    summary = summarise(result)
+    answer(as_json, summary.to_dict, lambda: tables.show_load(summary))
+    if not summary.completed:
+        first = next((f": {record.outcome} {record.error}".rstrip() for record in result.records), "")
+        raise LabkitError(f"none of {summary.failed} requests succeeded{first}", remedy="look at the server's log")
 
 
+@app.command()
 def serve(
     server: Annotated[str, typer.Argument(metavar="vllm|ray|torchserve", help="The server to start.")],
     model: Annotated[
@@ -157,274 +292,91 @@ def serve(
     gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that vLLM takes.")] = 0.9,
 ) -> None:
     """Starts a server in the foreground."""
-    from labkit.cli.serve import serve_modelled, serve_ray, serve_torchserve, serve_vllm
+    from labkit.cli import serve as servers
     from labkit.errors import did_you_mean
     from labkit.models import CHAT
 
-    starters: dict[str, Callable[..., None]] = {
-        "vllm": partial(serve_vllm, gpu_memory_share=gpu_memory_share),
-        "ray": partial(serve_ray, gpu_memory_share=gpu_memory_share),
-        "torchserve": serve_torchserve,
-    }
-    if server not in starters:
-        raise UsageError(f"there is no server called {server!r}", remedy=did_you_mean(server, starters))
-    if gpu is None:
-        starters[server](model or CHAT, port=port, say=say)
-    elif server == "vllm":
-        serve_modelled(gpu, model or "llama-3.1-8b", port=port, tensor_parallel=tensor_parallel, say=say)
+    names = ("vllm", "ray", "torchserve")
+    require(server in names, f"there is no server called {server!r}", fix=did_you_mean(server, names))
+    if gpu is not None:
+        fix = "use `labkit serve vllm --gpu ...`, or leave --gpu out"
+        require(server == "vllm", f"--gpu models vLLM, not {server}", fix=fix)
+        servers.serve_modelled(gpu, model or "llama-3.1-8b", port=port, tensor_parallel=tensor_parallel)
+    elif server == "torchserve":
+        servers.serve_torchserve(model or CHAT, port=port)
     else:
-        raise UsageError(
-            f"--gpu models vLLM, not {server}", remedy="use `labkit serve vllm --gpu ...`, or leave --gpu out"
-        )
+        start = servers.serve_vllm if server == "vllm" else servers.serve_ray
+        start(model or CHAT, port=port, gpu_memory_share=gpu_memory_share)
 
 
-# --- the command line ---
-
-
-INTERRUPTED = 130
-RUNS = "A run's folder, or a folder of runs, as runs/notebook"
-
-app = typer.Typer(
-    help="Serving Lab: learn model serving by measuring it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich would double the time to show it
-)
+app.command()(simulate.simulate)
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """What runs on this machine, and the fixes."""
-    from labkit.workshop.doctor import examine
-
-    found = examine()
-    if as_json:
-        print_json(found.to_json())
-    else:
-        from rich.console import Console
-
-        found.render(Console())
-
-
-@app.command()
-def fetch(
-    models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the embedded ones.")
-    ] = None,
-) -> None:
-    """Fetches models into the cache, verified."""
-    from labkit.models import EMBEDDED, resolve
-    from labkit.models import fetch as fetch_model
-
-    for name in models or list(EMBEDDED):
-        folder = resolve(name, progress=say) if Path(name).expanduser().is_dir() else fetch_model(name, progress=say)
-        typer.echo(folder)
-
-
-@app.command()
-def run(
-    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all that exist.")] = None,
-    profile: Annotated[
-        str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: what fits this machine.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing or failed there.")] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="A parameter; LAB may be `all`.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="On a Ray cluster: HOST:PORT of its head, or auto.")
-    ] = None,
-) -> None:
-    """Runs labs: records, notebooks, a report."""
-    from labkit.cli import tables
-    from labkit.report import page as reports
-    from labkit.runs.plan import make_plan
-    from labkit.runs.runner import opening_lines, run_labs
-
-    options: dict[str, Any] = {"profile": profile, "out_dir": out, "resume": resume, "settings": settings or ()}
-    if ray is not None:
-        from labkit.runs.cluster import run_on_cluster
-
-        result = run_on_cluster(ray, labs or (), **options, say=say)
-    else:
-        plan = make_plan(labs or (), **options, say=say)
-        say("\n".join(opening_lines(plan)))
-        result = run_labs(plan)
-    page = reports.build(result.out_dir)
-    tables.show_run(result.out_dir)
-    typer.echo(f"Report: {page}")
-    _explain_failures(result.failed, result.out_dir)
-    if result.interrupted or result.failed:
-        raise typer.Exit(INTERRUPTED if result.interrupted else 1)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"{RUNS}.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR.")] = None,
-) -> None:
-    """Writes a run's report, one HTML file."""
-    from labkit.report.page import build
-
-    typer.echo(build(folder, out))
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
-    b: Annotated[Path, typer.Argument(metavar="DIR", help="Another run's folder.")],
+def progress(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One folder of records for each learner.")],
     as_json: Json = False,
 ) -> None:
-    """Compares two runs.
+    """Where each learner of a workshop is."""
+    from labkit.cli.tables import show_learners
+    from labkit.workshop import learners
 
-    Exit 0: identical where they must be, ratios inside their tolerance; else 1."""
-    from labkit import records
-    from labkit.cli import tables
-
-    found = records.compare(a, b)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        tables.show_comparison(found)
-    if not found.agrees:
-        raise typer.Exit(1)
-
-
-@app.command()
-def claims(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"{RUNS}: whose evidence counts.")] = None,
-    as_json: Json = False,
-) -> None:
-    """The article's claims and their verdicts."""
-    from labkit import records
-    from labkit.cli import tables
-    from labkit.records.ledger import ledger
-
-    rows = ledger(records.read_newest(folder).values() if folder else ())
-    if as_json:
-        print_json({"claims": [row.to_json() for row in rows]})
-    else:
-        tables.show_claims(rows)
-
-
-@app.command()
-def kv(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder, or a config.json.")],
-    memory: Annotated[str, typer.Option(metavar="BYTES", help="Memory for the cache, such as 1GiB.")] = "1GiB",
-    block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a block. Default: vLLM's.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's positions.")] = None,
-    as_json: Json = False,
-) -> None:
-    """The arithmetic of a model's KV cache."""
-    from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE, parse_bytes
-    from labkit.machine import inspect
-    from labkit.models import architecture, resolve
-    from labkit.theory.kv_size import describe
-
-    path = Path(model).expanduser()
-    found = describe(
-        architecture(path if path.suffix == ".json" else resolve(model, progress=say)),
-        memory_bytes=parse_bytes(memory),
-        block_size=block_size if block_size is not None else GPU_BLOCK_SIZE if inspect().gpus else CPU_BLOCK_SIZE,
-        max_model_len=max_model_len,
+    names = learners.names_of(folders)
+    room = [learners.read_learner(folder, name=name) for folder, name in zip(folders, names, strict=True)]
+    hurdles = learners.hurdles(room)
+    answer(
+        as_json,
+        lambda: {"learners": [one.to_json() for one in room], "exercises": [asdict(hurdle) for hurdle in hurdles]},
+        lambda: show_learners(room, hurdles),
     )
-    if as_json:
-        print_json(found.to_json())
-    else:
-        typer.echo("\n".join(found.lines))
 
 
 @app.command()
-def cost(
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as requests_per_s=5.")
-    ] = None,
+def solutions(
+    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What serving costs, hosted and by API."""
-    from labkit.advice import costs
-    from labkit.advice.costs.words import text
-    from labkit.files import parse_settings
+    """The exercises' solutions, as Markdown."""
+    from labkit.workshop import learners
 
-    result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
-    if as_json:
-        print_json(result.to_json())
-    else:
-        typer.echo(text(result))
+    solved = learners.solutions(labs or ())
+    answer(as_json, lambda: learners.to_json(solved), lambda: typer.echo(learners.to_markdown(solved), nl=False))
 
 
-@app.command()
-def select(
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
-    ] = None,
-    answers: Annotated[str, typer.Option(metavar="JSON", help="Answers as the form exports them.")] = "",
-    runs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help=f"{RUNS}: whose verdicts stand by the reasons.")
-    ] = None,
+@app.command("workshop-check")
+def workshop_check(
+    labs: Annotated[list[str] | None, typer.Option("--lab", metavar="LAB", help="Only for these labs.")] = None,
+    first_answer: Annotated[bool, typer.Option("--answer", help="Also get a first answer from an engine.")] = False,
+    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<host name>.json.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: sum up the files in DIR.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Which framework for which workload, and why."""
-    from labkit import records
-    from labkit.advice import selector
-    from labkit.records.ledger import ledger
+    """Is this machine, or this room, ready?
 
-    known, model = selector.read_state(answers)
-    known, other = selector.read_state({**known, **selector.from_settings(settings or ())})
-    found, model = selector.select(known), other or model
-    config = selector.configure(found.winner.name, found.answers, model=model)
-    if as_json:
-        print_json(selector.to_json(found, config, model=model))
+    Exit 0: no problem anywhere; else 1."""
+    from labkit.cli import tables
+    from labkit.runs.runner import now_and_then
+    from labkit.workshop import room
+
+    if summary is not None:
+        if labs or first_answer or save:
+            raise UsageError("--summary looks at no machine", remedy="leave --lab, --answer and --save out")
+        whole = room.read_room(summary)
+        answer(as_json, whole.to_json, lambda: tables.show_room(whole))
+        ready = whole.ok
     else:
-        rows = ledger(records.read_newest(runs).values()) if runs else []
-        verdicts = {row.id: row.verdict for row in rows if row.measured}
-        typer.echo(selector.to_text(found, config, verdicts=verdicts, model=model))
-
-
-@app.command()
-def fractions(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments as YAML.")],
-    gpu_gib: Annotated[
-        float | None, typer.Option(metavar="N", help="GiB of a GPU. Default: FILE's, or this one's.")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="How many. Default: FILE's, or those here.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Audits fractions of GPUs: what fits.
-
-    Exit 0: all replicas are placed, start and fit at rest; else 1."""
-    from labkit.advice import fractions as auditor
-    from labkit.machine import inspect
-
-    own = [
-        {
-            "memory_gib": one.memory_total_bytes / 2**30,
-            "used_gib": (one.memory_total_bytes - one.memory_free_bytes) / 2**30,
-        }
-        for one in inspect().gpus
-    ]
-    default = {**own[0], "count": len(own)} if own else {}
-    found = auditor.audit(*auditor.read(file, gpu={"memory_gib": gpu_gib, "count": gpus}, default=default))
-    if as_json:
-        print_json(auditor.as_json(found))
-    else:
-        typer.echo("\n".join(auditor.lines(found)))
-    if not found.ok:
+        ask = (lambda: room.first_answer(now_and_then(say))) if first_answer else None
+        check = room.check_room(labs=labs, answer=ask)
+        if save is not None:
+            say(f"written: {room.write_check(check, save)}")
+        answer(as_json, check.to_json, lambda: tables.show_check(check))
+        ready = check.ok
+    if not ready:
         raise typer.Exit(1)
-
-
-app.command()(load)
-app.command()(serve)
-app.command()(modelled.simulate)
-app.command()(progress)
-app.command()(solutions)
-app.command("workshop-check")(workshop_check)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point: an error of ours becomes a message on stderr and its exit code, never a traceback."""
+    """The entry point: a LabkitError becomes a message on stderr and its exit code, never a traceback."""
     try:
         app(arguments, prog_name="labkit")
     except LabkitError as error:
@@ -432,10 +384,3 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _explain_failures(failed: "tuple[LabRun, ...]", out_dir: Path) -> None:
-    from labkit.runs.runner import log_path
-
-    for lab in failed:
-        say(f"{lab.name} failed: {lab.error}\n  Its log: {log_path(out_dir, lab.name)}")

@@ -1,6 +1,7 @@
-"""What every command prints: one line on stderr, one JSON object on stdout."""
+"""What every command prints: lines on stderr, and on stdout one JSON object or words."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,9 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """The one object on stdout. ValueError for NaN and infinity, which JSON does not know."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+def answer(as_json: bool, value: Callable[[], dict[str, Any]], show: Callable[[], object]) -> None:
+    """`value` as the one object on stdout (ValueError for NaN and infinity, which JSON lacks), or `show` it."""
+    if as_json:
+        typer.echo(json.dumps(value(), indent=2, allow_nan=False))
+    else:
+        show()

@@ -53,17 +53,12 @@ def load_nvml() -> Any | None:
         return None
 
 
-def reason_of(error: Exception) -> str:
-    """An NVML error in words: ours where the error is a common one, else NVML's own."""
-    return REASONS.get(type(error).__name__, f"NVML says: {error}")
-
-
 @contextmanager
-def session(nvml: Any) -> Iterator[Any]:
+def session(nvml: Any) -> Iterator[None]:
     """NVML between init and shutdown. It counts its users, so nesting is fine."""
     nvml.nvmlInit()
     try:
-        yield nvml
+        yield
     finally:
         nvml.nvmlShutdown()
 
@@ -81,11 +76,11 @@ def find_gpus(nvml: Any | None = None, *, visible: str | None = None) -> tuple[t
         with session(nvml):
             gpus, reason = _all_gpus(nvml)
     except nvml.NVMLError as error:
-        return (), reason_of(error)
-    return choose_visible(gpus, visible) if gpus else (gpus, reason)
+        return (), REASONS.get(type(error).__name__, f"NVML says: {error}")
+    return _visible(gpus, visible) if gpus else (gpus, reason)
 
 
-def choose_visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[tuple[Gpu, ...], str]:
+def _visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[tuple[Gpu, ...], str]:
     """The devices that CUDA_VISIBLE_DEVICES leaves, by index or by (the beginning of) a UUID, in its order."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     if visible is None:
@@ -102,38 +97,43 @@ def choose_visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[tuple[Gp
 
 def handles(nvml: Any) -> tuple[list[tuple[int, Any]], str]:
     """(index of the physical GPU, handle) of every usable device; a GPU in MIG mode is usable only as its instances."""
-    found: list[tuple[int, Any]] = []
-    empty: list[int] = []
+    usable: list[tuple[int, Any]] = []
+    reason = "the NVIDIA driver reports no GPU"
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        instances = _mig_instances(nvml, handle)
-        found += [(index, each) for each in ([handle] if instances is None else instances)]
-        if instances == []:
-            empty.append(index)
-    if found:
-        return found, ""
-    return [], f"GPU {empty[0]} is in MIG mode and has no instance" if empty else "the NVIDIA driver reports no GPU"
+        devices = _mig_instances(nvml, handle)
+        if devices == []:
+            reason = f"GPU {index} is in MIG mode and has no instance"
+        usable += [(index, device) for device in ([handle] if devices is None else devices)]
+    return usable, "" if usable else reason
 
 
 def read_use(nvml: Any, handle: Any) -> GpuUse | None:
     """How busy the device is now, or None where it does not answer."""
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    use = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    if memory is None:
+        return None
+    return GpuUse(busy_percent=None if use is None else float(use.gpu), memory_used_bytes=int(memory.used))
+
+
+def _ask(nvml: Any, function: str, *arguments: Any) -> Any:
+    """NVML's answer, or None where the device, the driver or the library does not have one."""
     try:
-        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+        return getattr(nvml, function)(*arguments)
     except nvml.NVMLError:
         return None
-    try:
-        busy: float | None = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-    except nvml.NVMLError:
-        busy = None
-    return GpuUse(busy_percent=busy, memory_used_bytes=used)
 
 
 def _all_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
-    driver, cuda_driver = _text(nvml.nvmlSystemGetDriverVersion()), _cuda_driver(nvml)
-    found, reason = handles(nvml)
+    driver = _text(nvml.nvmlSystemGetDriverVersion())
+    cuda_driver = int(_ask(nvml, "nvmlSystemGetCudaDriverVersion_v2") or 0)
+    usable, reason = handles(nvml)
     gpus = []
-    for index, handle in found:
+    for index, handle in usable:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        # The physical GPU's compute capability, which its MIG instances share.
+        capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", nvml.nvmlDeviceGetHandleByIndex(index))
         gpus.append(
             Gpu(
                 index=index,
@@ -142,47 +142,21 @@ def _all_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
                 memory_total_bytes=int(memory.total),
                 memory_free_bytes=int(memory.free),
                 driver=driver,
-                capability=_capability(nvml, index),
+                capability=(int(capability[0]), int(capability[1])) if capability else None,
                 cuda_driver=cuda_driver,
             )
         )
     return tuple(gpus), reason
 
 
-def _cuda_driver(nvml: Any) -> int:
-    """1000 x major + 10 x minor; 0 where the library is older than the function."""
-    try:
-        return int(nvml.nvmlSystemGetCudaDriverVersion_v2())
-    except nvml.NVMLError:
-        return 0
-
-
-def _capability(nvml: Any, index: int) -> tuple[int, int] | None:
-    """The physical GPU's compute capability, which its MIG instances share."""
-    try:
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(nvml.nvmlDeviceGetHandleByIndex(index))
-    except nvml.NVMLError:
-        return None
-    return int(major), int(minor)
-
-
 def _mig_instances(nvml: Any, handle: Any) -> list[Any] | None:
     """The MIG instances of a GPU; None where it is not in MIG mode."""
-    try:
-        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
-        if not current:
-            return None
-        slots = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
-    except nvml.NVMLError:  # the GPU knows no MIG
+    current, _pending = _ask(nvml, "nvmlDeviceGetMigMode", handle) or (0, 0)
+    if not current:
         return None
-    return [each for slot in range(slots) if (each := _mig_instance(nvml, handle, slot)) is not None]
-
-
-def _mig_instance(nvml: Any, handle: Any, slot: int) -> Any | None:
-    try:
-        return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
-    except nvml.NVMLError:  # the slot is empty
-        return None
+    slots = range(_ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
+    instances = [_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot) for slot in slots]
+    return [instance for instance in instances if instance is not None]
 
 
 def _text(value: str | bytes) -> str:

@@ -78,7 +78,7 @@ def wait_for_end(processes: Iterable[psutil.Process], *, timeout_s: float) -> li
     adopted it (see `adopt_orphans`) does something else.
     """
     deadline = time.monotonic() + timeout_s
-    while (left := [one for one in processes if not _taken_away(one)]) and time.monotonic() < deadline:
+    while (left := [process for process in processes if not _taken_away(process)]) and time.monotonic() < deadline:
         time.sleep(POLL_S)
         processes = left
     return left
@@ -89,19 +89,13 @@ def _descendants() -> list[psutil.Process]:
 
 
 def running(pids: Iterable[int]) -> list[int]:
-    """Those of the processes that still run. A zombie has ended; when it leaves the table is its parent's affair."""
-    return [pid for pid in pids if _runs(pid)]
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return not has_ended(psutil.Process(pid))
-    except psutil.NoSuchProcess:
-        return False
+    """The processes that still run. Zombies count as ended."""
+    wanted = set(pids)
+    return [process.pid for process in psutil.process_iter() if process.pid in wanted and not has_ended(process)]
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """True for a process that is gone, and for a zombie, which only its parent can take away."""
+    """True for a process that is gone, and for a zombie, which only its parent can reap."""
     try:
         return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

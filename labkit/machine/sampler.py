@@ -3,14 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import psutil
 
-from labkit.machine import gpus as gpu_room
-from labkit.machine.gpus import GpuUse
+from labkit.machine.gpus import GpuUse, handles, load_nvml, read_use, session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,6 @@ class Sampler:
             self._open_gpus()
             self._ended.clear()
             self._started_s = self._last_s = time.monotonic()
-            self._machine = psutil.cpu_times()
             self._cpu_s = {process: cpu_s for process, cpu_s, _ in self._processes()}
             self._thread = threading.Thread(target=self._loop, name="labkit-sampler", daemon=True)
             self._thread.start()
@@ -115,44 +113,39 @@ class Sampler:
         return Span(mean=sum(values) / len(values), max=max(values)) if values else None
 
     def _loop(self) -> None:
+        psutil.cpu_percent()  # the next call in this thread gives the share since this one
         while not self._ended.wait(self.interval_s):
             self._samples.append(self._read())
         self._samples.append(self._read())
 
     def _read(self) -> Sample:
-        now_s, machine, processes = time.monotonic(), psutil.cpu_times(), self._processes()
+        now_s, processes = time.monotonic(), self._processes()
         # A process that was not there before has used all its CPU time since.
         used_s = sum(cpu_s - self._cpu_s.get(process, 0.0) for process, cpu_s, _ in processes)
-        share = machine_cpu_percent(self._machine, machine)
         elapsed_s = max(now_s - self._last_s, 1e-9)
-        self._last_s, self._machine = now_s, machine
+        self._last_s = now_s
         self._cpu_s = {process: cpu_s for process, cpu_s, _ in processes}
         self._processes_cpu_s += used_s
         return Sample(
             at_s=now_s - self._started_s,
-            machine_cpu_percent=share,
+            machine_cpu_percent=psutil.cpu_percent(),
             processes_cpu_percent=100 * used_s / elapsed_s,
             processes_rss_bytes=sum(rss for _, _, rss in processes),
-            gpus=tuple(use for each in self._handles if (use := gpu_room.read_use(self._nvml, each)) is not None),
+            gpus=tuple(use for handle in self._handles if (use := read_use(self._nvml, handle)) is not None),
         )
 
     def _processes(self) -> list[tuple[psutil.Process, float, int]]:
         """(process, CPU-seconds, RSS bytes) of the roots and their descendants that are there now, each once."""
-        found: set[psutil.Process] = set()
-        for pid in self._pids:
-            found.update(family(pid))
-        readings = (_reading(process) for process in found)
-        return [reading for reading in readings if reading is not None]
+        processes = {process for pid in self._pids for process in family(pid)}
+        return [reading for process in processes if (reading := _reading(process)) is not None]
 
     def _open_gpus(self) -> None:
-        self._nvml = self._nvml or gpu_room.load_nvml()
-        if self._nvml is None:
-            return
-        try:
-            self._gpus.enter_context(gpu_room.session(self._nvml))
-            self._handles = [handle for _, handle in gpu_room.handles(self._nvml)[0]]
-        except self._nvml.NVMLError:
-            self._handles = []
+        self._handles = []
+        self._nvml = self._nvml or load_nvml()
+        if self._nvml is not None:
+            with suppress(self._nvml.NVMLError):
+                self._gpus.enter_context(session(self._nvml))
+                self._handles = [handle for _, handle in handles(self._nvml)[0]]
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -162,14 +155,6 @@ def family(pid: int) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.Error:
         return []
-
-
-def machine_cpu_percent(before: Any, after: Any) -> float:
-    """Share of all cores' time between two `psutil.cpu_times()` that was neither idle nor waiting for a disk, 0-100."""
-    fields = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-    spent = {name: max(0.0, getattr(after, name, 0.0) - getattr(before, name, 0.0)) for name in fields}
-    total = sum(spent.values())
-    return 100 * (total - spent["idle"] - spent["iowait"]) / total if total else 0.0
 
 
 def _reading(process: psutil.Process) -> tuple[psutil.Process, float, int] | None:

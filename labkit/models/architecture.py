@@ -1,8 +1,9 @@
-"""Facts about a model that its config.json and the headers of its weights tell, without loading it."""
+"""Facts about a model from its config.json and the headers of its weights, without loading it."""
 
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ def architecture(path: Path | str) -> Architecture:
     """Reads a model folder or a config.json. Raises `ModelError` naming the file and the missing key."""
     config_file = Path(path)
     config_file = config_file / "config.json" if config_file.is_dir() else config_file
-    config = _text_config(_read_json(config_file))
+    config = _read_json(config_file)
+    if isinstance(config.get("text_config"), dict):  # a multimodal config's language model
+        config |= config["text_config"]
     try:
-        return _from_config(config, parameters=parameter_count(config_file.parent))
+        return from_config(config, parameters=parameter_count(config_file.parent))
     except KeyError as missing:
         raise ModelError(
             f"{config_file} has no key {missing}, so the size of its KV cache cannot be told",
@@ -74,13 +77,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Multimodal configs keep the language model's part under `text_config`."""
-    nested = config.get("text_config")
-    return {**config, **nested} if isinstance(nested, dict) else config
-
-
-def _from_config(config: dict[str, Any], *, parameters: int | None) -> Architecture:
+def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Architecture:
+    """From the keys of a config.json. KeyError, TypeError or ValueError: one is missing or not a size."""
     heads = int(config["num_attention_heads"])
     hidden = int(config["hidden_size"])
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None

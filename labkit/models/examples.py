@@ -3,23 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from labkit.errors import UsageError
-from labkit.files import data_path
-from labkit.models import Architecture
+from labkit.errors import did_you_mean, require
+from labkit.files import data_path, read_yaml
+from labkit.models.architecture import Architecture, from_config
 
 
 def example_models() -> dict[str, Architecture]:
     """The models of data/example_models.yaml by name, each with its number of parameters."""
-    entries = yaml.safe_load(data_path("example_models.yaml").read_text(encoding="utf-8"))
-    return {name: _architecture(entry) for name, entry in entries.items()}
+    configs = read_yaml(data_path("example_models.yaml"), dict[str, dict[str, Any]])
+    return {  # all of them are published in 16 bits
+        name: from_config({**config, "dtype": "bfloat16"}, parameters=decoder_parameters(config))
+        for name, config in configs.items()
+    }
 
 
 def find(name: str, known: Mapping[str, Architecture]) -> Architecture:
     """The example of that name. UsageError: there is none."""
-    if name not in known:
-        raise UsageError(f"there is no example model called {name!r}", remedy=f"use one of {', '.join(known)}")
+    require(name in known, f"there is no example model called {name!r}", fix=did_you_mean(name, known))
     return known[name]
 
 
@@ -37,19 +37,3 @@ def decoder_parameters(config: Mapping[str, Any]) -> int:
     norms = 2 * hidden
     embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
     return int(embeddings + config["num_hidden_layers"] * (attention + mlp + norms) + hidden)
-
-
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    heads = config["num_attention_heads"]
-    return Architecture(
-        model_type=config["model_type"],
-        layers=config["num_hidden_layers"],
-        attention_heads=heads,
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        hidden_size=config["hidden_size"],
-        dtype_bytes=2,  # all of them are published in 16 bits
-        max_positions=config["max_position_embeddings"],
-        sliding_window=config.get("sliding_window"),
-        parameters=decoder_parameters(config),
-    )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ RECORD = re.compile(r"[0-9]{2}_[a-z0-9_]+\.json")
 
 @dataclass(frozen=True, kw_only=True)
 class LabProgress:
-    """Where a learner is in one lab. `starts`: its records, the lab having been started that often."""
+    """Where a learner is in one lab. `starts`: how often it was started, each time with a record."""
 
     status: Status
     starts: int
@@ -94,10 +95,6 @@ class Hurdle:
     passed: int
     misconceptions: Mapping[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 def read_learner(folder: Path, *, name: str) -> Learner:
     """Reads every record below `folder`, hidden folders left out. A broken file is kept as its message.
@@ -122,7 +119,7 @@ def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProg
 
     Copies of one start count once, as they were last.
     """
-    starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=_by_last)}
+    starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=itemgetter(1))}
     by_lab: dict[str, list[tuple[Record, datetime]]] = {}
     for key in sorted(starts):
         by_lab.setdefault(key[1], []).append(starts[key])
@@ -145,18 +142,14 @@ def names_of(folders: Sequence[Path]) -> list[str]:
         return [folder.absolute().name for folder in folders]
     parts = [folder.absolute().parts for folder in folders]
     start = _shared(parts)
-    end = _shared([each[start:][::-1] for each in parts])
-    names = ["/".join(each[start : len(each) - end]) for each in parts]
-    return names if all(names) else [str(folder) for folder in folders]  # one lies in the other, or it is named twice
+    end = _shared([part[start:][::-1] for part in parts])
+    names = ["/".join(part[start : len(part) - end]) for part in parts]
+    return names if all(names) else [str(folder) for folder in folders]  # one is in the other, or it is named twice
 
 
-def _shared(sequences: Sequence[tuple[str, ...]]) -> int:
-    """How many elements, from the first on, are the same in all sequences."""
-    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*sequences, strict=False)))
-
-
-def _by_last(pair: tuple[Record, datetime]) -> datetime:
-    return pair[1]
+def _shared(paths: Sequence[tuple[str, ...]]) -> int:
+    """The number of leading parts that are the same in all paths."""
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False)))
 
 
 def _record_files(folder: Path) -> Iterator[Path]:

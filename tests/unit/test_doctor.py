@@ -84,7 +84,7 @@ def test_a_sound_machine_without_gpu_is_ok() -> None:
     found = examine(machine=BARE)
     assert found.ok
     assert check(found, "GPU").found == "no NVIDIA driver"
-    assert {lab.runs for lab in found.labs} <= {"yes", "small"}
+    assert {lab.runs for lab in found.labs.values()} <= {"yes", "small"}
     assert check(found, "vllm").found.endswith("(CPU build)")
 
 
@@ -139,7 +139,7 @@ def test_cpu_build_tells_the_way_to_the_cuda_build(
     monkeypatch.setattr(doctor, "engine_needs", lambda _: needs)
     found = examine(machine=WITH_L4)
     assert (check(found, "GPU").fix, found.machine.gpus, found.ok) == (fix, (), True)
-    assert {lab.runs for lab in found.labs if LABS[lab.name].engine != "none"} == {"small"}
+    assert {lab.runs for name, lab in found.labs.items() if LABS[name].engine != "none"} == {"small"}
 
 
 def test_what_the_cuda_build_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +149,9 @@ def test_what_the_cuda_build_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(module, "engine_needs", lambda _: (NO_GCC,))
     found = examine(machine=WITH_L4)
     assert check(found, "C compiler").state == "problem"
-    blocked = {(lab.runs, lab.reason, lab.fix) for lab in found.labs if LABS[lab.name].engine != "none"}
+    blocked = {(lab.runs, lab.reason, lab.fix) for name, lab in found.labs.items() if LABS[name].engine != "none"}
     assert blocked == {("no", "no gcc", "sudo apt install gcc")}
-    assert {lab.runs for lab in found.labs if LABS[lab.name].engine == "none"} == {"yes"}
+    assert {lab.runs for name, lab in found.labs.items() if LABS[name].engine == "none"} == {"yes"}
 
 
 def test_room_for_the_7b_model_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_what_is_missing_is_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch
     assert check(found, "torch").found == "2.13.0 (CUDA build)"
     for topic in ("vllm", "ray", "torchserve", "Java", "disk", "model minilm"):
         assert check(found, topic).state == "problem"
-    assert {lab.runs for lab in found.labs if LABS[lab.name].engine == "vllm"} == {"no"}
+    assert {lab.runs for name, lab in found.labs.items() if LABS[name].engine == "vllm"} == {"no"}
     assert "Something is missing" in text_of(found)
 
 
@@ -190,7 +190,7 @@ def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     for machine in (BARE, small, WITH_L4):
         found = examine(machine=machine)
         assert all(each.fix for each in found.checks if each.state != "ok")
-        assert all(lab.fix and lab.reason for lab in found.labs if lab.runs != "yes")
+        assert all(lab.fix and lab.reason for lab in found.labs.values() if lab.runs != "yes")
     assert not examine(machine=small).ok
 
 
@@ -201,7 +201,7 @@ def test_a_port_in_use_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        monkeypatch.setattr(doctor, "DEFAULT_PORTS", {port: "a test"})
+        monkeypatch.setattr(doctor, "SERVER_PORTS", {port: "a test"})
         found = examine(machine=BARE)
     assert found.ports == {port: False}
     assert check(found, f"port {port}").found == "in use (default of a test)"
@@ -222,7 +222,7 @@ def test_a_model_counts_as_ready_only_when_complete(tmp_path: Path) -> None:
 def test_only_the_labs_asked_for() -> None:
     """Names, or their numbers, choose the labs; an unknown one is a usage error."""
     first = next(iter(LABS))
-    assert [lab.name for lab in examine(labs=[first], machine=BARE).labs] == [first]
+    assert list(examine(labs=[first], machine=BARE).labs) == [first]
     with pytest.raises(UsageError, match="99_nothing"):
         examine(labs=["99_nothing"], machine=BARE)
 
@@ -233,6 +233,5 @@ def test_the_table_speaks_in_words() -> None:
     found = examine(machine=odd)
     text = text_of(found)
     assert "[Not Found]" in text
-    for lab in found.labs:
-        assert lab.name in text
+    assert all(name in text for name in found.labs)
     assert all(word in text for word in ("ok", "note", "small", "Everything runs here."))

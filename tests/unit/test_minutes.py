@@ -54,7 +54,9 @@ def test_work_is_declared_where_vllm_serves_and_names_parameters_that_exist() ->
         assert 0 < lab.host_minutes < lab.minutes if lab.work else lab.host_minutes == 0, lab.name
         numbers = {name for name, parameter in lab.parameters.items() if parameter.scalar != "str"}
         for part in lab.work:
-            assert set(part.each) <= {name for name in numbers if lab.parameters[name].is_list}, lab.name
+            assert set(part.each) <= {name for name in numbers if lab.parameters[name].type.startswith("list")}, (
+                lab.name
+            )
             quantities = [quantity if isinstance(quantity, tuple) else (quantity,) for _, quantity in part]
             factors = {factor for quantity in quantities for factor in quantity}
             assert {factor for factor in factors if isinstance(factor, str)} <= numbers, lab.name

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.files import root
-from labkit.labs import FAST_LOADER, LABS, load_labs
+from labkit.files import FAST_LOADER, root
+from labkit.labs import LABS, load_labs
 from tools import new_lab
 
 LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command that asks the modelled GPU; how it prints and exits is the command line's (cli.py)."""
+"""`labkit simulate`: a load on the modelled GPU."""
 
 import os
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labkit.cli.output import Json, print_json, say
-from labkit.errors import UsageError
+from labkit.cli.output import Json, answer, say
+from labkit.errors import UsageError, require
 
 if TYPE_CHECKING:
     from labkit.modelled import Traffic
@@ -53,8 +53,8 @@ def simulate(
     Example: labkit simulate --gpu h100-sxm --rate 10 -- --max-num-batched-tokens 2048"""
     from labkit import modelled
 
-    if concurrency is not None and rate is not None:
-        raise UsageError("both --concurrency and --rate are given", remedy="one of them drives a load")
+    both = concurrency is not None and rate is not None
+    require(not both, "both --concurrency and --rate are given", fix="one of them drives a load")
     card = modelled.gpu(gpu, model=model, tensor_parallel=tensor_parallel)
     os.environ.update(card.env)  # before vllm is imported
     from labkit.cli.tables import counting, show_simulation
@@ -77,7 +77,7 @@ def simulate(
         concurrency = 1
     options = vllm_options(flags) if flags else None
     with counting("requests") as progress:
-        answer = run(
+        simulation = run(
             card,
             traffic,
             concurrency=concurrency,
@@ -87,62 +87,61 @@ def simulate(
             direction_only=direction_only,
             progress=progress,
         )
-    if as_json:
-        print_json(answer.to_json())
-    else:
-        show_simulation(answer)
+    answer(as_json, simulation.to_json, lambda: show_simulation(simulation))
 
 
 def _traffic(name: str, requests: int | None, seed: int, rate: float | None, settings: Sequence[str]) -> "Traffic":
     from labkit.files import parse_settings
-    from labkit.modelled import traces, traffic
 
-    options: dict[str, Any] = parse_settings(settings)
+    options = parse_settings(settings)
     try:
-        if name == "conversations":
-            return traffic.conversations(
-                CONVERSATIONS if requests is None else requests, rate=rate, seed=seed, **options
-            )
-        if name == "generated":
-            return _noted(
-                traces.generated(REQUESTS if requests is None else requests, rate=rate or 1.0, seed=seed, **options)
-            )
-        if name == "mooncake":
-            if rate is not None:
-                raise UsageError("a trace has arrival times of its own", remedy="leave --rate out, or --set speed=2")
-            return _noted(traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options))
+        if name in TOKEN_WORKLOADS:
+            return _token_traffic(name, requests, seed, rate, options)
     except (TypeError, KeyError) as error:
         raise UsageError(
             f"workload {name!r}: {error}", remedy="see docs/modelled-gpu.md for the options of each workload"
         ) from error
     from labkit.load.workloads import WORKLOADS, build
+    from labkit.modelled.traffic import tokenised
     from labkit.models import CHAT, resolve
 
-    if name.replace("-", "_") not in WORKLOADS:
-        raise UsageError(
-            f"there is no workload {name!r}", remedy=f"choose one of {', '.join([*TOKEN_WORKLOADS, *WORKLOADS])}"
-        )
+    known = [*TOKEN_WORKLOADS, *WORKLOADS]
+    require(
+        name.replace("-", "_") in WORKLOADS,
+        f"there is no workload {name!r}",
+        fix=f"choose one of {', '.join(known)}",
+    )
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(CHAT, progress=say))
-    return traffic.tokenised(
-        build(name, n=REQUESTS if requests is None else requests, seed=seed, **options), tokenizer.encode
-    )
+    prompts = build(name, n=REQUESTS if requests is None else requests, seed=seed, **options)
+    return tokenised(prompts, tokenizer.encode)
 
 
-def _noted(trace: Any) -> "Traffic":
+def _token_traffic(
+    name: str, requests: int | None, seed: int, rate: float | None, options: dict[str, Any]
+) -> "Traffic":
+    from labkit.modelled import traces, traffic
+
+    if name == "conversations":
+        count = CONVERSATIONS if requests is None else requests
+        return traffic.conversations(count, rate=rate, seed=seed, **options)
+    if name == "generated":
+        count = REQUESTS if requests is None else requests
+        trace = traces.generated(count, rate=rate or 1.0, seed=seed, **options)
+    else:
+        fix = "leave --rate out, or --set speed=2"
+        require(rate is None, "a trace has arrival times of its own", fix=fix)
+        trace = traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options)
     for note in trace.notes:
         say(note)
-    return trace.traffic  # type: ignore[no-any-return]
+    return trace.traffic
 
 
 def _router(name: str) -> "Router":
     from labkit.modelled import routers
 
-    if name not in ROUTERS:
-        raise UsageError(f"there is no router {name!r}", remedy=f"choose one of {', '.join(ROUTERS)}")
-    return {
-        "round-robin": routers.round_robin(),
-        "least-loaded": routers.least_loaded,
-        "prefix-aware": routers.prefix_aware(),
-    }[name]
+    require(name in ROUTERS, f"there is no router {name!r}", fix=f"choose one of {', '.join(ROUTERS)}")
+    if name == "least-loaded":
+        return routers.least_loaded
+    return routers.round_robin() if name == "round-robin" else routers.prefix_aware()

@@ -1,0 +1,165 @@
+"""Documents and configuration that a reader relies on: links and commands lead somewhere, numbers are the data's."""
+
+import os
+import re
+import subprocess
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from labkit import __version__
+from labkit.errors import UsageError
+from labkit.files import root
+from labkit.labs import LABS
+from labkit.records.ledger import load_claims
+from setup import install
+from tests.unit.test_cli import COMMANDS
+from tools import article, binder
+
+DOCUMENTS = sorted([*root().glob("*.md"), *root().glob("docs/*.md"), *root().glob("[a-z]*/README.md")])
+GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
+CLAIMS, SECTIONS = load_claims(), article.load_sections()
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """A document's headings as GitHub makes links of them, and its own anchors."""
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def test_links_commands_and_targets_exist() -> None:
+    """In all documents: files and headings that are linked, commands of labkit, targets of make."""
+    targets = set(re.findall(r"^([a-z-]+):", (root() / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    wrong = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            file, _, anchor = link.partition("#")
+            path = (document.parent / file).resolve() if file else document
+            if "://" not in link and not (path.exists() and (not anchor or anchor in anchors(path))):
+                wrong.append((document.name, link))
+        for shown in code:
+            commands = set(re.findall(r"(?:^|[;&|] |/)labkit ([a-z][a-z-]*)", shown, re.MULTILINE)) - COMMANDS
+            made = {word for line in re.findall(r"^make ([a-z -]+?)(?: [A-Z]+=|$)", shown) for word in line.split()}
+            wrong += [(document.name, name) for name in commands | (made - targets)]
+    assert wrong == []
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """Unreleased first, then `[version] - day`, the newest first and none newer than the package."""
+    text = (root() / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, *headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert unreleased == "[Unreleased]"
+    matches = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d{2}-\d{2})", heading) for heading in headings]
+    released = [(Version(match[1]), date.fromisoformat(match[2])) for match in matches if match]
+    assert len(released) == len(headings)
+    assert released == sorted(released, reverse=True)
+    assert all(version <= Version(__version__) for version, _ in released)
+
+
+# --- the map from the article to the labs
+
+
+def test_the_articles_map_is_current_and_whole() -> None:
+    """docs/article.md is what `make article` writes now, and every claim of the ledger is in a section, in order."""
+    assert article.PAGE.read_text(encoding="utf-8") == article.current()
+    assert {name for section in SECTIONS for name in section.claims} == set(CLAIMS)
+    assert [section.section for section in SECTIONS if list(section.claims) != sorted(set(section.claims))] == []
+    assert article.main(["--check"]) == 0
+
+
+def test_tested_is_only_what_a_rule_and_a_lab_make_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its lab or its rule a claim is tested nowhere, and the page says so; an old page is noticed."""
+    for name, lab in LABS.items():
+        tested = {claim.id for claim in CLAIMS.values() if name in article.tested_in(claim, LABS)}
+        assert tested == {claim for claim in lab.claims if CLAIMS[claim].rule is not None}
+    left = {name: lab for name, lab in LABS.items() if name != "03_prefix_caching"}
+    row = next(line for line in article.page(SECTIONS, CLAIMS, left).splitlines() if line.startswith('| <a id="c06"'))
+    assert row.endswith("| no lab | 03 (not written yet) |")
+    assert article.tested_in(CLAIMS["C06"].model_copy(update={"rule": None}), LABS) == []
+    with pytest.raises(UsageError, match="'Made': no claim C99"):
+        article.page([article.Section(section="Made", claims=("C99",))], CLAIMS, LABS)
+    monkeypatch.setattr(article, "PAGE", tmp_path / "article.md")
+    assert article.main(["--check"]) == 1
+    assert article.main([]) == article.main(["--check"]) == 0
+
+
+# --- the instructor's guide
+
+
+def rows_after(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, its head left out."""
+    table = re.search(r"\n\|---.*\n((?:\|.*\n)*)", GUIDE.partition(f"\n{heading}\n")[2])
+    assert table, heading
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+
+
+PLANS = ["## Half a day", "## A full day"] + [
+    f"**{line}**" for line in re.findall(r"^\*\*((?:Mon|Tues|Wednes|Thurs|Fri)day: .+)\*\*$", GUIDE, re.MULTILINE)
+]
+
+
+def test_the_guides_minutes_are_the_labs() -> None:
+    """Each lab has its row with the minutes of labs.yaml and its paragraph; each plan's minutes add up, and give a lab
+    more than its engine takes."""
+    minutes = {row[0]: row[1] for row in rows_after("## The labs in minutes")}
+    names = {name.replace("_", " "): lab for name, lab in LABS.items()}
+    assert minutes == {name: f"{lab.minutes:g}" for name, lab in names.items()}
+    assert [name for name in names if GUIDE.count(f"\n**{name}.** ") != 1] == []
+    assert len(PLANS) == 2 + 5
+    for plan in PLANS:
+        *blocks, total = rows_after(plan)
+        assert f"**{sum(int(row[0]) for row in blocks)}**" == total[0], plan
+        taught = [(row[1], int(row[0])) for row in blocks if row[1][:2].isdigit()]
+        assert [lab for lab, given in taught if given <= float(minutes[lab])] == [], plan
+
+
+def test_the_guides_messages_are_labkits() -> None:
+    """Each piece of a message in the table of failures stands in the package's source, so a learner can meet it."""
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (root() / "labkit").rglob("*.py"))
+    messages = [row[0].strip("`") for row in rows_after("## Failures and cures")]
+    assert len(messages) > 10
+    assert [message for message in messages if message not in source] == []
+
+
+# --- binder/
+
+
+def test_binder_installs_the_pages_lock_on_the_oldest_python() -> None:
+    """By hash and nothing beside it; only files that repo2docker reads, without an address or a path of a machine."""
+    files = {path.name: path.read_text() for path in binder.BINDER.iterdir()}
+    assert files.keys() == {"requirements.txt", "runtime.txt", "postBuild", "start"}
+    lines = [line for line in files["requirements.txt"].splitlines() if not line.startswith("#")]
+    assert lines == ["--require-hashes", "-r ../requirements/pages.lock"]
+    assert files["runtime.txt"] == "python-{}.{}\n".format(*install.OLDEST)
+    address = r"index-url|find-links|://|trusted-host|(?<![\w.}])/\w+/"
+    assert [name for name, text in files.items() if re.search(address, text.replace("#!/bin/bash", ""))] == []
+    assert "--no-deps --no-build-isolation" in files["postBuild"]
+
+
+def test_binder_starts_a_command_with_the_page_template(tmp_path: Path) -> None:
+    """The repository's Jupyter folder comes before what was set; both scripts can be run."""
+    assert subprocess.run(["bash", "-n", str(binder.BINDER / "postBuild")], check=False).returncode == 0
+    assert os.access(binder.BINDER / "postBuild", os.X_OK)
+    command = [str(binder.BINDER / "start"), "bash", "-c", 'echo "$JUPYTER_PATH $1"', "-", "two words"]
+    environment = {**os.environ, "REPO_DIR": str(root()), "JUPYTER_PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    folders, words = done.stdout.strip().split(" ", 1)
+    first, second = folders.split(os.pathsep)
+    assert (Path(first) / "voila" / "templates" / "offline").is_dir()
+    assert (second, words) == (str(tmp_path), "two words")
+
+
+def test_binder_tries_every_lab_without_an_engine(tmp_path: Path) -> None:
+    """And each page, from notebooks that exist."""
+    pages = {f"widgets/{path.stem}" for path in (root() / "notebooks" / "widgets").glob("*.ipynb")}
+    assert set(binder.notebooks()) == {name for name, lab in LABS.items() if lab.engine == "none"} | pages
+    commands = list(binder.steps(tmp_path / "venv", tmp_path))
+    assert [command[-2] for command in commands[2:] if not Path(command[-2]).exists()] == []
