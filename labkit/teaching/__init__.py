@@ -6,18 +6,15 @@ from labkit.teaching.exercises import (
     Context,
     Exercise,
     FunctionExercise,
-    Misconception,
-    Option,
     ValueExercise,
     ask,
-    by_id,
     check,
     exercises,
     find,
     listen,
+    solution,
 )
 from labkit.teaching.predictions import (
-    Answer,
     Calibration,
     Prediction,
     Reveal,
@@ -29,21 +26,17 @@ from labkit.teaching.predictions import (
 )
 
 __all__ = [
-    "Answer",
     "Calibration",
     "CheckResult",
     "ChoiceExercise",
     "Context",
     "Exercise",
     "FunctionExercise",
-    "Misconception",
-    "Option",
     "Prediction",
     "Reveal",
     "Source",
     "ValueExercise",
     "ask",
-    "by_id",
     "calibration",
     "check",
     "exercises",
@@ -52,4 +45,5 @@ __all__ = [
     "listen",
     "predict",
     "reveal",
+    "solution",
 ]

@@ -1,9 +1,10 @@
-"""What an exercise is, and how an answer to it is judged: by its value, by its behaviour, or by the options chosen.
+"""What an exercise is, and how an answer is judged: by its value, by its behaviour, or by the options chosen.
 
-A misconception is written down as the wrong answer that it leads to. A learner whose answer agrees with it is told its
-name and why it is one. Right and wrong answers may depend on the context: what was measured, what a config says.
+What a learner reads is in `course/questions/NN.md`; the solutions, and the wrong answers to which misconceptions lead,
+are Python in `course/lab_NN.py` (`solution`). They may depend on a context: what was measured, what a config says.
 """
 
+import ast
 import copy
 import importlib
 import importlib.util
@@ -14,102 +15,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from labkit import display
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.files import root
+from labkit.teaching.questions import Question, read_questions
+
+Context = Mapping[str, Any]
+Function = Callable[..., Any]
+Wrong = Mapping[str, Function | Sequence[Function]]
 
 UNITS = {
     8: "bits and bytes",
     1000: "thousands, as between seconds and milliseconds",
     1024: "1,024, as between bytes and KiB",
 }
-
-
-def call(function: Any, context: Mapping[str, Any]) -> Any:
-    """Calls a function with the entries of the context that its parameters name; other values are returned as is."""
-    if not callable(function):
-        return function
-    return function(**{name: context[name] for name in signature(function).parameters})
-
-
-def is_unanswered(answer: Any) -> bool:
-    """Whether an answer is still the starter's `None` or `...`."""
-    return answer is None or answer is ... or (isinstance(answer, str) and not answer.strip())
-
-
-def close(given: Any, expected: Any, *, tolerance: float) -> bool:
-    """Equal; numbers to a relative tolerance; lists element by element."""
-    if _is_number(given) and _is_number(expected):
-        return math.isclose(float(given), float(expected), rel_tol=tolerance, abs_tol=1e-12)
-    if _is_list(given) and _is_list(expected):
-        return len(given) == len(expected) and all(
-            close(one, other, tolerance=tolerance) for one, other in zip(given, expected, strict=True)
-        )
-    return bool(given == expected)
-
-
-def describe(given: Any, expected: Any, *, unit: str = "") -> str:
-    """What kind of thing is off about a wrong answer; never the right answer itself."""
-    if _is_list(expected):
-        return _describe_list(given, expected, unit=unit)
-    if not _is_number(given):
-        return f"A number is expected{f', in {unit}' if unit else ''}; this is a {type(given).__name__}."
-    if not math.isfinite(given):
-        return "The number is not finite: something was divided by zero."
-    if given * expected <= 0:
-        return "The sign is off, or the answer is zero: check what is subtracted from what."
-    return _describe_size(float(given) / float(expected))
-
-
-def attempt(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Exception | None]:
-    """A learner's function on one case: its result, or the error that it raised."""
-    try:
-        return function(*arguments), None
-    except Exception as error:  # a learner's function may raise anything, and the lab has to go on
-        return None, error
-
-
-def met_a_blank(error: Exception) -> bool:
-    """Whether an error comes from a blank `...` that is still in the code."""
-    return "ellipsis" in str(error).lower()
-
-
-def _describe_list(given: Any, expected: Sequence[Any], *, unit: str) -> str:
-    if not _is_list(given):
-        return f"A list is expected; this is a {type(given).__name__}."
-    if len(given) != len(expected):
-        more = "more" if len(given) > len(expected) else "fewer"
-        return f"The list has {more} entries than it should: check which ones belong in it."
-    wrong = [(one, other) for one, other in zip(given, expected, strict=True) if not close(one, other, tolerance=1e-6)]
-    return "The list has the right length. " + describe(*wrong[0], unit=unit)
-
-
-def _describe_size(ratio: float) -> str:
-    way, size = ("too large", ratio) if ratio > 1 else ("too small", 1 / ratio)
-    for base, name in UNITS.items():
-        if math.isclose(size, base, rel_tol=0.01):
-            return f"The number is {way} by a factor that units differ by ({name}): check the unit."
-    if size < 1.1:
-        return f"Nearly: the number is {way} by less than a tenth."
-    return f"The number is {way}, by {'less' if size < 10 else 'more'} than a factor of ten."
-
-
-def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, str | bool)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-# --- exercises ---
-
-
-Context = Mapping[str, Any]
+COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c8c"}
 
 
 @dataclass(frozen=True)
@@ -133,51 +56,46 @@ class CheckResult:
         """`check` has shown the result: as a cell's last value there is nothing to add."""
 
 
-@dataclass(frozen=True)
-class Misconception:
-    """A way to go wrong. `wrong`: the answers that show it, or functions of the context that give them."""
-
-    name: str
-    text: str
-    wrong: tuple[Any, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Exercise(ABC):
-    """One exercise. `starter` is the source that the learner's cell begins with; it gives `answer_name` a value.
+class Exercise(Question, ABC):
+    """A question that can judge its answers.
 
-    `data` are the exercise's own numbers; a caller may replace them by measured ones. `needs` are names that a caller
-    has to give, each with the example value that tests use. `worked` is shown, solved, before the question.
+    `data` are its own numbers; a caller may replace them by measured ones. `needs` are names that a caller has to give,
+    each with the example value that tests use. `worked` is shown, solved, before the question.
     """
 
-    id: str
-    title: str
-    prompt: str
-    starter: str
-    answer_name: str
-    hints: tuple[str, ...]
-    data: Context = field(default_factory=dict)
     needs: Context = field(default_factory=dict)
-    worked: Callable[..., Any] | None = None
+    worked: Function | None = None
+
+    @property
+    def answer_name(self) -> str:
+        """The name to which the learner's cell gives a value."""
+        statement = ast.parse(self.starter).body[0]
+        return statement.name if isinstance(statement, ast.FunctionDef) else self.starter.split(" = ")[0]
 
     def context(self, given: Context | None = None) -> dict[str, Any]:
         """The numbers that this exercise is asked with. Raises UsageError when one that it needs is missing."""
         known = {**self.data, **(given or {})}
-        missing = [name for name in self.needs if known.get(name) is None]
-        if missing:
-            raise UsageError(
-                f"exercise {self.id} needs {', '.join(missing)}", remedy="pass them: context={'NAME': value, ...}"
-            )
+        missing = ", ".join(name for name in self.needs if known.get(name) is None)
+        require(not missing, f"exercise {self.id} needs {missing}", fix="pass them: context={'NAME': value, ...}")
         return known
+
+    def asked(self, given: Context | None = None) -> str:
+        """The prompt with the context's numbers in it, and the options where there are some."""
+        context = self.context(given)
+        options = "\n".join(f"- **{option.code}** {option.text}" for option in self.options)
+        # A prompt without numbers may have braces of its own.
+        prompt = self.prompt.format_map(context) if self.data or self.needs else self.prompt
+        return f"{prompt}\n\n{options}".strip()
 
     def cell(self) -> str:
         """The source of the learner's cell: the starter and the line that checks it."""
         context = ", context=facts" if self.needs else ""
-        return f'{self.starter.strip()}\n\ncheck("{self.id}", {self.answer_name}{context})'
+        return f'{self.starter}\n\ncheck("{self.id}", {self.answer_name}{context})'
 
     def judge(self, answer: Any, context: Context | None = None) -> CheckResult:
         """Judges an answer; never raises for what a learner wrote."""
-        if is_unanswered(answer):
+        if _is_unanswered(answer):
             return self._unanswered()
         return self._judge(answer, self.context(context))
 
@@ -203,184 +121,193 @@ class Exercise(ABC):
         text = f"Give `{self.answer_name}` a value in the cell above and run it again."
         return CheckResult(self.id, passed=False, answered=False, diagnosis=text)
 
-    def _wrong(self, text: str, *names: str) -> CheckResult:
+    def _wrong(self, text: str) -> CheckResult:
+        return CheckResult(self.id, passed=False, answered=True, diagnosis=text)
+
+    def _shows(self, *names: str) -> CheckResult:
+        text = "\n\n".join(self.told[name] for name in names)
         return CheckResult(self.id, passed=False, answered=True, diagnosis=text, misconceptions=names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueExercise(Exercise):
-    """Asks for a number. `solution` and the wrong answers are functions of the context's entries that they name."""
-
-    unit: str
-    solution: Callable[..., float]
-    misconceptions: tuple[Misconception, ...]
-    tolerance: float = 1e-6
-
-    def reference(self, context: Context) -> float:
-        """The right number."""
-        return float(call(self.solution, context))
-
-    def solution_text(self) -> str:
-        """The source of the function that computes the right number."""
-        return source(self.solution)
-
-    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
-        """Every listed wrong number."""
-        for one in self.misconceptions:
-            yield from ((one.name, call(wrong, context)) for wrong in one.wrong)
-
-    def _judge(self, answer: Any, context: Context) -> CheckResult:
-        expected = self.reference(context)
-        if close(answer, expected, tolerance=self.tolerance):
-            return self._passed()
-        for one in self.misconceptions:
-            if any(close(answer, call(wrong, context), tolerance=self.tolerance) for wrong in one.wrong):
-                return self._wrong(one.text, one.name)
-        return self._wrong(describe(answer, expected, unit=self.unit))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionExercise(Exercise):
-    """Asks for a function, judged by what it returns on `cases` (tuples of arguments), not by how it is written."""
-
-    unit: str
-    solution: Callable[..., Any]
-    cases: tuple[tuple[Any, ...], ...]
-    misconceptions: tuple[Misconception, ...]
-    tolerance: float = 1e-6
-
-    def reference(self, context: Context) -> Callable[..., Any]:  # noqa: ARG002 - the cases are the exercise's own
-        """The right function."""
-        return self.solution
-
-    def solution_text(self) -> str:
-        """The source of the right function."""
-        return source(self.solution)
-
-    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:  # noqa: ARG002
-        """Every listed wrong function."""
-        for one in self.misconceptions:
-            yield from ((one.name, wrong) for wrong in one.wrong)
-
-    def _judge(self, answer: Any, context: Context) -> CheckResult:  # noqa: ARG002
-        if not callable(answer):
-            return self._wrong(f"A function is expected: pass `{self.answer_name}` itself, without calling it.")
-        runs = [attempt(answer, copy.deepcopy(case)) for case in self.cases]
-        error = next((error for _, error in runs if error), None)
-        if error is not None:
-            return self._unanswered() if met_a_blank(error) else self._raised(error)
-        return self._compare([result for result, _ in runs])
-
-    def _compare(self, given: list[Any]) -> CheckResult:
-        if all(is_unanswered(one) for one in given):
-            return self._unanswered()
-        expected = [self.solution(*case) for case in self.cases]
-        if close(given, expected, tolerance=self.tolerance):
-            return self._passed()
-        for one in self.misconceptions:
-            if any(
-                close(given, [wrong(*case) for case in self.cases], tolerance=self.tolerance) for wrong in one.wrong
-            ):
-                return self._wrong(one.text, one.name)
-        pairs = zip(given, expected, strict=True)
-        first = next(pair for pair in pairs if not close(*pair, tolerance=self.tolerance))
-        return self._wrong(describe(*first, unit=self.unit))
-
-    def _raised(self, error: Exception) -> CheckResult:
-        return self._wrong(f"The function raised {type(error).__name__}: {error}.")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option. `told` is what a learner hears who misses it (when right) or chooses it (when wrong)."""
-
-    code: str
-    text: str
-    right: bool
-    misconception: str
-    told: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceExercise(Exercise):
     """Asks which of several options apply. The answer: their letters, as a list, a set or a string, "A C" or "AC"."""
 
-    options: tuple[Option, ...]
-
     def reference(self, context: Context) -> set[str]:  # noqa: ARG002 - options do not depend on it
         """The codes of all options that apply."""
-        return {one.code for one in self.options if one.right}
+        return {option.code for option in self.options if option.right}
 
     def solution_text(self) -> str:
         """The options that apply, and why the others do not."""
-        applies = [f"{one.code}: {one.text}" for one in self.options if one.right]
-        others = [f"not {one.code}: {one.told}" for one in self.options if not one.right]
+        applies = [f"{option.code}: {option.text}" for option in self.options if option.right]
+        others = [f"not {one.code}: {self.told[one.misconception]}" for one in self.options if not one.right]
         return "\n".join(applies + others)
 
     def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
         """The right set short of one option, and with one too many."""
         right = self.reference(context)
-        for one in self.options:
-            yield one.misconception, right ^ {one.code}
+        for option in self.options:
+            yield option.misconception, right ^ {option.code}
 
     def _judge(self, answer: Any, context: Context) -> CheckResult:
-        chosen = _codes(answer)
-        unknown = chosen - {one.code for one in self.options}
-        if unknown:
-            codes = ", ".join(one.code for one in self.options)
-            return self._wrong(f"There is no option {', '.join(sorted(unknown))}; the options are {codes}.")
+        chosen, codes = _codes(answer), {option.code for option in self.options}
+        if unknown := chosen - codes:
+            known = ", ".join(sorted(codes))
+            return self._wrong(f"There is no option {', '.join(sorted(unknown))}; the options are {known}.")
         if not chosen:
             return self._unanswered()
-        off = [one for one in self.options if one.code in chosen ^ self.reference(context)]
-        if not off:
+        off = [o.misconception for o in self.options if o.code in chosen ^ self.reference(context)]
+        return self._shows(*off) if off else self._passed()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solved(Exercise):
+    """An exercise with a solution and wrong answers in Python."""
+
+    unit: str
+    solution: Function
+    wrong: Wrong
+    tolerance: float
+
+    def solution_text(self) -> str:
+        """The source of the solution."""
+        return source(self.solution)
+
+    def _wrong_functions(self) -> Iterator[tuple[str, Function]]:
+        for name, found in self.wrong.items():
+            yield from ((name, function) for function in (found if isinstance(found, Sequence) else [found]))
+
+    def _close(self, given: Any, expected: Any) -> bool:
+        return _close(given, expected, tolerance=self.tolerance)
+
+    def _recognised(self, given: Any, wrong: Iterable[tuple[str, Any]]) -> CheckResult | None:
+        name = next((name for name, answer in wrong if self._close(given, answer)), None)
+        return self._shows(name) if name else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueExercise(_Solved):
+    """Asks for a number. `solution` and the wrong answers are functions of the context's entries that they name."""
+
+    def reference(self, context: Context) -> float:
+        """The right number."""
+        return float(_call(self.solution, context))
+
+    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
+        """Every listed wrong number."""
+        return ((name, _call(function, context)) for name, function in self._wrong_functions())
+
+    def _judge(self, answer: Any, context: Context) -> CheckResult:
+        expected = self.reference(context)
+        if self._close(answer, expected):
             return self._passed()
-        return self._wrong("\n\n".join(one.told for one in off), *(one.misconception for one in off))
+        recognised = self._recognised(answer, self.wrong_answers(context))
+        return recognised or self._wrong(_describe(answer, expected, unit=self.unit))
 
 
-def source(function: Callable[..., Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class FunctionExercise(_Solved):
+    """Asks for a function, judged by what it returns on `cases` (tuples of arguments), not by how it is written."""
+
+    cases: Sequence[tuple[Any, ...]]
+
+    def reference(self, context: Context) -> Function:  # noqa: ARG002 - the cases are the exercise's own
+        """The right function."""
+        return self.solution
+
+    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:  # noqa: ARG002
+        """Every listed wrong function."""
+        return self._wrong_functions()
+
+    def _judge(self, answer: Any, context: Context) -> CheckResult:  # noqa: ARG002
+        if not callable(answer):
+            return self._wrong(f"A function is expected: pass `{self.answer_name}` itself, without calling it.")
+        try:
+            given = self._results(answer)
+        except Exception as error:  # a learner's function may raise anything, and the lab has to go on
+            # A blank `...` that is still in the code is no answer yet.
+            blank = "ellipsis" in str(error).lower()
+            told = f"The function raised {type(error).__name__}: {error}."
+            return self._unanswered() if blank else self._wrong(told)
+        if all(map(_is_unanswered, given)):
+            return self._unanswered()
+        expected = self._results(self.solution)
+        if self._close(given, expected):
+            return self._passed()
+        pairs = zip(given, expected, strict=True)
+        first = next(pair for pair in pairs if not self._close(*pair))
+        recognised = self._recognised(given, ((name, self._results(one)) for name, one in self._wrong_functions()))
+        return recognised or self._wrong(_describe(*first, unit=self.unit))
+
+    def _results(self, function: Function) -> list[Any]:
+        return [function(*case) for case in copy.deepcopy(self.cases)]
+
+
+def solution(
+    id: str,
+    function: Function,
+    *,
+    wrong: Wrong,
+    unit: str = "",
+    cases: Sequence[tuple[Any, ...]] = (),
+    needs: Context | None = None,
+    worked: Function | None = None,
+    tolerance: float = 1e-6,
+) -> None:
+    """Makes the function the solution of an exercise. `wrong`: by the misconception's name, the function or functions
+    to which it leads. With `cases` (tuples of arguments) a function is asked for, without them the number it returns.
+    """
+    kind = {"cases": cases} if cases else {}
+    how = {"wrong": wrong, "unit": unit, "needs": needs or {}, "worked": worked, "tolerance": tolerance, **kind}
+    vars(function)["solves"] = (id, {"solution": function, **how})
+
+
+def source(function: Function) -> str:
     """A function's source, as shown to learners."""
     return textwrap.dedent(inspect.getsource(function)).strip()
 
 
-def by_id(exercises: Sequence[Exercise]) -> dict[str, Exercise]:
-    """The exercises of a lab by id."""
-    return {one.id: one for one in exercises}
-
-
-def _codes(answer: Any) -> set[str]:
-    if isinstance(answer, str):
-        # Codes are single letters, so that they may be written with blanks, with commas or together.
-        return {letter.upper() for letter in answer if letter.isalnum()}
-    parts = answer if isinstance(answer, Iterable) else (answer,)
-    return {str(one).strip().upper() for one in parts}
-
-
-# --- checks ---
-
-
-Listener = Callable[[CheckResult], None]
-COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c8c"}
-
-
-_listeners: list[Listener] = []
-
-
-def listen(listener: Listener) -> None:
-    """Has `listener` told of every answer that `check` judges from now on, in place of the one before it."""
-    _listeners[:] = [listener]
+# --- finding and asking ---
 
 
 def exercises() -> dict[str, Exercise]:
-    """Every exercise of the course by id: the `EXERCISES` of each `course/lab_NN.py` beside `data/`, in order."""
+    """Every exercise of the course by id, in order: those of each `course/questions/NN.md` beside `data/`.
+
+    UsageError for a file that cannot be read, or that does not fit the solutions in `course/lab_NN.py`.
+    """
     return _exercises(root() / "course")
 
 
 @cache
 def _exercises(folder: Path) -> dict[str, Exercise]:
     found: dict[str, Exercise] = {}
-    for path in sorted(folder.glob("lab_[0-9][0-9].py")):
-        found |= _module(path).EXERCISES
+    for path in sorted(folder.glob("questions/[0-9][0-9].md")):
+        solutions = _solutions(folder / f"lab_{path.stem}.py")
+        for question in read_questions(path):
+            fix = "begin it with the file's number, and give each its own name"
+            is_own = question.id not in found and question.id.startswith(f"{path.stem}.")
+            require(is_own, f"{path} cannot ask {question.id}", fix=fix)
+            found[question.id] = _exercise(question, solutions.pop(question.id, {}), path)
+        fix = "ask them there, or take these solutions away"
+        require(not solutions, f"{path} does not ask {', '.join(solutions)}", fix=fix)
     return found
+
+
+def _exercise(question: Question, how: Mapping[str, Any], path: Path) -> Exercise:
+    if question.options:
+        return ChoiceExercise(**vars(question))
+    names, told = list(how.get("wrong", ())), list(question.told)
+    what = f"{path}: {question.id} tells {told}; its solution in lab_{path.stem}.py has {names}"
+    require(names == told, what, fix="give both the same names, in the same order")
+    kind = FunctionExercise if "cases" in how else ValueExercise
+    return kind(**vars(question), **how)
+
+
+def _solutions(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    marks = [vars(value).get("solves") for value in vars(_module(path)).values() if inspect.isfunction(value)]
+    return dict(mark for mark in marks if mark)
 
 
 def _module(path: Path) -> Any:
@@ -401,9 +328,10 @@ def find(exercise: str | Exercise) -> Exercise:
     """The exercise of an id; an exercise is returned as it is. Raises UsageError for an unknown id."""
     if isinstance(exercise, Exercise):
         return exercise
-    if exercise not in exercises():
-        raise UsageError(f"there is no exercise {exercise!r}", remedy=f"use one of: {', '.join(exercises())}")
-    return exercises()[exercise]
+    known = exercises()
+    if exercise not in known:
+        raise UsageError(f"there is no exercise {exercise!r}", remedy=f"use one of: {', '.join(known)}")
+    return known[exercise]
 
 
 def ask(exercise: str | Exercise, context: Context | None = None) -> None:
@@ -411,11 +339,18 @@ def ask(exercise: str | Exercise, context: Context | None = None) -> None:
 
     Raises UsageError for an unknown id or a missing number of the context.
     """
-    one = find(exercise)
-    prompt = one.prompt.format_map(one.context(context)).strip()
-    worked = f"Worked example:\n\n```python\n{source(one.worked)}\n```\n\n" if one.worked else ""
-    text = f"**Exercise: {one.title}**\n\n{worked}{prompt}"
+    asked = find(exercise)
+    worked = f"Worked example:\n\n```python\n{source(asked.worked)}\n```\n\n" if asked.worked else ""
+    text = f"**Exercise: {asked.title}**\n\n{worked}{asked.asked(context)}"
     display.show({"text/markdown": text, "text/plain": text})
+
+
+_listeners: list[Callable[[CheckResult], None]] = []
+
+
+def listen(listener: Callable[[CheckResult], None]) -> None:
+    """Has `listener` told of every answer that `check` judges from now on, in place of the one before it."""
+    _listeners[:] = [listener]
 
 
 def check(exercise: str | Exercise, answer: Any, context: Context | None = None) -> CheckResult:
@@ -423,27 +358,84 @@ def check(exercise: str | Exercise, answer: Any, context: Context | None = None)
 
     `context` gives the numbers that the exercise depends on. Raises UsageError for an unknown id or a missing number.
     """
-    one = find(exercise)
-    result = one.judge(answer, context)
+    asked = find(exercise)
+    result = asked.judge(answer, context)
     for listener in _listeners:
         listener(result)
-    display.show({"text/html": _html(one, result), "text/plain": _text(one, result)})
+    named = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
+    headline = f"{asked.title[:1].upper()}{asked.title[1:]}: {result.outcome}{named}"
+    parts = [display.inline(result.diagnosis)]
+    if not result.passed:
+        parts += [display.folded(f"Hint {n}", display.inline(hint)) for n, hint in enumerate(asked.hints, start=1)]
+    parts.append(display.folded("Solution", display.code(asked.solution_text())))
+    card = display.card(headline, "".join(parts), colour=COLOURS[result.outcome])
+    display.show({"text/html": card, "text/plain": f"{headline}\n{result.diagnosis}"})
     return result
 
 
-def _html(one: Exercise, result: CheckResult) -> str:
-    parts = [display.inline(result.diagnosis)]
-    if not result.passed:
-        parts += [display.folded(f"Hint {n}", display.inline(hint)) for n, hint in enumerate(one.hints, start=1)]
-    parts.append(display.folded("Solution", display.code(one.solution_text())))
-    return display.card(_headline(one, result), "".join(parts), colour=COLOURS[result.outcome])
+# --- comparing answers ---
 
 
-def _headline(one: Exercise, result: CheckResult) -> str:
-    title = one.title[:1].upper() + one.title[1:]
-    named = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
-    return f"{title}: {result.outcome}{named}"
+def _call(function: Function, context: Context) -> Any:
+    return function(**{name: context[name] for name in inspect.signature(function).parameters})
 
 
-def _text(one: Exercise, result: CheckResult) -> str:
-    return f"{_headline(one, result)}\n{result.diagnosis}"
+def _codes(answer: Any) -> set[str]:
+    if isinstance(answer, str):
+        # Codes are single letters, so that they may be written with blanks, with commas or together.
+        return {letter.upper() for letter in answer if letter.isalnum()}
+    parts = answer if isinstance(answer, Iterable) else (answer,)
+    return {str(part).strip().upper() for part in parts}
+
+
+def _is_unanswered(answer: Any) -> bool:
+    return answer is None or answer is ... or (isinstance(answer, str) and not answer.strip())
+
+
+def _close(given: Any, expected: Any, *, tolerance: float) -> bool:
+    """Equal; numbers to a relative tolerance; lists element by element."""
+    if _is_number(given) and _is_number(expected):
+        return math.isclose(float(given), float(expected), rel_tol=tolerance, abs_tol=1e-12)
+    if _is_list(given) and _is_list(expected):
+        return len(given) == len(expected) and all(
+            _close(*pair, tolerance=tolerance) for pair in zip(given, expected, strict=True)
+        )
+    return bool(given == expected)
+
+
+def _describe(given: Any, expected: Any, *, unit: str) -> str:
+    """What kind of thing is off about a wrong answer; never the right answer itself."""
+    if _is_list(expected):
+        if not _is_list(given):
+            return f"A list is expected; this is a {type(given).__name__}."
+        if len(given) != len(expected):
+            more = "more" if len(given) > len(expected) else "fewer"
+            return f"The list has {more} entries than it should: check which ones belong in it."
+        pairs = zip(given, expected, strict=True)
+        wrong = next(pair for pair in pairs if not _close(*pair, tolerance=1e-6))
+        return "The list has the right length. " + _describe(*wrong, unit=unit)
+    if not _is_number(given):
+        return f"A number is expected{f', in {unit}' if unit else ''}; this is a {type(given).__name__}."
+    if not math.isfinite(given):
+        return "The number is not finite: something was divided by zero."
+    if given * expected <= 0:
+        return "The sign is off, or the answer is zero: check what is subtracted from what."
+    return _describe_size(float(given) / float(expected))
+
+
+def _describe_size(ratio: float) -> str:
+    way, size = ("too large", ratio) if ratio > 1 else ("too small", 1 / ratio)
+    for base, name in UNITS.items():
+        if math.isclose(size, base, rel_tol=0.01):
+            return f"The number is {way} by a factor that units differ by ({name}): check the unit."
+    if size < 1.1:
+        return f"Nearly: the number is {way} by less than a tenth."
+    return f"The number is {way}, by {'less' if size < 10 else 'more'} than a factor of ten."
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, str | bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course import lab_09
-from labkit import charts, load
-from labkit.charts.bars import Reading, two_clients
+from labkit import load
 from labkit.errors import LoadError, UsageError
 from labkit.load import LoadResult, RequestRecord, metrics, workloads
 from labkit.load.results import Outcome
@@ -191,35 +190,6 @@ def test_two_engines_share_a_gpu(share: float, gpus: int, fits: bool) -> None:
     """Their shares together leave room for the handlers; a machine without a GPU takes any."""
     with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=f"share of {share}"):
         lab_09.check_shares(share, gpus=gpus)
-
-
-# --- the chart of two clients
-
-
-def reading(server: str, client: str, *values: float, quantity: str = "speed") -> Reading:
-    """In tokens a second."""
-    return Reading(server=server, client=client, quantity=quantity, unit="tok/s", values=values)
-
-
-def test_every_slice_of_both_clients_is_a_point() -> None:
-    """A panel a quantity, a point a slice, all of them on an axis from zero; the description has the means."""
-    rows = [reading(s, c, 3.0, 5.0, quantity=q) for q in ("x", "y") for s in ("A", "B") for c in ("one", "two")]
-    spec = charts.spec(two_clients(rows, title="t", caption="m"))
-    panels = spec["vconcat"]
-    assert len(panels) == 2
-    values = [row["value"] for panel in panels for row in panel["data"]["values"]]
-    assert sorted(values) == [3.0] * 8 + [5.0] * 8
-    assert all(panel["encoding"]["x"]["scale"]["domain"][0] == 0 for panel in panels)
-    assert all(panel["encoding"]["x"]["scale"]["domain"][1] >= 5.0 for panel in panels)
-    assert "x, A, one: mean 4 tok/s" in spec["description"]
-    assert charts.svg(spec).startswith("<svg")
-
-
-@pytest.mark.parametrize("clients", [(), ("a", "b", "c")])
-def test_a_chart_of_no_client_or_of_three_is_refused(clients: tuple[str, ...]) -> None:
-    """There are two colours, and something has to be shown."""
-    with pytest.raises(UsageError, match=f"of {len(clients)} clients"):
-        two_clients([reading("A", one, 1.0) for one in clients], title="t")
 
 
 def test_a_sampler_gets_the_roots_only() -> None:
