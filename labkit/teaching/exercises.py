@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit import display
-from labkit.errors import UsageError, require
+from labkit.errors import require
 from labkit.files import root
 from labkit.teaching.questions import Question, read_questions
 
 Context = Mapping[str, Any]
 Function = Callable[..., Any]
-Wrong = Mapping[str, Function | Sequence[Function]]
 
 UNITS = {
     8: "bits and bytes",
@@ -40,10 +39,10 @@ class CheckResult:
     """The judgement of one answer. `misconceptions` holds the names of those recognised."""
 
     exercise: str
-    passed: bool
-    answered: bool
     diagnosis: str
     misconceptions: tuple[str, ...] = ()
+    passed: bool = False
+    answered: bool = True
 
     @property
     def outcome(self) -> str:
@@ -95,9 +94,7 @@ class Exercise(Question, ABC):
 
     def judge(self, answer: Any, context: Context | None = None) -> CheckResult:
         """Judges an answer; never raises for what a learner wrote."""
-        if _is_unanswered(answer):
-            return self._unanswered()
-        return self._judge(answer, self.context(context))
+        return self._unanswered() if _is_unanswered(answer) else self._judge(answer, self.context(context))
 
     @abstractmethod
     def _judge(self, answer: Any, context: Context) -> CheckResult: ...
@@ -115,18 +112,14 @@ class Exercise(Question, ABC):
         """Every listed wrong answer with the name of its misconception."""
 
     def _passed(self) -> CheckResult:
-        return CheckResult(self.id, passed=True, answered=True, diagnosis="That is right.")
+        return CheckResult(self.id, "That is right.", passed=True)
 
     def _unanswered(self) -> CheckResult:
         text = f"Give `{self.answer_name}` a value in the cell above and run it again."
-        return CheckResult(self.id, passed=False, answered=False, diagnosis=text)
-
-    def _wrong(self, text: str) -> CheckResult:
-        return CheckResult(self.id, passed=False, answered=True, diagnosis=text)
+        return CheckResult(self.id, text, answered=False)
 
     def _shows(self, *names: str) -> CheckResult:
-        text = "\n\n".join(self.told[name] for name in names)
-        return CheckResult(self.id, passed=False, answered=True, diagnosis=text, misconceptions=names)
+        return CheckResult(self.id, "\n\n".join(self.told[name] for name in names), names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +132,21 @@ class ChoiceExercise(Exercise):
 
     def solution_text(self) -> str:
         """The options that apply, and why the others do not."""
-        applies = [f"{option.code}: {option.text}" for option in self.options if option.right]
+        applies = [f"{one.code}: {one.text}" for one in self.options if one.right]
         others = [f"not {one.code}: {self.told[one.misconception]}" for one in self.options if not one.right]
         return "\n".join(applies + others)
 
     def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
         """The right set short of one option, and with one too many."""
         right = self.reference(context)
-        for option in self.options:
-            yield option.misconception, right ^ {option.code}
+        return ((option.misconception, right ^ {option.code}) for option in self.options)
 
     def _judge(self, answer: Any, context: Context) -> CheckResult:
         chosen, codes = _codes(answer), {option.code for option in self.options}
         if unknown := chosen - codes:
             known = ", ".join(sorted(codes))
-            return self._wrong(f"There is no option {', '.join(sorted(unknown))}; the options are {known}.")
+            text = f"There is no option {', '.join(sorted(unknown))}; the options are {known}."
+            return CheckResult(self.id, text)
         if not chosen:
             return self._unanswered()
         off = [o.misconception for o in self.options if o.code in chosen ^ self.reference(context)]
@@ -161,105 +154,81 @@ class ChoiceExercise(Exercise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Solved(Exercise):
-    """An exercise with a solution and wrong answers in Python."""
+class SolvedExercise(Exercise):
+    """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by what it returns on them.
 
-    unit: str
+    A number's `solution` and wrong answers are functions of the context's entries that they name.
+    """
+
     solution: Function
-    wrong: Wrong
+    wrong: Sequence[tuple[str, Function]]
+    unit: str
+    cases: Sequence[tuple[Any, ...]]
     tolerance: float
+
+    def reference(self, context: Context) -> Any:
+        """The right function, or the right number."""
+        return self.solution if self.cases else self._value(self.solution, context)
 
     def solution_text(self) -> str:
         """The source of the solution."""
         return source(self.solution)
 
-    def _wrong_functions(self) -> Iterator[tuple[str, Function]]:
-        for name, found in self.wrong.items():
-            yield from ((name, function) for function in (found if isinstance(found, Sequence) else [found]))
-
-    def _close(self, given: Any, expected: Any) -> bool:
-        return _close(given, expected, tolerance=self.tolerance)
-
-    def _recognised(self, given: Any, wrong: Iterable[tuple[str, Any]]) -> CheckResult | None:
-        name = next((name for name, answer in wrong if self._close(given, answer)), None)
-        return self._shows(name) if name else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueExercise(_Solved):
-    """Asks for a number. `solution` and the wrong answers are functions of the context's entries that they name."""
-
-    def reference(self, context: Context) -> float:
-        """The right number."""
-        return float(_call(self.solution, context))
-
     def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
-        """Every listed wrong number."""
-        return ((name, _call(function, context)) for name, function in self._wrong_functions())
+        """Every listed wrong function, or wrong number."""
+        for name, function in self.wrong:
+            yield name, function if self.cases else self._value(function, context)
+
+    def _value(self, function: Function, context: Context) -> Any:
+        """What is compared: the function's number, or its results on the cases."""
+        if self.cases:
+            return [function(*case) for case in copy.deepcopy(self.cases)]
+        return function(**{name: context[name] for name in inspect.signature(function).parameters})
 
     def _judge(self, answer: Any, context: Context) -> CheckResult:
-        expected = self.reference(context)
-        if self._close(answer, expected):
-            return self._passed()
-        recognised = self._recognised(answer, self.wrong_answers(context))
-        return recognised or self._wrong(_describe(answer, expected, unit=self.unit))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionExercise(_Solved):
-    """Asks for a function, judged by what it returns on `cases` (tuples of arguments), not by how it is written."""
-
-    cases: Sequence[tuple[Any, ...]]
-
-    def reference(self, context: Context) -> Function:  # noqa: ARG002 - the cases are the exercise's own
-        """The right function."""
-        return self.solution
-
-    def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:  # noqa: ARG002
-        """Every listed wrong function."""
-        return self._wrong_functions()
-
-    def _judge(self, answer: Any, context: Context) -> CheckResult:  # noqa: ARG002
+        if not self.cases:
+            return self._compared(answer, context)
         if not callable(answer):
-            return self._wrong(f"A function is expected: pass `{self.answer_name}` itself, without calling it.")
+            text = f"A function is expected: pass `{self.answer_name}` itself, without calling it."
+            return CheckResult(self.id, text)
         try:
-            given = self._results(answer)
+            results = self._value(answer, context)
         except Exception as error:  # a learner's function may raise anything, and the lab has to go on
-            # A blank `...` that is still in the code is no answer yet.
-            blank = "ellipsis" in str(error).lower()
-            told = f"The function raised {type(error).__name__}: {error}."
-            return self._unanswered() if blank else self._wrong(told)
-        if all(map(_is_unanswered, given)):
-            return self._unanswered()
-        expected = self._results(self.solution)
-        if self._close(given, expected):
-            return self._passed()
-        pairs = zip(given, expected, strict=True)
-        first = next(pair for pair in pairs if not self._close(*pair))
-        recognised = self._recognised(given, ((name, self._results(one)) for name, one in self._wrong_functions()))
-        return recognised or self._wrong(_describe(*first, unit=self.unit))
+            has_a_blank = "ellipsis" in str(error).lower()  # a `...` that is still in the code
+            text = f"The function raised {type(error).__name__}: {error}."
+            return self._unanswered() if has_a_blank else CheckResult(self.id, text)
+        return self._unanswered() if all(map(_is_unanswered, results)) else self._compared(results, context)
 
-    def _results(self, function: Function) -> list[Any]:
-        return [function(*case) for case in copy.deepcopy(self.cases)]
+    def _compared(self, given: Any, context: Context) -> CheckResult:
+        expected = self._value(self.solution, context)
+        if _close(given, expected, self.tolerance):
+            return self._passed()
+        for name, function in self.wrong:
+            if _close(given, self._value(function, context), self.tolerance):
+                return self._shows(name)
+        pairs = list(zip(given, expected, strict=True)) if self.cases else [(given, expected)]
+        first = next(pair for pair in pairs if not _close(*pair, self.tolerance))
+        return CheckResult(self.id, _describe(*first, unit=self.unit))
 
 
 def solution(
     id: str,
     function: Function,
     *,
-    wrong: Wrong,
+    wrong: Mapping[str, Function | Sequence[Function]],
     unit: str = "",
     cases: Sequence[tuple[Any, ...]] = (),
     needs: Context | None = None,
     worked: Function | None = None,
     tolerance: float = 1e-6,
 ) -> None:
-    """Makes the function the solution of an exercise. `wrong`: by the misconception's name, the function or functions
-    to which it leads. With `cases` (tuples of arguments) a function is asked for, without them the number it returns.
+    """Makes the function the solution of an exercise; see `SolvedExercise`.
+
+    `wrong`: by the misconception's name, the function or functions to which it leads.
     """
-    kind = {"cases": cases} if cases else {}
-    how = {"wrong": wrong, "unit": unit, "needs": needs or {}, "worked": worked, "tolerance": tolerance, **kind}
-    vars(function)["solves"] = (id, {"solution": function, **how})
+    pairs = [(name, one) for name, ones in wrong.items() for one in (ones if isinstance(ones, Sequence) else [ones])]
+    how = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked, "tolerance": tolerance}
+    vars(function)["solves"] = (id, {"solution": function, "wrong": pairs, **how})
 
 
 def source(function: Function) -> str:
@@ -296,11 +265,10 @@ def _exercises(folder: Path) -> dict[str, Exercise]:
 def _exercise(question: Question, how: Mapping[str, Any], path: Path) -> Exercise:
     if question.options:
         return ChoiceExercise(**vars(question))
-    names, told = list(how.get("wrong", ())), list(question.told)
+    names, told = list(dict(how.get("wrong", ()))), list(question.told)
     what = f"{path}: {question.id} tells {told}; its solution in lab_{path.stem}.py has {names}"
     require(names == told, what, fix="give both the same names, in the same order")
-    kind = FunctionExercise if "cases" in how else ValueExercise
-    return kind(**vars(question), **how)
+    return SolvedExercise(**vars(question), **how)
 
 
 def _solutions(path: Path) -> dict[str, dict[str, Any]]:
@@ -324,24 +292,21 @@ def _module(path: Path) -> Any:
     return module
 
 
-def find(exercise: str | Exercise) -> Exercise:
-    """The exercise of an id; an exercise is returned as it is. Raises UsageError for an unknown id."""
-    if isinstance(exercise, Exercise):
-        return exercise
+def find(id: str) -> Exercise:
+    """The exercise of an id. Raises UsageError for an unknown one."""
     known = exercises()
-    if exercise not in known:
-        raise UsageError(f"there is no exercise {exercise!r}", remedy=f"use one of: {', '.join(known)}")
-    return known[exercise]
+    require(id in known, f"there is no exercise {id!r}", fix=f"use one of: {', '.join(known)}")
+    return known[id]
 
 
-def ask(exercise: str | Exercise, context: Context | None = None) -> None:
+def ask(id: str, context: Context | None = None) -> None:
     """Shows the question, with the context's numbers in it and the worked example before it.
 
     Raises UsageError for an unknown id or a missing number of the context.
     """
-    asked = find(exercise)
-    worked = f"Worked example:\n\n```python\n{source(asked.worked)}\n```\n\n" if asked.worked else ""
-    text = f"**Exercise: {asked.title}**\n\n{worked}{asked.asked(context)}"
+    exercise = find(id)
+    worked = f"Worked example:\n\n```python\n{source(exercise.worked)}\n```\n\n" if exercise.worked else ""
+    text = f"**Exercise: {exercise.title}**\n\n{worked}{exercise.asked(context)}"
     display.show({"text/markdown": text, "text/plain": text})
 
 
@@ -353,31 +318,27 @@ def listen(listener: Callable[[CheckResult], None]) -> None:
     _listeners[:] = [listener]
 
 
-def check(exercise: str | Exercise, answer: Any, context: Context | None = None) -> CheckResult:
+def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
     """Judges an answer, shows the judgement and returns it. An unsolved starter is `not answered yet`, never an error.
 
     `context` gives the numbers that the exercise depends on. Raises UsageError for an unknown id or a missing number.
     """
-    asked = find(exercise)
-    result = asked.judge(answer, context)
+    exercise = find(id)
+    result = exercise.judge(answer, context)
     for listener in _listeners:
         listener(result)
     named = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
-    headline = f"{asked.title[:1].upper()}{asked.title[1:]}: {result.outcome}{named}"
+    headline = f"{exercise.title[:1].upper()}{exercise.title[1:]}: {result.outcome}{named}"
+    hints = [] if result.passed else [display.inline(hint) for hint in exercise.hints]
     parts = [display.inline(result.diagnosis)]
-    if not result.passed:
-        parts += [display.folded(f"Hint {n}", display.inline(hint)) for n, hint in enumerate(asked.hints, start=1)]
-    parts.append(display.folded("Solution", display.code(asked.solution_text())))
+    parts += [display.folded(f"Hint {n}", hint) for n, hint in enumerate(hints, start=1)]
+    parts.append(display.folded("Solution", display.code(exercise.solution_text())))
     card = display.card(headline, "".join(parts), colour=COLOURS[result.outcome])
     display.show({"text/html": card, "text/plain": f"{headline}\n{result.diagnosis}"})
     return result
 
 
 # --- comparing answers ---
-
-
-def _call(function: Function, context: Context) -> Any:
-    return function(**{name: context[name] for name in inspect.signature(function).parameters})
 
 
 def _codes(answer: Any) -> set[str]:
@@ -392,14 +353,13 @@ def _is_unanswered(answer: Any) -> bool:
     return answer is None or answer is ... or (isinstance(answer, str) and not answer.strip())
 
 
-def _close(given: Any, expected: Any, *, tolerance: float) -> bool:
+def _close(given: Any, expected: Any, tolerance: float) -> bool:
     """Equal; numbers to a relative tolerance; lists element by element."""
     if _is_number(given) and _is_number(expected):
         return math.isclose(float(given), float(expected), rel_tol=tolerance, abs_tol=1e-12)
     if _is_list(given) and _is_list(expected):
-        return len(given) == len(expected) and all(
-            _close(*pair, tolerance=tolerance) for pair in zip(given, expected, strict=True)
-        )
+        pairs = zip(given, expected, strict=False)
+        return len(given) == len(expected) and all(_close(*pair, tolerance) for pair in pairs)
     return bool(given == expected)
 
 
@@ -412,7 +372,7 @@ def _describe(given: Any, expected: Any, *, unit: str) -> str:
             more = "more" if len(given) > len(expected) else "fewer"
             return f"The list has {more} entries than it should: check which ones belong in it."
         pairs = zip(given, expected, strict=True)
-        wrong = next(pair for pair in pairs if not _close(*pair, tolerance=1e-6))
+        wrong = next(pair for pair in pairs if not _close(*pair, 1e-6))
         return "The list has the right length. " + _describe(*wrong, unit=unit)
     if not _is_number(given):
         return f"A number is expected{f', in {unit}' if unit else ''}; this is a {type(given).__name__}."

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.teaching import ChoiceExercise, Exercise, FunctionExercise, ValueExercise, check, exercises, find
+from labkit.teaching import ChoiceExercise, Exercise, SolvedExercise, check, exercises, find
 from labkit.teaching.questions import read_questions
 
 ALL = list(exercises().values())
@@ -30,7 +30,7 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
     names: dict[str, Any] = {}
     exec("from __future__ import annotations\n" + text, names)  # our own solutions
     function = next(value for name, value in names.items() if text.startswith(f"def {name}("))
-    if isinstance(exercise, FunctionExercise):
+    if isinstance(exercise, SolvedExercise) and exercise.cases:
         return function
     return function(**{name: context[name] for name in function.__annotations__ if name != "return"})
 
@@ -38,7 +38,7 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
 def right_words(exercise: Exercise, context: dict[str, Any]) -> set[str]:
     """The right answer as a text would give it away."""
     right = exercise.reference(context)
-    if isinstance(exercise, FunctionExercise):
+    if isinstance(exercise, SolvedExercise) and exercise.cases:
         right = exercise.solution(*exercise.cases[0])
         right = right[0] if isinstance(right, list) else right
     return {f"{right:g}", f"{right:,.0f}"} if isinstance(right, int | float) else {" ".join(sorted(right))}
@@ -157,8 +157,8 @@ def test_a_raising_function_is_told_what_it_raised() -> None:
 def test_goodput_at_endless_objectives_is_the_rate_of_completed_requests() -> None:
     """The two SLO exercises fit together."""
     goodput, tpots = find("01.goodput"), find("01.tpots")
-    assert isinstance(goodput, FunctionExercise)
-    assert isinstance(tpots, FunctionExercise)
+    assert isinstance(goodput, SolvedExercise)
+    assert isinstance(tpots, SolvedExercise)
     requests, duration_s = goodput.cases[0][:2]
     completed = [request for request in requests if request.outcome == "ok"]
     assert goodput.solution(requests, duration_s, 1e9, 1e9) == len(completed) / duration_s
@@ -267,7 +267,7 @@ def test_a_workshop_brings_its_own_exercises(workshop: Path) -> None:  # noqa: A
     """Text and code of its folder become exercises, in the order of the text; the course's own are not among them."""
     assert list(exercises()) == ["41.size", "41.which"]
     size, which = exercises().values()
-    assert isinstance(size, ValueExercise)
+    assert isinstance(size, SolvedExercise)
     assert (size.asked(), size.hints, size.starter) == ("Of 3 bytes?", ("Read it.", "Again."), "size = ...")
     assert size.judge(6).diagnosis == "Too much."
     assert size.judge(3).passed
