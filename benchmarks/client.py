@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fast_stub
-from course.vllm_bench import bench_serve, word_tokenizer
+from course.vllm_bench import bench_serve
 from labkit.errors import LabkitError, LoadError
 from labkit.experiments import Ratio, interleaved, paired_ratio
 from labkit.load import run_blocking
@@ -43,6 +43,17 @@ class Setting:
     rounds: int
     seed: int
     api_key: str | None
+
+
+def word_tokenizer(folder: Path) -> Path:
+    """A folder with a tokenizer of one token a word: `vllm bench serve` insists on one, and a stub server has none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(str(folder))
+    return folder
 
 
 def ours(setting: Setting, workload: Workload) -> Figures:

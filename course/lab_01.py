@@ -185,14 +185,14 @@ solution(
     tolerance=1e-3,
     wrong={
         "a chunk taken for a token": [
-            lambda chunk_times_s: (chunk_times_s[-1] - chunk_times_s[0]) / (len(chunk_times_s) - 1),
-            lambda chunk_times_s: (chunk_times_s[-1] - chunk_times_s[0]) / len(chunk_times_s),
+            lambda chunk_times_s: tpot_s(chunk_times_s, len(chunk_times_s)),
+            lambda chunk_times_s: tpot_s(chunk_times_s, len(chunk_times_s) + 1),
         ],
         "the time to the first token left in": [
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / (output_tokens - 1),
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / output_tokens,
         ],
-        "n tokens, n gaps": lambda chunk_times_s, output_tokens: (chunk_times_s[-1] - chunk_times_s[0]) / output_tokens,
+        "n tokens, n gaps": lambda chunk_times_s, output_tokens: tpot_s(chunk_times_s, output_tokens + 1),
     },
 )
 
@@ -209,10 +209,10 @@ solution(
     unit="computed tokens for each useful token",
     tolerance=0.005,
     wrong={
-        "turned upside down": lambda output_lengths: sum(output_lengths) / (len(output_lengths) * max(output_lengths)),
+        "turned upside down": lambda output_lengths: 1 / padding_factor(output_lengths),
         "the wasted share": [
-            lambda output_lengths: 1 - sum(output_lengths) / (len(output_lengths) * max(output_lengths)),
-            lambda output_lengths: len(output_lengths) * max(output_lengths) / sum(output_lengths) - 1,
+            lambda output_lengths: 1 - 1 / padding_factor(output_lengths),
+            lambda output_lengths: padding_factor(output_lengths) - 1,
         ],
         "the prompts' padding counted": [
             lambda output_lengths, prompt_lengths: (
@@ -220,7 +220,7 @@ solution(
                 * (max(output_lengths) + max(prompt_lengths))
                 / (sum(output_lengths) + sum(prompt_lengths))
             ),
-            lambda prompt_lengths: len(prompt_lengths) * max(prompt_lengths) / sum(prompt_lengths),
+            lambda prompt_lengths: padding_factor(prompt_lengths),
         ],
         "longest against shortest": lambda output_lengths: max(output_lengths) / min(output_lengths),
     },

@@ -16,10 +16,6 @@ def facts(served: Architecture, *, kv_gib: float, block_size: int) -> Context:
     return {**numbers, "kv_gib": kv_gib, "block_size": block_size}
 
 
-def _tokens(gib_bytes: float, per_token: int, block_size: int) -> int:
-    return int(gib_bytes // (block_size * per_token)) * block_size
-
-
 def kv_tokens(layers: int, kv_heads: int, head_dim: int, dtype_bytes: int, kv_gib: float, block_size: int) -> int:
     bytes_per_block = block_size * 2 * layers * kv_heads * head_dim * dtype_bytes
     blocks = int(kv_gib * 2**30) // bytes_per_block
@@ -33,32 +29,32 @@ solution(
     needs=EXAMPLE,
     wrong={
         "all attention heads instead of the KV heads": [
-            lambda layers, attention_heads, head_dim, dtype_bytes, kv_gib, block_size: _tokens(
-                kv_gib * 2**30, 2 * layers * attention_heads * head_dim * dtype_bytes, block_size
+            lambda layers, attention_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
+                layers, attention_heads, head_dim, dtype_bytes, kv_gib, block_size
             ),
-            lambda layers, hidden_size, dtype_bytes, kv_gib, block_size: _tokens(
-                kv_gib * 2**30, 2 * layers * hidden_size * dtype_bytes, block_size
+            lambda layers, hidden_size, dtype_bytes, kv_gib, block_size: kv_tokens(
+                layers, 1, hidden_size, dtype_bytes, kv_gib, block_size
             ),
         ],
-        "keys without values": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: _tokens(
-            kv_gib * 2**30, layers * kv_heads * head_dim * dtype_bytes, block_size
+        "keys without values": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
+            layers, kv_heads, head_dim, dtype_bytes, 2 * kv_gib, block_size
         ),
         "a partial block counted": [
-            lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib: (
-                int(kv_gib * 2**30) // (2 * layers * kv_heads * head_dim * dtype_bytes)
+            lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib: kv_tokens(
+                layers, kv_heads, head_dim, dtype_bytes, kv_gib, 1
             ),
             lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib: (
                 kv_gib * 2**30 / (2 * layers * kv_heads * head_dim * dtype_bytes)
             ),
         ],
-        "GB for GiB": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: _tokens(
-            kv_gib * 1e9, 2 * layers * kv_heads * head_dim * dtype_bytes, block_size
+        "GB for GiB": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
+            layers, kv_heads, head_dim, dtype_bytes, kv_gib * 1e9 / 2**30, block_size
         ),
-        "one layer only": lambda kv_heads, head_dim, dtype_bytes, kv_gib, block_size: _tokens(
-            kv_gib * 2**30, 2 * kv_heads * head_dim * dtype_bytes, block_size
+        "one layer only": lambda kv_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
+            1, kv_heads, head_dim, dtype_bytes, kv_gib, block_size
         ),
         "blocks for tokens": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: (
-            int(kv_gib * 2**30) // (block_size * 2 * layers * kv_heads * head_dim * dtype_bytes)
+            kv_tokens(layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size) // block_size
         ),
     },
 )

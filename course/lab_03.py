@@ -71,18 +71,14 @@ solution(
     tolerance=2e-3,
     wrong={
         "a partial block counted": [
-            lambda system_tokens, question_tokens, requests: (
-                (requests - 1) * system_tokens / (requests * (system_tokens + question_tokens))
-            ),
+            lambda system_tokens, question_tokens, requests: hit_rate(system_tokens, question_tokens, requests, 1),
             lambda system_tokens, question_tokens: system_tokens / (system_tokens + question_tokens),
         ],
         "the first request finds nothing": lambda system_tokens, question_tokens, block_size: (
             system_tokens // block_size * block_size / (system_tokens + question_tokens)
         ),
         "the questions left out": [
-            lambda system_tokens, requests, block_size: (
-                (requests - 1) * (system_tokens // block_size * block_size) / (requests * system_tokens)
-            ),
+            lambda system_tokens, requests, block_size: hit_rate(system_tokens, 0, requests, block_size),
             lambda system_tokens, block_size: system_tokens // block_size * block_size / system_tokens,
         ],
         "requests for tokens": lambda requests: (requests - 1) / requests,
@@ -108,7 +104,7 @@ solution(
         ],
         "the hit rate taken for the gain": [lambda found_share: 1 + found_share, lambda found_share: found_share],
         "turned upside down": lambda prefill_s, decode_s, found_share: (
-            (prefill_s * (1 - found_share) + decode_s) / (prefill_s + decode_s)
+            1 / cache_speedup(prefill_s, decode_s, found_share)
         ),
     },
 )

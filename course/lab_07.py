@@ -64,12 +64,7 @@ solution(
     requests_per_s,
     unit="requests/s",
     worked=batch_seconds,
-    cases=[
-        (32, 8, 0.2, 0.1, 0.01),
-        (2, 8, 0.2, 0.1, 0.01),
-        (1, 1, 0.3, 0.2, 0.02),
-        (4, 4, 0.3, 0.2, 0.02),
-    ],
+    cases=[(32, 8, 0.2, 0.1, 0.01), (2, 8, 0.2, 0.1, 0.01), (1, 1, 0.3, 0.2, 0.02), (4, 4, 0.3, 0.2, 0.02)],
     wrong={
         "every batch full": [
             lambda _clients, size, _delay, fixed, row: size / (fixed + row * size),
@@ -152,12 +147,8 @@ def pack(way: str, *, handler: Path, weights: Path) -> Packed:
         words = ["torch-model-archiver", "--model-name", "packed", "--version", "1.0"]
         words += ["--handler", str(handler), "--config-file", str(work / CONFIG), "--export-path", str(out)]
         words += [] if way == BY_PATH else ["--archive-format", way, "--extra-files", str(weights)]
-        short = {
-            str(handler): handler.name,
-            str(work / CONFIG): CONFIG,
-            str(out): "model_store",
-            str(weights): f"{weights.name}/",
-        }
+        short = {str(handler): handler.name, str(work / CONFIG): CONFIG, str(out): "model_store"}
+        short[str(weights)] = f"{weights.name}/"
         cpu_s = _cpu_s(words, work)
         return Packed(command=shlex.join(short.get(word, word) for word in words), cpu_s=cpu_s, bytes=size_bytes(out))
 

@@ -71,11 +71,7 @@ def _by_data(answers: Answers) -> str:
     return {"must": "vllm", "partly": "ray", "may": "api"}[answers["host"]]
 
 
-OPTIONS = {
-    "pattern": ("single", "several", "pipeline"),
-    "models": ("one", "few", "many"),
-    "kind": ("llm", "other"),
-}
+OPTIONS = {"pattern": ("single", "several", "pipeline"), "models": ("one", "few", "many"), "kind": ("llm", "other")}
 DATA_OPTIONS = {"host": ("must", "partly", "may"), "rate": ("low", "medium", "high")}
 
 

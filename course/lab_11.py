@@ -5,15 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from labkit.advice.costs.prices import (
-    MILLION,
-    SECONDS_PER_HOUR,
-    dated_models,
-    exact,
-    figures,
-    show_number,
-    show_usd,
-)
+from labkit.advice.costs.prices import MILLION, SECONDS_PER_HOUR, dated_models, exact, figures, show_number, show_usd
 from labkit.errors import require
 from labkit.teaching import solution
 
@@ -81,13 +73,13 @@ solution(
     "11.machines",
     machines,
     unit="machines",
-    cases=(
+    cases=[
         (2, 200, 500, 2, 0.2),
         (8, 200, 500, 2, 0.2),
         (3, 150, 500, 3, 0.0),
         (1, 100, 400, 1, 0.0),
         (1, 210, 200, 1, 0.5),
-    ),
+    ],
     wrong={
         "the average taken for the peak": [
             lambda rate, tokens, per_s, _peak, buffer: machines(rate, tokens, per_s, 1, buffer),
@@ -159,23 +151,14 @@ def break_even_millions(usd_per_day: Fraction, model: str, mix: str) -> Fraction
     return exact(usd_per_day) / article_usd_per_million(model, mix)
 
 
-def busy_share(tokens_per_day: int) -> Fraction:
-    """Share of a 24-hour day that the article's machine needs for so many tokens, at its own figure."""
-    return Fraction(tokens_per_day, 24 * figures().tokens_per_hour)
-
-
-def instances_for(requests_per_s: int, output_tokens: int) -> int:
-    """Machines for so many requests a second, at the article's figure, counting only the tokens that are written."""
-    needed = Fraction(requests_per_s * output_tokens * SECONDS_PER_HOUR, figures().tokens_per_hour)
-    return -(-needed.numerator // needed.denominator)
-
-
 def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
     """The article's contradictions, each with the sum that shows it. `today_usd_per_hour`: its machine's price now."""
     f = figures()
     day = f.usd_per_hour * 24
     claude, gpt = "article/claude-3.5-sonnet", "article/gpt-4o"
-    fleet = instances_for(f.requests_per_s, f.output_tokens)
+    machines = math.ceil(Fraction(f.requests_per_s * f.output_tokens * SECONDS_PER_HOUR, f.tokens_per_hour))
+    least = min(break_even_millions(f.usd_per_day, model, mix) for model in (claude, gpt) for mix in MIXES)
+    busy = Fraction(f.break_even_claude[0], 24 * f.tokens_per_hour)
     return (
         Sum(
             claim="C58",
@@ -211,7 +194,10 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
         Sum(
             claim="C62",
             says=f"in general above {f.break_even_typical / MILLION:g}M",
-            lines=(f"three figures for one question, and none of them follows from the prices beside it: {_least()}",),
+            lines=(
+                "three figures for one question, and none of them follows from the prices beside it: the smallest that"
+                f" does is {show_number(least)}M, for written tokens and an 8-hour day",
+            ),
         ),
         Sum(
             claim="C63",
@@ -226,16 +212,15 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
             says=f"more than {f.requests_per_s:,} requests a second: take vLLM",
             lines=(
                 f"{f.requests_per_s:,} x {f.output_tokens} tokens = {f.requests_per_s * f.output_tokens:,} tokens/s",
-                f"/ ({f.tokens_per_hour:,} / 3,600) = {fleet} p4d, {fleet * f.gpus} GPUs",
-                f"{fleet} x {show_usd(day)} = {show_usd(fleet * day)} a day",
+                f"/ ({f.tokens_per_hour:,} / 3,600) = {machines} p4d, {machines * f.gpus} GPUs",
+                f"{machines} x {show_usd(day)} = {show_usd(machines * day)} a day",
             ),
         ),
         Sum(
             claim="C15",
             says=f"keep the GPUs busy for more than {float(f.utilisation):.0%}",
             lines=(
-                f"{f.break_even_claude[0]:,} / (24 x {f.tokens_per_hour:,}) = "
-                f"{float(busy_share(f.break_even_claude[0])):.2%} busy in its own example",
+                f"{f.break_even_claude[0]:,} / (24 x {f.tokens_per_hour:,}) = {float(busy):.2%} busy in its example",
             ),
         ),
     )
@@ -248,9 +233,3 @@ def _break_evens(model: str, costs: tuple[Fraction, ...]) -> tuple[str, ...]:
         for cost in costs
         for mix in MIXES
     )
-
-
-def _least() -> str:
-    models = ("article/claude-3.5-sonnet", "article/gpt-4o")
-    least = min(break_even_millions(figures().usd_per_day, model, mix) for model in models for mix in MIXES)
-    return f"the smallest that does is {show_number(least)}M, for written tokens and an 8-hour day"

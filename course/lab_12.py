@@ -90,11 +90,11 @@ def good_share(hours: Sequence[tuple[int, int]]) -> float:
 solution(
     "12.share",
     good_share,
-    cases=(
+    cases=[
         ([(1000, 1000), (9000, 7200)],),
         ([(200, 200), (400, 396), (4000, 3000)],),
         ([(50, 50), (60, 60), (70, 63)],),
-    ),
+    ],
     wrong={
         "hours averaged in place of requests": lambda hours: fmean(good / requests for requests, good in hours),
         "the worst hour taken for the day": lambda hours: min(good / requests for requests, good in hours),
@@ -204,7 +204,7 @@ def traffic_like(records: Sequence[RequestRecord], *, seconds: float, seed: int 
 
     At least 500 requests, however low the rate. UsageError when none was answered."""
     mix = [(record.input_tokens or 0, record.output_tokens or 1) for record in records if record.ok]
-    _require_answers(mix, records)
+    require(bool(mix), f"none of {len(records)} requests was answered", fix="look into the server's log")
 
     def traffic(rate: float) -> tuple[Arrival, ...]:
         rng = Random(f"mix/{seed}")
@@ -213,10 +213,6 @@ def traffic_like(records: Sequence[RequestRecord], *, seconds: float, seed: int 
         return tuple(Arrival(at_s=at, prompt_tokens=read, output_tokens=written) for at, read, written in drawn)
 
     return traffic
-
-
-def _require_answers(answered: Sequence[object], records: Sequence[RequestRecord]) -> None:
-    require(bool(answered), f"none of {len(records)} requests was answered", fix="look into the server's log")
 
 
 def fleet(
@@ -270,9 +266,6 @@ def capacity_per_s(service: Service, arrivals: Sequence[Arrival]) -> float:
 
 # --- a day of traffic: its curve, the replicas of each hour, and what they cost ---
 
-HOURS = 24
-BUSIEST_HOUR = 14
-
 
 def day(peak_rate: float, *, night_share: float) -> tuple[float, ...]:
     """24 rates: a cosine from `night_share` of the peak, at two in the night, to the peak at two in the afternoon.
@@ -283,7 +276,7 @@ def day(peak_rate: float, *, night_share: float) -> tuple[float, ...]:
         f"a day has a peak of {peak_rate:g} requests/s and a night of {night_share:g} of it",
         fix="a peak above 0, and a share above 0 and up to 1",
     )
-    wave = [(1 + math.cos(2 * math.pi * (hour - BUSIEST_HOUR) / HOURS)) / 2 for hour in range(HOURS)]
+    wave = [(1 + math.cos(2 * math.pi * (hour - 14) / 24)) / 2 for hour in range(24)]
     return tuple(peak_rate * (night_share + (1 - night_share) * height) for height in wave)
 
 
@@ -366,7 +359,6 @@ class Level:
     step_s: float
     prefill_s_per_token: float
     tpot_s: float
-    e2e_s: float
 
 
 def check_plan(clients: Sequence[int], shares: Sequence[float]) -> None:
@@ -414,7 +406,6 @@ def level(result: LoadResult) -> Level:
         step_s=step_s,
         prefill_s_per_token=max(0.0, beyond_s) / result.concurrency / read if read else 0.0,
         tpot_s=fmean(record.tpot_s or 0.0 for record in done),
-        e2e_s=fmean(record.e2e_s or 0.0 for record in done),
     )
 
 
@@ -484,7 +475,7 @@ def replay(result: LoadResult, service: Service) -> Replayed:
 
     UsageError without an answered request: there is nothing to compare."""
     answered = [record for record in result.records if record.ok and record.e2e_from_schedule_s]
-    _require_answers(answered, result.records)
+    require(bool(answered), f"none of {len(result.records)} requests was answered", fix="look into the server's log")
     prompt = round(fmean(record.input_tokens or 0 for record in answered))
     output = round(fmean(record.output_tokens or 1 for record in answered))
     due = sorted(result.records, key=lambda record: record.scheduled_s)

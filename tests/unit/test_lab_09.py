@@ -170,26 +170,20 @@ def test_a_million_tokens_cost_their_hours(
     assert price * tokens / 1e6 == pytest.approx(usd_per_hour * hours)
 
 
-@pytest.mark.parametrize("wrong", [(-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5)])
-def test_a_price_that_cannot_be_is_refused(wrong: tuple[float, float, float]) -> None:
-    """With the numbers in the message."""
-    price, tokens_per_s, busy = wrong
-    with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
-        lab_09.usd_per_million_tokens(price, tokens_per_s, busy_share=busy)
-
-
-@pytest.mark.parametrize(("low", "high", "requests", "clients"), [(9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)])
-def test_a_load_that_tells_nothing_is_refused(low: int, high: int, requests: int, clients: int) -> None:
-    """Lengths the wrong way round, and so few requests that no client asks twice."""
-    with pytest.raises(UsageError):
-        lab_09.check_lengths(low, high, requests=requests, clients=clients)
-
-
-@pytest.mark.parametrize(("share", "gpus", "fits"), [(0.9, 0, True), (0.4, 1, True), (0.41, 1, False), (0.9, 2, False)])
-def test_two_engines_share_a_gpu(share: float, gpus: int, fits: bool) -> None:
-    """Their shares together leave room for the handlers; a machine without a GPU takes any."""
-    with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=f"share of {share}"):
-        lab_09.check_shares(share, gpus=gpus)
+def test_what_tells_nothing_is_refused() -> None:
+    """Prices that cannot be, lengths the wrong way round, too few requests for a second round, too large shares."""
+    for price, tokens_per_s, busy in ((-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5)):
+        with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
+            lab_09.usd_per_million_tokens(price, tokens_per_s, busy_share=busy)
+    for low, high, requests, clients in ((9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)):
+        with pytest.raises(UsageError):
+            lab_09.check_lengths(low, high, requests=requests, clients=clients)
+    for share, gpus in ((0.41, 1), (0.9, 2)):
+        with pytest.raises(UsageError, match=f"share of {share}"):
+            lab_09.check_shares(share, gpus=gpus)
+    lab_09.check_lengths(2, 8, requests=6, clients=4)
+    lab_09.check_shares(0.9, gpus=0)
+    lab_09.check_shares(0.4, gpus=1)
 
 
 def test_a_sampler_gets_the_roots_only() -> None:
