@@ -1,98 +1,13 @@
-"""Exercises of lab 11: what a day costs, what a mix costs, how many machines, and from when on hosting pays."""
+"""Lab 11: exercises on bills, mixes, machines and break-evens; and the article's sums, recomputed."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from labkit.advice.costs.prices import (
-    MILLION,
-    SECONDS_PER_HOUR,
-    dated_models,
-    exact,
-    figures,
-    show_number,
-    show_usd,
-)
-from labkit.errors import UsageError
-from labkit.teaching.exercises import ChoiceExercise, FunctionExercise, Misconception, Option, ValueExercise, by_id
-
-BUSINESS_CASE = ChoiceExercise(
-    id="11.business_case",
-    title="the saving that is not there (a broken business case)",
-    prompt="""
-A team wants to leave its API. The sheet that everybody likes says:
-
-- traffic: 30M tokens a day in all, in 10 hours of the day, three times the average in the busiest minutes; 9 of 10
-  tokens are read, 1 is written
-- API: 0.15 and 0.60 dollars for a million read and written; 30M x 0.60 = **18.00 dollars a day**
-- own machine: a benchmark with the same mix shows 2,500 tokens a second, read and written; 30M / 2,500 = 12,000 s =
-  3.3 hours; 3.3 x 0.80 dollars an hour = **2.67 dollars a day**
-- people: "the team does it on the side"
-
-Which of these are faults of the sheet?
-
-- **A** All tokens have the price of written ones.
-- **B** The machine is paid for the hours in which it computes, not for those in which it is switched on.
-- **C** The throughput counts tokens that are read: it must be divided by ten before it is used for this traffic.
-- **D** Whether one machine carries the busiest minutes has not been asked.
-- **E** The hours have to be divided by a utilisation of 85 percent, since that is what one aims for.
-- **F** Nobody's time is in it.
-""",
-    starter='faults = None  # letters, such as "BD"',
-    answer_name="faults",
-    hints=(
-        "Do both bills for one day, hour by hour: what is paid at night, and for whom?",
-        "A figure that was measured with the traffic's own mix and counted the same way can be used as it is.",
-    ),
-    options=(
-        Option(
-            "A",
-            "All tokens have the price of written ones.",
-            True,
-            "one price for all tokens",
-            "Something about the API's bill is missing. Which of the two prices do nine of ten tokens have?",
-        ),
-        Option(
-            "B",
-            "The machine is paid for the hours in which it computes, not for those in which it is switched on.",
-            True,
-            "idle hours for nothing",
-            "Something about the machine's bill is missing. What does it cost between two requests?",
-        ),
-        Option(
-            "C",
-            "The throughput counts tokens that are read: it must be divided by ten before it is used for this traffic.",
-            False,
-            "the same count converted again",
-            "Traffic and benchmark count the same tokens of the same mix: there is nothing to convert.",
-        ),
-        Option(
-            "D",
-            "Whether one machine carries the busiest minutes has not been asked.",
-            True,
-            "the average taken for the peak",
-            "Something about time is missing. When do the tokens of a day come?",
-        ),
-        Option(
-            "E",
-            "The hours have to be divided by a utilisation of 85 percent, since that is what one aims for.",
-            False,
-            "a target taken for a fact",
-            "How busy the machine is follows from the arrivals and from what it can do. A target changes neither.",
-        ),
-        Option(
-            "F",
-            "Nobody's time is in it.",
-            True,
-            "people for nothing",
-            "A cost is missing that no price list has, and for a small service it is the largest one.",
-        ),
-    ),
-)
-
-
-# --- lab 11 ---
+from labkit.advice.costs.prices import MILLION, SECONDS_PER_HOUR, dated_models, exact, figures, show_number, show_usd
+from labkit.errors import require
+from labkit.teaching import solution
 
 
 def usd_of_a_shift(usd_per_hour: float, hours: float) -> float:
@@ -103,41 +18,22 @@ def usd_per_day(usd_per_hour: float) -> float:
     return usd_per_hour * 24  # it is paid while nobody asks, too
 
 
-DAY = ValueExercise(
-    id="11.day",
-    title="what a day of the machine costs",
-    prompt="""
-The article rents a machine for **{usd_per_hour} dollars an hour**, writes "{usd_per_hour} ÷ {hours} hours = {said}
-dollars a day", and serves with it around the clock. What does the machine cost a day, in dollars?
-""",
-    starter="usd_per_day = ...  # dollars",
-    answer_name="usd_per_day",
+solution(
+    "11.day",
+    usd_per_day,
     unit="dollars",
-    data={"usd_per_hour": 40, "hours": 8, "said": 320},
     worked=usd_of_a_shift,
-    solution=usd_per_day,
-    hints=(
-        "Dollars an hour times hours are dollars. Which hours does a service run that answers at night, too?",
-        "Two mistakes cancel in the article's line for anyone who only looks at the result. Do the sum as it stands.",
-    ),
-    misconceptions=(
-        Misconception(
-            "a working day taken for a day",
-            "That is the price of a working day. A service that answers around the clock is paid around the clock.",
-            (lambda usd_per_hour, hours: usd_per_hour * hours,),
-        ),
-        Misconception(
-            "divided where it has to be multiplied",
-            "Dollars an hour divided by hours are dollars an hour, squared hours below: no amount of money. The sign in"
-            " the article's line is wrong, and its result is from another sum.",
-            (lambda usd_per_hour, hours: usd_per_hour / hours, lambda usd_per_hour: usd_per_hour / 24),
-        ),
-        Misconception(
-            "a month taken for a day",
-            "That is a month of hours. Only a day was asked for.",
-            (lambda usd_per_hour: usd_per_hour * 730, lambda usd_per_hour: usd_per_hour * 24 * 30),
-        ),
-    ),
+    wrong={
+        "a working day taken for a day": lambda usd_per_hour, hours: usd_per_hour * hours,
+        "divided where it has to be multiplied": [
+            lambda usd_per_hour, hours: usd_per_hour / hours,
+            lambda usd_per_hour: usd_per_hour / 24,
+        ],
+        "a month taken for a day": [
+            lambda usd_per_hour: usd_per_hour * 730,
+            lambda usd_per_hour: usd_per_hour * 24 * 30,
+        ],
+    },
 )
 
 
@@ -145,59 +41,25 @@ def usd_per_million(usd_in: float, usd_out: float, read: int, written: int) -> f
     return (usd_in * read + usd_out * written) / (read + written)
 
 
-MIX = FunctionExercise(
-    id="11.mix",
-    title="what a million tokens of a mix cost",
-    prompt="""
-An API takes `usd_in` dollars for a million tokens that it reads and `usd_out` for a million that it writes. A request
-has `read` tokens in and `written` tokens out. What do **one million tokens** of such requests cost, all of them
-counted? The article adds its two prices. Fill the blanks.
-""",
-    starter="""
-def usd_per_million(usd_in, usd_out, read, written):
-    of_one_request = usd_in * ... + usd_out * ...  # millionths of a dollar
-    return of_one_request / ...
-""",
-    answer_name="usd_per_million",
+solution(
+    "11.mix",
+    usd_per_million,
     unit="dollars",
-    solution=usd_per_million,
     cases=((3.0, 15.0, 1, 1), (3.0, 15.0, 3, 1), (5.0, 15.0, 0, 7), (2.5, 10.0, 900, 100), (0.15, 0.6, 600, 200)),
-    hints=(
-        "How many tokens does the request have that you have just priced?",
-        "With as many read as written the result lies in the middle of the two prices; with written tokens only it is"
-        " the second price.",
-    ),
-    misconceptions=(
-        Misconception(
-            "the two prices added",
-            "The sum of both prices buys a million tokens in and another million out: twice as many as were asked for.",
-            (lambda usd_in, usd_out, _read, _written: usd_in + usd_out,),
+    wrong={
+        "the two prices added": lambda usd_in, usd_out, _read, _written: usd_in + usd_out,
+        "the mix left out": lambda usd_in, usd_out, _read, _written: (usd_in + usd_out) / 2,
+        "read and written exchanged": lambda usd_in, usd_out, read, written: usd_per_million(
+            usd_out, usd_in, read, written
         ),
-        Misconception(
-            "the mix left out",
-            "The plain middle of the two prices holds for one mix only. Who sends long prompts reads far more than they"
-            " write.",
-            (lambda usd_in, usd_out, _read, _written: (usd_in + usd_out) / 2,),
+        "only the written tokens paid": [
+            lambda _usd_in, usd_out, read, written: usd_out * written / (read + written),
+            lambda _usd_in, usd_out, _read, _written: usd_out,
+        ],
+        "a request taken for a million tokens": lambda usd_in, usd_out, read, written: (
+            usd_in * read + usd_out * written
         ),
-        Misconception(
-            "read and written exchanged",
-            "The tokens that are read got the price of those that are written.",
-            (lambda usd_in, usd_out, read, written: (usd_in * written + usd_out * read) / (read + written),),
-        ),
-        Misconception(
-            "only the written tokens paid",
-            "The prompt was forgotten. It is cheaper by the token, but there is more of it.",
-            (
-                lambda _usd_in, usd_out, read, written: usd_out * written / (read + written),
-                lambda _usd_in, usd_out, _read, _written: usd_out,
-            ),
-        ),
-        Misconception(
-            "a request taken for a million tokens",
-            "This is the price of one request, times a million. A million requests are more than a million tokens.",
-            (lambda usd_in, usd_out, read, written: usd_in * read + usd_out * written,),
-        ),
-    ),
+    },
 )
 
 
@@ -207,86 +69,34 @@ def machines(requests_per_s: float, output_tokens: int, tokens_per_s: float, pea
     return math.ceil(requests_per_s * output_tokens * peak * (1 + buffer) / tokens_per_s)
 
 
-MACHINES = FunctionExercise(
-    id="11.machines",
-    title="how many machines",
-    prompt="""
-On average `requests_per_s` requests come in a second; in the busiest minutes `peak` times as many. Each has
-`output_tokens` tokens written, and one machine writes `tokens_per_s` in all. A share `buffer` of the peak is to be held
-in reserve above it. How many machines are rented?
-""",
-    starter="""
-def machines(requests_per_s, output_tokens, tokens_per_s, peak, buffer):
-    wanted = requests_per_s * output_tokens  # tokens a second, on average
-    return wanted * ...
-""",
-    answer_name="machines",
+solution(
+    "11.machines",
+    machines,
     unit="machines",
-    solution=machines,
-    cases=(
+    cases=[
         (2, 200, 500, 2, 0.2),
         (8, 200, 500, 2, 0.2),
         (3, 150, 500, 3, 0.0),
         (1, 100, 400, 1, 0.0),
         (1, 210, 200, 1, 0.5),
-    ),
-    hints=(
-        "The rate that has to be carried is not the average one.",
-        "Nobody rents three quarters of a machine.",
-    ),
-    misconceptions=(
-        Misconception(
-            "the average taken for the peak",
-            "Your machines carry the average. In the busiest minutes more comes, and the queue grows and grows.",
-            (
-                lambda requests_per_s, output_tokens, tokens_per_s, _peak, buffer: math.ceil(
-                    requests_per_s * output_tokens * (1 + buffer) / tokens_per_s
-                ),
-                lambda requests_per_s, output_tokens, tokens_per_s, _peak, _buffer: math.ceil(
-                    requests_per_s * output_tokens / tokens_per_s
-                ),
-            ),
+    ],
+    wrong={
+        "the average taken for the peak": [
+            lambda rate, tokens, per_s, _peak, buffer: machines(rate, tokens, per_s, 1, buffer),
+            lambda rate, tokens, per_s, _peak, _buffer: machines(rate, tokens, per_s, 1, 0),
+        ],
+        "no reserve": lambda rate, tokens, per_s, peak, _buffer: machines(rate, tokens, per_s, peak, 0),
+        "rounded down or to the nearest": [
+            lambda rate, tokens, per_s, peak, buffer: math.floor(rate * tokens * peak * (1 + buffer) / per_s),
+            lambda rate, tokens, per_s, peak, buffer: round(rate * tokens * peak * (1 + buffer) / per_s),
+        ],
+        "parts of machines rented": lambda rate, tokens, per_s, peak, buffer: (
+            rate * tokens * peak * (1 + buffer) / per_s
         ),
-        Misconception(
-            "no reserve",
-            "The peak is carried, and nothing is held in reserve above it.",
-            (
-                lambda requests_per_s, output_tokens, tokens_per_s, peak, _buffer: math.ceil(
-                    requests_per_s * output_tokens * peak / tokens_per_s
-                ),
-            ),
+        "the reserve taken off the demand": lambda rate, tokens, per_s, peak, buffer: machines(
+            rate, tokens, per_s, peak, -buffer
         ),
-        Misconception(
-            "rounded down or to the nearest",
-            "A part of a machine was cut off. What it would have answered is left to queue.",
-            (
-                lambda requests_per_s, output_tokens, tokens_per_s, peak, buffer: math.floor(
-                    requests_per_s * output_tokens * peak * (1 + buffer) / tokens_per_s
-                ),
-                lambda requests_per_s, output_tokens, tokens_per_s, peak, buffer: round(
-                    requests_per_s * output_tokens * peak * (1 + buffer) / tokens_per_s
-                ),
-            ),
-        ),
-        Misconception(
-            "parts of machines rented",
-            "The number is not a whole one. Machines come whole.",
-            (
-                lambda requests_per_s, output_tokens, tokens_per_s, peak, buffer: (
-                    requests_per_s * output_tokens * peak * (1 + buffer) / tokens_per_s
-                ),
-            ),
-        ),
-        Misconception(
-            "the reserve taken off the demand",
-            "The reserve makes your demand smaller. It comes on top of the peak.",
-            (
-                lambda requests_per_s, output_tokens, tokens_per_s, peak, buffer: math.ceil(
-                    requests_per_s * output_tokens * peak * (1 - buffer) / tokens_per_s
-                ),
-            ),
-        ),
-    ),
+    },
 )
 
 
@@ -295,65 +105,25 @@ def break_even(usd_per_day: float, usd_per_million: float, capacity_tokens: floa
     return tokens if tokens <= capacity_tokens else None
 
 
-BREAK_EVEN = FunctionExercise(
-    id="11.break_even",
-    title="from when on hosting pays",
-    prompt="""
-One machine costs `usd_per_day`, whatever it does, and gets at most `capacity_tokens` tokens done in a day. The API
-takes `usd_per_million` for a million. From how many **tokens a day** on is the machine the cheaper one? If it would
-have to do more than it can, the answer is `None`: this machine never gets there. (Several machines at once are the
-calculator's business.)
-""",
-    starter="""
-def break_even(usd_per_day, usd_per_million, capacity_tokens):
-    tokens = ...
-    return tokens if ... else None
-""",
-    answer_name="break_even",
+solution(
+    "11.break_even",
+    break_even,
     unit="tokens",
-    solution=break_even,
     cases=((320.0, 9.0, 480e6), (960.0, 0.375, 480e6), (526.98, 6.0, 480e6), (19.32, 0.22, 60e6), (90.0, 1.5, 60e6)),
-    hints=(
-        "At the break-even both bills are the same. What does the API's bill say for so many tokens?",
-        "A machine that is full cannot earn its price by doing more.",
-    ),
-    misconceptions=(
-        Misconception(
-            "a machine without limits",
-            "Some of your volumes are more than the machine can do in a day. What it cannot do costs another machine.",
-            (lambda usd_per_day, usd_per_million, _capacity: usd_per_day / usd_per_million * 1_000_000,),
+    wrong={
+        "a machine without limits": lambda per_day, per_million, _capacity: per_day / per_million * 1_000_000,
+        "stopped at the capacity": lambda per_day, per_million, capacity: min(
+            per_day / per_million * 1_000_000, capacity
         ),
-        Misconception(
-            "stopped at the capacity",
-            "Where the machine is full before it has paid off, it does not pay off when it is full, either.",
-            (lambda usd_per_day, usd_per_million, capacity: min(usd_per_day / usd_per_million * 1_000_000, capacity),),
+        "upside down": lambda per_day, per_million, capacity: break_even(per_million, per_day, capacity),
+        "an hour's bill against a day's": lambda per_day, per_million, capacity: break_even(
+            per_day / 24, per_million, capacity
         ),
-        Misconception(
-            "upside down",
-            "The dearer the API, the sooner hosting pays. Yours pays later.",
-            (
-                lambda usd_per_day, usd_per_million, capacity: (
-                    tokens if (tokens := usd_per_million / usd_per_day * 1_000_000) <= capacity else None
-                ),
-            ),
-        ),
-        Misconception(
-            "an hour's bill against a day's",
-            "The machine's day was divided by its hours. Both bills have to be for the same time.",
-            (
-                lambda usd_per_day, usd_per_million, capacity: (
-                    tokens if (tokens := usd_per_day / 24 / usd_per_million * 1_000_000) <= capacity else None
-                ),
-            ),
-        ),
-    ),
+    },
 )
-
-EXERCISES = by_id([DAY, MIX, MACHINES, BREAK_EVEN, BUSINESS_CASE])
 
 
 # --- the article's sums, recomputed: what it says, the sum behind it, and what comes out ---
-
 
 # (tokens read, tokens written) of a mix
 MIXES: Mapping[str, tuple[int, int]] = {"half and half": (1, 1), "3:1": (3, 1), "written only": (0, 1)}
@@ -370,8 +140,7 @@ class Sum:
 
 def article_usd_per_million(model: str, mix: str) -> Fraction:
     """What a million tokens of a mix cost at a model of the article's time, by one of MIXES."""
-    if mix not in MIXES:
-        raise UsageError(f"there is no mix {mix!r}", remedy=f"use one of: {', '.join(MIXES)}")
+    require(mix in MIXES, f"there is no mix {mix!r}", fix=f"use one of: {', '.join(MIXES)}")
     price, (read, written) = dated_models()[model], MIXES[mix]
     total = price.input_usd_per_million * read + price.output_usd_per_million * written
     return total / (read + written)
@@ -382,23 +151,14 @@ def break_even_millions(usd_per_day: Fraction, model: str, mix: str) -> Fraction
     return exact(usd_per_day) / article_usd_per_million(model, mix)
 
 
-def busy_share(tokens_per_day: int) -> Fraction:
-    """Share of a 24-hour day that the article's machine needs for so many tokens, at its own figure."""
-    return Fraction(tokens_per_day, 24 * figures().tokens_per_hour)
-
-
-def instances_for(requests_per_s: int, output_tokens: int) -> int:
-    """Machines for so many requests a second, at the article's figure, counting only the tokens that are written."""
-    needed = Fraction(requests_per_s * output_tokens * SECONDS_PER_HOUR, figures().tokens_per_hour)
-    return -(-needed.numerator // needed.denominator)
-
-
 def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
     """The article's contradictions, each with the sum that shows it. `today_usd_per_hour`: its machine's price now."""
     f = figures()
     day = f.usd_per_hour * 24
     claude, gpt = "article/claude-3.5-sonnet", "article/gpt-4o"
-    fleet = instances_for(f.requests_per_s, f.output_tokens)
+    machines = math.ceil(Fraction(f.requests_per_s * f.output_tokens * SECONDS_PER_HOUR, f.tokens_per_hour))
+    least = min(break_even_millions(f.usd_per_day, model, mix) for model in (claude, gpt) for mix in MIXES)
+    busy = Fraction(f.break_even_claude[0], 24 * f.tokens_per_hour)
     return (
         Sum(
             claim="C58",
@@ -434,7 +194,10 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
         Sum(
             claim="C62",
             says=f"in general above {f.break_even_typical / MILLION:g}M",
-            lines=(f"three figures for one question, and none of them follows from the prices beside it: {_least()}",),
+            lines=(
+                "three figures for one question, and none of them follows from the prices beside it: the smallest that"
+                f" does is {show_number(least)}M, for written tokens and an 8-hour day",
+            ),
         ),
         Sum(
             claim="C63",
@@ -449,16 +212,15 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
             says=f"more than {f.requests_per_s:,} requests a second: take vLLM",
             lines=(
                 f"{f.requests_per_s:,} x {f.output_tokens} tokens = {f.requests_per_s * f.output_tokens:,} tokens/s",
-                f"/ ({f.tokens_per_hour:,} / 3,600) = {fleet} p4d, {fleet * f.gpus} GPUs",
-                f"{fleet} x {show_usd(day)} = {show_usd(fleet * day)} a day",
+                f"/ ({f.tokens_per_hour:,} / 3,600) = {machines} p4d, {machines * f.gpus} GPUs",
+                f"{machines} x {show_usd(day)} = {show_usd(machines * day)} a day",
             ),
         ),
         Sum(
             claim="C15",
             says=f"keep the GPUs busy for more than {float(f.utilisation):.0%}",
             lines=(
-                f"{f.break_even_claude[0]:,} / (24 x {f.tokens_per_hour:,}) = "
-                f"{float(busy_share(f.break_even_claude[0])):.2%} busy in its own example",
+                f"{f.break_even_claude[0]:,} / (24 x {f.tokens_per_hour:,}) = {float(busy):.2%} busy in its example",
             ),
         ),
     )
@@ -471,9 +233,3 @@ def _break_evens(model: str, costs: tuple[Fraction, ...]) -> tuple[str, ...]:
         for cost in costs
         for mix in MIXES
     )
-
-
-def _least() -> str:
-    models = ("article/claude-3.5-sonnet", "article/gpt-4o")
-    least = min(break_even_millions(figures().usd_per_day, model, mix) for model in models for mix in MIXES)
-    return f"the smallest that does is {show_number(least)}M, for written tokens and an 8-hour day"

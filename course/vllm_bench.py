@@ -1,8 +1,8 @@
 """`vllm bench serve`, run on one of our workloads, as the other client to compare with.
 
-Run as a module it is `vllm bench serve` itself: vLLM's own entry point with vLLM's own arguments, plus the CPU time
-that its `benchmark` took (its ready check and statistics included), as `client_cpu_s` in the result. With `--jobs` it
-reads one job after another from its standard input: the import, which takes it longest, is then paid once.
+Run as a module it is `vllm bench serve` itself, kept loaded, since its import takes longest: vLLM's entry point with
+vLLM's arguments, a job on each line of its standard input. The result also has `client_cpu_s`, the CPU time that its
+`benchmark` took (its ready check and statistics included).
 """
 
 import asyncio
@@ -17,10 +17,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
-
 from labkit.errors import LoadError
-from labkit.load.workloads import Workload
+from labkit.load.workloads import Workload, to_file
 
 
 def bench_serve(
@@ -37,20 +35,12 @@ def bench_serve(
     """What `vllm bench serve --save-detailed` writes for `workload` at the server's root (without /v1). The prompts
     are ours, in our order, greedy, to exactly max_tokens. `tokenizer` is a folder; LoadError if the command fails."""
     with tempfile.TemporaryDirectory(prefix="labkit-bench-") as name:
-        folder = Path(name)
-        _write_dataset(folder / "prompts.jsonl", workload)
-        load = ([] if concurrency is None else ["--max-concurrency", str(concurrency)]) + (
-            [] if rate is None else ["--request-rate", str(rate)]
-        )
-        asked = arguments(root_url, model, folder / "prompts.jsonl", tokenizer=tokenizer, n=len(workload.requests))
-        saving = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", "result.json"]
-        command = [sys.executable, "-m", "course.vllm_bench", *asked, *saving, *load, *options]
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(api_key), check=False)
-        if done.returncode:
-            said = (done.stdout + done.stderr).partition("nanobind: leaked")[0]  # what comes then is noise
-            raise LoadError(f"vllm bench serve ended with {done.returncode}:\n{said[-2000:]}")
-        saved: dict[str, Any] = json.loads((folder / "result.json").read_text())
-        return saved
+        prompts = to_file(workload, Path(name) / "prompts.jsonl")
+        asked = arguments(root_url, model, prompts, tokenizer=tokenizer, n=len(workload.requests))
+        asked += [] if concurrency is None else ["--max-concurrency", str(concurrency)]
+        asked += [] if rate is None else ["--request-rate", str(rate)]
+        with Bench(Path(name) / "bench.log") as bench:
+            return bench.run([*asked, *options], folder=Path(name), api_key=api_key)
 
 
 def arguments(root_url: str, model: str, prompts: Path, *, tokenizer: str | Path, n: int) -> list[str]:
@@ -78,11 +68,11 @@ class Bench:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "course.vllm_bench", "--jobs"],
+                [sys.executable, "-m", "course.vllm_bench"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(None),
+                env=_environment(),
             )
 
     @property
@@ -116,18 +106,12 @@ class Bench:
         self.stop()
 
 
-def _write_dataset(path: Path, workload: Workload) -> None:
-    lines = [{"prompt": request.prompt, "output_tokens": request.max_tokens} for request in workload.requests]
-    path.write_bytes(msgspec.json.Encoder().encode_lines(lines))
-
-
-def _environment(api_key: str | None) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     # Unlike ours, this client asks a proxy that is set in the environment, even for loopback.
     direct = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-    key = {"OPENAI_API_KEY": api_key} if api_key else {}  # here, and not among the arguments, which anyone can list
-    return {**os.environ, **direct, **key, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **direct, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
 
 
 def main() -> None:
@@ -145,9 +129,6 @@ def main() -> None:
     serve.benchmark = timed
     parser = FlexibleArgumentParser(description="vllm bench serve")
     serve.add_cli_args(parser)
-    if sys.argv[1:] != ["--jobs"]:
-        asyncio.run(serve.main_async(parser.parse_args()))
-        return
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM prints is no reply
     for line in sys.stdin:

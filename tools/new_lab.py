@@ -23,6 +23,7 @@ from labkit.records import write_atomic
 
 TEMPLATE = Path(__file__).resolve().parent / "template"
 QUESTION = "How much faster does a better encoder make a stream?"
+NEW_FILES = 4  # those that `files` gives first; the others exist and get an entry
 MINUTES = 0.5  # of the template's own run
 TALKING_POINTS = (
     "Ask: two encoders write the same text; is the factor between them the server's? It is worth as much as\n"
@@ -118,6 +119,7 @@ def in_guide(text: str, lab: NewLab) -> str:
 def files(lab: NewLab, folder: Path) -> Iterator[tuple[Path, str]]:
     """Every file of the lab in the repository `folder`, with its text."""
     yield folder / "course" / f"lab_{lab.number}.py", lab.fill("exercises.py.tmpl")
+    yield folder / "course" / "questions" / f"{lab.number}.md", lab.fill("questions.md.tmpl")
     yield folder / "tests" / "unit" / f"test_lab_{lab.number}.py", lab.fill("test.py.tmpl")
     yield folder / "notebooks" / f"{lab.name}.ipynb", notebook(lab)
     places = {"data/labs.yaml": with_entry, "README.md": in_readme, "docs/workshops.md": in_guide}
@@ -137,7 +139,7 @@ def notebook(lab: NewLab) -> str:
 def lay_out(lab: NewLab, folder: Path) -> list[Path]:
     """Writes all files, or none: UsageError when a new one exists already."""
     found = list(files(lab, folder))
-    there = [path for path, _ in found[:3] if path.exists()]
+    there = [path for path, _ in found[:NEW_FILES] if path.exists()]
     if there:
         raise UsageError(f"{there[0].relative_to(folder)} exists already", remedy="take another number or remove it")
     for path, text in found:

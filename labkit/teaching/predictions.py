@@ -1,115 +1,68 @@
-"""What a learner commits to before a measurement: a number or a choice, with a confidence.
+"""What a learner commits to before a measurement, and how it meets the measurement: predict, reveal, calibration.
 
-The form in a notebook is a skin over `Prediction.commit`; with nobody there the lab's parameter is the guess. This
-module knows nothing of measurements: those meet the guess in `reveals`.
+The form in a notebook is a skin over `Prediction.commit`; without a learner the lab's parameter is the guess.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from labkit import display
 from labkit.display import LEAVE_ARROWS
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.words import amount, factor_between, off_by, share, span
 
+Source = Literal["widget", "parameter", "none"]
+"""Where a guess came from; "widget": committed by the learner, in the form or by `commit`."""
 
-class Source(StrEnum):
-    """Where a guess came from."""
-
-    WIDGET = "widget"  # committed by the learner, in the form or by `commit`
-    PARAMETER = "parameter"
-    NONE = "none"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A guess; `confidence` is the probability, 0 to 1, that the learner gives to being right, None if not asked."""
-
-    value: float | str
-    confidence: float | None = None
+TOLERANCE = 0.25  # a guess within a factor of 1.25 is a hit
+COLOURS = {True: "#009E73", False: "#D55E00", None: "#8c8c8c"}
+LEFT = "style='text-align:left'"
+STYLE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
+WIDE = {"width": "420px"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prediction:
-    """One question and, as soon as there is one, its answer. A committed answer wins over the parameter and stays."""
+    """One question and the guess that counts now: the lab's parameter, or what a learner has committed to.
+
+    A number (in `unit`) or one of `options`. `confidence` is the probability, 0 to 1, given to being right.
+    """
 
     id: str
     question: str
     unit: str | None = None
     options: tuple[str, ...] = ()
-    parameter: Answer | None = None
-    _committed: list[Answer] = field(default_factory=list, repr=False, compare=False)
+    value: float | str | None = None
+    confidence: float | None = None
+    source: Source = "none"
 
-    @property
-    def answer(self) -> Answer | None:
-        """What counts now: the committed answer, else the parameter, else None."""
-        return self._committed[0] if self._committed else self.parameter
-
-    @property
-    def value(self) -> float | str | None:
-        """The guess that counts now."""
-        return self.answer.value if self.answer else None
-
-    @property
-    def guess(self) -> float | str | None:
-        """The same as `value`, by the name that records use."""
-        return self.value
-
-    @property
-    def confidence(self) -> float | None:
-        """The confidence, 0 to 1, of the guess that counts now."""
-        return self.answer.confidence if self.answer else None
-
-    @property
-    def source(self) -> Source:
-        """Where the guess that counts now came from."""
-        if self._committed:
-            return Source.WIDGET
-        return Source.PARAMETER if self.parameter else Source.NONE
-
-    def commit(self, value: object, confidence: float | None = None) -> Answer:
+    def commit(self, value: object, confidence: float | None = None) -> None:
         """Commits to an answer, once. Raises UsageError for a second answer, or one that does not fit the question."""
-        if self._committed:
-            raise UsageError(
-                f"prediction {self.id} is committed already: {self.in_words()}",
-                remedy="run the cell that asks the question again to start afresh",
-            )
-        self._committed.append(self.read(value, confidence))
-        return self._committed[0]
+        fix = "run the cell that asks the question again to start afresh"
+        require(self.source != "widget", f"prediction {self.id} is committed already: {self.in_words()}", fix=fix)
+        self.take(value, confidence, source="widget")
 
-    def read(self, value: object, confidence: float | None = None) -> Answer:
-        """Checks a value against the question and returns it as an Answer. Raises UsageError."""
-        if confidence is not None and not 0 <= confidence <= 1:
-            raise UsageError(f"confidence is {confidence}", remedy="give a share between 0 and 1")
-        return Answer(self._choice(value) if self.options else self._number(value), confidence)
+    def take(self, value: object, confidence: float | None, *, source: Source) -> None:
+        """Makes a guess the one that counts. Raises UsageError where it does not fit the question."""
+        is_share = confidence is None or 0 <= confidence <= 1
+        require(is_share, f"confidence is {confidence}", fix="give a share between 0 and 1")
+        self.value = self._choice(value) if self.options else self._number(value)
+        self.confidence, self.source = confidence, source
 
     def in_words(self) -> str:
         """The guess with unit and confidence, or that there is none."""
-        if self.answer is None:
+        if self.value is None:
             return "no prediction made"
-        value = self.answer.value
-        text = value if isinstance(value, str) else amount(value, self.unit)
+        text = _words(self.value, self.unit)
         return text if self.confidence is None else f"{text} ({share(self.confidence)} sure)"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the record."""
-        return {
-            "id": self.id,
-            "question": self.question,
-            "unit": self.unit,
-            "options": list(self.options),
-            "guess": self.value,
-            "confidence": self.confidence,
-            "source": str(self.source),
-        }
-
     def _choice(self, value: object) -> str:
-        if value not in self.options:
-            raise UsageError(f"{value!r} is no answer to {self.id}", remedy=f"choose one of: {', '.join(self.options)}")
+        fix = f"choose one of: {', '.join(self.options)}"
+        require(value in self.options, f"{value!r} is no answer to {self.id}", fix=fix)
         return str(value)
 
     def _number(self, value: object) -> float:
@@ -118,8 +71,8 @@ class Prediction:
             number = float(str(value).replace(",", "").strip())
         except ValueError:
             number = math.nan
-        if not math.isfinite(number):
-            raise UsageError(f"{value!r} is not a number", remedy=f"answer {self.id} with a number, in {self.unit}")
+        fix = f"answer {self.id} with a number, in {self.unit}"
+        require(math.isfinite(number), f"{value!r} is not a number", fix=fix)
         return number
 
     def _ipython_display_(self) -> None:
@@ -131,7 +84,7 @@ def predict(
     question: str,
     *,
     unit: str | None = None,
-    options: tuple[str, ...] | list[str] | None = None,
+    options: Sequence[str] | None = None,
     guess: float | str | None = None,
     confidence: float | None = None,
 ) -> Prediction:
@@ -140,229 +93,161 @@ def predict(
     The returned prediction is live: read `.value` in a later cell. `guess` and `confidence` (0 to 1) are the lab's
     parameters: they count until the learner commits. Raises UsageError for a guess that does not fit the question.
     """
-    if (unit is None) == (not options):
-        raise UsageError(f"prediction {id} needs a unit or options, one of the two", remedy="pass unit= or options=")
-    asked = Prediction(id, question, unit, tuple(options or ()))
+    is_one = (unit is None) != (not options)
+    require(is_one, f"prediction {id} needs a unit or options, one of the two", fix="pass unit= or options=")
+    prediction = Prediction(id, question, unit, tuple(options or ()))
     if guess is not None and guess != "":
-        asked = Prediction(id, question, unit, asked.options, asked.read(guess, confidence))
+        prediction.take(guess, confidence, source="parameter")
+    bundle = {"text/plain": f"{question}\n  {prediction.in_words()}"}
     if display.in_notebook():
-        show_form(asked)
-    else:
-        display.show({"text/plain": f"{question}\n  {asked.in_words()}"})
-    return asked
-
-
-# --- the form in which a learner commits to a prediction ---
-
-
-WIDE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
-
-
-def show_form(prediction: Prediction) -> None:
-    """Displays the form; where widgets cannot be drawn the question and the parameter's guess stand in its place."""
-    bundle = dict(build(prediction)._repr_mimebundle_())
-    bundle["text/plain"] = f"{prediction.question}\n  {prediction.in_words()}"
-    bundle["text/html"] = display.inline(prediction.question) + display.inline(prediction.in_words())
+        # Where widgets cannot be drawn the question and the parameter's guess are shown in the form's place.
+        html = display.inline(question) + display.inline(prediction.in_words())
+        bundle = {**form(prediction)._repr_mimebundle_(), **bundle, "text/html": html}
     display.show(bundle)
+    return prediction
 
 
-def build(prediction: Prediction) -> Any:
+def form(prediction: Prediction) -> Any:
     """The ipywidgets form: question, answer, confidence, a Commit button and a line that says what counts."""
     import ipywidgets as widgets
 
-    question = widgets.HTML(
-        f"<div style='line-height:1.4;max-width:60em'><b>{escape(prediction.question, quote=False)}</b></div>"
-        + LEAVE_ARROWS
-    )
-    answer = _choices(prediction) if prediction.options else _number(prediction)
-    sure = round(100 * prediction.confidence) if prediction.confidence is not None else 50
-    confidence = widgets.IntSlider(
-        value=sure, min=0, max=100, step=5, description="How sure are you? (%)", style=WIDE, layout={"width": "420px"}
-    )
+    title = f"<b>{escape(prediction.question, quote=False)}</b>"
+    question = widgets.HTML(f"<div style='line-height:1.4;max-width:60em'>{title}</div>{LEAVE_ARROWS}")
+    answer = _choices(prediction) if prediction.options else _number_field(prediction)
+    sure = 50 if prediction.confidence is None else round(100 * prediction.confidence)
+    label = "How sure are you? (%)"
+    confidence = widgets.IntSlider(value=sure, min=0, max=100, step=5, description=label, style=STYLE, layout=WIDE)
     button = widgets.Button(description="Commit", button_style="primary", tooltip="Commit to this prediction")
-    status = widgets.HTML(_status(_before(prediction)))
-    fields = (answer, confidence, button)
-    button.on_click(lambda _: _commit(prediction, fields, status))
-    return widgets.VBox([question, *fields, status])
+    counts = ". The lab also runs without a prediction."
+    if prediction.value is not None:
+        counts = f": the lab's parameter counts, {prediction.in_words()}."
+    status = widgets.HTML(_status(f"Nothing committed yet{counts}"))
+
+    def commit(_: object) -> None:
+        try:
+            prediction.commit(answer.value, confidence.value / 100)
+        except UsageError as error:
+            status.value = _status(f"Not committed: {error.what}; {error.remedy}.")
+            return
+        button.description = "Committed"
+        for widget in (answer, confidence, button):
+            widget.disabled = True
+        status.value = _status(f"Committed: {prediction.in_words()}. Now run the cells below.")
+
+    button.on_click(commit)
+    return widgets.VBox([question, answer, confidence, button, status])
 
 
 def _choices(prediction: Prediction) -> Any:
     import ipywidgets as widgets
 
+    options, layout = list(prediction.options), {"width": "max-content"}
     return widgets.RadioButtons(
-        options=list(prediction.options),
-        value=prediction.value,
-        description="Your answer",
-        style=WIDE,
-        layout={"width": "max-content"},
+        options=options, value=prediction.value, description="Your answer", style=STYLE, layout=layout
     )
 
 
-def _number(prediction: Prediction) -> Any:
+def _number_field(prediction: Prediction) -> Any:
     import ipywidgets as widgets
 
     # A text field and not FloatText: that one starts at 0, which would be committed by accident. It starts at the
-    # parameter's exact number, not the rounded one: committing what stands there must not change it.
-    given = prediction.value
-    return widgets.Text(
-        value=f"{given:,}".removesuffix(".0") if isinstance(given, float) else "",
-        placeholder="a number",
-        description=f"Your guess ({prediction.unit})",
-        style=WIDE,
-        layout={"width": "420px"},
-    )
-
-
-def _commit(prediction: Prediction, fields: tuple[Any, Any, Any], status: Any) -> None:
-    answer, confidence, button = fields
-    try:
-        prediction.commit(answer.value, confidence.value / 100)
-    except UsageError as error:
-        status.value = _status(f"Not committed: {error.what}; {error.remedy}.")
-        return
-    button.description = "Committed"
-    for widget in fields:
-        widget.disabled = True
-    status.value = _status(f"Committed: {prediction.in_words()}. Now run the cells below.")
-
-
-def _before(prediction: Prediction) -> str:
-    if prediction.answer is None:
-        return "Nothing committed yet. The lab also runs without a prediction."
-    return f"Nothing committed yet: the lab's parameter counts, {prediction.in_words()}."
+    # parameter's exact number, not the rounded one: committing it as it is must not change it.
+    given = f"{prediction.value:,}".removesuffix(".0") if isinstance(prediction.value, float) else ""
+    label = f"Your guess ({prediction.unit})"
+    return widgets.Text(value=given, placeholder="a number", description=label, style=STYLE, layout=WIDE)
 
 
 def _status(text: str) -> str:
     return f'<span role="status">{escape(text, quote=False)}</span>'
 
 
-# --- reveals ---
-
-
-TOLERANCE = 0.25
-LEFT = "style='text-align:left'"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reveal:
-    """A prediction beside its measurement. `hit` is None when nobody predicted."""
+    """A prediction, as it was, beside its measurement. `recorded` is what another machine measured on another day."""
 
-    id: str
-    question: str
-    unit: str | None
-    guess: float | str | None
-    confidence: float | None
-    source: str
+    prediction: Prediction
     measured: float | str
-    low: float | None
-    high: float | None
-    article: float | str | None
-    model: float | str | None
-    hit: bool | None
+    low: float | None = None
+    high: float | None = None
+    article: float | str | None = None
+    model: float | str | None = None
     recorded: float | str | None = None
     recorded_from: str = ""
 
+    @property
+    def hit(self) -> bool | None:
+        """Whether the guess counts as right; None without one."""
+        return is_hit(self.prediction.value, self.measured, self.low, self.high)
+
     def to_dict(self) -> dict[str, Any]:
-        """For the record; what was recorded elsewhere is no part of it."""
-        return {name: value for name, value in asdict(self).items() if not name.startswith("recorded")}
+        """For the record; what was recorded elsewhere is not part of it."""
+        asked = self.prediction
+        guess = {"guess": asked.value, "confidence": asked.confidence, "source": asked.source}
+        figures = {name: getattr(self, name) for name in ("measured", "low", "high", "article", "model", "hit")}
+        return {"id": asked.id, "question": asked.question, "unit": asked.unit, **guess, **figures}
 
     def rows(self) -> list[tuple[str, str, str]]:
         """What the card shows, row by row: whose figure, the figure, how it compares with the measurement."""
-        rows = [("Your guess", self._guess_words(), self._compared(self.guess))]
-        rows.append(("Measured here", self._words(self.measured), self._interval_words()))
-        rows.append(("Recorded", self._words(self.recorded), self.recorded_from))
-        rows.append(("The article", self._words(self.article), self._compared(self.article)))
-        rows.append(("The model", self._words(self.model), self._compared(self.model)))
+        asked = self.prediction
+        interval = "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, asked.unit)}"
+        rows = [
+            ("Your guess", self._guess_in_words(), self._compared(asked.value)),
+            ("Measured here", _words(self.measured, asked.unit), interval),
+            ("Recorded", _words(self.recorded, asked.unit), self.recorded_from),
+            ("The article", _words(self.article, asked.unit), self._compared(self.article)),
+            ("The model", _words(self.model, asked.unit), self._compared(self.model)),
+        ]
         return [row for row in rows if row[1]]
 
     def sentence(self) -> str:
         """The outcome in one sentence."""
-        if self.hit is None:
+        guess = self.prediction.value
+        if guess is None:
             return "No prediction was made."
-        if isinstance(self.guess, str):
+        if isinstance(guess, str):
             return "Your prediction was right." if self.hit else "Your prediction was another one."
-        inside = "Your prediction was close enough to count as a hit"
-        return f"{inside}." if self.hit else f"Your prediction was {self._compared(self.guess)}."
+        return f"Your prediction was {'close enough to count as a hit' if self.hit else self._compared(guess)}."
 
-    def _guess_words(self) -> str:
-        if self.guess is None:
+    def _guess_in_words(self) -> str:
+        asked = self.prediction
+        if asked.value is None:
             return "no prediction made"
-        sure = "" if self.confidence is None else f", {share(self.confidence)} sure"
-        given = " (the lab's parameter)" if self.source == "parameter" else ""
-        return f"{self._words(self.guess)}{sure}{given}"
-
-    def _words(self, value: float | str | None) -> str:
-        if value is None or isinstance(value, str):
-            return value or ""
-        return amount(value, self.unit)
+        sure = "" if asked.confidence is None else f", {share(asked.confidence)} sure"
+        whose = " (the lab's parameter)" if asked.source == "parameter" else ""
+        return f"{_words(asked.value, asked.unit)}{sure}{whose}"
 
     def _compared(self, value: float | str | None) -> str:
         if value is None:
             return ""
         if isinstance(value, str) or isinstance(self.measured, str):
             return "the same" if value == self.measured else ""
-        return off_by(value, self.measured, self.unit)
-
-    def _interval_words(self) -> str:
-        return "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, self.unit)}"
+        return off_by(value, self.measured, self.prediction.unit)
 
     def _ipython_display_(self) -> None:
         """`reveal` has shown the card: as a cell's last value there is nothing to add."""
 
 
 def reveal(
-    prediction: Prediction,
-    measured: float | str,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    article: float | str | None = None,
-    model: float | str | None = None,
-    unit: str | None = None,
-    recorded: float | str | None = None,
-    recorded_from: str = "",
-    tolerance: float = TOLERANCE,
+    prediction: Prediction, measured: float | str, low: float | None = None, high: float | None = None, **figures: Any
 ) -> Reveal:
-    """Shows guess, measurement with interval, the article's and a model's figure; returns them for the record.
+    """Shows guess and measurement with interval, and the further `figures` of a `Reveal`; returns all for the record.
 
-    `recorded` is what came out on another machine and another day, which `recorded_from` names.
-
-    A number is a hit inside the interval or within a factor of 1 + `tolerance` of the measurement, a choice when it is
+    A number is a hit inside the interval or within a factor of 1 + TOLERANCE of the measurement, a choice when it is
     the right one. Raises UsageError when `measured` is no option of a choice, or no number where a number was asked.
     """
-    if prediction.options and measured not in prediction.options:
-        raise UsageError(f"{measured!r} is no option of prediction {prediction.id}", remedy="reveal one of its options")
-    if not prediction.options and isinstance(measured, str):
-        raise UsageError(f"prediction {prediction.id} asks for a number, not {measured!r}", remedy="reveal a number")
-    result = Reveal(
-        id=prediction.id,
-        question=prediction.question,
-        unit=unit or prediction.unit,
-        guess=prediction.value,
-        confidence=prediction.confidence,
-        source=str(prediction.source),
-        measured=measured,
-        low=low,
-        high=high,
-        article=article,
-        model=model,
-        hit=is_hit(prediction.value, measured, low, high, tolerance=tolerance),
-        recorded=recorded,
-        recorded_from=recorded_from,
-    )
+    if prediction.options:
+        what = f"{measured!r} is no option of prediction {prediction.id}"
+        require(measured in prediction.options, what, fix="reveal one of its options")
+    else:
+        what = f"prediction {prediction.id} asks for a number, not {measured!r}"
+        require(not isinstance(measured, str), what, fix="reveal a number")
+    result = Reveal(prediction=replace(prediction), measured=measured, low=low, high=high, **figures)
     display.show(_bundle(result))
     return result
 
 
-def is_hit(
-    guess: float | str | None,
-    measured: float | str,
-    low: float | None,
-    high: float | None,
-    *,
-    tolerance: float = TOLERANCE,
-) -> bool | None:
-    """Whether a guess counts as right: inside [low, high], within a factor of 1 + tolerance, or the same choice."""
+def is_hit(guess: float | str | None, measured: float | str, low: float | None, high: float | None) -> bool | None:
+    """Whether a guess counts as right: inside [low, high], within a factor of 1 + TOLERANCE, or the same choice."""
     if guess is None:
         return None
     if isinstance(guess, str) or isinstance(measured, str):
@@ -370,24 +255,26 @@ def is_hit(
     if low is not None and high is not None and low <= guess <= high:
         return True
     factor = factor_between(guess, measured)
-    return guess == measured if factor is None else factor <= 1 + tolerance
+    return guess == measured if factor is None else factor <= 1 + TOLERANCE
 
 
 def _bundle(result: Reveal) -> dict[str, str]:
-    rows = result.rows()
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{name:<{width}}  {value}" + (f"  [{note}]" if note else "") for name, value, note in rows]
+    question, rows = result.prediction.question, result.rows()
+    lines = [f"{name:13}  {value}" + (f"  [{note}]" if note else "") for name, value, note in rows]
     cells = "".join(
         f"<tr><th scope='row' {LEFT}>{escape(name)}</th><td {LEFT}><b>{escape(value)}</b></td>"
         f"<td {LEFT}>{escape(note)}</td></tr>"
         for name, value, note in rows
     )
     body = f"<table style='margin:.4em 0'><tbody>{cells}</tbody></table><div>{escape(result.sentence())}</div>"
-    colour = {True: "#009E73", False: "#D55E00", None: "#8c8c8c"}[result.hit]
     return {
-        "text/html": display.card(result.question, body, colour=colour),
-        "text/plain": "\n".join([result.question, *lines, result.sentence()]),
+        "text/html": display.card(question, body, colour=COLOURS[result.hit]),
+        "text/plain": "\n".join([question, *lines, result.sentence()]),
     }
+
+
+def _words(value: float | str | None, unit: str | None) -> str:
+    return value or "" if value is None or isinstance(value, str) else amount(value, unit)
 
 
 @dataclass(frozen=True)
@@ -407,9 +294,8 @@ class Calibration:
         """The summary in one or two sentences, for the report."""
         if self.hit_share is None:
             return f"No prediction was made for {self.asked} questions."
-        text = (
-            f"{self.n} of {self.asked} questions were predicted; {share(self.hit_share)} of the predictions were hits."
-        )
+        hits = f"{share(self.hit_share)} of the predictions were hits"
+        text = f"{self.n} of {self.asked} questions were predicted; {hits}."
         if self.mean_confidence is None or self.brier is None:
             return text
         return f"{text} Mean confidence {share(self.mean_confidence)}, Brier score {self.brier:.2f} (0 is best)."
@@ -418,16 +304,12 @@ class Calibration:
 def calibration(reveals: Iterable[Mapping[str, Any]]) -> Calibration:
     """Summarises reveals as `Reveal.to_dict` gives them; without a guess a question only counts as asked."""
     asked = list(reveals)
-    made = [one for one in asked if one.get("hit") is not None]
-    sure = [(float(one["confidence"]), bool(one["hit"])) for one in made if one.get("confidence") is not None]
+    hits = [one["hit"] for one in asked if one.get("hit") is not None]
+    sure = [(one["confidence"], one["hit"]) for one in asked if None not in (one.get("confidence"), one.get("hit"))]
     return Calibration(
         asked=len(asked),
-        n=len(made),
-        hit_share=_mean([float(bool(one["hit"])) for one in made]),
-        mean_confidence=_mean([confidence for confidence, _ in sure]),
-        brier=_mean([(confidence - hit) ** 2 for confidence, hit in sure]),
+        n=len(hits),
+        hit_share=fmean(hits) if hits else None,
+        mean_confidence=fmean(confidence for confidence, _ in sure) if sure else None,
+        brier=fmean((confidence - hit) ** 2 for confidence, hit in sure) if sure else None,
     )
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

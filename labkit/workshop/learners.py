@@ -250,26 +250,23 @@ def _as_data(lab: str, one: Exercise) -> dict[str, Any]:
         "id": one.id,
         "lab": lab,
         "title": one.title,
-        "prompt": _prompt(one),
+        "prompt": one.asked(one.needs),
         "solution": one.solution_text(),
         "hints": list(one.hints),
-        "misconceptions": [{"name": name, "told": told} for name, told in _misconceptions(one)],
+        "misconceptions": [{"name": name, "told": told} for name, told in one.told.items()],
     }
 
 
 def _section(one: Exercise) -> str:
     solved = one.solution_text()
     shown = f"```text\n{solved}\n```" if isinstance(one, ChoiceExercise) else f"```python\n{solved}\n```"
-    wrong = "\n".join(f"- **{name}**: {' '.join(told.split())}" for name, told in _misconceptions(one))
-    parts = [f"### {one.id}: {one.title}", _prompt(one), "**Solution**", shown, "**What wrong answers tell**", wrong]
+    wrong = "\n".join(f"- **{name}**: {' '.join(told.split())}" for name, told in one.told.items())
+    parts = [
+        f"### {one.id}: {one.title}",
+        one.asked(one.needs),
+        "**Solution**",
+        shown,
+        "**What wrong answers tell**",
+        wrong,
+    ]
     return "\n\n".join(part for part in parts if part)
-
-
-def _prompt(one: Exercise) -> str:
-    return one.prompt.format_map(one.context(one.needs)).strip()
-
-
-def _misconceptions(one: Exercise) -> Sequence[tuple[str, str]]:
-    if isinstance(one, ChoiceExercise):
-        return [(option.misconception, option.told) for option in one.options]
-    return [(each.name, each.text) for each in getattr(one, "misconceptions", ())]

@@ -2,21 +2,23 @@
 
 import pytest
 
-from course.lab_04 import CHUNKS, LARGEST_BUDGET, Point, largest_budget
+from course.lab_04 import Point, chunk_sizes, largest_budget
 from labkit.records import Scalar
 from labkit.records.ledger import verdict
-from labkit.theory.steps import chunk_sizes
+from labkit.teaching import find
 
 
 def c20(stall: tuple[float, float, float], gain: tuple[float, float, float]) -> dict[str, Scalar]:
     """Evidence on C20 with these bounds (low, value, high)."""
     named = {"stall": stall, "gain": gain}
-    bounds = {
-        f"{name}_{end}": x
-        for name, found in named.items()
-        for end, x in zip(("low", "value", "high"), found, strict=True)
-    }
+    ends = ("low", "value", "high")
+    bounds = {f"{name}_{end}": x for name, found in named.items() for end, x in zip(ends, found, strict=True)}
     return {**bounds, "smallest_budget": 128, "gain_source": "measured"}
+
+
+def c19(server: int, llm: int) -> dict[str, Scalar]:
+    """Evidence on C19: the default budget of the server and of the LLM class."""
+    return {"server_default": server, "llm_default": llm, "vllm_version": "1"}
 
 
 @pytest.mark.parametrize(
@@ -24,20 +26,10 @@ def c20(stall: tuple[float, float, float], gain: tuple[float, float, float]) -> 
     [
         ("C18", {"enabled_by_default": True, "vllm_version": "0.32.0"}, "refuted", "on: the claim is outdated"),
         ("C18", {"enabled_by_default": False, "vllm_version": "0.6.0"}, "supported", "off"),
-        ("C19", {"server_default": 2048, "llm_default": 2048, "vllm_version": "1"}, "supported", "as a server and in"),
-        (
-            "C19",
-            {"server_default": 2048, "llm_default": 4096, "vllm_version": "1"},
-            "depends",
-            "but to 4,096 for the LLM",
-        ),
-        (
-            "C19",
-            {"server_default": 8192, "llm_default": 2048, "vllm_version": "1"},
-            "depends",
-            "but to 8,192 for `vllm",
-        ),
-        ("C19", {"server_default": 8192, "llm_default": 16384, "vllm_version": "1"}, "refuted", "16,384"),
+        ("C19", c19(2048, 2048), "supported", "as a server and in"),
+        ("C19", c19(2048, 4096), "depends", "but to 4,096 for the LLM"),
+        ("C19", c19(8192, 2048), "depends", "but to 8,192 for `vllm"),
+        ("C19", c19(8192, 16384), "refuted", "16,384"),
         ("C20", c20((4, 4.7, 5.4), (1.005, 1.007, 1.01)), "refuted", "Neither half"),
         ("C20", c20((4, 4.7, 5.4), (1.1, 1.15, 1.2)), "depends", "2,048 is not the budget for short gaps"),
         ("C20", c20((1.0, 1.2, 1.4), (1.1, 1.15, 1.2)), "supported", "grows 1.15x"),
@@ -58,7 +50,7 @@ def test_a_budget_is_chosen_from_points_in_any_order() -> None:
         assert [largest_budget(rotated, slo) for slo in (2.0, 0.3, 0.29, 0.05)] == [2048, 512, 256, 0]
 
 
-def test_another_way_to_write_the_answers_passes() -> None:
+def test_a_loop_that_takes_part_after_part_passes() -> None:
     """Exercises judge what a function returns: a loop instead of a formula is as good."""
 
     def chunks(prompt_tokens: int, budget: int, decoding: int, threshold: int = 0) -> list[int]:
@@ -68,13 +60,5 @@ def test_another_way_to_write_the_answers_passes() -> None:
             prompt_tokens -= sizes[-1]
         return sizes
 
-    def choose(points: list[Point], slo_s: float) -> int:
-        best = 0
-        for point in points:
-            if all(stall <= slo_s for stall in point.stalls_s) and point.budget > best:
-                best = point.budget
-        return best
-
     assert chunks(640, 128, 4) == chunk_sizes(640, 128, 4)
-    assert CHUNKS.judge(chunks).passed
-    assert LARGEST_BUDGET.judge(choose).passed
+    assert find("04.chunks").judge(chunks).passed

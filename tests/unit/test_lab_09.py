@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course import lab_09
-from labkit import charts, load
-from labkit.charts.bars import Reading, two_clients
+from labkit import load
 from labkit.errors import LoadError, UsageError
 from labkit.load import LoadResult, RequestRecord, metrics, workloads
 from labkit.load.results import Outcome
@@ -171,55 +170,20 @@ def test_a_million_tokens_cost_their_hours(
     assert price * tokens / 1e6 == pytest.approx(usd_per_hour * hours)
 
 
-@pytest.mark.parametrize("wrong", [(-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5)])
-def test_a_price_that_cannot_be_is_refused(wrong: tuple[float, float, float]) -> None:
-    """With the numbers in the message."""
-    price, tokens_per_s, busy = wrong
-    with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
-        lab_09.usd_per_million_tokens(price, tokens_per_s, busy_share=busy)
-
-
-@pytest.mark.parametrize(("low", "high", "requests", "clients"), [(9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)])
-def test_a_load_that_tells_nothing_is_refused(low: int, high: int, requests: int, clients: int) -> None:
-    """Lengths the wrong way round, and so few requests that no client asks twice."""
-    with pytest.raises(UsageError):
-        lab_09.check_lengths(low, high, requests=requests, clients=clients)
-
-
-@pytest.mark.parametrize(("share", "gpus", "fits"), [(0.9, 0, True), (0.4, 1, True), (0.41, 1, False), (0.9, 2, False)])
-def test_two_engines_share_a_gpu(share: float, gpus: int, fits: bool) -> None:
-    """Their shares together leave room for the handlers; a machine without a GPU takes any."""
-    with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=f"share of {share}"):
-        lab_09.check_shares(share, gpus=gpus)
-
-
-# --- the chart of two clients
-
-
-def reading(server: str, client: str, *values: float, quantity: str = "speed") -> Reading:
-    """In tokens a second."""
-    return Reading(server=server, client=client, quantity=quantity, unit="tok/s", values=values)
-
-
-def test_every_slice_of_both_clients_is_a_point() -> None:
-    """A panel a quantity, a point a slice, all of them on an axis from zero; the description has the means."""
-    rows = [reading(s, c, 3.0, 5.0, quantity=q) for q in ("x", "y") for s in ("A", "B") for c in ("one", "two")]
-    spec = charts.spec(two_clients(rows, title="t", caption="m"))
-    panels = spec["vconcat"]
-    assert len(panels) == 2
-    values = [row["value"] for panel in panels for row in panel["data"]["values"]]
-    assert sorted(values) == [3.0] * 8 + [5.0] * 8
-    assert all(panel["encoding"]["x"]["scale"]["domain"][0] == 0 for panel in panels)
-    assert all(panel["encoding"]["x"]["scale"]["domain"][1] >= 5.0 for panel in panels)
-    assert "x, A, one: mean 4 tok/s" in spec["description"]
-    assert charts.svg(spec).startswith("<svg")
-
-
-@pytest.mark.parametrize("clients", [(), ("a", "b", "c")])
-def test_a_chart_of_no_client_or_of_three_is_refused(clients: tuple[str, ...]) -> None:
-    """There are two colours, and something has to be shown."""
-    with pytest.raises(UsageError, match=f"of {len(clients)} clients"):
-        two_clients([reading("A", one, 1.0) for one in clients], title="t")
+def test_what_tells_nothing_is_refused() -> None:
+    """Prices that cannot be, lengths the wrong way round, too few requests for a second round, too large shares."""
+    for price, tokens_per_s, busy in ((-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5)):
+        with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
+            lab_09.usd_per_million_tokens(price, tokens_per_s, busy_share=busy)
+    for low, high, requests, clients in ((9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)):
+        with pytest.raises(UsageError):
+            lab_09.check_lengths(low, high, requests=requests, clients=clients)
+    for share, gpus in ((0.41, 1), (0.9, 2)):
+        with pytest.raises(UsageError, match=f"share of {share}"):
+            lab_09.check_shares(share, gpus=gpus)
+    lab_09.check_lengths(2, 8, requests=6, clients=4)
+    lab_09.check_shares(0.9, gpus=0)
+    lab_09.check_shares(0.4, gpus=1)
 
 
 def test_a_sampler_gets_the_roots_only() -> None:

@@ -33,7 +33,7 @@ def copy(tmp_path: Path) -> Path:
     for name, text in (("data/labs.yaml", LABS_TEXT), ("README.md", README), ("docs/workshops.md", GUIDE)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    for name in ("course", "tests/unit", "notebooks"):
+    for name in ("course/questions", "tests/unit", "notebooks"):
         (tmp_path / name).mkdir(parents=True)
     return tmp_path
 
@@ -106,11 +106,11 @@ def test_the_guide_gets_a_row_and_a_paragraph(number: str) -> None:
 
 
 def test_all_files_are_written_and_valid(copy: Path) -> None:
-    """Six files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
+    """Seven files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
     lab = made(f"{FREE[-1]}_made", title='A "quoted" one: #1')
     paths = new_lab.lay_out(lab, copy)
     assert all(path.exists() for path in paths)
-    assert len(paths) == 6
+    assert len(paths) == 7
     entry = load_labs(copy / "data" / "labs.yaml")[lab.name]
     assert entry.title == lab.title
     assert f"| {lab.words} | {entry.minutes:g} | " in (copy / "docs" / "workshops.md").read_text()
@@ -120,7 +120,7 @@ def test_all_files_are_written_and_valid(copy: Path) -> None:
     assert not [path for path in paths if "$" in path.read_text() and path.suffix == ".py"]
 
 
-@pytest.mark.parametrize("kind", range(3))
+@pytest.mark.parametrize("kind", range(new_lab.NEW_FILES))
 def test_what_exists_is_not_overwritten(copy: Path, kind: int) -> None:
     """When one of the new files is there already, it is named and not one file is changed."""
     lab = made(f"{FREE[-1]}_made")

@@ -8,46 +8,29 @@ from hypothesis import strategies as st
 
 from labkit import display
 from labkit.errors import UsageError
-from labkit.teaching import Prediction, Source, ask, calibration, check, is_hit, predict, reveal
-from labkit.teaching.predictions import build
+from labkit.teaching import Prediction, ask, calibration, check, is_hit, predict, reveal
+from labkit.teaching.predictions import TOLERANCE, form
 from labkit.words import amount, factor_between, number, off_by, span
 
 positive = st.floats(1e-6, 1e9)
 
 
-# --- numbers in words ---
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (46592, "46,592"),
-        (46592.3, "46,600"),
-        (1.5, "1.5"),
-        (12.345, "12.3"),
-        (0.001234, "0.00123"),
-        (-2.0, "-2"),
-    ],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    """Integers stay exact, other numbers keep three significant digits and no trailing zeros."""
-    assert number(value) == text
+# --- numbers in words
 
 
 @given(positive)
 def test_a_short_number_is_within_half_a_percent(value: float) -> None:
-    """Reading the text back gives the number to three significant digits."""
+    """Reading the text back gives the number to three significant digits; integers stay exact."""
     assert float(number(value).replace(",", "")) == pytest.approx(value, rel=5.1e-3)
+    assert number(int(value)) == f"{int(value):,}"
 
 
-def test_small_times_are_milliseconds() -> None:
-    """Seconds below a tenth are given in milliseconds, and both ends of an interval in the same unit."""
-    assert amount(0.0345, "s") == "34.5 ms"
-    assert amount(1.2, "s") == "1.2 s"
-    assert span(0.01, 0.05, "s") == "10 to 50 ms"
-    assert span(0.01, 0.5, "s") == "0.01 to 0.5 s"
-    assert amount(12, "%") == "12%"
+def test_numbers_in_words() -> None:
+    """No trailing zeros; small times in milliseconds, both ends of an interval in one unit; no factor of zero."""
+    assert [number(value) for value in (0.0, 46592.3, 1.5, 0.001234, -2.0)] == ["0", "46,600", "1.5", "0.00123", "-2"]
+    assert [amount(0.0345, "s"), amount(1.2, "s"), amount(12, "%")] == ["34.5 ms", "1.2 s", "12%"]
+    assert [span(0.01, 0.05, "s"), span(0.01, 0.5, "s")] == ["10 to 50 ms", "0.01 to 0.5 s"]
+    assert [off_by(3, 0, "blocks"), off_by(0, 0)] == ["off by 3 blocks", "exact"]
 
 
 @given(positive, positive)
@@ -61,99 +44,59 @@ def test_off_by_names_factor_and_direction(guess: float, truth: float) -> None:
     assert factor < 1.005 or ("high" in text) == (guess > truth)
 
 
-def test_off_by_zero_is_a_difference() -> None:
-    """Where a factor means nothing the difference is given, with its unit."""
-    assert off_by(3, 0, "blocks") == "off by 3 blocks"
-    assert off_by(0, 0) == "exact"
+# --- predictions
 
 
-# --- predictions ---
-
-
-def test_nobody_predicts() -> None:
-    """Without a click and without a parameter there is no prediction, and nothing fails."""
-    prediction = predict("q", "How many?", unit="tok/s")
-    assert (prediction.value, prediction.confidence, prediction.source) == (None, None, Source.NONE)
-    assert prediction.in_words() == "no prediction made"
-    assert reveal(prediction, 100.0).hit is None
-
-
-def test_the_parameter_counts_until_somebody_commits() -> None:
-    """The parameter's guess counts in batch; a committed answer replaces it."""
+def test_a_guess_is_the_parameter_until_somebody_commits() -> None:
+    """Without either there is none; the parameter counts in batch; a committed answer replaces it, once."""
+    nobody = predict("q", "How many?", unit="tok/s")
+    assert (nobody.value, nobody.confidence, nobody.source) == (None, None, "none")
+    assert nobody.in_words() == "no prediction made"
+    assert reveal(nobody, 100.0).hit is None
     prediction = predict("q", "How many?", unit="tok/s", guess=120, confidence=0.6)
-    assert (prediction.guess, prediction.confidence, prediction.source) == (120, 0.6, Source.PARAMETER)
+    assert (prediction.value, prediction.confidence, prediction.source) == (120, 0.6, "parameter")
     prediction.commit("1,500", 0.9)
-    assert (prediction.guess, prediction.confidence, prediction.source) == (1500, 0.9, Source.WIDGET)
+    assert (prediction.value, prediction.confidence, prediction.source) == (1500, 0.9, "widget")
+    with pytest.raises(UsageError, match="committed already: 1,500 tok/s"):
+        prediction.commit(3, 0.5)
+    assert prediction.value == 1500
 
 
-def test_a_commitment_is_made_once() -> None:
-    """A second answer is refused and the first one stays."""
-    prediction = predict("q", "Which?", options=["yes", "no"])
-    prediction.commit("yes", 0.5)
-    with pytest.raises(UsageError, match="committed already: yes"):
-        prediction.commit("no", 0.5)
-    assert prediction.value == "yes"
-
-
-@pytest.mark.parametrize("value", ["", "many", None, float("nan"), float("inf"), "1.2.3"])
-def test_what_is_no_number_is_refused(value: object) -> None:
-    """A number question takes finite numbers only, and says in which unit."""
-    with pytest.raises(UsageError, match="is not a number") as caught:
-        Prediction("q", "How many?", "tok/s").commit(value)
-    assert "tok/s" in caught.value.remedy
-
-
-@pytest.mark.parametrize("confidence", [-0.1, 1.1, 70.0])
-def test_confidence_is_a_share(confidence: float) -> None:
-    """A confidence outside 0 to 1 is refused: 70 is not 70%."""
-    with pytest.raises(UsageError, match="confidence"):
-        predict("q", "How many?", unit="s", guess=1, confidence=confidence)
-
-
-def test_a_guess_that_is_no_option_is_refused() -> None:
-    """A choice takes its options only, and names them."""
+def test_what_does_not_fit_the_question_is_refused() -> None:
+    """A number is finite, its unit in the remedy; a choice is an option; a confidence is a share: 70 is not 70%."""
+    for value in ("", "many", None, float("nan"), float("inf"), "1.2.3"):
+        with pytest.raises(UsageError, match="is not a number") as caught:
+            Prediction("q", "How many?", "tok/s").commit(value)
+        assert "tok/s" in caught.value.remedy
+    for confidence in (-0.1, 1.1, 70.0):
+        with pytest.raises(UsageError, match="confidence"):
+            predict("q", "How many?", unit="s", guess=1, confidence=confidence)
     with pytest.raises(UsageError) as caught:
         predict("q", "Which?", options=["yes", "no"], guess="perhaps")
     assert "yes, no" in caught.value.remedy
+    kinds: list[dict[str, Any]] = [{}, {"unit": "s", "options": ["a"]}]
+    for kind in kinds:
+        with pytest.raises(UsageError, match="unit or options"):
+            predict("q", "?", **kind)
 
 
-@pytest.mark.parametrize("kind", [{}, {"unit": "s", "options": ["a"]}])
-def test_a_question_is_a_number_or_a_choice(kind: dict[str, Any]) -> None:
-    """Neither and both are refused."""
-    with pytest.raises(UsageError, match="unit or options"):
-        predict("q", "?", **kind)
+# --- the form
 
 
-def test_the_record_holds_what_was_asked_and_answered() -> None:
-    """The dictionary for the record is plain data."""
-    assert predict("q", "Which?", options=["a", "b"], guess="a").to_dict() == {
-        "id": "q",
-        "question": "Which?",
-        "unit": None,
-        "options": ["a", "b"],
-        "guess": "a",
-        "confidence": None,
-        "source": "parameter",
-    }
-
-
-# --- the form ---
-
-
-def fields(form: Any) -> tuple[Any, Any, Any, Any]:
-    """Answer, confidence, button and status of a form."""
-    _, answer, confidence, button, status = form.children
+def fields(prediction: Prediction) -> tuple[Any, Any, Any, Any]:
+    """Answer, confidence, button and status of a prediction's form."""
+    _, answer, confidence, button, status = form(prediction).children
     return answer, confidence, button, status
 
 
 def test_the_form_commits_what_it_shows() -> None:
     """Pick, set the confidence, commit: the prediction reads it and the form is locked."""
     prediction = Prediction("q", "Which?", options=("yes", "no"))
-    answer, confidence, button, status = fields(build(prediction))
+    answer, confidence, button, status = fields(prediction)
     assert answer.value is None
     answer.value, confidence.value = "no", 80
     button.click()
-    assert (prediction.value, prediction.confidence, prediction.source) == ("no", 0.8, Source.WIDGET)
+    assert (prediction.value, prediction.confidence, prediction.source) == ("no", 0.8, "widget")
     assert answer.disabled
     assert confidence.disabled
     assert button.disabled
@@ -162,74 +105,65 @@ def test_the_form_commits_what_it_shows() -> None:
 
 @pytest.mark.parametrize("options", [(), ("yes", "no")])
 def test_an_empty_form_is_not_committed(options: tuple[str, ...]) -> None:
-    """Commit without an answer says so and leaves the form open."""
-    prediction = Prediction("q", "?", None if options else "s", options)
-    answer, _, button, status = fields(build(prediction))
+    """Commit without an answer says so and leaves the form open; labels have the width that they need."""
+    prediction = Prediction("q", "is a < b & b > c?", None if options else "s", options)
+    answer, confidence, button, status = fields(prediction)
     button.click()
-    assert prediction.source is Source.NONE
+    assert prediction.source == "none"
     assert "Not committed" in status.value
     assert not answer.disabled
+    assert answer.style.description_width == confidence.style.description_width == "initial"
+    assert "is a &lt; b &amp; b &gt; c?" in form(prediction).children[0].value
 
 
 def test_the_form_starts_at_the_parameter() -> None:
-    """A guess from the parameters stands in the form, and is said to count."""
+    """A guess from the parameters is in the form, and is said to count."""
     prediction = predict("q", "How many?", unit="tok/s", guess=1234.5, confidence=0.7)
-    answer, confidence, _, status = fields(build(prediction))
+    answer, confidence, _, status = fields(prediction)
     assert (answer.value, confidence.value) == ("1,234.5", 70)
     assert "the lab's parameter counts" in status.value
 
 
-def test_no_label_is_cut() -> None:
-    """Every described widget takes the width that its description needs."""
-    for options in ((), ("yes", "no")):
-        answer, confidence, _, _ = fields(build(Prediction("q", "?", None if options else "tok/s", options)))
-        assert answer.style.description_width == confidence.style.description_width == "initial"
-
-
-def test_a_question_is_text_not_markup() -> None:
-    """A question with angle brackets is shown as it is written."""
-    form = build(Prediction("q", "is a < b & b > c?", "s"))
-    assert "is a &lt; b &amp; b &gt; c?" in form.children[0].value
-
-
-# --- reveals ---
+# --- reveals
 
 
 def test_a_reveal_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    """Guess, measurement with interval, article and model stand in the card, each compared with the measurement."""
+    """Guess, measurement with interval, article and model are in the card, each compared with the measurement; the
+    record has what was asked, guessed and measured, as it was: a later commit changes nothing."""
     prediction = predict("q", "How many?", unit="tok/s", guess=50, confidence=0.7)
-    result = reveal(prediction, 100.0, 90.0, 110.0, article="2-4x", model=105.0)
-    shown = capsys.readouterr().out
-    for part in (
-        "50 tok/s",
-        "70% sure",
-        "100 tok/s",
-        "interval 90 to 110 tok/s",
-        "2-4x",
-        "2 times too low",
-        "105 tok/s",
-    ):
-        assert part in shown
-    assert result.hit is False
-    assert result.to_dict()["measured"] == 100.0
-
-
-def test_a_reveal_displays_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a notebook the card is HTML with plain text beside it, and its texts are escaped."""
-    bundles: list[dict[str, str]] = []
-    monkeypatch.setattr(display, "show", bundles.append)
-    reveal(predict("q", "a < b?", options=["<b>", "no"], guess="no"), "<b>")
-    html = bundles[-1]["text/html"]
-    assert "a &lt; b?" in html
-    assert "<b>&lt;b&gt;</b>" in html
-    assert "<b><b>" not in html
-    assert set(bundles[-1]) == {"text/html", "text/plain"}
+    capsys.readouterr()
+    result = reveal(prediction, 100.0, 90.0, 110.0, article="2-4x", model=105.0, recorded=90.0, recorded_from="2 CPUs")
+    prediction.commit(100)
+    rows = (
+        "How many?",
+        "Your guess     50 tok/s, 70% sure (the lab's parameter)  [2 times too low]",
+        "Measured here  100 tok/s  [interval 90 to 110 tok/s]",
+        "Recorded       90 tok/s  [2 CPUs]",
+        "The article    2-4x",
+        "The model      105 tok/s  [1.05 times too high]",
+        "Your prediction was 2 times too low.",
+    )
+    assert capsys.readouterr().out == "\n".join(rows) + "\n"
+    assert result.to_dict() == {
+        "id": "q",
+        "question": "How many?",
+        "unit": "tok/s",
+        "guess": 50,
+        "confidence": 0.7,
+        "source": "parameter",
+        "measured": 100.0,
+        "low": 90.0,
+        "high": 110.0,
+        "article": "2-4x",
+        "model": 105.0,
+        "hit": False,
+    }
 
 
 @given(guess=positive, measured=positive)
 def test_a_hit_is_symmetric_in_factor(guess: float, measured: float) -> None:
     """A guess counts as right exactly when it is within the tolerated factor, in either direction."""
-    assert is_hit(guess, measured, None, None, tolerance=0.5) is (max(guess / measured, measured / guess) <= 1.5)
+    assert is_hit(guess, measured, None, None) is (max(guess / measured, measured / guess) <= 1 + TOLERANCE)
     assert is_hit(guess, measured, None, None) == is_hit(measured, guess, None, None)
 
 
@@ -249,11 +183,11 @@ def test_a_choice_is_revealed_among_its_options() -> None:
         reveal(predict("q", "?", unit="s"), "c")
 
 
-# --- calibration ---
+# --- calibration
 
 
 def test_calibration_of_known_predictions() -> None:
-    """Two predictions, one right: by hand, (0.2 squared + 0.6 squared) / 2."""
+    """Two predictions, one right: by hand, (0.2 squared + 0.6 squared) / 2. Of none there are no numbers."""
     made: list[dict[str, Any]] = [
         {"hit": True, "confidence": 0.8},
         {"hit": False, "confidence": 0.6},
@@ -263,13 +197,8 @@ def test_calibration_of_known_predictions() -> None:
     assert (result.asked, result.n, result.hit_share, result.mean_confidence) == (3, 2, 0.5, 0.7)
     assert result.brier == pytest.approx(0.2)
     assert "2 of 3" in result.sentence()
-
-
-def test_calibration_of_nothing() -> None:
-    """No predictions give no numbers, and a sentence that says so."""
     assert calibration([]).brier is None
-    nobody: list[dict[str, Any]] = [{"hit": None}]
-    assert calibration(nobody).sentence() == "No prediction was made for 1 questions."
+    assert calibration(made[2:]).sentence() == "No prediction was made for 1 questions."
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=30))
@@ -281,7 +210,7 @@ def test_the_brier_score_lies_between_0_and_1(made: list[tuple[bool, float]]) ->
     assert calibration([{"hit": hit, "confidence": float(hit)} for hit, _ in made]).brier == 0
 
 
-# --- what check and ask show ---
+# --- what is shown
 
 
 @pytest.fixture
@@ -292,38 +221,38 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     return bundles
 
 
-def test_a_wrong_answer_shows_the_misconception_and_folds_the_rest(shown: list[dict[str, str]]) -> None:
-    """The misconception's name is in sight; each hint and the solution are folded."""
+def test_a_card_escapes_what_it_shows(shown: list[dict[str, str]]) -> None:
+    """In a notebook the card is HTML with plain text beside it, and its texts are escaped."""
+    reveal(predict("q", "a < b?", options=["<b>", "no"], guess="no"), "<b>")
+    html = shown[-1]["text/html"]
+    assert "a &lt; b?" in html
+    assert "<b>&lt;b&gt;</b>" in html
+    assert "<b><b>" not in html
+    assert set(shown[-1]) == {"text/html", "text/plain"}
+
+
+def test_a_judgement_names_the_misconception_and_folds_the_rest(shown: list[dict[str, str]]) -> None:
+    """The misconception is in sight, hints and solution are folded; after a pass there is only the solution."""
     result = check("01.tpot", 1.2 / 5)
     html = shown[-1]["text/html"]
     assert result.misconceptions[0] in html
     assert html.count("<details>") == html.count("</details>") == 4
     assert html.index("<details>") < html.index("Hint 1") < html.index("Solution")
     assert result.outcome == "not yet"
-
-
-def test_a_right_answer_shows_no_hints(shown: list[dict[str, str]]) -> None:
-    """After a pass there is only the solution to compare with."""
     assert check("01.tpot", 0.08).passed
     assert shown[-1]["text/html"].count("<details>") == 1
     assert shown[-1]["text/plain"].endswith("passed\nThat is right.")
 
 
-def test_nothing_shown_uses_emoji(shown: list[dict[str, str]]) -> None:
-    """Passed and not passed are words, for fonts and screen readers."""
-    for answer in (None, 1, 0.08):
-        check("01.tpot", answer)
-    ask("01.tpots")
-    assert all(ord(letter) < 0x2000 for bundle in shown for text in bundle.values() for letter in text)
-
-
 def test_ask_fills_in_the_context(shown: list[dict[str, str]]) -> None:
-    """The question shows the context's numbers, and a worked example where there is one."""
+    """The question shows the context's numbers, and a worked example where there is one; and no emoji anywhere."""
     ask("01.tpot", {"started_s": 5.0, "chunk_times_s": [6.0, 7.25], "output_tokens": 99})
     assert "7.25" in shown[-1]["text/plain"]
     assert "99" in shown[-1]["text/plain"]
     ask("01.tpots")
     assert "def ttfts_s" in shown[-1]["text/markdown"]
+    check("01.tpot", None)
+    assert all(ord(letter) < 0x2000 for bundle in shown for text in bundle.values() for letter in text)
 
 
 def test_a_result_as_a_cells_last_value_is_not_shown_twice() -> None:

@@ -53,7 +53,7 @@ def test_an_answer_to_an_exercise_is_recorded_by_the_lab(tmp_path: Path) -> None
     facts = exercise.context(exercise.needs)
     misconception, wrong = next(iter(exercise.wrong_answers(facts)))
     for given_answer in (..., wrong, wrong, exercise.reference(facts), wrong):
-        teaching.check(exercise, given_answer, facts)
+        teaching.check(exercise.id, given_answer, facts)
     teaching.check("01.tpot", 1.0)  # another lab's
     kept = read(tmp_path / "00_start_here.json").exercises
     assert kept == {exercise.id: Attempts(passed=True, tries=4, misconceptions=(misconception,))}
