@@ -7,19 +7,22 @@ reads one job after another from its standard input: the import, which takes it 
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from labkit.errors import LoadError
+from labkit.errors import LoadError, UsageError
+from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.load.workloads import Workload
 
 
@@ -44,7 +47,7 @@ def bench_serve(
         )
         asked = arguments(root_url, model, folder / "prompts.jsonl", tokenizer=tokenizer, n=len(workload.requests))
         saving = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", "result.json"]
-        command = [sys.executable, "-m", "benchmarks.vllm_bench", *asked, *saving, *load, *options]
+        command = [sys.executable, "-m", "course.vllm_bench", *asked, *saving, *load, *options]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(api_key), check=False)
         if done.returncode:
             said = (done.stdout + done.stderr).partition("nanobind: leaked")[0]  # what comes then is noise
@@ -78,7 +81,7 @@ class Bench:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.vllm_bench", "--jobs"],
+                [sys.executable, "-m", "course.vllm_bench", "--jobs"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -128,6 +131,61 @@ def _environment(api_key: str | None) -> dict[str, str]:
     direct = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     key = {"OPENAI_API_KEY": api_key} if api_key else {}  # here, and not among the arguments, which anyone can list
     return {**os.environ, **direct, **key, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+
+
+_BENCH_FIELDS = ("duration", "input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")
+
+
+def from_vllm_bench(saved: Mapping[str, Any]) -> LoadResult:
+    """What `vllm bench serve --save-result --save-detailed` wrote, as a load of ours: `summarise` gives its figures.
+
+    UsageError if the file holds no request details. vLLM counts tokens by its tokenizer where the server sent no
+    usage."""
+    missing = [name for name in _BENCH_FIELDS if name not in saved]
+    if missing:
+        raise UsageError(f"no {', '.join(missing)} in the result", remedy="run vllm bench serve with --save-detailed")
+    zero = min(saved["start_times"], default=0.0)
+    columns = zip(*(saved[name] for name in _BENCH_FIELDS[1:]), strict=True)
+    rate = saved.get("request_rate", "inf")
+    return LoadResult(
+        records=tuple(_bench_record(index, zero, *row) for index, row in enumerate(columns)),
+        duration_s=saved["duration"],
+        client_cpu_s=math.nan,
+        concurrency=saved.get("max_concurrency"),
+        rate=None if rate == "inf" else float(rate),
+        workload="vllm bench",
+        seed=None,
+        model=saved.get("model_id") or "",
+    )
+
+
+def _bench_record(
+    index: int,
+    zero: float,
+    input_tokens: int,
+    output_tokens: int,
+    ttft_s: float,
+    itl_s: Sequence[float],
+    started: float,
+    text: str,
+    error: str,
+) -> RequestRecord:
+    # Sum on the clock that vLLM subtracted on: there each sum gives back the reading, bit by bit. Only then move to
+    # zero.
+    ok = not error and ttft_s > 0
+    times = tuple(time - zero for time in accumulate(itl_s, initial=started + ttft_s)) if ok else ()
+    return RequestRecord(
+        index=index,
+        scheduled_s=started - zero,
+        started_s=started - zero,
+        chunk_times_s=times,
+        finished_s=times[-1] if times else started - zero,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        outcome=Outcome.OK if ok else Outcome.HTTP_ERROR,
+        error=error,
+        text=text,
+    )
 
 
 def word_tokenizer(folder: Path) -> Path:

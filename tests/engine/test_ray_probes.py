@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from applications import broken, mended, probes
+from course.replica_logs import logged_errors
 from labkit.serving import ray_serve
-from labkit.serving.ray_watch import Ask, Observation, logged_errors, message, running
+from labkit.serving.ray_watch import Ask, Observation, message, running
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -24,7 +24,6 @@ from labkit.experiments import (
     mixed_machines,
     paired_ratio,
     samples_needed,
-    too_few_samples,
     warnings_for,
 )
 
@@ -437,8 +436,8 @@ def test_samples_needed_puts_one_beyond_the_percentile(percentile: float) -> Non
 def test_percentiles_by_name() -> None:
     """p50 needs 2 samples, p90 10, p99 100, p99.9 1000; at the number itself there is no caution."""
     assert [samples_needed(p) for p in (50, 90, 99, 99.9)] == [2, 10, 100, 1000]
-    assert too_few_samples(100) is None
-    assert too_few_samples(99) is not None
+    assert warnings_for(requests=100) == []
+    assert codes(warnings_for(requests=99)) == ["too-few-samples"]
     with pytest.raises(UsageError, match="percentile is 100"):
         samples_needed(100)
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from course.vllm_bench import from_vllm_bench
 from labkit.errors import UsageError
 from labkit.load import LoadResult, Outcome, RequestRecord, metrics
 from labkit.load.metrics import Quantity, Slo, goodput, percentile, quantity, summarise
@@ -65,7 +66,7 @@ def ms(value_s: float) -> float:
 
 def test_vllm_bench_figures_are_reproduced(saved: dict[str, Any]) -> None:
     """Every figure that `vllm bench serve` printed comes out of its per-request data by our formulas, to rounding."""
-    summary = summarise(metrics.from_vllm_bench(saved))
+    summary = summarise(from_vllm_bench(saved))
     ours = {
         "completed": summary.completed,
         "failed": summary.failed,
@@ -88,26 +89,26 @@ def test_vllm_bench_goodput_is_reproduced(saved: dict[str, Any]) -> None:
     """Goodput at the SLO that `vllm bench serve` was given is its goodput, neither zero nor the throughput."""
     bounds_s = {name: float(saved[f"slo_{name}_ms"]) / 1000 for name in ("ttft", "tpot", "e2el")}
     slo = Slo(ttft_s=bounds_s["ttft"], tpot_s=bounds_s["tpot"], e2e_s=bounds_s["e2el"])
-    result = metrics.from_vllm_bench(saved)
+    result = from_vllm_bench(saved)
     assert goodput(result, slo) == pytest.approx(saved["request_goodput"], rel=1e-9)
     assert 0 < goodput(result, slo) < saved["request_throughput"]
 
 
 def test_vllm_bench_requests_are_reproduced(saved: dict[str, Any]) -> None:
     """Each request's TTFT, gaps and latency are those that vLLM saved, bit by bit."""
-    for record in metrics.from_vllm_bench(saved).records:
+    for record in from_vllm_bench(saved).records:
         if record.ok:
             assert record.ttft_s == saved["ttfts"][record.index]
             assert record.itl_s == tuple(saved["itls"][record.index])
             assert record.e2e_s == saved["latencies"][record.index]
-    assert sum(record.ok for record in metrics.from_vllm_bench(saved).records) == saved["completed"]
+    assert sum(record.ok for record in from_vllm_bench(saved).records) == saved["completed"]
 
 
 def test_vllm_bench_without_details_is_refused(saved: dict[str, Any]) -> None:
     """A result without --save-detailed is a usage error that says so."""
     brief = {key: value for key, value in saved.items() if key not in ("itls", "ttfts")}
     with pytest.raises(UsageError, match=r"no ttfts, itls(.|\n)*--save-detailed"):
-        metrics.from_vllm_bench(brief)
+        from_vllm_bench(brief)
 
 
 # One request

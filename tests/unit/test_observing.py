@@ -10,7 +10,8 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.serving.ray_watch import Answer, Ask, Observation, calls_per_second, last_lines
+from course.replica_logs import last_lines
+from labkit.serving.ray_watch import Answer, Ask, Observation, calls_per_second
 
 
 @pytest.fixture

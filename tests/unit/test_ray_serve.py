@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_serve, watch
+from labkit.serving import guard, ray_serve
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -106,7 +106,7 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
         threading.Event().wait()
 
     with pytest.raises(ServerError, match="node died"):
-        ray_serve.beside(waits_for_ever, [node], timeout_s=60)
+        ray_serve._beside(waits_for_ever, [node], timeout_s=60)
     assert left
     assert not survivors(left, within_s=5)
 
@@ -114,14 +114,14 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
 def test_a_start_of_serve_has_a_time_limit() -> None:
     """A start that neither ends nor fails is given up, with the seconds."""
     with pytest.raises(ServerError, match=r"took more than 0 s"):
-        ray_serve.beside(threading.Event().wait, [], timeout_s=0.1)
+        ray_serve._beside(threading.Event().wait, [], timeout_s=0.1)
 
 
 def test_what_serve_says_comes_through() -> None:
     """A result and an error of the start are the caller's, as without a limit."""
-    assert ray_serve.beside(lambda: 7, [], timeout_s=60) == 7
+    assert ray_serve._beside(lambda: 7, [], timeout_s=60) == 7
     with pytest.raises(ValueError, match="port"):
-        ray_serve.beside(lambda: int("port"), [], timeout_s=60)
+        ray_serve._beside(lambda: int("port"), [], timeout_s=60)
 
 
 def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pyte
     def start_serve(port: int, _: float | None, processes: list[psutil.Process]) -> int:
         if len(started) == 1:
             processes[0].kill()
-            ray_serve.beside(threading.Event().wait, processes, timeout_s=60)
+            ray_serve._beside(threading.Event().wait, processes, timeout_s=60)
         return port
 
     monkeypatch.setattr(ray_serve, "_start_serve", start_serve)
@@ -213,12 +213,12 @@ def test_waiting_ends_with_the_seconds_and_the_thing() -> None:
 
 PARENT = """
 import os, subprocess, sys, time
-from labkit.serving import watch
+from labkit.serving import guard
 child = subprocess.Popen([sys.executable, "-S", "-c", "import subprocess, sys, time; "
     "p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'], start_new_session=True); "
     "print(p.pid, flush=True); time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True)
 grandchild = int(child.stdout.readline())
-watcher = watch.start([child.pid])
+watcher = guard.start_watch([child.pid])
 time.sleep(5)
 print(child.pid, grandchild, watcher.pid, flush=True)
 os.kill(os.getpid(), 9)
@@ -237,7 +237,7 @@ def test_the_watcher_ends_what_a_killed_process_left() -> None:
 def test_the_watcher_ends_with_what_it_watches() -> None:
     """Where everything has ended by itself, no watcher is left."""
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1)"])
-    watcher = watch.start([child.pid])
+    watcher = guard.start_watch([child.pid])
     child.wait()
     assert watcher.wait(20) == 0
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.models import Architecture
-from labkit.serving.vllm_log import Reading, read
+from labkit.serving.vllm_log import MemoryLog, read
 
 SMOLLM2 = Architecture(
     model_type="llama", layers=30, attention_heads=9, kv_heads=3, head_dim=64, hidden_size=576, dtype_bytes=2,
@@ -76,7 +76,7 @@ def test_a_table_of_it_escapes_what_a_log_holds() -> None:
 def test_a_log_without_memory_lines_is_an_empty_reading() -> None:
     """Nothing is found, and nothing is said to agree."""
     reading = read("INFO 11-24 07:31:40 [model.py:733] Resolved architecture: LlamaForCausalLM\n\n")
-    assert reading == Reading(())
+    assert reading == MemoryLog(())
     assert not reading.agrees
 
 

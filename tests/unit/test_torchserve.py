@@ -14,6 +14,7 @@ import yaml
 
 from labkit.errors import ServerError, UsageError
 from labkit.serving import torchserve
+from labkit.serving.process import ServerProcess
 from labkit.serving.torchserve import Control
 
 NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
@@ -98,7 +99,8 @@ def test_a_long_path_gets_a_short_folder_for_its_sockets(tmp_path: Path) -> None
     assert first == second
     assert len(first) < 40
     assert stat.S_IMODE(Path(first).stat().st_mode) == 0o700
-    torchserve._remove_elsewhere(deep)
+    process = ServerProcess(["torchserve"], name="torchserve", folder=deep, health_url="")
+    torchserve.TorchServe(process, config="", ports=PORTS, token=False).stop()
     assert not Path(first).exists()
     assert not (deep / "tmp").is_symlink()
 
