@@ -75,15 +75,6 @@ def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
     assert not survivors(started, within_s=5)
 
 
-def test_no_try_at_all_is_a_usage_error(fake_ray: Any) -> None:
-    """Zero tries start nothing, and are told."""
-    started: list[psutil.Process] = []
-    fake_ray.init = failing(0, Exception(), started)
-    with pytest.raises(UsageError, match="0 tries"):
-        ray_serve.start(tries=0)
-    assert started == []
-
-
 def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
     """What another try cannot help is raised at once, and its processes are ended."""
     started: list[psutil.Process] = []
@@ -111,17 +102,13 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
     assert not survivors(left, within_s=5)
 
 
-def test_a_start_of_serve_has_a_time_limit() -> None:
-    """A start that neither ends nor fails is given up, with the seconds."""
-    with pytest.raises(ServerError, match=r"took more than 0 s"):
-        ray_serve._beside(threading.Event().wait, [], timeout_s=0.1)
-
-
-def test_what_serve_says_comes_through() -> None:
-    """A result and an error of the start are the caller's, as without a limit."""
+def test_what_serve_says_comes_through_within_a_time_limit() -> None:
+    """A result and an error of the start are the caller's; a start that neither ends nor fails is given up."""
     assert ray_serve._beside(lambda: 7, [], timeout_s=60) == 7
     with pytest.raises(ValueError, match="port"):
         ray_serve._beside(lambda: int("port"), [], timeout_s=60)
+    with pytest.raises(ServerError, match=r"took more than 0 s"):
+        ray_serve._beside(threading.Event().wait, [], timeout_s=0.1)
 
 
 def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,16 +162,13 @@ def test_a_failed_start_on_a_users_cluster_takes_nothing_from_it(
     assert left == ["shutdown"]
 
 
-@pytest.mark.parametrize(("address", "moved"), [(None, True), ("127.0.0.1:1", False)])
-def test_only_for_a_ray_of_our_own_do_temporary_files_move(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, moved: bool
-) -> None:
+def test_only_for_a_ray_of_our_own_do_temporary_files_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """They go into Ray's folder, which stays where it is; beside somebody's cluster there may be no such folder."""
-    monkeypatch.setattr(os, "environ", {})
-    ray_serve.prepare_environment(address)
-    found = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR")}
     here = ray_serve.TEMPORARY
-    assert found == ({"TMPDIR": f"{here}/ray", "RAY_TMPDIR": here} if moved else dict.fromkeys(found))
+    for address, expected in ((None, (f"{here}/ray", here)), ("127.0.0.1:1", (None, None))):
+        monkeypatch.setattr(os, "environ", {})
+        ray_serve.prepare_environment(address)
+        assert (os.environ.get("TMPDIR"), os.environ.get("RAY_TMPDIR")) == expected
 
 
 def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +181,10 @@ def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPa
         assert get_authentication_mode() == meant
 
 
-def test_ray_twice_in_one_process_is_refused(fake_ray: Any) -> None:
-    """A second start in the same process says what to do with the first."""
+def test_what_cannot_start_is_refused(fake_ray: Any) -> None:
+    """A second Ray in the same process, and no try at all, say what to do instead."""
+    with pytest.raises(UsageError, match="0 tries"):
+        ray_serve.start(tries=0)
     fake_ray.is_initialized = lambda: True
     with pytest.raises(UsageError, match="already"):
         ray_serve.start()
@@ -265,24 +251,13 @@ def test_ray_with_its_own_numbers_does_not_see_which_gpus_are_shown(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-@pytest.mark.parametrize(
-    ("visible", "gpus", "number", "device"),
-    [
-        (None, 0, "0", ""),
-        (None, 2, "1", "1"),
-        (None, 2, "2", ""),
-        ("3", 1, "0", "3"),
-        ("3", 1, "1", ""),
-        ("GPU-5e3f, GPU-77aa", 2, "1", "GPU-77aa"),
-        ("", 0, "0", ""),
-    ],
-)
-def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: int, number: str, device: str
-) -> None:
+def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As CUDA_VISIBLE_DEVICES would name it, by index or UUID; empty for those in which only Ray believes."""
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [ray_serve.real_device(number, gpus=2) for number in "012"] == ["0", "1", ""]
+    assert ray_serve.real_device("0", gpus=0) == ""
+    shown = {"3": ["3", ""], "GPU-5e3f, GPU-77aa": ["GPU-5e3f", "GPU-77aa"]}
+    for visible, devices in shown.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert ray_serve.real_device(number, gpus=gpus) == device
+        gpus = len(visible.split(","))
+        assert [ray_serve.real_device(number, gpus=gpus) for number in "01"] == devices
