@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import psutil
 
 from labkit.errors import ServerError, UsageError, require
+from labkit.machine.facts import vllm_version
 from labkit.machine.processes import end_processes, has_ended, wait_for_end
 from labkit.serving import guard
 from labkit.serving.process import LOOPBACK, Say, Stoppable, free_port, require_free_port
 
 BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
 CALM_WAIT_S = 20.0  # and this much longer after each failed try
+POLL_S = 0.1
 LOOK_S = 0.25  # at the processes, while Ray Serve starts
 STOP_WAIT_S = 3.0  # for their own end; then they are ended
 TRIES = 5
@@ -106,21 +108,17 @@ def start(
     own_numbers: bool = False,
     address: str | None = None,
     port: int | None = None,
-    request_timeout_s: float | None = None,
-    tries: int = TRIES,
     progress: Say = lambda _: None,
-    **options: Any,
 ) -> RayServe:
     """`ray.init` and `serve.start`, with the retry that a busy machine needs.
 
     `num_cpus` and `num_gpus` are logical: Ray counts them and looks at no hardware, so any number works on any
     machine. `address`: a cluster that runs already ("auto", or HOST:PORT of its head), of which this machine is a
-    node; it has its own resources. With `own_numbers` a Ray of our own does not read CUDA_VISIBLE_DEVICES, which would
-    bound `num_gpus`, and numbers its GPUs from 0; `real_device` says which one a number is here. A request that takes
-    longer than `request_timeout_s` gets a 408. `options` go to `ray.init`. Raises `UsageError` for what cannot work and
-    `ServerError` when Ray does not come up in `tries` tries; nothing is left running then.
+    node; it has its own resources. With `own_numbers`, and with vLLM's CPU build, a Ray of our own does not read
+    CUDA_VISIBLE_DEVICES, which would bound `num_gpus`, and numbers its GPUs from 0; `real_device` says which one a
+    number is here. Raises `UsageError` for what cannot work and `ServerError` when Ray does not come up in several
+    tries; nothing is left running then.
     """
-    require(tries >= 1, f"{tries} tries cannot start anything", fix="let tries be 1 or more")
     chosen = free_port() if port is None else require_free_port(port)
     prepare_environment(address)
     import ray
@@ -138,23 +136,24 @@ def start(
             "logging_level": logging.ERROR,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
-        with _without(VISIBLE_GPUS) if own_numbers else contextlib.nullcontext():
-            return _retried(lambda: _own(settings | options, chosen, request_timeout_s), tries, progress)
-    connect(address, tries)
+        unbound = own_numbers or vllm_version().endswith("+cpu")  # which uses no GPU, shown or hidden
+        with _without(VISIBLE_GPUS) if unbound else contextlib.nullcontext():
+            return _retried(lambda: _own(settings, chosen), progress)
+    connect(address)
     try:
         others = _applications()
-        return RayServe(port=_start_serve(chosen, request_timeout_s, []), processes=[], others=others)
+        return RayServe(port=_start_serve(chosen, []), processes=[], others=others)
     except BaseException:
         ray.shutdown()  # nothing has been deployed yet: what runs on that cluster is not ours
         raise
 
 
-def connect(address: str, tries: int = TRIES) -> None:
+def connect(address: str) -> None:
     """Joins a cluster that runs already as a driver; starts no process."""
     import ray
 
     try:
-        _retried(lambda: ray.init(address, log_to_driver=False, logging_level=logging.ERROR), tries, lambda _: None)
+        _retried(lambda: ray.init(address, log_to_driver=False, logging_level=logging.ERROR), lambda _: None)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster answers at {address!r}: {error}",
@@ -195,23 +194,23 @@ def deploy(application: Any, *, name: str, route_prefix: str = "/") -> None:
         raise ServerError(f"{name} was not deployed: {error}", remedy=remedy, log_tail=log_tail) from error
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str, poll_s: float = 0.1) -> float:
+def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> float:
     """Waits until `condition` holds; returns the seconds it took. ServerError, naming `what`, after `timeout_s`."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > timeout_s:
             raise ServerError(f"{what} did not happen within {timeout_s:.0f} s", remedy="look at serve.status()")
-        time.sleep(poll_s)
+        time.sleep(POLL_S)
     return time.monotonic() - began
 
 
 # --- starting, again and again on a busy machine ---
 
 
-def _retried(start_once: Callable[[], T], tries: int, progress: Say) -> T:
+def _retried(start_once: Callable[[], T], progress: Say) -> T:
     """A failed try leaves children behind: they are ended, and only they, before the next.
 
-    Raises `ServerError` after `tries` tries, and at once whatever another try cannot help.
+    Raises `ServerError` after `TRIES` tries, and at once whatever another try cannot help.
     """
     import ray
 
@@ -225,31 +224,31 @@ def _retried(start_once: Callable[[], T], tries: int, progress: Say) -> T:
             _end(_with_children(_children() - before))
             if not any(words in str(error) for words in TRANSIENT):
                 raise
-            if attempt == tries:
+            if attempt == TRIES:
                 remedy = "wait until the machine is less busy and start again"
-                raise ServerError(f"Ray did not start in {tries} tries: {error}", remedy=remedy) from error
+                raise ServerError(f"Ray did not start in {TRIES} tries: {error}", remedy=remedy) from error
             reason = str(error).partition("\n")[0]
-            progress(f"Ray: try {attempt} of {tries} failed on a busy machine ({reason}); once more")
+            progress(f"Ray: try {attempt} of {TRIES} failed on a busy machine ({reason}); once more")
             began = time.monotonic()
             while psutil.cpu_percent(1.0) > BUSY_PERCENT and time.monotonic() - began < CALM_WAIT_S * attempt:
                 pass
 
 
-def _own(settings: dict[str, Any], port: int, request_timeout_s: float | None) -> RayServe:
+def _own(settings: dict[str, Any], port: int) -> RayServe:
     import ray
 
     before = _children()
     ray.init(**settings)
     processes = list(_children() - before)
-    return RayServe(port=_start_serve(port, request_timeout_s, processes), processes=processes, others=None)
+    return RayServe(port=_start_serve(port, processes), processes=processes, others=None)
 
 
-def _start_serve(port: int, request_timeout_s: float | None, processes: list[psutil.Process]) -> int:
+def _start_serve(port: int, processes: list[psutil.Process]) -> int:
     """Starts Serve, unless it runs in the cluster already; returns the port of its proxy."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    http_options = {"host": LOOPBACK, "port": port, "request_timeout_s": request_timeout_s}
+    http_options = {"host": LOOPBACK, "port": port}
     logging_config = {"enable_access_log": False, "log_level": "ERROR"}
     _beside(
         lambda: serve.start(http_options=http_options, logging_config=logging_config),

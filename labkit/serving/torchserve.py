@@ -191,19 +191,6 @@ class Control:
                 )
             time.sleep(POLL_S)
 
-    def unregister(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
-        """Drains a version, then takes it away; without the first, the requests in it are lost.
-
-        UsageError where TorchServe refuses: the default version while there are others, or the model API is off.
-        """
-        self.drain(model, version, quiet_s=quiet_s, timeout_s=timeout_s)
-        reply = self.call("DELETE", _path(model, version))
-        require(
-            reply.ok,
-            f"TorchServe did not unregister {model} {version}: {reply}",
-            fix="make another version the default first; and it must have been started with model_api=True",
-        )
-
 
 def _path(model: str, version: str | None) -> str:
     return "/".join(["/models", *(urllib.parse.quote(part, safe="") for part in (model, version) if part)])
@@ -367,16 +354,15 @@ def start(
     model_api: bool = False,
     port: int | None = None,
     changes: Mapping[str, str] | None = None,
-    env: Mapping[str, str] | None = None,
     start_timeout_s: float = 300.0,
     progress: Say = lambda _: None,
 ) -> TorchServe:
     """Starts TorchServe with these archives and waits until the workers of every model are ready.
 
     It runs in `folder`, where its log, its keys and its model store are. `model_api`: models can be registered and
-    unregistered. `port`: for predictions; the others are free ones. `changes` to config.properties and to the
-    environment (`env`). Raises `UsageError` for what cannot work and `ServerError`, with the reason and the end of the
-    log, when it does not come up; nothing is left running then.
+    unregistered. `port`: for predictions; the others are free ones. `changes`: to config.properties. Raises
+    `UsageError` for what cannot work and `ServerError`, with the reason and the end of the log, when it does not come
+    up; nothing is left running then.
     """
     java, reason = machine.java()
     if java is None:
@@ -400,7 +386,7 @@ def start(
         name="torchserve",
         folder=folder,
         health_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",  # /ping wants the token
-        env={**environment(folder, java), **(env or {})},
+        env=environment(folder, java),
         start_timeout_s=start_timeout_s,
         explain=explain_failure,
     )

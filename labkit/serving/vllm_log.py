@@ -94,13 +94,12 @@ def read_text(file: Path | str) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def read(text: str, *, architecture: Architecture | None = None, block_size: int | None = None) -> MemoryLog:
+def read(text: str, *, architecture: Architecture | None = None) -> MemoryLog:
     """The memory lines of a log's text, explained, and with the model's `architecture` recomputed.
 
-    `architecture`: as its config says; a number type that the log names goes before the config's. `block_size`: for a
-    log that names none (default: vLLM's for the device).
+    `architecture`: as its config says; a number type that the log names goes before the config's.
     """
-    engine, lines = Engine(architecture, block_size), []
+    engine, lines = Engine(architecture), []
     for number, raw in enumerate(text.splitlines(), start=1):
         line = PREFIX.sub("", COLOUR.sub("", raw).strip())
         for kind, (pattern, explain) in READERS.items():
@@ -120,7 +119,6 @@ class Engine:
     """What the log has told so far of its engine. `blocks`: the fewest and the most that it may have."""
 
     architecture: Architecture | None
-    default_block_size: int | None = None
     block_size: int | None = None
     dtype_bytes: int | None = None
     tensor_parallel: int = 1
@@ -129,7 +127,7 @@ class Engine:
 
     @property
     def tokens_per_block(self) -> int:
-        return self.block_size or self.default_block_size or (CPU_BLOCK_SIZE if self.cpu else GPU_BLOCK_SIZE)
+        return self.block_size or (CPU_BLOCK_SIZE if self.cpu else GPU_BLOCK_SIZE)
 
     def block_bytes(self, architecture: Architecture) -> int:
         """Bytes of a block on one GPU."""

@@ -20,11 +20,11 @@ def test_a_node_that_dies_while_serve_starts_costs_a_try(monkeypatch: pytest.Mon
     told: list[str] = []
     start_serve = ray_serve._start_serve
 
-    def with_a_death(port: int, timeout_s: float | None, processes: list[psutil.Process]) -> int:
+    def with_a_death(port: int, processes: list[psutil.Process]) -> int:
         if not first:
             first.extend(processes)
             threading.Thread(target=kill_soon, args=(processes, first)).start()
-        return start_serve(port, timeout_s, processes)
+        return start_serve(port, processes)
 
     monkeypatch.setattr(ray_serve, "_start_serve", with_a_death)
     with ray_serve.start(progress=told.append) as ray:

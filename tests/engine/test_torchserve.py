@@ -206,7 +206,8 @@ def test_a_new_version_takes_over_without_a_loss(server: TorchServe, tmp_path: P
             assert control.call("POST", "/models", url="swap-2.0.mar", synchronous="true").ok
             control.wait_ready("swap", "2.0")
             assert control.call("PUT", "/models/swap/2.0/set-default").ok
-            control.unregister("swap", "1.0")
+            control.drain("swap", "1.0")
+            assert control.call("DELETE", "/models/swap/1.0").ok
             time.sleep(1)
         finally:
             stop.touch()

@@ -69,9 +69,9 @@ def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
     """After the last try there is one error with the number of tries, and no process is left."""
     started: list[psutil.Process] = []
     fake_ray.init = failing(9, Exception(BUSY), started)
-    with pytest.raises(ServerError, match="did not start in 3 tries"):
-        ray_serve.start(tries=3)
-    assert len(started) == 3
+    with pytest.raises(ServerError, match="did not start in 5 tries"):
+        ray_serve.start()
+    assert len(started) == 5
     assert not survivors(started, within_s=5)
 
 
@@ -116,7 +116,7 @@ def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pyte
     started: list[psutil.Process] = []
     fake_ray.init = failing(0, Exception(), started)
 
-    def start_serve(port: int, _: float | None, processes: list[psutil.Process]) -> int:
+    def start_serve(port: int, processes: list[psutil.Process]) -> int:
         if len(started) == 1:
             processes[0].kill()
             ray_serve._beside(threading.Event().wait, processes, timeout_s=60)
@@ -181,10 +181,8 @@ def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPa
         assert get_authentication_mode() == meant
 
 
-def test_what_cannot_start_is_refused(fake_ray: Any) -> None:
-    """A second Ray in the same process, and no try at all, say what to do instead."""
-    with pytest.raises(UsageError, match="0 tries"):
-        ray_serve.start(tries=0)
+def test_ray_twice_in_one_process_is_refused(fake_ray: Any) -> None:
+    """A second start in the same process says what to do with the first."""
     fake_ray.is_initialized = lambda: True
     with pytest.raises(UsageError, match="already"):
         ray_serve.start()
@@ -194,7 +192,7 @@ def test_waiting_ends_with_the_seconds_and_the_thing() -> None:
     """`wait_for` returns the time it took, and names what did not happen."""
     assert ray_serve.wait_for(lambda: True, timeout_s=1, what="nothing") < 1
     with pytest.raises(ServerError, match="a miracle did not happen within 0 s"):
-        ray_serve.wait_for(lambda: False, timeout_s=0.1, what="a miracle", poll_s=0.01)
+        ray_serve.wait_for(lambda: False, timeout_s=0.1, what="a miracle")
 
 
 PARENT = """
@@ -245,10 +243,23 @@ def test_ray_with_its_own_numbers_does_not_see_which_gpus_are_shown(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     seen: list[str | None] = []
     fake_ray.init = lambda **_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    monkeypatch.setattr(ray_serve, "vllm_version", lambda: "0.32.0")
     for own_numbers in (True, False):
         ray_serve.start(num_gpus=7, own_numbers=own_numbers).stop()
     assert seen == [None, "1"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_ray_where_no_gpu_is_used(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU build Ray looks for no GPU by itself, and counts those asked for even where all are hidden."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(ray_serve, "vllm_version", lambda: "0.32.0+cpu")
+    seen: list[tuple[int, str | None]] = []
+    fake_ray.init = lambda **given: seen.append((given["num_gpus"], os.environ.get("CUDA_VISIBLE_DEVICES")))
+    ray_serve.start().stop()
+    ray_serve.start(num_gpus=1).stop()
+    assert seen == [(0, None), (1, None)]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,14 +120,11 @@ class Stub:
         self.keys: set[str | None] = set()
         self.pending: list[int] = []
         self.ready: list[int] = []
-        self.delete_status = 200
 
     def reply(self, method: str, path: str, key: str | None) -> tuple[int, Any]:
         """Status and body of one request."""
         self.asked.append((method, path))
         self.keys.add(key)
-        if method == "DELETE":
-            return self.delete_status, {"status": "done", "message": "not now"}
         if not path.startswith("/models/m"):
             return 404, {"code": 404, "message": "Model not found"}
         ready = self.ready.pop(0) if self.ready else 2
@@ -150,7 +147,7 @@ def stub() -> Iterator[tuple[Stub, Control]]:
             self.end_headers()
             self.wfile.write(raw)
 
-        do_GET = do_DELETE = do_PUT = answer  # noqa: N815
+        do_GET = answer  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             """Says nothing."""
@@ -178,33 +175,23 @@ def test_ready_means_all_workers(stub: tuple[Stub, Control]) -> None:
         control.wait_ready("m", timeout_s=0.3)
 
 
-def test_unregistering_drains_first(stub: tuple[Stub, Control]) -> None:
-    """The version is taken away only after its queue has been empty for a while without a break."""
+def test_a_version_is_drained(stub: tuple[Stub, Control]) -> None:
+    """Draining ends after the queue has been empty for a while without a break; with requests still coming in the
+    error says how many wait."""
     management, control = stub
     management.pending = [3, 0, 2, 0, 1]
-    control.unregister("m", "1.0", quiet_s=0.3)
-    *polls, last = management.asked
-    assert last == ("DELETE", "/models/m/1.0")
-    assert set(polls) == {("GET", "/models/m/1.0")}
-    assert len(polls) > 5
+    control.drain("m", "1.0", quiet_s=0.3)
+    assert set(management.asked) == {("GET", "/models/m/1.0")}
+    assert len(management.asked) > 6
     assert management.pending == []
-
-
-def test_a_queue_that_never_empties(stub: tuple[Stub, Control]) -> None:
-    """With requests still coming in nothing is taken away, and the error says how many wait."""
-    management, control = stub
     management.pending = [4] * 100
     with pytest.raises(ServerError, match=r"4 requests still waited for m 1\.0"):
-        control.unregister("m", "1.0", timeout_s=0.3)
-    assert ("DELETE", "/models/m/1.0") not in management.asked
+        control.drain("m", "1.0", timeout_s=0.3)
 
 
 def test_what_the_management_api_refuses(stub: tuple[Stub, Control]) -> None:
     """Its status and its words are in the error; where nothing answers, its address."""
-    management, control = stub
-    management.delete_status = 403
-    with pytest.raises(UsageError, match="403 not now"):
-        control.unregister("m", "1.0", quiet_s=0.1)
+    _, control = stub
     with pytest.raises(UsageError, match="404 Model not found"):
         control.describe("x")
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/models"):
