@@ -6,6 +6,7 @@ Knows nothing of any engine. A server runs under `labkit.serving.guard`, which e
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,8 @@ from labkit.serving import guard
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
 Say = Callable[[str], None]
+Failures = Sequence[tuple[str, str, str]]
+"""What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
 
 
@@ -79,8 +82,8 @@ class ServerProcess(Stoppable):
     """A server that runs as a child process, until `stop`, the end of a `with` block, or the end of this process.
 
     `command` runs in the private folder `folder`, its output goes to `folder/server.log`; it counts as ready when
-    `health_url` answers 200. `explain` may turn the log of a failed start into (what happened, remedy);
-    `elsewhere` finds in the log files that the server leaves outside its folder, to be removed with it.
+    `health_url` answers 200. `failures` explain the log of a failed start; `elsewhere` finds in the log files that the
+    server leaves outside its folder, to be removed with it.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class ServerProcess(Stoppable):
         env: Mapping[str, str] | None = None,
         start_timeout_s: float = 300.0,
         stop_grace_s: float = 20.0,
-        explain: Callable[[str], tuple[str, str] | None] = lambda _: None,
+        failures: Failures = (),
         elsewhere: Callable[[str], Iterable[Path]] = lambda _: (),
     ) -> None:
         self.command = tuple(command)
@@ -105,7 +108,7 @@ class ServerProcess(Stoppable):
         self._env = dict(env or {})
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
-        self._explain = explain
+        self._failures = failures
         self._elsewhere = elsewhere
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -179,7 +182,7 @@ class ServerProcess(Stoppable):
 
     def error(self, what: str) -> ServerError:
         """`what` happened, with the reason and the remedy that the log gives, and the log's last lines."""
-        reason, remedy = self._explain(self.log_text()) or ("", f"read the whole log: {self.log_path}")
+        reason, remedy = explain(self.log_text(), self._failures) or ("", f"read the whole log: {self.log_path}")
         log_tail = "\n".join(self.log_text().splitlines()[-15:])
         return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=log_tail)
 
@@ -214,6 +217,14 @@ def _status(url: str, timeout_s: float) -> int | None:
         return error.code
     except (OSError, http.client.HTTPException):
         return None
+
+
+def explain(log: str, failures: Failures) -> tuple[str, str] | None:
+    """What the first of `failures` that the log of a start names means, and what helps; None when it names none."""
+    for pattern, meaning, remedy in failures:
+        if hits := list(re.finditer(pattern, log)):
+            return meaning.format(*hits[-1].groups()), remedy.format(*hits[-1].groups())
+    return None
 
 
 def _ending(code: int) -> str:

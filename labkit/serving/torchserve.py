@@ -41,7 +41,6 @@ KEYS_LAST_MIN = 60 * 24 * 365  # TorchServe's own 60 would end a longer session 
 LONGEST_FOLDER = 107 - len("/.ts.sock.65535")
 # TorchServe starts a worker that dies again and again, and predictions wait: this often is once and for all.
 FAILED_LOADS = 2
-# What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group.
 KNOWN_FAILURES = (
     (
         r"[Aa]ddress already in use",
@@ -388,7 +387,7 @@ def start(
         health_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",  # /ping wants the token
         env=environment(folder, java),
         start_timeout_s=start_timeout_s,
-        explain=explain_failure,
+        failures=KNOWN_FAILURES,
     )
     token = lines.get("disable_token_authorization", "false").lower() != "true"
     server = TorchServe(process, config=config, ports=ports, token=token)
@@ -417,14 +416,6 @@ def environment(folder: Path, java: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def explain_failure(log: str) -> tuple[str, str] | None:
-    """Finds the reason in the log of a failed start: (what it means, what helps); None when the log names none."""
-    for pattern, meaning, remedy in KNOWN_FAILURES:
-        if found := re.findall(pattern, log):
-            return meaning.format(found[-1]), remedy
-    return None
 
 
 def _wait_for(server: TorchServe, made: Archive, timeout_s: float, progress: Say) -> None:

@@ -20,7 +20,6 @@ from labkit.machine import Machine
 from labkit.machine.gpu_share import require_share
 from labkit.serving.process import LOOPBACK, Say, ServerProcess, Stoppable, free_port, require_free_port
 
-# What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group.
 KNOWN_FAILURES = (
     (
         r"larger than the available KV cache memory.*estimated maximum model length is (\d+)",
@@ -68,11 +67,13 @@ KNOWN_FAILURES = (
         "another process took the port in the meantime",
         "start it again: another free port is chosen",
     ),
+    (
+        # vLLM's last lines only say "See root cause above": this is the cause.
+        r"(?m)^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$",
+        "{0}",
+        "change what the message names; the whole log says more",
+    ),
 )
-# vLLM's last lines only say "See root cause above": this is the cause.
-ROOT_CAUSE = re.compile(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$", re.MULTILINE)
-
-
 GPU_ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 WHY_ON_GPU = {
     "VLLM_USE_FLASHINFER_SAMPLER": (
@@ -222,7 +223,7 @@ def start(
         health_url=f"http://{LOOPBACK}:{chosen}/health",
         env={**env, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_RPC_BASE_PATH": "."},  # its sockets: here
         start_timeout_s=start_timeout_s,
-        explain=explain_failure,
+        failures=KNOWN_FAILURES,
         elsewhere=meeting_files,
     )
     process.start(progress=progress)
@@ -259,15 +260,6 @@ def _served_name(words: list[str]) -> str:
     arguments = [part for word in words for part in word.split("=", 1)]
     flag = "--served-model-name"
     return arguments[arguments.index(flag) + 1] if flag in arguments else words[2]
-
-
-def explain_failure(log: str) -> tuple[str, str] | None:
-    """Finds the reason in the log of a failed start: (what it means, what helps); None when the log names none."""
-    for pattern, meaning, remedy in KNOWN_FAILURES:
-        if found := re.search(pattern, log):
-            return meaning, remedy.format(*found.groups())
-    causes = ROOT_CAUSE.findall(log)
-    return (causes[-1], "change what the message names; the whole log says more") if causes else None
 
 
 def meeting_files(log: str) -> list[Path]:

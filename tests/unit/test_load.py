@@ -173,12 +173,9 @@ def test_warmup_is_apart_and_warms_no_prefix(api: str) -> None:
     assert not any(record.warmup for record in result.records)
     prompts = [body["prompt"] if api == "completions" else body["messages"][0]["content"] for body in stub.bodies]
     assert len(prompts) == len(ASKED) + 3
-    for warm, measured in zip(sorted(prompts[:3]), sorted(prompts[3:6]), strict=True):
-        assert warm.split()[0] not in {prompt.split()[0] for prompt in prompts[3:]}
-        assert len(warm.split()) == len(measured.split())
-    assert sorted(sorted(warm.split()) for warm in prompts[:3]) == sorted(
-        sorted(request.prompt.split()) for request in CHAT.requests[:3]
-    )
+    assert not {warm.split()[0] for warm in prompts[:3]} & {measured.split()[0] for measured in prompts[3:]}
+    measured = sorted(sorted(request.prompt.split()) for request in CHAT.requests[:3])
+    assert sorted(sorted(warm.split()) for warm in prompts[:3]) == measured
 
 
 def test_progress_counts_to_the_end_and_its_error_ends_the_load() -> None:
@@ -232,27 +229,17 @@ def test_each_failure_is_an_outcome(behaviour: dict[str, Any], outcome: Outcome,
     assert any("1 of 1 requests failed" in warning and outcome.value in warning for warning in result.warnings)
 
 
-def test_chunks_before_a_failure_are_kept() -> None:
-    """What arrived before the stream was cut stays in the record, for a timeline."""
+def test_what_else_is_known_of_a_failure() -> None:
+    """What arrived before a stream was cut stays in the record; failures are counted apart from the requests beside
+    them; requests to a port where nothing listens any more end as CONNECTION, one record each."""
     with serving(cut_after_chunks=3, token_delay_s=0.01) as stub:
         record = only(run(stub, ONE))
-    assert len(record.chunk_times_s) == 3
-    assert record.text.split() == ["w0", "w1", "w2"]
-
-
-def test_one_failure_leaves_the_others() -> None:
-    """Failures are counted apart: every third request fails, the others are measured."""
+    assert (len(record.chunk_times_s), record.text.split()) == (3, ["w0", "w1", "w2"])
     with serving(error_status=503, error_every=3) as stub:
         result = run(stub, concurrency=1)
     assert [record.ok for record in result.records] == [(i + 1) % 3 != 0 for i in range(len(ASKED))]
-
-
-def test_a_server_that_dies_gives_connection_outcomes() -> None:
-    """Requests to a port where nothing listens any more end as CONNECTION, one record each."""
-    with serving() as stub:
-        url = stub.base_url
-    result = load.run_blocking(url, MODEL, CHAT, concurrency=2, preflight=False)
-    assert [record.outcome for record in result.records] == [Outcome.CONNECTION] * len(ASKED)
+    gone = run(stub, preflight=False)
+    assert [record.outcome for record in gone.records] == [Outcome.CONNECTION] * len(ASKED)
 
 
 def test_what_ends_an_answer() -> None:
@@ -268,50 +255,28 @@ def test_what_ends_an_answer() -> None:
 # Before anything is sent
 
 
-def test_nothing_listens() -> None:
-    """One clear error with the address, when no server is there."""
-    with serving() as stub:
-        url = stub.base_url
-    with pytest.raises(LoadError, match="nothing listens at"):
-        load.run_blocking(url, MODEL, CHAT, concurrency=1)
+REFUSAL = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"  # TorchServe's
+PREFLIGHT: list[tuple[dict[str, Any], str]] = [
+    ({"models_status": 400, "models_error": REFUSAL}, "refused the API key"),
+    ({"models_status": 400}, "no OpenAI-compatible API there"),
+    ({"models_status": 404}, r"answered 404(.|\n)*preflight=False"),
+    ({"models": ("a", "b")}, r"no model 'stub'(.|\n)*a, b"),
+    ({"api_key": "right"}, "refused the API key"),
+]
 
 
-def test_unknown_model_lists_those_there_are() -> None:
-    """An unknown model name is refused with the names that the server serves, and nothing is sent."""
-    with serving(models=("a", "b")) as stub:
-        with pytest.raises(UsageError, match=r"no model 'stub'(.|\n)*a, b"):
-            run(stub)
-        assert stub.bodies == []
-
-
-def test_torchserve_refuses_a_key_with_400() -> None:
-    """TorchServe's 400 for a wrong token is told as a refused key, any other 400 is not."""
-    refusal = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
-    with (
-        serving(models_status=400, models_error=refusal) as stub,
-        pytest.raises(LoadError, match="refused the API key"),
-    ):
-        run(stub)
-    with serving(models_status=400) as stub, pytest.raises(LoadError, match="no OpenAI-compatible API there"):
-        run(stub)
-
-
-def test_the_key_is_used_and_its_refusal_is_told() -> None:
-    """With the right key all is well; without it, or with another, one error that does not print it."""
-    with serving(api_key="right") as stub:
-        assert only(run(stub, ONE, api_key="right")).ok
-        for key in (None, "wrong-key"):
-            with pytest.raises(LoadError, match="refused the API key") as caught:
-                run(stub, ONE, api_key=key)
+def test_nothing_is_sent_to_a_server_that_will_not_do() -> None:
+    """A refused key, an unknown model, no OpenAI API and no server at all: one clear error with the way around it."""
+    for behaviour, message in PREFLIGHT:
+        with serving(**behaviour) as stub:
+            with pytest.raises((LoadError, UsageError), match=message) as caught:
+                run(stub, api_key="wrong-key")
             assert "wrong-key" not in str(caught.value)
-
-
-def test_no_api_there() -> None:
-    """A server without /v1/models is refused with the way around it, which works."""
-    with serving(models_status=404) as stub:
-        with pytest.raises(LoadError, match=r"answered 404(.|\n)*preflight=False"):
-            run(stub, ONE)
-        assert only(run(stub, ONE, preflight=False)).ok
+            assert stub.bodies == []
+    with pytest.raises(LoadError, match="nothing listens at"):
+        run(stub)
+    with serving(models_status=404, api_key="right") as stub:
+        assert only(run(stub, ONE, preflight=False, api_key="right")).ok
 
 
 def test_something_else_listens() -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from labkit.errors import ServerError, UsageError
 from labkit.serving import torchserve
-from labkit.serving.process import ServerProcess
+from labkit.serving.process import ServerProcess, explain
 from labkit.serving.torchserve import Control
 
 NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
@@ -106,10 +106,10 @@ def test_a_failed_start_is_explained() -> None:
         "java not found, please make sure JAVA_HOME is set properly.\n": "Java cannot be started",
     }
     for log, says in logs.items():
-        explained = torchserve.explain_failure(f"[INFO ] something\n{log}")
+        explained = explain(f"[INFO ] something\n{log}", torchserve.KNOWN_FAILURES)
         assert explained is not None
         assert says in explained[0]
-    assert torchserve.explain_failure("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - loaded\n") is None
+    assert explain("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - loaded\n", torchserve.KNOWN_FAILURES) is None
 
 
 class Stub:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from labkit.errors import UsageError
 from labkit.machine import Gpu, Machine, inspect
 from labkit.serving import vllm
-from labkit.serving.vllm import explain_failure, settings, start
+from labkit.serving.process import explain
+from labkit.serving.vllm import settings, start
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,11 +248,13 @@ def test_a_failed_start_is_explained() -> None:
     """Each known failure in a log becomes what it means and what helps, with the number from the log; a log without
     one is not explained, a healthy GPU's least of all."""
     for log, meaning, remedy in FAILURES:
-        explained = explain_failure(f"INFO something before\n{log}\nINFO something after")
+        explained = explain(f"INFO something before\n{log}\nINFO something after", vllm.KNOWN_FAILURES)
         assert explained is not None
         assert meaning in explained[0]
         assert remedy in explained[1]
-    assert [explain_failure(log) for log in ("", HEALTHY_GPU, "INFO: ready", "ERROR in a request")] == [None] * 4
+    assert [explain(log, vllm.KNOWN_FAILURES) for log in ("", HEALTHY_GPU, "INFO: ready", "ERROR in a request")] == [
+        None
+    ] * 4
 
 
 @pytest.mark.skipif(not (Path(sys.executable).parent / "vllm").exists(), reason="vLLM is not installed")
