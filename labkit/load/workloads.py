@@ -6,7 +6,7 @@ bit by bit, and a longer workload begins with the shorter one."""
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from labkit import errors
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -154,9 +154,17 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     ignore_eos: bool = True
     group: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.prompt and not self.messages:
+            raise ValueError("neither `prompt` nor `messages` holds anything")
+        if self.prompt and self.messages:
+            raise ValueError("both `prompt` and `messages` are given; one of them is needed")
+        if self.max_tokens and self.output_tokens:
+            raise ValueError("both `max_tokens` and `output_tokens` are given; they mean the same")
 
-def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64) -> Workload:
-    """Requests from a JSONL file, the first `n` or all.
+
+def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, seed: int = 0) -> Workload:
+    """Requests from a JSONL file, the first `n` or all. They are what they are: `seed` decides arrival times only.
 
     A line is an object with `prompt` or `messages`, and if wanted `max_tokens` or `output_tokens` (else the argument),
     `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError names the file and the line."""
@@ -166,11 +174,10 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64) -
     for number, text in enumerate(_read_lines(Path(path)), start=1):
         if text.strip() and len(requests) != n:
             requests.append(_request(text, max_tokens, where=f"{path}, line {number}"))
-    if len(requests) < (n or 1):
-        raise UsageError(
-            f"{path} holds {len(requests)} requests; {n or 1} are needed", remedy="add lines to it or ask for fewer"
-        )
-    parameters = {"file": Path(path).name, "n": len(requests), "max_tokens": max_tokens}
+    enough = len(requests) >= (n or 1)
+    fix = "add lines to it or ask for fewer"
+    require(enough, f"{path} holds {len(requests)} requests; {n or 1} are needed", fix=fix)
+    parameters = {"file": Path(path).name, "n": len(requests), "max_tokens": max_tokens, "seed": seed}
     return Workload("file", tuple(requests), parameters)
 
 
@@ -207,33 +214,10 @@ def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
         line = msgspec.json.decode(text, type=_Line)
     except msgspec.DecodeError as error:
         raise UsageError(f"{where}: {error}", remedy="correct or remove that line") from error
-    wrong = _contradiction(line)
-    if wrong:
-        raise UsageError(f"{where}: {wrong}", remedy="correct or remove that line")
     tokens = line.max_tokens or line.output_tokens or default_max_tokens
     return Request(
         line.prompt or "", tokens, line.temperature, line.seed, line.ignore_eos, line.messages or None, line.group
     )
-
-
-def _contradiction(line: _Line) -> str:
-    if not line.prompt and not line.messages:
-        return "neither `prompt` nor `messages` holds anything"
-    if line.prompt and line.messages:
-        return "both `prompt` and `messages` are given; one of them is needed"
-    if line.max_tokens and line.output_tokens:
-        return "both `max_tokens` and `output_tokens` are given; they mean the same"
-    return ""
-
-
-# --- what is asked: seeded requests and the times at which they arrive ---
-
-
-def _file(n: int, *, path: str | Path, seed: int = 0, max_tokens: int = 64) -> Workload:
-    """`from_file` as the registry calls it. A file's requests are what they are: the seed decides arrival times
-    only."""
-    workload = from_file(path, n=n, max_tokens=max_tokens)
-    return replace(workload, parameters={**workload.parameters, "seed": seed})
 
 
 def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
@@ -242,18 +226,14 @@ def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
     builder = WORKLOADS.get(name.replace("-", "_"))
     if builder is None:
         raise UsageError(f"there is no workload {name!r}", remedy=f"choose one of {', '.join(WORKLOADS)}")
-    _check_options(name, options, inspect.signature(builder))
-    return builder(n, seed=seed, **options)
-
-
-def _check_options(name: str, options: dict[str, Any], signature: inspect.Signature) -> None:
-    known = {key: parameter for key, parameter in signature.parameters.items() if key not in ("n", "seed")}
+    parameters = inspect.signature(builder).parameters
+    known = {key: parameter for key, parameter in parameters.items() if key not in ("n", "seed")}
     for option in options:
-        if option not in known:
-            raise UsageError(f"workload {name!r} has no option {option!r}", remedy=f"choose among {', '.join(known)}")
+        require(option in known, f"workload {name!r} has no option {option!r}", fix=f"choose among {', '.join(known)}")
     for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise UsageError(f"workload {name!r} needs the option {option!r}", remedy=f"pass {option}=...")
+        given = parameter.default is not parameter.empty or option in options
+        require(given, f"workload {name!r} needs the option {option!r}", fix=f"pass {option}=...")
+    return builder(n=n, seed=seed, **options)
 
 
 # --- workloads that are made up, request by request, from a seed ---
@@ -349,5 +329,5 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "chat": chat,
     "shared_prefix": shared_prefix,
     "interference": interference,
-    "file": _file,
+    "file": from_file,
 }
