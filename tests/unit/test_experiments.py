@@ -43,10 +43,6 @@ sys.stdin.readline()
 """
 
 
-def split(together: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [a for a, _ in together], [b for _, b in together]
-
-
 # --- interleaved
 
 
@@ -145,7 +141,7 @@ def test_an_error_names_arm_and_round(kind: type[BaseException]) -> None:
 
 
 class HandClock:
-    """A clock that only moves when somebody works."""
+    """A clock that only moves when an arm works."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -162,35 +158,26 @@ def working(clock: HandClock, name: str, steps: int, cost_s: float, calls: list[
     return f"{name} is done"
 
 
-lengths = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 8), min_size=1)
-
-
-@given(lengths=lengths, seed=st.integers())
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(0, 8), min_size=1), st.integers(), st.floats(0.5, 2))
 @quick
-def test_no_arm_is_ever_more_than_a_step_ahead(lengths: dict[str, int], seed: int) -> None:
-    """In each turn every arm that has not ended takes one step; the order changes, the count does not."""
+def test_arms_take_a_step_each_and_get_their_own_seconds(lengths: dict[str, int], seed: int, load: float) -> None:
+    """In each turn every arm that has not ended takes one step; an arm's seconds are those of its own steps, whatever
+    the others spend; results come in the arms' order."""
     clock, calls = HandClock(), list[str]()
-    in_turns({name: working(clock, name, n, 1.0, calls) for name, n in lengths.items()}, seed=seed)
-    for turn in range(max(lengths.values(), default=0)):
+    costs = {name: load * (1 + index) for index, name in enumerate(lengths)}
+    turns = in_turns(
+        {name: working(clock, name, n, costs[name], calls) for name, n in lengths.items()}, seed=seed, clock=clock
+    )
+    for turn in range(max(lengths.values())):
         expected = sorted(name for name, n in lengths.items() if n > turn)
         assert sorted(calls[: len(expected)]) == expected
         del calls[: len(expected)]
     assert not calls
-
-
-@given(lengths=lengths, seed=st.integers(), weather=st.floats(0.5, 2))
-@quick
-def test_each_arm_gets_its_result_and_its_own_seconds(lengths: dict[str, int], seed: int, weather: float) -> None:
-    """An arm's seconds are those of its own steps, whatever the others spend; results stand in the arms' order."""
-    clock = HandClock()
-    costs = {name: weather * (1 + index) for index, name in enumerate(lengths)}
-    arms = {name: working(clock, name, n, costs[name], []) for name, n in lengths.items()}
-    found = in_turns(arms, seed=seed, clock=clock)
-    assert list(found) == list(lengths)
+    assert list(turns) == list(lengths)
     for name, n in lengths.items():
-        assert found[name].result == f"{name} is done"
-        assert found[name].seconds == pytest.approx(n * costs[name])
-        assert found[name].steps_s == pytest.approx([costs[name]] * n + [0.0])
+        assert turns[name].result == f"{name} is done"
+        assert turns[name].seconds == pytest.approx(n * costs[name])
+        assert turns[name].steps_s == pytest.approx([costs[name]] * n + [0.0])
 
 
 def test_a_machine_that_slows_down_for_a_while_hits_both_arms_alike() -> None:
@@ -210,15 +197,14 @@ def test_a_machine_that_slows_down_for_a_while_hits_both_arms_alike() -> None:
 
 
 def test_the_order_within_a_turn_changes_and_a_seed_repeats_it() -> None:
-    """Nobody always comes first, and the same seed gives the same order."""
+    """Each arm comes first at times, and the same seed gives the same order."""
 
     def order(seed: int) -> list[str]:
         calls: list[str] = []
         in_turns({name: working(HandClock(), name, 30, 1.0, calls) for name in "ab"}, seed=seed)
         return calls
 
-    firsts = set(order(1)[::2])
-    assert firsts == {"a", "b"}
+    assert set(order(1)[::2]) == {"a", "b"}
     assert order(1) == order(1) != order(2)
 
 
@@ -247,44 +233,23 @@ def test_a_failure_names_the_arm_and_its_step_and_closes_the_others(error: BaseE
 # --- intervals and ratios
 
 
-@given(pairs, st.sampled_from([0.8, 0.95, 0.99]))
+@given(pairs, st.sampled_from([0.8, 0.95, 0.99]), st.floats(0.01, 100), st.integers(0, 2**32))
 @quick
-def test_interval_contains_the_point(together: list[tuple[float, float]], confidence: float) -> None:
-    """low <= value <= high; the value is the geometric mean of the pairwise ratios."""
-    a, b = split(together)
-    ratio = paired_ratio(a, b, confidence=confidence)
+def test_a_ratio_is_fair(together: list[tuple[float, float]], confidence: float, factor: float, seed: int) -> None:
+    """The geometric mean of the pairwise ratios, inside its bounds, the same for a seed; it has no unit, and swapping
+    the arms inverts it with its bounds."""
+    a, b = [x for x, _ in together], [y for _, y in together]
+    ratio = paired_ratio(a, b, confidence=confidence, seed=seed)
     assert 0 < ratio.low <= ratio.value <= ratio.high
     assert ratio.value == pytest.approx(stats.gmean([x / y for x, y in together]))
     assert ratio.values == pytest.approx([x / y for x, y in together])
     assert ratio.pairs == len(together)
-
-
-@given(pairs, st.floats(0.01, 100))
-@quick
-def test_scaling_both_arms_leaves_the_ratio(together: list[tuple[float, float]], factor: float) -> None:
-    """A ratio has no unit: seconds or milliseconds give the same value and bounds."""
-    a, b = split(together)
-    plain = paired_ratio(a, b)
-    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b])
-    assert (scaled.value, scaled.low, scaled.high) == pytest.approx((plain.value, plain.low, plain.high), rel=1e-9)
-
-
-@given(pairs)
-@quick
-def test_swapping_the_arms_inverts_the_ratio(together: list[tuple[float, float]]) -> None:
-    """ratio(b, a) is 1 / ratio(a, b), and its bounds are the inverse of the other's, swapped."""
-    a, b = split(together)
-    forth, back = paired_ratio(a, b), paired_ratio(b, a)
-    assert (back.value, back.low, back.high) == pytest.approx((1 / forth.value, 1 / forth.high, 1 / forth.low))
-
-
-@given(pairs, st.integers(0, 2**32))
-@quick
-def test_intervals_are_deterministic_by_seed(together: list[tuple[float, float]], seed: int) -> None:
-    """The same data and seed give the same bounds to the last bit."""
-    a, b = split(together)
-    assert paired_ratio(a, b, seed=seed) == paired_ratio(a, b, seed=seed)
-    assert interval(a, seed=seed) == interval(a, seed=seed)
+    assert paired_ratio(a, b, confidence=confidence, seed=seed) == ratio
+    bounds = (ratio.value, ratio.low, ratio.high)
+    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b], confidence=confidence, seed=seed)
+    assert (scaled.value, scaled.low, scaled.high) == pytest.approx(bounds, rel=1e-9)
+    back = paired_ratio(b, a, confidence=confidence, seed=seed)
+    assert (1 / back.value, 1 / back.high, 1 / back.low) == pytest.approx(bounds)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.sampled_from(["mean", "median"]))
