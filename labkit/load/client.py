@@ -317,7 +317,7 @@ def _reversed(request: Request) -> Request:
     def turned(text: Any) -> Any:
         return " ".join(reversed(text.split(" "))) if isinstance(text, str) else text
 
-    messages = request.messages and tuple({**one, "content": turned(one.get("content"))} for one in request.messages)
+    messages = request.messages and tuple({**said, "content": turned(said.get("content"))} for said in request.messages)
     return replace(request, prompt=turned(request.prompt), messages=messages)
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,6 +60,14 @@ def require_free_port(port: int) -> int:
                 remedy=f"stop what listens there, use another port ({free_port()} is free now), or leave it out",
             ) from error
     return port
+
+
+def poll(every_s: float, *, timeout_s: float) -> Iterator[float]:
+    """The seconds that have passed, at every look; at least one look, and none after `timeout_s`."""
+    began = time.monotonic()
+    while (waited_s := time.monotonic() - began) <= timeout_s:
+        yield waited_s
+        time.sleep(every_s)
 
 
 class Stoppable:
@@ -133,13 +141,13 @@ class ServerProcess(Stoppable):
         began = time.monotonic()
         try:
             self._launch()
-            while _status(self._health_url, timeout_s=2.0) != 200:
+            for waited_s in poll(POLL_S, timeout_s=self._start_timeout_s):
+                if _status(self._health_url, timeout_s=2.0) == 200:
+                    break
                 self.check()
-                waited_s = time.monotonic() - began
-                if waited_s > self._start_timeout_s:
-                    raise self.error(f"{self.name} was not ready after {waited_s:.0f} s")
                 progress(f"{self.name}: starting, {waited_s:.0f} s")
-                time.sleep(POLL_S)
+            else:
+                raise self.error(f"{self.name} was not ready after {self._start_timeout_s:.0f} s")
         except BaseException:
             self.stop()
             raise

@@ -21,7 +21,7 @@ from labkit.errors import ServerError, UsageError, require
 from labkit.machine.facts import vllm_version
 from labkit.machine.processes import end_processes, has_ended, wait_for_end
 from labkit.serving import guard
-from labkit.serving.process import LOOPBACK, Say, Stoppable, free_port, require_free_port
+from labkit.serving.process import LOOPBACK, Say, Stoppable, free_port, poll, require_free_port
 
 BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
 CALM_WAIT_S = 20.0  # and this much longer after each failed try
@@ -197,11 +197,10 @@ def deploy(application: Any, *, name: str, route_prefix: str = "/") -> None:
 def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> float:
     """Waits until `condition` holds; returns the seconds it took. ServerError, naming `what`, after `timeout_s`."""
     began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > timeout_s:
-            raise ServerError(f"{what} did not happen within {timeout_s:.0f} s", remedy="look at serve.status()")
-        time.sleep(POLL_S)
-    return time.monotonic() - began
+    for _ in poll(POLL_S, timeout_s=timeout_s):
+        if condition():
+            return time.monotonic() - began
+    raise ServerError(f"{what} did not happen within {timeout_s:.0f} s", remedy="look at serve.status()")
 
 
 # --- starting, again and again on a busy machine ---
@@ -265,16 +264,14 @@ def _beside(work: Callable[[], T], processes: list[psutil.Process], *, timeout_s
     Raises `ServerError` when one of them dies, or after `timeout_s`; what they had started is ended.
     """
     future, seen = _in_background(work), set(processes)
-    began = time.monotonic()
     try:
-        while not future.done():
+        for _ in poll(LOOK_S, timeout_s=timeout_s):
+            if future.done():
+                return future.result()
             seen.update(_with_children(processes))  # a dead one does not tell any more what it had started
             if any(map(has_ended, processes)):
                 raise ServerError(NODE_DIED, remedy="free memory if it ran short, and start it again")
-            if time.monotonic() - began > timeout_s:
-                raise ServerError(f"{SERVE_START} took more than {timeout_s:.0f} s", remedy="start it again")
-            time.sleep(LOOK_S)
-        return future.result()
+        raise ServerError(f"{SERVE_START} took more than {timeout_s:.0f} s", remedy="start it again")
     except BaseException:
         _end(seen)
         raise

@@ -50,8 +50,8 @@ class Answer:
 
     def inside_s(self, part: str) -> float:
         """How long `part` took by the header ("engine;dur=362.1", in milliseconds); NaN where it does not say so."""
-        found = re.search(rf"(?:^|,)\s*{re.escape(part)};(?:[^,]*;)?\s*dur=([\d.]+)", self.timing)
-        return float(found[1]) / 1000 if found else math.nan
+        match = re.search(rf"(?:^|,)\s*{re.escape(part)};(?:[^,]*;)?\s*dur=([\d.]+)", self.timing)
+        return float(match[1]) / 1000 if match else math.nan
 
 
 class Observation:
@@ -113,21 +113,21 @@ class Observation:
 
     def under_way(self) -> list[tuple[float, int]]:
         """How many requests were sent and not answered yet, after each change."""
-        sent, ended = [(one.sent_s, 1) for one in self.answers], [(one.finished_s, -1) for one in self.answers]
-        changes = sorted(sent + ended)
+        sent = [(answer.sent_s, 1) for answer in self.answers]
+        changes = sorted(sent + [(answer.finished_s, -1) for answer in self.answers])
         return list(zip((at for at, _ in changes), accumulate(change for _, change in changes), strict=True))
 
 
 def running(application: str, deployment: str) -> int:
     """The running replicas of a deployment, by `serve.status()`; 0 while Serve does not know it."""
-    found = _overview(application, deployment)
-    return int(found.replica_states.get("RUNNING", 0)) if found else 0
+    status = _overview(application, deployment)
+    return int(status.replica_states.get("RUNNING", 0)) if status else 0
 
 
 def message(application: str, deployment: str) -> str:
     """What Ray Serve says of a deployment, such as what its replicas wait for; empty while it says nothing."""
-    found = _overview(application, deployment)
-    return str(found.message) if found else ""
+    status = _overview(application, deployment)
+    return str(status.message) if status else ""
 
 
 def _overview(application: str, deployment: str) -> Any:

@@ -28,7 +28,16 @@ from pydantic import AliasPath, BaseModel, Field, ValidationError
 from labkit import machine
 from labkit.errors import ServerError, UsageError, require
 from labkit.files import root
-from labkit.serving.process import DIRECT, LOOPBACK, Say, ServerProcess, Stoppable, free_ports, require_free_port
+from labkit.serving.process import (
+    DIRECT,
+    LOOPBACK,
+    Say,
+    ServerProcess,
+    Stoppable,
+    free_ports,
+    poll,
+    require_free_port,
+)
 from labkit.serving.vllm import executable
 
 POLL_S = 0.1
@@ -155,21 +164,16 @@ class Control:
 
         /ping does not say so: it reports Healthy while a worker loads, and while one crashes again and again.
         """
-        began = time.monotonic()
-        while True:
+        ready = 0
+        for waited_s in poll(POLL_S, timeout_s=timeout_s):
             self._check()
             described = self.describe(model, version)
             ready = sum(worker["status"] == "READY" for worker in described["workers"])
             if ready >= (described["minWorkers"] if workers is None else workers):
                 return
-            waited_s = time.monotonic() - began
-            if waited_s > timeout_s:
-                raise ServerError(
-                    f"{ready} workers of {model} were ready after {waited_s:.0f} s",
-                    remedy="the server's log says what the others met",
-                )
             progress(f"{model}: {ready} of {described['minWorkers']} workers ready, {waited_s:.0f} s")
-            time.sleep(POLL_S)
+        what = f"{ready} workers of {model} were ready after {timeout_s:.0f} s"
+        raise ServerError(what, remedy="the server's log says what the others met")
 
     def drain(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
         """Waits until nothing has been queued for the version for `quiet_s`. Send it no more requests before that.
@@ -177,18 +181,15 @@ class Control:
         TorchServe reports what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
         default version gets the requests that name none: make another one the default first.
         """
-        began, quiet_since = time.monotonic(), None
-        while True:  # two looks bound the quiet: one alone says nothing about a pause between them
+        waiting, quiet_since = 0, 0.0
+        for _ in poll(POLL_S, timeout_s=timeout_s):
+            # Two looks bound the quiet: one alone says nothing about a pause between them.
             waiting, now = self.describe(model, version)["jobQueueStatus"]["pendingRequests"], time.monotonic()
-            quiet_since = None if waiting else quiet_since or now
-            if quiet_since is not None and now - quiet_since >= quiet_s:
+            quiet_since = 0.0 if waiting else quiet_since or now
+            if quiet_since and now - quiet_since >= quiet_s:
                 return
-            if now - began > timeout_s:
-                raise ServerError(
-                    f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s",
-                    remedy="stop sending to it, and drain again",
-                )
-            time.sleep(POLL_S)
+        what = f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s"
+        raise ServerError(what, remedy="stop sending to it, and drain again")
 
 
 def _path(model: str, version: str | None) -> str:
