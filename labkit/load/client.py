@@ -33,25 +33,22 @@ OnFinished = Callable[[int, int], None]
 """Called with (measured requests finished, measured requests in all), in the thread that runs the load."""
 
 
-class Usage(msgspec.Struct, gc=False):
-    """Token counts of the server."""
+# What is read of an answer or a chunk; other fields are skipped while decoding.
 
+
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class Content(msgspec.Struct, gc=False):
-    """A chat message, or the piece of one that a chunk brings."""
-
+class _Content(msgspec.Struct, gc=False):
     content: str | None = None
 
 
-class Choice(msgspec.Struct, gc=False):
-    """One choice of an answer or a chunk: `text` in completions, `delta` or `message` in chat."""
-
-    text: str | None = None
-    delta: Content | None = None
-    message: Content | None = None
+class _Choice(msgspec.Struct, gc=False):
+    text: str | None = None  # of completions
+    delta: _Content | None = None  # of a chat's chunk
+    message: _Content | None = None  # of a chat's whole answer
     finish_reason: str | None = None
 
     def content(self) -> str:
@@ -59,29 +56,23 @@ class Choice(msgspec.Struct, gc=False):
         return (part.content if part else self.text) or ""
 
 
-class Chunk(msgspec.Struct, gc=False):
-    """What is read of one answer or chunk; other fields are skipped while decoding."""
-
-    choices: list[Choice] | None = None
-    usage: Usage | None = None
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
     error: Any = None
     response: str | None = None  # of the plain API
 
 
-class Model(msgspec.Struct):
-    """An entry of /v1/models."""
-
+class _Model(msgspec.Struct):
     id: str
 
 
-class Models(msgspec.Struct):
-    """The answer of /v1/models."""
-
-    data: list[Model]
+class _Models(msgspec.Struct):
+    data: list[_Model]
 
 
-decode_chunk = msgspec.json.Decoder(Chunk).decode
-NO_USAGE = Usage()
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_NO_USAGE = _Usage()
 
 
 def api_root(base_url: str) -> str:
@@ -152,7 +143,7 @@ class Exchange:
     finished: float = 0.0
     chunk_times: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    usage: Usage = NO_USAGE
+    usage: _Usage = _NO_USAGE
     ended: bool = False  # the server said that the answer is complete
     outcome: Outcome = Outcome.OK
     status: int | None = None
@@ -161,7 +152,7 @@ class Exchange:
     def end(self, outcome: Outcome, error: str) -> None:
         self.outcome, self.error = outcome, error
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, chunk: _Chunk) -> None:
         """Adds what a chunk, or a whole answer, brings."""
         if chunk.choices:
             self.texts.append(chunk.choices[0].content())
@@ -209,7 +200,7 @@ async def _carry_out(
             elif stream:
                 await _read_stream(exchange, response)
             else:
-                exchange.take(decode_chunk(await response.read()))
+                exchange.take(_decode_chunk(await response.read()))
                 if exchange.outcome is Outcome.OK and not exchange.texts:
                     exchange.end(Outcome.MALFORMED, "the answer has no choices")
     except TimeoutError:
@@ -233,7 +224,7 @@ async def _read_stream(exchange: Exchange, response: aiohttp.ClientResponse) -> 
             if payload == b"[DONE]":
                 exchange.ended = True
                 continue
-            chunk = decode_chunk(payload)
+            chunk = _decode_chunk(payload)
             # vLLM's rule: content is what has choices, even with an empty text; the usage chunk has none.
             if chunk.choices:
                 exchange.chunk_times.append(now)
@@ -284,7 +275,7 @@ async def _check_server(session: aiohttp.ClientSession, root: str, model: str) -
             remedy="pass the server's root or its /v1; for a server that lists no models pass preflight=False",
         )
     try:
-        names = [entry.id for entry in msgspec.json.decode(raw, type=Models).data]
+        names = [entry.id for entry in msgspec.json.decode(raw, type=_Models).data]
     except msgspec.DecodeError as error:
         raise LoadError(
             f"{url} lists no models: {raw[:80]!r}", remedy="is an OpenAI-compatible server there?"
@@ -362,7 +353,11 @@ async def run(
         errors.above_zero("stop_after_s", stop_after_s, unit="seconds")
     root, requests = api_root(base_url), workload.requests
     seed = workload.parameters.get("seed") if seed is None else seed
-    due_s = () if rate is None else _arrivals_s(len(requests), rate, arrival, seed)
+    due_s: tuple[float, ...] = ()
+    if rate is not None and arrival == "constant":
+        due_s = constant_arrivals_s(len(requests), rate=rate)
+    elif rate is not None:
+        due_s = poisson_arrivals_s(len(requests), rate=rate, seed=seed or 0)
     _allow_many_connections()
     async with _session(api_key) as session:
         if preflight and api != "plain":
@@ -421,12 +416,6 @@ def _session(api_key: str | None) -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None),  # each request has a time-out of its own
         cookie_jar=aiohttp.DummyCookieJar(),
     )
-
-
-def _arrivals_s(n: int, rate: float, arrival: str, seed: int | None) -> tuple[float, ...]:
-    if arrival == "constant":
-        return constant_arrivals_s(n, rate=rate)
-    return poisson_arrivals_s(n, rate=rate, seed=seed or 0)
 
 
 async def _within(stop_after_s: float | None, load: Awaitable[None]) -> None:

@@ -102,7 +102,6 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
 
 
 MISTAKES: list[tuple[Any, int, str]] = [
-    (None, 400, "empty"),
     (b"", 400, "empty"),
     (b'{"prompt": "half', 400, "not JSON"),
     (b"\xff\xfe{}", 400, "UTF-8"),
@@ -110,19 +109,14 @@ MISTAKES: list[tuple[Any, int, str]] = [
     ([{"prompt": "hi"}], 422, "a list"),
     ({}, 422, "'prompt' must be a text, not missing"),
     ({"prompt": ""}, 422, "'prompt' is empty"),
-    ({"prompt": "  \n"}, 422, "'prompt' is empty"),
     ({"prompt": 7}, 422, "a number"),
-    ({"prompt": ["a", "b"]}, 422, "a list"),
     ({"prompt": "\ud83d"}, 422, "half of a character"),
-    ({"prompt": "hi", "max_tokens": -1}, 422, "from 1 to 50"),
     ({"prompt": "hi", "max_tokens": 0}, 422, "from 1 to 50"),
     ({"prompt": "hi", "max_tokens": 51}, 422, "51"),
     ({"prompt": "hi", "max_tokens": "9"}, 422, "whole number, not a text"),
     ({"prompt": "hi", "max_tokens": True}, 422, "whole number, not true or false"),
-    ({"prompt": "hi", "max_tokens": 1.5}, 422, "whole number"),
     ({"prompt": "hi", "temperature": -0.1}, 422, "from 0 to 2"),
     ({"prompt": "hi", "temperature": float("nan")}, 422, "nan"),
-    ({"prompt": "hi", "temperature": "hot"}, 422, "number"),
     ({"prompt": "hi", "seed": -1}, 422, "seed"),
     ({"prompt": "hi", "stream": "yes"}, 422, "true or false"),
     ({"prompt": "hi", "stream_options": []}, 422, "stream_options"),
@@ -131,7 +125,6 @@ MISTAKES: list[tuple[Any, int, str]] = [
     ({"prompt": "hi", "n": 2}, 422, "'n'"),
     ({"messages": []}, 422, "at least 1"),
     ({"messages": [{"role": "robot", "content": "hi"}]}, 422, "role"),
-    ({"messages": [{"role": "user", "content": None}]}, 422, "'content'"),
 ]
 
 
