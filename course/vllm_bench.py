@@ -7,17 +7,20 @@ vLLM's arguments, a job on each line of its standard input. The result also has 
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
-from labkit.errors import LoadError
+from labkit.errors import LoadError, UsageError
+from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.load.workloads import Workload, to_file
 
 
@@ -112,6 +115,72 @@ def _environment() -> dict[str, str]:
     # Unlike ours, this client asks a proxy that is set in the environment, even for loopback.
     direct = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     return {**os.environ, **direct, "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+
+
+_BENCH_FIELDS = ("duration", "input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")
+
+
+def from_vllm_bench(saved: Mapping[str, Any]) -> LoadResult:
+    """What `vllm bench serve --save-result --save-detailed` wrote, as a load of ours: `summarise` gives its figures.
+
+    UsageError if the file holds no request details. vLLM counts tokens by its tokenizer where the server sent no
+    usage."""
+    missing = [name for name in _BENCH_FIELDS if name not in saved]
+    if missing:
+        raise UsageError(f"no {', '.join(missing)} in the result", remedy="run vllm bench serve with --save-detailed")
+    zero = min(saved["start_times"], default=0.0)
+    columns = zip(*(saved[name] for name in _BENCH_FIELDS[1:]), strict=True)
+    rate = saved.get("request_rate", "inf")
+    return LoadResult(
+        records=tuple(_bench_record(index, zero, *row) for index, row in enumerate(columns)),
+        duration_s=saved["duration"],
+        client_cpu_s=math.nan,
+        concurrency=saved.get("max_concurrency"),
+        rate=None if rate == "inf" else float(rate),
+        workload="vllm bench",
+        seed=None,
+        model=saved.get("model_id") or "",
+    )
+
+
+def _bench_record(
+    index: int,
+    zero: float,
+    input_tokens: int,
+    output_tokens: int,
+    ttft_s: float,
+    itl_s: Sequence[float],
+    started: float,
+    text: str,
+    error: str,
+) -> RequestRecord:
+    # Sum on the clock that vLLM subtracted on: there each sum gives back the reading, bit by bit. Only then move to
+    # zero.
+    ok = not error and ttft_s > 0
+    times = tuple(time - zero for time in accumulate(itl_s, initial=started + ttft_s)) if ok else ()
+    return RequestRecord(
+        index=index,
+        scheduled_s=started - zero,
+        started_s=started - zero,
+        chunk_times_s=times,
+        finished_s=times[-1] if times else started - zero,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        outcome=Outcome.OK if ok else Outcome.HTTP_ERROR,
+        error=error,
+        text=text,
+    )
+
+
+def word_tokenizer(folder: Path) -> Path:
+    """A folder with a tokenizer of one token a word: `vllm bench serve` insists on one, and a stub server has none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(str(folder))
+    return folder
 
 
 def main() -> None:

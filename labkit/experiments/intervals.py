@@ -3,17 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from labkit.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    FloatArray = np.ndarray[tuple[int], np.dtype[np.float64]]
+from labkit.errors import UsageError, require
 
 Statistic = Literal["mean", "median"]
-
 RESAMPLES = 4_000  # the ends of a 95% interval then move by some 2% of its width from seed to seed
 
 
@@ -21,7 +15,7 @@ RESAMPLES = 4_000  # the ends of a 95% interval then move by some 2% of its widt
 class Interval:
     """A mean or median of `n` values, in their unit, between `low` and `high` at `confidence`.
 
-    With n = 1 there is nothing to tell the spread from: low = high = value, and `warning` says so.
+    One value has no spread: low = high = value, and `warning` says so.
     """
 
     value: float
@@ -78,19 +72,16 @@ def paired_ratio(
     interval is deterministic for a seed. See `interval` for the correction for few repeats.
 
     Raises:
-        UsageError: different lengths, no pair, or a value that is not finite and above zero (a ratio needs both).
+        UsageError: different lengths, no pair, or a value that is not finite and above zero.
     """
-    import numpy as np
-
-    if len(a) != len(b):
-        raise UsageError(f"{len(a)} values cannot pair with {len(b)}", remedy="measure both arms in every round")
+    require(len(a) == len(b), f"{len(a)} values cannot pair with {len(b)}", fix="measure both arms in every round")
     for label, values in (("first", a), ("second", b)):
         _check_finite(values, what=f"the {label} arm of ratio {name!r}", above_zero=True)
-    logs = np.log(np.asarray(a, dtype=float)) - np.log(np.asarray(b, dtype=float))
-    value, low, high = (float(np.exp(x)) for x in _bounds(logs, "mean", confidence=confidence, seed=seed))
-    ratios = tuple(float(x) for x in np.exp(logs))
+    logs = [math.log(x) - math.log(y) for x, y in zip(a, b, strict=True)]
+    value, low, high = map(math.exp, _bounds(logs, "mean", confidence=confidence, seed=seed))
     # Exponentials of nearly equal logarithms may come out in another order by one last digit.
     low, high = min(low, value), max(high, value)
+    ratios = tuple(map(math.exp, logs))
     return Ratio(name=name, value=value, low=low, high=high, pairs=len(a), confidence=confidence, values=ratios)
 
 
@@ -108,49 +99,44 @@ def interval(
     Raises:
         UsageError: no value, or one that is not finite.
     """
-    import numpy as np
-
-    if statistic not in ("mean", "median"):
-        raise UsageError(f"statistic is {statistic!r}", remedy="take 'mean' or 'median'")
+    require(statistic in ("mean", "median"), f"statistic is {statistic!r}", fix="take 'mean' or 'median'")
     _check_finite(values, what="the values", above_zero=False)
-    value, low, high = _bounds(np.asarray(values, dtype=float), statistic, confidence=confidence, seed=seed)
+    value, low, high = _bounds(values, statistic, confidence=confidence, seed=seed)
     if min(values) >= 0:
         low = max(low, 0.0)  # what cannot be negative (a rate, a time) has no mean below zero either
     return Interval(value=value, low=low, high=high, n=len(values), confidence=confidence, statistic=statistic)
 
 
 def _check_finite(values: Sequence[float], *, what: str, above_zero: bool) -> None:
-    if not len(values):
-        raise UsageError(f"{what}: 0 values", remedy="measure at least once")
+    require(len(values) > 0, f"{what}: 0 values", fix="measure at least once")
+    need = "finite and above zero" if above_zero else "finite"
     for index, value in enumerate(values):
         if not math.isfinite(value) or (above_zero and value <= 0):
-            need = "finite and above zero" if above_zero else "finite"
             raise UsageError(
                 f"{what}: value {index} is {float(value)}; it must be {need}", remedy="look at that repeat"
             )
 
 
-def _bounds(values: "FloatArray", statistic: Statistic, *, confidence: float, seed: int) -> tuple[float, float, float]:
+def _bounds(
+    values: Sequence[float], statistic: Statistic, *, confidence: float, seed: int
+) -> tuple[float, float, float]:
     """(estimate, low, high) of a sample by the stretched percentile bootstrap."""
     import numpy as np
     from scipy import stats
 
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence is {confidence}; it must lie between 0 and 1", remedy="pass 0.95")
-    take = np.mean if statistic == "mean" else np.median
-    value = float(take(values))
-    if len(values) == 1 or np.all(values == values[0]):
+    require(0 < confidence < 1, f"confidence is {confidence}; it must lie between 0 and 1", fix="pass 0.95")
+    sample, take = np.asarray(values, dtype=float), np.mean if statistic == "mean" else np.median
+    value, n = float(take(sample)), len(sample)
+    if n == 1 or np.all(sample == sample[0]):
         return value, value, value
-    random_numbers = np.random.default_rng(seed)
-    found = stats.bootstrap(
-        (values,), take, confidence_level=confidence, n_resamples=RESAMPLES, method="percentile", rng=random_numbers
+    plain = stats.bootstrap(
+        (sample,),
+        take,
+        confidence_level=confidence,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
     ).confidence_interval
-    stretch = _stretch(len(values), confidence)
-    return value, value - stretch * max(0.0, value - found.low), value + stretch * max(0.0, found.high - value)
-
-
-def _stretch(n: int, confidence: float) -> float:
-    from scipy import stats
-
     tail = (1 + confidence) / 2
-    return float((n / (n - 1)) ** 0.5 * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail))
+    stretch = float((n / (n - 1)) ** 0.5 * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail))
+    return value, value - stretch * max(0.0, value - plain.low), value + stretch * max(0.0, plain.high - value)

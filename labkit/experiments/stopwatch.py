@@ -2,10 +2,9 @@
 
 import resource
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import psutil
 
@@ -36,105 +35,63 @@ class Stopwatch:
         ServerError: a process of `pids` ended inside the block, so that its CPU-seconds cannot be known.
     """
 
-    def __init__(self, *, pids: Iterable[int] = ()) -> None:
-        self._pids = tuple(pids)
-        self._spent: _Usage | None = None
-
-    def __enter__(self) -> Self:
-        self._spent = None
-        self._start = _usage(self._pids, opening=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._spent = _usage(self._pids, opening=False).since(self._start)
-        except UsageError as gone:
-            if error is None:  # never hide the error that the block itself raised
-                raise ServerError(
-                    f"{gone.what}: it ended while it was being timed, so its CPU-seconds are unknown",
-                    remedy="read its log, start it again and measure again",
-                ) from gone
-
-    @property
-    def _reading(self) -> "_Usage":
-        if self._spent is None:
-            raise UsageError("the stopwatch has no reading yet", remedy="read it after its `with` block")
-        return self._spent
-
-    @property
-    def wall_s(self) -> float:
-        return self._reading.wall_s
-
-    @property
-    def own_cpu_s(self) -> float:
-        return self._reading.own_cpu_s
-
-    @property
-    def cpu_s(self) -> float:
-        return self._reading.cpu_s
-
-    @property
-    def pids_cpu_s(self) -> float:
-        return self._reading.pids_cpu_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Usage:
-    """Totals since each process began, in seconds; `wall_s` is a clock's reading."""
-
     wall_s: float
     own_cpu_s: float
     cpu_s: float
     pids_cpu_s: float
 
-    def since(self, start: "_Usage") -> "_Usage":
-        return _Usage(
-            wall_s=self.wall_s - start.wall_s,
-            own_cpu_s=self.own_cpu_s - start.own_cpu_s,
-            # A descendant that ended without being waited for takes its seconds with it: less than nothing is nothing.
-            cpu_s=max(0.0, self.cpu_s - start.cpu_s),
-            pids_cpu_s=max(0.0, self.pids_cpu_s - start.pids_cpu_s),
-        )
+    def __init__(self, *, pids: Iterable[int] = ()) -> None:
+        self._pids = tuple(pids)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name not in Stopwatch.__annotations__:
+            raise AttributeError(name)
+        raise UsageError("the stopwatch has no reading yet", remedy="read it after its `with` block")
+
+    def __enter__(self) -> Self:
+        for name in Stopwatch.__annotations__:
+            self.__dict__.pop(name, None)
+        # The wall clock is innermost: read last when a block opens, first when it closes.
+        self._before = (*self._others(), time.process_time(), time.perf_counter())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        wall_s, own_s = time.perf_counter(), time.process_time()
+        try:
+            others_s, pids_s = self._others()
+        except UsageError as gone:
+            if error is not None:  # never hide the error that the block itself raised
+                return
+            raise ServerError(
+                f"{gone.what}: it ended while it was being timed, so its CPU-seconds are unknown",
+                remedy="read its log, start it again and measure again",
+            ) from gone
+        others_before_s, pids_before_s, own_before_s, wall_before_s = self._before
+        self.wall_s, self.own_cpu_s = wall_s - wall_before_s, own_s - own_before_s
+        # A descendant that ended without being waited for takes its seconds with it: less than nothing is nothing.
+        self.cpu_s = max(0.0, self.own_cpu_s + others_s - others_before_s)
+        self.pids_cpu_s = max(0.0, pids_s - pids_before_s)
+
+    def _others(self) -> tuple[float, float]:
+        """CPU-seconds of all other processes of interest, and of `pids` and their descendants."""
+        me = psutil.Process()
+        given = {process for pid in self._pids for process in _tree(pid)}
+        others = {*me.children(recursive=True), *given} - {me}
+        waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)  # finer than psutil's ticks
+        mine_s = waited_for.ru_utime + waited_for.ru_stime
+        return mine_s + sum(map(_cpu_s, others)), sum(map(_cpu_s, given))
 
 
-def _usage(pids: Sequence[int], *, opening: bool) -> _Usage:
-    """Read every clock, the wall innermost: last when a block opens, first when it closes."""
-    if opening:
-        cpu_s, pids_cpu_s = _others(pids)
-        own_cpu_s, wall_s = time.process_time(), time.perf_counter()
-    else:
-        wall_s, own_cpu_s = time.perf_counter(), time.process_time()
-        cpu_s, pids_cpu_s = _others(pids)
-    return _Usage(wall_s=wall_s, own_cpu_s=own_cpu_s, cpu_s=own_cpu_s + cpu_s, pids_cpu_s=pids_cpu_s)
-
-
-def _others(pids: Sequence[int]) -> tuple[float, float]:
-    """CPU-seconds of (all other processes of interest, those of `pids` and their descendants)."""
-    me = psutil.Process()
-    given = {process for pid in pids for process in _tree(_running(pid))}
-    others = {*me.children(recursive=True), *given} - {me}
-    waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)  # finer than psutil's ticks
-    mine = waited_for.ru_utime + waited_for.ru_stime
-    return mine + sum(map(_cpu_s, others)), sum(map(_cpu_s, given))
-
-
-def _running(pid: int) -> psutil.Process:
+def _tree(pid: int) -> list[psutil.Process]:
     try:
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            return process
+            return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         pass
     raise UsageError(f"process {pid} is not running", remedy="pass the pid of a server that is up")
-
-
-def _tree(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return [process]
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -143,4 +100,4 @@ def _cpu_s(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.NoSuchProcess:  # ended between the listing and this line
         return 0.0
-    return times.user + times.system + times.children_user + times.children_system
+    return float(times.user + times.system + times.children_user + times.children_system)

@@ -6,16 +6,16 @@ quantities the same names. Quantities for which nothing was measured are NaN (No
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from labkit import errors
 from labkit.errors import UsageError
-from labkit.load import LoadResult, Outcome, RequestRecord
+from labkit.load.results import LoadResult, RequestRecord
 
 
 def percentile(values: Sequence[float], q: float) -> float:
@@ -39,9 +39,7 @@ class Quantity:
 
 def quantity(values: Iterable[float | None]) -> Quantity:
     """Mean, percentiles, maximum, standard deviation and number of the values that are not None."""
-    known = np.sort(
-        np.array([value for value in values if value is not None], dtype=float)
-    )  # sorted: sums in one order
+    known = np.sort([value for value in values if value is not None]).astype(float)  # sorted: sums in one order
     if not known.size:
         return Quantity(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     p50, p90, p99 = (float(value) for value in np.percentile(known, (50, 90, 99)))
@@ -79,16 +77,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The same, ready for JSON: NaN, which JSON lacks, becomes None."""
-        found: dict[str, Any] = _without_nan(asdict(self))
-        return found
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return plain
 
 
 def summarise(result: LoadResult) -> Summary:
@@ -163,9 +153,8 @@ class Slo:
         """True if the request ended OK and within every bound. As in vLLM, an answer of one token has a TPOT of 0.
 
         UsageError if a bounded quantity was not measured (no streaming, no usage)."""
-        return record.ok and all(
-            bound is None or _measured(record, name) <= bound for name, bound in asdict(self).items()
-        )
+        bounds = {name: bound for name, bound in asdict(self).items() if bound is not None}
+        return record.ok and all(_measured(record, name) <= bound for name, bound in bounds.items())
 
 
 def _measured(record: RequestRecord, name: str) -> float:
@@ -183,58 +172,3 @@ def _measured(record: RequestRecord, name: str) -> float:
 def goodput(result: LoadResult, slo: Slo) -> float:
     """Requests per second that kept every bound of `slo`: never more than the request throughput."""
     return _per_second(sum(slo.holds(record) for record in result.records), result.duration_s)
-
-
-_BENCH_FIELDS = ("duration", "input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")
-
-
-def from_vllm_bench(saved: Mapping[str, Any]) -> LoadResult:
-    """What `vllm bench serve --save-result --save-detailed` wrote, as a load of ours: `summarise` gives its figures.
-
-    UsageError if the file holds no request details. vLLM counts tokens by its tokenizer where the server sent no
-    usage."""
-    missing = [name for name in _BENCH_FIELDS if name not in saved]
-    if missing:
-        raise UsageError(f"no {', '.join(missing)} in the result", remedy="run vllm bench serve with --save-detailed")
-    zero = min(saved["start_times"], default=0.0)
-    columns = zip(*(saved[name] for name in _BENCH_FIELDS[1:]), strict=True)
-    rate = saved.get("request_rate", "inf")
-    return LoadResult(
-        records=tuple(_bench_record(index, zero, *row) for index, row in enumerate(columns)),
-        duration_s=saved["duration"],
-        client_cpu_s=math.nan,
-        concurrency=saved.get("max_concurrency"),
-        rate=None if rate == "inf" else float(rate),
-        workload="vllm bench",
-        seed=None,
-        model=saved.get("model_id") or "",
-    )
-
-
-def _bench_record(
-    index: int,
-    zero: float,
-    input_tokens: int,
-    output_tokens: int,
-    ttft_s: float,
-    itl_s: Sequence[float],
-    started: float,
-    text: str,
-    error: str,
-) -> RequestRecord:
-    # Sum on the clock that vLLM subtracted on: there each sum gives back the reading, bit by bit. Only then move to
-    # zero.
-    ok = not error and ttft_s > 0
-    times = tuple(time - zero for time in accumulate(itl_s, initial=started + ttft_s)) if ok else ()
-    return RequestRecord(
-        index=index,
-        scheduled_s=started - zero,
-        started_s=started - zero,
-        chunk_times_s=times,
-        finished_s=times[-1] if times else started - zero,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        outcome=Outcome.OK if ok else Outcome.HTTP_ERROR,
-        error=error,
-        text=text,
-    )

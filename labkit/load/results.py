@@ -1,13 +1,18 @@
 """What a load run gives: one record for every request, however it ended, and the run around them.
 
-Times are seconds on one clock (`time.perf_counter`) since the load began; warm-up requests lie before 0.
+Times are seconds on one clock (`time.perf_counter`) since the load began; warm-up requests have times below 0.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+
+from labkit.experiments.cautions import client_bound
+
+LATE_S = 0.1
+"""A request of an open loop that is sent this long after it was due was held up by the client."""
 
 
 class Outcome(StrEnum):
@@ -53,17 +58,20 @@ class RequestRecord:
         return self.outcome is Outcome.OK
 
     @property
+    def _ended_s(self) -> float:
+        """Last content chunk: vLLM ends here, not with the usage chunk or [DONE] that follow. For an answer that was
+        not streamed: its arrival."""
+        return self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s
+
+    @property
     def ttft_s(self) -> float | None:
         """Time to first token: first content chunk - start."""
         return self.chunk_times_s[0] - self.started_s if self.ok and self.chunk_times_s else None
 
     @property
     def e2e_s(self) -> float | None:
-        """End to end: last content chunk - start. vLLM ends here, not with the usage chunk or [DONE] that follow. For
-        an answer that was not streamed: its arrival - start."""
-        if not self.ok:
-            return None
-        return (self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s) - self.started_s
+        """End to end: last content chunk (or the whole answer) - start."""
+        return self._ended_s - self.started_s if self.ok else None
 
     @property
     def tpot_s(self) -> float | None:
@@ -91,9 +99,7 @@ class RequestRecord:
     @property
     def e2e_from_schedule_s(self) -> float | None:
         """End - scheduled time. Counting from a late start would hide the wait (coordinated omission)."""
-        if self.e2e_s is None:
-            return None
-        return (self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s) - self.scheduled_s
+        return self._ended_s - self.scheduled_s if self.ok else None
 
 
 @dataclass(frozen=True)
@@ -124,54 +130,22 @@ class LoadResult:
         return self.client_cpu_s / self.duration_s if self.duration_s > 0 else 0.0
 
 
-# --- what makes a load's result doubtful, in words ---
-
-
-CLIENT_IS_THE_LIMIT_SHARE = 0.8
-"""Share of one core above which the client, being one thread, probably shaped the result."""
-
-LATE_S = 0.1
-"""Requests of an open loop that are sent so much after they were due were held up by the client."""
-
-
-def find_doubts(result: LoadResult, *, asked: int) -> tuple[str, ...]:
+def find_doubts(result: LoadResult, *, asked: int) -> Iterator[str]:
     """One sentence for each doubt about `result`, of a run that was to send `asked` requests."""
-    found = (
-        _failures(result.records, "requests"),
-        _failures(result.warmup_records, "warm-up requests"),
-        _not_sent(result, asked),
-        _no_usage(result.records),
-        _busy_client(result.client_cpu_share),
-        _late(result.records),
-    )
-    return tuple(doubt for doubt in found if doubt)
+    yield from _failures(result.records, "requests")
+    yield from _failures(result.warmup_records, "warm-up requests")
+    if missing := asked - len(result.records):
+        yield f"{missing} of {asked} requests were not sent: stopped after {result.duration_s:.1f} s"
+    if blind := sum(record.ok and record.output_tokens is None for record in result.records):
+        yield f"{blind} answers came without usage: their tokens are unknown, and chunks are not tokens"
+    if busy := client_bound(result.client_cpu_share):
+        yield busy.what
+    if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
+        yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"
 
 
-def _failures(records: Sequence[RequestRecord], what: str) -> str:
-    failed = [record for record in records if not record.ok]
-    if not failed:
-        return ""
-    outcomes = Counter(record.outcome.value for record in failed)
-    kinds = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
-    return f"{len(failed)} of {len(records)} {what} failed ({kinds}); the first: {failed[0].error}"
-
-
-def _not_sent(result: LoadResult, asked: int) -> str:
-    missing = asked - len(result.records)
-    return f"{missing} of {asked} requests were not sent: stopped after {result.duration_s:.1f} s" if missing else ""
-
-
-def _no_usage(records: Sequence[RequestRecord]) -> str:
-    blind = sum(record.ok and record.output_tokens is None for record in records)
-    return f"{blind} answers came without usage: their tokens are unknown, and chunks are not tokens" if blind else ""
-
-
-def _busy_client(share: float) -> str:
-    if share <= CLIENT_IS_THE_LIMIT_SHARE:
-        return ""
-    return f"the client is the limit: it used {share:.0%} of one core, so the server may be faster than measured"
-
-
-def _late(records: Sequence[RequestRecord]) -> str:
-    latest = max((record.waited_s for record in records), default=0.0)
-    return f"the client fell behind: a request was sent {latest:.2f} s after it was due" if latest > LATE_S else ""
+def _failures(records: Sequence[RequestRecord], what: str) -> Iterator[str]:
+    if failed := [record for record in records if not record.ok]:
+        outcomes = Counter(record.outcome.value for record in failed)
+        kinds = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
+        yield f"{len(failed)} of {len(records)} {what} failed ({kinds}); the first: {failed[0].error}"

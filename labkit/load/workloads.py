@@ -5,9 +5,9 @@ bit by bit, and a longer workload begins with the shorter one."""
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, cycle, islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -15,8 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from labkit import errors
-from labkit.errors import UsageError
-from labkit.files import data_path
+from labkit.errors import UsageError, require
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -155,9 +154,17 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     ignore_eos: bool = True
     group: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.prompt and not self.messages:
+            raise ValueError("neither `prompt` nor `messages` holds anything")
+        if self.prompt and self.messages:
+            raise ValueError("both `prompt` and `messages` are given; one of them is needed")
+        if self.max_tokens and self.output_tokens:
+            raise ValueError("both `max_tokens` and `output_tokens` are given; they mean the same")
 
-def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64) -> Workload:
-    """Requests from a JSONL file, the first `n` or all.
+
+def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, seed: int = 0) -> Workload:
+    """Requests from a JSONL file, the first `n` or all. They are what they are: `seed` decides arrival times only.
 
     A line is an object with `prompt` or `messages`, and if wanted `max_tokens` or `output_tokens` (else the argument),
     `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError names the file and the line."""
@@ -167,11 +174,10 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64) -
     for number, text in enumerate(_read_lines(Path(path)), start=1):
         if text.strip() and len(requests) != n:
             requests.append(_request(text, max_tokens, where=f"{path}, line {number}"))
-    if len(requests) < (n or 1):
-        raise UsageError(
-            f"{path} holds {len(requests)} requests; {n or 1} are needed", remedy="add lines to it or ask for fewer"
-        )
-    parameters = {"file": Path(path).name, "n": len(requests), "max_tokens": max_tokens}
+    enough = len(requests) >= (n or 1)
+    fix = "add lines to it or ask for fewer"
+    require(enough, f"{path} holds {len(requests)} requests; {n or 1} are needed", fix=fix)
+    parameters = {"file": Path(path).name, "n": len(requests), "max_tokens": max_tokens, "seed": seed}
     return Workload("file", tuple(requests), parameters)
 
 
@@ -208,178 +214,10 @@ def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
         line = msgspec.json.decode(text, type=_Line)
     except msgspec.DecodeError as error:
         raise UsageError(f"{where}: {error}", remedy="correct or remove that line") from error
-    wrong = _contradiction(line)
-    if wrong:
-        raise UsageError(f"{where}: {wrong}", remedy="correct or remove that line")
     tokens = line.max_tokens or line.output_tokens or default_max_tokens
     return Request(
         line.prompt or "", tokens, line.temperature, line.seed, line.ignore_eos, line.messages or None, line.group
     )
-
-
-def _contradiction(line: _Line) -> str:
-    if not line.prompt and not line.messages:
-        return "neither `prompt` nor `messages` holds anything"
-    if line.prompt and line.messages:
-        return "both `prompt` and `messages` are given; one of them is needed"
-    if line.max_tokens and line.output_tokens:
-        return "both `max_tokens` and `output_tokens` are given; they mean the same"
-    return ""
-
-
-# --- documents ---
-
-
-Encode = Callable[[str], Sequence[int]]
-Tokens = list[int]
-QUESTIONS = (
-    "Which button do I press to silence it?",
-    "What does the letter on the display mean?",
-    "How long does it take until something happens?",
-    "What do I have to check in autumn?",
-    "Why does the ring of light turn red?",
-    "Can I change that limit, and where?",
-)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One page: the name of its file without the ending, and its text."""
-
-    name: str
-    text: str
-
-
-def load_documents(folder: Path | None = None) -> tuple[Document, ...]:
-    """The pages of `folder` (default: data/documents), by name; its README is none. UsageError where there is none."""
-    folder = folder or data_path("documents")
-    paths = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
-    if not paths:
-        raise UsageError(f"{folder} holds 0 documents", remedy="put .md files there, or restore data/documents")
-    return tuple(Document(path.stem, path.read_text(encoding="utf-8").strip()) for path in paths)
-
-
-def check_retrieval(
-    *,
-    prompt_tokens: int,
-    shared_tokens: Sequence[int],
-    output_tokens: Sequence[int],
-    max_positions: int,
-    block_size: int = 1,
-) -> None:
-    """Sizes that fit together and into the model; UsageError otherwise, with the number, before an engine is started.
-
-    `prompt_tokens`: a whole prompt's; `shared_tokens` and `output_tokens`: the levels of a sweep; `max_positions`: what
-    the model can take, prompt and answer together; `block_size`: the most that is shared is to fill a block at least.
-    """
-    errors.whole("prompt_tokens", prompt_tokens, at_least=2)
-    most = max(shared_tokens)
-    if most >= prompt_tokens:
-        raise UsageError(
-            f"{most} tokens of a prompt are to be shared, but it has {prompt_tokens}, and at least one is its own",
-            remedy=f"pass shared_tokens of at most {prompt_tokens - 1}, or longer prompts",
-        )
-    if most < block_size:
-        raise UsageError(
-            f"{most} tokens are shared at most: not a full block of {block_size}, so nothing can be found",
-            remedy=f"pass shared_tokens with one level of {block_size} or more",
-        )
-    longest = prompt_tokens + max(output_tokens)
-    if longest > max_positions:
-        raise UsageError(
-            f"prompt_tokens {prompt_tokens} and {max(output_tokens)} output tokens make {longest}; the model takes "
-            f"{max_positions}",
-            remedy=f"pass prompt_tokens of at most {max_positions - max(output_tokens)}",
-        )
-
-
-def check_pages(
-    documents: Sequence[Document], encode: Encode, *, page_tokens: int, pages: int, block_size: int
-) -> None:
-    """`pages` different pages of `page_tokens` tokens can be had and each fills a block; UsageError otherwise."""
-    if page_tokens < block_size:
-        raise UsageError(
-            f"page_tokens is {page_tokens}: a page does not fill a block of {block_size}, so none can be found",
-            remedy=f"pass page_tokens of {block_size} or more",
-        )
-    lap = (pages - 1) // len(documents)
-    for document in documents:
-        _page(document, encode(document.text), lap=lap, tokens=page_tokens)
-
-
-def retrieval(
-    documents: Sequence[Document],
-    encode: Encode,
-    *,
-    requests: int,
-    prompt_tokens: int,
-    shared_tokens: int,
-    seed: int = 0,
-) -> list[Tokens]:
-    """`requests` prompts of `prompt_tokens` tokens, of which the first `shared_tokens` are the same in all.
-
-    The shared part comes from the documents, repeated where they are too short. What follows is each request's own: a
-    message drawn from `seed` and its number, different from its beginning on. UsageError on a value out of range.
-    """
-    errors.whole("requests", requests, at_least=1)
-    check_retrieval(
-        prompt_tokens=prompt_tokens,
-        shared_tokens=[shared_tokens],
-        output_tokens=[0],
-        max_positions=prompt_tokens,
-        block_size=0,
-    )
-    pages = [list(encode(document.text)) for document in documents]
-    shared = list(islice(chain.from_iterable(cycle(pages)), shared_tokens))
-    own = prompt_tokens - shared_tokens
-    return [shared + _message(encode, seed=seed, index=index, tokens=own) for index in range(requests)]
-
-
-def pages_with_questions(
-    documents: Sequence[Document], encode: Encode, *, order: Sequence[int], page_tokens: int, question_tokens: int
-) -> list[Tokens]:
-    """One prompt for each entry of `order`: the first `page_tokens` tokens of that document, then a new question.
-
-    Numbers in `order` beyond the documents take their pages again, from another place on, as documents of their own.
-    Question k is different from every other. UsageError for pages shorter than asked for.
-    """
-    texts = [encode(document.text) for document in documents]
-    starts = [divmod(number, len(documents)) for number in order]
-    pages = [_page(documents[which], texts[which], lap=lap, tokens=page_tokens) for lap, which in starts]
-    return [page + _question(encode, index, tokens=question_tokens) for index, page in enumerate(pages)]
-
-
-def _page(document: Document, every: Sequence[int], *, lap: int, tokens: int) -> Tokens:
-    """A page, of which `every` token is given, from its `lap`-th token on, so that no two laps begin alike."""
-    if lap + tokens > len(every):
-        raise UsageError(
-            f"{tokens} tokens are asked of {document.name}, which has {len(every)}",
-            remedy=f"ask for at most {len(every) - lap}, or put longer pages into data/documents",
-        )
-    return list(every[lap : lap + tokens])
-
-
-def _question(encode: Encode, index: int, *, tokens: int) -> Tokens:
-    """Exactly `tokens` tokens: a number that no other question has, a question, and more of them if they fit."""
-    turn = index % len(QUESTIONS)
-    return list(islice(cycle(encode(" ".join((f"{index}.", *QUESTIONS[turn:], *QUESTIONS[:turn])))), tokens))
-
-
-def _message(encode: Encode, *, seed: int, index: int, tokens: int) -> Tokens:
-    """Exactly `tokens` tokens (a word is one token at least), the request's number first."""
-    words = max(tokens, SHORTEST_PROMPT_WORDS)
-    text = message(Random(f"retrieval/{seed}/{index}"), seed=seed, index=index, words=words)
-    return list(encode(f"{index} {text}"))[:tokens]
-
-
-# --- what is asked: seeded requests and the times at which they arrive ---
-
-
-def _file(n: int, *, path: str | Path, seed: int = 0, max_tokens: int = 64) -> Workload:
-    """`from_file` as the registry calls it. A file's requests are what they are: the seed decides arrival times
-    only."""
-    workload = from_file(path, n=n, max_tokens=max_tokens)
-    return replace(workload, parameters={**workload.parameters, "seed": seed})
 
 
 def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
@@ -388,18 +226,14 @@ def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
     builder = WORKLOADS.get(name.replace("-", "_"))
     if builder is None:
         raise UsageError(f"there is no workload {name!r}", remedy=f"choose one of {', '.join(WORKLOADS)}")
-    _check_options(name, options, inspect.signature(builder))
-    return builder(n, seed=seed, **options)
-
-
-def _check_options(name: str, options: dict[str, Any], signature: inspect.Signature) -> None:
-    known = {key: parameter for key, parameter in signature.parameters.items() if key not in ("n", "seed")}
+    parameters = inspect.signature(builder).parameters
+    known = {key: parameter for key, parameter in parameters.items() if key not in ("n", "seed")}
     for option in options:
-        if option not in known:
-            raise UsageError(f"workload {name!r} has no option {option!r}", remedy=f"choose among {', '.join(known)}")
+        require(option in known, f"workload {name!r} has no option {option!r}", fix=f"choose among {', '.join(known)}")
     for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise UsageError(f"workload {name!r} needs the option {option!r}", remedy=f"pass {option}=...")
+        given = parameter.default is not parameter.empty or option in options
+        require(given, f"workload {name!r} needs the option {option!r}", fix=f"pass {option}=...")
+    return builder(n=n, seed=seed, **options)
 
 
 # --- workloads that are made up, request by request, from a seed ---
@@ -495,5 +329,5 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "chat": chat,
     "shared_prefix": shared_prefix,
     "interference": interference,
-    "file": _file,
+    "file": from_file,
 }

@@ -1,13 +1,15 @@
-"""Stands between us and a server, so that no server outlives the one who started it.
+"""Ends what a process started when that process is gone, however it went. Runs by its file and needs only psutil.
 
-    python labkit/serving/guard.py GRACE_S COMMAND ...
+    python guard.py GRACE_S COMMAND ...    starts a command and ends it, with everything that it started
+    python guard.py --watch PID ...        ends processes that are already running, and everything below them
 
-The guard starts the command and holds the read end of a pipe (its stdin) whose other end its parent holds. When the
-parent ends - normally, by Ctrl-C, by a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes,
-and the guard ends the command with everything it started. It adopts orphans (PR_SET_CHILD_SUBREAPER), so a worker
-whose own parent died is found too.
+Both hold the read end of a pipe (their stdin) whose other end their parent holds. When the parent ends - normally, by
+Ctrl-C, by a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes. The guard of a command adopts
+orphans (PR_SET_CHILD_SUBREAPER), so a worker whose own parent died is found too. The watch is for Ray, whose processes
+end themselves when their driver is killed, except two agents that stay for ever.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -15,21 +17,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from types import FrameType
 
 import psutil
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.2
-CANNOT_START = 127  # what a shell says of a command that is not there
+LOOK_S = 2.0  # between two looks at the process table, which would be felt by what is measured meanwhile
+OWN_END_S, TERMINATE_GRACE_S = 3.0, 3.0
+CANNOT_START = 127  # what a shell says of a command that does not exist
 
 
-def main(grace_s: float, command: list[str]) -> int:
+def run(grace_s: float, command: list[str]) -> int:
     """Runs `command` until it ends or we are asked to stop. Returns its exit code; 128 + N when signal N ended it."""
     parent = os.getppid()
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    stop_asked = _note_signals()
+    stop_signals: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:  # no more: the loop below ends the tree in order
+        stop_signals.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
     try:
         # Should the guard itself be killed (out of memory), the kernel ends the server.
         child = subprocess.Popen(
@@ -39,27 +50,45 @@ def main(grace_s: float, command: list[str]) -> int:
         print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
         return CANNOT_START
     try:
-        while child.poll() is None and not stop_asked and not parent_gone(parent):
+        while child.poll() is None and not stop_signals and not _parent_gone(parent):
             _reap_adopted(child.pid)
     finally:
-        end_descendants(psutil.Process(), grace_s=grace_s)
+        _end_descendants(psutil.Process(), grace_s=grace_s)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
-def _note_signals() -> list[int]:
-    """SIGTERM and SIGINT only leave a note: the loop ends the tree in order."""
-    asked: list[int] = []
+def start_watch(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Starts a watch of these processes of ours; it ends by itself when they have ended."""
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__, "--watch", *map(str, pids)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for our parent
+    )
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
 
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
-    return asked
+def watch(pids: list[int]) -> None:
+    """Waits until the parent is gone, or nothing of what was seen is left; then ends what is."""
+    parent, seen, looked = os.getppid(), set[psutil.Process](), 0.0
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seen.add(psutil.Process(pid))
+    while not _parent_gone(parent) and _alive(seen):
+        if time.monotonic() - looked > LOOK_S:
+            looked = time.monotonic()
+            seen = _alive(seen) | _below(seen)
+    seen |= _below(seen)
+    _wait(seen, OWN_END_S)
+    _signal_all(_alive(seen), signal.SIGTERM)
+    _wait(seen, TERMINATE_GRACE_S)
+    _signal_all(_alive(seen), signal.SIGKILL)
 
 
-def parent_gone(parent: int) -> bool:
+def _parent_gone(parent: int) -> bool:
     """Waits a moment on the pipe; it becomes readable, with nothing to read, when its other end closes.
 
     A fork of the parent may hold the other end too and live on, so the parent's pid is looked at as well.
@@ -75,7 +104,7 @@ def _reap_adopted(server: int) -> None:
         os.waitpid(ended.si_pid, 0)
 
 
-def end_descendants(root: psutil.Process, *, grace_s: float) -> None:
+def _end_descendants(root: psutil.Process, *, grace_s: float) -> None:
     """SIGTERM to the direct children, which stop their own workers in order; after `grace_s`, SIGKILL to the rest.
 
     A worker whose parent ended without stopping it becomes a direct child and gets its SIGTERM then.
@@ -87,26 +116,41 @@ def end_descendants(root: psutil.Process, *, grace_s: float) -> None:
         _signal_all(new, signal.SIGTERM)
         asked |= new
         psutil.wait_procs(left, timeout=POLL_S)
-    while left := [process for process in root.children(recursive=True) if _status(process) != psutil.STATUS_ZOMBIE]:
-        _signal_all(left, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=1)
+    while running := _alive(root.children(recursive=True)):
+        _signal_all(running, signal.SIGKILL)
+        psutil.wait_procs(running, timeout=1)
 
 
-def _status(process: psutil.Process) -> str:
-    """Its status; one that is already gone and collected counts as a zombie."""
-    try:
-        return str(process.status())
-    except psutil.NoSuchProcess:
-        return str(psutil.STATUS_ZOMBIE)
+def _below(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """Their children, by one look at the process table."""
+    pids = {process.pid for process in processes}
+    return {process for process in psutil.process_iter(["ppid"]) if process.info["ppid"] in pids}
 
 
-def _signal_all(processes: "set[psutil.Process] | list[psutil.Process]", number: int) -> None:
+def _alive(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    """Those that still run; a zombie does not."""
+    running = set()
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                running.add(process)
+    return running
+
+
+def _wait(processes: set[psutil.Process], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while _alive(processes) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _signal_all(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
+    if sys.argv[1] == "--watch":
+        watch([int(pid) for pid in sys.argv[2:]])
+    else:
+        sys.exit(run(float(sys.argv[1]), sys.argv[2:]))

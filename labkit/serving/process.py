@@ -6,6 +6,7 @@ Knows nothing of any engine. A server runs under `labkit.serving.guard`, which e
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,33 +14,42 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
-from labkit.errors import ServerError, UsageError
+from labkit.errors import ServerError, UsageError, require
 from labkit.serving import guard
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
+Failures = Sequence[tuple[str, str, str]]
+"""What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
 
 
 def free_port() -> int:
     """A port of the loopback interface on which nothing listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """As many different ones; all are held until the last is found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def require_free_port(port: int) -> int:
     """Returns `port`, or raises `UsageError` when it is out of range or something listens on it already."""
-    if not 1 <= port <= 65535:
-        raise UsageError(f"port {port} does not exist", remedy="use a port from 1024 to 65535, or leave it out")
+    fix = "use a port from 1024 to 65535, or leave it out"
+    require(1 <= port <= 65535, f"port {port} does not exist", fix=fix)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -52,12 +62,36 @@ def require_free_port(port: int) -> int:
     return port
 
 
-class ServerProcess:
+def poll(every_s: float, *, timeout_s: float) -> Iterator[float]:
+    """The seconds that have passed, at every look; at least one look, and none after `timeout_s`."""
+    began = time.monotonic()
+    while (waited_s := time.monotonic() - began) <= timeout_s:
+        yield waited_s
+        time.sleep(every_s)
+
+
+class Stoppable:
+    """Something that is stopped at the end of a `with` block."""
+
+    def stop(self) -> None:
+        """Ends it and waits until it is gone. Safe to call again."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class ServerProcess(Stoppable):
     """A server that runs as a child process, until `stop`, the end of a `with` block, or the end of this process.
 
     `command` runs in the private folder `folder`, its output goes to `folder/server.log`; it counts as ready when
-    `health_url` answers 200. `explain` may turn the log of a failed start into (what happened, remedy);
-    `elsewhere` finds in the log what the server leaves outside its folder, to go when it goes.
+    `health_url` answers 200. `failures` explain the log of a failed start; `elsewhere` finds in the log files that the
+    server leaves outside its folder, to be removed with it.
     """
 
     def __init__(
@@ -70,7 +104,7 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         start_timeout_s: float = 300.0,
         stop_grace_s: float = 20.0,
-        explain: Callable[[str], tuple[str, str] | None] = lambda _: None,
+        failures: Failures = (),
         elsewhere: Callable[[str], Iterable[Path]] = lambda _: (),
     ) -> None:
         self.command = tuple(command)
@@ -82,7 +116,7 @@ class ServerProcess:
         self._env = dict(env or {})
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
-        self._explain = explain
+        self._failures = failures
         self._elsewhere = elsewhere
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -94,13 +128,12 @@ class ServerProcess:
     @property
     def pids(self) -> tuple[int, ...]:
         """The server's own process first, then everything that it started."""
-        if self._guard is None or not self.running:
-            return ()
         with contextlib.suppress(psutil.NoSuchProcess):
-            return tuple(process.pid for process in psutil.Process(self._guard.pid).children(recursive=True))
+            if self._guard is not None and self.running:
+                return tuple(process.pid for process in psutil.Process(self._guard.pid).children(recursive=True))
         return ()
 
-    def start(self, *, progress: Progress = lambda _: None) -> Self:
+    def start(self, *, progress: Say = lambda _: None) -> Self:
         """Starts the server, unless it runs, and waits until it is ready; on any failure nothing is left running."""
         if self.running:
             return self
@@ -108,7 +141,13 @@ class ServerProcess:
         began = time.monotonic()
         try:
             self._launch()
-            self._wait_until_ready(began, progress)
+            for waited_s in poll(POLL_S, timeout_s=self._start_timeout_s):
+                if _status(self._health_url, timeout_s=2.0) == 200:
+                    break
+                self.check()
+                progress(f"{self.name}: starting, {waited_s:.0f} s")
+            else:
+                raise self.error(f"{self.name} was not ready after {self._start_timeout_s:.0f} s")
         except BaseException:
             self.stop()
             raise
@@ -127,15 +166,21 @@ class ServerProcess:
         try:
             server.wait(self._stop_grace_s + 10)
         except subprocess.TimeoutExpired:
-            _kill([server.pid, *pids])
+            for pid in (server.pid, *pids):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             server.wait(10)
         self._guard = None  # ended because we asked: no death to report
-        _remove([*_sockets(self.folder), *self._elsewhere(self.log_text())])
+        # vLLM leaves the sockets through which it spoke to its own processes.
+        sockets = [file for file in self.folder.iterdir() if file.is_socket()] if self.folder.is_dir() else []
+        for file in (*sockets, *self._elsewhere(self.log_text())):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def check(self) -> None:
         """Raises `ServerError` with the end of the log when the server has died; one that we stopped has not."""
         if self._guard is not None and not self.running:
-            raise self._error(f"{self.name} {_ending(self._guard.returncode)}")
+            raise self.error(f"{self.name} {_ending(self._guard.returncode)}")
 
     def log_text(self) -> str:
         """Everything the server has written so far."""
@@ -143,9 +188,11 @@ class ServerProcess:
             return self.log_path.read_text(errors="replace")
         return ""
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The log's last lines."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
+    def error(self, what: str) -> ServerError:
+        """`what` happened, with the reason and the remedy that the log gives, and the log's last lines."""
+        reason, remedy = explain(self.log_text(), self._failures) or ("", f"read the whole log: {self.log_path}")
+        log_tail = "\n".join(self.log_text().splitlines()[-15:])
+        return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=log_tail)
 
     def _launch(self) -> None:
         # By its file and without a path of its own (-P): nothing in the server's folder can stand in for a module.
@@ -161,27 +208,8 @@ class ServerProcess:
                 start_new_session=True,  # a Ctrl-C in the terminal reaches us, and we stop the server in order
             )
 
-    def _wait_until_ready(self, began: float, progress: Progress) -> None:
-        while not _answers(self._health_url):
-            self.check()
-            waited_s = time.monotonic() - began
-            if waited_s > self._start_timeout_s:
-                raise self._error(f"{self.name} was not ready after {waited_s:.0f} s")
-            progress(f"{self.name}: starting, {waited_s:.0f} s")
-            time.sleep(POLL_S)
-
-    def _error(self, what: str) -> ServerError:
-        known = self._explain(self.log_text())
-        reason, remedy = known or ("", f"read the whole log: {self.log_path}")
-        return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=self.log_tail())
-
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def answers_http(port: int, *, timeout_s: float = 0.5) -> bool:
@@ -189,19 +217,22 @@ def answers_http(port: int, *, timeout_s: float = 0.5) -> bool:
     return _status(f"http://{LOOPBACK}:{port}/", timeout_s) is not None
 
 
-def _answers(url: str) -> bool:
-    return _status(url, 2.0) == 200
-
-
 def _status(url: str, timeout_s: float) -> int | None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
     try:
-        with direct.open(url, timeout=timeout_s) as response:
+        with DIRECT.open(url, timeout=timeout_s) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except (OSError, http.client.HTTPException):
         return None
+
+
+def explain(log: str, failures: Failures) -> tuple[str, str] | None:
+    """What the first of `failures` that the log of a start names means, and what helps; None when it names none."""
+    for pattern, meaning, remedy in failures:
+        if hits := list(re.finditer(pattern, log)):
+            return meaning.format(*hits[-1].groups()), remedy.format(*hits[-1].groups())
+    return None
 
 
 def _ending(code: int) -> str:
@@ -212,20 +243,3 @@ def _ending(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(number).name}"
     return f"died with exit code {code}"
-
-
-def _sockets(folder: Path) -> list[Path]:
-    """Those through which a server spoke to its own processes: vLLM leaves them behind."""
-    return [one for one in folder.iterdir() if one.is_socket()] if folder.is_dir() else []
-
-
-def _remove(files: Iterable[Path]) -> None:
-    for left in files:
-        with contextlib.suppress(OSError):
-            left.unlink()
-
-
-def _kill(pids: Sequence[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)

@@ -1,15 +1,16 @@
 """What a client sees of a Ray Serve application while something happens to it, beside what Ray Serve says itself.
 
-For requests that are no OpenAI requests (`labkit.load` sends those). Times are seconds since the observation began.
+For requests that are not OpenAI's (`labkit.load` sends those). Times are seconds since the observation began.
 """
 
 import asyncio
 import contextlib
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import aiohttp
@@ -49,9 +50,8 @@ class Answer:
 
     def inside_s(self, part: str) -> float:
         """How long `part` took by the header ("engine;dur=362.1", in milliseconds); NaN where it does not say so."""
-        entries = [entry.strip().split(";") for entry in self.timing.split(",")]
-        found = [one for name, *rest in entries if name == part for one in rest if one.startswith("dur=")]
-        return float(found[0].removeprefix("dur=")) / 1000 if found else math.nan
+        match = re.search(rf"(?:^|,)\s*{re.escape(part)};(?:[^,]*;)?\s*dur=([\d.]+)", self.timing)
+        return float(match[1]) / 1000 if match else math.nan
 
 
 class Observation:
@@ -113,24 +113,21 @@ class Observation:
 
     def under_way(self) -> list[tuple[float, int]]:
         """How many requests were sent and not answered yet, after each change."""
-        changes = sorted([(one.sent_s, 1) for one in self.answers] + [(one.finished_s, -1) for one in self.answers])
-        count, found = 0, []
-        for at, change in changes:
-            count += change
-            found.append((at, count))
-        return found
+        sent = [(answer.sent_s, 1) for answer in self.answers]
+        changes = sorted(sent + [(answer.finished_s, -1) for answer in self.answers])
+        return list(zip((at for at, _ in changes), accumulate(change for _, change in changes), strict=True))
 
 
 def running(application: str, deployment: str) -> int:
     """The running replicas of a deployment, by `serve.status()`; 0 while Serve does not know it."""
-    found = _overview(application, deployment)
-    return int(found.replica_states.get("RUNNING", 0)) if found else 0
+    status = _overview(application, deployment)
+    return int(status.replica_states.get("RUNNING", 0)) if status else 0
 
 
 def message(application: str, deployment: str) -> str:
     """What Ray Serve says of a deployment, such as what its replicas wait for; empty while it says nothing."""
-    found = _overview(application, deployment)
-    return str(found.message) if found else ""
+    status = _overview(application, deployment)
+    return str(status.message) if status else ""
 
 
 def _overview(application: str, deployment: str) -> Any:
@@ -183,36 +180,3 @@ async def seconds_of(call: Callable[[], Awaitable[Any]]) -> float:
     began = time.perf_counter()
     await call()
     return time.perf_counter() - began
-
-
-def logged_errors(application: str, deployment: str) -> list[str]:
-    """The last lines of the tracebacks in the logs of a deployment's replicas; none where they lie on another node.
-
-    A client is told 500 and no more; Ray Serve writes the reason into the replica's log.
-    """
-    return [line for text in _logs(application, deployment) for line in last_lines(text)]
-
-
-def last_lines(log: str) -> list[str]:
-    """What each traceback in a log ends with: "KeyError: 'app'". Chained ones count once, by their last."""
-    found, inside = [], False
-    for line in log.splitlines():
-        if line.startswith("Traceback (most recent call last)"):
-            inside = True
-        elif inside and line and not line[0].isspace():
-            name = line.split(":")[0]
-            inside = False
-            if name.replace(".", "").replace("_", "").isalnum():
-                found.append(line)
-    return found
-
-
-def _logs(application: str, deployment: str) -> list[str]:
-    import ray
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client()
-    replicas = client.get_serve_details()["applications"][application]["deployments"][deployment]["replicas"]
-    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
-    paths = [folder / str(one["log_file_path"]).lstrip("/") for one in replicas if one["log_file_path"]]
-    return [path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()]

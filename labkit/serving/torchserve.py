@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,45 +20,81 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import yaml
+from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from labkit import machine
-from labkit.errors import ServerError, UsageError
+from labkit.errors import ServerError, UsageError, require
 from labkit.files import root
-from labkit.serving.process import LOOPBACK, Progress, ServerProcess, require_free_port
+from labkit.serving.process import (
+    DIRECT,
+    LOOPBACK,
+    Say,
+    ServerProcess,
+    Stoppable,
+    free_ports,
+    poll,
+    require_free_port,
+)
 from labkit.serving.vllm import executable
 
 POLL_S = 0.1
 KEY_FILE = "key_file.json"
+CONFIG = "model-config.yaml"
+PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+REQUEST_LIMIT_BYTES = 2**20
+KEYS_LAST_MIN = 60 * 24 * 365  # TorchServe's own 60 would end a longer session in refusals
+# A Unix socket's path has at most 107 characters, and "/.ts.sock.65535" comes after the folder's.
+LONGEST_FOLDER = 107 - len("/.ts.sock.65535")
+# TorchServe starts a worker that dies again and again, and predictions wait: this often is once and for all.
+FAILED_LOADS = 2
+KNOWN_FAILURES = (
+    (
+        r"[Aa]ddress already in use",
+        "another process took one of its ports in the meantime",
+        "start it again: other free ports are chosen",
+    ),
+    (
+        r"MODEL_LOG - (?!.*(?:warn|Warning))([\w.]*(?:Error|Exception)\b.*)",
+        "a worker cannot load its model: {0}",
+        "mend the handler or its model-config.yaml, and archive it again",
+    ),
+    (
+        r"java not found|Unable to locate a Java Runtime",
+        "Java cannot be started",
+        "`make setup` installs one; or set JAVA_HOME",
+    ),
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Keys:
+class Keys(BaseModel):
     """The three keys of a TorchServe: for its management API, for predictions, and for making new keys of the two."""
 
-    management: str
-    inference: str
-    api: str
+    management: str = Field(validation_alias=AliasPath("management", "key"))
+    inference: str = Field(validation_alias=AliasPath("inference", "key"))
+    api: str = Field(validation_alias=AliasPath("API", "key"))
+
+
+NO_KEYS = Keys.model_construct(management="", inference="", api="")
 
 
 def read_keys(folder: Path) -> Keys:
     """The keys that TorchServe wrote into the folder in which it runs. ServerError while there are none."""
     try:
-        found = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
-        names = {"management": "management", "inference": "inference", "api": "API"}
-        return Keys(**{ours: str(found[theirs]["key"]) for ours, theirs in names.items()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Keys.model_validate_json((folder / KEY_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
         raise ServerError(
             f"TorchServe wrote no keys into {folder / KEY_FILE}: {error!r}",
             remedy="start it again; with disable_token_authorization=true there are none",
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reply:
+# --- the management API ---
+
+
+class Reply(NamedTuple):
     """A status, and the body: decoded where it is JSON, text otherwise."""
 
     status: int
@@ -68,6 +103,10 @@ class Reply:
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
+
+    def __str__(self) -> str:
+        said = self.body.get("message", self.body) if isinstance(self.body, dict) else self.body
+        return f"{self.status} {said}"
 
 
 class Control:
@@ -86,12 +125,11 @@ class Control:
         url = f"{self.url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         headers = {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
         request = urllib.request.Request(url, headers=headers, method=method)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
         try:
-            with direct.open(request, timeout=timeout_s) as response:
-                return Reply(status=response.status, body=_decoded(response.read()))
+            with DIRECT.open(request, timeout=timeout_s) as response:
+                return Reply(response.status, _decoded(response.read()))
         except urllib.error.HTTPError as error:
-            return Reply(status=error.code, body=_decoded(error.read()))
+            return Reply(error.code, _decoded(error.read()))
         except (OSError, http.client.HTTPException) as error:
             self._check()
             raise ServerError(
@@ -104,8 +142,7 @@ class Control:
         UsageError, with TorchServe's words, where it has no such model.
         """
         reply = self.call("GET", _path(model, version))
-        if not reply.ok:
-            raise UsageError(f"{_path(model, version)} cannot be described: {_message(reply)}", remedy="GET /models")
+        require(reply.ok, f"{_path(model, version)} cannot be described: {reply}", fix="GET /models")
         described: dict[str, Any] = reply.body[0]
         return described
 
@@ -121,82 +158,51 @@ class Control:
         *,
         workers: int | None = None,
         timeout_s: float = 180.0,
-        progress: Callable[[str], None] = lambda _: None,
+        progress: Say = lambda _: None,
     ) -> None:
-        """Waits until `workers` of a model (None: as many as it is to have at least) are ready to answer.
+        """Waits until `workers` of a model (default: its minWorkers) are ready to answer.
 
-        /ping is no readiness: it says Healthy while a worker loads, and while one crashes again and again.
+        /ping does not say so: it reports Healthy while a worker loads, and while one crashes again and again.
         """
-        began = time.monotonic()
-        while True:
+        ready = 0
+        for waited_s in poll(POLL_S, timeout_s=timeout_s):
             self._check()
-            found = self.describe(model, version)
-            ready = sum(worker["status"] == "READY" for worker in found["workers"])
-            if ready >= (found["minWorkers"] if workers is None else workers):
+            described = self.describe(model, version)
+            ready = sum(worker["status"] == "READY" for worker in described["workers"])
+            if ready >= (described["minWorkers"] if workers is None else workers):
                 return
-            waited_s = time.monotonic() - began
-            if waited_s > timeout_s:
-                raise ServerError(
-                    f"{ready} workers of {model} were ready after {waited_s:.0f} s",
-                    remedy="the server's log says what the others met",
-                )
-            progress(f"{model}: {ready} of {found['minWorkers']} workers ready, {waited_s:.0f} s")
-            time.sleep(POLL_S)
+            progress(f"{model}: {ready} of {described['minWorkers']} workers ready, {waited_s:.0f} s")
+        what = f"{ready} workers of {model} were ready after {timeout_s:.0f} s"
+        raise ServerError(what, remedy="the server's log says what the others met")
 
     def drain(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
         """Waits until nothing has been queued for the version for `quiet_s`. Send it no more requests before that.
 
-        TorchServe tells what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
+        TorchServe reports what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
         default version gets the requests that name none: make another one the default first.
         """
-        began, quiet_since = time.monotonic(), None
-        while True:  # two looks bound the quiet: one alone says nothing about a pause between them
+        waiting, quiet_since = 0, 0.0
+        for _ in poll(POLL_S, timeout_s=timeout_s):
+            # Two looks bound the quiet: one alone says nothing about a pause between them.
             waiting, now = self.describe(model, version)["jobQueueStatus"]["pendingRequests"], time.monotonic()
-            quiet_since = None if waiting else quiet_since or now
-            if quiet_since is not None and now - quiet_since >= quiet_s:
+            quiet_since = 0.0 if waiting else quiet_since or now
+            if quiet_since and now - quiet_since >= quiet_s:
                 return
-            if now - began > timeout_s:
-                raise ServerError(
-                    f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s",
-                    remedy="stop sending to it, and drain again",
-                )
-            time.sleep(POLL_S)
-
-    def unregister(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
-        """Drains a version, then takes it away; without the first, the requests in it are lost.
-
-        UsageError where TorchServe refuses: the default version while there are others, or the model API is off.
-        """
-        self.drain(model, version, quiet_s=quiet_s, timeout_s=timeout_s)
-        reply = self.call("DELETE", _path(model, version))
-        if not reply.ok:
-            raise UsageError(
-                f"TorchServe did not unregister {model} {version}: {_message(reply)}",
-                remedy="make another version the default first; and it must have been started with model_api=True",
-            )
+        what = f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s"
+        raise ServerError(what, remedy="stop sending to it, and drain again")
 
 
 def _path(model: str, version: str | None) -> str:
-    name = urllib.parse.quote(model, safe="")
-    return f"/models/{name}/{urllib.parse.quote(version, safe='')}" if version else f"/models/{name}"
+    return "/".join(["/models", *(urllib.parse.quote(part, safe="") for part in (model, version) if part)])
 
 
 def _decoded(raw: bytes) -> Any:
-    text = raw.decode("utf-8", "replace")
     with contextlib.suppress(ValueError):
-        return json.loads(text)
-    return text
+        return json.loads(raw)
+    return raw.decode("utf-8", "replace")
 
 
-def _message(reply: Reply) -> str:
-    said = reply.body.get("message", reply.body) if isinstance(reply.body, dict) else reply.body
-    return f"{reply.status} {said}"
-
-
-# --- torchserve archive ---
-
-
-CONFIG = "model-config.yaml"
+# --- archives ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +218,8 @@ class Archive:
 def handlers_path() -> Path:
     """The folder of the course's own handlers."""
     folder = root() / "handlers"
-    if not folder.is_dir():
-        raise UsageError(
-            f"the handlers are missing: {folder}",
-            remedy="run labkit from a clone of the repository, or set LABKIT_ROOT to the folder that holds them",
-        )
+    fix = "run labkit from a clone of the repository, or set LABKIT_ROOT to the folder that holds them"
+    require(folder.is_dir(), f"the handlers are missing: {folder}", fix=fix)
     return folder
 
 
@@ -231,84 +234,46 @@ def archive(
 ) -> Archive:
     """Archives a handler into `folder` as NAME-VERSION.mar.
 
-    `handler`: the name of one of ours ("text_generation"), or a .py file beside which its configuration lies as .yaml.
+    `handler`: the name of one of ours ("text_generation"), or a .py file with its configuration beside it as .yaml.
     `settings` replace what the configuration says (batchSize, maxBatchDelay, ...), `handler_settings` what its section
-    `handler` says. UsageError for a handler that is not there, a setting that it does not have, or an archiver that
-    fails.
+    `handler` says. UsageError for an unknown handler, a setting that it does not have, or an archiver that fails.
     """
     code = handlers_path() / f"{handler}.py" if isinstance(handler, str) else handler
-    config = _changed(_configuration(code), dict(settings or {}), dict(handler_settings or {}), code.name)
+    config = _configuration(code, settings or {}, handler_settings or {})
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{model_name}-{version}.mar"
     with tempfile.TemporaryDirectory(prefix="labkit-archive-") as work:
         config_file = Path(work) / CONFIG
         config_file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         named = ["torch-model-archiver", "--model-name", model_name, "--version", version]
-        _run([*named, "--handler", str(code), "--config-file", str(config_file), "--export-path", work, "--force"])
+        options = ["--handler", str(code), "--config-file", str(config_file), "--export-path", work, "--force"]
+        program = str(executable(named[0]))
+        ended = subprocess.run([program, *named[1:], *options], capture_output=True, text=True, check=False)
+        last = "".join((ended.stderr or ended.stdout).strip().splitlines()[-1:])
+        require(ended.returncode == 0, f"{named[0]} failed: {last}", fix="see `torch-model-archiver --help`")
         shutil.move(Path(work) / f"{model_name}.mar", made)
     shown = [*named, "--handler", code.name, "--config-file", CONFIG, "--export-path", folder.name]
     return Archive(path=made, model_name=model_name, version=version, command=shlex.join(shown))
 
 
-def _configuration(code: Path) -> dict[str, Any]:
+def _configuration(code: Path, settings: Mapping[str, Any], handler_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The handler's configuration with the changes; one that it does not know would change nothing, silently."""
     beside = code.with_suffix(".yaml")
     if not code.is_file() or not beside.is_file():
         ours = ", ".join(sorted(path.stem for path in handlers_path().glob("*.yaml")))
         raise UsageError(f"{code} and {beside.name} beside it are not both there", remedy=f"ours are: {ours}")
-    found: dict[str, Any] = yaml.safe_load(beside.read_text(encoding="utf-8"))
-    return found
-
-
-def _changed(
-    config: dict[str, Any], settings: dict[str, Any], handler_settings: dict[str, Any], name: str
-) -> dict[str, Any]:
-    """The configuration with the changes; one that it does not know would change nothing, in silence."""
+    config: dict[str, Any] = yaml.safe_load(beside.read_text(encoding="utf-8"))
     inner = config.get("handler", {})
     for known, changes in ((config, settings), (inner, handler_settings)):
         for unknown in changes.keys() - known.keys():
-            raise UsageError(f"{name} has no setting {unknown!r}", remedy=f"it has: {', '.join(key for key in known)}")
+            raise UsageError(f"{code.name} has no setting {unknown!r}", remedy=f"it has: {', '.join(known)}")
     return {**config, **settings, "handler": {**inner, **handler_settings}}
 
 
-def _run(words: list[str]) -> None:
-    ended = subprocess.run([str(executable(words[0])), *words[1:]], capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
-        raise UsageError(f"{words[0]} failed: {''.join(last)}", remedy="see `torch-model-archiver --help`")
+# --- the server ---
 
 
-# --- torchserve ---
-
-
-__all__ = ["Archive", "Control", "Keys", "TorchServe", "archive", "properties", "start"]
-
-REQUEST_LIMIT_BYTES = 2**20
-KEYS_LAST_MIN = 60 * 24 * 365  # TorchServe's own 60 would end a longer session in refusals
-# A Unix socket's path has at most 107 characters, and "/.ts.sock.65535" comes after the folder's.
-LONGEST_FOLDER = 107 - len("/.ts.sock.65535")
-# What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group.
-KNOWN_FAILURES = (
-    (
-        r"[Aa]ddress already in use",
-        "another process took one of its ports in the meantime",
-        "start it again: other free ports are chosen",
-    ),
-    (
-        r"MODEL_LOG - (?!.*(?:warn|Warning))([\w.]*(?:Error|Exception)\b.*)",
-        "a worker cannot load its model: {0}",
-        "mend the handler or its model-config.yaml, and archive it again",
-    ),
-    (
-        r"java not found|Unable to locate a Java Runtime",
-        "Java cannot be started",
-        "`make setup` installs one; or set JAVA_HOME",
-    ),
-)
-# TorchServe starts a worker that dies again and again, and predictions wait: this often is once and for all.
-FAILED_LOADS = 2
-
-
-class TorchServe:
+class TorchServe(Stoppable):
     """A running TorchServe. Use it in a `with` block, or call `stop`.
 
     `url` is the root for predictions, `metrics_url` the Prometheus page; `control` asks the management API. Predictions
@@ -323,13 +288,13 @@ class TorchServe:
         self.url = f"http://{LOOPBACK}:{ports['inference']}"
         self.metrics_url = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
         self._token = token
-        key = (lambda: self.keys.management) if token else (lambda: "")
-        self.control = Control(f"http://{LOOPBACK}:{ports['management']}", key, check=process.check)
+        management = f"http://{LOOPBACK}:{ports['management']}"
+        self.control = Control(management, lambda: self.keys.management, check=process.check)
 
     @property
     def keys(self) -> Keys:
         """The keys at this moment: `GET /token` changes them, and the file that they are read from."""
-        return read_keys(self.process.folder) if self._token else Keys(management="", inference="", api="")
+        return read_keys(self.process.folder) if self._token else NO_KEYS
 
     @property
     def model_store(self) -> Path:
@@ -343,15 +308,11 @@ class TorchServe:
     def stop(self) -> None:
         """Ends Java and the workers and waits until they are gone. Safe to call again."""
         self.process.stop()
-        _remove_elsewhere(self.process.folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        inside = self.process.folder / "tmp"
+        if inside.is_symlink():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(inside.resolve())
+                inside.unlink()
 
 
 def properties(
@@ -367,27 +328,23 @@ def properties(
     A change to "" leaves the line out, so that TorchServe's own default holds. With `gpus` its system metrics are off:
     they import a package that is not maintained (nvgpu), and fail without it at every interval (pytorch/serve #1516).
     """
-    addresses = {
-        f"{name}_address": f"http://{LOOPBACK}:{ports[name]}" for name in ("inference", "management", "metrics")
-    }
-    grpc = {f"grpc_{name}_address": LOOPBACK for name in ("inference", "management")}
-    grpc |= {f"grpc_{name}_port": str(ports[f"grpc_{name}"]) for name in ("inference", "management")}
-    loaded = ",".join(f"{one.model_name}={one.path.name}" for one in archives)
-    found = {
-        **addresses,
-        **grpc,
+    apis = ("inference", "management")
+    lines = {
+        **{f"{name}_address": f"http://{LOOPBACK}:{ports[name]}" for name in (*apis, "metrics")},
+        **{f"grpc_{name}_address": LOOPBACK for name in apis},
+        **{f"grpc_{name}_port": str(ports[f"grpc_{name}"]) for name in apis},
         "model_store": str(model_store),
-        **({"load_models": loaded} if loaded else {}),
+        "load_models": ",".join(f"{made.model_name}={made.path.name}" for made in archives),
         "metrics_mode": "prometheus",  # its own default writes them to a log, and the page stays empty
         "model_metrics_auto_detect": "true",
         "max_request_size": str(REQUEST_LIMIT_BYTES),
         "number_of_netty_threads": "4",
         "netty_client_threads": "4",
         "token_expiration_min": str(KEYS_LAST_MIN),
-        **({"disable_system_metrics": "true"} if gpus else {}),
+        "disable_system_metrics": "true" if gpus else "",
         **changes,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in lines.items() if value}
 
 
 def start(
@@ -397,44 +354,48 @@ def start(
     model_api: bool = False,
     port: int | None = None,
     changes: Mapping[str, str] | None = None,
-    env: Mapping[str, str] | None = None,
     start_timeout_s: float = 300.0,
-    progress: Progress = lambda _: None,
+    progress: Say = lambda _: None,
 ) -> TorchServe:
     """Starts TorchServe with these archives and waits until the workers of every model are ready.
 
     It runs in `folder`, where its log, its keys and its model store are. `model_api`: models can be registered and
-    unregistered. `port`: for predictions; the others are free ones. `changes` to config.properties and to the
-    environment (`env`). Raises `UsageError` for what cannot work and `ServerError`, with the reason and the end of the
-    log, when it does not come up; nothing is left running then.
+    unregistered. `port`: for predictions; the others are free ones. `changes`: to config.properties. Raises
+    `UsageError` for what cannot work and `ServerError`, with the reason and the end of the log, when it does not come
+    up; nothing is left running then.
     """
     java, reason = machine.java()
     if java is None:
         raise UsageError(f"TorchServe needs Java: {reason}", remedy="run `make setup`, or set JAVA_HOME")
     program = executable("torchserve")
-    ports = _free_ports(port)
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    if port is not None:
+        ports["inference"] = require_free_port(port)
     folder = folder.absolute()
-    store = folder / "model_store"
-    asked = {**({"enable_model_api": "true"} if model_api else {}), **(changes or {})}
-    gpus = bool(machine.inspect().gpus)
-    found = properties(ports=ports, model_store=store, archives=archives, changes=asked, gpus=gpus)
-    config = "".join(f"{name}={value}\n" for name, value in found.items())
-    config_file = _lay_out(folder, config, archives)
+    lines = properties(
+        ports=ports,
+        model_store=folder / "model_store",
+        archives=archives,
+        changes={**({"enable_model_api": "true"} if model_api else {}), **(changes or {})},
+        gpus=bool(machine.inspect().gpus),
+    )
+    config = "".join(f"{name}={value}\n" for name, value in lines.items())
+    _lay_out(folder, config, archives)
     process = ServerProcess(
-        [str(program), "--start", "--foreground", "--ncs", "--ts-config", str(config_file)],
+        [str(program), "--start", "--foreground", "--ncs", "--ts-config", str(folder / "config.properties")],
         name="torchserve",
         folder=folder,
         health_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",  # /ping wants the token
-        env={**environment(folder, java), **(env or {})},
+        env=environment(folder, java),
         start_timeout_s=start_timeout_s,
-        explain=explain_failure,
+        failures=KNOWN_FAILURES,
     )
-    token = found.get("disable_token_authorization", "false").lower() != "true"
+    token = lines.get("disable_token_authorization", "false").lower() != "true"
     server = TorchServe(process, config=config, ports=ports, token=token)
     try:
         process.start(progress=progress)
-        for one in archives:
-            _wait_for(server, one, start_timeout_s, progress)
+        for made in archives:
+            _wait_for(server, made, start_timeout_s, progress)
     except BaseException:
         server.stop()
         raise
@@ -458,48 +419,32 @@ def environment(folder: Path, java: Path) -> dict[str, str]:
     }
 
 
-def explain_failure(log: str) -> tuple[str, str] | None:
-    """Finds the reason in the log of a failed start: (what it means, what helps); None when the log names none."""
-    for pattern, meaning, remedy in KNOWN_FAILURES:
-        if found := re.findall(pattern, log):
-            return meaning.format(found[-1]), remedy
-    return None
-
-
-def _wait_for(server: TorchServe, one: Archive, timeout_s: float, progress: Progress) -> None:
+def _wait_for(server: TorchServe, made: Archive, timeout_s: float, progress: Say) -> None:
     """Waits for the archive's workers, unless they fail to load it, which TorchServe would try for ever."""
 
     def watch(text: str) -> None:
-        failed = re.findall(rf"Load model failed: {re.escape(one.model_name)},", server.process.log_text())
+        failed = re.findall(rf"Load model failed: {re.escape(made.model_name)},", server.process.log_text())
         if len(failed) >= FAILED_LOADS:
-            raise _load_error(server, f"{one.model_name} cannot be loaded")
+            raise server.process.error(f"{made.model_name} cannot be loaded")
         progress(text)
 
     try:
-        server.control.wait_ready(one.model_name, one.version, timeout_s=timeout_s, progress=watch)
+        server.control.wait_ready(made.model_name, made.version, timeout_s=timeout_s, progress=watch)
     except UsageError as error:  # it is not even registered
-        raise _load_error(server, error.what) from error
+        raise server.process.error(error.what) from error
 
 
-def _load_error(server: TorchServe, what: str) -> ServerError:
-    known = explain_failure(server.process.log_text())
-    reason, remedy = known or ("", f"read the whole log: {server.process.log_path}")
-    return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=server.process.log_tail())
-
-
-def _lay_out(folder: Path, config: str, archives: Sequence[Archive]) -> Path:
-    """The private folder with its config.properties and its model store; returns the former."""
+def _lay_out(folder: Path, config: str, archives: Sequence[Archive]) -> None:
+    """The private folder with its config.properties and its model store."""
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # the keys lie in it
-    (folder / "key_file.json").unlink(missing_ok=True)  # an earlier run's
+    folder.chmod(0o700)  # the keys are in it
+    (folder / KEY_FILE).unlink(missing_ok=True)  # an earlier run's
     (folder / "model_store").mkdir(exist_ok=True)
-    for one in archives:
-        kept = folder / "model_store" / one.path.name
-        if not (kept.exists() and kept.samefile(one.path)):
-            shutil.copyfile(one.path, kept)
-    config_file = folder / "config.properties"
-    config_file.write_text(config, encoding="utf-8")
-    return config_file
+    for made in archives:
+        kept = folder / "model_store" / made.path.name
+        if not (kept.exists() and kept.samefile(made.path)):
+            shutil.copyfile(made.path, kept)
+    (folder / "config.properties").write_text(config, encoding="utf-8")
 
 
 def _temporary_folder(folder: Path) -> Path:
@@ -512,23 +457,3 @@ def _temporary_folder(folder: Path) -> Path:
         inside.unlink(missing_ok=True)
         inside.symlink_to(tempfile.mkdtemp(prefix="labkit-ts-", dir="/tmp"))
     return inside.resolve()
-
-
-def _remove_elsewhere(folder: Path) -> None:
-    inside = folder / "tmp"
-    if inside.is_symlink():
-        with contextlib.suppress(OSError):
-            shutil.rmtree(inside.resolve())
-            inside.unlink()
-
-
-def _free_ports(inference: int | None) -> dict[str, int]:
-    """Five ports; all are held until the last is found, so that no two are the same."""
-    names = ["management", "metrics", "grpc_inference", "grpc_management"]
-    ports = {} if inference is None else {"inference": require_free_port(inference)}
-    with contextlib.ExitStack() as held:
-        for name in names if inference is not None else ["inference", *names]:
-            probe = held.enter_context(socket.socket())
-            probe.bind((LOOPBACK, 0))
-            ports[name] = probe.getsockname()[1]
-    return ports

@@ -13,17 +13,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.machine import Machine
 from labkit.machine.gpu_share import require_share
-from labkit.serving.process import LOOPBACK, Progress, ServerProcess, free_port, require_free_port
+from labkit.serving.process import LOOPBACK, Say, ServerProcess, Stoppable, free_port, require_free_port
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-# What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group.
 KNOWN_FAILURES = (
     (
         r"larger than the available KV cache memory.*estimated maximum model length is (\d+)",
@@ -71,11 +67,13 @@ KNOWN_FAILURES = (
         "another process took the port in the meantime",
         "start it again: another free port is chosen",
     ),
+    (
+        # vLLM's last lines only say "See root cause above": this is the cause.
+        r"(?m)^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$",
+        "{0}",
+        "change what the message names; the whole log says more",
+    ),
 )
-# vLLM's last lines only say "See root cause above": this is the cause.
-ROOT_CAUSE = re.compile(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$", re.MULTILINE)
-
-
 GPU_ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 WHY_ON_GPU = {
     "VLLM_USE_FLASHINFER_SAMPLER": (
@@ -147,7 +145,17 @@ def settings(
             flags=f"--gpu-memory-utilization {gpu_memory_share} --generation-config vllm",
             why=WHY_ON_GPU,
         )
-    _require_memory(machine, kv_cache_gib)
+    require(
+        kv_cache_gib == int(kv_cache_gib) and kv_cache_gib >= 1,
+        f"kv_cache_gib is {kv_cache_gib}; vLLM takes whole GiB on a CPU, 1 or more",
+        fix="pass kv_cache_gib=1",
+    )
+    require(
+        machine.memory_available_bytes >= (kv_cache_gib + 2) * 2**30,
+        f"a KV cache of {kv_cache_gib} GiB and an engine of about 2 GiB do not fit: "
+        f"{machine.memory_available_bytes / 2**30:.1f} GiB of memory are available",
+        fix="close other programs, or ask for a smaller cache",
+    )
     cpu = {
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "OMP_NUM_THREADS": "1",
@@ -163,20 +171,7 @@ def settings(
     )
 
 
-def _require_memory(machine: Machine, kv_cache_gib: int) -> None:
-    if kv_cache_gib != int(kv_cache_gib) or kv_cache_gib < 1:
-        raise UsageError(
-            f"kv_cache_gib is {kv_cache_gib}; vLLM takes whole GiB on a CPU, 1 or more", remedy="pass kv_cache_gib=1"
-        )
-    if machine.memory_available_bytes < (kv_cache_gib + 2) * 2**30:
-        raise UsageError(
-            f"a KV cache of {kv_cache_gib} GiB and an engine of about 2 GiB do not fit: "
-            f"{machine.memory_available_bytes / 2**30:.1f} GiB of memory are available",
-            remedy="close other programs, or ask for a smaller cache",
-        )
-
-
-class Server:
+class Server(Stoppable):
     """A running `vllm serve`. Use it in a `with` block, or call `stop`.
 
     `command` is what was started, whole; `base_url` ends in /v1; requests need `api_key` (the server made for you
@@ -200,14 +195,6 @@ class Server:
         """Ends the server with all its processes and waits until they are gone."""
         self.process.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: "type[BaseException] | None", error: BaseException | None, trace: "TracebackType | None"
-    ) -> None:
-        self.stop()
-
 
 def start(
     command: str,
@@ -217,7 +204,7 @@ def start(
     port: int | None = None,
     api_key: str | None = None,
     start_timeout_s: float = 600.0,
-    progress: Progress = lambda _: None,
+    progress: Say = lambda _: None,
 ) -> Server:
     """Starts a `vllm serve MODEL ...` command on a loopback port and waits until it answers.
 
@@ -236,7 +223,7 @@ def start(
         health_url=f"http://{LOOPBACK}:{chosen}/health",
         env={**env, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_RPC_BASE_PATH": "."},  # its sockets: here
         start_timeout_s=start_timeout_s,
-        explain=explain_failure,
+        failures=KNOWN_FAILURES,
         elsewhere=meeting_files,
     )
     process.start(progress=progress)
@@ -255,43 +242,24 @@ def _checked_command(command: str) -> list[str]:
         words = shlex.split(command)
     except ValueError as error:
         raise UsageError(f"{error} in {command!r}", remedy="put both quotes around the argument") from None
-    if words[:2] != ["vllm", "serve"] or len(words) < 3 or words[2].startswith("-"):
-        raise UsageError(f"not a server's command: {command!r}", remedy="write: vllm serve MODEL [options]")
+    serves = words[:2] == ["vllm", "serve"] and len(words) > 2 and not words[2].startswith("-")
+    require(serves, f"not a server's command: {command!r}", fix="write: vllm serve MODEL [options]")
+    options = {word.partition("=")[0] for word in words}
     for flag in ("--host", "--port", "--api-key"):
-        if any(word == flag or word.startswith(f"{flag}=") for word in words):
-            raise UsageError(f"{flag} stands in the command", remedy="leave it out, or pass port= or api_key=")
-    words[2] = _checked_model(words[2])
+        require(flag not in options, f"{flag} stands in the command", fix="leave it out, or pass port= or api_key=")
+    folder = Path(words[2]).expanduser()
+    if folder.is_dir() or words[2].startswith(("/", ".", "~")):
+        # vLLM would take a path without a model for a hub id and report a network error
+        is_model = (folder / "config.json").is_file()
+        require(is_model, f"{folder} is no model folder: it has no config.json", fix="labkit fetch, or another path")
+        words[2] = str(folder.absolute())  # since the server runs in a folder of its own
     return words
 
 
-def _checked_model(model: str) -> str:
-    """A folder becomes an absolute path, since the server runs in a folder of its own; a hub id stays."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir() and not model.startswith(("/", ".", "~")):
-        return model
-    if not (folder / "config.json").is_file():
-        # vLLM would take the path for a hub id and report a network error
-        raise UsageError(f"{folder} is no model folder: it has no config.json", remedy="labkit fetch, or another path")
-    return str(folder.absolute())
-
-
 def _served_name(words: list[str]) -> str:
+    arguments = [part for word in words for part in word.split("=", 1)]
     flag = "--served-model-name"
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == flag:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return words[2]
-
-
-def explain_failure(log: str) -> tuple[str, str] | None:
-    """Finds the reason in the log of a failed start: (what it means, what helps); None when the log names none."""
-    for pattern, meaning, remedy in KNOWN_FAILURES:
-        if found := re.search(pattern, log):
-            return meaning, remedy.format(*found.groups())
-    causes = ROOT_CAUSE.findall(log)
-    return (causes[-1], "change what the message names; the whole log says more") if causes else None
+    return arguments[arguments.index(flag) + 1] if flag in arguments else words[2]
 
 
 def meeting_files(log: str) -> list[Path]:
@@ -302,8 +270,7 @@ def meeting_files(log: str) -> list[Path]:
 def executable(name: str) -> Path:
     """A console command of this environment, also where its folder is not on PATH (a notebook's kernel)."""
     path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise UsageError(f"{name} is not installed in {path.parent}", remedy="run `make setup`")
+    require(path.exists(), f"{name} is not installed in {path.parent}", fix="run `make setup`")
     return path
 
 

@@ -6,12 +6,12 @@ process: VLLM_ENABLE_V1_MULTIPROCESSING=0, set before vllm is imported.
 
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import require
 from labkit.theory.kv_allocation import Extent, Holding, Snapshot
 
 LOG_FORMAT = "%(levelname)s %(asctime)s [%(fileinfo)s:%(lineno)d] %(message)s"  # vLLM's own, without the process
@@ -42,16 +42,16 @@ def log_to(file: Path, *, level: str = "INFO") -> Path:
 def scheduler(llm: Any) -> Any:
     """The scheduler of an in-process `LLM`. UsageError for an engine in a process of its own."""
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-    if core is None:
-        raise UsageError(
-            "this engine runs in a process of its own, where its scheduler cannot be seen",
-            remedy="set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported",
-        )
-    return core.scheduler
+    require(
+        core is not None,
+        "this engine runs in a process of its own, where its scheduler cannot be seen",
+        fix="set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported",
+    )
+    return core.scheduler  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Generated:
     """What an engine answered one prompt: `token_ids`; how many of the prompt's tokens it found in its prefix cache
     (`cached_tokens`); and the step, from 0, that brought the first token (`first_step`).
     """
@@ -61,7 +61,7 @@ class Answer:
     first_step: int
 
 
-def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generator[None, None, list[Answer]]:
+def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generator[None, None, list[Generated]]:
     """`LLM.generate` that pauses after each step of the engine; answers in the order of the prompts (token ids).
 
     All prompts arrive before the first step; `wanted` are SamplingParams for each of them. Closed early, it leaves no
@@ -69,7 +69,7 @@ def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generat
     """
     from vllm.sampling_params import RequestOutputKind
 
-    engine, answers, step = llm.llm_engine, dict[int, Answer](), 0
+    engine, answers, step = llm.llm_engine, dict[int, Generated](), 0
     wanted = wanted.clone()  # `LLM.generate` leaves its own kind in those that it was given: only the last step tells
     wanted.output_kind = RequestOutputKind.CUMULATIVE
     names = [engine.add_request(str(n), {"prompt_token_ids": list(ids)}, wanted) for n, ids in enumerate(prompts)]
@@ -77,18 +77,16 @@ def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generat
         while engine.has_unfinished_requests():
             for output in engine.step():
                 number = int(output.request_id.split("-")[0])
-                first = answers[number].first_step if number in answers else step
-                answers[number] = _answer(output, first)
+                answers[number] = Generated(
+                    token_ids=tuple(output.outputs[0].token_ids),
+                    cached_tokens=output.num_cached_tokens,
+                    first_step=answers[number].first_step if number in answers else step,
+                )
             step += 1
             yield
     finally:
         engine.abort_request(names, internal=True)  # those that have ended are not there any more
     return [answers[number] for number in range(len(names))]
-
-
-def _answer(output: Any, first_step: int) -> Answer:
-    tokens, found = tuple(output.outputs[0].token_ids), output.num_cached_tokens
-    return Answer(token_ids=tokens, cached_tokens=found, first_step=first_step)
 
 
 class Watch:
@@ -101,27 +99,22 @@ class Watch:
 
     def look(self, step: int | None = None) -> Snapshot:
         """What holds now, as one more of `snapshots`, after `step` (default: counted on)."""
-        found = self._scheduler
-        self._seen |= found.requests
-        pool = found.kv_cache_manager.block_pool
-        size = found.block_size
+        scheduler = self._scheduler
+        self._seen |= scheduler.requests
+        pool, size = scheduler.kv_cache_manager.block_pool, scheduler.block_size
+        holdings = {}
+        for request in scheduler.running:
+            blocks = scheduler.kv_cache_manager.get_block_ids(request.request_id)[0]
+            # Block 0 is vLLM's placeholder: the first one that a sequence can have is number 1.
+            extents = tuple(Extent((block - 1) * size, size) for block in blocks)
+            holdings[int(request.request_id.split("-")[0])] = Holding(request.num_computed_tokens, extents)
         snapshot = Snapshot(
             step=len(self.snapshots) if step is None else step,
-            running=len(found.running),
-            waiting=len(found.waiting),
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
             preemptions=sum(request.num_preemptions for request in self._seen.values()),
             capacity_tokens=(pool.num_gpu_blocks - 1) * size,  # without the block that vLLM keeps for itself
-            holdings=_holdings(found, size),
+            holdings=holdings,
         )
         self.snapshots.append(snapshot)
         return snapshot
-
-
-def _holdings(found: Any, size: int) -> Mapping[int, Holding]:
-    holdings = {}
-    for request in found.running:
-        blocks = found.kv_cache_manager.get_block_ids(request.request_id)[0]
-        # Block 0 is vLLM's placeholder: the first one that a sequence can have is number 1.
-        extents = tuple(Extent((block - 1) * size, size) for block in blocks)
-        holdings[int(request.request_id.split("-")[0])] = Holding(request.num_computed_tokens, extents)
-    return holdings

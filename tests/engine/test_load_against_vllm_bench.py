@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from course.vllm_bench import bench_serve
+from course.vllm_bench import bench_serve, from_vllm_bench
 from labkit import load
 from labkit.load import LoadResult, Outcome, counters, metrics, workloads
 from labkit.serving import vllm
@@ -69,7 +69,7 @@ def test_both_clients_count_the_same(vllm_server: vllm.Server, record_property: 
 def test_our_formulas_give_its_figures(vllm_server: vllm.Server) -> None:
     """Fresh per-request data of `vllm bench serve`, put into our formulas, gives the figures that it printed."""
     saved = bench(vllm_server, workloads.chat(6, seed=42, max_tokens=8), rate=20.0)
-    summary = metrics.summarise(metrics.from_vllm_bench(saved))
+    summary = metrics.summarise(from_vllm_bench(saved))
     for name, found in {
         "ttft": summary.ttft_s,
         "tpot": summary.tpot_s,

@@ -20,12 +20,12 @@ LENGTHS = [(0, 50, 30), (0, 90, 12), (1, 33, 40), (1, 64, 9), (3, 20, 25), (4, 7
 STEPS = """
 import json, sys
 from pathlib import Path
-from labkit.serving import stepping
+from labkit.serving import vllm_steps
 folder, log, settings, lengths = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
-stepping.log_to(log)
+vllm_steps.log_to(log)
 from vllm import LLM, SamplingParams
 llm = LLM(folder, seed=0, async_scheduling=False, **settings)
-watch, step, todo = stepping.Watch(llm), 0, list(enumerate(lengths))
+watch, step, todo = vllm_steps.Watch(llm), 0, list(enumerate(lengths))
 while todo or llm.llm_engine.has_unfinished_requests():
     while todo and todo[0][1][0] <= step:
         number, (_, prompt, output) = todo.pop(0)

@@ -17,7 +17,7 @@ SCENE = """
 import json, sys
 from vllm import LLM, SamplingParams
 from labkit.experiments import in_turns
-from labkit.serving import stepping
+from labkit.serving import vllm_steps
 from labkit.serving import vllm as serving
 
 model, options = sys.argv[1], json.loads(sys.argv[2]) | {"block_size": 32, "seed": 0, "max_model_len": 256}
@@ -36,13 +36,13 @@ def all_at_once():
 
 def by_turns():
     engines["on"].reset_prefix_cache()
-    found = in_turns({name: stepping.generate(llm, prompts, wanted) for name, llm in engines.items()}, seed=0)
+    found = in_turns({name: vllm_steps.generate(llm, prompts, wanted) for name, llm in engines.items()}, seed=0)
     answers = {name: [[list(a.token_ids), a.cached_tokens] for a in turns.result] for name, turns in found.items()}
     return answers, {name: [len(turns.steps_s), [a.first_step for a in turns.result]] for name, turns in found.items()}
 
 whole = all_at_once()
 turned, steps = by_turns()
-left_early = stepping.generate(engines["on"], prompts, wanted)
+left_early = vllm_steps.generate(engines["on"], prompts, wanted)
 next(left_early), next(left_early)
 under_way = engines["on"].llm_engine.get_num_unfinished_requests()
 left_early.close()

@@ -1,17 +1,14 @@
 """A small server that speaks as much of the OpenAI API as the load client uses, and misbehaves on request.
 
-In a test: `with serving(Behaviour(token_delay_s=0.01)) as stub: ... stub.base_url ...`. As a process of its own (it
-prints its address and serves until its standard input ends): `python -m tests.unit.stub_server [--token-delay-s 0.01]`.
+In a test: `with serving(token_delay_s=0.01) as stub: ... stub.base_url ...`.
 """
 
-import argparse
 import asyncio
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -202,25 +199,23 @@ async def _pause(delay_s: float) -> None:
         await asyncio.sleep(delay_s)
 
 
-async def _started(stub: Stub, port: int) -> web.AppRunner:
+async def _started(stub: Stub) -> web.AppRunner:
     # handler_cancellation: a client that goes away is noticed at once, as by vLLM.
     runner = web.AppRunner(stub.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
-    await site.start()
-    port = runner.addresses[0][1]
-    stub.base_url = f"http://127.0.0.1:{port}/v1"
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    stub.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     return runner
 
 
 @contextmanager
-def serving(behaviour: Behaviour | None = None, *, port: int = 0, **changes: Any) -> Iterator[Stub]:
-    """A stub in a thread of its own, until the block ends. `changes` are fields of Behaviour."""
-    stub = Stub(replace(behaviour or Behaviour(), **changes))
+def serving(**behaviour: Any) -> Iterator[Stub]:
+    """A stub in a thread of its own, until the block ends. `behaviour`: fields of Behaviour."""
+    stub = Stub(Behaviour(**behaviour))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    runner = asyncio.run_coroutine_threadsafe(_started(stub, port), loop).result(10)
+    runner = asyncio.run_coroutine_threadsafe(_started(stub), loop).result(10)
     try:
         yield stub
     finally:
@@ -228,32 +223,3 @@ def serving(behaviour: Behaviour | None = None, *, port: int = 0, **changes: Any
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
-
-
-async def _serve_until_stdin_ends(behaviour: Behaviour, port: int) -> None:
-    stub = Stub(behaviour)
-    runner = await _started(stub, port)
-    print(stub.base_url, flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await runner.cleanup()
-
-
-def main() -> None:
-    """Serves until standard input ends."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=0)
-    for name, value in asdict(Behaviour()).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    options = vars(parser.parse_args())
-    port = options.pop("port")
-    try:
-        import uvloop
-
-        uvloop.run(_serve_until_stdin_ends(Behaviour(**options), port))
-    except ImportError:
-        asyncio.run(_serve_until_stdin_ends(Behaviour(**options), port))
-
-
-if __name__ == "__main__":
-    main()

@@ -51,7 +51,8 @@ def timeline(**changes: Any) -> dict[str, Any]:
         "latencies": [(0.5, 0.1), (4.0, 3.0), (8.0, 1.2)],
         "title": "T",
     }
-    return charts.spec(charts.scaling_timeline(**{**data, **changes}))
+    spec: dict[str, Any] = charts.spec(charts.scaling_timeline(**{**data, **changes}))
+    return spec
 
 
 def test_the_timeline_has_three_panels_on_one_axis() -> None:

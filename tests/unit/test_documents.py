@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.errors import UsageError
-from labkit.load.workloads import (
+from course.page_prompts import (
     Document,
     check_pages,
     check_retrieval,
@@ -16,6 +15,7 @@ from labkit.load.workloads import (
     pages_with_questions,
     retrieval,
 )
+from labkit.errors import UsageError
 from labkit.theory import prefix_cache
 
 quick = settings(max_examples=60, deadline=None)

@@ -18,13 +18,13 @@ from labkit.errors import ServerError, UsageError
 from labkit.experiments import (
     Caution,
     Statistic,
+    Steps,
     Stopwatch,
+    in_turns,
     interleaved,
     interval,
-    mixed_machines,
     paired_ratio,
     samples_needed,
-    too_few_samples,
     warnings_for,
 )
 
@@ -41,10 +41,6 @@ while time.process_time() < end: pass
 print('burnt', flush=True)
 sys.stdin.readline()
 """
-
-
-def split(together: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [a for a, _ in together], [b for _, b in together]
 
 
 # --- interleaved
@@ -69,18 +65,17 @@ def test_every_round_runs_every_arm_once(names: set[str], repeats: int, seed: in
     assert results == {name: [(name, index) for index in range(repeats)] for name in names}
 
 
-def orders(seed: int) -> list[str]:
-    calls: list[str] = []
-    arms = {name: (lambda _, name=name: calls.append(name)) for name in "abc"}
-    interleaved(arms, repeats=60, seed=seed)
-    return calls
-
-
 def test_order_is_shuffled_by_the_seed_alone() -> None:
     """One seed gives one order, another seed another, and every arm comes first in about a third of the rounds."""
-    assert orders(7) == orders(7)
-    assert orders(7) != orders(8)
-    first = Counter(orders(7)[::3])
+
+    def order(seed: int) -> list[str]:
+        calls: list[str] = []
+        arms = {name: (lambda _, name=name: calls.append(name)) for name in "abc"}
+        interleaved(arms, repeats=60, seed=seed)
+        return calls
+
+    assert order(7) == order(7) != order(8)
+    first = Counter(order(7)[::3])
     assert set(first) == set("abc")
     assert min(first.values()) >= 10
 
@@ -99,14 +94,21 @@ def test_arms_that_will_be_compared_follow_each_other(repeats: int, seed: int, g
             assert places == list(range(places[0], places[0] + len(group)))
 
 
-@pytest.mark.parametrize(
-    ("together", "message"),
-    [(["ax"], "'x', and there is no such arm"), (["ab", "bc"], "'b' 2 times"), (["aa"], "'a' 2 times")],
-)
-def test_a_group_that_cannot_be_is_refused(together: list[str], message: str) -> None:
-    """An arm that there is not, or one that stands twice, is named before anything runs."""
-    with pytest.raises(UsageError, match=message):
-        interleaved(dict.fromkeys("abc", lambda _: pytest.fail("it ran")), repeats=1, seed=0, together=together)
+def test_what_cannot_be_compared_is_refused() -> None:
+    """No arm, no repeat, and groups with an unknown arm or one named twice: refused before anything runs."""
+    arms = dict.fromkeys("abc", lambda _: pytest.fail("it ran"))
+    groups = {"ax": "'x', and there is no such arm", "aa": "'a' 2 times"}
+    for group, message in groups.items():
+        with pytest.raises(UsageError, match=message):
+            interleaved(arms, repeats=1, seed=0, together=[group])
+    with pytest.raises(UsageError, match="'b' 2 times"):
+        interleaved(arms, repeats=1, seed=0, together=["ab", "bc"])
+    with pytest.raises(UsageError, match="0 arms"):
+        interleaved({}, repeats=1, seed=0)
+    with pytest.raises(UsageError, match="0 arms"):
+        in_turns({}, seed=0)
+    with pytest.raises(UsageError, match="repeats is 0"):
+        interleaved(arms, repeats=0, seed=0)
 
 
 def test_progress_counts_every_measurement() -> None:
@@ -135,55 +137,119 @@ def test_an_error_names_arm_and_round(kind: type[BaseException]) -> None:
     assert calls == [0, 1]
 
 
-def test_nothing_to_run_is_a_usage_error() -> None:
-    """No arm and no repeat are refused with the number."""
-    with pytest.raises(UsageError, match="0 arms"):
-        interleaved({}, repeats=1, seed=0)
-    with pytest.raises(UsageError, match="repeats is 0"):
-        interleaved({"a": lambda _: 0}, repeats=0, seed=0)
+# --- turns
+
+
+class HandClock:
+    """A clock that only moves when an arm works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def working(clock: HandClock, name: str, steps: int, cost_s: float, calls: list[str]) -> Steps[str]:
+    for _ in range(steps):
+        clock.now += cost_s
+        calls.append(name)
+        yield
+    return f"{name} is done"
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(0, 8), min_size=1), st.integers(), st.floats(0.5, 2))
+@quick
+def test_arms_take_a_step_each_and_get_their_own_seconds(lengths: dict[str, int], seed: int, load: float) -> None:
+    """In each turn every arm that has not ended takes one step; an arm's seconds are those of its own steps, whatever
+    the others spend; results come in the arms' order."""
+    clock, calls = HandClock(), list[str]()
+    costs = {name: load * (1 + index) for index, name in enumerate(lengths)}
+    turns = in_turns(
+        {name: working(clock, name, n, costs[name], calls) for name, n in lengths.items()}, seed=seed, clock=clock
+    )
+    for turn in range(max(lengths.values())):
+        expected = sorted(name for name, n in lengths.items() if n > turn)
+        assert sorted(calls[: len(expected)]) == expected
+        del calls[: len(expected)]
+    assert not calls
+    assert list(turns) == list(lengths)
+    for name, n in lengths.items():
+        assert turns[name].result == f"{name} is done"
+        assert turns[name].seconds == pytest.approx(n * costs[name])
+        assert turns[name].steps_s == pytest.approx([costs[name]] * n + [0.0])
+
+
+def test_a_machine_that_slows_down_for_a_while_hits_both_arms_alike() -> None:
+    """In turns the ratio stays what it is on a quiet machine; measured one after the other, it would not."""
+    clock = HandClock()
+
+    def work(cost_s: float) -> Steps[None]:
+        for _ in range(20):
+            clock.now += cost_s * (3 if 5 <= clock.now < 25 else 1)
+            yield
+
+    both = in_turns({"a": work(1.0), "b": work(0.5)}, seed=0, clock=clock)
+    assert both["a"].seconds / both["b"].seconds == pytest.approx(2, rel=0.1)
+    clock.now = 0.0
+    alone = {name: in_turns({"": work(cost_s)}, seed=0, clock=clock)[""] for name, cost_s in (("a", 1.0), ("b", 0.5))}
+    assert alone["a"].seconds / alone["b"].seconds > 2.5
+
+
+def test_the_order_within_a_turn_changes_and_a_seed_repeats_it() -> None:
+    """Each arm comes first at times, and the same seed gives the same order."""
+
+    def order(seed: int) -> list[str]:
+        calls: list[str] = []
+        in_turns({name: working(HandClock(), name, 30, 1.0, calls) for name in "ab"}, seed=seed)
+        return calls
+
+    assert set(order(1)[::2]) == {"a", "b"}
+    assert order(1) == order(1) != order(2)
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt()])
+def test_a_failure_names_the_arm_and_its_step_and_closes_the_others(error: BaseException) -> None:
+    """An arm that is left in the middle gets to put away what it holds."""
+    put_away = []
+
+    def patient() -> Steps[None]:
+        try:
+            while True:
+                yield
+        finally:
+            put_away.append("patient")
+
+    def failing() -> Steps[None]:
+        yield
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        in_turns({"bad": failing(), "patient": patient()}, seed=0)
+    assert caught.value.__notes__ == ["while arm 'bad' took its step 2"]
+    assert put_away == ["patient"]
 
 
 # --- intervals and ratios
 
 
-@given(pairs, st.sampled_from([0.8, 0.95, 0.99]))
+@given(pairs, st.sampled_from([0.8, 0.95, 0.99]), st.floats(0.01, 100), st.integers(0, 2**32))
 @quick
-def test_interval_contains_the_point(together: list[tuple[float, float]], confidence: float) -> None:
-    """low <= value <= high; the value is the geometric mean of the pairwise ratios."""
-    a, b = split(together)
-    ratio = paired_ratio(a, b, confidence=confidence)
+def test_a_ratio_is_fair(together: list[tuple[float, float]], confidence: float, factor: float, seed: int) -> None:
+    """The geometric mean of the pairwise ratios, inside its bounds, the same for a seed; it has no unit, and swapping
+    the arms inverts it with its bounds."""
+    a, b = [x for x, _ in together], [y for _, y in together]
+    ratio = paired_ratio(a, b, confidence=confidence, seed=seed)
     assert 0 < ratio.low <= ratio.value <= ratio.high
     assert ratio.value == pytest.approx(stats.gmean([x / y for x, y in together]))
     assert ratio.values == pytest.approx([x / y for x, y in together])
     assert ratio.pairs == len(together)
-
-
-@given(pairs, st.floats(0.01, 100))
-@quick
-def test_scaling_both_arms_leaves_the_ratio(together: list[tuple[float, float]], factor: float) -> None:
-    """A ratio has no unit: seconds or milliseconds give the same value and bounds."""
-    a, b = split(together)
-    plain = paired_ratio(a, b)
-    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b])
-    assert (scaled.value, scaled.low, scaled.high) == pytest.approx((plain.value, plain.low, plain.high), rel=1e-9)
-
-
-@given(pairs)
-@quick
-def test_swapping_the_arms_inverts_the_ratio(together: list[tuple[float, float]]) -> None:
-    """ratio(b, a) is 1 / ratio(a, b), and its bounds are the inverse of the other's, swapped."""
-    a, b = split(together)
-    forth, back = paired_ratio(a, b), paired_ratio(b, a)
-    assert (back.value, back.low, back.high) == pytest.approx((1 / forth.value, 1 / forth.high, 1 / forth.low))
-
-
-@given(pairs, st.integers(0, 2**32))
-@quick
-def test_intervals_are_deterministic_by_seed(together: list[tuple[float, float]], seed: int) -> None:
-    """The same data and seed give the same bounds to the last bit."""
-    a, b = split(together)
-    assert paired_ratio(a, b, seed=seed) == paired_ratio(a, b, seed=seed)
-    assert interval(a, seed=seed) == interval(a, seed=seed)
+    assert paired_ratio(a, b, confidence=confidence, seed=seed) == ratio
+    bounds = (ratio.value, ratio.low, ratio.high)
+    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b], confidence=confidence, seed=seed)
+    assert (scaled.value, scaled.low, scaled.high) == pytest.approx(bounds, rel=1e-9)
+    back = paired_ratio(b, a, confidence=confidence, seed=seed)
+    assert (1 / back.value, 1 / back.high, 1 / back.low) == pytest.approx(bounds)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.sampled_from(["mean", "median"]))
@@ -234,34 +300,21 @@ def test_one_pair_has_no_interval_and_says_so() -> None:
     assert same.differs
 
 
-def test_intervals_and_ratios_read_well() -> None:
-    """As text they give the value, its bounds and how many repeats stand behind it."""
-    assert str(interval([2.0, 2.0])) == "2 (2 to 2, n=2)"
-    assert str(paired_ratio([6.0, 3.0], [2.0, 1.0])) == "3x (3 to 3, 2 pairs)"
-
-
-@pytest.mark.parametrize("bad", [0.0, -1.5, math.nan, math.inf])
-@pytest.mark.parametrize("first", [True, False])
-def test_a_ratio_refuses_what_has_none(bad: float, first: bool) -> None:
-    """Zero, negative and non-finite values are refused, with arm, place and number."""
-    good, spoilt = [1.0, 2.0], [1.0, bad]
-    a, b = (spoilt, good) if first else (good, spoilt)
-    with pytest.raises(UsageError, match=f"{'first' if first else 'second'} arm of ratio 'r': value 1 is {bad}"):
-        paired_ratio(a, b, name="r")
-
-
 def test_bad_questions_are_usage_errors() -> None:
-    """Unequal lengths, no values, a confidence outside (0, 1) and an unknown statistic are refused."""
+    """A ratio refuses what has none, with arm, place and number; so do unequal lengths and unknown statistics."""
+    good = [1.0, 2.0]
+    for bad in (0.0, -1.5, math.nan, math.inf):
+        for arm, pair in (("first", ([1.0, bad], good)), ("second", (good, [1.0, bad]))):
+            with pytest.raises(UsageError, match=f"{arm} arm of ratio 'r': value 1 is {bad}"):
+                paired_ratio(*pair, name="r")
     with pytest.raises(UsageError, match="2 values cannot pair with 1"):
-        paired_ratio([1.0, 2.0], [1.0])
+        paired_ratio(good, [1.0])
     with pytest.raises(UsageError, match="0 values"):
         paired_ratio([], [])
     with pytest.raises(UsageError, match="confidence is 95"):
-        interval([1.0, 2.0], confidence=95)
+        interval(good, confidence=95)
     with pytest.raises(UsageError, match="'mode'"):
         interval([1.0], statistic="mode")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="nan"):
-        interval([1.0, math.nan])
 
 
 # --- stopwatch
@@ -437,8 +490,7 @@ def test_samples_needed_puts_one_beyond_the_percentile(percentile: float) -> Non
 def test_percentiles_by_name() -> None:
     """p50 needs 2 samples, p90 10, p99 100, p99.9 1000; at the number itself there is no caution."""
     assert [samples_needed(p) for p in (50, 90, 99, 99.9)] == [2, 10, 100, 1000]
-    assert too_few_samples(100) is None
-    assert too_few_samples(99) is not None
+    assert warnings_for(requests=100) == []
     with pytest.raises(UsageError, match="percentile is 100"):
         samples_needed(100)
 
@@ -449,9 +501,3 @@ def test_shares_outside_0_to_1_are_refused() -> None:
         warnings_for(hit_rate=78)
     with pytest.raises(UsageError, match="shared_share is -1"):
         warnings_for(shared_share=-1)
-
-
-def test_one_machine_mixes_nothing() -> None:
-    """No record and records of one machine call for no caution."""
-    assert mixed_machines({}) is None
-    assert mixed_machines({"a": "x", "b": "x"}) is None

@@ -43,36 +43,30 @@ def outcome(call: Callable[..., Any]) -> Any:
         return error
 
 
-@pytest.mark.parametrize("name", ["text_generation", "embedding", "sleep", "naive"])
-def test_each_handler_stands_alone(name: str) -> None:
-    """A handler imports the standard library, torch, transformers, jinja2 and ts: nothing of this repository."""
-    tree = ast.parse((FOLDER / f"{name}.py").read_text())
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
-    assert foreign <= {"torch", "transformers", "jinja2", "ts"}
+def test_each_handler_stands_alone() -> None:
+    """A handler imports nothing of this repository; TorchServe finds its only class with `handle`, or else the
+    function `handle(data, context)`."""
+    for name in ("text_generation", "embedding", "sleep", "naive"):
+        tree = ast.parse((FOLDER / f"{name}.py").read_text())
+        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+        assert foreign <= {"torch", "transformers", "jinja2", "ts"}
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if "handle" in functions:
+            assert [argument.arg for argument in functions["handle"].args.args] == ["data", "context"]
+        else:
+            (only,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+            assert {"initialize", "handle"} <= {node.name for node in only.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("name", ["text_generation", "embedding", "sleep", "naive"])
-def test_one_class_or_an_entry_point(name: str) -> None:
-    """TorchServe finds a file's only class with `handle`, or else the function `handle(data, context)`."""
-    body = ast.parse((FOLDER / f"{name}.py").read_text()).body
-    classes = [node for node in body if isinstance(node, ast.ClassDef)]
-    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
-    if "handle" in functions:
-        assert [argument.arg for argument in functions["handle"].args.args] == ["data", "context"]
-    else:
-        (only,) = classes
-        assert {"initialize", "handle"} <= {node.name for node in only.body if isinstance(node, ast.FunctionDef)}
-
-
-@pytest.mark.parametrize(("name", "settings"), [("text_generation", text_generation), ("embedding", embedding)])
-def test_the_configuration_fits_the_settings(name: str, settings: Any) -> None:
+def test_the_configuration_fits_the_settings() -> None:
     """Every key of the configuration's section `handler` is a setting, and TorchServe's own keys are spelt its way."""
-    config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    settings.Settings(**config.pop("handler"))
-    known = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout"}
-    assert set(config) == known
+    for name, handler in (("text_generation", text_generation), ("embedding", embedding)):
+        config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+        handler.Settings(**config.pop("handler"))
+        known = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout"}
+        assert set(config) == known
 
 
 @given(body=JSON, route=ROUTES)
@@ -107,46 +101,39 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         assert isinstance(found, dict) or found.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "says"),
-    [
-        (None, 400, "empty"),
-        (b"", 400, "empty"),
-        (b'{"prompt": "half', 400, "not JSON"),
-        (b"\xff\xfe{}", 400, "UTF-8"),
-        ("[" * 100_000, 400, "not JSON"),
-        ([{"prompt": "hi"}], 422, "a list"),
-        ({}, 422, "'prompt' must be a text, not missing"),
-        ({"prompt": ""}, 422, "'prompt' is empty"),
-        ({"prompt": "  \n"}, 422, "'prompt' is empty"),
-        ({"prompt": 7}, 422, "a number"),
-        ({"prompt": ["a", "b"]}, 422, "a list"),
-        ({"prompt": "\ud83d"}, 422, "half of a character"),
-        ({"prompt": "hi", "max_tokens": -1}, 422, "from 1 to 50"),
-        ({"prompt": "hi", "max_tokens": 0}, 422, "from 1 to 50"),
-        ({"prompt": "hi", "max_tokens": 51}, 422, "51"),
-        ({"prompt": "hi", "max_tokens": "9"}, 422, "whole number, not a text"),
-        ({"prompt": "hi", "max_tokens": True}, 422, "whole number, not true or false"),
-        ({"prompt": "hi", "max_tokens": 1.5}, 422, "whole number"),
-        ({"prompt": "hi", "temperature": -0.1}, 422, "from 0 to 2"),
-        ({"prompt": "hi", "temperature": float("nan")}, 422, "nan"),
-        ({"prompt": "hi", "temperature": "hot"}, 422, "number"),
-        ({"prompt": "hi", "seed": -1}, 422, "seed"),
-        ({"prompt": "hi", "stream": "yes"}, 422, "true or false"),
-        ({"prompt": "hi", "stream_options": []}, 422, "stream_options"),
-        ({"prompt": "hi", "model": "another"}, 404, "another"),
-        ({"prompt": "hi", "top_p": 0.5}, 422, "top_p"),
-        ({"prompt": "hi", "n": 2}, 422, "'n'"),
-        ({"messages": []}, 422, "at least 1"),
-        ({"messages": [{"role": "robot", "content": "hi"}]}, 422, "role"),
-        ({"messages": [{"role": "user", "content": None}]}, 422, "'content'"),
-    ],
-)
-def test_each_mistake_has_its_status_and_its_words(body: Any, status: int, says: str) -> None:
+MISTAKES: list[tuple[Any, int, str]] = [
+    (b"", 400, "empty"),
+    (b'{"prompt": "half', 400, "not JSON"),
+    (b"\xff\xfe{}", 400, "UTF-8"),
+    ("[" * 100_000, 400, "not JSON"),
+    ([{"prompt": "hi"}], 422, "a list"),
+    ({}, 422, "'prompt' must be a text, not missing"),
+    ({"prompt": ""}, 422, "'prompt' is empty"),
+    ({"prompt": 7}, 422, "a number"),
+    ({"prompt": "\ud83d"}, 422, "half of a character"),
+    ({"prompt": "hi", "max_tokens": 0}, 422, "from 1 to 50"),
+    ({"prompt": "hi", "max_tokens": 51}, 422, "51"),
+    ({"prompt": "hi", "max_tokens": "9"}, 422, "whole number, not a text"),
+    ({"prompt": "hi", "max_tokens": True}, 422, "whole number, not true or false"),
+    ({"prompt": "hi", "temperature": -0.1}, 422, "from 0 to 2"),
+    ({"prompt": "hi", "temperature": float("nan")}, 422, "nan"),
+    ({"prompt": "hi", "seed": -1}, 422, "seed"),
+    ({"prompt": "hi", "stream": "yes"}, 422, "true or false"),
+    ({"prompt": "hi", "stream_options": []}, 422, "stream_options"),
+    ({"prompt": "hi", "model": "another"}, 404, "another"),
+    ({"prompt": "hi", "top_p": 0.5}, 422, "top_p"),
+    ({"prompt": "hi", "n": 2}, 422, "'n'"),
+    ({"messages": []}, 422, "at least 1"),
+    ({"messages": [{"role": "robot", "content": "hi"}]}, 422, "role"),
+]
+
+
+def test_each_mistake_has_its_status_and_its_words() -> None:
     """What is wrong is named, with the limit where there is one."""
-    with pytest.raises(RequestError) as caught:
-        read(body)
-    assert (caught.value.status, says in str(caught.value)) == (status, True), str(caught.value)
+    for body, status, says in MISTAKES:
+        with pytest.raises(RequestError) as caught:
+            read(body)
+        assert (caught.value.status, says in str(caught.value)) == (status, True), str(caught.value)
 
 
 def test_an_unknown_route_is_not_found() -> None:
@@ -235,20 +222,20 @@ def test_the_sleep_handler_follows_its_law(monkeypatch: pytest.MonkeyPatch) -> N
     assert {(answer["rows"], answer["version"]) for answer in answers} == {(4, "2.0")}
 
 
-@pytest.mark.parametrize(("share", "failed"), [(0, range(0)), (1, range(3))])
-def test_the_sleep_handler_fails_as_often_as_it_is_told_to(share: float, failed: range) -> None:
+def test_the_sleep_handler_fails_as_often_as_it_is_told_to() -> None:
     """With a share of 0 every row is answered, with one of 1 every row gets a 500; all rows have an answer."""
-    statuses: dict[int, int] = {}
-    context = SimpleNamespace(
-        model_yaml_config={"handler": {"fixed_s": 0, "per_row_s": 0, "fail_share": share}},
-        manifest={"model": {}},
-        set_response_content_type=lambda *_: None,
-        set_response_status=lambda code, phrase, idx: statuses.update({idx: code}),  # noqa: ARG005
-    )
-    handler = sleep.SleepHandler()
-    handler.initialize(context)
-    assert len(handler.handle([{}] * 3, context)) == 3
-    assert statuses == dict.fromkeys(failed, 500)
+    for share, failed in ((0, range(0)), (1, range(3))):
+        statuses: dict[int, int] = {}
+        context = SimpleNamespace(
+            model_yaml_config={"handler": {"fixed_s": 0, "per_row_s": 0, "fail_share": share}},
+            manifest={"model": {}},
+            set_response_content_type=lambda *_: None,
+            set_response_status=lambda code, phrase, idx, to=statuses: to.update({idx: code}),  # noqa: ARG005
+        )
+        handler = sleep.SleepHandler()
+        handler.initialize(context)
+        assert len(handler.handle([{}] * 3, context)) == 3
+        assert statuses == dict.fromkeys(failed, 500)
 
 
 class Writer:

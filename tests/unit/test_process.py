@@ -156,14 +156,10 @@ def test_dies_at_start(tmp_path: Path) -> None:
 
 
 def test_explained_death(tmp_path: Path) -> None:
-    """`explain` turns the log into what happened and what to do."""
-
-    def explain(log: str) -> tuple[str, str]:
-        assert "line 0" in log
-        return "the known reason", "do this"
-
-    with pytest.raises(ServerError, match="exit code 3: the known reason\n  To fix it: do this"):
-        stand_in(tmp_path, "dies", explain=explain).start()
+    """A known failure turns the log into what happened and what to do."""
+    failures = [("not in it", "another reason", ""), (r"line (\d+)", "the known reason {0}", "do this")]
+    with pytest.raises(ServerError, match="exit code 3: the known reason 39\n  To fix it: do this"):
+        stand_in(tmp_path, "dies", failures=failures).start()
 
 
 def test_command_that_is_not_there(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import ray_serve, watch
+from labkit.serving import guard, ray_serve
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -69,19 +69,10 @@ def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
     """After the last try there is one error with the number of tries, and no process is left."""
     started: list[psutil.Process] = []
     fake_ray.init = failing(9, Exception(BUSY), started)
-    with pytest.raises(ServerError, match="did not start in 3 tries"):
-        ray_serve.start(tries=3)
-    assert len(started) == 3
+    with pytest.raises(ServerError, match="did not start in 5 tries"):
+        ray_serve.start()
+    assert len(started) == 5
     assert not survivors(started, within_s=5)
-
-
-def test_no_try_at_all_is_a_usage_error(fake_ray: Any) -> None:
-    """Zero tries start nothing, and are told."""
-    started: list[psutil.Process] = []
-    fake_ray.init = failing(0, Exception(), started)
-    with pytest.raises(UsageError, match="0 tries"):
-        ray_serve.start(tries=0)
-    assert started == []
 
 
 def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
@@ -106,22 +97,18 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
         threading.Event().wait()
 
     with pytest.raises(ServerError, match="node died"):
-        ray_serve.beside(waits_for_ever, [node], timeout_s=60)
+        ray_serve._beside(waits_for_ever, [node], timeout_s=60)
     assert left
     assert not survivors(left, within_s=5)
 
 
-def test_a_start_of_serve_has_a_time_limit() -> None:
-    """A start that neither ends nor fails is given up, with the seconds."""
-    with pytest.raises(ServerError, match=r"took more than 0 s"):
-        ray_serve.beside(threading.Event().wait, [], timeout_s=0.1)
-
-
-def test_what_serve_says_comes_through() -> None:
-    """A result and an error of the start are the caller's, as without a limit."""
-    assert ray_serve.beside(lambda: 7, [], timeout_s=60) == 7
+def test_what_serve_says_comes_through_within_a_time_limit() -> None:
+    """A result and an error of the start are the caller's; a start that neither ends nor fails is given up."""
+    assert ray_serve._beside(lambda: 7, [], timeout_s=60) == 7
     with pytest.raises(ValueError, match="port"):
-        ray_serve.beside(lambda: int("port"), [], timeout_s=60)
+        ray_serve._beside(lambda: int("port"), [], timeout_s=60)
+    with pytest.raises(ServerError, match=r"took more than 0 s"):
+        ray_serve._beside(threading.Event().wait, [], timeout_s=0.1)
 
 
 def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +116,10 @@ def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pyte
     started: list[psutil.Process] = []
     fake_ray.init = failing(0, Exception(), started)
 
-    def start_serve(port: int, _: float | None, processes: list[psutil.Process]) -> int:
+    def start_serve(port: int, processes: list[psutil.Process]) -> int:
         if len(started) == 1:
             processes[0].kill()
-            ray_serve.beside(threading.Event().wait, processes, timeout_s=60)
+            ray_serve._beside(threading.Event().wait, processes, timeout_s=60)
         return port
 
     monkeypatch.setattr(ray_serve, "_start_serve", start_serve)
@@ -175,16 +162,13 @@ def test_a_failed_start_on_a_users_cluster_takes_nothing_from_it(
     assert left == ["shutdown"]
 
 
-@pytest.mark.parametrize(("address", "moved"), [(None, True), ("127.0.0.1:1", False)])
-def test_only_for_a_ray_of_our_own_do_temporary_files_move(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, moved: bool
-) -> None:
+def test_only_for_a_ray_of_our_own_do_temporary_files_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """They go into Ray's folder, which stays where it is; beside somebody's cluster there may be no such folder."""
-    monkeypatch.setattr(os, "environ", {})
-    ray_serve.prepare_environment(address)
-    found = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR")}
     here = ray_serve.TEMPORARY
-    assert found == ({"TMPDIR": f"{here}/ray", "RAY_TMPDIR": here} if moved else dict.fromkeys(found))
+    for address, expected in ((None, (f"{here}/ray", here)), ("127.0.0.1:1", (None, None))):
+        monkeypatch.setattr(os, "environ", {})
+        ray_serve.prepare_environment(address)
+        assert (os.environ.get("TMPDIR"), os.environ.get("RAY_TMPDIR")) == expected
 
 
 def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,17 +192,17 @@ def test_waiting_ends_with_the_seconds_and_the_thing() -> None:
     """`wait_for` returns the time it took, and names what did not happen."""
     assert ray_serve.wait_for(lambda: True, timeout_s=1, what="nothing") < 1
     with pytest.raises(ServerError, match="a miracle did not happen within 0 s"):
-        ray_serve.wait_for(lambda: False, timeout_s=0.1, what="a miracle", poll_s=0.01)
+        ray_serve.wait_for(lambda: False, timeout_s=0.1, what="a miracle")
 
 
 PARENT = """
 import os, subprocess, sys, time
-from labkit.serving import watch
+from labkit.serving import guard
 child = subprocess.Popen([sys.executable, "-S", "-c", "import subprocess, sys, time; "
     "p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'], start_new_session=True); "
     "print(p.pid, flush=True); time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True)
 grandchild = int(child.stdout.readline())
-watcher = watch.start([child.pid])
+watcher = guard.start_watch([child.pid])
 time.sleep(5)
 print(child.pid, grandchild, watcher.pid, flush=True)
 os.kill(os.getpid(), 9)
@@ -237,7 +221,7 @@ def test_the_watcher_ends_what_a_killed_process_left() -> None:
 def test_the_watcher_ends_with_what_it_watches() -> None:
     """Where everything has ended by itself, no watcher is left."""
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1)"])
-    watcher = watch.start([child.pid])
+    watcher = guard.start_watch([child.pid])
     child.wait()
     assert watcher.wait(20) == 0
 
@@ -278,24 +262,13 @@ def test_ray_where_no_gpu_is_used(fake_ray: Any, monkeypatch: pytest.MonkeyPatch
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@pytest.mark.parametrize(
-    ("visible", "gpus", "number", "device"),
-    [
-        (None, 0, "0", ""),
-        (None, 2, "1", "1"),
-        (None, 2, "2", ""),
-        ("3", 1, "0", "3"),
-        ("3", 1, "1", ""),
-        ("GPU-5e3f, GPU-77aa", 2, "1", "GPU-77aa"),
-        ("", 0, "0", ""),
-    ],
-)
-def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: int, number: str, device: str
-) -> None:
+def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As CUDA_VISIBLE_DEVICES would name it, by index or UUID; empty for those in which only Ray believes."""
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [ray_serve.real_device(number, gpus=2) for number in "012"] == ["0", "1", ""]
+    assert ray_serve.real_device("0", gpus=0) == ""
+    shown = {"3": ["3", ""], "GPU-5e3f, GPU-77aa": ["GPU-5e3f", "GPU-77aa"]}
+    for visible, devices in shown.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert ray_serve.real_device(number, gpus=gpus) == device
+        gpus = len(visible.split(","))
+        assert [ray_serve.real_device(number, gpus=gpus) for number in "01"] == devices

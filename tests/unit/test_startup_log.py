@@ -4,12 +4,11 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.models import Architecture
-from labkit.serving.vllm_log import Reading, read
+from labkit.serving.vllm_log import read
 
 SMOLLM2 = Architecture(
     model_type="llama", layers=30, attention_heads=9, kv_heads=3, head_dim=64, hidden_size=576, dtype_bytes=2,
@@ -29,7 +28,8 @@ def gib(size: float) -> str:
 
 
 def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
-    """The lines are found in their order, with colours and process names taken off, and all of them add up."""
+    """The lines are found in their order, with colours and process names taken off; what the log says follows from the
+    model's config, the type and one GiB, to the token."""
     reading = read(RECORDED, architecture=SMOLLM2)
     kinds = [line.kind for line in reading.lines]
     assert kinds[:6] == ["arguments", "dtype", "max_model_len", "checkpoint", "cpu_memory", "cache_size"]
@@ -37,17 +37,14 @@ def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
     assert reading.agrees
     assert all(line.meaning for line in reading.lines)
     assert not any("\x1b" in line.text or "EngineCore" in line.text for line in reading.lines)
-
-
-def test_the_numbers_of_the_recorded_log_are_recomputed() -> None:
-    """What the log says of the cache follows from the model's config, the type and one GiB, to the token."""
-    reading = read(RECORDED, architecture=SMOLLM2)
-    assert "46,080 bytes of KV cache for each token" in reading.of("dtype")[0].recomputed
-    assert "= 182 blocks" in reading.of("cpu_memory")[0].recomputed
-    size = reading.of("cache_size")[0]
-    assert "182 blocks x 128 = 23,296 tokens; 182 blocks / 8 for a full request = 22.75x" in size.recomputed
-    assert "134,515,008 parameters x 2 bytes = 0.25 GiB" in reading.of("checkpoint")[0].recomputed
-    assert "of 181 blocks" in reading.of("statistics")[0].recomputed
+    recomputed = {
+        "dtype": "46,080 bytes of KV cache for each token",
+        "cpu_memory": "= 182 blocks",
+        "cache_size": "182 blocks x 128 = 23,296 tokens; 182 blocks / 8 for a full request = 22.75x",
+        "checkpoint": "134,515,008 parameters x 2 bytes = 0.25 GiB",
+        "statistics": "of 181 blocks",
+    }
+    assert all(text in reading.of(kind)[0].recomputed for kind, text in recomputed.items())
 
 
 def test_another_models_config_does_not_agree() -> None:
@@ -73,11 +70,10 @@ def test_a_table_of_it_escapes_what_a_log_holds() -> None:
     assert "&lt;img" in html
 
 
-def test_a_log_without_memory_lines_is_an_empty_reading() -> None:
+def test_a_log_without_memory_lines_is_empty() -> None:
     """Nothing is found, and nothing is said to agree."""
     reading = read("INFO 11-24 07:31:40 [model.py:733] Resolved architecture: LlamaForCausalLM\n\n")
-    assert reading == Reading(())
-    assert not reading.agrees
+    assert (reading.lines, reading.agrees) == ((), False)
 
 
 # --- lines as vLLM's source formats them, for what a CPU does not log
@@ -203,32 +199,25 @@ def test_the_longest_length_in_the_error_is_recomputed() -> None:
     assert read(before + TOO_LONG.replace("224", "256"), architecture=SMOLLM2).of("too_long")[0].agrees is False
 
 
-def test_an_automatic_length_is_recomputed() -> None:
-    """max_model_len=-1 takes the same longest length."""
+def test_a_failed_or_shortened_start_is_explained() -> None:
+    """Each error has a meaning in words, also when it names no length; max_model_len=-1 takes the longest length."""
+    not_free = (
+        "Free memory on device cuda:0 (8.1/79.11 GiB) on startup is less than desired GPU memory utilization (0.9, "
+        "71.2 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    errors = {
+        TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
+        TOO_LONG.split(" Based on")[0]: ("too_long", "No start: one request of 8,192 tokens"),
+        "No available memory for the cache blocks. Try ...": ("nothing_left", "no memory for a single usable block"),
+        not_free: ("not_free", "No start: 8.1 GiB are free, and the share asks for 71.2"),
+    }
+    for text, (kind, words) in errors.items():
+        (line,) = read(text).lines
+        assert line.kind == kind
+        assert words in line.meaning
     before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
     text = "Auto-fit max_model_len: reduced from 8192 to 224 to fit in available KV cache memory (0.01 GiB CPU)"
     assert read(before + text, architecture=SMOLLM2).of("auto_fit")[0].agrees
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "words"),
-    [
-        (TOO_LONG, "too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
-        (TOO_LONG.split(" Based on")[0], "too_long", "No start: one request of 8,192 tokens"),
-        ("No available memory for the cache blocks. Try ...", "nothing_left", "no memory for a single usable block"),
-        (
-            "Free memory on device cuda:0 (8.1/79.11 GiB) on startup is less than desired GPU memory utilization (0.9, "
-            "71.2 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
-            "not_free",
-            "No start: 8.1 GiB are free, and the share asks for 71.2",
-        ),
-    ],
-)
-def test_a_failed_start_is_explained(text: str, kind: str, words: str) -> None:
-    """Each error has a meaning in words, also when it names no length."""
-    found = read(text).lines
-    assert [line.kind for line in found] == [kind]
-    assert words in found[0].meaning
 
 
 def test_a_log_of_two_engines_starts_afresh() -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from labkit.errors import ServerError, UsageError
 from labkit.serving import torchserve
+from labkit.serving.process import ServerProcess, explain
 from labkit.serving.torchserve import Control
 
 NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
@@ -42,43 +43,36 @@ def test_an_archive_holds_code_and_configuration(tmp_path: Path) -> None:
     assert config == {**usual, "batchSize": 3, "handler": {**usual["handler"], "per_row_s": 0.5}}
 
 
-@pytest.mark.parametrize("gpus", [True, False])
-def test_system_metrics_are_off_with_a_gpu(gpus: bool, tmp_path: Path) -> None:
-    """With a GPU TorchServe's system metrics, which import a package that is not there, are off; else they stay."""
-    found = torchserve.properties(ports=PORTS, model_store=tmp_path, changes={}, gpus=gpus)
-    assert (found.get("disable_system_metrics") == "true") is gpus
-
-
-@pytest.mark.parametrize(
-    ("handler", "changes", "says"),
-    [
+def test_what_cannot_be_archived_is_told(tmp_path: Path) -> None:
+    """An unknown handler or setting, or a name that TorchServe does not take, is a UsageError, and nothing is left."""
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ("snooze", {}, "ours are: embedding, naive, sleep, text_generation"),
         ("sleep", {"settings": {"batch_size": 3}}, "no setting 'batch_size'"),
         ("sleep", {"handler_settings": {"model_path": "x"}}, "no setting 'model_path'"),
         ("sleep", {"model_name": "a/b"}, "regular expression filter for model name"),
-    ],
-)
-def test_what_cannot_be_archived_is_told(tmp_path: Path, handler: str, changes: dict[str, Any], says: str) -> None:
-    """An unknown handler or setting, or a name that TorchServe does not take, is a UsageError, and nothing is left."""
-    with pytest.raises(UsageError) as caught:
-        torchserve.archive(handler, folder=tmp_path, **{"model_name": "m", **changes})
-    assert says in str(caught.value)
+    ]
+    for handler, changes, says in cases:
+        with pytest.raises(UsageError) as caught:
+            torchserve.archive(handler, folder=tmp_path, **{"model_name": "m", **changes})
+        assert says in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_everything_is_on_loopback_and_closed_by_default(tmp_path: Path) -> None:
-    """No address but 127.0.0.1, authorisation not disabled, no model API; changes come last."""
+    """No address but 127.0.0.1, authorisation not disabled, no model API; changes come last, and "" leaves a line out.
+    With a GPU TorchServe's system metrics, which import a package that is not there, are off."""
     usual = torchserve.properties(ports=PORTS, model_store=tmp_path, changes={})
     addresses = [value for name, value in usual.items() if name.endswith("_address")]
     assert len(addresses) == 5
     assert all(address.removeprefix("http://").startswith("127.0.0.1") for address in addresses)
-    assert not {"disable_token_authorization", "enable_model_api", "load_models"} & usual.keys()
-    assert torchserve.properties(ports=PORTS, model_store=tmp_path, changes={"metrics_mode": "log"}) == {
-        **usual,
-        "metrics_mode": "log",
-    }
-    unset = torchserve.properties(ports=PORTS, model_store=tmp_path, changes={"metrics_mode": ""})
-    assert usual.keys() - unset.keys() == {"metrics_mode"}
+    closed = {"disable_token_authorization", "enable_model_api", "load_models", "disable_system_metrics"}
+    assert not closed & usual.keys()
+    changed = torchserve.properties(
+        ports=PORTS, model_store=tmp_path, changes={"metrics_mode": "log", "netty_client_threads": ""}, gpus=True
+    )
+    expected = {**usual, "metrics_mode": "log", "disable_system_metrics": "true"}
+    expected.pop("netty_client_threads")
+    assert changed == expected
 
 
 def test_the_environment_is_private(tmp_path: Path) -> None:
@@ -98,29 +92,24 @@ def test_a_long_path_gets_a_short_folder_for_its_sockets(tmp_path: Path) -> None
     assert first == second
     assert len(first) < 40
     assert stat.S_IMODE(Path(first).stat().st_mode) == 0o700
-    torchserve._remove_elsewhere(deep)
+    process = ServerProcess(["torchserve"], name="torchserve", folder=deep, health_url="")
+    torchserve.TorchServe(process, config="", ports=PORTS, token=False).stop()
     assert not Path(first).exists()
     assert not (deep / "tmp").is_symlink()
 
 
-@pytest.mark.parametrize(
-    ("log", "says"),
-    [
-        ("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - FileNotFoundError: no model at /x\n", "no model at /x"),
-        ("[ERROR] java.net.BindException: Address already in use\n", "took one of its ports"),
-        ("java not found, please make sure JAVA_HOME is set properly.\n", "Java cannot be started"),
-    ],
-)
-def test_a_failed_start_is_explained(log: str, says: str) -> None:
-    """The log of a failed start gives its reason."""
-    explained = torchserve.explain_failure(f"[INFO ] something\n{log}")
-    assert explained is not None
-    assert says in explained[0]
-
-
-def test_an_unknown_failure_is_not_explained() -> None:
-    """A log without a known reason gives none."""
-    assert torchserve.explain_failure("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - loaded\n") is None
+def test_a_failed_start_is_explained() -> None:
+    """The log of a failed start gives its reason; a log without a known one gives none."""
+    logs = {
+        "[INFO ] W-9000-m_1.0-stdout MODEL_LOG - FileNotFoundError: no model at /x\n": "no model at /x",
+        "[ERROR] java.net.BindException: Address already in use\n": "took one of its ports",
+        "java not found, please make sure JAVA_HOME is set properly.\n": "Java cannot be started",
+    }
+    for log, says in logs.items():
+        explained = explain(f"[INFO ] something\n{log}", torchserve.KNOWN_FAILURES)
+        assert explained is not None
+        assert says in explained[0]
+    assert explain("[INFO ] W-9000-m_1.0-stdout MODEL_LOG - loaded\n", torchserve.KNOWN_FAILURES) is None
 
 
 class Stub:
@@ -131,14 +120,11 @@ class Stub:
         self.keys: set[str | None] = set()
         self.pending: list[int] = []
         self.ready: list[int] = []
-        self.delete_status = 200
 
     def reply(self, method: str, path: str, key: str | None) -> tuple[int, Any]:
         """Status and body of one request."""
         self.asked.append((method, path))
         self.keys.add(key)
-        if method == "DELETE":
-            return self.delete_status, {"status": "done", "message": "not now"}
         if not path.startswith("/models/m"):
             return 404, {"code": 404, "message": "Model not found"}
         ready = self.ready.pop(0) if self.ready else 2
@@ -161,7 +147,7 @@ def stub() -> Iterator[tuple[Stub, Control]]:
             self.end_headers()
             self.wfile.write(raw)
 
-        do_GET = do_DELETE = do_PUT = answer  # noqa: N815
+        do_GET = answer  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             """Says nothing."""
@@ -175,7 +161,8 @@ def stub() -> Iterator[tuple[Stub, Control]]:
 
 
 def test_ready_means_all_workers(stub: tuple[Stub, Control]) -> None:
-    """Waiting ends when as many workers are ready as the model has at least, and every call carries the key."""
+    """Waiting ends when as many workers are ready as the model has at least, and every call carries the key; after the
+    time-out the error says how many were ready."""
     management, control = stub
     management.ready = [0, 1, 1, 2]
     said: list[str] = []
@@ -183,49 +170,30 @@ def test_ready_means_all_workers(stub: tuple[Stub, Control]) -> None:
     assert [text.split(",")[0] for text in said] == [f"m: {ready} of 2 workers ready" for ready in (0, 1, 1)]
     assert management.keys == {"Bearer the-key"}
     assert control.worker_pids("m") == (10, 11)
-
-
-def test_a_worker_that_is_never_ready(stub: tuple[Stub, Control]) -> None:
-    """After the time-out the error says how many were ready."""
-    management, control = stub
     management.ready = [1] * 100
     with pytest.raises(ServerError, match="1 workers of m were ready after"):
         control.wait_ready("m", timeout_s=0.3)
 
 
-def test_unregistering_drains_first(stub: tuple[Stub, Control]) -> None:
-    """The version is taken away only after its queue has been empty for a while without a break."""
+def test_a_version_is_drained(stub: tuple[Stub, Control]) -> None:
+    """Draining ends after the queue has been empty for a while without a break; with requests still coming in the
+    error says how many wait."""
     management, control = stub
     management.pending = [3, 0, 2, 0, 1]
-    control.unregister("m", "1.0", quiet_s=0.3)
-    *polls, last = management.asked
-    assert last == ("DELETE", "/models/m/1.0")
-    assert set(polls) == {("GET", "/models/m/1.0")}
-    assert len(polls) > 5
+    control.drain("m", "1.0", quiet_s=0.3)
+    assert set(management.asked) == {("GET", "/models/m/1.0")}
+    assert len(management.asked) > 6
     assert management.pending == []
-
-
-def test_a_queue_that_never_empties(stub: tuple[Stub, Control]) -> None:
-    """With requests still coming in nothing is taken away, and the error says how many wait."""
-    management, control = stub
     management.pending = [4] * 100
     with pytest.raises(ServerError, match=r"4 requests still waited for m 1\.0"):
-        control.unregister("m", "1.0", timeout_s=0.3)
-    assert ("DELETE", "/models/m/1.0") not in management.asked
+        control.drain("m", "1.0", timeout_s=0.3)
 
 
 def test_what_the_management_api_refuses(stub: tuple[Stub, Control]) -> None:
-    """Its status and its words are in the error."""
-    management, control = stub
-    management.delete_status = 403
-    with pytest.raises(UsageError, match="403 not now"):
-        control.unregister("m", "1.0", quiet_s=0.1)
+    """Its status and its words are in the error; where nothing answers, its address."""
+    _, control = stub
     with pytest.raises(UsageError, match="404 Model not found"):
         control.describe("x")
-
-
-def test_nobody_answers() -> None:
-    """A management API that is not there is a ServerError with its address."""
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/models"):
         Control("http://127.0.0.1:9", lambda: "").call("GET", "/models")
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from labkit.errors import UsageError
 from labkit.machine import Gpu, Machine, inspect
 from labkit.serving import vllm
-from labkit.serving.vllm import explain_failure, settings, start
+from labkit.serving.process import explain
+from labkit.serving.vllm import settings, start
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,66 +41,49 @@ def gpu(*, free_gib: float, total_gib: float = 24) -> Gpu:
     )
 
 
+FREE_GPU = machine(gpus=(gpu(free_gib=24),))
+
+
 def test_cpu_settings() -> None:
-    """Without a GPU: the cache's size and one OpenMP thread by environment, no compilation by flag and argument."""
-    found = settings(machine(), kv_cache_gib=3)
-    assert found.env["VLLM_CPU_KVCACHE_SPACE"] == "3"
-    assert found.env["OMP_NUM_THREADS"] == "1"
-    assert "--enforce-eager" in found.flags.split()
-    assert found.llm["enforce_eager"] is True
-    assert "gpu" not in found.flags
-
-
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, "auto"), (False, "float32")])
-def test_cpu_dtype(bf16: bool, dtype: str) -> None:
-    """The model's own bfloat16 where the cores are fast at it, float32 elsewhere, the same for server and object."""
-    found = settings(machine(bf16=bf16))
-    assert found.dtype == found.llm["dtype"] == dtype
-    assert f"--dtype {dtype}" in found.flags
+    """Without a GPU: the cache's size and one OpenMP thread by environment, no compilation by flag and argument; the
+    model's own bfloat16 where the cores are fast at it, float32 elsewhere."""
+    for bf16, dtype in ((True, "auto"), (False, "float32")):
+        found = settings(machine(bf16=bf16), kv_cache_gib=3)
+        assert (found.env["VLLM_CPU_KVCACHE_SPACE"], found.env["OMP_NUM_THREADS"]) == ("3", "1")
+        assert found.flags == f"--enforce-eager --dtype {dtype}"
+        assert found.llm["enforce_eager"] is True
+        assert found.dtype == found.llm["dtype"] == dtype
 
 
 def test_gpu_settings() -> None:
-    """With a GPU: its share by flag and argument, and none of the CPU's settings."""
-    found = settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=0.4)
+    """With a GPU: its share, no sampler that nvcc would have to compile, the card that NVML shows first, no settings
+    of the model's own, and none of the CPU's settings; each of them is printed with its reason."""
+    found, on_cpu = settings(FREE_GPU, gpu_memory_share=0.4), settings(machine())
     assert found.flags == "--gpu-memory-utilization 0.4 --generation-config vllm"
-    assert found.llm["gpu_memory_utilization"] == 0.4
+    assert (found.llm["gpu_memory_utilization"], found.llm["generation_config"]) == (0.4, "vllm")
+    assert (found.env["VLLM_USE_FLASHINFER_SAMPLER"], found.env["CUDA_DEVICE_ORDER"]) == ("0", "PCI_BUS_ID")
     assert not {"VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"} & found.env.keys()
-
-
-def test_an_engine_on_a_gpu_starts_with_a_driver_alone() -> None:
-    """No sampler that nvcc would have to compile, the card that NVML shows first, and no settings of the model's own;
-    on a CPU none of this, which it does not know."""
-    on_gpu, on_cpu = settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=0.4), settings(machine())
-    assert on_gpu.env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
-    assert on_gpu.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert on_gpu.llm["generation_config"] == "vllm"
-    assert "enforce" not in on_gpu.flags
-    assert not {"VLLM_USE_FLASHINFER_SAMPLER", "CUDA_DEVICE_ORDER"} & on_cpu.env.keys()
-    assert "generation_config" not in on_cpu.llm
-
-
-def test_a_gpus_settings_are_printed_with_their_reasons() -> None:
-    """A line for each of the GPU's own variables and arguments says why it is there."""
-    found = settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=0.4)
-    own = (found.env.keys() - settings(machine()).env.keys()) | (found.llm.keys() - settings(machine()).llm.keys())
+    own = (found.env.keys() - on_cpu.env.keys()) | (found.llm.keys() - on_cpu.llm.keys())
     assert own == found.why.keys()
-    lines = str(found).splitlines()
-    assert all(any(line.startswith(f"  {name}: ") for line in lines) for name in own)
+    assert all(f"\n  {name}: " in str(found) for name in own)
 
 
-@pytest.mark.parametrize("gpus", [(), (gpu(free_gib=24),)])
-def test_nothing_is_sent_home(gpus: tuple[Gpu, ...]) -> None:
+def test_nothing_is_sent_home() -> None:
     """On any hardware vLLM sends no usage statistics and asks no hub."""
-    env = settings(machine(gpus=gpus), gpu_memory_share=0.5).env
-    assert (env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"], env["HF_HUB_OFFLINE"]) == ("1", "1", "1")
+    for hardware in (machine(), FREE_GPU):
+        env = settings(hardware, gpu_memory_share=0.5).env
+        assert (env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"], env["HF_HUB_OFFLINE"]) == ("1", "1", "1")
 
 
-def test_gpu_too_full() -> None:
-    """A share that is not free is refused with what was asked, what is free, the GPU's name and size."""
+def test_a_share_that_cannot_be_is_refused() -> None:
+    """A share that is not free, with what was asked, what is free, the GPU's name and size; a share outside 0 to 1."""
     with pytest.raises(UsageError) as caught:
         settings(machine(gpus=(gpu(free_gib=6),)), gpu_memory_share=0.9)
     assert "gpu_memory_share 0.9 asks for 21.6 GiB of GPU 0 (NVIDIA L4), but only 6.0 of its 24.0" in caught.value.what
     assert "at most 0.25" in caught.value.remedy
+    for share in (0.0, -0.1, 1.01, 90):
+        with pytest.raises(UsageError, match=f"gpu_memory_share is {share}, not a share"):
+            settings(FREE_GPU, gpu_memory_share=share)
 
 
 @given(free_gib=st.floats(0.5, 24))
@@ -116,25 +100,14 @@ def test_remedy_works(free_gib: float) -> None:
         assert free_gib == 24
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, 90])
-def test_no_share(share: float) -> None:
-    """A share outside 0 to 1 (a percentage, say) is refused."""
-    with pytest.raises(UsageError, match=f"gpu_memory_share is {share}, not a share"):
-        settings(machine(gpus=(gpu(free_gib=24),)), gpu_memory_share=share)
-
-
-def test_memory_too_small() -> None:
-    """A cache that does not fit into the free memory beside the engine is refused with both numbers."""
+def test_a_cache_that_cannot_be_is_refused() -> None:
+    """One that does not fit into the free memory beside the engine, with both numbers; no or broken GiB."""
     with pytest.raises(UsageError, match=r"KV cache of 8 GiB .* do not fit: 9\.5 GiB of memory are available"):
         settings(machine(available_gib=9.5), kv_cache_gib=8)
     assert settings(machine(available_gib=10), kv_cache_gib=8).env["VLLM_CPU_KVCACHE_SPACE"] == "8"
-
-
-@pytest.mark.parametrize("size", [0, -1, 1.5])
-def test_cache_size_is_whole(size: float) -> None:
-    """A cache of no or of broken GiB, which vLLM would stumble over later, is refused."""
-    with pytest.raises(UsageError, match=f"kv_cache_gib is {size}"):
-        settings(machine(), kv_cache_gib=size)  # type: ignore[arg-type]
+    for size in (0, -1, 1.5):
+        with pytest.raises(UsageError, match=f"kv_cache_gib is {size}"):
+            settings(machine(), kv_cache_gib=size)  # type: ignore[arg-type]
 
 
 def test_apply_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,55 +118,37 @@ def test_apply_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "2"
 
 
-def refused(command: str, tmp_path: Path) -> UsageError:
-    """The error that a command gets before anything starts."""
-    with pytest.raises(UsageError) as caught:
-        start(command, folder=tmp_path / "private", env={})
-    assert not (tmp_path / "private").exists()
-    return caught.value
+FORM, NO_CONFIG = "write: vllm serve MODEL [options]", "is no model folder: it has no config.json"
+COMMANDS = {
+    "": FORM,
+    "vllm serve": FORM,
+    "vllm serve --port 1": FORM,
+    "vllm bench serve": FORM,
+    "python -m vllm": FORM,
+    "vllm serve org/model --host 0.0.0.0": "--host stands in the command",
+    "vllm serve org/model --port=8000": "--port stands in the command",
+    "vllm serve org/model --api-key secret": "--api-key stands in the command",
+    "vllm serve 'org/model": "No closing quotation",
+    "vllm serve /no/such/folder": NO_CONFIG,
+    "vllm serve ./nothing": NO_CONFIG,
+    "vllm serve ~/nothing": NO_CONFIG,
+    "vllm serve model": NO_CONFIG,
+}
 
 
-@pytest.mark.parametrize(
-    "command", ["", "vllm", "vllm serve", "vllm serve --port 1", "vllm bench serve", "python -m vllm", "serve model"]
-)
-def test_not_a_servers_command(command: str, tmp_path: Path) -> None:
-    """Anything but `vllm serve MODEL ...` is refused with the form that is wanted."""
-    assert refused(command, tmp_path).remedy == "write: vllm serve MODEL [options]"
-
-
-@pytest.mark.parametrize("option", ["--host 0.0.0.0", "--port 8000", "--port=8000", "--api-key secret", "--host=::"])
-def test_options_that_are_ours(option: str, tmp_path: Path) -> None:
-    """Address, port and key are not the command's: what stands there is named."""
-    error = refused(f"vllm serve org/model {option}", tmp_path)
-    assert error.what == f"{option.replace('=', ' ').split()[0]} stands in the command"
-
-
-def test_broken_quotes(tmp_path: Path) -> None:
-    """A quotation mark without its partner is a usage error, not a traceback."""
-    assert "No closing quotation" in refused("vllm serve 'org/model", tmp_path).what
-
-
-@pytest.mark.parametrize("model", ["/no/such/folder", "./nothing", "~/nothing", "../nothing"])
-def test_model_folder_missing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that is no model folder is refused here: vLLM would take it for a hub id and report a network error."""
+def test_a_command_that_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other commands, options that are ours, broken quotes, and folders without a model, which vLLM would take for a
+    hub id; a port that does not exist. Nothing is made."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert "is no model folder: it has no config.json" in refused(f"vllm serve {model}", tmp_path).what
-
-
-def test_model_folder_without_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without config.json is refused, by an absolute and by a relative path."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    for model in (str(tmp_path / "model"), "model"):
-        assert "it has no config.json" in refused(f"vllm serve {model}", tmp_path).what
-
-
-@pytest.mark.parametrize("port", [0, 65536])
-def test_port_checked(port: int, tmp_path: Path) -> None:
-    """A port that does not exist is refused."""
-    with pytest.raises(UsageError, match=f"port {port} does not exist"):
-        start("vllm serve org/model", folder=tmp_path, env={}, port=port)
+    for command, says in COMMANDS.items():
+        with pytest.raises(UsageError) as caught:
+            start(command, folder=tmp_path / "private", env={})
+        assert says in str(caught.value), command
+    with pytest.raises(UsageError, match="port 65536 does not exist"):
+        start("vllm serve org/model", folder=tmp_path / "private", env={}, port=65536)
+    assert not (tmp_path / "private").exists()
 
 
 # A stand-in for the console command: it answers like a server and writes down how it was called.
@@ -236,31 +191,20 @@ def test_started_command(fake_vllm: Path, tmp_path: Path) -> None:
     assert not server.process.running
 
 
-def test_keys_differ(fake_vllm: Path, tmp_path: Path) -> None:
-    """Each server gets a key and a port of its own."""
-    command = f"vllm serve {fake_vllm}"
+def test_two_servers_have_their_own_keys_and_their_names(
+    fake_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and ports differ; a relative folder means the one that the user sees; the served name is the command's."""
+    monkeypatch.chdir(tmp_path)
     with (
-        start(command, folder=tmp_path / "a", env={}) as first,
-        start(command, folder=tmp_path / "b", env={}) as second,
+        start("vllm serve model", folder=tmp_path / "a", env={}) as first,
+        start(f"vllm serve {fake_vllm} --served-model-name=chat", folder=tmp_path / "b", env={}) as second,
     ):
         assert first.api_key != second.api_key
         assert len(first.api_key) >= 16
         assert first.url != second.url
-
-
-def test_relative_folder(fake_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative model folder means the one that the user sees, although the server works in another folder."""
-    monkeypatch.chdir(tmp_path)
-    with start("vllm serve model", folder=tmp_path / "run", env={}) as server:
-        assert server.model_path == server.model_name == str(fake_vllm)
-
-
-@pytest.mark.parametrize("option", ["--served-model-name chat", "--served-model-name=chat"])
-def test_served_name(fake_vllm: Path, tmp_path: Path, option: str) -> None:
-    """The name that requests use is the one that the command gives, in either spelling."""
-    with start(f"vllm serve {fake_vllm} {option} --seed 1", folder=tmp_path / "run", env={}) as server:
-        assert server.model_name == "chat"
-        assert server.model_path == str(fake_vllm)
+        assert first.model_path == first.model_name == second.model_path == str(fake_vllm)
+        assert second.model_name == "chat"
 
 
 # Recorded from vLLM 0.32.0.
@@ -300,19 +244,17 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("log", "meaning", "remedy"), FAILURES)
-def test_explained(log: str, meaning: str, remedy: str) -> None:
-    """Each known failure in a log becomes what it means and what helps, with the number from the log."""
-    explained = explain_failure(f"INFO something before\n{log}\nINFO something after")
-    assert explained is not None
-    assert meaning in explained[0]
-    assert remedy in explained[1]
-
-
-@pytest.mark.parametrize("log", ["", HEALTHY_GPU, "INFO: ready", "ERROR in a request"])
-def test_not_explained(log: str) -> None:
-    """A log without a known failure is not explained, a healthy GPU's least of all."""
-    assert explain_failure(log) is None
+def test_a_failed_start_is_explained() -> None:
+    """Each known failure in a log becomes what it means and what helps, with the number from the log; a log without
+    one is not explained, a healthy GPU's least of all."""
+    for log, meaning, remedy in FAILURES:
+        explained = explain(f"INFO something before\n{log}\nINFO something after", vllm.KNOWN_FAILURES)
+        assert explained is not None
+        assert meaning in explained[0]
+        assert remedy in explained[1]
+    assert [explain(log, vllm.KNOWN_FAILURES) for log in ("", HEALTHY_GPU, "INFO: ready", "ERROR in a request")] == [
+        None
+    ] * 4
 
 
 @pytest.mark.skipif(not (Path(sys.executable).parent / "vllm").exists(), reason="vLLM is not installed")
