@@ -63,6 +63,12 @@ class LabError(LabkitError):
 # --- checks of parameters: each raises a UsageError with the value and the remedy ---
 
 
+def require(condition: bool, what: str, *, fix: str) -> None:
+    """UsageError that says `what` is wrong and how to `fix` it, unless `condition` holds."""
+    if not condition:
+        raise UsageError(what, remedy=fix)
+
+
 def whole(name: str, value: object, *, at_least: int) -> None:
     """`value` is an int (no bool) of `at_least` or more."""
     remedy = f"pass {name}={at_least} or more"

@@ -9,14 +9,62 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from labkit.errors import RecordError, UsageError
 
 FORMAT = 1
 """The format version of records and of run.json. A reader refuses another."""
 
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+CORRECT_IT = "correct the entry named above"
+
+T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Immutable data that refuses fields it does not know: a misspelt key in a data file must not pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def read_yaml(path: Path, kind: type[T], *, remedy: str = CORRECT_IT) -> T:
+    """The YAML file `path` as `kind`: a pydantic model or a type made of them, such as dict[str, Price].
+
+    UsageError names the file, the position in it and `remedy`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", remedy="restore it, or name another file") from None
+    return parse_yaml(text, kind, where=str(path), remedy=remedy)
+
+
+def parse_yaml(text: str, kind: type[T], *, where: str, remedy: str = CORRECT_IT) -> T:
+    """YAML `text` as `kind`; see `read_yaml`. `where` names the text in the error."""
+    try:
+        tree = yaml.load(text, Loader=FAST_LOADER)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not valid YAML: {error}", remedy=remedy) from None
+    return validated(tree, kind, where=where, remedy=remedy)
+
+
+def read_named(path: Path, kind: type[Model], *, remedy: str = CORRECT_IT) -> dict[str, Model]:
+    """The entries of a YAML file by name, in the file's order; each model gets its key as its `name`."""
+    entries = read_yaml(path, dict[str, dict[str, Any]], remedy=remedy)
+    return {
+        name: validated({"name": name, **entry}, kind, where=f"{path}: {name}", remedy=remedy)
+        for name, entry in entries.items()
+    }
+
+
+def validated(tree: Any, kind: type[T], *, where: str, remedy: str = CORRECT_IT) -> T:
+    """Plain data as `kind`. UsageError: `where` it came from, the positions that are wrong, and `remedy`."""
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        raise UsageError(f"{where} is not valid: {first_errors(error)}", remedy=remedy) from None
 
 
 def write_atomic(path: Path, text: str) -> None:
