@@ -133,9 +133,9 @@ def read_model(path: Path, kind: type[Model], *, remedy: str) -> Model:
 
 def first_errors(error: ValidationError, *, most: int = 3) -> str:
     """The first few validation errors, each with its position, as one line."""
-    found = error.errors(include_url=False)
-    listed = "; ".join(f"{position(*item['loc'])}: {item['msg']}" for item in found[:most])
-    return listed + (f"; and {len(found) - most} more" if len(found) > most else "")
+    problems = error.errors(include_url=False)
+    listed = "; ".join(f"{position(*item['loc'])}: {item['msg']}".removeprefix(": ") for item in problems[:most])
+    return listed + (f"; and {len(problems) - most} more" if len(problems) > most else "")
 
 
 def position(*steps: str | int) -> str:

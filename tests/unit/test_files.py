@@ -35,7 +35,7 @@ def test_entries_are_read_typed_with_their_names_and_frozen(tmp_path: Path) -> N
         ("a: {size: many}", r"entries\.yaml: a is not valid: size"),
         ("a: {size: 1, colour: red}", r"entries\.yaml: a is not valid: colour"),
         ("a: 5", r"entries\.yaml is not valid: a"),
-        ("a: {size: [", r"entries\.yaml is not valid YAML: [\s\S]*line 1, column"),
+        ("a: {size: [", r"entries\.yaml is not valid YAML: [\s\S]*line \d"),
         ("", r"entries\.yaml is not valid"),
     ],
 )
@@ -47,5 +47,5 @@ def test_an_error_names_the_file_and_the_place(tmp_path: Path, text: str, place:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="absent.yaml cannot be read"):
+    with pytest.raises(UsageError, match=r"absent\.yaml cannot be read"):
         read_yaml(tmp_path / "absent.yaml", dict[str, Entry])
