@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives bench modelled-errors gpu-proof lock workshop-check reference
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors gpu-proof lock workshop-check reference
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -62,9 +62,6 @@ gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON 
 
 modelled-errors: setup ## the modelled GPU against public measurements of real ones (ARGS=--write renews the table)
 	$(BIN)/python -m tools.modelled_errors $(ARGS)
-
-bench: fetch    ## benchmarks; they report and never judge
-	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: setup     ## renew the locks with the newest versions that the .in files allow
 	$(BIN)/python setup/lock.py

@@ -44,7 +44,7 @@ def bench_serve(
         )
         asked = arguments(root_url, model, folder / "prompts.jsonl", tokenizer=tokenizer, n=len(workload.requests))
         saving = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", "result.json"]
-        command = [sys.executable, "-m", "benchmarks.vllm_bench", *asked, *saving, *load, *options]
+        command = [sys.executable, "-m", "course.vllm_bench", *asked, *saving, *load, *options]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(api_key), check=False)
         if done.returncode:
             said = (done.stdout + done.stderr).partition("nanobind: leaked")[0]  # what comes then is noise
@@ -78,7 +78,7 @@ class Bench:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.vllm_bench", "--jobs"],
+                [sys.executable, "-m", "course.vllm_bench", "--jobs"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
