@@ -21,7 +21,7 @@ from labkit.load import LoadResult, RequestRecord
 from labkit.load.metrics import Slo
 from labkit.load.workloads import poisson_arrivals_s
 from labkit.teaching.exercises import ChoiceExercise, FunctionExercise, Misconception, Option, by_id
-from labkit.theory.queues import Arrival, Balancer, Served, Service, replicas_needed, simulate
+from labkit.theory.queues import Arrival, Balancer, Served, Service, replicas_needed, serve_all
 from labkit.words import amount, share
 
 REVIEW = ChoiceExercise(
@@ -527,7 +527,7 @@ def share_kept(
     seed: int = 0,
 ) -> float:
     """The share of the arrivals that a fleet of this size serves well."""
-    served = simulate(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
+    served = serve_all(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
     return sum(map(promise.holds, served)) / len(served)
 
 
@@ -920,7 +920,7 @@ def replay(result: LoadResult, service: Service) -> Replayed:
         )
         for one in due
     ]
-    served = simulate(service, arrivals)
+    served = serve_all(service, arrivals)
     kept = [(record, one) for record, one in zip(due, served, strict=True) if record.ok and record.e2e_from_schedule_s]
     return Replayed(records=tuple(record for record, _ in kept), modelled=tuple(one for _, one in kept))
 

@@ -24,8 +24,8 @@ from labkit.charts.theme import (
     PURPLE,
     palette,
 )
-from labkit.theory.kv_allocation import Extent, Snapshot
-from labkit.theory.placement import Model, Plan
+from labkit.theory.kv_allocation import Extent, MemorySnapshot
+from labkit.theory.placement import Model, Placement
 from labkit.theory.prefix_cache import block_hashes
 from labkit.words import share, span
 
@@ -457,7 +457,7 @@ class Beside:
 
 
 def gpu_packing(
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Placement],
     models: Sequence[Model],
     *,
     gpu_gib: float,
@@ -530,7 +530,7 @@ def article_beside(rows: Sequence[Beside], *, title: str, axis_title: str, capti
     return finish(drawn, title=title, description=f"{title}. {words}.", caption=caption)
 
 
-def _rows(name: str, plan: Plan, models: Sequence[Model], gpu_gib: float) -> list[dict[str, Any]]:
+def _rows(name: str, plan: Placement, models: Sequence[Model], gpu_gib: float) -> list[dict[str, Any]]:
     """A part for each model, memory and load each stacked from 0 on its GPU."""
     ends: dict[int, tuple[float, float]] = {}
     rows = []
@@ -589,7 +589,7 @@ def _packing_panel(
     return alt.layer(*layers).properties(width=PANEL, height=GPU_ROW * len(order))
 
 
-def _in_words(plan: Plan) -> str:
+def _in_words(plan: Placement) -> str:
     gpus = sorted(set(plan.values()))
     return ", ".join(f"GPU {gpu} with {' and '.join(name for name, at in plan.items() if at == gpu)}" for gpu in gpus)
 
@@ -621,7 +621,7 @@ class Patch:
 
 
 def memory_map(
-    panels: Mapping[str, Sequence[Snapshot]],
+    panels: Mapping[str, Sequence[MemorySnapshot]],
     *,
     title: str,
     block_size: int | None = None,
@@ -661,7 +661,7 @@ def memory_map(
 
 def _memory_panel(
     name: str,
-    snapshots: Sequence[Snapshot],
+    snapshots: Sequence[MemorySnapshot],
     names: list[str],
     *,
     x: Any,
@@ -731,7 +731,7 @@ def _x(steps: int, *, last: bool) -> Any:
     return alt.X("start:Q", title="steps of the engine" if last else None, scale=scale, axis=axis)
 
 
-def patches(snapshots: Sequence[Snapshot], *, every: int = 1) -> Iterator[Patch]:
+def patches(snapshots: Sequence[MemorySnapshot], *, every: int = 1) -> Iterator[Patch]:
     """The parts of memory in use: what is given, and on top of it what is stored from some step on.
 
     A stored part reaches from its extent's beginning to what is filled then; the next one, larger, lies over it. So no
@@ -757,7 +757,7 @@ def _filled_until(held: Sequence[Patch]) -> int:
     return held[-1].high if held[-1].kind == STORED else held[-1].low
 
 
-def _filled(snapshot: Snapshot) -> dict[tuple[int, Extent], int]:
+def _filled(snapshot: MemorySnapshot) -> dict[tuple[int, Extent], int]:
     """How many tokens are stored in each extent of each sequence."""
     found = {}
     for owner, holding in snapshot.holdings.items():
@@ -768,7 +768,7 @@ def _filled(snapshot: Snapshot) -> dict[tuple[int, Extent], int]:
     return found
 
 
-def _words(snapshots: Sequence[Snapshot]) -> str:
+def _words(snapshots: Sequence[MemorySnapshot]) -> str:
     most = max(one.running for one in snapshots)
     return f"{len(snapshots)} steps, at most {most} at once"
 

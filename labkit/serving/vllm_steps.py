@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
-from labkit.theory.kv_allocation import Extent, Holding, Snapshot
+from labkit.theory.kv_allocation import Extent, Holding, MemorySnapshot
 
 LOG_FORMAT = "%(levelname)s %(asctime)s [%(fileinfo)s:%(lineno)d] %(message)s"  # vLLM's own, without the process
 
@@ -97,15 +97,15 @@ class Watch:
     def __init__(self, llm: Any) -> None:
         self._scheduler = scheduler(llm)
         self._seen: dict[str, Any] = {}  # finished requests leave the scheduler, and with them their preemptions
-        self.snapshots: list[Snapshot] = []
+        self.snapshots: list[MemorySnapshot] = []
 
-    def look(self, step: int | None = None) -> Snapshot:
+    def look(self, step: int | None = None) -> MemorySnapshot:
         """What holds now, as one more of `snapshots`, after `step` (default: counted on)."""
         found = self._scheduler
         self._seen |= found.requests
         pool = found.kv_cache_manager.block_pool
         size = found.block_size
-        snapshot = Snapshot(
+        snapshot = MemorySnapshot(
             step=len(self.snapshots) if step is None else step,
             running=len(found.running),
             waiting=len(found.waiting),

@@ -13,15 +13,14 @@ from labkit import charts
 from labkit.charts.spans import EMPTY, STORED, patches
 from labkit.charts.theme import set_caption
 from labkit.errors import UsageError
-from labkit.theory.kv_allocation import Policy, Sequence, Snapshot, simulate, snapshots
+from labkit.theory.kv_allocation import MemorySnapshot, Policy, TokenSequence, allocate
 
 LENGTHS = [(40, 9), (12, 30), (33, 12)]
 
 
-def some_snapshots(policy: Policy = Policy.PAGED, *, block_size: int = 16, memory: int = 128) -> list[Snapshot]:
-    sequences = [Sequence(arrival=2 * n, prompt_tokens=p, output_tokens=o) for n, (p, o) in enumerate(LENGTHS)]
-    trace = simulate(sequences, policy=policy, memory_tokens=memory, max_model_len=64, block_size=block_size)
-    return snapshots(trace)
+def some_snapshots(policy: Policy = Policy.PAGED, *, block_size: int = 16, memory: int = 128) -> list[MemorySnapshot]:
+    sequences = [TokenSequence(arrival=2 * n, prompt_tokens=p, output_tokens=o) for n, (p, o) in enumerate(LENGTHS)]
+    return allocate(sequences, policy=policy, memory_tokens=memory, max_model_len=64, block_size=block_size)
 
 
 CHARTS: dict[str, Callable[[], Any]] = {
@@ -61,7 +60,7 @@ def test_each_chart_is_drawn_offline_with_its_words(name: str) -> None:
     assert len(charts.spec(chart)["description"]) > 30
 
 
-def filled_at(snapshot: Snapshot, drawn: list[Any]) -> dict[tuple[str, int], int]:
+def filled_at(snapshot: MemorySnapshot, drawn: list[Any]) -> dict[tuple[str, int], int]:
     """What the patches show at a step: the upper end of what is stored, by sequence and extent."""
     shown: dict[tuple[str, int], int] = {}
     for patch in drawn:
@@ -86,8 +85,8 @@ def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, e
 
 def test_the_patches_of_preempted_sequences_end_when_they_are_thrown_out() -> None:
     """A sequence that loses its blocks loses its colour, and gets another when it comes back."""
-    both = [Sequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
-    found = snapshots(simulate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4))
+    both = [TokenSequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
+    found = allocate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4)
     drawn = list(patches(found))
     thrown_out = next(one.step for one in found if one.preemptions)
     assert {patch.end for patch in drawn if patch.owner == "2" and patch.start < thrown_out} == {thrown_out}

@@ -9,7 +9,10 @@ from labkit.errors import UsageError
 from labkit.theory import placement
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
-MODELS = placement.models_of(["chat", "code", "search"], [24, 20, 16], [0.42, 0.3, 0.5])
+MODELS = [
+    placement.Model(name=name, memory_gib=gib, load=load)
+    for name, gib, load in [("chat", 24, 0.42), ("code", 20, 0.3), ("search", 16, 0.5)]
+]
 PLANS = {
     "dedicated": placement.dedicated(MODELS),
     "by memory alone": placement.first_fit_decreasing(MODELS, gpu_gib=80),

@@ -12,41 +12,41 @@ from labkit import charts
 from labkit.charts.panels import MOST, _thinned
 from labkit.display import show_source, source_of
 from labkit.errors import UsageError
-from labkit.theory import autoscaling
+from labkit.theory import queues
 
 # --- sources
 
 
 def test_a_class_is_shown_with_its_decorators() -> None:
     """The source of a named class begins with its decorator and ends with its last line; it can be compiled."""
-    text = source_of(autoscaling, "StepLoad")
-    assert text.startswith("@dataclass(frozen=True, kw_only=True)\nclass StepLoad:")
+    text = source_of(queues, "Service")
+    assert text.startswith("@dataclass(frozen=True, kw_only=True)\nclass Service:")
     compile(text, "shown", "exec")
 
 
 def test_methods_and_functions_come_in_the_order_asked_for() -> None:
     """A method by its class's name, a function by its own, separated by an empty line."""
-    text = source_of(autoscaling, "StepLoad.check", "desired_replicas")
-    assert text.index("def check") < text.index("def desired_replicas")
+    text = source_of(queues, "Service.step_of", "law")
+    assert text.index("def step_of") < text.index("def law")
     assert "class" not in text
 
 
 def test_without_names_the_file_is_shown() -> None:
     """The whole file, from its docstring on."""
-    assert source_of(autoscaling).startswith('"""How many replicas')
+    assert source_of(queues).startswith('"""Queues in front')
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
     """A name that is not there is refused with the names that are."""
     with pytest.raises(UsageError, match="has no Nobody") as caught:
-        source_of(autoscaling, "Nobody")
-    assert "StepLoad.check" in caught.value.remedy
+        source_of(queues, "Nobody")
+    assert "Service.step_of" in caught.value.remedy
 
 
 def test_source_is_printed_with_its_files_name(capsys: pytest.CaptureFixture[str]) -> None:
     """Outside of a notebook it is printed, the file's name above it, relative to the repository."""
-    show_source(autoscaling, "desired_replicas")
-    assert capsys.readouterr().out.startswith("# labkit/theory/autoscaling.py\n\ndef desired_replicas")
+    show_source(queues, "law")
+    assert capsys.readouterr().out.startswith("# labkit/theory/queues.py\n\ndef law")
 
 
 # --- the timeline of a load
