@@ -20,6 +20,12 @@ def in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
+def cell_number() -> int | None:
+    """The number of the notebook's cell that runs now, as Jupyter shows it; None outside of a notebook."""
+    shell = _shell()
+    return int(shell.execution_count) if shell is not None and hasattr(shell, "kernel") else None
+
+
 def show(bundle: dict[str, Any]) -> None:
     """Displays a mime bundle, which must hold `text/plain`; outside of IPython prints that text."""
     if _shell() is None:

@@ -22,7 +22,7 @@ from labkit.labs import (
     find_lab,
 )
 from labkit.machine import Machine, inspect, versions
-from labkit.records import Measured, Recorder
+from labkit.records import Measured, Recorder, ledger_page
 from labkit.records.ledger import Row, ledger
 from labkit.records.reference import beside_recorded, reference_beside
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal
@@ -210,8 +210,6 @@ class LabSession:
 
     def ledger(self) -> list[Row]:
         """Shows all claims of the course, with what was found here so far and what was recorded elsewhere."""
-        from labkit.records import ledger_page
-
         return ledger_page.show(self.out_dir, machine=self.recorder.record.machine)
 
     def finish(self) -> None:
@@ -255,18 +253,12 @@ def _verdict_text(rows: Sequence[Row]) -> str:
 
 def _verdict_table(rows: Sequence[Row]) -> str:
     heads = ("", "The article says", "Sources say", "Measured here", "Because")
-    head = "".join(f"<th style='{LEFT}'>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(_cell(text) for text in _verdict_cells(row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return ledger_page.table(heads, (list(map(escape, _verdict_cells(row))) for row in rows))
 
 
 def _verdict_cells(row: Row) -> tuple[str, ...]:
     figure = f" ({row.article_figure})" if row.article_figure else ""
     return row.id, f"{row.short}{figure}", row.literature, row.verdict, " ".join([row.because, *row.notes])
-
-
-def _cell(text: str) -> str:
-    return f"<td style='{LEFT};vertical-align:top'>{escape(text)}</td>"
 
 
 def _fresh_folder() -> Path:

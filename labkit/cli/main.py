@@ -304,7 +304,7 @@ def claims(
 
     rows = ledger(records.read_newest(folder).values() if folder else ())
     if as_json:
-        print_json({"claims": [row.to_json() for row in rows]})
+        print_json({"claims": [row.model_dump(mode="json") for row in rows]})
     else:
         tables.show_claims(rows)
 

@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from labkit.errors import UsageError, did_you_mean
-from labkit.files import data_path, first_errors
-from labkit.records.ledger import Frozen, load_claims
+from labkit.files import Frozen, data_path, first_errors
+from labkit.records.ledger import load_claims
 
 FOLDER = "selector"
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
