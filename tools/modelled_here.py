@@ -261,7 +261,7 @@ def _within(ratios: Sequence[float]) -> str:
 def as_json(calibration: Calibration, loads: Sequence[Load], runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """Everything, for a file."""
     return {
-        "calibration": json.loads(calibration.to_json()),
+        "calibration": asdict(calibration),
         "loads": [
             {
                 "kind": load.kind,

@@ -133,7 +133,7 @@ def _traffic(name: str, requests: int | None, seed: int, rate: float | None, set
 def _noted(trace: Any) -> "Traffic":
     for note in trace.notes:
         say(note)
-    return trace.traffic  # type: ignore[no-any-return]
+    return trace.requests  # type: ignore[no-any-return]
 
 
 def _router(name: str) -> "Router":

@@ -294,7 +294,7 @@ def test_evidence_is_shown_readably() -> None:
             "default": {"verdict": "supported", "because": "-"},
         }
     )
-    shown = {0.12345: "0.123", 1234.5: "1,234", 2.0: "2", 12345: "12,345", True: "yes", "a": "a"}
+    shown: dict[Scalar, str] = {0.12345: "0.123", 1234.5: "1,234", 2.0: "2", 12345: "12,345", True: "yes", "a": "a"}
     assert [rule.decide({"v": value}).because for value in shown] == list(shown.values())
 
 
