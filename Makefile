@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors gpu-proof lock workshop-check reference
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors gpu-proof gpu-arguments lock workshop-check reference
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -59,6 +59,9 @@ reference: setup ## a run as this machine's recorded results, data/reference: ma
 
 gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON lines, ten minutes at most
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_proof
+
+gpu-arguments: setup ## what the labs ask of vLLM's CUDA build on each GPU, and requirements/gpu.lock: checked without a GPU
+	$(BIN)/python -m tools.gpu_arguments
 
 modelled-errors: setup ## the modelled GPU against public measurements of real ones (ARGS=--write renews the table)
 	$(BIN)/python -m tools.modelled_errors $(ARGS)

@@ -1,70 +1,31 @@
 """Figures that need no network, say on which machine they were measured, and can be read without seeing colours.
 
-Every function takes plain data and returns an Altair chart; `enable` makes a notebook draw it offline, `svg` draws it
-for the report.
+Every function takes plain data and returns a `Chart`: a Vega-Lite specification that a notebook shows offline, and
+`svg` draws for the report. A chart of nothing is a UsageError.
+
+A module is imported when a name of its is first used.
 """
 
-from labkit.charts.bars import Bar, bars_with_intervals, stacked_bars
-from labkit.charts.curves import (
-    LinePoint,
-    LoadPoint,
-    Tradeoff,
-    ecdf,
-    lines,
-    model_and_measured,
-    tail,
-    throughput_latency,
-    tradeoff,
-)
-from labkit.charts.panels import Moment, StepPanel, scaling_timeline, step_panels
-from labkit.charts.render import bundle, enable, show_live, spec, svg
-from labkit.charts.spans import (
-    Beside,
-    Lane,
-    anatomy,
-    article_beside,
-    batch_grid,
-    gpu_packing,
-    memory_map,
-    prefix_blocks,
-    request_timeline,
-    token_streams,
-)
-from labkit.charts.theme import config, finish, palette
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Bar",
-    "Beside",
-    "Lane",
-    "LinePoint",
-    "LoadPoint",
-    "Moment",
-    "StepPanel",
-    "Tradeoff",
-    "anatomy",
-    "article_beside",
-    "bars_with_intervals",
-    "batch_grid",
-    "bundle",
-    "config",
-    "ecdf",
-    "enable",
-    "finish",
-    "gpu_packing",
-    "lines",
-    "memory_map",
-    "model_and_measured",
-    "palette",
-    "prefix_blocks",
-    "request_timeline",
-    "scaling_timeline",
-    "show_live",
-    "spec",
-    "stacked_bars",
-    "step_panels",
-    "svg",
-    "tail",
-    "throughput_latency",
-    "token_streams",
-    "tradeoff",
-]
+_NAMES = {
+    "bars": ("Bar", "Beside", "Reading", "article_beside", "bars_with_intervals", "stacked_bars", "two_clients"),
+    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "ecdf", "lines", "model_and_measured", "narrowing", "tail",
+               "throughput_latency", "tradeoff"),
+    "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels"),
+    "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
+    "spans": ("Lane", "anatomy", "batch_grid", "gpu_packing", "memory_map", "prefix_blocks", "request_timeline",
+              "token_streams"),
+}  # fmt: skip
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,30 +1,21 @@
-"""Measured quantities side by side, each with its interval, beside what was guessed and what others say."""
+"""Measured quantities side by side: with intervals, in parts, beside an article's figures, by two clients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
-from labkit.charts.theme import (
-    BLUE,
-    FAINT,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    WIDTH,
-    Reference,
-    finish,
-    labelled,
-    references,
-    vertical,
-)
-from labkit.errors import UsageError
+from labkit.charts import draw
+from labkit.charts.draw import ARTICLE, MEASURED
+from labkit.charts.render import Chart, finish
+from labkit.errors import require
+from labkit.vega import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, Spec
 from labkit.words import amount, span
 
-STEP = 52
+ROW = 52
+PART_ROW = 46
+PARTS = (BLUE, ORANGE, VERMILLION, SKY, GREEN, PURPLE)
+LABEL_FROM = 0.06  # of the longest bar: a shorter part has no room for its value
+Part = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,124 +38,137 @@ def bars_with_intervals(
     model: float | None = None,
     axis_title: str | None = None,
     caption: str | None = None,
-) -> Any:
-    """A bar for each row with its interval and value; guess, article and model as labelled rules.
-
-    Raises UsageError without rows.
-    """
-    if not rows:
-        raise UsageError(f"the chart {title!r} has no rows", remedy="pass at least one Bar")
-    import altair as alt
-
-    found = references(unit, guess=guess, article=article, model=model)
-    top = max([row.high or row.value for row in rows] + [row.value for row in rows] + [one.value for one in found])
-    domain = (min(0.0, *(row.value for row in rows), 0.0), top * 1.02)
-    scale = alt.Scale(domain=list(domain), nice=False)
-    data = alt.Data(values=[_values(row, unit) for row in rows])
-    x = alt.X("value:Q", title=axis_title or unit, scale=scale, axis=alt.Axis(tickCount=6))
-    y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=260, domain=False, ticks=False))
-    base = alt.Chart(data).encode(y=y)
-    layers = [base.mark_bar(color=SKY, height=20, yOffset=9).encode(x=x), *_intervals(base, scale)]
-    layers += vertical(found, domain=domain, scale=scale)
-    # Values stand above their bars, where no interval crosses them, and on top of the rules.
-    values = base.encode(text="text:N")
-    layers.append(labelled(values, align="left", baseline="middle", x=2, dy=-11, fontWeight="bold"))
-    drawn = alt.layer(*layers).properties(width=WIDTH, height=STEP * len(rows))
-    return finish(drawn, title=title, description=_description(rows, unit, found, title), caption=caption)
-
-
-def _intervals(base: Any, scale: Any) -> list[Any]:
-    import altair as alt
-
-    only = base.transform_filter("datum.low != null").encode(x=alt.X("low:Q", scale=scale))
-    ends = [only.encode(x=alt.X(f"{end}:Q", scale=scale)) for end in ("low", "high")]
-    caps = [one.mark_tick(color=INK, thickness=2, size=12, yOffset=9) for one in ends]
-    return [only.mark_rule(color=INK, strokeWidth=2, yOffset=9).encode(x2="high:Q"), *caps]
-
-
-def _values(row: Bar, unit: str) -> dict[str, Any]:
-    has_interval = row.low is not None and row.high is not None
-    return {
-        "label": row.label,
-        "value": row.value,
-        "low": row.low if has_interval else None,
-        "high": row.high if has_interval else None,
-        "text": _text(row, unit),
+) -> Chart:
+    """A bar for each row with its interval and value; guess, article and model as labelled rules."""
+    require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
+    references = draw.rules(unit, guess=guess, article=article, model=model)
+    values = [row.value for row in rows]
+    top = max([*values, *(row.high for row in rows if row.high), *(rule.value for rule in references)])
+    domain = (min(0.0, *values), top * 1.02)
+    data = [
+        {"label": bar.label, "value": bar.value, "text": _with_interval(bar.value, bar.low, bar.high, unit)}
+        | ({"low": bar.low, "high": bar.high} if bar.low is not None and bar.high is not None else {})
+        for bar in rows
+    ]
+    axes = {
+        "x": draw.quantity("value", axis_title or unit, domain, tickCount=6),
+        "y": draw.labels("label", labelLimit=260),
     }
+    caps = {"color": INK, "thickness": 2, "size": 12, "yOffset": 9}
+    interval = [
+        draw.mark("rule", {"x": "low", "x2": "high"}, color=INK, strokeWidth=2, yOffset=9),
+        draw.mark("tick", {"x": "low"}, **caps),
+        draw.mark("tick", {"x": "high"}, **caps),
+    ]
+    # Values stand above their bars, where no interval crosses them, and on top of the rules.
+    value = draw.words({}, align="left", baseline="middle", x=2, dy=-11, fontWeight="bold")
+    drawn = [
+        draw.layers([{"name": MEASURED, **draw.mark("bar", color=SKY, height=20, yOffset=9)}, *interval], axes, data),
+        *draw.upright(references, domain),
+        draw.layers([value], {"y": axes["y"]}, data),
+    ]
+    bars = "; ".join([f"{row['label']} {row['text']}" for row in data] + [rule.row["text"] for rule in references])
+    panel = draw.layers(drawn, width=WIDTH, height=ROW * len(rows))
+    return finish(panel, title=title, description=f"Bars, {title}: {bars}.", caption=caption)
 
 
-def _text(row: Bar, unit: str) -> str:
-    text = amount(row.value, unit)
-    return text if row.low is None or row.high is None else f"{text}  ({span(row.low, row.high, unit)})"
-
-
-def _description(rows: Sequence[Bar], unit: str, found: list[Reference], title: str) -> str:
-    bars = "; ".join(f"{row.label} {_text(row, unit)}" for row in rows)
-    beside = "".join(f"; {one.text}" for one in found)
-    return f"Bars, {title}: {bars}{beside}."
-
-
-# --- stacked ---
-
-
-STACKED_STEP = 46
-COLOURS = (BLUE, ORANGE, VERMILLION, SKY, GREEN, PURPLE)
-Part = tuple[str, float]
-LABEL_FROM = 0.06  # of the longest bar: a shorter part has no room for its value
+def _with_interval(value: float, low: float | None, high: float | None, unit: str) -> str:
+    return amount(value, unit) if low is None or high is None else f"{amount(value, unit)}  ({span(low, high, unit)})"
 
 
 def stacked_bars(
     rows: Mapping[str, Sequence[Part]], *, title: str, unit: str, rest: str = "", caption: str | None = None
-) -> Any:
+) -> Chart:
     """A bar for each row, its parts in the order given; a kind may come again. The kind called `rest` is drawn pale.
 
     UsageError without rows or with a part below zero.
     """
-    if not rows or any(value < 0 for parts in rows.values() for _, value in parts):
-        raise UsageError(f"the chart {title!r} has no rows, or a part below zero", remedy="pass parts from zero up")
-    import altair as alt
-
-    coloured = [kind for kind in dict.fromkeys(kind for parts in rows.values() for kind, _ in parts) if kind != rest]
-    kinds = [*coloured, rest] if rest else coloured
-    colours = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(coloured)} | {rest: FAINT}
-    top = max(sum(value for _, value in parts) for parts in rows.values())
-    values = [
-        {"row": row, "kind": kind, "start": end - value, "end": end, "text": _stacked_text(value, unit, top)}
+    is_whole = bool(rows) and all(value >= 0 for parts in rows.values() for _, value in parts)
+    require(is_whole, f"the chart {title!r} has no rows, or a part below zero", fix="pass parts from zero up")
+    kinds = dict.fromkeys(kind for parts in rows.values() for kind, _ in parts if kind != rest)
+    colours = {kind: PARTS[n % len(PARTS)] for n, kind in enumerate(kinds)} | ({rest: FAINT} if rest else {})
+    longest = max(sum(value for _, value in parts) for parts in rows.values())
+    sign = unit if unit == "%" else ""
+    data = [
+        {
+            "row": row,
+            "kind": kind,
+            "start": end - value,
+            "middle": end - value / 2,
+            "end": end,
+            "text": amount(value, sign) if value > LABEL_FROM * longest else "",
+        }
         for row, parts in rows.items()
         for (kind, value), end in zip(parts, accumulate(value for _, value in parts), strict=True)
     ]
-    base = alt.Chart(alt.Data(values=values)).encode(
-        y=alt.Y("row:N", title=None, sort=None, axis=alt.Axis(labelLimit=280, domain=False, ticks=False)),
-        x=alt.X("start:Q", title=unit, scale=alt.Scale(domain=[0, top], nice=False), axis=alt.Axis(tickCount=6)),
-    )
-    scale = alt.Scale(domain=kinds, range=[colours[kind] for kind in kinds])
-    colour = alt.Color("kind:N", title=None, sort=kinds, scale=scale, legend=alt.Legend(columns=4, symbolType="square"))
-    bars = base.mark_bar(height=26, stroke="white", strokeWidth=1).encode(x2="end:Q", color=colour)
-    labels = (
-        base.transform_calculate(middle="(datum.start + datum.end) / 2")
-        .mark_text(fontSize=12, fontWeight="bold")
-        .encode(
-            x="middle:Q",
-            text="text:N",
-            color=alt.condition(f"datum.kind == '{rest}'", alt.value(INK), alt.value("white")),
-        )
-    )
-    drawn = alt.layer(bars, labels).properties(width=WIDTH, height=STACKED_STEP * len(rows))
+    axes = {"x": draw.quantity("start", unit, (0, longest), tickCount=6), "y": draw.labels("row", labelLimit=280)}
+    colour = draw.series("kind", colours, colours.values(), columns=4, symbolType="square")
+    bar = draw.mark("bar", {"x2": "end", "color": colour}, height=26, stroke="white", strokeWidth=1)
+    ink = {"condition": {"test": f"datum.kind == '{rest}'", "value": INK}, "value": "white"}
+    value = draw.mark("text", {"x": "middle", "text": "text", "color": ink}, fontWeight="bold")
+    drawn = draw.layers([bar, value], axes, data, width=WIDTH, height=PART_ROW * len(rows))
     text = "; ".join(
         f"{row}: " + ", ".join(f"{kind} {amount(value, unit)}" for kind, value in parts) for row, parts in rows.items()
     )
     return finish(drawn, title=title, description=f"Bars, {title}: {text}.", caption=caption)
 
 
-def _stacked_text(value: float, unit: str, top: float) -> str:
-    return amount(value, unit if unit == "%" else "") if value > LABEL_FROM * top else ""
+@dataclass(frozen=True)
+class Beside:
+    """One quantity: what the article says of it (from `low` to `high`), and one's own value with its interval."""
+
+    label: str
+    low: float
+    high: float
+    own: float
+    own_low: float | None = None
+    own_high: float | None = None
 
 
-# --- what two clients measured on the same servers: every slice a point, one panel a quantity ---
+def article_beside(rows: Sequence[Beside], *, title: str, axis_title: str, caption: str | None = None) -> Chart:
+    """A band for the article's figure of each quantity, in percent, and a point for one's own. UsageError without."""
+    require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Beside")
+    data = [
+        {
+            **vars(row),
+            "article": f"the article: {span(row.low, row.high, '%') if row.low < row.high else amount(row.low, '%')}",
+            "text": f"here: {_own(row)}",
+            "own_low": row.own if row.own_low is None else row.own_low,
+            "own_high": row.own if row.own_high is None else row.own_high,
+            "at": row.low if row.low == row.high else None,  # one figure is a line: its band has no width
+        }
+        for row in rows
+    ]
+    ends = [float(row[key]) for row in data for key in ("low", "high", "own_low", "own_high")]
+    left, right = min(0.0, *ends), max(ends)
+    room = 0.42 * (right - left)  # for the words right of the last mark
+    axes = {
+        "x": draw.quantity("low", axis_title, (left * 1.05, right + room)),
+        "y": draw.labels("label", labelLimit=280),
+    }
+    upper, lower = {"yOffset": -12, "color": ARTICLE}, {"yOffset": 12, "color": BLUE}
+    band = {"height": 14, "opacity": 0.35, "stroke": ARTICLE, "strokeWidth": 2}
+    marks = [
+        draw.mark("bar", {"x2": "high"}, **band, **upper),
+        draw.mark("tick", {"x": "at"}, thickness=4, size=14, **upper),
+        draw.words({"x": "high", "text": "article"}, align="left", dx=8, dy=-12, color=ARTICLE),
+        draw.mark("rule", {"x": "own_low", "x2": "own_high"}, strokeWidth=2.5, **lower),
+        draw.mark("point", {"x": "own"}, filled=True, size=110, opacity=1, **lower),
+        draw.words({"x": "own_high"}, align="left", dx=10, dy=12, color=BLUE),
+    ]
+    zero = draw.mark("rule", {"x": "at"}, [{"at": 0}], color=GREY)
+    drawn = draw.layers([zero, draw.layers(marks, axes, data)], width=WIDTH, height=64 * len(rows))
+    text = "; ".join(f"{row['label']}: {row['article']}, {row['text']}" for row in data)
+    return finish(drawn, title=title, description=f"{title}. {text}.", caption=caption)
 
 
-CLIENT_COLOURS, SHAPES = (BLUE, VERMILLION), ("circle", "diamond")
-ROW = 34
+def _own(row: Beside) -> str:
+    if row.own_low is None or row.own_high is None:
+        return amount(row.own, "%")
+    return f"{amount(row.own, '%')} ({span(row.own_low, row.own_high, '%')})"
+
+
+CLIENTS = (BLUE, VERMILLION), ("circle", "diamond")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,61 +181,43 @@ class Reading:
     unit: str
     values: tuple[float, ...]
 
-    @property
-    def mean(self) -> float:
-        return sum(self.values) / len(self.values)
 
-
-def two_clients(readings: Sequence[Reading], *, title: str, caption: str | None = None) -> Any:
+def two_clients(readings: Sequence[Reading], *, title: str, caption: str | None = None) -> Chart:
     """A panel for each quantity, a row for each server, a point for each slice; colour and shape tell the client.
 
     Raises UsageError without readings, or for more clients than two.
     """
-    clients = list(dict.fromkeys(one.client for one in readings))
-    if not readings or len(clients) > len(CLIENT_COLOURS):
-        raise UsageError(f"{len(readings)} readings of {len(clients)} clients", remedy="pass readings of two clients")
-    import altair as alt
-
-    quantities = list(dict.fromkeys(one.quantity for one in readings))
-    panels = [_panel([one for one in readings if one.quantity == name], clients) for name in quantities]
-    drawn = alt.vconcat(*panels, spacing=18).resolve_scale(x="independent", color="shared", shape="shared")
-    return finish(drawn, title=title, description=_clients_description(readings), caption=caption)
-
-
-def _panel(readings: Sequence[Reading], clients: list[str]) -> Any:
-    import altair as alt
-
-    unit, top = readings[0].unit, max(value for one in readings for value in one.values)
-    rows = [
-        {"server": one.server, "client": one.client, "value": value, "text": amount(value, unit)}
+    clients = list(dict.fromkeys(reading.client for reading in readings))
+    what = f"{len(readings)} readings of {len(clients)} clients"
+    require(1 <= len(clients) <= 2, what, fix="pass readings of two clients")
+    quantities = dict.fromkeys(reading.quantity for reading in readings)
+    parts = [_clients_panel([one for one in readings if one.quantity == name], clients) for name in quantities]
+    means = "; ".join(
+        f"{one.quantity}, {one.server}, {one.client}: mean {amount(sum(one.values) / len(one.values), one.unit)}"
         for one in readings
-        for value in one.values
+    )
+    drawn = draw.column(parts, spacing=18, x="independent", color="shared", shape="shared")
+    text = f"Points, two clients on the same servers. {means}."
+    return finish(drawn, title=title, description=text, caption=caption)
+
+
+def _clients_panel(readings: Sequence[Reading], clients: list[str]) -> Spec:
+    unit, name = readings[0].unit, readings[0].quantity
+    rows = [
+        {"server": reading.server, "client": reading.client, "value": value, "text": amount(value, unit)}
+        for reading in readings
+        for value in reading.values
     ]
-    servers = list(dict.fromkeys(one.server for one in readings))
-    legend = alt.Legend(title=None)
-    offset = alt.YOffset("client:N", scale=alt.Scale(domain=clients, paddingOuter=0.4))
-    return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, size=100, opacity=0.85)
-        .encode(
-            x=alt.X(
-                "value:Q",
-                title=f"{readings[0].quantity} ({unit})",
-                scale=alt.Scale(domain=[0, top * 1.06], nice=False),
-                axis=alt.Axis(tickCount=7, format=".3~r"),
-            ),
-            y=alt.Y("server:N", title=None, sort=servers, axis=alt.Axis(labelLimit=200, grid=True, gridColor=FAINT)),
-            yOffset=offset,
-            color=alt.Color("client:N", scale=alt.Scale(domain=clients, range=list(CLIENT_COLOURS)), legend=legend),
-            shape=alt.Shape("client:N", scale=alt.Scale(domain=clients, range=list(SHAPES)), legend=legend),
-            tooltip=["server:N", "client:N", "text:N"],
-        )
-        .properties(width=WIDTH - 60, height=ROW * len(servers))
-    )
-
-
-def _clients_description(readings: Sequence[Reading]) -> str:
-    said = "; ".join(
-        f"{one.quantity}, {one.server}, {one.client}: mean {amount(one.mean, one.unit)}" for one in readings
-    )
-    return f"Points, two clients on the same servers. {said}."
+    domain = (0, 1.06 * max(value for reading in readings for value in reading.values))
+    servers = list(dict.fromkeys(reading.server for reading in readings))
+    colours, shapes = CLIENTS
+    encoding = {
+        "x": draw.quantity("value", f"{name} ({unit})", domain, tickCount=7, format=".3~r"),
+        "y": draw.labels("server", sort=servers, labelLimit=200, framed=True, grid=True, gridColor=FAINT),
+        "yOffset": {"field": "client", "type": "nominal", "scale": {"domain": clients, "paddingOuter": 0.4}},
+        "color": draw.series("client", clients, colours),
+        "shape": draw.series("client", clients, shapes),
+        "tooltip": [{"field": field} for field in ("server", "client", "text")],
+    }
+    points = draw.mark("point", encoding, rows, filled=True, size=100, opacity=0.85)
+    return {**points, "width": WIDTH - 60, "height": 34 * len(servers)}

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, Generic, TypeVar
 
+from labkit.charts.render import bundle, spec
 from labkit.display import LEAVE_ARROWS
 from labkit.errors import UsageError
+from labkit.vega import live_bundle
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -62,20 +64,16 @@ class Explorer(Generic[Value, Result]):
             self.picture.remove_class("labkit-running")
 
     def _show(self, value: Value) -> None:
-        from labkit.charts.render import live_bundle
-
         result = self._run(value)
         self.chart, self.text = self._draw(value, result)
         self.value, self.result = value, result
-        data, metadata = live_bundle(self.chart)
+        data, metadata = live_bundle(spec(self.chart))
         # Assigned, not displayed after a clear: outputs cannot pile up, and the picture does not flicker.
         self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.line.value = _status(self.text)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget, and for pages that draw no widgets the chart as a PNG and the line of text."""
-        from labkit.charts.render import bundle
-
         data, metadata = bundle(self.chart)
         shown = dict(self.box._repr_mimebundle_(**options))
         shown |= {"image/png": data["image/png"], "text/plain": f"{data['text/plain']}\n{self.text}"}

@@ -1,13 +1,18 @@
-"""Quantities of an engine step by step, one panel below the other."""
+"""A run over time: an engine step by step, a service that scales, each request and what became of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from labkit.charts.theme import BLUE, GREEN, INK, VERMILLION, WIDTH, finish
-from labkit.errors import UsageError
+from labkit.charts import draw
+from labkit.charts.render import Chart, finish
+from labkit.errors import require
+from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Spec
 
-PANEL = 92
+DASHES = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
+STEP_HEIGHT, SCALING_HEIGHT, FATES_HEIGHT = 92, 110, 240
+SINCE = "seconds since the load began"
+PANEL: Spec = {"width": WIDTH, "height": SCALING_HEIGHT}
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -19,74 +24,50 @@ class StepPanel:
     top: float | None = None
 
 
-def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None = None) -> Any:
-    """Panels over the same steps. A series has the same colour and dash in each. UsageError without values."""
-    if not panels or not all(panel.series and all(panel.series.values()) for panel in panels):
-        raise UsageError(f"the chart {title!r} has no values", remedy="pass a value a step for each series")
-    import altair as alt
-
+def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None = None) -> Chart:
+    """Panels over the same steps. A series has the same colour and dash in each."""
+    has_values = bool(panels) and all(panel.series and all(panel.series.values()) for panel in panels)
+    require(has_values, f"the chart {title!r} has no values", fix="pass a value a step for each series")
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
-    steps = max(len(values) for panel in panels for values in panel.series.values())
-    drawn = [_panel(panel, names, steps, last=panel is panels[-1]) for panel in panels]
-    whole = alt.vconcat(*drawn, spacing=12).resolve_scale(color="shared", strokeDash="shared")
+    curves = [(panel, name, values) for panel in panels for name, values in panel.series.items()]
+    steps = max(len(values) for _, _, values in curves)
+    dashes = [DASHES[n % len(DASHES)] for n in range(len(names))]
+    looks = {
+        "color": draw.series("series", names, symbolSize=700),
+        "strokeDash": draw.series("series", names, dashes, symbolSize=700),
+    }
+    if len(names) == 1:
+        looks = {channel: {**look, "legend": None} for channel, look in looks.items()}
+    parts = []
+    for panel in panels:
+        is_last = panel is panels[-1]
+        rows = [
+            {"step": step, "value": value, "series": name}
+            for name, values in panel.series.items()
+            for step, value in _corners(list(enumerate(values, start=1)))
+        ]
+        top = panel.top or max(1.0, 1.08 * max(max(values) for values in panel.series.values()))
+        x_title = "steps of the engine" if is_last else None
+        x = draw.quantity("step", x_title, (0, steps + 1), tickCount=8, labels=is_last, ticks=is_last)
+        y = draw.quantity("value", panel.title, (0, top), tickCount=4, tickMinStep=1)
+        line = draw.mark("line", {"x": x, "y": y, **looks}, rows, interpolate="step-after", strokeWidth=2.5)
+        parts.append({**line, "width": WIDTH, "height": STEP_HEIGHT})
     text = "; ".join(
         f"{panel.title}, {name}: from {values[0]:g} to {values[-1]:g}, at most {max(values):g}"
-        for panel in panels
-        for name, values in panel.series.items()
+        for panel, name, values in curves
     )
-    return finish(whole, title=title, description=f"Curves over {steps} steps. {text}.", caption=caption)
+    drawn = draw.column(parts, spacing=12, color="shared", strokeDash="shared")
+    return finish(drawn, title=title, description=f"Curves over {steps} steps. {text}.", caption=caption)
 
 
-def _panel(panel: StepPanel, names: list[str], steps: int, *, last: bool) -> Any:
-    import altair as alt
-
-    rows = [
-        {"step": step, "value": value, "series": name}
-        for name, values in panel.series.items()
-        for step, value in _changes(values)
-    ]
-    highest = max(max(values) for values in panel.series.values())
-    top = panel.top if panel.top is not None else max(1.0, highest * 1.08)
-    x = alt.X(
-        "step:Q",
-        title="steps of the engine" if last else None,
-        scale=alt.Scale(domain=[0, steps + 1], nice=False),
-        axis=alt.Axis(tickCount=8, labels=last, ticks=last),
-    )
-    y = alt.Y(
-        "value:Q",
-        title=panel.title,
-        scale=alt.Scale(domain=[0, top], nice=False),
-        axis=alt.Axis(tickCount=4, tickMinStep=1),
-    )
-    dashes = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
-    legend = alt.Legend(title=None, symbolSize=700) if len(names) > 1 else None
-    colour = alt.Color("series:N", sort=names, scale=alt.Scale(domain=names), legend=legend)
-    dash = alt.StrokeDash(
-        "series:N",
-        sort=names,
-        scale=alt.Scale(domain=names, range=[dashes[n % len(dashes)] for n in range(len(names))]),
-        legend=legend,
-    )
-    base = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step-after", strokeWidth=2.5)
-    return base.encode(x=x, y=y, color=colour, strokeDash=dash).properties(width=WIDTH, height=PANEL)
+def _corners(points: Points) -> Points:
+    """A curve of steps without the points at which nothing changes."""
+    last = len(points) - 1
+    return [point for n, point in enumerate(points) if n in (0, last) or point[1] != points[n - 1][1]]
 
 
-def _changes(values: Sequence[float]) -> list[tuple[int, float]]:
-    """(step, value) where a curve of steps changes, and its end: all that is needed to draw it."""
-    last = len(values)
-    return [
-        (step, value) for step, value in enumerate(values, start=1) if step in (1, last) or value != values[step - 2]
-    ]
-
-
-# --- scaling ---
-
-
-SCALING_PANEL = 110
-MOST = 250
+MOST = 250  # points of a curve
 EXTENT = 34  # the same room for all labels, so that the panels stand one below the other
-Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -106,92 +87,58 @@ def scaling_timeline(
     lost: Sequence[float] = (),
     title: str,
     caption: str | None = None,
-) -> Any:
+) -> Chart:
     """Running replicas, requests under way, and each request's latency at the moment it was sent (seconds).
 
     `lost`: when requests were sent that failed; they are crosses at the foot of the last panel. Raises UsageError
     without replicas or requests.
     """
-    if not replicas or not latencies:
-        raise UsageError(f"the chart {title!r} has nothing to show", remedy="pass replicas and latencies")
-    import altair as alt
-
-    end = max(at for series in (replicas, under_way, latencies) for at, _ in series)
-    x = alt.Scale(domain=[0, end * 1.02], nice=False)
-    upper = _steps(_until(replicas, end), x, "replicas running", BLUE)
-    middle = _steps(_until(_thinned(under_way, end), end), x, "requests under way", GREEN)
-    lower = _dots(latencies, lost, x)
-    panels = [
-        alt.layer(panel, *_rules(moments, x, named=panel is upper)).properties(width=WIDTH, height=SCALING_PANEL)
-        for panel in (upper, middle, lower)
-    ]
-    drawn = alt.vconcat(*panels, spacing=16)
-    text = _description(replicas, under_way, latencies, moments, lost)
-    return finish(drawn, title=title, description=text, caption=caption)
-
-
-def _steps(points: Points, scale: Any, name: str, colour: str) -> Any:
-    import altair as alt
-
-    top = max(value for _, value in points)
-    base = alt.Chart(_data(_scaling_changes(points))).mark_area(
-        interpolate="step-after", color=colour, fillOpacity=0.2, line={"color": colour, "strokeWidth": 2.5}
-    )
-    return base.encode(
-        x=alt.X("at:Q", scale=scale, title=None, axis=alt.Axis(labels=False, ticks=False, tickCount=8)),
-        y=alt.Y(
-            "value:Q",
-            title=name.split(" ", 1),
-            scale=alt.Scale(domain=[0, top * 1.1 + 0.2], nice=False),
-            axis=alt.Axis(tickCount=4, tickMinStep=1, format="d", minExtent=EXTENT, **_few(top)),
-        ),
-    )
-
-
-def _data(points: Points) -> Any:
-    """Points as CSV: of hundreds of them a notebook would otherwise keep five lines each."""
-    import altair as alt
-
-    rows = "\n".join(f"{at:.3f},{value:.4g}" for at, value in points)
-    return alt.Data(
-        values=f"at,value\n{rows}", format=alt.CsvDataFormat(parse={"at": "number", "value": "number"}, type="csv")
-    )
-
-
-def _few(top: float) -> dict[str, Any]:
-    """Whole numbers as ticks, where there are few."""
-    return {"values": list(range(int(top) + 1))} if top <= 8 else {}
-
-
-def _dots(latencies: Points, lost: Sequence[float], scale: Any) -> Any:
-    import altair as alt
-
-    x = alt.X("at:Q", scale=scale, title="seconds since the load began", axis=alt.Axis(tickCount=8))
+    is_something = bool(replicas) and bool(latencies)
+    require(is_something, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
+    end = max(at for points in (replicas, under_way, latencies) for at, _ in points)
+    x = draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8)
+    bare_x = {**x, "title": None, "axis": {**x["axis"], "labels": False, "ticks": False}}
     top = max(value for _, value in latencies) * 1.1
-    y = alt.Y(
-        "value:Q",
-        title=["latency", "(s)"],
-        scale=alt.Scale(domain=[0, top], nice=False),
-        axis=alt.Axis(tickCount=4, minExtent=EXTENT),
+    y = draw.quantity("value", ["latency", "(s)"], (0, top), tickCount=4, minExtent=EXTENT)
+    dots = [draw.mark("point", {"y": y}, _points(latencies), filled=True, size=22, opacity=0.7, color=INK)]
+    if lost:
+        look = {"shape": "cross", "angle": 45, "size": 140, "filled": True, "color": VERMILLION, "opacity": 1}
+        dots.append(draw.mark("point", {"y": "value"}, _points([(at, 0) for at in lost]), **look))
+    rules = [draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5)]
+    names = [draw.mark("text", {"text": "text"}, align="left", baseline="bottom", dx=3, dy=-3, y=0)]
+    rows = [{"at": moment.at_s, "text": moment.text} for moment in moments]
+    parts = [
+        draw.layers([*drawn, *([draw.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL)
+        for drawn, marks, axis in (
+            (_steps(_until(replicas, end), ["replicas", "running"], BLUE), rules + names, bare_x),
+            (_steps(_until(_thinned(under_way, end), end), ["requests", "under way"], GREEN), rules, bare_x),
+            (dots, rules, x),
+        )
+    ]
+    running = ", ".join(f"{value:g} from {at:.1f} s" for at, value in _corners(replicas)[:-1] or replicas[:1])
+    most = max((value for _, value in under_way), default=0)
+    waits = [value for _, value in latencies]
+    failed = f"; {len(lost)} requests lost" if lost else ""
+    text = (
+        f"Three curves over time. Replicas running: {running}. At most {most:g} requests under way. "
+        f"Latency from {min(waits):.2f} to {max(waits):.2f} s{_moments_words(moments)}{failed}."
     )
-    dots = alt.Chart(_data(latencies)).mark_point(filled=True, size=22, opacity=0.7, color=INK).encode(x=x, y=y)
-    if not lost:
-        return dots
-    crosses = alt.Chart(_data([(at, 0) for at in lost]))
-    mark = crosses.mark_point(shape="cross", angle=45, size=140, filled=True, color=VERMILLION, opacity=1)
-    return alt.layer(dots, mark.encode(x=x, y=y))
+    return finish(draw.column(parts, spacing=16), title=title, description=text, caption=caption)
 
 
-def _rules(moments: Sequence[Moment], scale: Any, *, named: bool) -> list[Any]:
-    import altair as alt
+def _steps(points: Points, title: list[str], colour: str) -> list[Spec]:
+    top = max(value for _, value in points)
+    axis: Spec = {"tickCount": 4, "tickMinStep": 1, "format": "d", "minExtent": EXTENT}
+    if top <= 8:  # whole numbers as ticks, where there are few
+        axis["values"] = list(range(int(top) + 1))
+    y = draw.quantity("value", title, (0, top * 1.1 + 0.2), **axis)
+    line = {"color": colour, "strokeWidth": 2.5}
+    look = {"interpolate": "step-after", "color": colour, "fillOpacity": 0.2, "line": line}
+    return [draw.mark("area", {"y": y}, _points(_corners(points)), **look)]
 
-    if not moments:
-        return []
-    data = alt.Data(values=[{"at": one.at_s, "text": one.text} for one in moments])
-    base = alt.Chart(data).encode(x=alt.X("at:Q", scale=scale))
-    rule = base.mark_rule(strokeDash=[6, 4], color=INK, strokeWidth=1.5)
-    label = base.mark_text(align="left", baseline="bottom", dx=3, dy=-3, y=0).encode(text="text:N")
-    return [rule, label] if named else [rule]
+
+def _points(points: Points) -> Spec:
+    return draw.table(((f"{at:.3f}", f"{value:.4g}") for at, value in points), at="number", value="number")
 
 
 def _until(points: Points, end: float) -> Points:
@@ -211,21 +158,66 @@ def _thinned(points: Points, end: float) -> Points:
     return [*highest.values(), points[-1]]
 
 
-def _scaling_changes(points: Points) -> Points:
-    """A curve of steps without the points at which nothing changes."""
-    last = len(points) - 1
-    return [one for n, one in enumerate(points) if n in (0, last) or one[1] != points[n - 1][1]]
+def _moments_words(moments: Iterable[Moment]) -> str:
+    return "".join(f"; {moment.text} at {moment.at_s:.1f} s" for moment in moments)
 
 
-def _description(
-    replicas: Points, under_way: Points, latencies: Points, moments: Sequence[Moment], lost: Sequence[float]
-) -> str:
-    steps = ", ".join(f"{value:g} from {at:.1f} s" for at, value in _scaling_changes(replicas)[:-1] or replicas[:1])
-    most = max((value for _, value in under_way), default=0)
-    waits = [value for _, value in latencies]
-    told = "".join(f"; {one.text} at {one.at_s:.1f} s" for one in moments)
-    failed = f"; {len(lost)} requests lost" if lost else ""
-    return (
-        f"Three curves over time. Replicas running: {steps}. At most {most:g} requests under way. "
-        f"Latency from {min(waits):.2f} to {max(waits):.2f} s{told}{failed}."
+ANSWERED, NOT_ANSWERED = (BLUE, GREEN, PURPLE), (VERMILLION, ORANGE, BLACK)
+FAILED = " failed"  # how the name of a version's own error ends
+FROM_THE_RIGHT = 0.55  # labels beyond this part of the axis stand on the left of their lines
+LABEL_PX, LABEL_ROWS = 17, 3
+Fate = tuple[float, float, str]
+"""When a request was sent (s), what it waited (s), what became of it."""
+
+
+def request_fates(
+    rows: Sequence[Fate],
+    *,
+    answered: Sequence[str],
+    moments: Sequence[Moment] = (),
+    title: str,
+    caption: str | None = None,
+) -> Chart:
+    """Each request as a mark at the moment at which it was sent, and at the height of what it waited.
+
+    Those whose fate is among `answered` are dots, or triangles of the same colour for a version's own errors ("2.0
+    failed"); all others are crosses.
+    """
+    require(bool(rows), f"the chart {title!r} has no requests", fix="pass at least one")
+    fates = sorted({fate for _, _, fate in rows}, key=lambda fate: (fate not in answered, fate))
+    looks = fate_looks(fates, answered)
+    end, slowest = max(at for at, _, _ in rows), max(waited for _, waited, _ in rows)
+    encoding = {
+        "x": draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8),
+        "y": draw.quantity("waited", "waited (s)", (0, slowest * 1.08)),
+        "color": draw.series("fate", fates, [looks[fate][0] for fate in fates], orient="bottom"),
+        "shape": draw.series("fate", fates, [looks[fate][1] for fate in fates], orient="bottom"),
+    }
+    cells = ((f"{at:.3f}", f"{waited:.4g}", fate) for at, waited, fate in rows)
+    data = draw.table(cells, at="number", waited="number", fate="string")
+    drawn = [draw.mark("point", encoding, data, filled=True, size=40, opacity=1)]
+    for n, moment in enumerate(moments):  # their names stand above the panel, in turn on up to three heights
+        top = -LABEL_PX * (n % LABEL_ROWS)
+        side: Spec = {"align": "left", "dx": 3}
+        if moment.at_s > FROM_THE_RIGHT * end:
+            side = {"align": "right", "dx": -3}
+        rule = draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=top, y2=FATES_HEIGHT)
+        name = draw.words({}, baseline="bottom", y=top - 1, **side)
+        drawn.append(draw.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}]))
+    counts = ", ".join(f"{sum(one == fate for *_, one in rows)} {fate}" for fate in fates)
+    text = (
+        f"{len(rows)} requests by the time at which they were sent: {counts}. "
+        f"The longest waited {slowest:.2f} s{_moments_words(moments)}."
     )
+    return finish(draw.layers(drawn, width=WIDTH, height=FATES_HEIGHT), title=title, description=text, caption=caption)
+
+
+def fate_looks(fates: Sequence[str], answered: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and shape of each fate: a colour for each version that answered, others for what none did, in order."""
+    versions = list(dict.fromkeys(fate.removesuffix(FAILED) for fate in fates if fate in answered))
+    others = [fate for fate in fates if fate not in answered]
+    looks = {fate: (NOT_ANSWERED[n % len(NOT_ANSWERED)], "cross") for n, fate in enumerate(others)}
+    for fate in set(fates) - set(others):
+        colour = ANSWERED[versions.index(fate.removesuffix(FAILED)) % len(ANSWERED)]
+        looks[fate] = (colour, "triangle-up" if fate.endswith(FAILED) else "circle")
+    return looks

@@ -1,7 +1,7 @@
 """Draws without a network: in JupyterLab by its own Vega-Lite 5, elsewhere as a small PNG, in the report as SVG.
 
-Altair 6 writes Vega-Lite 6 and its own renderers fetch a library; JupyterLab 4.6 brings Vega-Lite 5.6.1 and draws a
-chart that keeps to what version 5 knows. So charts go out under that mime type, with a PNG for GitHub and exports.
+JupyterLab 4.6 brings Vega-Lite 5.6.1 and draws a chart that keeps to what version 5 knows. So charts go out under that
+mime type, with a PNG for GitHub and exports. Altair 6 writes Vega-Lite 6, and its own renderers fetch a library.
 """
 
 import base64
@@ -12,76 +12,66 @@ from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
-from labkit.charts.theme import FONT, config, set_caption
-from labkit.errors import LabkitError, UsageError
+from labkit import vega
+from labkit.errors import LabkitError, require
+from labkit.vega import FONT, SCHEMA, Spec, config, describe
 
-MIME = "application/vnd.vegalite.v5+json"
-SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name, never fetched
 VEGA_LITE = "5.8"  # the oldest that vl-convert draws with, nearest to JupyterLab's 5.6
 SCALE = 2
 COLOURS = 32
-EMPTY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR42mNgAAIAAAUAAen63NgAAAAASUVORK5CYII="
+
+_caption = {"text": ""}
 
 
-def enable(*, caption: str = "", png: bool = True) -> None:
-    """Makes Altair charts show offline in this notebook, in the course's look.
+class Chart(Spec):
+    """A Vega-Lite specification that a notebook shows as a picture."""
 
-    `caption` is the line under every title, the machine's. `png=False` leaves out the PNG, which costs about a third of
-    a second a chart.
+    def _repr_mimebundle_(self, **_: Any) -> tuple[Spec, Spec]:
+        return bundle(self)
+
+
+def set_caption(text: str) -> None:
+    """The line under every title from now on: the machine on which the numbers were measured."""
+    _caption["text"] = text
+
+
+def finish(chart: Spec, *, title: str | None, description: str, caption: str | None = None) -> Chart:
+    """Give a chart title, caption, look and description (which becomes the drawing's aria-label).
+
+    Without `caption` the one that `enable` was given is used. Raises UsageError without a description.
+    """
+    require(bool(description.strip()), f"the chart {title!r} has no description", fix="say in a sentence what it shows")
+    below = _caption["text"] if caption is None else caption
+    heading = {"title": {"text": title} | ({"subtitle": below} if below else {})} if title else {}
+    return Chart({"$schema": SCHEMA, "config": config(), **heading, "description": description, **chart})
+
+
+def enable(*, caption: str = "") -> None:
+    """Make Altair's charts, too, show offline in this notebook and in the course's look.
+
+    `caption` is the line under every title, the machine's.
     """
     import altair as alt
 
-    def renderer(drawn: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return bundle(drawn, png=png)
-
     set_caption(caption)
-    alt.renderers.register("labkit", renderer)
+    alt.renderers.register("labkit", lambda drawn, **_: bundle(drawn))
     alt.renderers.enable("labkit")
     alt.theme.register("labkit", enable=True)(lambda: alt.theme.ThemeConfig({"config": config()}))
 
 
-def show_live(chart: Any) -> None:
-    """Displays a chart from a widget's callback: without a PNG, so that it follows the hand."""
-    from IPython.display import display
-
-    data, metadata = live_bundle(chart)
-    display(data, raw=True, metadata=metadata)
+def spec(chart: Any) -> Spec:
+    """The Vega-Lite 5 specification of a chart, ours or Altair's; a copy."""
+    return {**(chart if isinstance(chart, dict) else chart.to_dict()), "$schema": SCHEMA}
 
 
-def spec(chart: Any) -> dict[str, Any]:
-    """The Vega-Lite 5 specification of a chart (or of a specification, which is copied)."""
-    drawn = dict(chart) if isinstance(chart, dict) else dict(chart.to_dict())
-    return {**drawn, "$schema": SCHEMA}
-
-
-def bundle(chart: Any, *, png: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+def bundle(chart: Any, *, png: bool = True) -> tuple[Spec, Spec]:
     """Data and metadata by mime type, for IPython. Raises UsageError for a chart without a description or a title."""
     drawn = spec(chart)
-    text = describe(drawn)
-    data: dict[str, Any] = {MIME: drawn, "text/plain": f"<chart: {text}>"}
-    metadata: dict[str, Any] = {MIME: {"embed_options": {"renderer": "svg", "actions": False}}}
+    data, metadata = vega.bundle(drawn)
     if png:
         data["image/png"], width, height = _png(drawn)
-        metadata["image/png"] = {"width": width, "height": height, "alt": text}
+        metadata["image/png"] = {"width": width, "height": height, "alt": describe(drawn)}
     return data, metadata
-
-
-def live_bundle(chart: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Data and metadata of a picture that follows the hand, with one empty pixel as its PNG.
-
-    Of a picture without a PNG JupyterLab makes one, and then draws the picture once more: twice the time.
-    """
-    data, metadata = bundle(chart, png=False)
-    return {**data, "image/png": EMPTY_PNG}, {**metadata, "image/png": {"alt": describe(data[MIME])}}
-
-
-def describe(drawn: dict[str, Any]) -> str:
-    """What a chart shows, in words: its description, else its title."""
-    title = drawn.get("title") or ""
-    text = drawn.get("description") or (title.get("text") if isinstance(title, dict) else title)
-    if not text:
-        raise UsageError("a chart has no description", remedy="add .properties(description='what it shows')")
-    return " ".join(text) if isinstance(text, list) else str(text)
 
 
 def svg(chart: Any) -> str:
@@ -96,7 +86,7 @@ def svg(chart: Any) -> str:
     return str(raw).replace("<svg ", f'<svg role="img" aria-label="{escape(describe(drawn))}" ', 1)
 
 
-def _png(drawn: dict[str, Any]) -> tuple[str, int, int]:
+def _png(drawn: Spec) -> tuple[str, int, int]:
     """A small PNG as base64, with the width and height at which it is to be shown."""
     import vl_convert
     from PIL import Image
@@ -108,29 +98,23 @@ def _png(drawn: dict[str, Any]) -> tuple[str, int, int]:
     return base64.b64encode(small.getvalue()).decode(), image.width // SCALE, image.height // SCALE
 
 
-# --- a chart's Vega-Lite specification as an SVG that may stand inside an HTML page ---
-
-
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 PASSIVE = {"svg", "g", "defs", "path", "line", "rect", "circle", "text", "tspan", "clipPath", "style", "title", "desc",
            "image", "a", "linearGradient", "radialGradient", "stop", "mask", "symbol", "use"}  # fmt: skip
 HERE = ("#", "data:image/")
 
 
-def chart_svg(spec: Mapping[str, Any], *, prefix: str) -> str:
+def chart_svg(chart: Mapping[str, Any], *, prefix: str) -> str:
     """The chart as one `<svg>` element; its ids begin with `prefix`. LabkitError says why it could not be drawn."""
-    from labkit import charts
-
     try:
-        root = ElementTree.fromstring(charts.svg(dict(spec)))
+        root = ElementTree.fromstring(svg(dict(chart)))
     except Exception as error:  # vl-convert raises what its JavaScript engine raises
         reason = " ".join(str(error).split()).partition(" at ")[0] or type(error).__name__
         raise LabkitError(f"the chart could not be drawn: {reason}") from error
     for element in root.iter():
         _require_passive(element)
     _make_ids_unique(root, prefix)
-    root.set("role", "img")  # its hundreds of marks are one picture to a screen reader
-    root.set("aria-label", str(spec.get("description") or "chart"))
+    root.set("aria-label", str(chart.get("description") or "chart"))
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     return ElementTree.tostring(root, encoding="unicode")
@@ -139,23 +123,23 @@ def chart_svg(spec: Mapping[str, Any], *, prefix: str) -> str:
 def _require_passive(element: ElementTree.Element) -> None:
     name = element.tag.rpartition("}")[2]
     outside = [value for key, value in element.attrib.items() if key.endswith("href") and not value.startswith(HERE)]
-    outside += [url for value in element.attrib.values() for url in _urls(value)] + _urls(element.text or "", name)
+    outside += [url for value in element.attrib.values() for url in _urls(value)]
+    outside += _urls(element.text or "") if name == "style" else []
     active = [key for key in element.attrib if key.lower().startswith("on")]
     if name not in PASSIVE or active or outside:
         what = f"it would ask {outside[0]}" if outside else f"it holds {active[0] if active else name}"
         raise LabkitError(f"the chart was left out: {what}")
 
 
-def _urls(text: str, tag: str = "style") -> list[str]:
+def _urls(text: str) -> list[str]:
     """What `url(...)` in an attribute or a style sheet points to, unless it is in this very file."""
-    found = re.findall(r"""url\(\s*["']?([^"')]*)""", text) if tag == "style" else []
-    return [url for url in found if not url.startswith(HERE)]
+    return [url for url in re.findall(r"""url\(\s*["']?([^"')]*)""", text) if not url.startswith(HERE)]
 
 
 def _make_ids_unique(root: ElementTree.Element, prefix: str) -> None:
     """Ids become `prefix` and a number, in the document's order: Vega's own count on from drawing to drawing."""
-    found = [element.get("id") for element in root.iter() if element.get("id")]
-    names = {old: f"{prefix}{n}" for n, old in enumerate(dict.fromkeys(found))}
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    names = {old: f"{prefix}{n}" for n, old in enumerate(dict.fromkeys(ids))}
     for element in root.iter():
         for key, value in element.attrib.items():
             if key == "id":

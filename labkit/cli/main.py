@@ -249,7 +249,7 @@ def run(
 
         result = run_on_cluster(ray, labs or (), **options, say=say)
     else:
-        plan = make_plan(labs or (), **options, progress=say)
+        plan = make_plan(labs or (), **options, say=say)
         say("\n".join(opening_lines(plan)))
         result = run_labs(plan)
     page = reports.build(result.out_dir)
@@ -344,13 +344,15 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """What serving costs, hosted and by API."""
-    from labkit.advice.costs import words
+    from labkit.advice import costs
+    from labkit.advice.costs.words import text
+    from labkit.files import parse_settings
 
-    result = words.answer(settings or ())
+    result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
     if as_json:
         print_json(result.to_json())
     else:
-        typer.echo(words.text(result))
+        typer.echo(text(result))
 
 
 @app.command()

@@ -105,14 +105,13 @@ def reference_beside(record: Record) -> Reference | None:
 
 
 def beside_recorded(record: Record, chart: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A chart of `record` with the recorded run's values in it, where there are some; otherwise as it was."""
+    """A chart of `record` with the recorded run's values in it, where the parameters were the same; else as it was."""
     from labkit.records.recorded import with_recorded
 
     reference = reference_beside(record)
-    rows = reference.points(record.lab, chart) if reference else []
-    if reference is None or not rows:
+    if reference is None or reference.other_parameters(record):
         return dict(spec)
-    return with_recorded(spec, rows, label=reference.label, caution=reference.unlike(record))
+    return with_recorded(spec, reference.points(record.lab, chart), label=reference.label)
 
 
 def _apart(info: RunInfo, machine: Mapping[str, Any]) -> tuple[int, bool, float]:

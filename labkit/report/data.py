@@ -20,9 +20,9 @@ class RunData:
     @property
     def labs(self) -> tuple[LabRun, ...]:
         """How each lab went: by run.json, else by its record."""
-        told = self.info.labs if self.info else ()
-        names = {lab.name for lab in told}
-        return (*told, *(_by_record(record) for lab, record in self.records.items() if lab not in names))
+        listed = self.info.labs if self.info else ()
+        names = {lab.name for lab in listed}
+        return (*listed, *(_by_record(record) for lab, record in self.records.items() if lab not in names))
 
     @property
     def described(self) -> RunInfo | Record | None:
@@ -37,29 +37,20 @@ def load(run_dir: Path) -> RunData:
     """
     if not run_dir.is_dir():
         raise RecordError(f"{run_dir} is not a folder", remedy="pass the folder of a run")
+    info: RunInfo | None = None
     records: dict[str, Record] = {}
     broken: dict[str, str] = {}
     for file in sorted(run_dir.glob("[!.]*.json")):
-        if file.name == RUN_FILE:
-            continue
         try:
-            records[file.stem] = read(file)
+            if file.name == RUN_FILE:
+                info = read_run(run_dir)
+            else:
+                records[file.stem] = read(file)
         except RecordError as error:
             broken[file.stem] = str(error)
-    info = _run_info(run_dir, broken)
     if info is None and not records and not broken:
-        return RunData(folder=run_dir, info=None, records=read_newest(run_dir))
+        records = dict(read_newest(run_dir))
     return RunData(folder=run_dir, info=info, records=records, broken=broken)
-
-
-def _run_info(run_dir: Path, broken: dict[str, str]) -> RunInfo | None:
-    if not (run_dir / RUN_FILE).exists():
-        return None
-    try:
-        return read_run(run_dir)
-    except RecordError as error:
-        broken["run"] = str(error)
-        return None
 
 
 def _by_record(record: Record) -> LabRun:

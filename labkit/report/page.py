@@ -8,27 +8,23 @@ from pathlib import Path
 
 from labkit.errors import RecordError
 from labkit.records import write_atomic
-from labkit.report.data import RunData, load
+from labkit.report.data import load
 from labkit.report.view import view
 
 
 def build(run_dir: Path, out_file: Path | None = None) -> Path:
     """Writes the report of `run_dir` (default: report.html in it) and returns its path.
 
-    RecordError: not a folder, or one without any record, or a file that cannot be written.
+    Everything that a record holds is escaped. RecordError: not a folder, or one without any record, or a file that
+    cannot be written.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     data = load(run_dir)
     out_file = (out_file or run_dir / "report.html").expanduser().resolve()
     if not out_file.parent.is_dir():
         remedy = "name a file in a folder that exists"
         raise RecordError(f"the report cannot be written: {out_file.parent} is not a folder", remedy=remedy)
-    write_atomic(out_file, render(data))
-    return out_file
-
-
-def render(data: RunData) -> str:
-    """The report as HTML. Everything that stands in a record is escaped; charts are drawn here."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(loader=PackageLoader("labkit", "report"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.j2").render(view(data))
+    write_atomic(out_file, environment.get_template("report.html.j2").render(view(data)))
+    return out_file

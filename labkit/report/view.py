@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,137 +20,49 @@ from labkit.report.data import RunData
 from labkit.teaching.predictions import TOLERANCE
 from labkit.words import amount, clock, number, off_by, share, span
 
-LONGEST = 3
-WORTH_TELLING_S = 1.0
-
-
-def times(data: RunData) -> dict[str, Any]:
-    """The table of times: each lab with its seconds, its share of the bar, what was planned, and its longest cells.
-
-    `total` is the labs' sum; `rest` what the run took besides (the report, waiting), where run.json tells.
-    """
-    timed = [(lab.name, lab.seconds) for lab in data.labs if lab.seconds is not None]
-    total = sum(seconds for _, seconds in timed)
-    most = max((seconds for _, seconds in timed), default=0.0)
-    return {
-        "rows": [_row(data.folder, name, seconds, most) for name, seconds in timed],
-        "total": clock(total),
-        "whole": _whole(data),
-    }
-
-
-def _row(folder: Path, name: str, seconds: float, most: float) -> dict[str, Any]:
-    return {
-        "lab": f"{name[:2]} {LABS[name].title}" if name in LABS else name,
-        "time": clock(seconds),
-        "planned": clock(60 * LABS[name].minutes) if name in LABS else "",
-        "share": round(100 * seconds / most) if most else 0,
-        "cells": [
-            {"time": clock(spent), "cell": number, "line": line}
-            for spent, number, line in longest_cells(folder / f"{name}.ipynb")
-        ],
-    }
-
-
-def _whole(data: RunData) -> str:
-    if data.info is None or data.info.ended is None:
-        return ""
-    return clock((data.info.ended - data.info.started).total_seconds())
-
-
-def longest_cells(notebook: Path, *, most: int = LONGEST) -> list[tuple[float, int, str]]:
-    """(seconds, number, first line) of the cells that took longest, numbered as Jupyter does; [] without a notebook."""
-    found = sorted(_timed_cells(notebook), reverse=True)
-    return [one for one in found if one[0] >= WORTH_TELLING_S][:most]
-
-
-def _timed_cells(notebook: Path) -> Iterator[tuple[float, int, str]]:
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for cell in cells:
-        spent = cell.get("metadata", {}).get("papermill", {}).get("duration")
-        lines = [line for line in "".join(cell.get("source", [])).splitlines() if _says_something(line)]
-        if isinstance(spent, int | float) and cell.get("cell_type") == "code" and lines:
-            yield float(spent), int(cell.get("execution_count") or 0), lines[0].strip()
-
-
-def _says_something(line: str) -> bool:
-    """Neither empty, nor a comment, nor an import: the first line that does something."""
-    return bool(line.strip()) and not line.lstrip().startswith(("#", "import ", "from "))
-
-
-# --- report recorded ---
-
-
-def provenance(data: RunData) -> str:
-    """What the diamonds and the figures called recorded are from; empty where nothing recorded is shown."""
-    found = {found.provenance for record in data.records.values() if (found := reference_beside(record))}
-    return "; ".join(sorted(found))
-
-
-def recorded_verdicts(data: RunData) -> dict[str, str]:
-    """By claim, what a recorded run's evidence says; nothing for the recorded run itself."""
-    machine = data.described.machine if data.described else {}
-    reference = reference_for(machine)
-    if reference is None or any(reference_beside(record) is None for record in data.records.values()):
-        return {}
-    return {row.id: row.verdict for row in ledger(reference.records.values()) if row.measured}
-
-
-# --- a run in words: everything that the report's template shows, computed from the records ---
-
-
 GIB = 2**30
 KEY_FIGURES = 5
 LOG_LINES = 25
+LONGEST_CELLS, WORTH_TELLING_S = 3, 1.0
 FEW_PREDICTIONS = 10
 SCALE_ENDS = 8  # a guess further off than this factor is drawn as an arrow at the end
 MARKS = {"done": "good", "failed": "bad", "skipped": "none", "waiting": "none", "running": "mid"}
 VERDICTS = {"supported": "good", "refuted": "bad", "depends": "mid"}
 HITS = {True: "good", False: "bad", None: "none"}
+View = dict[str, Any]
 
 
-def view(data: RunData) -> dict[str, Any]:
+def view(data: RunData) -> View:
     """Everything that the template shows, in words."""
-    labs = [{**lab, "charts": _charts(data.records.get(lab["name"]))} for lab in lab_views(data)]
-    predictions = [one for record in data.records.values() for one in record.predictions]
+    described = data.described
+    charts = {
+        lab: [_chart(record, chart, f"{lab}-{n}-") for n, chart in enumerate(record.charts)]
+        for lab, record in data.records.items()
+    }
+    labs = [{**lab, "charts": charts.get(lab["name"], [])} for lab in lab_views(data)]
+    predictions = [prediction for record in data.records.values() for prediction in record.predictions]
     claims, claims_error = _claims(data)
     warnings = list(_warnings(data))
+    references = [reference_beside(record) for record in data.records.values()]
     return {
-        "title": _title(data),
+        "title": f"What was measured on {described.machine_line}" if described else "A run that cannot be read",
         "subtitle": _subtitle(data),
-        "tiles": list(_tiles(data, predictions, claims, len(warnings))),
-        "failures": [*_failures(data), *_broken({**data.broken, "claims": claims_error})],
+        "tiles": _tiles(data, predictions, claims, len(warnings)),
+        "failures": list(_failures(data, claims_error)),
         "labs": labs,
         "charts": any(lab["charts"] for lab in labs),
-        "predictions": [_prediction_view(r, p) for r in data.records.values() for p in r.predictions],
+        "predictions": [_prediction(r, p) for r in data.records.values() for p in r.predictions],
         "calibration": _calibration(predictions),
         "scale_ends": SCALE_ENDS,
         "tested": [claim for claim in claims if claim["tested"]],
         "untested": [claim for claim in claims if not claim["tested"]],
         "times": times(data),
-        "recorded": provenance(data),
+        "recorded": "; ".join(sorted({reference.provenance for reference in references if reference})),
         "warnings": warnings,
         "machine": list(_machine(data)),
-        "versions": sorted(data.described.versions.items()) if data.described else [],
+        "versions": sorted(described.versions.items()) if described else [],
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-
-
-def lab_views(data: RunData) -> list[dict[str, Any]]:
-    """Each lab with its status, time, figures and parameters."""
-    return [_lab_view(lab, data.records.get(lab.name)) for lab in data.labs]
-
-
-def _lab_title(name: str) -> str:
-    return f"{name[:2]} {LABS[name].title}" if name in LABS else name
-
-
-def _title(data: RunData) -> str:
-    described = data.described
-    return f"What was measured on {described.machine_line}" if described else "A run that cannot be read"
 
 
 def _subtitle(data: RunData) -> str:
@@ -165,22 +77,25 @@ def _subtitle(data: RunData) -> str:
     return " · ".join(parts)
 
 
-def _tiles(
-    data: RunData, predictions: list[dict[str, Any]], claims: list[dict[str, Any]], warnings: int
-) -> Iterable[dict[str, str]]:
+def _tiles(data: RunData, predictions: list[View], claims: list[View], warnings: int) -> list[View]:
     done = sum(lab.status == "done" for lab in data.labs)
-    yield {"value": f"{done} of {len(data.labs)}", "label": "labs done"}
-    yield {"value": str(sum(claim["tested"] for claim in claims)), "label": "claims tested here"}
-    found = teaching.calibration(predictions)
-    hits = sum(one.get("hit") is True for one in predictions)
-    yield {
-        "value": f"{hits} of {found.n}" if found.n else "none",
-        "label": "predictions close" if found.n else "predicted",
-    }
-    yield {"value": str(warnings), "label": "warning" if warnings == 1 else "warnings"}
+    tested = sum(claim["tested"] for claim in claims)
+    judged = teaching.calibration(predictions).n
+    hits = f"{sum(prediction.get('hit') is True for prediction in predictions)} of {judged}"
+    return [
+        {"value": f"{done} of {len(data.labs)}", "label": "labs done"},
+        {"value": tested, "label": "claims tested here"},
+        {"value": hits if judged else "none", "label": "predictions close" if judged else "predicted"},
+        {"value": warnings, "label": "warning" if warnings == 1 else "warnings"},
+    ]
 
 
-def _lab_view(lab: LabRun, record: Record | None) -> dict[str, Any]:
+def lab_views(data: RunData) -> list[View]:
+    """Each lab with its status, time, figures and parameters."""
+    return [_lab_view(lab, data.records.get(lab.name)) for lab in data.labs]
+
+
+def _lab_view(lab: LabRun, record: Record | None) -> View:
     measured = sorted(record.measured, key=lambda item: item.tolerance is None) if record else []
     figures = [_figure(item) for item in measured]
     return {
@@ -196,7 +111,15 @@ def _lab_view(lab: LabRun, record: Record | None) -> dict[str, Any]:
     }
 
 
-def _figure(item: Measured) -> dict[str, str]:
+def _lab_title(name: str) -> str:
+    return f"{name[:2]} {LABS[name].title}" if name in LABS else name
+
+
+def _plainly(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def _figure(item: Measured) -> View:
     return {
         "name": item.name.replace("_", " "),
         "value": amount(item.value, item.unit),
@@ -205,26 +128,36 @@ def _figure(item: Measured) -> dict[str, str]:
     }
 
 
-def _charts(record: Record | None) -> list[dict[str, Any]]:
-    if record is None:
-        return []
-    drawn = ((chart, beside_recorded(record, chart.name, chart.spec)) for chart in record.charts)
-    charts = (chart.model_copy(update={"spec": spec}) for chart, spec in drawn)
-    return [_chart_view(chart, f"{record.lab}-{n}-") for n, chart in enumerate(charts)]
-
-
-def _chart_view(chart: Chart, prefix: str) -> dict[str, Any]:
+def _chart(record: Record, chart: Chart, prefix: str) -> View:
     from markupsafe import Markup
 
-    shown: dict[str, Any] = {"key": chart.key, "caption": str(chart.spec.get("description") or chart.name)}
+    spec = beside_recorded(record, chart.name, chart.spec)
+    shown = {"key": chart.key, "caption": str(spec.get("description") or chart.name)}
     try:
-        return {**shown, "svg": Markup(chart_svg(chart.spec, prefix=prefix)), "message": ""}
+        return {**shown, "svg": Markup(chart_svg(spec, prefix=prefix)), "message": ""}
     except LabkitError as error:
         return {**shown, "svg": None, "message": f"{chart.name}: {error}"}
 
 
-def _plainly(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+def _prediction(record: Record, prediction: Mapping[str, Any]) -> View:
+    unit, guess, measured = (prediction.get(key) for key in ("unit", "guess", "measured"))
+    low, high, confidence = (prediction.get(key) for key in ("low", "high", "confidence"))
+    return {
+        "lab": _lab_title(record.lab),
+        "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
+        "guess": _quantity(guess, unit) or "no guess",
+        "confidence": "" if confidence is None else share(confidence),
+        "measured": _quantity(measured, unit) or "not measured",
+        "interval": span(low, high, unit) if low is not None and high is not None else "",
+        "recorded": _recorded(record, prediction),
+        "outcome": _outcome(prediction, unit),
+        "scale": guess_scale(guess, measured),
+        "mark": HITS[prediction.get("hit")],
+    }
+
+
+def _quantity(value: object, unit: str | None) -> str:
+    return amount(value, unit) if isinstance(value, int | float) else str(value or "")
 
 
 def _recorded(record: Record, prediction: Mapping[str, Any]) -> str:
@@ -236,35 +169,8 @@ def _recorded(record: Record, prediction: Mapping[str, Any]) -> str:
     return f"{_quantity(found.get('measured'), found.get('unit'))} {reference.unlike(record)}".rstrip()
 
 
-def _prediction_view(record: Record, prediction: Mapping[str, Any]) -> dict[str, Any]:
-    unit, hit = prediction.get("unit"), prediction.get("hit")
-    low, high, confidence = prediction.get("low"), prediction.get("high"), prediction.get("confidence")
-    return {
-        "lab": _lab_title(record.lab),
-        "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
-        "guess": _quantity(prediction.get("guess"), unit) or "no guess",
-        "confidence": "" if confidence is None else share(confidence),
-        "measured": _quantity(prediction.get("measured"), unit) or "not measured",
-        "interval": span(low, high, unit) if low is not None and high is not None else "",
-        "recorded": _recorded(record, prediction),
-        "outcome": _outcome(prediction, unit),
-        "scale": _scale(prediction.get("guess"), prediction.get("measured")),
-        "mark": HITS[hit],
-    }
-
-
-def _scale(guess: object, measured: object) -> dict[str, Any] | None:
-    """The guess on a logarithmic line from -100 to 100 with the measurement at 0; None where a factor means nothing."""
-    if not isinstance(guess, int | float) or not isinstance(measured, int | float) or guess <= 0 or measured <= 0:
-        return None
-    unit = 100 / math.log(SCALE_ENDS)
-    at = math.log(guess / measured) * unit
-    close = round(math.log(1 + TOLERANCE) * unit, 1)
-    return {"at": round(max(-100.0, min(100.0, at)), 1), "close": close, "beyond": abs(at) > 100}
-
-
 def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:
-    guess, measured, hit = prediction.get("guess"), prediction.get("measured"), prediction.get("hit")
+    guess, measured, hit = (prediction.get(key) for key in ("guess", "measured", "hit"))
     if guess is None:
         return "no prediction"
     if hit is None or measured is None:
@@ -274,27 +180,41 @@ def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:
     return "close" if hit else off_by(guess, measured, unit)
 
 
-def _quantity(value: object, unit: str | None) -> str:
-    return amount(value, unit) if isinstance(value, int | float) else str(value or "")
+def guess_scale(guess: object, measured: object) -> View | None:
+    """The guess on a logarithmic line from -100 to 100 with the measurement at 0; None where a factor means nothing."""
+    if not isinstance(guess, int | float) or not isinstance(measured, int | float) or guess <= 0 or measured <= 0:
+        return None
+    unit = 100 / math.log(SCALE_ENDS)
+    at = math.log(guess / measured) * unit
+    close = round(math.log(1 + TOLERANCE) * unit, 1)
+    return {"at": round(max(-100.0, min(100.0, at)), 1), "close": close, "beyond": abs(at) > 100}
 
 
-def _calibration(predictions: list[dict[str, Any]]) -> str:
-    found = teaching.calibration(predictions)
-    if not 0 < found.n < FEW_PREDICTIONS:
-        return found.sentence()
-    return f"{found.sentence()} That few ({found.n}) tell little about how well calibrated anybody is."
+def _calibration(predictions: list[View]) -> str:
+    calibration = teaching.calibration(predictions)
+    if not 0 < calibration.n < FEW_PREDICTIONS:
+        return calibration.sentence()
+    return f"{calibration.sentence()} That few ({calibration.n}) tell little about how well calibrated anybody is."
 
 
-def _claims(data: RunData) -> tuple[list[dict[str, Any]], str]:
+def _claims(data: RunData) -> tuple[list[View], str]:
     """The ledger's rows for this run, and the message where evidence cannot be judged."""
     try:
-        there = recorded_verdicts(data)
-        return [_claim_view(row, there.get(row.id, "")) for row in ledger(data.records.values())], ""
+        recorded = _recorded_verdicts(data)
+        return [_claim(row, recorded.get(row.id, "")) for row in ledger(data.records.values())], ""
     except LabkitError as error:
         return [], str(error)
 
 
-def _claim_view(row: Row, recorded: str) -> dict[str, Any]:
+def _recorded_verdicts(data: RunData) -> dict[str, str]:
+    """By claim, what a recorded run's evidence says; nothing for the recorded run itself."""
+    reference = reference_for(data.described.machine if data.described else {})
+    if reference is None or any(reference_beside(record) is None for record in data.records.values()):
+        return {}
+    return {row.id: row.verdict for row in ledger(reference.records.values()) if row.measured}
+
+
+def _claim(row: Row, recorded: str) -> View:
     return {
         "id": row.id,
         "short": row.short,
@@ -310,33 +230,62 @@ def _claim_view(row: Row, recorded: str) -> dict[str, Any]:
     }
 
 
-def _failures(data: RunData) -> Iterable[dict[str, str]]:
+def times(data: RunData) -> View:
+    """The table of times: each lab with its seconds, its share of the bar, what was planned, and its longest cells.
+
+    `total` is the labs' sum, `whole` what the run took, where run.json tells.
+    """
+    timed = {lab.name: lab.seconds for lab in data.labs if lab.seconds is not None}
+    most = max(timed.values(), default=0.0)
+    rows = [
+        {
+            "lab": _lab_title(name),
+            "time": clock(seconds),
+            "planned": clock(60 * LABS[name].minutes) if name in LABS else "",
+            "share": round(100 * seconds / most) if most else 0,
+            "cells": [
+                {"time": clock(spent), "cell": cell, "line": line}
+                for spent, cell, line in longest_cells(data.folder / f"{name}.ipynb")
+            ],
+        }
+        for name, seconds in timed.items()
+    ]
+    whole = clock((data.info.ended - data.info.started).total_seconds()) if data.info and data.info.ended else ""
+    return {"rows": rows, "total": clock(sum(timed.values())), "whole": whole}
+
+
+def longest_cells(notebook: Path) -> list[tuple[float, int, str]]:
+    """(seconds, number, first line) of the cells that took longest, numbered as Jupyter does; [] without a notebook."""
+    cells = sorted(_timed_cells(notebook), reverse=True)
+    return [cell for cell in cells if cell[0] >= WORTH_TELLING_S][:LONGEST_CELLS]
+
+
+def _timed_cells(notebook: Path) -> Iterator[tuple[float, int, str]]:
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for cell in cells:
+        spent = cell.get("metadata", {}).get("papermill", {}).get("duration")
+        lines = [line.strip() for line in "".join(cell.get("source", [])).splitlines()]
+        does = [line for line in lines if line and not line.startswith(("#", "import ", "from "))]
+        if isinstance(spent, int | float) and cell.get("cell_type") == "code" and does:
+            yield float(spent), int(cell.get("execution_count") or 0), does[0]
+
+
+def _failures(data: RunData, claims_error: str) -> Iterator[View]:
     for lab in data.labs:
         if lab.status == "failed":
             log = data.folder / "logs" / f"{lab.name}.log"
-            shown = f"logs/{log.name}" if log.exists() else ""
-            yield {
-                "lab": _lab_title(lab.name),
-                "error": lab.error or "it ended before it was complete",
-                "tail": _tail(log),
-                "log": shown,
-            }
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+            error = lab.error or "it ended before it was complete"
+            place = {"log": f"logs/{log.name}" if log.exists() else "", "tail": "\n".join(lines[-LOG_LINES:])}
+            yield {"lab": _lab_title(lab.name), "error": error, **place}
+    unreadable = {**data.broken, "claims": claims_error}
+    yield from ({"lab": name, "error": text, "tail": "", "log": ""} for name, text in unreadable.items() if text)
 
 
-def _broken(messages: Mapping[str, str]) -> Iterable[dict[str, str]]:
-    """What could not be read, each with its message."""
-    for name, message in messages.items():
-        if message:
-            yield {"lab": name, "error": message, "tail": "", "log": ""}
-
-
-def _tail(log: Path) -> str:
-    if not log.exists():
-        return ""
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
-
-
-def _warnings(data: RunData) -> Iterable[dict[str, str]]:
+def _warnings(data: RunData) -> Iterator[View]:
     mixed = mixed_machines({lab: record.machine_line for lab, record in data.records.items()})
     if mixed is not None:
         yield {"lab": "all", "text": str(mixed)}
@@ -347,25 +296,19 @@ def _warnings(data: RunData) -> Iterable[dict[str, str]]:
             yield {"lab": _lab_title(lab.name), "text": f"did not run: {lab.error or 'the run was stopped before'}"}
 
 
-def _machine(data: RunData) -> Iterable[tuple[str, str]]:
+def _machine(data: RunData) -> Iterator[tuple[str, str]]:
     described = data.described
     if described is None:
         return
-    facts = described.machine
+    facts: Mapping[str, Any] = described.machine
     yield "CPU", f"{facts.get('cpus', 'unknown')} usable ({facts.get('cpu_model', 'unknown')})"
     total = facts.get("memory_total_bytes")
     if isinstance(total, int):
         yield "Memory", f"{number(total / GIB)} GiB"
-    yield "GPU", _gpus(facts)
+    gpus = [f"{g.get('name')} ({number(g.get('memory_total_bytes', 0) / GIB)} GiB)" for g in facts.get("gpus") or []]
+    yield "GPU", ", ".join(gpus) or f"none ({facts.get('gpu_reason') or 'unknown'})"
     yield "System", str(facts.get("os", "unknown"))
     yield "Seed", str(described.seed)
     if data.info:
         yield "Profile", data.info.profile
         yield "Commit", data.info.git_commit or "unknown"
-
-
-def _gpus(facts: Mapping[str, Any]) -> str:
-    gpus = facts.get("gpus") or []
-    if not gpus:
-        return f"none ({facts.get('gpu_reason') or 'unknown'})"
-    return ", ".join(f"{gpu.get('name')} ({number(gpu.get('memory_total_bytes', 0) / GIB)} GiB)" for gpu in gpus)

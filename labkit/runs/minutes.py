@@ -66,7 +66,7 @@ def estimate(lab: Lab, parameters: Mapping[str, Any], gpu: Gpu | None) -> Estima
         reason = "TorchServe" if lab.engine in ("torchserve", "all") else "no vLLM engine"
     elif gpu is not None:
         try:
-            pace = _pace(str(parameters["model"]), gpu)
+            pace = pace_of(str(parameters["model"]), gpu)
         except LabkitError as error:
             reason = error.what
     if pace is None:
@@ -78,11 +78,11 @@ def estimate(lab: Lab, parameters: Mapping[str, Any], gpu: Gpu | None) -> Estima
 
 def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
     """The estimates as a table: minutes, lab and basis; last, what modelled minutes rest on."""
-    rows = [f"{one.seconds / 60:6.1f}  {name:24} {one.basis}" for name, one in estimates.items()]
-    total = sum(one.seconds for one in estimates.values()) / 60
+    rows = [f"{lab.seconds / 60:6.1f}  {name:24} {lab.basis}" for name, lab in estimates.items()]
+    total = sum(lab.seconds for lab in estimates.values()) / 60
     table = [f"minutes expected on {gpu.name}:", *rows, f"{total:6.1f}  in all"]
     card = reported_as(gpu.name)
-    if card is None or all(one.basis != MODELLED for one in estimates.values()):
+    if card is None or all(lab.basis != MODELLED for lab in estimates.values()):
         return table
     errors = errors_in_words(model_folder("llama-3.1-8b"), 1)
     return [
@@ -93,7 +93,7 @@ def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
     ]
 
 
-def _pace(model: str, gpu: Gpu) -> Pace:
+def pace_of(model: str, gpu: Gpu) -> Pace:
     """UsageError where the card or the model has no step times."""
     card = reported_as(gpu.name)
     if card is None or card.efficiency is None:
@@ -111,14 +111,15 @@ def _pace(model: str, gpu: Gpu) -> Pace:
 def _work_s(work: Work, parameters: Mapping[str, Any], pace: Pace) -> float:
     """A part of a lab's work, for each combination of the values that it is repeated for."""
     combinations = itertools.product(*(parameters[name] for name in work.each))
-    return sum(_once_s(work, {**parameters, **dict(zip(work.each, one, strict=True))}, pace) for one in combinations)
+    values = ({**parameters, **dict(zip(work.each, chosen, strict=True))} for chosen in combinations)
+    return sum(_once_s(work, its, pace) for its in values)
 
 
 def _once_s(work: Work, values: Mapping[str, Any], pace: Pace) -> float:
     def number(quantity: Quantity) -> float:
         factors = quantity if isinstance(quantity, tuple) else (quantity,)
-        found = (values[factor] if isinstance(factor, str) else factor for factor in factors)
-        return math.prod(max(one) if isinstance(one, list) else one for one in found)
+        numbers = (values[factor] if isinstance(factor, str) else factor for factor in factors)
+        return math.prod(max(number) if isinstance(number, list) else number for number in numbers)
 
     sizes = (work.requests, work.input_tokens, work.output_tokens, work.concurrency)
     closed_s = pace.loop_s(*(math.ceil(number(size)) for size in sizes))

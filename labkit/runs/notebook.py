@@ -5,6 +5,7 @@ notebook is written as far as it came, the kernel ends, and so does every proces
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -43,24 +44,24 @@ class Stop:
     urgent: threading.Event = field(default_factory=threading.Event)
 
     def ask(self) -> None:
-        """Asks to stop; the second time, at once."""
+        """Ask to stop; the second time, at once."""
         (self.urgent if self.asked.is_set() else self.asked).set()
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and a closed terminal become a `Stop` while the block runs (in the main thread only)."""
+    """Turn Ctrl-C, SIGTERM and a closed terminal into a `Stop` while the block runs (in the main thread only)."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {each: signal.signal(each, lambda *_: stop.ask()) for each in signals}
+    previous = {number: signal.signal(number, lambda *_: stop.ask()) for number in signals}
     try:
         yield stop
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def execute(
@@ -71,24 +72,20 @@ def execute(
     log_path: Path,
     stop: Stop | None = None,
     on_cell: Callable[[int, int], None] = lambda _index, _total: None,
-    on_tick: Callable[[], None] = lambda: None,
 ) -> NotebookEnd:
-    """Runs `notebook` with `parameters` into `output`, everything printed into `log_path`.
+    """Run `notebook` with `parameters` into `output`, everything printed into `log_path`.
 
-    `on_cell(index, total)` is called when a cell starts, from another thread; `on_tick` about ten times a second.
+    `on_cell(index, total)` is called when a cell starts, from another thread.
     """
     stop, started = stop or Stop(), time.monotonic()
     log_path.write_text("", encoding="utf-8")
-    with (
-        Scope() as scope,
-        log_path.open("a", encoding="utf-8") as log,
-    ):  # appending: the kernel and its children write to it too
+    with Scope() as scope, log_path.open("a", encoding="utf-8") as log:  # appending: the kernel writes to it too
         run = _Run(notebook, output, dict(parameters), log, stop, on_cell)
         run.thread.start()
-        _wait(run.thread, stop.asked, on_tick=on_tick)
+        _wait(run.thread, stop.asked)
         interrupted = run.thread.is_alive()
         if interrupted:
-            _interrupt(run, stop, scope, on_tick)
+            _interrupt(run, stop, scope)
         left = scope.end(wait_s=0 if interrupted else LEFTOVER_GRACE_S)
         run.thread.join(INTERRUPT_GRACE_S)
         if left:
@@ -103,25 +100,40 @@ def execute(
     )
 
 
+def _wait(thread: threading.Thread, until: threading.Event, *, timeout_s: float = math.inf) -> None:
+    """Wait for the thread's end, the event, or the time-out."""
+    end = time.monotonic() + timeout_s
+    while thread.is_alive() and not until.is_set() and time.monotonic() < end:
+        thread.join(TICK_S)
+
+
+def _interrupt(run: "_Run", stop: Stop, scope: Scope) -> None:
+    """KeyboardInterrupt in the running cell, so that the lab cleans up; after that, or when urgent, end the tree."""
+    if run.kernel_pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(run.kernel_pid, signal.SIGINT)
+        _wait(run.thread, stop.urgent, timeout_s=INTERRUPT_GRACE_S)
+    if run.thread.is_alive():
+        scope.end()
+
+
+@dataclass
 class _Run:
     """A notebook's execution in a thread of its own."""
 
-    def __init__(
-        self,
-        notebook: Path,
-        output: Path,
-        parameters: dict[str, Any],
-        log: TextIO,
-        stop: Stop,
-        on_cell: Callable[[int, int], None],
-    ) -> None:
-        self.notebook, self.output, self.parameters = notebook, output, parameters
-        self.log, self.stop, self.on_cell = log, stop, on_cell
-        self.kernel_pid: int | None = None
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._target, name=f"lab {notebook.stem}", daemon=True)
+    notebook: Path
+    output: Path
+    parameters: dict[str, Any]
+    log: TextIO
+    stop: Stop
+    on_cell: Callable[[int, int], None]
+    kernel_pid: int | None = None
+    error: BaseException | None = None
 
-    def _target(self) -> None:
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._execute, name=f"lab {self.notebook.stem}", daemon=True)
+
+    def _execute(self) -> None:
         try:
             import papermill
 
@@ -136,7 +148,7 @@ class _Run:
                 progress_bar=False,
                 run=self,
             )
-        except BaseException as error:  # whatever it is, it is reported in the main thread
+        except BaseException as error:  # it is reported in the main thread
             self.error = error
 
     def failure(self) -> tuple[str, str]:
@@ -144,16 +156,16 @@ class _Run:
         if self.error is None:
             return "", ""
         if not hasattr(self.error, "ename"):
-            return "", f"{type(self.error).__name__}: {_one_line(str(self.error))}"
+            return "", f"{type(self.error).__name__}: {one_line(str(self.error))}"
         error: Any = self.error  # papermill's PapermillExecutionError
         number = f" [In {error.exec_count}]" if error.exec_count else ""
-        lines = [line for line in error.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        begins = lines[0] if lines else ""
-        return f"cell {error.cell_index + 1}{number}: {begins}", f"{error.ename}: {_one_line(error.evalue)}"
+        code = [line for line in error.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        begins = code[0] if code else ""
+        return f"cell {error.cell_index + 1}{number}: {begins}", f"{error.ename}: {one_line(error.evalue)}"
 
 
-def _one_line(message: str) -> str:
-    """A message in one line, without a server's log, which stands in the notebook and in the lab's own log."""
+def one_line(message: str) -> str:
+    """A message in one line, without a server's log, which is in the notebook and in the lab's own log."""
     return " ".join(message.partition(LOG_TAIL)[0].split())
 
 
@@ -174,6 +186,12 @@ def _register_engine() -> None:
     class LabEngine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, run: _Run, **_options: Any) -> Any:
+            def on_cell_start(cell_index: int, **_cell: Any) -> None:
+                if run.stop.asked.is_set():  # an idle kernel ignores SIGINT: a stop between two cells ends the run here
+                    raise KeyboardInterrupt
+                run.kernel_pid = getattr(client.km.provisioner, "pid", None)
+                run.on_cell(cell_index, len(nb_man.nb.cells))
+
             client = PapermillNotebookClient(
                 nb_man,
                 timeout=None,
@@ -181,33 +199,19 @@ def _register_engine() -> None:
                 kernel_name=kernel_name,
                 stdout_file=run.log,
                 stderr_file=run.log,
+                on_cell_start=on_cell_start,
             )
-            _follow_cells(nb_man, client, run)
+            kernel = {"cwd": str(run.notebook.parent), "env": kernel_environment()}
             try:
-                return client.execute(
-                    cwd=str(run.notebook.parent), env=kernel_environment(), stdout=run.log, stderr=run.log
-                )
+                return client.execute(**kernel, stdout=run.log, stderr=run.log)
             except DeadKernelError:
                 _mark_dead_kernel(nb_man)
 
     papermill_engines.register(ENGINE, LabEngine)
 
 
-def _follow_cells(nb_man: Any, client: Any, run: _Run) -> None:
-    original = nb_man.cell_start
-
-    def cell_start(cell: Any, cell_index: int, **options: Any) -> Any:
-        if run.stop.asked.is_set():  # an idle kernel ignores SIGINT: the stop that came between two cells ends here
-            raise KeyboardInterrupt
-        run.kernel_pid = getattr(client.km.provisioner, "pid", None)
-        run.on_cell(cell_index, len(nb_man.nb.cells))
-        return original(cell, cell_index=cell_index, **options)
-
-    nb_man.cell_start = cell_start
-
-
 def _mark_dead_kernel(nb_man: Any) -> None:
-    """Writes the death into the cell that was running: papermill leaves it looking completed."""
+    """Write the death into the cell that was running: papermill leaves it looking completed."""
     import nbformat
 
     started = [cell for cell in nb_man.nb.cells if cell.metadata.papermill.get("start_time")]
@@ -217,23 +221,3 @@ def _mark_dead_kernel(nb_man: Any) -> None:
     output = nbformat.v4.new_output("error", ename="DeadKernelError", evalue=evalue, traceback=[evalue])
     started[-1].setdefault("outputs", []).append(output)
     nb_man.cell_exception(started[-1])
-
-
-def _wait(
-    thread: threading.Thread, until: threading.Event, *, on_tick: Callable[[], None], timeout_s: float = float("inf")
-) -> None:
-    """Waits for the thread's end, the event, or the time-out."""
-    end = time.monotonic() + timeout_s
-    while thread.is_alive() and not until.is_set() and time.monotonic() < end:
-        thread.join(TICK_S)
-        on_tick()
-
-
-def _interrupt(run: _Run, stop: Stop, scope: Scope, on_tick: Callable[[], None]) -> None:
-    """KeyboardInterrupt in the running cell, so that the lab cleans up; after that, or when urgent, ends the tree."""
-    if run.kernel_pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(run.kernel_pid, signal.SIGINT)
-        _wait(run.thread, stop.urgent, on_tick=on_tick, timeout_s=INTERRUPT_GRACE_S)
-    if run.thread.is_alive():
-        scope.end()

@@ -5,17 +5,16 @@ hour's run is refused in its first seconds, with the number and the remedy.
 """
 
 import ast
-import functools
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError, RecordError, UsageError, did_you_mean
+from labkit.errors import LabError, RecordError, UsageError, did_you_mean, require
 from labkit.files import notebooks_path, runs_path
 from labkit.labs import (
     LABS,
@@ -62,7 +61,7 @@ class Plan:
 
     @property
     def line(self) -> str:
-        """What a run says first."""
+        """The run's profile and folder."""
         return f"profile {self.profile.name}: {self.profile.description}; into {self.out_dir}"
 
     @property
@@ -80,6 +79,10 @@ class Plan:
         """The seed of the first lab that has one (each record holds its own); 0 where none has."""
         return next((int(job.parameters["seed"]) for job in self.jobs if "seed" in job.parameters), 0)
 
+    def record_file(self, job: Job) -> Path:
+        """The file of the lab's record."""
+        return self.out_dir / f"{job.lab.name}.json"
+
 
 def make_plan(
     names: Sequence[str] = (),
@@ -88,33 +91,36 @@ def make_plan(
     out_dir: Path | None = None,
     resume: bool = False,
     settings: Sequence[str] = (),
-    labs: Mapping[str, Lab] | None = None,
+    labs: Mapping[str, Lab] = LABS,
     machine: Machine | None = None,
     versions: Mapping[str, str] | None = None,
-    models: Callable[[str], object] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    fetch: Callable[[str], object] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """Checks everything and decides. `names`: labs (default: all that have a notebook); `settings`: LAB.NAME=VALUE.
+    """Check everything and decide. `names`: labs (default: all that have a notebook); `settings`: LAB.NAME=VALUE.
 
-    `machine`, `versions`, `models`: where the labs will run, what is installed there, and how a model gets there
+    `machine`, `versions`, `fetch`: where the labs will run, what is installed there, and how a model gets there
     (default: here, into the cache).
 
     UsageError: an unknown lab, parameter, profile or model; a value out of range; no memory, disk or GPU for it; a
     folder that cannot be written or holds another run. RecordError: a corrupt record where a run is to be resumed.
     """
-    labs, machine, versions = labs or LABS, machine or inspect(), versions or installed_versions()
+    machine, versions = machine or inspect(), versions or installed_versions()
     chosen = load_profile(profile or profile_for(machine), machine, labs)
     overrides = parse_overrides(settings, labs)
     selected = _selected(names, labs)
-    _require_selected(overrides, selected)
+    for name in overrides.keys() - {"all"} - {lab.name for lab in selected}:
+        fix = f"name {name} too, or leave the parameter out"
+        raise UsageError(f"-p {name}.… sets a parameter of a lab that does not run", remedy=fix)
     folder = _folder(out_dir, chosen, resume)
-    jobs = [_job(lab, chosen, overrides, machine, versions, folder, resume) for lab in selected]
-    _refuse_named(jobs, names)
-    plan = Plan(out_dir=folder, profile=chosen, machine=machine, versions=versions, jobs=tuple(jobs))
-    _require_disk(plan.running, folder)
-    fetch = models or functools.partial(resolve, progress=progress)
+    plan = Plan(out_dir=folder, profile=chosen, machine=machine, versions=versions, jobs=())
+    plan = replace(plan, jobs=tuple(_job(lab, plan, overrides, resume=resume) for lab in selected))
+    refused = [job for job in plan.jobs if job.refused]
+    if refused and (names or len(refused) == len(plan.jobs)):  # in a run of all it is a skipped line
+        raise UsageError(f"{refused[0].lab.name} cannot run here: {refused[0].refused}", remedy="see labkit doctor")
+    _require_disk(plan)
     for model in plan.models:
-        fetch(model)
+        fetch(model) if fetch else resolve(model, progress=say)
     _require_writable(folder)
     return plan
 
@@ -140,65 +146,47 @@ def _assigned(statement: ast.stmt) -> tuple[str, Any] | None:
             ast.Assign(targets=[ast.Name(id=name)], value=value)
             | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
         ):
-            return name, _literal(name, value)
+            try:
+                return name, ast.literal_eval(value)
+            except ValueError:
+                raise ValueError(f"{name} = {ast.unparse(value)} is not a literal") from None
     return None
-
-
-def _literal(name: str, value: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except ValueError:
-        raise ValueError(f"{name} = {ast.unparse(value)} is not a literal") from None
 
 
 def _selected(names: Sequence[str], labs: Mapping[str, Lab]) -> list[Lab]:
     """The labs in the course's order, each once; those named must have a notebook."""
-    there = [lab for lab in labs.values() if (notebooks_path() / lab.notebook).is_file()]
-    wanted = [find_lab(name, labs) for name in names] or there
-    if not wanted:
-        raise UsageError(f"no lab has a notebook in {notebooks_path()}", remedy="run from a complete clone")
+    folder = notebooks_path()
+    with_notebook = [lab for lab in labs.values() if (folder / lab.notebook).is_file()]
+    require(bool(with_notebook or names), f"no lab has a notebook in {folder}", fix="run from a complete clone")
+    wanted = [find_lab(name, labs) for name in names] or with_notebook
     for lab in wanted:
-        if lab not in there:
-            remedy = did_you_mean(lab.name, [each.name for each in there])
-            raise UsageError(f"{lab.name} has no notebook in {notebooks_path()}", remedy=remedy)
-    return [lab for lab in labs.values() if lab in wanted]
+        fix = did_you_mean(lab.name, [other.name for other in with_notebook])
+        require(lab in with_notebook, f"{lab.name} has no notebook in {folder}", fix=fix)
+    return [lab for lab in with_notebook if lab in wanted]
 
 
-def _require_selected(overrides: Mapping[str, Any], selected: Sequence[Lab]) -> None:
-    for name in overrides:
-        if name != "all" and name not in [lab.name for lab in selected]:
-            remedy = f"name {name} too, or leave the parameter out"
-            raise UsageError(f"-p {name}.… sets a parameter of a lab that does not run", remedy=remedy)
-
-
-def _job(
-    lab: Lab,
-    profile: Profile,
-    overrides: Mapping[str, Mapping[str, Any]],
-    machine: Machine,
-    versions: Mapping[str, str],
-    folder: Path,
-    resume: bool,
-) -> Job:
+def _job(lab: Lab, plan: Plan, overrides: Mapping[str, Mapping[str, Any]], *, resume: bool) -> Job:
+    """The lab with its parameters, checked against its notebook and the plan's machine."""
     notebook = notebooks_path() / lab.notebook
     defaults = read_defaults(notebook)
-    if set(defaults) != set(lab.parameters):
-        wrong = ", ".join(sorted(set(defaults) ^ set(lab.parameters)))
+    if differing := sorted(set(defaults) ^ set(lab.parameters)):
         remedy = "make the cell tagged parameters and data/labs.yaml name the same parameters"
-        raise LabError(f"{notebook.name} and its entry in labs.yaml disagree on {wrong}", remedy=remedy)
-    given = {name: value for name, value in profile.parameters(lab, overrides).items() if name != OUT_DIR}
+        raise LabError(f"{lab.notebook} and its entry in labs.yaml disagree on {', '.join(differing)}", remedy=remedy)
+    given = {name: value for name, value in plan.profile.parameters(lab, overrides).items() if name != OUT_DIR}
     parameters = check_parameters(lab, {**defaults, **given})
     parameters.pop(OUT_DIR, None)
-    done = resume and _is_done(folder / f"{lab.name}.json", parameters)
-    ready = readiness(lab, machine, versions)
-    refused = f"{ready.reason}: {ready.fix}" if ready.runs == "no" and not done else ""
-    if not refused and not done:
-        check_gpu_memory(parameters, machine, profile.weights, engines=lab.needs.engines)
-    return Job(lab=lab, notebook=notebook, given=given, parameters=parameters, done=done, refused=refused)
+    job = Job(lab=lab, notebook=notebook, given=given, parameters=parameters)
+    if resume and _is_done(plan.record_file(job), parameters):
+        return replace(job, done=True)
+    ready = readiness(lab, plan.machine, plan.versions)
+    if ready.runs == "no":
+        return replace(job, refused=f"{ready.reason}: {ready.fix}")
+    check_gpu_memory(parameters, plan.machine, plan.profile.weights, engines=lab.needs.engines)
+    return job
 
 
 def _is_done(record_file: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether the record is complete and of the same parameters. A corrupt one raises: it is not ours to overwrite."""
+    """Whether the record is complete and of the same parameters. RecordError: a corrupt one, which is kept."""
     if not record_file.exists():
         return False
     try:
@@ -209,41 +197,28 @@ def _is_done(record_file: Path, parameters: Mapping[str, Any]) -> bool:
     return record.status == "done" and dict(record.parameters) == dict(parameters)
 
 
-def _refuse_named(jobs: Sequence[Job], names: Sequence[str]) -> None:
-    """A lab that the user asked for by name, or a run of which nothing is left, is an error and not a skipped line."""
-    refused = [job for job in jobs if job.refused]
-    if refused and (names or len(refused) == len(jobs)):
-        raise UsageError(
-            f"{refused[0].lab.name} cannot run here: {refused[0].refused}", remedy="labkit doctor says more"
-        )
-
-
 def _folder(out_dir: Path | None, profile: Profile, resume: bool) -> Path:
     if out_dir is None and resume:
         return _newest_run()
     folder = (out_dir or runs_path() / f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{profile.name}").expanduser().resolve()
-    if not resume and (folder / "run.json").exists():
-        remedy = "pass --resume to complete that run, or another --out"
-        raise UsageError(f"{folder} holds a run already", remedy=remedy)
+    is_free = resume or not (folder / "run.json").exists()
+    require(is_free, f"{folder} holds a run already", fix="pass --resume to complete that run, or another --out")
     return folder
 
 
 def _newest_run() -> Path:
     runs = sorted(runs_path().glob("*/run.json"), key=lambda file: file.stat().st_mtime)
-    if not runs:
-        raise UsageError(f"there is no run to resume in {runs_path()}", remedy="pass --out DIR, or leave --resume out")
+    fix = "pass --out DIR, or leave --resume out"
+    require(bool(runs), f"there is no run to resume in {runs_path()}", fix=fix)
     return runs[-1].parent
 
 
-def _require_disk(jobs: Sequence[Job], folder: Path) -> None:
+def _require_disk(plan: Plan) -> None:
     """The labs clean up after themselves, so the hungriest of them decides."""
-    need = max((job.lab.needs.disk_gib for job in jobs), default=0) * GIB
-    free = disk_free_bytes(folder)
-    if free < need:
-        raise UsageError(
-            f"the run needs {need / GIB:.1f} GiB of disk and {free / GIB:.1f} GiB are free for {folder}",
-            remedy="free some, or pass --out on another disk",
-        )
+    need_gib = max((job.lab.needs.disk_gib for job in plan.running), default=0)
+    free_gib = disk_free_bytes(plan.out_dir) / GIB
+    what = f"the run needs {need_gib:.1f} GiB of disk and {free_gib:.1f} GiB are free for {plan.out_dir}"
+    require(free_gib >= need_gib, what, fix="free some, or pass --out on another disk")
 
 
 def _require_writable(folder: Path) -> None:

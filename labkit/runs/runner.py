@@ -1,9 +1,6 @@
-"""Runs labs one after the other with nobody at the keyboard, and keeps what they found whatever happens.
+"""Runs the labs of a plan, and keeps run.json, the records and the estimates true whatever happens."""
 
-`plan` has checked everything before; `batch` runs a notebook. Here: run.json, the records' last word, and the estimate.
-"""
-
-import shutil
+import functools
 import subprocess
 import sys
 import time
@@ -12,6 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
+
+import rich.progress
+from rich.console import Console, RenderableType
+from rich.progress import MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn
 
 from labkit.errors import RecordError
 from labkit.files import root, runs_path
@@ -23,11 +24,14 @@ from labkit.runs.notebook import NotebookEnd, Stop, execute, stop_on_signals
 from labkit.runs.plan import OUT_DIR, Job, Plan
 from labkit.words import clock
 
+NO_RECORD = "the notebook wrote no record: it must call session.start(...)"
+ENDED_EARLY = {"running": "the notebook ended without lab.finish()", "failed": "the lab itself recorded that it failed"}
+
 
 def now_and_then(
     say: Callable[[str], None], *, every_s: float = 10.0, now: Callable[[], float] = time.monotonic
 ) -> Callable[[str], None]:
-    """`say` for a wait that is told of many times a second: the first text, then one every `every_s` seconds."""
+    """Rate-limit `say`: the first text, then one every `every_s` seconds."""
     due_s = now()
 
     def tell(text: str) -> None:
@@ -39,95 +43,66 @@ def now_and_then(
     return tell
 
 
-@dataclass
-class _Shown:
-    """A lab that runs. `cell` from 1; `cells` is 0 before the first."""
+class Progress(rich.progress.Progress):
+    """The run's progress: a bar a lab on a terminal, elsewhere a line when a lab starts and one when it ends.
 
-    started_s: float
-    cell: int = 0
-    cells: int = 0
-
-    @property
-    def where(self) -> str:
-        return f", cell {self.cell} of {self.cells}" if self.cells else ""
-
-
-class Progress:
-    """Lab k of n, its cell, the time so far, and about how long the rest takes (`estimates_s` by lab)."""
+    Use it in a `with` block. `estimates_s` is by lab, in the run's order.
+    """
 
     def __init__(
         self,
-        labs: Sequence[str],
         estimates_s: Mapping[str, float],
         *,
         stream: TextIO | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._labs, self._estimates_s = list(labs), dict(estimates_s)
-        self._stream, self._now = stream or sys.stderr, now
-        self._live = self._stream.isatty()
-        self._waiting, self._running = dict.fromkeys(labs), dict[str, _Shown]()
-        self._drawn_s = 0.0
+        self.labs = list(estimates_s)
+        # Replaced, never changed: rich reads them in a thread of its own.
+        self.estimates_s, self.running = dict(estimates_s), dict[str, Task]()
+        stream = stream or sys.stderr
+        is_terminal = stream.isatty()
+        console = Console(file=stream, force_terminal=is_terminal, force_jupyter=False, emoji=False)
+        columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(*columns, console=console, transient=True, disable=not is_terminal, get_time=now)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What is drawn below the notes."""
+        yield from super().get_renderables()
+        yield f"about {clock(self.left_s())} left"
 
     def lab_started(self, lab: str) -> None:
         """A lab begins; others may be running."""
-        self._waiting.pop(lab, None)
-        self._running[lab] = _Shown(started_s=self._now())
-        if not self._live:
-            rest = f"about {clock(self._estimates_s[lab])}, all about {clock(self.left_s())}"
-            self._print(f"{self._position(lab)}: {rest}")
+        self.add_task(self._position(lab), total=None)
+        self.running = {**self.running, lab: self.tasks[-1]}
+        if self.disable:
+            self.note(f"{self._position(lab)}: about {clock(self.estimates_s[lab])}, all about {clock(self.left_s())}")
 
-    def cell_started(self, index: int, total: int, *, lab: str = "") -> None:
-        """A cell of the lab (default: the one that runs) begins (`index` from 0)."""
-        for name in [lab] if lab else self._running:
-            if shown := self._running.get(name):
-                shown.cell, shown.cells = index + 1, total
-
-    def tick(self) -> None:
-        """Redraws the live line, at most once a second."""
-        if self._live and self._running and self._now() - self._drawn_s >= 1:
-            self._drawn_s = self._now()
-            labs = " + ".join(f"{self._position(lab)}{shown.where}" for lab, shown in self._running.items())
-            elapsed = clock(self._now() - min(shown.started_s for shown in self._running.values()))
-            line = f"{labs}, {elapsed}, about {clock(self.left_s())} left"
-            self._stream.write(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}")
-            self._stream.flush()
-
-    def note(self, text: str) -> None:
-        """One line that stays, whatever runs."""
-        if self._live:
-            self._stream.write("\r\x1b[2K")
-        self._print(text)
+    def cell_started(self, lab: str, index: int, total: int) -> None:
+        """A cell of the lab begins (`index` from 0)."""
+        if total and (task := self.running.get(lab)):
+            self.update(task.id, completed=index + 1, total=total)
 
     def lab_ended(self, lab: str, status: str, seconds: float, detail: str = "") -> None:
-        """A lab is over: its line stays."""
-        self._running.pop(lab, None)
+        """A lab is over."""
+        if task := self.running.get(lab):
+            self.remove_task(task.id)
+        self.running = {other: task for other, task in self.running.items() if other != lab}
+        self.estimates_s = {**self.estimates_s, lab: 0.0}
         self.note(f"{self._position(lab)}: {status} in {clock(seconds)}{f' - {detail}' if detail else ''}")
 
-    def left_s(self) -> float:
-        """The rest in seconds: what the running labs have left of their estimates, and those that wait.
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        Labs that run at the same time share what waits; the longest of them is the least that it can take.
-        """
-        now = self._now()
-        running = [max(0.0, self._estimates_s[lab] - (now - it.started_s)) for lab, it in self._running.items()]
-        waiting = sum(self._estimates_s[lab] for lab in self._waiting)
+    def left_s(self) -> float:
+        """The rest in seconds. Labs that run at the same time share those that wait; the longest is the least."""
+        tasks, estimates_s = self.running, self.estimates_s
+        running = [max(0.0, estimates_s[lab] - (task.elapsed or 0.0)) for lab, task in tasks.items()]
+        waiting = sum(seconds for lab, seconds in estimates_s.items() if lab not in tasks)
         return max(max(running, default=0.0), (sum(running) + waiting) / max(1, len(running)))
 
     def _position(self, lab: str) -> str:
-        return f"[{self._labs.index(lab) + 1}/{len(self._labs)}] {lab}"
-
-    def _print(self, line: str) -> None:
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
-
-
-# --- runner ---
-
-
-NO_RECORD = "the notebook wrote no record: it must call session.start(...)"
-UNFINISHED = "the notebook ended without lab.finish()"
-SELF_FAILED = "the lab itself recorded that it failed"
+        return f"[{self.labs.index(lab) + 1}/{len(self.labs)}] {lab}"
 
 
 # (job, None) when a lab starts, (job, its end) when its record, notebook and log are in the run's folder
@@ -137,7 +112,7 @@ Executor = Callable[[Sequence[Job], Plan, Stop, Progress], Iterator[Step]]
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended. `interrupted`: somebody stopped it."""
+    """How a run ended. `interrupted`: it was stopped by the user."""
 
     out_dir: Path
     labs: tuple[LabRun, ...]
@@ -149,70 +124,73 @@ class RunResult:
         return tuple(lab for lab in self.labs if lab.status == "failed")
 
 
-def one_by_one(jobs: Sequence[Job], plan: Plan, stop: Stop, shown: Progress) -> Iterator[Step]:
-    """Runs the labs on this machine, one after the other."""
+def one_by_one(jobs: Sequence[Job], plan: Plan, stop: Stop, progress: Progress) -> Iterator[Step]:
+    """Run the labs on this machine, one after the other."""
     for job in jobs:
         if stop.asked.is_set():
             return
         yield job, None
-        yield (
-            job,
-            execute(
-                job.notebook,
-                plan.out_dir / job.lab.notebook,
-                {**job.given, OUT_DIR: str(plan.out_dir)},
-                log_path=log_path(plan.out_dir, job.lab.name),
-                stop=stop,
-                on_cell=shown.cell_started,
-                on_tick=shown.tick,
-            ),
+        end = execute(
+            job.notebook,
+            plan.out_dir / job.lab.notebook,
+            {**job.given, OUT_DIR: str(plan.out_dir)},
+            log_path=log_path(plan.out_dir, job.lab.name),
+            stop=stop,
+            on_cell=functools.partial(progress.cell_started, job.lab.name),
         )
+        yield job, end
 
 
-def run_labs(
-    plan: Plan,
-    *,
-    executor: Executor = one_by_one,
-    progress: Callable[[list[str], Mapping[str, float]], Progress] = Progress,
-) -> RunResult:
-    """Runs the plan's labs into its folder. One lab's failure leaves the others running; Ctrl-C ends all of it.
+def run_labs(plan: Plan, *, executor: Executor = one_by_one, stream: TextIO | None = None) -> RunResult:
+    """Run the plan's labs into its folder, progress to `stream` (default: stderr).
 
-    `executor`: where and in which order. run.json is rewritten whenever a lab starts or ends. A record says "failed"
-    whenever its notebook did not end well.
+    One lab's failure leaves the others running; Ctrl-C ends all of it. `executor`: where and in which order. run.json
+    is rewritten whenever a lab starts or ends. A record says "failed" whenever its notebook did not end well.
     """
-    expected_s = {name: one.seconds for name, one in estimates(plan).items()}
-    shown = progress(list(expected_s), expected_s)
-    info = _keep(plan, _opening(plan))
-    with stop_on_signals() as stop:
-        for job, end in executor(plan.running, plan, stop, shown):
-            lab = _started(job, plan) if end is None else _ended(job, plan, end)
-            info = _keep(plan, info.with_lab(lab))
+    info = _opening(plan)
+    info.write(plan.out_dir)
+    expected_s = {name: estimate.seconds for name, estimate in estimates(plan).items()}
+    with Progress(expected_s, stream=stream) as progress, stop_on_signals() as stop:
+        for job, end in executor(plan.running, plan, stop, progress):
             if end is None:
-                shown.lab_started(lab.name)
+                plan.record_file(job).unlink(missing_ok=True)  # the previous attempt's
+                lab = LabRun(name=job.lab.name, status="running")
+                progress.lab_started(lab.name)
             else:
-                shown.lab_ended(lab.name, lab.status, lab.seconds or 0.0, lab.error)
-    info = _keep(plan, info.model_copy(update={"ended": datetime.now(UTC)}))
+                lab = _ended(job, plan, end)
+                progress.lab_ended(lab.name, lab.status, end.seconds, lab.error)
+            info = info.with_lab(lab)
+            info.write(plan.out_dir)
+    info = info.model_copy(update={"ended": datetime.now(UTC)})
+    info.write(plan.out_dir)
     return RunResult(out_dir=plan.out_dir, labs=info.labs, interrupted=stop.asked.is_set())
 
 
-def _started(job: Job, plan: Plan) -> LabRun:
-    # what an earlier attempt left must not pass for this one's
-    (plan.out_dir / f"{job.lab.name}.json").unlink(missing_ok=True)
-    return LabRun(name=job.lab.name, status="running")
-
-
 def _ended(job: Job, plan: Plan, end: NotebookEnd) -> LabRun:
-    error = _settle(job, plan, plan.out_dir / f"{job.lab.name}.json", end)
+    """Make the record agree with the notebook's end."""
+    record_file = plan.record_file(job)
+    error = end.error if end.status == "interrupted" or not end.cell else f"{end.error} (in {end.cell})"
+    if not record_file.exists():
+        recorder = Recorder(
+            job.lab.name, plan.out_dir, job.parameters, machine=plan.machine, versions=plan.versions, seed=plan.seed
+        )
+        recorder.save("failed")
+        error = error or NO_RECORD
+    else:
+        status = read(record_file).status
+        error = error or ENDED_EARLY.get(status, "")
+        if error:
+            set_status(record_file, "failed", at=datetime.now(UTC))
     return LabRun(name=job.lab.name, status="failed" if error else "done", seconds=round(end.seconds, 3), error=error)
 
 
 def log_path(out_dir: Path, lab: str) -> Path:
-    """Where everything that a lab printed stands."""
+    """The file with everything that a lab printed."""
     return out_dir / "logs" / f"{lab}.log"
 
 
 def opening_lines(plan: Plan) -> list[str]:
-    """What a run says before it starts: its profile, and with a GPU the minutes that each lab is expected to take."""
+    """The run's profile, and with a GPU the minutes that each lab is expected to take."""
     gpus = plan.machine.gpus
     return [plan.line, *(minutes.lines(estimates(plan), gpus[0]) if gpus else ())]
 
@@ -220,32 +198,26 @@ def opening_lines(plan: Plan) -> list[str]:
 def estimates(plan: Plan) -> dict[str, Estimate]:
     """By lab that is to run: the newest run with this profile in which it ended well, or else `minutes.estimate`."""
     gpu = plan.machine.gpus[0] if plan.machine.gpus else None
-    found = {job.lab.name: minutes.estimate(job.lab, job.parameters, gpu) for job in plan.running}
+    by_lab = {job.lab.name: minutes.estimate(job.lab, job.parameters, gpu) for job in plan.running}
     for run_file in sorted(runs_path().glob("*/run.json"), key=lambda file: file.stat().st_mtime):
         try:
             earlier = read_run(run_file.parent)
         except RecordError:  # a broken file is no estimate; whoever reports or resumes that run is told
             continue
         for lab in earlier.labs:
-            if lab.name in found and lab.status == "done" and lab.seconds and earlier.profile == plan.profile.name:
-                found[lab.name] = Estimate(seconds=lab.seconds, basis="measured in an earlier run with this profile")
-    return found
+            if lab.name in by_lab and lab.status == "done" and lab.seconds and earlier.profile == plan.profile.name:
+                by_lab[lab.name] = Estimate(seconds=lab.seconds, basis="measured in an earlier run with this profile")
+    return by_lab
 
 
 def git_commit() -> str | None:
     """The commit of the course, "+" added when files were changed since; None outside of a clone."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-            cwd=root(),
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        described = subprocess.run(command, cwd=root(), capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def _opening(plan: Plan) -> RunInfo:
@@ -258,48 +230,25 @@ def _opening(plan: Plan) -> RunInfo:
         profile=plan.profile.name,
         git_commit=commit,
         earlier_commits=_earlier_commits(plan, commit),
-        labs=tuple(_waiting(job, plan) for job in plan.jobs),
+        labs=tuple(_not_started(job, plan) for job in plan.jobs),
     )
 
 
 def _earlier_commits(plan: Plan, commit: str | None) -> tuple[str, ...]:
-    """Under which commits the labs were measured that a resumed run keeps, other than its own."""
+    """The commits, other than this run's, under which the labs were measured that a resumed run keeps."""
     if not any(job.done for job in plan.jobs):
         return ()
     try:
         earlier = read_run(plan.out_dir)
-    except RecordError:  # no run.json: records without a word on where they came from
+    except RecordError:  # no run.json: the records' commits are unknown
         return ()
-    known = (earlier.git_commit, *earlier.earlier_commits)
-    return tuple(dict.fromkeys(one for one in known if one and one != commit))
+    known = dict.fromkeys((earlier.git_commit, *earlier.earlier_commits))
+    return tuple(other for other in known if other and other != commit)
 
 
-def _waiting(job: Job, plan: Plan) -> LabRun:
-    if job.done:
-        return LabRun(name=job.lab.name, status="done", seconds=_earlier_seconds(job, plan))
-    return LabRun(name=job.lab.name, status="skipped" if job.refused else "waiting", error=job.refused)
-
-
-def _earlier_seconds(job: Job, plan: Plan) -> float | None:
-    record = read(plan.out_dir / f"{job.lab.name}.json")
-    return round((record.ended - record.started).total_seconds(), 3) if record.ended else None
-
-
-def _keep(plan: Plan, info: RunInfo) -> RunInfo:
-    info.write(plan.out_dir)
-    return info
-
-
-def _settle(job: Job, plan: Plan, record_file: Path, end: NotebookEnd) -> str:
-    """Makes the record agree with the notebook's end; returns the error in one line, "" when all went well."""
-    error = end.error if end.status == "interrupted" or not end.cell else f"{end.error} (in {end.cell})"
-    if not record_file.exists():
-        recorder = Recorder(
-            job.lab.name, plan.out_dir, job.parameters, machine=plan.machine, versions=plan.versions, seed=plan.seed
-        )
-        recorder.save("failed")
-        return error or NO_RECORD
-    status = read(record_file).status
-    if status != "done" or error:
-        set_status(record_file, "failed", at=datetime.now(UTC))
-    return error or {"running": UNFINISHED, "failed": SELF_FAILED}.get(status, "")
+def _not_started(job: Job, plan: Plan) -> LabRun:
+    if not job.done:
+        return LabRun(name=job.lab.name, status="skipped" if job.refused else "waiting", error=job.refused)
+    record = read(plan.record_file(job))
+    seconds = round((record.ended - record.started).total_seconds(), 3) if record.ended else None
+    return LabRun(name=job.lab.name, status="done", seconds=seconds)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ KEY = "serving_lab"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Laid:
+class Layout:
     """What was laid out: notebooks that are new or renewed, and those of the learner's that were kept."""
 
     folder: Path
@@ -37,13 +37,13 @@ class Laid:
 
     @property
     def text(self) -> str:
+        """What to tell the learner."""
         lines = [f"workspace {self.folder}: {len(self.written)} notebooks with the sizes of profile {self.profile}"]
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
         if self.outdated:
-            lines.append(
-                f"of these there are newer versions: {', '.join(self.outdated)} (rename yours, and start again)"
-            )
+            newer = ", ".join(self.outdated)
+            lines.append(f"of these there are newer versions: {newer} (rename yours, and start again)")
         return "\n".join(lines)
 
 
@@ -53,31 +53,25 @@ def workspace_path() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else root() / "workspace"
 
 
-def lay_out(folder: Path, profile: Profile, *, sources: Iterable[Path] | None = None) -> Laid:
-    """Copies the course's notebooks into `folder` with the profile's parameters.
+def lay_out(folder: Path, profile: Profile) -> Layout:
+    """Copy the course's notebooks into `folder` with the profile's parameters.
 
     A notebook that a learner has edited or run stays as it is; one that was only laid out is renewed."""
     folder.mkdir(parents=True, exist_ok=True)
     written, kept, outdated = [], [], []
-    for source in course_notebooks() if sources is None else sources:
+    for source in course_notebooks():
         notebook = nbformat.read(source, as_version=4)
-        version = digest(notebook)
-        target = folder / source.name
-        if target.exists() and (theirs := _touched(target)) is not None:
+        version, target = digest(notebook), folder / source.name
+        learners_version = _learners_version(target)
+        if learners_version is None:
+            _prepare(notebook, source.stem, profile, version)
+            nbformat.write(notebook, target)
+            written.append(source.name)
+        else:
             kept.append(source.name)
-            if theirs != version:
-                outdated.append(source.name)
-            continue
-        _prepare(notebook, source.stem, profile, version)
-        nbformat.write(notebook, target)
-        written.append(source.name)
-    return Laid(
-        folder=folder,
-        profile=profile.name,
-        written=tuple(written),
-        kept=tuple(kept),
-        outdated=tuple(outdated),
-    )
+            outdated += [source.name] if learners_version != version else []
+    names = {"written": tuple(written), "kept": tuple(kept), "outdated": tuple(outdated)}
+    return Layout(folder=folder, profile=profile.name, **names)
 
 
 def course_notebooks() -> list[Path]:
@@ -95,31 +89,27 @@ def digest(notebook: Any) -> str:
 def with_parameters(source: str, values: Mapping[str, Any]) -> str:
     """The text of a parameters cell with other values; comments, order and what is not named stay as they are."""
     lines = [line.encode() for line in source.splitlines(keepends=True)]
-    statements = [one for one in ast.parse(source).body if isinstance(one, ast.Assign)]
-    for statement in reversed(statements):  # from the end, so that positions before it stay right
-        name, value = statement.targets[0], statement.value
-        if not isinstance(name, ast.Name) or name.id not in values or value.end_lineno is None:
-            continue
-        first, last = value.lineno - 1, value.end_lineno - 1
-        before, after = lines[first][: value.col_offset], lines[last][value.end_col_offset :]
-        lines[first : last + 1] = [before + _literal(values[name.id]).encode() + after]
+    for statement in reversed(ast.parse(source).body):  # from the end, so that positions before it stay right
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in values:
+                first, last = value.lineno - 1, (value.end_lineno or value.lineno) - 1
+                before, after = lines[first][: value.col_offset], lines[last][value.end_col_offset :]
+                lines[first : last + 1] = [before + _literal(values[name]).encode() + after]
     return b"".join(lines).decode()
 
 
 def newer_version(notebook: Path) -> str:
     """What to tell a learner whose notebook is older than the course's; empty where it is not, or is not laid out."""
     try:
-        laid = nbformat.read(notebook, as_version=4).metadata.get(KEY)
+        laid_out = nbformat.read(notebook, as_version=4).metadata.get(KEY)
         source = next(path for path in course_notebooks() if path.name == notebook.name)
         current = digest(nbformat.read(source, as_version=4))
     except (OSError, ValueError, StopIteration, LabkitError):
         return ""
-    if laid is None or laid.get("version") == current:
+    if laid_out is None or laid_out.get("version") == current:
         return ""
-    return (
-        f"A newer version of this lab exists. Yours is kept; to get the new one, rename {notebook.name} "
-        "and run `make lab` again."
-    )
+    rename = f"rename {notebook.name} and run `make lab` again"
+    return f"A newer version of this lab exists. Yours is kept; to get the new one, {rename}."
 
 
 def opened_notebook() -> Path | None:
@@ -128,15 +118,17 @@ def opened_notebook() -> Path | None:
     return Path(name) if name.endswith(".ipynb") and Path(name).is_file() else None
 
 
-def _touched(target: Path) -> str | None:
-    """The version that a learner's notebook came from, if it was edited or run; None if it may be renewed."""
+def _learners_version(target: Path) -> str | None:
+    """The version that a learner's notebook came from, if it was edited or run; None if it may be written."""
+    if not target.exists():
+        return None
     try:
         notebook = nbformat.read(target, as_version=4)
     except (OSError, ValueError):
         return ""  # not ours to repair
-    laid = notebook.metadata.get(KEY, {})
+    laid_out = notebook.metadata.get(KEY, {})
     ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
-    return str(laid.get("version", "")) if ran or laid.get("laid_out") != digest(notebook) else None
+    return str(laid_out.get("version", "")) if ran or laid_out.get("laid_out") != digest(notebook) else None
 
 
 def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:
@@ -163,28 +155,26 @@ def expected_minutes(profile: Profile, machine: Machine) -> list[str]:
 
     if not machine.gpus:
         return []
-    found = {
-        lab.name: minutes.estimate(
-            lab, {**read_defaults(notebooks_path() / lab.notebook), **profile.parameters(lab)}, machine.gpus[0]
-        )
-        for lab in LABS.values()
-    }
-    return minutes.lines(found, machine.gpus[0])
+    gpu, estimates = machine.gpus[0], {}
+    for lab in LABS.values():
+        parameters = {**read_defaults(notebooks_path() / lab.notebook), **profile.parameters(lab)}
+        estimates[lab.name] = minutes.estimate(lab, parameters, gpu)
+    return minutes.lines(estimates, gpu)
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m labkit.runs.workspace [--profile NAME]`: lays out, says what it did, and prints the folder."""
+    """`python -m labkit.runs.workspace [--profile NAME]`: lay out the notebooks, and say what was done."""
     parser = argparse.ArgumentParser(prog="labkit.runs.workspace", description=__doc__)
     parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file; default: what fits this machine")
     chosen = parser.parse_args(arguments).profile
     try:
         machine = inspect()
         profile = load_profile(chosen or profile_for(machine), machine)
-        laid = lay_out(workspace_path(), profile)
+        layout = lay_out(workspace_path(), profile)
     except LabkitError as error:
         print(f"labkit: {error}", file=sys.stderr)
         return error.exit_code
-    print("\n".join([laid.text, *expected_minutes(profile, machine)]), file=sys.stderr)
+    print("\n".join([layout.text, *expected_minutes(profile, machine)]), file=sys.stderr)
     return 0
 
 

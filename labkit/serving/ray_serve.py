@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from labkit.errors import ServerError, UsageError
+from labkit.machine.facts import vllm_version
 from labkit.machine.processes import end_processes, has_ended, wait_for_end
 from labkit.serving import watch
 from labkit.serving.process import LOOPBACK, Progress, free_port, require_free_port
@@ -223,10 +224,11 @@ def start(
 
     `num_cpus` and `num_gpus` are logical: Ray counts them and looks at no hardware, so any number works on any
     machine. `address`: a cluster that runs already ("auto", or HOST:PORT of its head), of which this machine is a
-    node; it has its own resources. With `own_numbers` a Ray of our own does not read CUDA_VISIBLE_DEVICES, which would
-    bound `num_gpus`, and numbers its GPUs from 0; `real_device` says which one a number is here. A request that takes
-    longer than `request_timeout_s` gets a 408. `options` go to `ray.init`. Raises `UsageError` for what cannot work and
-    `ServerError` when Ray does not come up in `tries` tries; nothing is left running then.
+    node; it has its own resources. With `own_numbers`, and with vLLM's CPU build, a Ray of our own does not read
+    CUDA_VISIBLE_DEVICES, which would bound `num_gpus`, and numbers its GPUs from 0; `real_device` says which one a
+    number is here. A request that takes longer than `request_timeout_s` gets a 408. `options` go to `ray.init`. Raises
+    `UsageError` for what cannot work and `ServerError` when Ray does not come up in `tries` tries; nothing is left
+    running then.
     """
     chosen = free_port() if port is None else require_free_port(port)
     prepare_environment(address)
@@ -237,7 +239,8 @@ def start(
         raise UsageError("Ray runs in this process already", remedy="stop it first: .stop(), or ray.shutdown()")
     if address is None:
         settings = _settings(num_cpus, num_gpus) | options
-        with _without(VISIBLE_GPUS) if own_numbers else contextlib.nullcontext():
+        unbound = own_numbers or vllm_version().endswith("+cpu")  # which uses no GPU, shown or hidden
+        with _without(VISIBLE_GPUS) if unbound else contextlib.nullcontext():
             return retried(lambda: _own(settings, chosen, request_timeout_s), tries, progress)
     connect(address, tries)
     try:

@@ -36,6 +36,29 @@ SETTINGS = {
 }
 START_S, STARTS = 120, 3
 EXPECT_S = 30  # for what a loaded machine takes seconds to do
+# The lowest contrast of a text in a form with what is behind it (WCAG 2).
+CONTRAST = """() => {
+    const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+    const behind = one => {
+        for (; one; one = one.parentElement) {
+            const colour = parse(getComputedStyle(one).backgroundColor);
+            if (colour.length === 3 || colour[3] === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    let worst = 21;
+    for (const one of document.querySelectorAll('.widget-html-content div, .widget-html-content td, .widget-label')) {
+        if (!one.textContent.trim() || !one.getClientRects().length) continue;
+        const [r, g, b, a = 1] = parse(getComputedStyle(one).color), ground = behind(one);
+        const ink = [r, g, b].map((v, n) => a * v + (1 - a) * ground[n]);
+        const [high, low] = [light(ink), light(ground)].sort((x, y) => y - x);
+        worst = Math.min(worst, (high + 0.05) / (low + 0.05));
+    }
+    return worst;
+}"""
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
 
@@ -256,3 +279,43 @@ def open_notebook(page: Any, lab: Lab, watch: Watch) -> Iterator[Callable[[str],
     page.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")
     assert watch.outside == []
     assert watch.errors == []
+
+
+Voila = Callable[[Path], str]
+
+
+@pytest.fixture
+def voila(tmp_path: Path) -> Iterator[Voila]:
+    """Serves a notebook as a page of its own and gives its address."""
+    processes = []
+
+    def serve(notebook: Path) -> str:
+        port, root, log = _free_port(), tmp_path / "voila", tmp_path / "voila.log"
+        root.mkdir()
+        shutil.copy(notebook, root)
+        command = [
+            *(sys.executable, "-m", "voila", notebook.name, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"),
+            *("--strip_sources=True", "--template=offline"),  # our template asks no CDN for icons
+        ]
+        environment = _environment(root) | {"JUPYTER_PATH": str(ROOT / "data" / "jupyter")}
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=root)
+        processes.append(process)
+        address = f"http://127.0.0.1:{port}/"
+        deadline = time.monotonic() + START_S
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{address}voila/static/nonesuch", timeout=5).close()
+            except urllib.error.HTTPError:
+                return address  # it answers
+            except OSError:
+                time.sleep(0.25)
+        pytest.fail(f"Voila did not start:\n{log.read_text()[-3000:]}", pytrace=False)
+
+    yield serve
+    for process in processes:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()

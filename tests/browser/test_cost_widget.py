@@ -1,15 +1,8 @@
 """The cost calculator in a real browser: in JupyterLab and alone in Voila, operated by mouse and by key."""
 
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,7 +10,7 @@ from typing import Any
 import pytest
 
 from labkit.advice import costs
-from tests.browser.conftest import ROOT, Lab, Notebook, Watch, _environment, _free_port
+from tests.browser.conftest import CONTRAST, ROOT, Lab, Notebook, Voila, Watch
 
 pytestmark = pytest.mark.browser
 
@@ -212,79 +205,21 @@ def test_it_can_be_read_in_light_and_dark(calculator: Any, page: Any, theme: str
     """The answer's text stands out from its ground by 4.5:1 at least (WCAG AA), in both themes."""
     page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
     page.wait_for_timeout(1500)
-    page.screenshot(path=str(tmp_path / "theme.png"))
-    ink, ground = calculator.locator("table.labkit-answer td").first.evaluate(
-        """cell => {
-            let at = cell, ground = 'rgba(0, 0, 0, 0)';
-            while (at && /rgba\\(.*, 0\\)/.test(ground)) {
-                ground = getComputedStyle(at).backgroundColor;
-                at = at.parentElement;
-            }
-            return [getComputedStyle(cell).color, ground];
-        }"""
-    )
-    assert contrast(ink, ground) >= 4.5, (ink, ground)
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG's contrast of two CSS colours."""
-    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    parts = [float(one) for one in colour[colour.index("(") + 1 : -1].split(",")]
-    alpha = parts[3] if len(parts) > 3 else 1.0
-    linear = []
-    for part in parts[:3]:
-        value = part / 255 * alpha + (1 - alpha)
-        linear.append(value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4)
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    calculator.screenshot(path=str(tmp_path / "theme.png"))
+    assert page.evaluate(CONTRAST) >= 4.5
 
 
 # --- alone, in Voila ---
 
 
-@pytest.fixture
-def voila(tmp_path: Path) -> Iterator[str]:
-    """Voila on the page alone; its address."""
-    place(tmp_path)
-    port = _free_port()
-    command = [
-        *(sys.executable, "-m", "voila", str(tmp_path / PAGE), "--no-browser", f"--port={port}"),
-        *("--Voila.ip=127.0.0.1", "--strip_sources=True", "--template=offline"),
-    ]
-    environment = _environment(tmp_path) | {"JUPYTER_PATH": str(ROOT / "data" / "jupyter")}
-    log = (tmp_path / "voila.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=tmp_path)
-    address = f"http://127.0.0.1:{port}/"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}voila/static/nonesuch", timeout=5).close()
-        except urllib.error.HTTPError:
-            break
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.25)
-    yield address
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    log.close()
-
-
-@pytest.mark.skipif(
-    shutil.which("voila", path=os.path.dirname(sys.executable)) is None, reason="Voila is not installed"
-)
-def test_it_runs_alone_in_voila(voila: str, page: Any, watch: Watch, tmp_path: Path) -> None:
+def test_it_runs_alone_in_voila(voila: Voila, page: Any, watch: Watch, tmp_path: Path) -> None:
     """As a page of its own it answers and draws, follows a change, shows no code, and asks nothing of the outside."""
     from playwright.sync_api import expect
 
     expected = costs.calculate(costs.settings_from({"state": STATE, "requests_per_s": 8}))
     page.set_viewport_size(LAPTOP)
-    page.goto(voila)
+    place(tmp_path)
+    page.goto(voila(tmp_path / PAGE))
     found = page.locator(".labkit-costs")
     found.locator("svg.marks").wait_for(timeout=120_000)
     field(found, "How many").locator("input").fill("8")

@@ -3,18 +3,14 @@
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import ROOT, START_S, Lab, Notebook, Watch, _environment, _free_port
+from tests.browser.conftest import CONTRAST, ROOT, Lab, Notebook, Voila, Watch
 
 pytestmark = pytest.mark.browser
 NOTEBOOK = "selector.ipynb"
@@ -51,29 +47,6 @@ CUT = """() => {
         found.push(...[...select.options].map(one => one.text).filter(text => pen.measureText(text).width > room));
     }
     return found;
-}"""
-# The lowest contrast of a text in the form with what is behind it (WCAG 2).
-CONTRAST = """() => {
-    const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
-    const behind = one => {
-        for (; one; one = one.parentElement) {
-            const colour = parse(getComputedStyle(one).backgroundColor);
-            if (colour.length === 3 || colour[3] === 1) return colour;
-        }
-        return [255, 255, 255];
-    };
-    let worst = 21;
-    for (const one of document.querySelectorAll('.widget-html-content div, .widget-html-content td, .widget-label')) {
-        if (!one.textContent.trim() || !one.getClientRects().length) continue;
-        const [r, g, b, a = 1] = parse(getComputedStyle(one).color), ground = behind(one);
-        const ink = [r, g, b].map((v, n) => a * v + (1 - a) * ground[n]);
-        const [high, low] = [light(ink), light(ground)].sort((x, y) => y - x);
-        worst = Math.min(worst, (high + 0.05) / (low + 0.05));
-    }
-    return worst;
 }"""
 
 
@@ -224,45 +197,12 @@ def test_lab_10_goes_on_with_the_forms_answers(open_notebook: Opener, page: Any,
 # --- alone, in Voila
 
 
-@pytest.fixture
-def voila(tmp_path: Path) -> Iterator[str]:
-    """The form's notebook as a page of its own."""
-    shutil.copy(ROOT / "notebooks" / "widgets" / NOTEBOOK, tmp_path)
-    port = _free_port()
-    command = [sys.executable, "-m", "voila", NOTEBOOK, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
-    command += ["--strip_sources=True", "--template=offline"]  # our template asks no CDN for icons
-    environment = _environment(tmp_path) | {"JUPYTER_PATH": str(ROOT / "data" / "jupyter")}
-    with (tmp_path / "voila.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _wait_for(url, process, tmp_path / "voila.log")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}voila/static/favicon.ico", timeout=5).close()
-        except urllib.error.HTTPError:
-            return  # it answers
-        except OSError:
-            time.sleep(0.25)
-        else:
-            return
-    pytest.fail(f"Voila did not start:\n{log.read_text()[-3000:]}", pytrace=False)
-
-
-def test_it_runs_alone_in_voila(voila: str, page: Any, watch: Watch, tmp_path: Path) -> None:
+def test_it_runs_alone_in_voila(voila: Voila, page: Any, watch: Watch, tmp_path: Path) -> None:
     """Served by Voila it answers too, asks nothing of the outside, shows no code and fits the screen."""
     from playwright.sync_api import expect
 
     page.set_viewport_size(LAPTOP)
-    page.goto(voila)
+    page.goto(voila(ROOT / "notebooks" / "widgets" / NOTEBOOK))
     found = shown(page)
     expect(answer(found)).to_have_text("vLLM alone")
     choose(found, "Kind of model", "both together")

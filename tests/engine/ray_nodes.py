@@ -67,6 +67,10 @@ class RayNodes:
             if child.name() == "raylet":
                 child.kill()
 
+    def has_raylet(self, name: str) -> bool:
+        """Whether the node was not killed."""
+        return any(process.name() == "raylet" for process in _tree(self.nodes[name]))
+
     def stop(self) -> None:
         """SIGTERM to each `ray start`, workers first, which ends its node; SIGKILL to the tree of one that hangs."""
         trees = {name: _tree(node) for name, node in self.nodes.items()}

@@ -17,15 +17,17 @@ import pytest
 import yaml
 
 from labkit.records import read, read_run
+from labkit.runs.cluster import URGENT_PATIENCE_S
 from labkit.serving import ray_serve
 from labkit.serving.process import LOOPBACK
 from tests.engine.ray_nodes import RayNodes
 from tests.unit import synthetic
+from tests.unit.test_runner import with_token
 
 pytestmark = pytest.mark.engine
 
 CONFIG = Path(__file__).resolve().parents[2] / "cluster" / "serve_config.yaml"
-GOOD, SLEEPS = "90_good", "92_sleeps"
+GOOD, FAILS, SLEEPS = "90_good", "91_fails", "92_sleeps"
 FIRST, SECOND, DEPLOYS = "95_waits", "96_waits", "97_deploys"
 PARAMETERS = {"seed": {"type": "int", "help": "h"}, "out_dir": {"type": "str", "help": "h"}}
 START = 'from labkit import session\n\nlab = session.start("{name}", globals(), out_dir=out_dir)'
@@ -85,8 +87,8 @@ def nodes(folder: Path) -> Iterator[RayNodes]:
     env["TMPDIR"] = str(folder)
     with RayNodes(2, env) as cluster:
         yield cluster
-    psutil.wait_procs(with_token(token), timeout=30)  # what a killed run left ends by itself
-    assert [process.cmdline() for process in with_token(token)] == []
+    psutil.wait_procs(list(with_token(token)), timeout=30)  # what a killed run left ends by itself
+    assert with_token(token) == {}
 
 
 @contextlib.contextmanager
@@ -118,23 +120,11 @@ def wait_for(condition: Callable[[], bool], run: "subprocess.Popen[str]", within
         time.sleep(0.1)
 
 
-def with_token(token: str) -> list[psutil.Process]:
-    """The processes of this machine that run with the token in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("LABKIT_TEST_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def of_labs(nodes: RayNodes) -> list[str]:
-    """The command lines of kernels, of labs' processes and of what they started, on all nodes."""
-    words = ("ipykernel", "labkit.runs.lab_process", "sleep 297")
-    lines = [" ".join(process.cmdline()) for process in with_token(nodes.env["LABKIT_TEST_TOKEN"])]
-    return [line for line in lines if any(word in line for word in words)]
+def of_labs(nodes: RayNodes, *words: str) -> dict[psutil.Process, str]:
+    """Kernels, labs' processes and what they started on all nodes, or those with one of the words in their commands."""
+    words = words or ("ipykernel", "labkit.runs.lab_process", "sleep 297")
+    processes = with_token(nodes.env["LABKIT_TEST_TOKEN"])
+    return {process: line for process, line in processes.items() if any(word in line for word in words)}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -174,12 +164,12 @@ def test_a_wrong_token_is_refused_before_anything_starts(nodes: RayNodes, tmp_pa
 def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_path: Path) -> None:
     """Exit 130; kernel, servers and private folder are gone; the record and notebook of the lab came home."""
     with run_on(nodes, SLEEPS, DEPLOYS, out=tmp_path) as run:
-        wait_for(lambda: sum("sleep 297" in line for line in of_labs(nodes)) >= 4, run)
+        wait_for(lambda: len(of_labs(nodes, "sleep 297")) >= 4, run)
         run.send_signal(signal.SIGINT)
         _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert of_labs(nodes) == []
+    assert of_labs(nodes) == {}
     assert list(folder.glob("labkit-*")) == []
     assert [lab.status for lab in read_run(tmp_path).labs] == ["failed", "waiting"]
     assert read(tmp_path / f"{SLEEPS}.json").exact == {"kept": 1}
@@ -187,14 +177,38 @@ def test_ctrl_c_leaves_nothing_on_any_node(nodes: RayNodes, folder: Path, tmp_pa
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_node_that_answers_no_stop_is_left_after_a_while(nodes: RayNodes, tmp_path: Path) -> None:
+    """A lab's process that hangs: the second Ctrl-C ends the run after 15 s, and the lab is told as interrupted."""
+    with run_on(nodes, SLEEPS, out=tmp_path) as run:
+        wait_for(lambda: len(of_labs(nodes, "sleep 297")) >= 4, run)
+        (hanging,) = of_labs(nodes, "labkit.runs.lab_process")
+        hanging.suspend()
+        try:
+            run.send_signal(signal.SIGINT)
+            time.sleep(1)
+            run.send_signal(signal.SIGINT)
+            asked_s = time.monotonic()
+            _, stderr = run.communicate(timeout=120)
+        finally:
+            hanging.resume()
+    assert run.returncode == 130, stderr
+    assert time.monotonic() - asked_s > URGENT_PATIENCE_S
+    (lab,) = read_run(tmp_path).labs
+    assert lab.status == "failed"
+    assert "did not answer" in lab.error
+    psutil.wait_procs([hanging], timeout=60)
+    assert of_labs(nodes) == {}
+
+
 def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
     nodes: RayNodes, folder: Path, tmp_path: Path
 ) -> None:
     """Two engine labs, a node each; one node dies in the middle; its lab waits for the other node and ends well.
 
-    The lab that deploys into Ray goes to the head, though that offers no CPU.
+    The lab that deploys into Ray goes to the head, though that offers no CPU. The lab that fails leaves the others as
+    they are, and its notebook comes home with the error.
     """
-    with run_on(nodes, GOOD, FIRST, SECOND, DEPLOYS, out=tmp_path) as run:
+    with run_on(nodes, GOOD, FAILS, FIRST, SECOND, DEPLOYS, out=tmp_path) as run:
         wait_for(lambda: len(list(folder.glob("9[56]_waits-w?"))) == 2, run)
         (lost,) = folder.glob(f"{FIRST}-w?")
         (kept,) = folder.glob(f"{SECOND}-w?")
@@ -202,17 +216,34 @@ def test_a_lost_nodes_lab_runs_elsewhere_and_the_run_ends_complete(
         nodes.kill(lost.name[-2:])
         (folder / f"go-{SECOND}").touch()
         wait_for((folder / f"{FIRST}-{kept.name[-2:]}").exists, run)
-        wait_for(lambda: sum("ipykernel" in line for line in of_labs(nodes)) == 1, run)  # the lost node's kernel ends
+        wait_for(lambda: len(of_labs(nodes, "ipykernel")) == 1, run)  # the lost node's kernel ends
         (folder / f"go-{FIRST}").touch()
         stdout, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
+    assert run.returncode == 1, stderr
     assert [line for line in stderr.splitlines() if line.startswith(f"{FIRST}: node") and "was lost" in line]
     assert "Raylet" not in stdout
-    assert [lab.status for lab in read_run(tmp_path).labs] == ["done"] * 4
-    assert {read(tmp_path / f"{lab}.json").status for lab in (GOOD, FIRST, SECOND, DEPLOYS)} == {"done"}
+    statuses = {lab.name: (lab.status, read(tmp_path / f"{lab.name}.json").status) for lab in read_run(tmp_path).labs}
+    assert statuses == dict.fromkeys((GOOD, FIRST, SECOND, DEPLOYS), ("done", "done")) | {FAILS: ("failed", "failed")}
+    cells = nbformat.read(tmp_path / f"{FAILS}.ipynb", 4).cells
+    assert "ValueError" in [output.get("ename") for cell in cells for output in cell.get("outputs", [])]
+    assert "a good day" in (tmp_path / "logs" / f"{GOOD}.log").read_text()
     assert read(tmp_path / f"{FIRST}.json").exact["threads"] == os.environ.get("OMP_NUM_THREADS", "as Ray was started")
     deployed = read(tmp_path / f"{DEPLOYS}.json").exact
     assert deployed["where"] == "head"
     assert str(deployed["address"]).endswith(nodes.address.partition(":")[2])
-    assert of_labs(nodes) == []
+    assert of_labs(nodes) == {}
     assert list(folder.glob("labkit-*")) == []
+
+
+def test_a_lab_fails_when_no_node_is_left(nodes: RayNodes, folder: Path, tmp_path: Path) -> None:
+    """The last test of this cluster: its last worker dies, and the run says so instead of waiting for ever."""
+    for path in [*folder.glob("*_waits-w?"), *folder.glob("go-*")]:
+        path.unlink()
+    (worker,) = [name for name in nodes.names if nodes.has_raylet(name)]
+    with run_on(nodes, SECOND, out=tmp_path) as run:
+        wait_for((folder / f"{SECOND}-{worker}").exists, run)
+        nodes.kill(worker)
+        _, stderr = run.communicate(timeout=240)
+    assert run.returncode == 1, stderr
+    (lab,) = read_run(tmp_path).labs
+    assert "no node that is left can run it; its node was lost 1 times" in lab.error

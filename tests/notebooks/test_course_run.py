@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.notebooks import outputs
 pytestmark = [pytest.mark.notebook, pytest.mark.engine, pytest.mark.timeout(4200)]
 TRIES = 2
 MARK = f"LABKIT_TEST_RUN={uuid.uuid4().hex}"  # in the environment of all that a run starts, Ray's processes too
+IN_A_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 GUESSES = {"float": 2.0, "int": 2}
 
 
@@ -46,10 +48,10 @@ def guesses(lab: str) -> list[str]:
     return [word for name, value in values.items() for word in ("-p", f"{lab}.{name}={value}")]
 
 
-def labkit(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def labkit(*arguments: str, variables: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """The command line, as a user runs it."""
     command = [sys.executable, "-m", "labkit", *arguments]
-    env = {**os.environ, **dict([MARK.split("=")])}
+    env = {**os.environ, **dict([MARK.split("=")]), **(variables or {})}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600, env=env)
 
 
@@ -118,6 +120,24 @@ def test_the_report_is_one_file_that_asks_for_nothing(run_dir: Path) -> None:
     assert "@import" not in text
     readable = html.unescape(text)
     assert [lab.title for lab in LABS.values() if lab.title not in readable] == []
+
+
+def test_engines_in_processes_of_their_own(run_dir: Path, tmp_path: Path) -> None:
+    """As on every GPU: labs 00 and 03 end well, and what does not follow timing is what it was in this process.
+
+    Lab 01 is left out for time: its `LLM` only generates, as here, and its server is a process of its own anyway.
+    """
+    labs = ("00_start_here", "03_prefix_caching")
+    shorter = ("-p", "03_prefix_caching.repeats=1")
+    done = labkit("run", *labs, "--profile", "cpu", "--out", str(tmp_path), *shorter, variables=IN_A_PROCESS)
+    assert done.returncode == 0, done.stderr[-6000:]
+    for lab in labs:
+        found, normal = record(tmp_path, lab), record(run_dir, lab)
+        assert found.status == "done"
+        # a row for each repeat, of which there are fewer here; hits_as_modelled is about every row
+        same = found.exact.keys() - {"hit_tokens"}
+        assert same
+        assert {name: found.exact[name] for name in same} == {name: normal.exact[name] for name in same}
 
 
 def test_a_run_leaves_no_process(run_dir: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from course import lab_05
 from labkit import charts
+from labkit.charts import panels
 from labkit.charts.panels import MOST, _thinned
 from labkit.display import show_source, source_of
 from labkit.errors import UsageError
@@ -59,16 +60,14 @@ LATENCIES = [(0.5, 0.1), (4.0, 3.0), (8.0, 1.2)]
 def timeline(**changes: Any) -> dict[str, Any]:
     """The chart's specification."""
     data = {"replicas": REPLICAS, "under_way": UNDER_WAY, "latencies": LATENCIES, "title": "T", **changes}
-    return charts.spec(charts.scaling_timeline(**data))
+    return dict(panels.scaling_timeline(**data))
 
 
 def test_the_timeline_has_three_panels_on_one_axis() -> None:
     """Replicas, requests under way and latency, each to the same end; what is said in words has the extremes."""
     found = timeline(moments=[charts.Moment(3.0, "the step")])
     assert len(found["vconcat"]) == 3
-    domains = {
-        str(layer["encoding"]["x"]["scale"]["domain"]) for panel in found["vconcat"] for layer in panel["layer"][:1]
-    }
+    domains = {str(panel["encoding"]["x"]["scale"]["domain"]) for panel in found["vconcat"]}
     assert len(domains) == 1
     assert "1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s" in found["description"]
     assert "At most 7 requests under way. Latency from 0.10 to 3.00 s; the step at 3.0 s" in found["description"]

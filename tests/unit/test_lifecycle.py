@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from course import lab_08
 from labkit import charts
-from labkit.charts import spans as drawn
+from labkit.charts import curves, panels
 from labkit.errors import UsageError
 from labkit.experiments import Interval
 from labkit.serving.ray_watch import Answer
@@ -142,9 +142,9 @@ FATES = [(0.0, 0.1, "1.0"), (0.5, 0.2, "2.0"), (1.0, 3.0, "no answer"), (1.1, 0.
 MOMENTS = [charts.Moment(0.4, "2.0 is there"), charts.Moment(0.9, "1.0 is deleted")]
 BANDS = [("5%", 10, 0.1, -0.1, 0.4), ("5%", 40, 0.08, -0.02, 0.2), ("50%", 40, 0.07, 0.01, 0.15)]
 DRAWN = {
-    "fates": drawn.request_fates(FATES, answered=("1.0", "2.0"), moments=MOMENTS, title="A switch"),
-    "nothing lost": drawn.request_fates(FATES[:2], answered=("1.0", "2.0"), title="A switch"),
-    "narrowing": drawn.narrowing(BANDS, title="A canary", y_title="fails more often by"),
+    "fates": panels.request_fates(FATES, answered=("1.0", "2.0"), moments=MOMENTS, title="A switch"),
+    "nothing lost": panels.request_fates(FATES[:2], answered=("1.0", "2.0"), title="A switch"),
+    "narrowing": curves.narrowing(BANDS, title="A canary", y_title="fails more often by"),
 }
 
 
@@ -157,8 +157,9 @@ def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixtu
 def test_lost_requests_are_crosses_in_other_colours() -> None:
     """What was answered and what was not differ in shape and colour; a version's own errors have its colour."""
     fates, answered = ["1.0", "1.0 failed", "2.0", "404", "no answer"], ("1.0", "1.0 failed", "2.0")
-    assert drawn._shapes(fates, answered) == ["circle", "triangle-up", "circle", "cross", "cross"]
-    first, failed, *others = drawn._colours(fates, answered)
+    looks = panels.fate_looks(fates, answered)
+    assert [looks[fate][1] for fate in fates] == ["circle", "triangle-up", "circle", "cross", "cross"]
+    first, failed, *others = (looks[fate][0] for fate in fates)
     assert first == failed
     assert len({first, *others}) == 4
 
@@ -166,9 +167,9 @@ def test_lost_requests_are_crosses_in_other_colours() -> None:
 def test_empty_charts_are_refused() -> None:
     """A chart of nothing says so."""
     with pytest.raises(UsageError, match="no requests"):
-        drawn.request_fates([], answered=(), title="t")
+        panels.request_fates([], answered=(), title="t")
     with pytest.raises(UsageError, match="no intervals"):
-        drawn.narrowing([], title="t", y_title="y")
+        curves.narrowing([], title="t", y_title="y")
 
 
 def test_the_description_counts() -> None:

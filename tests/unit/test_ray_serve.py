@@ -259,10 +259,23 @@ def test_ray_with_its_own_numbers_does_not_see_which_gpus_are_shown(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     seen: list[str | None] = []
     fake_ray.init = lambda **_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    monkeypatch.setattr(ray_serve, "vllm_version", lambda: "0.32.0")
     for own_numbers in (True, False):
         ray_serve.start(num_gpus=7, own_numbers=own_numbers).stop()
     assert seen == [None, "1"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_ray_where_no_gpu_is_used(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU build Ray looks for no GPU by itself, and counts those asked for even where all are hidden."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(ray_serve, "vllm_version", lambda: "0.32.0+cpu")
+    seen: list[tuple[int, str | None]] = []
+    fake_ray.init = lambda **given: seen.append((given["num_gpus"], os.environ.get("CUDA_VISIBLE_DEVICES")))
+    ray_serve.start().stop()
+    ray_serve.start(num_gpus=1).stop()
+    assert seen == [(0, None), (1, None)]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import charts
 from labkit.charts.render import chart_svg
 from labkit.errors import LabkitError, RecordError
 from labkit.experiments import paired_ratio
+from labkit.labs import LABS
 from labkit.machine import to_json
 from labkit.records import LabRun, Recorder, RunInfo
 from labkit.report.data import load
 from labkit.report.page import build
-from labkit.report.view import view
+from labkit.report.view import SCALE_ENDS, guess_scale, longest_cells, times, view
 from tests.unit import synthetic
 
 FIRST, SECOND = "00_start_here", "01_first_deployment"
@@ -205,16 +205,6 @@ def test_a_chart_that_cannot_stand_in_the_page_becomes_a_message(
     assert 'aria-label="points"' in html
 
 
-def test_the_courses_own_charts_are_drawn(tmp_path: Path) -> None:
-    """What `charts` makes survives the way through the record into the page."""
-    made = recorder(tmp_path)
-    drawn = charts.bars_with_intervals([charts.Bar("a", 1.0, 0.9, 1.1)], title="Bars", unit="s", guess=0.5)
-    made.chart("bars", charts.spec(drawn), key=True)
-    made.save("done")
-    html, _ = page(tmp_path)
-    assert "your guess: 0.5 s" in html
-
-
 def test_a_broken_record_does_not_take_the_others_with_it(full: Path) -> None:
     """Its message stands under the failures, and the other lab's figures are still there."""
     (full / f"{SECOND}.json").write_text("{")
@@ -235,24 +225,19 @@ def test_records_without_a_readable_run_json_have_a_report(full: Path, broken: b
     assert ("run.json" in found.text) == broken
 
 
-def test_evidence_on_an_unknown_claim_is_told(full: Path) -> None:
-    """A record of another labkit leaves the ledger out, with the reason."""
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("claims", {"C99": {"value": 1.0}}, "evidence on C99"),
+        ("machine", {"line": "64 CPUs (Other)"}, "64 CPUs (Other)"),
+    ],
+)
+def test_what_does_not_fit_together_is_pointed_out(full: Path, part: str, value: object, told: str) -> None:
+    """Evidence on a claim of another labkit, and figures of two machines, which would be compared by somebody."""
     file = full / f"{SECOND}.json"
-    record = json.loads(file.read_text())
-    record["claims"]["C99"] = {"value": 1.0}
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps({**json.loads(file.read_text()), part: value}))
     _, found = page(full)
-    assert "evidence on C99" in found.text
-
-
-def test_records_of_different_machines_are_pointed_out(full: Path) -> None:
-    """Figures of two machines in one report would be compared by somebody."""
-    file = full / f"{SECOND}.json"
-    record = json.loads(file.read_text())
-    record["machine"]["line"] = "64 CPUs (Other)"
-    file.write_text(json.dumps(record))
-    _, found = page(full)
-    assert "64 CPUs (Other)" in found.text
+    assert told in found.text
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10])
@@ -274,9 +259,7 @@ def test_few_predictions_are_not_called_a_calibration(tmp_path: Path, count: int
 @given(guess=st.floats(1e-6, 1e6), measured=st.floats(1e-6, 1e6))
 def test_a_guess_is_drawn_on_its_side_of_the_measurement(guess: float, measured: float) -> None:
     """Too high is right, too low left, exact in the middle, and further off than the scale an arrow at its end."""
-    from labkit.report.view import SCALE_ENDS, _scale
-
-    found = _scale(guess, measured)
+    found = guess_scale(guess, measured)
     assert found is not None
     ratio = guess / measured
     assert -100 <= found["at"] <= 100
@@ -311,3 +294,66 @@ def test_the_report_goes_where_it_is_asked_to(full: Path, tmp_path_factory: pyte
     assert build(full, elsewhere) == elsewhere
     one, two = (re.sub(r"on \d{4}-[^.]*UTC", "", file.read_text()) for file in (full / "report.html", elsewhere))
     assert one == two
+
+
+# --- where the time went ---
+
+
+def cell(source: str, seconds: float | None, number: int, kind: str = "code") -> dict[str, Any]:
+    """A cell as papermill leaves it."""
+    metadata = {} if seconds is None else {"papermill": {"duration": seconds}}
+    return {"cell_type": kind, "source": source.splitlines(keepends=True), "metadata": metadata,
+            "execution_count": number}  # fmt: skip
+
+
+CELLS = [
+    cell("import time\n# a pause\n\ntime.sleep(60)", 60.0, 1),
+    cell("a = 1", 0.2, 2),
+    cell("serve()\nmore()", 90.4, 3),
+    cell("text", 500.0, 4, kind="markdown"),
+    cell("import os", 30.0, 5),
+    cell("b = 2", None, 6),
+    cell("c = 3", 2.0, 7),
+    cell("d = 4", 1.5, 8),
+]
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Path:
+    """A run of one lab that took five minutes, and one minute more for the whole."""
+    recorder(tmp_path).save("done")
+    (tmp_path / f"{FIRST}.ipynb").write_text(json.dumps({"cells": CELLS}))
+    labs = (LabRun(name=FIRST, status="done", seconds=300.0), LabRun(name="77_unknown", status="waiting"))
+    run_info(tmp_path, *labs, ended=datetime.now(UTC) + timedelta(minutes=6))
+    return tmp_path
+
+
+def test_the_longest_cells_are_named_by_what_they_do(timed: Path) -> None:
+    """Longest first, with Jupyter's number and the first line that is no import; text and short cells are left out."""
+    found = longest_cells(timed / f"{FIRST}.ipynb")
+    assert found == [(90.4, 3, "serve()"), (60.0, 1, "time.sleep(60)"), (2.0, 7, "c = 3")]
+
+
+def test_the_table_adds_up(timed: Path) -> None:
+    """Each lab that ended has its time and what was planned; the sum and the whole run are below."""
+    found = times(load(timed))
+    [row] = found["rows"]
+    assert (row["time"], row["share"]) == ("5:00", 100)
+    planned = LABS[FIRST].minutes * 60
+    assert row["planned"] == f"{int(planned // 60)}:{int(planned % 60):02d}"
+    assert (found["total"], found["whole"]) == ("5:00", "6:00")
+    text = build(timed).read_text(encoding="utf-8")
+    assert "serve()" in text
+    assert "the whole run: 6:00 min" in text
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"cells": [{}]}'])
+def test_without_an_executed_notebook_the_times_are_still_told(timed: Path, content: str | None) -> None:
+    """A missing or broken notebook leaves the list of cells empty."""
+    path = timed / f"{FIRST}.ipynb"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    [row] = times(load(timed))["rows"]
+    assert row["cells"] == []
+    assert row["time"] == "5:00"

@@ -1,5 +1,6 @@
 """The batch runner: everything checked before, each lab's end told as it was, and nothing left running."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,17 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from rich.text import Text
 
 from labkit.errors import LabError, LabkitError, RecordError, ServerError, UsageError
 from labkit.labs import Lab
 from labkit.machine import Machine
 from labkit.machine.processes import Scope, adopts_orphans
 from labkit.records import Record, RunInfo, read, read_run
-from labkit.runs import notebook as batch
 from labkit.runs import plan as plans
-from labkit.runs.notebook import Stop, kernel_environment, stop_on_signals
+from labkit.runs.notebook import Stop, kernel_environment, one_line, stop_on_signals
 from labkit.runs.plan import Plan, make_plan, read_defaults
-from labkit.runs.runner import Progress, RunResult, estimates, log_path, opening_lines, run_labs
+from labkit.runs.runner import Progress, RunResult, estimates, log_path, now_and_then, opening_lines, run_labs
 from labkit.words import clock
 from tests.unit import synthetic
 
@@ -44,21 +46,30 @@ def plan(*names: str, out_dir: Path, machine: Machine | None = None, **options: 
     return make_plan(names, out_dir=out_dir, labs=synthetic.LABS, machine=machine, **options)
 
 
-def quietly(labs: list[str], estimates: Any) -> Progress:
-    """Progress that nobody sees."""
-    return Progress(labs, estimates, stream=io.StringIO())
+def write_parameters(notebook: Path, source: str, *, tags: Sequence[str] = ("parameters",)) -> Path:
+    """A notebook of one cell."""
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    return notebook
 
 
-def course_with(folder: Path, *, parameters: str, **lab: Any) -> dict[str, Lab]:
-    """A course of one lab, 95_made, whose notebook has one cell: `parameters`."""
-    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    (folder / "notebooks").mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebooks" / "95_made.ipynb")
-    (folder / "data").symlink_to(synthetic.ROOT / "data")
-    declared = {"seed": {"type": "int", "help": "h"}, "out_dir": {"type": "str", "help": "h"}} | lab.pop("declared", {})
-    declared["number"] = {"type": "float", "help": "h"}
-    made = Lab(name="95_made", title="Made", question="Why?", minutes=1, engine="none", parameters=declared, **lab)
-    return {made.name: made}
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """`made(parameters, *names, **options)`: a plan of 90_good and 95_made, whose notebook assigns the parameters."""
+    course = tmp_path / "course"
+    (course / "notebooks").mkdir(parents=True)
+    (course / "notebooks" / f"{GOOD}.ipynb").symlink_to(synthetic.ROOT / "notebooks" / f"{GOOD}.ipynb")
+    (course / "data").symlink_to(synthetic.ROOT / "data")
+    monkeypatch.setenv("LABKIT_ROOT", str(course))
+
+    def plan_made(parameters: str, *names: str, needs: dict[str, Any], **options: Any) -> Plan:
+        write_parameters(course / "notebooks" / "95_made.ipynb", parameters)
+        declared = {name: {"type": "str", "help": "h"} for name in ("model", "out_dir")}
+        about = {"title": "Made", "question": "Why?", "minutes": 1, "engine": "none", "parameters": declared}
+        lab = Lab.model_validate({"name": "95_made", "needs": needs, **about})
+        return make_plan(names, out_dir=tmp_path / "run", labs={GOOD: synthetic.LABS[GOOD], lab.name: lab}, **options)
+
+    return plan_made
 
 
 # --- before anything starts
@@ -88,80 +99,53 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    """Without --resume an earlier run stays what it was, and the message names both ways out."""
+def test_a_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """Without --resume an earlier run stays what it was; a path through a file is not a folder."""
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="--resume to complete that run, or another --out"):
         plan(GOOD, out_dir=tmp_path)
     assert (tmp_path / "run.json").read_text() == "{}"
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """A path through a file is no folder, whoever asks."""
-    (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written: .*directory"):
-        plan(GOOD, out_dir=tmp_path / "file" / "run")
+        plan(GOOD, out_dir=tmp_path / "run.json" / "run")
 
 
-def test_too_little_disk_is_told_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the hungriest lab needs and what is free stand in the message."""
-    labs = course_with(tmp_path / "c", parameters="seed = 1\nout_dir = ''\nnumber = 1.0", needs={"disk_gib": 3})
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
+def test_what_would_fail_later_is_refused_with_its_numbers(
+    made: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disk, a model's folder, and a parameter that only labs.yaml names."""
+    machine, text = synthetic.machine(), f"model = '{tmp_path}'\nout_dir = ''"
     monkeypatch.setattr(plans, "disk_free_bytes", lambda _: synthetic.GIB)
     with pytest.raises(UsageError, match=r"needs 3\.0 GiB of disk and 1\.0 GiB are free"):
-        make_plan(out_dir=tmp_path / "run", labs=labs, machine=synthetic.machine())
-
-
-def test_a_model_folder_without_a_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is resolved before any lab starts, and a folder that is no model is named."""
-    text = "seed = 1\nout_dir = ''\nnumber = 1.0\nmodel = 'smollm2-135m'"
-    labs = course_with(tmp_path / "c", parameters=text, declared={"model": {"type": "str", "help": "h"}})
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
+        made(text, needs={"disk_gib": 3}, machine=machine)
     with pytest.raises(LabkitError, match=r"no config\.json"):
-        make_plan(
-            out_dir=tmp_path / "run",
-            labs=labs,
-            machine=synthetic.machine(),
-            settings=[f"all.model={tmp_path}"],
-        )
+        made(text, needs={}, machine=machine)
+    with pytest.raises(LabError, match="disagree on model"):
+        made("out_dir = ''", needs={}, machine=machine)
 
 
-def test_too_little_memory_stops_a_named_lab_and_skips_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_stops_a_named_lab_and_skips_another(made: Callable[..., Plan]) -> None:
     """A lab that cannot run here is an error for who asked for it, and a skipped line in a run of all."""
-    text = "seed = 1\nout_dir = ''\nnumber = 1.0"
-    labs = course_with(tmp_path / "c", parameters=text, needs={"memory_gib": 8})
-    (tmp_path / "c" / "notebooks" / "90_good.ipynb").symlink_to(synthetic.ROOT / "notebooks" / "90_good.ipynb")
-    labs = {GOOD: synthetic.LABS[GOOD], **labs}
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
-    small = synthetic.machine(memory_gib=2)
+    small: dict[str, Any] = {"needs": {"memory_gib": 8}, "machine": synthetic.machine(memory_gib=2)}
     with pytest.raises(UsageError, match=r"95_made cannot run here: it takes 8 GiB of memory and 2\.0 of 32\.0"):
-        make_plan(["95"], out_dir=tmp_path / "run", labs=labs, machine=small)
-    jobs = make_plan(out_dir=tmp_path / "run", labs=labs, machine=small).jobs
+        made("model = ''\nout_dir = ''", "95", **small)
+    jobs = made("model = ''\nout_dir = ''", **small).jobs
     assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
 
 
-def test_a_notebook_and_its_entry_must_name_the_same_parameters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A parameter that only one of the two has is named before the lab runs without it."""
-    labs = course_with(tmp_path / "c", parameters="seed = 1\nout_dir = ''")
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "c"))
-    with pytest.raises(LabError, match="disagree on number"):
-        make_plan(out_dir=tmp_path / "run", labs=labs, machine=synthetic.machine())
-
-
 @pytest.mark.parametrize(
-    ("source", "tagged", "says"),
-    [("a = 1", False, "no cell tagged"), ("a = f(1)", True, "a = f(1) is not a literal"), ("a =", True, "syntax")],
+    ("source", "tags", "says"),
+    [
+        ("a = 1", (), "no cell tagged"),
+        ("a = f(1)", ("parameters",), "a = f(1) is not a literal"),
+        ("a =", ("parameters",), "syntax"),
+    ],
 )
 def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
-    tmp_path: Path, source: str, tagged: bool, says: str
+    tmp_path: Path, source: str, tags: Sequence[str], says: str
 ) -> None:
     """No tagged cell, a computed value or a syntax error is told with the notebook's name."""
-    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]} if tagged else {})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     with pytest.raises(LabError) as caught:
-        read_defaults(tmp_path / "a.ipynb")
+        read_defaults(write_parameters(tmp_path / "a.ipynb", source, tags=tags))
     assert says in caught.value.what
     assert "a.ipynb" in caught.value.what
 
@@ -169,9 +153,8 @@ def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
 def test_defaults_are_read_as_the_values_that_they_are(tmp_path: Path) -> None:
     """Negative numbers, lists, None, annotations and comments come out as Python would assign them."""
     source = '# comment\na = -1  # unit\nb: float = 0.5\nc = [1, 2]\nd = None\n"""text"""'
-    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
-    assert read_defaults(tmp_path / "a.ipynb") == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
+    defaults = read_defaults(write_parameters(tmp_path / "a.ipynb", source))
+    assert defaults == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
 
 
 def test_profile_and_settings_reach_the_notebook(tmp_path: Path) -> None:
@@ -190,47 +173,40 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     out_dir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABKIT_ROOT", str(synthetic.ROOT))
-        return run_labs(plan(GOOD, FAILS, DIES, FORGETS, out_dir=out_dir, settings=["all.guess=1.9"]), progress=quietly)
+        return run_labs(
+            plan(GOOD, FAILS, DIES, FORGETS, out_dir=out_dir, settings=["all.guess=1.9"]), stream=io.StringIO()
+        )
 
 
 @pytest.mark.notebook
-def test_one_labs_failure_leaves_the_others(finished: RunResult) -> None:
-    """All four ran, and the result says which of them ended well."""
-    assert [(lab.name, lab.status) for lab in finished.labs] == [
-        (GOOD, "done"),
-        (FAILS, "failed"),
-        (DIES, "failed"),
-        (FORGETS, "failed"),
-    ]
-    assert not finished.interrupted
-
-
-@pytest.mark.notebook
-def test_every_end_is_told_with_its_cell_and_error(finished: RunResult) -> None:
+def test_one_labs_failure_leaves_the_others_and_every_end_is_told(finished: RunResult) -> None:
     """An exception names its cell by number and first line, a dead kernel says so, a forgotten finish() too."""
+    assert not finished.interrupted
+    assert [lab.status for lab in finished.labs] == ["done", "failed", "failed", "failed"]
     errors = {lab.name: lab.error for lab in finished.labs}
+    where = 'cell 6 [In 5]: raise ValueError(f"seed {seed} is unlucky")'
     assert errors[GOOD] == ""
-    assert (
-        errors[FAILS] == 'ValueError: seed 7 is unlucky (in cell 6 [In 5]: raise ValueError(f"seed {seed} is unlucky"))'
-    )
+    assert errors[FAILS] == f"ValueError: seed 7 is unlucky (in {where})"
     assert "the kernel died while this cell ran" in errors[DIES]
     assert "import os" in errors[DIES]
     assert errors[FORGETS] == "the notebook ended without lab.finish()"
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize(("lab", "status"), [(GOOD, "done"), (FAILS, "failed"), (DIES, "failed"), (FORGETS, "failed")])
-def test_records_keep_what_was_found_and_say_how_it_ended(finished: RunResult, lab: str, status: str) -> None:
-    """A record is failed whenever its notebook is, also where the notebook could not say so itself."""
-    record = read(finished.out_dir / f"{lab}.json")
-    assert record.status == status
-    assert record.ended is not None
-    assert record.exact == ({"tokens": [1, 2, 3]} if lab == GOOD else {"kept": 1})
-    assert record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9}
+def test_records_keep_what_was_found_and_say_how_it_ended(finished: RunResult) -> None:
+    """A record is failed whenever its notebook is; a batch run's guess is its parameter, and it is revealed."""
+    for lab in finished.labs:
+        record = read(finished.out_dir / f"{lab.name}.json")
+        assert record.status == lab.status
+        assert record.ended is not None
+        assert record.exact == ({"tokens": [1, 2, 3]} if lab.name == GOOD else {"kept": 1})
+        assert record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9}
+    (prediction,) = read(finished.out_dir / f"{GOOD}.json").predictions
+    assert (prediction["guess"], prediction["measured"], prediction["source"]) == (1.9, 2.0, "parameter")
 
 
 @pytest.mark.notebook
-def test_the_folder_holds_run_json_notebooks_and_logs(finished: RunResult) -> None:
+def test_the_folder_holds_run_json_notebooks_and_logs_and_no_process_is_left(finished: RunResult) -> None:
     """run.json describes the run, each executed notebook is whole and shows its error, each log what was printed."""
     info = read_run(finished.out_dir)
     assert info.labs == finished.labs
@@ -241,20 +217,7 @@ def test_the_folder_holds_run_json_notebooks_and_logs(finished: RunResult) -> No
         notebook = nbformat.read(finished.out_dir / f"{lab}.ipynb", 4)
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert [output.ename for output in outputs if output.output_type == "error"] == [error]
-
-
-@pytest.mark.notebook
-def test_a_batch_runs_guess_is_its_parameter(finished: RunResult) -> None:
-    """With nobody at the keyboard the parameter is the prediction, and it is revealed and recorded."""
-    (prediction,) = read(finished.out_dir / f"{GOOD}.json").predictions
-    assert (prediction["guess"], prediction["measured"], prediction["source"]) == (1.9, 2.0, "parameter")
-
-
-@pytest.mark.notebook
-def test_no_process_of_a_lab_is_left(finished: RunResult) -> None:
-    """The sleeper that the dead kernel had started is gone with it."""
-    children = psutil.Process().children(recursive=True)
-    assert finished.labs
+    children = psutil.Process().children(recursive=True)  # the sleeper that the dead kernel had started
     assert [child.cmdline() for child in children if "296" in child.cmdline()] == []
 
 
@@ -268,28 +231,19 @@ def test_resume_runs_what_is_missing_or_failed(finished: RunResult) -> None:
 
 
 @pytest.mark.notebook
-def test_a_resumed_run_keeps_the_record_that_was_done(finished: RunResult, tmp_path: Path) -> None:
-    """The lab is not run again, its record is the same file, and the new run.json has its time."""
+def test_a_resumed_run_keeps_what_was_done_and_names_its_commits(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same record file; run.json has this run's commit and, once each, those under which kept labs ran."""
     record = tmp_path / f"{GOOD}.json"
     record.write_bytes((finished.out_dir / record.name).read_bytes())
     before = record.stat()
-    result = run_labs(plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"]), progress=quietly)
-    assert [(lab.name, lab.status) for lab in result.labs] == [(GOOD, "done")]
-    assert result.labs[0].seconds is not None
-    assert record.stat().st_mtime_ns == before.st_mtime_ns
-    assert not (tmp_path / f"{GOOD}.ipynb").exists()
-
-
-@pytest.mark.notebook
-def test_a_resumed_run_names_the_commits_of_what_it_kept(
-    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """run.json has the commit of this run and, once each, those under which kept labs ran; a new run has none."""
-    (tmp_path / f"{GOOD}.json").write_bytes((finished.out_dir / f"{GOOD}.json").read_bytes())
 
     def resumed_at(commit: str) -> tuple[str | None, tuple[str, ...]]:
         monkeypatch.setattr("labkit.runs.runner.git_commit", lambda: commit)
-        run_labs(plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"]), progress=quietly)
+        resumed = plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"])
+        (lab,) = run_labs(resumed, stream=io.StringIO()).labs
+        assert (lab.status, lab.seconds is None) == ("done", False)
         info = read_run(tmp_path)
         return info.git_commit, info.earlier_commits
 
@@ -297,6 +251,8 @@ def test_a_resumed_run_names_the_commits_of_what_it_kept(
     assert resumed_at("aaa") == ("aaa", ())
     assert resumed_at("bbb") == ("bbb", ("aaa",))
     assert resumed_at("ccc") == ("ccc", ("bbb", "aaa"))
+    assert record.stat().st_mtime_ns == before.st_mtime_ns
+    assert not (tmp_path / f"{GOOD}.ipynb").exists()
     assert read_run(finished.out_dir).earlier_commits == ()
 
 
@@ -335,15 +291,16 @@ def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monke
     (tmp_path / "runs" / "b").mkdir()
     (tmp_path / "runs" / "b" / "run.json").write_text("{")
     other = replace(planned, profile=replace(planned.profile, name="gpu"))
-    for one, expected_s in ((planned, [42.0, 3.0]), (other, [3.0, 3.0])):
-        found = estimates(one)
-        assert list(found) == [GOOD, FAILS]
-        assert [estimate.seconds for estimate in found.values()] == pytest.approx(expected_s)
+    for run, expected_s in ((planned, [42.0, 3.0]), (other, [3.0, 3.0])):
+        by_lab = estimates(run)
+        assert list(by_lab) == [GOOD, FAILS]
+        assert [estimate.seconds for estimate in by_lab.values()] == pytest.approx(expected_s)
 
 
-def test_a_run_opens_with_its_minutes_only_on_a_gpu(tmp_path: Path) -> None:
+def test_a_run_opens_with_its_minutes_only_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU a run opens with its profile alone; with one, the minutes follow."""
     planned = plan(GOOD, out_dir=tmp_path / "out")
+    monkeypatch.delenv("LABKIT_ROOT")  # the course's own list of cards
     assert opening_lines(planned) == [planned.line]
     first, title, lab, total = opening_lines(replace(planned, machine=synthetic.machine(gpu_gib=80)))
     assert (first, title) == (planned.line, "minutes expected on Test GPU:")
@@ -352,9 +309,9 @@ def test_a_run_opens_with_its_minutes_only_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_an_error_is_told_in_one_line_without_the_servers_log() -> None:
-    """What happened and the remedy stay; the log's end stands in the notebook and in the lab's own log."""
+    """What happened and the remedy stay; the log's end is in the notebook and in the lab's own log."""
     error = ServerError("vllm serve died", remedy="take a smaller model", log_tail="a\nb")
-    assert batch._one_line(str(error)) == "vllm serve died To fix it: take a smaller model"
+    assert one_line(str(error)) == "vllm serve died To fix it: take a smaller model"
 
 
 # --- stopping
@@ -372,16 +329,19 @@ def start_run(tmp_path: Path, token: str) -> "subprocess.Popen[str]":
     )
 
 
-def carrying(token: str) -> list[str]:
-    """The command lines of all processes of this machine that carry the token."""
-    found = []
+def with_token(token: str) -> dict[psutil.Process, str]:
+    """The processes of this machine that carry the token in their environment, with their command lines."""
+    carriers = {}
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             if process.environ().get("LABKIT_TEST_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return found
+                carriers[process] = " ".join(process.cmdline())
+    return carriers
+
+
+def carrying(token: str, words: str = "") -> int:
+    """How many processes carry the token and have the words in their command line."""
+    return sum(words in line for line in with_token(token).values())
 
 
 @pytest.mark.notebook
@@ -393,12 +353,12 @@ def test_a_stopped_run_leaves_no_process_and_keeps_its_records(tmp_path: Path, h
     end = time.monotonic() + 120
     while not (tmp_path / "asleep").exists() and run.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
-    assert sum("sleep 297" in line for line in carrying(token)) >= 4
+    assert carrying(token, "sleep 297") >= 4
     run.send_signal(how)
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert carrying(token) == []
+    assert with_token(token) == {}
     kept: dict[str, Record] = {lab: read(tmp_path / f"{lab}.json") for lab in (GOOD, SLEEPS)}
     assert {lab: record.status for lab, record in kept.items()} == {GOOD: "done", SLEEPS: "failed"}
     assert kept[SLEEPS].exact == {"kept": 1}
@@ -468,78 +428,93 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_counts_down_what_is_left() -> None:
+@pytest.fixture
+def clock_s() -> list[float]:
+    """The time, in seconds, that `progress` reads."""
+    return [0.0]
+
+
+def progress(estimates_s: dict[str, float], clock_s: list[float], stream: io.StringIO | None = None) -> Progress:
+    """Progress that the test can read, on the test's clock."""
+    return Progress(estimates_s, stream=stream or io.StringIO(), now=lambda: clock_s[0])
+
+
+def test_progress_counts_down_what_is_left(clock_s: list[float]) -> None:
     """What is left is the current lab's estimate less its time, never below 0, and the labs after it."""
-    now = [0.0]
-    shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=io.StringIO(), now=lambda: now[0])
-    assert shown.left_s() == 90
-    shown.lab_started("a")
-    now[0] = 45
-    assert shown.left_s() == 45
-    now[0] = 500
-    assert shown.left_s() == 30
-    shown.lab_started("b")
-    assert shown.left_s() == 30
+    run = progress({"a": 60.0, "b": 30.0}, clock_s)
+    assert run.left_s() == 90
+    run.lab_started("a")
+    clock_s[0] = 45
+    assert run.left_s() == 45
+    clock_s[0] = 500
+    assert run.left_s() == 30
+    run.lab_started("b")
+    assert run.left_s() == 30
 
 
-def test_labs_that_run_at_the_same_time_share_what_waits() -> None:
+def test_labs_that_run_at_the_same_time_share_what_waits(clock_s: list[float]) -> None:
     """What waits is spread over those that run; the longest of them is the least that the rest can take."""
-    now, estimates = [0.0], {"a": 60.0, "b": 20.0, "c": 30.0}
-    shown = Progress(list(estimates), estimates, stream=io.StringIO(), now=lambda: now[0])
-    shown.lab_started("a")
-    shown.lab_started("b")
-    assert shown.left_s() == 60
-    now[0] = 10
-    assert shown.left_s() == 50
-    shown.lab_ended("a", "done", 10)
-    assert shown.left_s() == 10 + 30
-    shown.lab_started("c")
-    shown.lab_ended("b", "done", 10)
-    assert shown.left_s() == 30
+    run = progress({"a": 60.0, "b": 20.0, "c": 30.0}, clock_s)
+    run.lab_started("a")
+    run.lab_started("b")
+    assert run.left_s() == 60
+    clock_s[0] = 10
+    assert run.left_s() == 50
+    run.lab_ended("a", "done", 10)
+    assert run.left_s() == 10 + 30
+    run.lab_started("c")
+    run.lab_ended("b", "done", 10)
+    assert run.left_s() == 30
 
 
-def test_a_terminal_gets_one_live_line_and_a_file_two_lines_a_lab() -> None:
-    """Live: lab k of n, cell, time, rest. Elsewhere nothing is redrawn, so that a log stays readable."""
-    texts = []
-    for stream in (Terminal(), io.StringIO()):
-        now = [0.0]
-        shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=stream, now=lambda now=now: now[0])  # type: ignore[misc]
-        shown.lab_started("a")
-        shown.lab_ended("a", "done", 60.0)
-        shown.lab_started("b")
-        shown.cell_started(2, 9)
-        now[0] = 7.0
-        shown.tick()
-        shown.lab_ended("b", "failed", 67.0, "out of memory")
-        texts.append(stream.getvalue())
-    assert "[2/2] b, cell 3 of 9, 0:07, about 0:23 left" in texts[0]
-    assert texts[0].endswith("[2/2] b: failed in 1:07 - out of memory\n")
-    assert texts[1].splitlines() == [
+def test_a_file_gets_two_lines_a_lab(clock_s: list[float]) -> None:
+    """Nothing is redrawn, wrapped or styled where no terminal is, so that a log stays readable."""
+    stream, long = io.StringIO(), "out of memory [1] " * 20
+    with progress({"a": 60.0, "b": 30.0}, clock_s, stream) as run:
+        run.lab_started("a")
+        run.lab_ended("a", "done", 60.0)
+        run.lab_started("b")
+        run.cell_started("b", 2, 9)
+        run.lab_ended("b", "failed", 67.0, long)
+    assert stream.getvalue().splitlines() == [
         "[1/2] a: about 1:00, all about 1:30",
         "[1/2] a: done in 1:00",
         "[2/2] b: about 0:30, all about 0:30",
-        "[2/2] b: failed in 1:07 - out of memory",
+        f"[2/2] b: failed in 1:07 - {long}",
     ]
 
 
-def test_the_live_line_shows_all_that_run_and_stays_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two labs at once stand beside each other, each at its own cell; a narrow terminal cuts the line."""
-    drawn = []
-    for columns in ("200", "30"):
-        monkeypatch.setenv("COLUMNS", columns)
-        now, stream = [0.0], Terminal()
-        shown = Progress(["a", "b"], {"a": 60.0, "b": 30.0}, stream=stream, now=lambda now=now: now[0])  # type: ignore[misc]
+def test_a_terminal_shows_every_lab_that_runs(clock_s: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two labs at once: each with its number, cell and time, and about how long the run still takes."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with progress({"a": 60.0, "b": 30.0}, clock_s, stream) as run:
         for lab, cell in (("a", 1), ("b", 4)):
-            shown.lab_started(lab)
-            shown.cell_started(cell, 9, lab=lab)
-            now[0] += 5
-        shown.tick()
-        drawn.append(stream.getvalue().removeprefix("\r\x1b[2K"))
-    assert drawn[0] == "[1/2] a, cell 2 of 9 + [2/2] b, cell 5 of 9, 0:10, about 0:50 left"
-    assert drawn[1] == drawn[0][:29]
+            run.lab_started(lab)
+            run.cell_started(lab, cell, 9)
+            clock_s[0] += 5
+        run.note("a note that stays")
+        end_s = time.monotonic() + 10  # the bars are drawn ten times a second
+        while "about 0:50 left" not in stream.getvalue() and time.monotonic() < end_s:
+            time.sleep(0.05)
+        shown = [" ".join(line.split()) for line in Text.from_ansi(stream.getvalue()).plain.splitlines()]
+        run.lab_ended("b", "failed", 67.0, "out of memory")
+    assert "a note that stays" in shown
+    assert shown[-3:] == ["[1/2] a 2/9 0:00:10", "[2/2] b 5/9 0:00:05", "about 0:50 left"]
+    assert "[2/2] b: failed in 1:07 - out of memory\n" in Text.from_ansi(stream.getvalue()).plain
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (187, "3:07"), (-3, "0:00")])
-def test_clock(seconds: float, shown: str) -> None:
+def test_a_wait_is_told_of_now_and_then() -> None:
+    """Told of every quarter of a second for half a minute, a wait shows its first text and one every ten seconds."""
+    now_s, said = [0.0], list[str]()
+    tell = now_and_then(said.append, every_s=10, now=lambda: now_s[0])
+    for quarter in range(120):
+        now_s[0] = quarter / 4
+        tell(f"{now_s[0]:g} s")
+    assert said == ["0 s", "10 s", "20 s"]
+
+
+def test_clock() -> None:
     """Minutes and seconds, rounded to the second."""
-    assert clock(seconds) == shown
+    assert [clock(seconds) for seconds in (0, 59.6, 187, -3)] == ["0:00", "1:00", "3:07", "0:00"]

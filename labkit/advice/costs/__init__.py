@@ -1,4 +1,4 @@
-"""What serving costs, and from when on hosting it yourself is cheaper: pure functions over data/prices.
+"""What serving costs, and from which volume hosting is cheaper than an API: pure functions over data/prices.
 
     from labkit.advice import costs
     answer = costs.calculate(costs.settings_from({"requests_per_s": 5, "instance": "g6.xlarge"}))
@@ -6,11 +6,8 @@
 The command line (`labkit cost`) and the widget (`labkit.advice.costs.form`) are skins over these two calls.
 """
 
-from labkit.advice.costs.calculate import ApiCost, CostResult, Swing, calculate, sensitivity
-from labkit.advice.costs.machines import BreakEven, Staircase, break_even, staircase
+from labkit.advice.costs.calculate import CostResult, calculate, sensitivity
 from labkit.advice.costs.prices import (
-    ApiPrice,
-    Figures,
     cents,
     dated_models,
     figures,
@@ -20,48 +17,25 @@ from labkit.advice.costs.prices import (
     show_number,
     show_usd,
 )
-from labkit.advice.costs.settings import (
-    NUMBERS,
-    CostSettings,
-    Throughput,
-    article,
-    article_throughput,
-    default,
-    find,
-    measured,
-    settings_from,
-)
-from labkit.theory.queues import probability_of_waiting, wait_quantile
+from labkit.advice.costs.settings import CostSettings, article, default, settings_from
+from labkit.advice.costs.throughput import Throughput, article_throughput
 
 __all__ = [
-    "NUMBERS",
-    "ApiCost",
-    "ApiPrice",
-    "BreakEven",
     "CostResult",
     "CostSettings",
-    "Figures",
-    "Staircase",
-    "Swing",
     "Throughput",
     "article",
     "article_throughput",
-    "break_even",
     "calculate",
     "cents",
     "dated_models",
     "default",
     "figures",
-    "find",
     "instances",
     "known_models",
-    "measured",
     "price_of_request",
-    "probability_of_waiting",
     "sensitivity",
     "settings_from",
     "show_number",
     "show_usd",
-    "staircase",
-    "wait_quantile",
 ]

@@ -7,6 +7,7 @@ requests a second, and H paid hours,
     cost a day   = machines x (price x H + storage) + engineering
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,20 +17,18 @@ from labkit.advice.costs.settings import CostSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """The traffic: requests and tokens a day, and requests a second in the mean, in the peak and with the buffer."""
+    """The traffic: requests and tokens per day, and requests/s: the mean, and what the machines are planned for."""
 
     requests_per_day: Fraction
     tokens_per_day: Fraction
     mean_per_s: Fraction
-    peak_per_s: Fraction
     planned_per_s: Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineCost:
-    """One machine: its price an hour, its cost a day with storage, and the requests a second that it answers."""
+    """One machine: its price per hour, its cost per day with storage, and its capacity in requests/s."""
 
-    name: str
     gpus: int
     usd_per_hour: Fraction
     usd_per_day: Fraction
@@ -38,7 +37,7 @@ class MachineCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """What is needed: machines and GPUs, dollars a day, and the share of the paid time in which they compute."""
+    """Machines and GPUs needed, dollars per day, and the share of the paid time in which they compute."""
 
     machines: int
     gpus: int
@@ -60,13 +59,11 @@ def demand(settings: CostSettings) -> Demand:
     else:
         requests = exact(settings.requests_per_s or 0) * SECONDS_PER_HOUR * hours
     mean = requests / (SECONDS_PER_HOUR * hours)
-    peak = mean * exact(settings.peak_factor)
     return Demand(
         requests_per_day=requests,
         tokens_per_day=requests * settings.tokens_per_request,
         mean_per_s=mean,
-        peak_per_s=peak,
-        planned_per_s=peak * (1 + exact(settings.buffer)),
+        planned_per_s=mean * exact(settings.peak_factor) * (1 + exact(settings.buffer)),
     )
 
 
@@ -78,7 +75,6 @@ def machine(settings: CostSettings, tokens_per_s: float | None = None) -> Machin
     rate = settings.throughput.tokens_per_s if tokens_per_s is None else tokens_per_s
     counted = settings.output_tokens if settings.throughput.counts == "output" else settings.tokens_per_request
     return MachineCost(
-        name=settings.instance,
         gpus=instance.gpus,
         usd_per_hour=per_hour,
         usd_per_day=per_hour * exact(settings.paid_hours_per_day) + storage,
@@ -95,7 +91,7 @@ def hour_price(settings: CostSettings) -> Fraction:
 
 
 def gpu_factor(settings: CostSettings, instance: Instance) -> Fraction:
-    """By how much the machine's GPUs exceed those that were measured: one replica on each, none in another's way."""
+    """GPUs of the machine over the GPUs that were measured: each GPU serves a replica of its own."""
     measured_on = settings.throughput.gpus
     return Fraction(instance.gpus, measured_on) if measured_on and instance.gpus else Fraction(1)
 
@@ -107,27 +103,18 @@ def engineering_per_day(settings: CostSettings) -> Fraction:
 
 def fleet(settings: CostSettings, tokens_per_s: float | None = None) -> Fleet:
     """The machines that the traffic needs, with another throughput if `tokens_per_s` says so."""
-    wanted, one = demand(settings), machine(settings, tokens_per_s)
-    needed = wanted.planned_per_s / one.requests_per_s
-    count = max(settings.min_instances, ceiling(needed))
-    usd = count * one.usd_per_day + engineering_per_day(settings)
+    wanted, single = demand(settings), machine(settings, tokens_per_s)
+    count = max(settings.min_instances, math.ceil(wanted.planned_per_s / single.requests_per_s))
+    usd = count * single.usd_per_day + engineering_per_day(settings)
     paid_s = SECONDS_PER_HOUR * exact(settings.paid_hours_per_day)
     tokens = wanted.tokens_per_day
     return Fleet(
         machines=count,
-        gpus=count * one.gpus,
+        gpus=count * single.gpus,
         usd_per_day=usd,
-        utilisation=wanted.requests_per_day / (count * one.requests_per_s * paid_s),
+        utilisation=wanted.requests_per_day / (count * single.requests_per_s * paid_s),
         usd_per_million_tokens=usd * MILLION / tokens if tokens else None,
     )
-
-
-def ceiling(value: Fraction) -> int:
-    """The smallest whole number that is not below `value`."""
-    return -(-value.numerator // value.denominator)
-
-
-# --- break even ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +128,7 @@ class Staircase:
 
     def machines(self, tokens_per_day: Fraction) -> int:
         """Machines for a volume."""
-        return max(self.least, ceiling(tokens_per_day / self.machine_tokens))
+        return max(self.least, math.ceil(tokens_per_day / self.machine_tokens))
 
     def usd_per_day(self, tokens_per_day: Fraction) -> Fraction:
         """The cost of a volume."""
@@ -158,11 +145,11 @@ class BreakEven:
 
 def staircase(settings: CostSettings, tokens_per_s: float | None = None) -> Staircase:
     """The settings' cost of hosting for any volume of their mix and clock."""
-    one, spread = machine(settings, tokens_per_s), exact(settings.peak_factor) * (1 + exact(settings.buffer))
-    requests = one.requests_per_s / spread * SECONDS_PER_HOUR * exact(settings.hours_per_day)
+    single, spread = machine(settings, tokens_per_s), exact(settings.peak_factor) * (1 + exact(settings.buffer))
+    requests = single.requests_per_s / spread * SECONDS_PER_HOUR * exact(settings.hours_per_day)
     return Staircase(
         fixed_usd=engineering_per_day(settings),
-        machine_usd=one.usd_per_day,
+        machine_usd=single.usd_per_day,
         machine_tokens=requests * settings.tokens_per_request,
         least=settings.min_instances,
     )
@@ -173,15 +160,8 @@ def break_even(stairs: Staircase, usd_per_token: Fraction) -> BreakEven:
     gain = usd_per_token * stairs.machine_tokens - stairs.machine_usd  # of one more machine, when it is full
     if gain <= 0:
         return BreakEven(first=None, for_good=None)
-    first = max(stairs.least, ceiling(stairs.fixed_usd / gain))
-    for_good = max(stairs.least, ceiling((stairs.fixed_usd + stairs.machine_usd) / gain))
-    return BreakEven(first=_crossing(stairs, first, usd_per_token), for_good=_crossing(stairs, for_good, usd_per_token))
-
-
-def _crossing(stairs: Staircase, machines: int, usd_per_token: Fraction) -> Fraction:
-    return (stairs.fixed_usd + machines * stairs.machine_usd) / usd_per_token
-
-
-def volume(settings: CostSettings) -> Fraction:
-    """Tokens a day of the settings."""
-    return demand(settings).tokens_per_day
+    first, for_good = (
+        (stairs.fixed_usd + max(stairs.least, math.ceil(usd / gain)) * stairs.machine_usd) / usd_per_token
+        for usd in (stairs.fixed_usd, stairs.fixed_usd + stairs.machine_usd)
+    )
+    return BreakEven(first=first, for_good=for_good)

@@ -1,26 +1,23 @@
 """The fraction auditor as a widget: a skin over `fractions.audit`.
 
-    auditor = show_auditor(state)      # `state`: YAML as `labkit fractions` reads it, or what another auditor exported
-    auditor.audit, auditor.state       # the audit and the question, in Python
-
-Every change is audited at once. What cannot be audited is told in words, and the last good audit stays.
+auditor = show_auditor(state)      # `state`: YAML as `labkit fractions` reads it, or what another auditor exported
+auditor.audit, auditor.state       # the audit and the question, in Python
 """
 
 from collections.abc import Callable, Mapping
-from html import escape
 from typing import Any
 
 import yaml
 
-from labkit import display
 from labkit.advice import fractions
+from labkit.advice.form import Form
 from labkit.display import LEAVE_ARROWS
 from labkit.errors import UsageError
 from labkit.models import EMBEDDED
 from labkit.models.examples import example_models
 
 WIDE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
-# key: (label, width in pixels, what the field is for)
+# Key: (label, width in pixels, what the field is for)
 GPU_FIELDS = {
     "memory_gib": ("Memory of a GPU (GiB)", 220, "All of it, as nvidia-smi says"),
     "count": ("GPUs", 110, "On one node"),
@@ -41,157 +38,130 @@ TEXT = {"name", "model"}
 NEW = {"name": "new", "weight_gib": 1, "num_gpus": 0.1}
 
 
-class FractionAuditor:
-    """The widget and what it holds: `audit`, and `state`, the question as YAML."""
+class FractionAuditor(Form[fractions.Audit]):
+    """The widget: `audit`, and `state`, the question as YAML."""
+
+    refused = "Not audited"
 
     def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__(fractions.audit(*fractions.parse(content)))
+
+    @property
+    def audit(self) -> fractions.Audit:
+        """The audit."""
+        return self.answer
+
+    @property
+    def state(self) -> str:
+        return fractions.as_yaml(self.audit.deployments, self.audit.gpus_asked)
+
+    def answer_to(self, text: str) -> fractions.Audit:
+        return fractions.audit(*fractions.parse(_loaded(text)))
+
+    def build(self) -> Any:
+        """The GPUs, a frame for each deployment, the buttons, the audit, and the question as a file."""
         import ipywidgets as widgets
         from ipywidgets.widgets.widget_string import TextStyle
 
-        self.audit = fractions.audit(*fractions.parse(content))
-        self._filling = False
-        # Shared by all fields: a notebook stores every layout and style that there is.
+        # Shared by all fields: a notebook stores every layout and style.
         self._style = TextStyle(**WIDE)
-        self._widths: dict[int, Any] = {}
-        self._gpu: dict[str, Any] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._entries = widgets.VBox()
-        self._gpu_box = widgets.HBox(layout={"flex_flow": "row wrap"})
-        self._add = _button("Add a deployment", self._added)
-        self._take = _button("Take the numbers that fit", self._taken)
-        self._message, self._answer = widgets.HTML(), widgets.HTML()
-        self._exported = widgets.Textarea(
+        widths = {width for _, width, _ in (*GPU_FIELDS.values(), *DEPLOYMENT_FIELDS.values())}
+        self._layouts = {width: widgets.Layout(width=f"{width}px") for width in widths}
+        self.gpu = {key: self._field(key, *shape) for key, shape in GPU_FIELDS.items()}
+        self.rows: list[dict[str, Any]] = []
+        self.deployments, self.table = widgets.VBox(), widgets.HTML()
+        self.add = _button("Add a deployment", lambda _: self._ask_content(self._one_more))
+        self.take = _button("Take the numbers that fit", self._taken)
+        self.exported = widgets.Textarea(
             description="As a file",
             tooltip="Copy it, or paste another auditor's text and press Tab",
             continuous_update=False,
             style=WIDE,
             layout={"width": "98%", "height": "160px"},
         )
-        self._exported.observe(self._pasted, names="value")
-        buttons = widgets.HBox([self._add, self._take])
+        gpu = widgets.HBox(list(self.gpu.values()), layout={"flex_flow": "row wrap"})
+        buttons = widgets.HBox([self.add, self.take])
         keys = widgets.HTML(LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
-        shown = [keys, self._gpu_box, self._entries, buttons, self._message, self._answer, self._exported]
-        self.box = widgets.VBox(shown, layout={"max_width": "980px"})
-        self.box.add_class("labkit-fractions")
-        self._fill()
-        self._draw()
+        shown = [keys, gpu, self.deployments, buttons, self.message, self.table, self.exported]
+        box = widgets.VBox(shown, layout={"max_width": "980px"})
+        box.add_class("labkit-fractions")
+        return box
 
-    @property
-    def state(self) -> str:
-        """The question as YAML, for the parameter `audit_file`, for `labkit fractions`, for another auditor."""
-        return fractions.as_yaml(self.audit.deployments, self.audit.gpus_asked)
-
-    def _fill(self) -> None:
-        """Builds the fields anew from the audited question."""
+    def fill(self) -> None:
         import ipywidgets as widgets
 
         content = yaml.safe_load(self.state)
-        self._gpu = {key: self._field(key, GPU_FIELDS[key], content["gpu"].get(key)) for key in GPU_FIELDS}
-        self._gpu_box.children = tuple(self._gpu.values())
-        self._rows = [
-            {key: self._field(key, DEPLOYMENT_FIELDS[key], entry.get(key)) for key in DEPLOYMENT_FIELDS}
+        for key, field in self.gpu.items():
+            field.value = _shown(content["gpu"].get(key))
+        self.rows = [
+            {key: self._field(key, *shape, entry.get(key)) for key, shape in DEPLOYMENT_FIELDS.items()}
             for entry in content["deployments"]
         ]
         frame = widgets.Layout(flex_flow="row wrap", border="1px solid #c0c0c0", margin="2px 0", padding="2px")
         boxes = []
-        for number, row in enumerate(self._rows):
-            remove = _button("Remove", lambda _, n=number: self._removed(n))
+        for number, row in enumerate(self.rows):
+            remove = _button("Remove", lambda _, n=number: self._ask_content(lambda: self._without(n)))
             boxes.append(widgets.HBox([*row.values(), remove], layout=frame))
-        self._entries.children = tuple(boxes)
+        self.deployments.children = tuple(boxes)
 
-    def _field(self, key: str, words: tuple[str, int, str], value: object) -> Any:
+    def draw(self) -> None:
+        self.table.value = self.html()
+        self.take.disabled = self.audit.suggestion is None or not self.audit.suggestion.deployments
+
+    def plain(self) -> str:
+        return "\n".join(fractions.lines(self.audit))
+
+    def html(self) -> str:
+        return fractions.as_html(self.audit)
+
+    def _field(self, key: str, label: str, width: int, tip: str, value: object = None) -> Any:
         import ipywidgets as widgets
 
-        label, width, help_text = words
-        if width not in self._widths:
-            self._widths[width] = widgets.Layout(width=f"{width}px")
         options = {
-            "value": "" if value is None else str(value),
+            "value": _shown(value),
             "description": label,
-            "tooltip": help_text,
+            "tooltip": tip,
             "continuous_update": False,
             "style": self._style,
-            "layout": self._widths[width],
+            "layout": self._layouts[width],
         }
         if key == "model":
-            known = (*EMBEDDED, *example_models())
-            field = widgets.Combobox(options=known, ensure_option=False, **options)
+            field = widgets.Combobox(options=(*EMBEDDED, *example_models()), ensure_option=False, **options)
         else:
             field = widgets.Text(**options)
-        field.observe(self._changed, names="value")
+        field.observe(lambda _: self._ask_content(self._content, fill=False), names="value")
         return field
 
+    def _ask_content(self, content: Callable[[], dict[str, Any]], *, fill: bool = True) -> None:
+        self.ask(lambda: fractions.audit(*fractions.parse(content())), fill=fill)
+
     def _content(self) -> dict[str, Any]:
-        return {"gpu": _values(self._gpu), "deployments": [_values(row) for row in self._rows]}
+        return {"gpu": _values(self.gpu), "deployments": [_values(row) for row in self.rows]}
 
-    def _changed(self, _: object) -> None:
-        self._ask(self._content)
+    def _one_more(self) -> dict[str, Any]:
+        content = self._content()
+        names = {entry.get("name") for entry in content["deployments"]}
+        number = next(n for n in range(1, len(names) + 2) if f"new {n}" not in names)
+        return {**content, "deployments": [*content["deployments"], {**NEW, "name": f"new {number}"}]}
 
-    def _added(self, _: object) -> None:
-        def longer() -> dict[str, Any]:
-            content = self._content()
-            names = {entry.get("name") for entry in content["deployments"]}
-            number = next(n for n in range(1, len(names) + 2) if f"new {n}" not in names)
-            return {**content, "deployments": [*content["deployments"], {**NEW, "name": f"new {number}"}]}
-
-        self._ask(longer, refill=True)
-
-    def _removed(self, number: int) -> None:
-        def shorter() -> dict[str, Any]:
-            content = self._content()
-            entries = content["deployments"]
-            return {**content, "deployments": entries[:number] + entries[number + 1 :]}
-
-        self._ask(shorter, refill=True)
+    def _without(self, number: int) -> dict[str, Any]:
+        content = self._content()
+        del content["deployments"][number]
+        return content
 
     def _taken(self, _: object) -> None:
-        found = self.audit.suggestion
-        if found is not None and found.deployments:
-            self._ask(lambda: yaml.safe_load(fractions.as_yaml(found.deployments, self.audit.gpus_asked)), refill=True)
-
-    def _pasted(self, change: dict[str, Any]) -> None:
-        if not self._filling and change["new"].strip() != self.state.strip():
-            self._ask(lambda: _loaded(change["new"]), refill=True)
-
-    def _ask(self, content: Callable[[], Any], *, refill: bool = False) -> None:
-        """Audits the new question; what cannot be audited is told, and the last audit stays."""
-        if self._filling:
-            return
-        try:
-            self.audit = fractions.audit(*fractions.parse(content()))
-        except UsageError as error:
-            self._message.value = f"<p role='alert'><b>Not audited:</b> {escape(f'{error.what}; {error.remedy}.')}</p>"
-            return
-        if refill:
-            self._filling = True
-            self._fill()
-            self._filling = False
-        self._draw()
-
-    def _draw(self) -> None:
-        self._message.value = ""
-        self._answer.value = fractions.as_html(self.audit)
-        self._take.disabled = self.audit.suggestion is None or not self.audit.suggestion.deployments
-        self._filling = True
-        self._exported.value = self.state
-        self._filling = False
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        # A notebook that is read without a kernel still has the audit.
-        found = dict(self.box._repr_mimebundle_(**options))
-        found["text/plain"] = "\n".join(fractions.lines(self.audit))
-        found["text/html"] = fractions.as_html(self.audit)
-        return found
+        suggestion = self.audit.suggestion
+        if suggestion is not None and suggestion.deployments:
+            numbers = fractions.as_yaml(suggestion.deployments, self.audit.gpus_asked)
+            self._ask_content(lambda: yaml.safe_load(numbers))
 
 
 def show_auditor(state: str | Mapping[str, Any]) -> FractionAuditor:
-    """Shows the auditor and returns it. `state`: the question, as YAML or as the mapping that `fractions.parse` takes.
+    """Show the auditor and return it. `state`: the question, as YAML or as the mapping that `fractions.parse` takes.
 
     UsageError: a state that cannot be read.
     """
-    auditor = FractionAuditor(_loaded(state) if isinstance(state, str) else state)
-    display.show(auditor._repr_mimebundle_())
-    return auditor
+    return FractionAuditor(_loaded(state) if isinstance(state, str) else state).show()
 
 
 def _loaded(text: str) -> Any:
@@ -201,8 +171,12 @@ def _loaded(text: str) -> Any:
         raise UsageError(f"this is no YAML: {error}", remedy="paste what an auditor exported") from error
 
 
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)
+
+
 def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in the fields; an empty one says nothing."""
+    """What is in the fields, without the empty ones."""
     filled = {key: field.value.strip() for key, field in fields.items() if field.value.strip()}
     return {key: value if key in TEXT else _number(value) for key, value in filled.items()}
 

@@ -3,41 +3,19 @@
 `select(answers)` is a pure function over `data/selector/`; the command line, lab 10 and the form show what it returns.
 """
 
-from labkit.advice.selector.catalogue import (
-    Catalogue,
-    catalogue,
-    check_model,
-    complete,
-    from_settings,
-    read_state,
-    write_state,
-)
-from labkit.advice.selector.choose import (
-    ArticleSays,
-    Comparison,
-    Flip,
-    Ranked,
-    Reason,
-    Selection,
-    Survey,
-    compare_patterns,
-    select,
-    survey,
-)
-from labkit.advice.selector.configs import ConfigFile, Setting, configure
+from labkit.advice.selector.answers import check_model, complete, from_settings, read_state, write_state
+from labkit.advice.selector.catalogue import Catalogue, catalogue
+from labkit.advice.selector.choose import Comparison, Ranked, Reason, Selection, compare_patterns, select
+from labkit.advice.selector.configs import ConfigFile, configure
 from labkit.advice.selector.words import to_json, to_text
 
 __all__ = [
-    "ArticleSays",
     "Catalogue",
     "Comparison",
     "ConfigFile",
-    "Flip",
     "Ranked",
     "Reason",
     "Selection",
-    "Setting",
-    "Survey",
     "catalogue",
     "check_model",
     "compare_patterns",
@@ -46,7 +24,6 @@ __all__ = [
     "from_settings",
     "read_state",
     "select",
-    "survey",
     "to_json",
     "to_text",
     "write_state",

@@ -1,31 +1,19 @@
 """The selector's questions, stacks and rules: `data/selector/`, read and validated once. Nothing there is evaluated."""
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from labkit.errors import UsageError, did_you_mean
-from labkit.files import Frozen, data_path, first_errors
-from labkit.records.ledger import load_claims
-
-FOLDER = "selector"
-FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-Evidence = Literal["measured", "cited", "given", "opinion"]
-When = Mapping[str, tuple[str, ...]]
-"""question: the options for which it holds; all of the questions have to."""
-T = TypeVar("T")
+from labkit.errors import require
+from labkit.files import Frozen, data_path, read_yaml
 
 
 class Question(Frozen):
-    """What is asked. `options`: their labels by value, in order; `help`: a tooltip."""
+    """One question. `options`: their labels by value, in order; `help`: a tooltip."""
 
     label: str
     question: str
@@ -42,7 +30,7 @@ class Question(Frozen):
 
 
 class Stack(Frozen):
-    """What may be recommended: an engine and what stands around it. `frameworks`: those of the article in it."""
+    """What may be recommended: an engine and what surrounds it. `frameworks`: those of the article in it."""
 
     title: str
     engine: str
@@ -51,16 +39,29 @@ class Stack(Frozen):
     what: str
 
 
-class Grounded(Frozen):
-    """A reason with what it rests on.
+class Conditional(Frozen):
+    """An entry that holds if every question in `when` is answered with one of its options."""
+
+    when: dict[str, tuple[str, ...]]
+
+    def holds(self, answers: Mapping[str, str]) -> bool:
+        """Whether all conditions hold."""
+        return all(answers[question] in options for question, options in self.when.items())
+
+
+class Entry(Conditional):
+    """An entry of rules.yaml."""
+
+    id: str = Field(pattern=r"^[a-z0-9-]+$")
+
+
+class Grounds(Frozen):
+    """What a reason rests on.
 
     `measured`: in `lab`; `cited`: in `source`, read on the day `checked`; `given`: by the answer itself.
     """
 
-    id: str = Field(pattern=r"^[a-z0-9-]+$")
-    when: When
-    reason: str = Field(min_length=1)
-    evidence: Evidence
+    evidence: Literal["measured", "cited", "given", "opinion"]
     source: str = ""
     checked: date | None = None
     claim: str | None = None
@@ -74,37 +75,43 @@ class Grounded(Frozen):
             raise ValueError("what is cited, and only that, names source and day")
         return self
 
-    def holds(self, answers: Mapping[str, str]) -> bool:
-        """Whether all conditions hold."""
-        return all(answers[question] in options for question, options in self.when.items())
+
+class Grounded(Entry, Grounds):
+    """A reason for or against stacks."""
+
+    reason: str = Field(min_length=1)
 
 
 class Exclusion(Grounded):
-    """Where it holds, `stacks` are not ranked."""
+    """If it holds, `stacks` are not ranked."""
 
     stacks: tuple[str, ...] = Field(min_length=1)
 
 
 class Rule(Grounded):
-    """Where it holds, it speaks for a stack (points above zero) or against it (below)."""
+    """If it holds, it speaks for a stack (points above zero) or against it (below)."""
 
     points: dict[str, int] = Field(min_length=1)
 
 
-class Warning(Frozen):
+class SelectionWarning(Entry):
     """A text beside the result; with `winner` only beside these recommendations."""
 
-    id: str
-    when: When
     winner: tuple[str, ...] = ()
     text: str
     claim: str | None = None
     lab: str | None = None
 
-    def holds(self, answers: Mapping[str, str], winner: str) -> bool:
-        """Whether it is to be shown beside `winner`."""
-        here = all(answers[question] in options for question, options in self.when.items())
-        return here and (not self.winner or winner in self.winner)
+
+class Branch(Conditional):
+    """A branch of the article's decision tree: the framework at its end."""
+
+    question: str
+    framework: str
+
+    def in_stack(self, stack: Stack) -> bool:
+        """Whether a stack contains that framework, as engine or as orchestrator."""
+        return self.framework in stack.frameworks
 
 
 class Pattern(Frozen):
@@ -119,16 +126,8 @@ class Pattern(Frozen):
     difference: str
 
 
-class Branch(Frozen):
-    """A branch of the article's decision tree."""
-
-    question: str
-    framework: str
-    when: When
-
-
 class Neighbour(Frozen):
-    """A project that the article leaves out, in one line, as found on the day `checked`."""
+    """A project that the article leaves out, in one line, as of the day `checked`."""
 
     name: str
     layer: Literal["engine", "orchestrator"]
@@ -137,189 +136,71 @@ class Neighbour(Frozen):
     line: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Catalogue:
-    """All of data/selector."""
+class RulesFile(Frozen):
+    """rules.yaml."""
 
-    questions: Mapping[str, Question]
-    stacks: Mapping[str, Stack]
     exclusions: tuple[Exclusion, ...]
     rules: tuple[Rule, ...]
-    warnings: tuple[Warning, ...]
+    warnings: tuple[SelectionWarning, ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All of them."""
+        return (*self.exclusions, *self.rules, *self.warnings)
+
+
+class ArticleFile(Frozen):
+    """article.yaml: the article's table and its decision tree, whose last branch has no condition."""
+
     patterns: tuple[Pattern, ...]
     tree: tuple[Branch, ...]
+
+
+class Catalogue(RulesFile, ArticleFile):
+    """All of data/selector but the configurations."""
+
+    questions: dict[str, Question]
+    stacks: dict[str, Stack]
     landscape: tuple[Neighbour, ...]
 
     @property
     def defaults(self) -> dict[str, str]:
-        """The answers of somebody who answers nothing."""
-        return {name: one.default for name, one in self.questions.items()}
+        """The default answers."""
+        return {name: question.default for name, question in self.questions.items()}
 
 
 @cache
 def catalogue(folder: Path | None = None) -> Catalogue:
     """The course's catalogue, or that of another folder. UsageError names the file, the entry and what is wrong."""
-    folder = folder or data_path(FOLDER)
-    rules, article = _read(folder / "rules.yaml"), _read(folder / "article.yaml")
-    found = Catalogue(
-        questions=_parse(dict[str, Question], _read(folder / "questions.yaml"), "questions.yaml"),
-        stacks=_parse(dict[str, Stack], _read(folder / "stacks.yaml"), "stacks.yaml"),
-        exclusions=_parse(tuple[Exclusion, ...], rules.get("exclusions"), "rules.yaml: exclusions"),
-        rules=_parse(tuple[Rule, ...], rules.get("rules"), "rules.yaml: rules"),
-        warnings=_parse(tuple[Warning, ...], rules.get("warnings"), "rules.yaml: warnings"),
-        patterns=_parse(tuple[Pattern, ...], article.get("patterns"), "article.yaml: patterns"),
-        tree=_parse(tuple[Branch, ...], article.get("tree"), "article.yaml: tree"),
-        landscape=_parse(tuple[Neighbour, ...], _read(folder / "landscape.yaml"), "landscape.yaml"),
+    folder = folder or data_path("selector")
+    known = Catalogue(
+        **dict(read_yaml(folder / "rules.yaml", RulesFile)),
+        **dict(read_yaml(folder / "article.yaml", ArticleFile)),
+        questions=read_yaml(folder / "questions.yaml", dict[str, Question]),
+        stacks=read_yaml(folder / "stacks.yaml", dict[str, Stack]),
+        landscape=read_yaml(folder / "landscape.yaml", tuple[Neighbour, ...]),
     )
-    _check_names(found)
-    return found
+    for where, name, names in _names_used(known):
+        require(name in names, f"selector: {where} {name!r} does not exist", fix=f"use one of: {', '.join(names)}")
+    ids = [entry.id for entry in known.entries]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    require(not twice, f"selector/rules.yaml: {', '.join(twice)} stands there twice", fix="rename one")
+    return known
 
 
-def _read(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=FAST_LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", remedy="restore it from the repository") from error
-
-
-def _parse(kind: type[T], tree: Any, where: str) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(tree)
-    except ValidationError as error:
-        raise UsageError(f"{FOLDER}/{where}: {first_errors(error)}", remedy="correct that entry") from error
-
-
-def _check_names(found: Catalogue) -> None:
-    """Every question, option, stack and claim that an entry names is there, and no id comes twice."""
-    parts: tuple[Exclusion | Rule | Warning, ...] = (*found.exclusions, *found.rules, *found.warnings)
-    for one in parts:
-        _check_when(found, one.when, one.id)
-        if one.claim is not None:
-            _require(one.claim, load_claims(), f"{one.id}: claim")
-    for rule in found.rules:
-        _require_all(rule.points, found.stacks, f"{rule.id}: stack")
-    for exclusion in found.exclusions:
-        _require_all(exclusion.stacks, found.stacks, f"{exclusion.id}: stack")
-    for warning in found.warnings:
-        _require_all(warning.winner, found.stacks, f"{warning.id}: stack")
-    for pattern in found.patterns:
-        _check_when(found, {name: (value,) for name, value in pattern.answers.items()}, pattern.id)
-        _require_all(pattern.claims, load_claims(), f"{pattern.id}: claim")
-    for branch in found.tree:
-        _check_when(found, branch.when, branch.question)
-    ids = [one.id for one in parts]
-    if twice := {name for name in ids if ids.count(name) > 1}:
-        raise UsageError(f"{FOLDER}/rules.yaml: {', '.join(sorted(twice))} stands there twice", remedy="rename one")
-
-
-def _check_when(found: Catalogue, when: When, where: str) -> None:
-    for question, options in when.items():
-        _require(question, found.questions, f"{where}: question")
-        _require_all(options, found.questions[question].options, f"{where}: option of {question}")
-
-
-def _require_all(names: Iterable[str], known: Mapping[str, Any], where: str) -> None:
-    for name in names:
-        _require(name, known, where)
-
-
-def _require(name: str, known: Mapping[str, Any], where: str) -> None:
-    if name not in known:
-        raise UsageError(f"{FOLDER}: {where} {name!r} does not exist", remedy=f"use one of: {', '.join(known)}")
-
-
-# --- answers ---
-
-
-MODEL = "model"
-MAX_STATE = 10_000
-# A hub id, a folder or one of the course's names: what a command line takes without quoting.
-MODEL_NAME = re.compile(r"[A-Za-z0-9_~./-][A-Za-z0-9_.:/@~+-]{0,199}")
-
-
-def complete(given: Mapping[str, Any] | None = None, *, using: Catalogue | None = None) -> dict[str, str]:
-    """All answers, in the order of the questions: those given, and the defaults of the others.
-
-    UsageError: an unknown question or option, with the closest one that exists.
-    """
-    known = using or catalogue()
-    answers = known.defaults
-    for name, value in (given or {}).items():
-        if name not in known.questions:
-            raise UsageError(f"the selector asks nothing called {name!r}", remedy=did_you_mean(str(name), answers))
-        answers[name] = _option(known, name, value)
-    return answers
-
-
-def _option(known: Catalogue, name: str, value: Any) -> str:
-    # YAML and JSON read `yes` and `no` as truth values.
-    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value).strip()
-    options = known.questions[name].options
-    by_label = {label: option for option, label in options.items()}
-    if text in options:
-        return text
-    if text in by_label:
-        return by_label[text]
-    raise UsageError(
-        f"{name} is {text[:80]!r}; it must be {_one_of(options)}", remedy=did_you_mean(text.lower()[:80], options)
-    )
-
-
-def _one_of(options: Mapping[str, str]) -> str:
-    return "one of " + ", ".join(f"{value} ({label})" for value, label in options.items())
-
-
-def read_state(text: str | Mapping[str, Any] | None) -> tuple[dict[str, str], str | None]:
-    """Answers and model of an exported state: JSON text, a mapping, or nothing at all (then all defaults).
-
-    UsageError: text that is no JSON object, an unknown question or option, a model's name with odd characters.
-    """
-    given = dict(text) if isinstance(text, Mapping) else _object(text or "")
-    model = given.pop(MODEL, None)
-    return complete(given), check_model(model)
-
-
-def _object(text: str) -> dict[str, Any]:
-    if not text.strip():
-        return {}
-    remedy = 'paste what the form exports, such as {"pattern": "pipeline"}'
-    if len(text) > MAX_STATE:
-        raise UsageError(f"the state has {len(text):,} characters; it is one line of JSON", remedy=remedy)
-    try:
-        found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"the state is no JSON: {error}", remedy=remedy) from error
-    if not isinstance(found, dict):
-        raise UsageError(f"the state is a JSON {type(found).__name__}, no object", remedy=remedy)
-    return found
-
-
-def write_state(answers: Mapping[str, str], model: str | None = None) -> str:
-    """The answers as one line of JSON, which `read_state` and a lab's parameter take."""
-    return json.dumps({**answers, **({MODEL: model} if model else {})})
-
-
-def check_model(name: Any) -> str | None:
-    """A model's name as it may stand in a command. UsageError for anything that is none."""
-    if name is None or name == "":
-        return None
-    if not isinstance(name, str) or not MODEL_NAME.fullmatch(name) or ".." in name:
-        raise UsageError(
-            f"{str(name)[:80]!r} is no model's name",
-            remedy="give a hub id (Qwen/Qwen2.5-7B-Instruct) or a path",
-        )
-    return name
-
-
-def from_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`["pattern=pipeline", "model=Qwen/Qwen2.5-7B-Instruct"]` as a mapping. UsageError without `=` or for a repeat."""
-    found: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name:
-            raise UsageError(f"{setting!r} sets nothing", remedy="write KEY=VALUE, such as pattern=pipeline")
-        if name in found:
-            raise UsageError(f"{name} is set twice", remedy="leave one of the two")
-        found[name] = value.strip()
-    return found
+def _names_used(known: Catalogue) -> Iterator[tuple[str, str, Collection[str]]]:
+    """Each question, option and stack that an entry names: where, its name, and the names that exist."""
+    conditions = [(entry.id, entry.when) for entry in known.entries]
+    conditions += [(branch.question, branch.when) for branch in known.tree]
+    conditions += [(row.id, {name: (value,) for name, value in row.answers.items()}) for row in known.patterns]
+    for where, when in conditions:
+        for question, options in when.items():
+            yield f"{where}: question", question, known.questions
+            for option in options:
+                yield f"{where}: option of {question}", option, known.questions[question].options
+    for rule in known.rules:
+        yield from ((f"{rule.id}: stack", name, known.stacks) for name in rule.points)
+    for exclusion in known.exclusions:
+        yield from ((f"{exclusion.id}: stack", name, known.stacks) for name in exclusion.stacks)
+    for warning in known.warnings:
+        yield from ((f"{warning.id}: stack", name, known.stacks) for name in warning.winner)

@@ -1,17 +1,16 @@
 """The selector's form: fourteen questions on the left, the answer on the right. It decides nothing: `select` does.
 
 form = selector.show()          # or show(state), with what a form exported
-form.answers, form.selection    # what stands there now
+form.answers, form.selection    # the answers in the form, and what they lead to
 form.state                      # one line of JSON: a colleague's form, `labkit select --answers`, a lab's parameter
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
-from labkit import display as shown
+from labkit.advice.form import Form, made
 from labkit.advice.selector import (
-    Catalogue,
     Comparison,
     ConfigFile,
     Ranked,
@@ -26,7 +25,6 @@ from labkit.advice.selector import (
 )
 from labkit.advice.selector.words import by_winner, grounds, to_text
 from labkit.display import LEAVE_ARROWS
-from labkit.errors import UsageError
 
 INK = "color:var(--jp-ui-font-color1,#212121)"
 ACCENT = "var(--jp-brand-color1,#0072B2)"
@@ -67,9 +65,6 @@ def _bar(one: Ranked, top: int) -> str:
         f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(one.title)}</td>"
         f"<td style='{cell}'>{bar}</td><td style='{cell};width:72px;white-space:nowrap'>{points}</td></tr>"
     )
-
-
-# --- the views ----------------------------------------------------------------------------------------------------
 
 
 def why(found: Selection, verdicts: Mapping[str, str]) -> str:
@@ -170,10 +165,10 @@ def _cell(text: str, style: str) -> str:
     return f"<td style='{style}{';white-space:nowrap' if len(text) <= 12 else ''}'>{escape(text)}</td>"
 
 
-def static(found: Selection, known: Catalogue) -> str:
+def static(found: Selection) -> str:
     """The result where nothing can be clicked: the answers, the ranking and the reasons."""
-    asked = known.questions.items()
-    answers = (f"{escape(one.label)}: {escape(one.options[found.answers[name]])}" for name, one in asked)
+    asked = catalogue().questions.items()
+    answers = (f"{escape(question.label)}: {escape(question.options[found.answers[name]])}" for name, question in asked)
     return f"{summary(found)}<div style='{TEXT}'>{' · '.join(answers)}{why(found, {})}</div>"
 
 
@@ -208,9 +203,6 @@ def _list(items: Iterable[str]) -> str:
     return f"<ul style='margin:1px 0;padding-left:18px'>{body}</ul>"
 
 
-# --- the selector's form: fourteen questions on the left, the answer on the right ---
-
-
 HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
 CONFIGURATION = "Configuration"
@@ -224,28 +216,40 @@ TIPS = {
 }
 
 
-class SelectorForm:
-    """The form and what stands in it. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
+class Chosen(NamedTuple):
+    """What the answers lead to, and the model that is to be served (None: one that suits)."""
+
+    selection: Selection
+    model: str | None
+
+
+class SelectorForm(Form[Chosen]):
+    """The form and its answers. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
 
     def __init__(
         self, state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None
     ) -> None:
-        self.known: Catalogue = catalogue()
         self.verdicts = dict(verdicts or {})
-        answers, self.model = read_state(state)
-        self.selection: Selection = select(answers)
         self.view = "Why"
-        self._build()
-        self._draw()
+        super().__init__(self.answer_to(state))
+
+    @property
+    def selection(self) -> Selection:
+        """What the answers lead to."""
+        return self.answer.selection
 
     @property
     def answers(self) -> dict[str, str]:
-        """The answers that stand in the form."""
+        """The answers in the form."""
         return dict(self.selection.answers)
 
     @property
+    def model(self) -> str | None:
+        """The model to be served, where one is named."""
+        return self.answer.model
+
+    @property
     def state(self) -> str:
-        """The answers and the model as one line of JSON."""
         return write_state(self.answers, self.model)
 
     @property
@@ -253,159 +257,111 @@ class SelectorForm:
         """The configuration for what comes first."""
         return configure(self.selection.winner.name, self.selection.answers, model=self.model)
 
-    # --- drawing
+    def answer_to(self, text: str | Mapping[str, Any] | None) -> Chosen:
+        answers, model = read_state(text)
+        return Chosen(select(answers), model)
 
-    def _build(self) -> None:
+    def build(self) -> Any:
+        """Questions on the left; summary, views and their text on the right; model, state and message below."""
         import ipywidgets as widgets
 
-        self._fields = {name: self._dropdown(name) for name in self.known.questions}
-        self._summary, self._detail, self._message = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._buttons = {name: self._button(name) for name in TIPS}
-        self._model = self._text("Model", "What is served: a hub id or a folder; empty: what suits", "330px")
-        self._state = self._text("State", "The answers as JSON: copy it, or paste another and press Enter", "100%")
-        for field in self._fields.values():
-            field.observe(lambda _: self._answered(), names="value")
-        self._model.observe(lambda change: self._pasted(self._model_given, change["new"]), names="value")
-        self._state.observe(lambda change: self._pasted(self._state_given, change["new"]), names="value")
-        self.widget = self._arranged()
-
-    def _arranged(self) -> Any:
-        import ipywidgets as widgets
-
-        asked = {"article": "The article's questions", "ours": "What it leaves out"}
-        left: list[Any] = []
-        for by, heading in asked.items():
-            left.append(
-                widgets.HTML(
-                    f"<b style='{TEXT}'>{heading}</b>{LEAVE_ARROWS}",
-                    layout={"margin": "0", "height": "22px"},
-                )
-            )
-            left += [self._fields[name] for name, one in self.known.questions.items() if one.asked_by == by]
-        detail = widgets.Box([self._detail], layout={"overflow": "auto", "flex": "1 1 0", "min_height": "0"})
-        buttons = widgets.HBox(list(self._buttons.values()), layout={"flex": "0 0 auto", "flex_flow": "row wrap"})
+        self.fields = {name: _dropdown(name) for name in catalogue().questions}
+        self.summary, self.detail = widgets.HTML(), widgets.HTML()
+        self.buttons = {name: self._button(name) for name in TIPS}
+        self.served = _text("Model", "What is served: a hub id or a folder; empty: what suits", "330px")
+        self.exported = _text("State", "The answers as JSON: copy it, or paste another and press Enter", "100%")
+        for field in self.fields.values():
+            field.observe(lambda _: self.ask(self._answered), names="value")
+        self.served.observe(lambda _: self.ask(self._model_given), names="value")
+        detail = widgets.Box([self.detail], layout={"overflow": "auto", "flex": "1 1 0", "min_height": "0"})
+        buttons = widgets.HBox(list(self.buttons.values()), layout={"flex": "0 0 auto", "flex_flow": "row wrap"})
         right = widgets.VBox(
-            [self._summary, buttons, detail], layout={"flex": "1 1 0", "min_width": "0", "margin": "0 0 0 14px"}
+            [self.summary, buttons, detail], layout={"flex": "1 1 0", "min_width": "0", "margin": "0 0 0 14px"}
         )
-        body = widgets.HBox(
-            [widgets.VBox(left, layout={"flex": f"0 0 {QUESTIONS_WIDTH}", "overflow": "hidden"}), right],
-            layout={"height": HEIGHT},
-        )
-        below = widgets.HBox([self._model, self._state], layout={"overflow": "hidden"})
-        return widgets.VBox([body, below, self._message], layout={"max_width": "1180px"})
+        left = widgets.VBox(self._questions(), layout={"flex": f"0 0 {QUESTIONS_WIDTH}", "overflow": "hidden"})
+        body = widgets.HBox([left, right], layout={"height": HEIGHT})
+        below = widgets.HBox([self.served, self.exported], layout={"overflow": "hidden"})
+        return widgets.VBox([body, below, self.message], layout={"max_width": "1180px"})
 
-    def _dropdown(self, name: str) -> Any:
+    def _questions(self) -> list[Any]:
         import ipywidgets as widgets
 
-        one = self.known.questions[name]
-        return widgets.Dropdown(
-            options=[(label, value) for value, label in one.options.items()],
-            value=self.selection.answers[name],
-            description=_labelled(one.label, f"{one.question} {one.help}"),
-            description_allow_html=True,
-            tooltip=f"{one.question} {one.help}",
-            style={"description_width": "126px"},
-            layout={"width": QUESTIONS_WIDTH, "height": "27px", "margin": "2px 0 1px 0"},
-        )
+        column: list[Any] = []
+        for by, heading in (("article", "The article's questions"), ("ours", "What it leaves out")):
+            html = f"<b style='{TEXT}'>{heading}</b>{LEAVE_ARROWS}"
+            column.append(widgets.HTML(html, layout={"margin": "0", "height": "22px"}))
+            column += [self.fields[name] for name, asked in catalogue().questions.items() if asked.asked_by == by]
+        return column
 
     def _button(self, name: str) -> Any:
         import ipywidgets as widgets
 
         button = widgets.Button(description=name, tooltip=TIPS[name], layout={"width": "auto", "height": "26px"})
-        button.on_click(lambda _: self._show(name))
+        button.on_click(lambda _: self._choose_view(name))
         return button
 
-    def _text(self, label: str, tip: str, width: str) -> Any:
-        import ipywidgets as widgets
+    def _choose_view(self, view: str) -> None:
+        self.view = view
+        self._draw_view()
 
-        layout = {"width": width, "margin": "2px 8px 2px 0"}
-        return widgets.Text(
-            description=_labelled(label, tip),
-            description_allow_html=True,
-            tooltip=tip,
-            continuous_update=False,
-            style={"description_width": "initial"},
-            layout=layout,
-        )
+    def _answered(self) -> Chosen:
+        return Chosen(select({name: field.value for name, field in self.fields.items()}), self.model)
 
-    def _draw(self) -> None:
-        """Everything on the right, from what `select` said."""
-        self._summary.value = summary(self.selection)
-        self._buttons["Warnings"].description = f"Warnings ({len(self.selection.warnings)})"
-        self._busy = True  # what is written here is no new answer
-        self._state.value, self._model.value = self.state, self.model or ""
-        self._busy = False
+    def _model_given(self) -> Chosen:
+        return Chosen(self.selection, read_state({"model": self.served.value.strip()})[1])
+
+    def fill(self) -> None:
+        for name, field in self.fields.items():
+            field.value = self.selection.answers[name]
+        self.served.value = self.model or ""
+
+    def draw(self) -> None:
+        self.summary.value = summary(self.selection)
+        self.buttons["Warnings"].description = f"Warnings ({len(self.selection.warnings)})"
         self._draw_view()
 
     def _draw_view(self) -> None:
         drawn = configuration(self.config) if self.view == CONFIGURATION else ""
         drawn = drawn or VIEWS[self.view](self.selection, self.verdicts)
-        self._detail.value = f"<div style='{TEXT}'>{drawn}</div>"
-        for name, button in self._buttons.items():
+        self.detail.value = f"<div style='{TEXT}'>{drawn}</div>"
+        for name, button in self.buttons.items():
             button.button_style = "primary" if name == self.view else ""
 
-    # --- what the learner does
+    def plain(self) -> str:
+        return to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
 
-    def _show(self, view: str) -> None:
-        self.view = view
-        self._draw_view()
-
-    def _answered(self) -> None:
-        if self._busy:
-            return
-        self.selection = select({name: field.value for name, field in self._fields.items()})
-        self._say("")
-        self._draw()
-
-    def _pasted(self, take: Any, text: str) -> None:
-        """Takes what was typed; what cannot be read is told in words, and the form stays as it was."""
-        if self._busy:
-            return
-        try:
-            take(text)
-        except UsageError as error:
-            self._say(f"Not taken: {error.what}. {error.remedy}.")
-            return
-        self._say("")
-        self._draw()
-
-    def _model_given(self, text: str) -> None:
-        _, self.model = read_state({"model": text.strip()})
-
-    def _state_given(self, text: str) -> None:
-        answers, self.model = read_state(text)
-        self.selection = select(answers)
-        self._busy = True
-        for name, field in self._fields.items():
-            field.value = answers[name]
-        self._busy = False
-
-    def _say(self, text: str) -> None:
-        self._message.value = f"<div role='alert' style='{TEXT}'>{escape(text)}</div>" if text else ""
-
-    # --- showing
-
-    def bundle(self) -> dict[str, Any]:
-        """The form by mime type; where no form can be drawn, the result as it stands."""
-        found = dict(self.widget._repr_mimebundle_())
-        found["text/plain"] = to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
-        found["text/html"] = static(self.selection, self.known)
-        return found
+    def html(self) -> str:
+        return static(self.selection)
 
     def _ipython_display_(self) -> None:
-        """`show` has shown the form: as a cell's last value there is nothing to add."""
+        """Nothing: as the last value of the cell that has shown the form, it adds no second one."""
 
 
-def _labelled(label: str, tip: str) -> str:
-    """A label with its tooltip: ipywidgets 8 shows a field's own one only where there is no label."""
-    return f'<span title="{escape(tip, quote=True)}">{escape(label)}</span>'
+def _dropdown(name: str) -> Any:
+    import ipywidgets as widgets
+
+    question = catalogue().questions[name]
+    return made(
+        widgets.Dropdown,
+        question.label,
+        f"{question.question} {question.help}",
+        options=[(label, value) for value, label in question.options.items()],
+        style={"description_width": "126px"},
+        layout={"width": QUESTIONS_WIDTH, "height": "27px", "margin": "2px 0 1px 0"},
+    )
+
+
+def _text(label: str, tip: str, width: str) -> Any:
+    import ipywidgets as widgets
+
+    layout = {"width": width, "margin": "2px 8px 2px 0"}
+    style = {"description_width": "initial"}
+    return made(widgets.Text, label, tip, continuous_update=False, style=style, layout=layout)
 
 
 def show(state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None) -> SelectorForm:
-    """Shows the form with the answers of `state` (default: the article's own and ours) and returns it, live.
+    """Show the form with the answers of `state` (default: the article's own and ours) and return it, live.
 
     Outside a notebook the result is printed. UsageError for a state that cannot be read.
     """
-    form = SelectorForm(state, verdicts=verdicts)
-    shown.show(form.bundle())
-    return form
+    return SelectorForm(state, verdicts=verdicts).show()

@@ -3,121 +3,123 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from labkit.advice.selector.catalogue import Catalogue, catalogue, write_state
+from labkit.advice.selector.answers import write_state
+from labkit.advice.selector.catalogue import catalogue
 from labkit.advice.selector.choose import Flip, Ranked, Reason, Selection, compare_patterns
 from labkit.advice.selector.configs import ConfigFile
 
 PROS = 5
+Verdicts = Mapping[str, str]
+"""What this machine's runs say, by claim."""
 
 
-def to_json(found: Selection, config: Sequence[ConfigFile], *, model: str | None = None) -> dict[str, Any]:
+def to_json(selection: Selection, config: Sequence[ConfigFile], *, model: str | None = None) -> dict[str, Any]:
     """Everything as plain data. Scripts rely on `ranking`, `flips` and `config`."""
+    stack, article = selection.winner.stack, selection.article
     return {
-        "recommended": found.winner.name,
-        "engine": found.winner.stack.engine,
-        "orchestrator": found.winner.stack.orchestrator,
-        "margin": found.margin,
-        "without_opinions": found.without_opinions,
-        "answers": dict(found.answers),
-        "state": write_state(found.answers, model),
-        "ranking": [one.to_json() for one in found.ranking],
-        "flips": [one.to_json() for one in found.flips],
-        "warnings": [{"id": one.id, "text": one.text, "claim": one.claim, "lab": one.lab} for one in found.warnings],
-        "config": {one.name: one.to_json() for one in config},
+        "recommended": selection.winner.name,
+        "engine": stack.engine,
+        "orchestrator": stack.orchestrator,
+        "margin": selection.margin,
+        "without_opinions": selection.without_opinions,
+        "answers": dict(selection.answers),
+        "state": write_state(selection.answers, model),
+        "ranking": [ranked.to_json() for ranked in selection.ranking],
+        "flips": [flip.model_dump() for flip in selection.flips],
+        "warnings": [warning.model_dump(include={"id", "text", "claim", "lab"}) for warning in selection.warnings],
+        "config": {file.name: file.model_dump() for file in config},
         "article": {
-            "tree": found.article.framework,
-            "question": found.article.question,
-            "contained": found.article.in_stack(found.winner.stack),
-            "patterns": [one.to_json() for one in compare_patterns()],
+            "tree": article.framework,
+            "question": article.question,
+            "contained": article.in_stack(stack),
+            "patterns": [row.to_json() for row in compare_patterns()],
         },
-        "landscape": [one.model_dump(mode="json") for one in catalogue().landscape],
+        "landscape": [neighbour.model_dump(mode="json") for neighbour in catalogue().landscape],
     }
 
 
-def grounds(reason: Reason, verdicts: Mapping[str, str] | None = None) -> str:
+def grounds(reason: Reason, verdicts: Verdicts | None = None) -> str:
     """What a reason rests on, in a few words: "measured, C06, lab 03", with this machine's verdict if there is one."""
-    cited = f"cited: {reason.source}, read {reason.checked}"
-    parts: list[str] = [cited if reason.evidence == "cited" else reason.evidence]
+    cited = reason.evidence == "cited"
+    parts = [f"cited: {reason.source}, read {reason.checked}" if cited else str(reason.evidence)]
     parts += [reason.claim] if reason.claim else []
     parts += [f"lab {reason.lab[:2]}"] if reason.lab else []
     verdict = (verdicts or {}).get(reason.claim or "")
     return ", ".join(parts) + (f"; here: claim {verdict}" if verdict else "")
 
 
-def in_words(flip: Flip, *, using: Catalogue | None = None) -> str:
-    """The other answer of a flip: "Hardware: several machines"."""
-    known = using or catalogue()
-    question = known.questions[flip.question]
-    return f"{question.label}: {question.options[flip.answer]}"
-
-
 def by_winner(flips: Iterable[Flip]) -> dict[str, list[Flip]]:
     """Flips by the stack that they bring to the first place."""
-    found: dict[str, list[Flip]] = {}
-    for one in flips:
-        found.setdefault(one.winner, []).append(one)
-    return found
+    grouped: dict[str, list[Flip]] = {}
+    for flip in flips:
+        grouped.setdefault(flip.winner, []).append(flip)
+    return grouped
 
 
 def to_text(
-    found: Selection,
+    selection: Selection,
     config: Sequence[ConfigFile],
     *,
-    verdicts: Mapping[str, str] | None = None,
+    verdicts: Verdicts | None = None,
     model: str | None = None,
 ) -> str:
     """The whole result for a terminal. `verdicts`: of this machine's runs, by claim."""
-    winner = found.winner
+    winner, others = selection.winner, selection.ranking[1:]
+    state = write_state(selection.answers, model)
     parts = [f"{winner.title}\n  engine: {winner.stack.engine}; orchestrator: {winner.stack.orchestrator}"]
-    parts += [f"warning: {one.text}" for one in found.warnings]
-    parts.append("Ranking\n" + "\n".join(_rank(one) for one in found.ranking))
-    parts.append("Why\n" + "\n".join(_line(one, verdicts) for one in winner.pros[:PROS]))
+    parts += [f"warning: {warning.text}" for warning in selection.warnings]
+    parts.append(_section("Ranking", (_rank(ranked) for ranked in selection.ranking)))
+    parts.append(_section("Why", (_line(reason, verdicts) for reason in winner.pros[:PROS])))
     if winner.cons:
-        parts.append("What speaks against it\n" + "\n".join(_line(one, verdicts) for one in winner.cons))
-    parts.append("Why not the others\n" + "\n".join(_why_not(one, verdicts) for one in found.ranking[1:]))
-    parts.append("What single answer would change it\n" + _flips(found))
-    parts.append(_article(found))
-    parts += [_config(one) for one in config]
-    parts.append(f"The answers, to be given again:\n  labkit select --answers '{write_state(found.answers, model)}'")
+        parts.append(_section("What speaks against it", (_line(reason, verdicts) for reason in winner.cons)))
+    parts.append(_section("Why not the others", (_why_not(ranked, verdicts) for ranked in others)))
+    parts.append(_section("What single answer would change it", _flips(selection)))
+    parts.append(_article(selection))
+    parts += [_config(file) for file in config]
+    parts.append(f"The answers, to be given again:\n  labkit select --answers '{state}'")
     return "\n\n".join(parts)
 
 
-def _rank(one: Ranked) -> str:
-    return f"  {'out' if one.score is None else one.score:>4}  {one.title}"
+def _section(heading: str, lines: Iterable[str]) -> str:
+    return "\n".join((heading, *lines))
 
 
-def _line(one: Reason, verdicts: Mapping[str, str] | None) -> str:
-    return f"  {one.points:+d}  {one.text} [{grounds(one, verdicts)}]"
+def _rank(ranked: Ranked) -> str:
+    return f"  {'out' if ranked.score is None else ranked.score:>4}  {ranked.title}"
 
 
-def _why_not(one: Ranked, verdicts: Mapping[str, str] | None) -> str:
-    if one.excluded:
-        return f"  {one.title}: out. " + " ".join(f"{why.text} [{grounds(why, verdicts)}]" for why in one.excluded)
-    ahead = "".join(f"\n    {why.points:+d} for the first one: {why.text}" for why in one.behind)
-    return f"  {one.title}:{ahead}"
+def _line(reason: Reason, verdicts: Verdicts | None) -> str:
+    return f"  {reason.points:+d}  {reason.text} [{grounds(reason, verdicts)}]"
 
 
-def _flips(found: Selection) -> str:
-    if not found.flips:
-        return "  none: the result stands whichever single answer is changed"
-    titles = {one.name: one.title for one in found.ranking}
-    lines = (
-        f"  {titles[winner]}: " + "; ".join(in_words(one) for one in flips)
-        for winner, flips in by_winner(found.flips).items()
-    )
-    return "\n".join(lines)
+def _why_not(ranked: Ranked, verdicts: Verdicts | None) -> str:
+    if ranked.excluded:
+        reasons = " ".join(f"{reason.text} [{grounds(reason, verdicts)}]" for reason in ranked.excluded)
+        return f"  {ranked.title}: out. {reasons}"
+    ahead = "".join(f"\n    {reason.points:+d} for the first one: {reason.text}" for reason in ranked.behind)
+    return f"  {ranked.title}:{ahead}"
 
 
-def _article(found: Selection) -> str:
-    contained = found.article.in_stack(found.winner.stack)
-    titles = {one.name: one.title for one in found.ranking}
+def _flips(selection: Selection) -> Iterable[str]:
+    known = catalogue()
+    for winner, flips in by_winner(selection.flips).items():
+        questions = ((known.questions[flip.question], flip.answer) for flip in flips)
+        answers = "; ".join(f"{question.label}: {question.options[answer]}" for question, answer in questions)
+        yield f"  {known.stacks[winner].title}: {answers}"
+    if not selection.flips:
+        yield "  none: the result stands whichever single answer is changed"
+
+
+def _article(selection: Selection) -> str:
+    contained = selection.article.in_stack(selection.winner.stack)
     return (
-        f'What the article says: {found.article.framework} ("{found.article.question}"), '
+        f'What the article says: {selection.article.framework} ("{selection.article.question}"), '
         f"{'which is a layer of this' if contained else 'which is no part of this'}.\n"
-        f"With all opinions left out: {titles[found.without_opinions]}."
+        f"With all opinions left out: {catalogue().stacks[selection.without_opinions].title}."
     )
 
 
-def _config(one: ConfigFile) -> str:
-    settings = "\n".join(f"  # {each.name}: {each.why}" for each in one.settings)
-    return f"{one.name}\n" + "".join(f"  {line}\n" for line in one.text.splitlines()) + settings
+def _config(file: ConfigFile) -> str:
+    text = "".join(f"  {line}\n" for line in file.text.splitlines())
+    settings = "\n".join(f"  # {setting.name}: {setting.why}" for setting in file.settings)
+    return f"{file.name}\n{text}{settings}"

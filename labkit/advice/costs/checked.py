@@ -1,0 +1,66 @@
+"""The base of the calculator's questions: numbers with unit, range and meaning, and refusals in words."""
+
+from typing import Any, Self
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from labkit.errors import UsageError
+from labkit.files import Frozen
+
+
+def quantity(low: float, high: float, unit: str, meaning: str, default: float | None = None) -> Any:
+    """A field for a number from `low` to `high`; its title is the unit, its description the meaning."""
+    return Field(default, ge=low, le=high, strict=True, title=unit, description=meaning)
+
+
+def limits(field: FieldInfo) -> tuple[float, float]:
+    """The range that a quantity was declared with."""
+    bounds: dict[str, Any] = {type(bound).__name__: bound for bound in field.metadata}
+    return bounds["Ge"].ge, bounds["Le"].le
+
+
+class Checked(Frozen):
+    """Takes numbers as people write them; raises UsageError for what it refuses, with the value and the remedy."""
+
+    model_config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, checked again."""
+        return type(self)(**{**dict(self), **changes})
+
+    @classmethod
+    def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
+        """The error for a field's value; `kind` is pydantic's type of error."""
+        raise NotImplementedError
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """1,200 and 1_200 are 1200, 3.0 is whole, and an empty field is None."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation not in (int, float, int | None, float | None):
+            return value
+        if isinstance(value, str):
+            try:
+                value = float(value.replace(",", "").replace("_", "")) if value else None
+            except ValueError:
+                return value
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_words(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise cls.refusal(str(first["loc"][0]), first["type"], first["input"]) from None

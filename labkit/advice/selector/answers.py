@@ -1,0 +1,89 @@
+"""Answers as people give them: as options or labels, as KEY=VALUE, and as one line of JSON that the form exports."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labkit.advice.selector.catalogue import Question, catalogue
+from labkit.errors import UsageError, did_you_mean, require
+
+MODEL = "model"
+MAX_STATE = 10_000
+# A hub id, a folder or one of the course's names: what a command line takes without quoting.
+MODEL_NAME = re.compile(r"[A-Za-z0-9_~./-][A-Za-z0-9_.:/@~+-]{0,199}")
+
+
+def complete(given: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """All answers, in the order of the questions: those given, and the defaults of the others.
+
+    UsageError: an unknown question or option, with the closest one that exists.
+    """
+    questions, answers = catalogue().questions, catalogue().defaults
+    for name, value in (given or {}).items():
+        if name not in questions:
+            raise UsageError(f"the selector asks nothing called {name!r}", remedy=did_you_mean(str(name), answers))
+        answers[name] = _option(name, questions[name], value)
+    return answers
+
+
+def _option(name: str, question: Question, value: Any) -> str:
+    # YAML and JSON read `yes` and `no` as truth values.
+    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value).strip()
+    by_label = {label: option for option, label in question.options.items()}
+    if text in question.options:
+        return text
+    if text in by_label:
+        return by_label[text]
+    listed = ", ".join(f"{option} ({label})" for option, label in question.options.items())
+    remedy = did_you_mean(text.lower()[:80], question.options)
+    raise UsageError(f"{name} is {text[:80]!r}; it must be one of {listed}", remedy=remedy)
+
+
+def read_state(state: str | Mapping[str, Any] | None) -> tuple[dict[str, str], str | None]:
+    """Answers and model of an exported state: JSON text, a mapping, or nothing (then all defaults).
+
+    UsageError: text that is no JSON object, an unknown question or option, a model's name with odd characters.
+    """
+    given = dict(state) if isinstance(state, Mapping) else _json_object(state or "{}")
+    model = given.pop(MODEL, None)
+    return complete(given), check_model(model)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    fix = 'paste what the form exports, such as {"pattern": "pipeline"}'
+    require(len(text) <= MAX_STATE, f"the state has {len(text):,} characters; it is one line of JSON", fix=fix)
+    try:
+        state = json.loads(text.strip() or "{}")
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"the state is no JSON: {error}", remedy=fix) from error
+    require(isinstance(state, dict), f"the state is a JSON {type(state).__name__}, no object", fix=fix)
+    return dict(state)
+
+
+def write_state(answers: Mapping[str, str], model: str | None = None) -> str:
+    """The answers as one line of JSON, which `read_state` and a lab's parameter take."""
+    return json.dumps({**answers, **({MODEL: model} if model else {})})
+
+
+def check_model(name: Any) -> str | None:
+    """The model's name if a command can hold it unquoted; None for an empty one. UsageError for anything else."""
+    if name is None or name == "":
+        return None
+    if not isinstance(name, str) or not MODEL_NAME.fullmatch(name) or ".." in name:
+        remedy = "give a hub id (Qwen/Qwen2.5-7B-Instruct) or a path"
+        raise UsageError(f"{str(name)[:80]!r} is no model's name", remedy=remedy)
+    return name
+
+
+def from_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`["pattern=pipeline", "model=Qwen/Qwen2.5-7B-Instruct"]` as a mapping. UsageError without `=` or for a repeat."""
+    answers: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        fix = "write KEY=VALUE, such as pattern=pipeline"
+        require(bool(equals and name), f"{setting!r} sets nothing", fix=fix)
+        require(name not in answers, f"{name} is set twice", fix="leave one of the two")
+        answers[name] = value.strip()
+    return answers

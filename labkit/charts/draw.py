@@ -1,0 +1,167 @@
+"""The parts that all charts are built of: channels, marks, layers, panels, labelled rules.
+
+Charts are plain Vega-Lite 5 specifications. A layer inherits its panel's data and channels and names only what differs
+(`{"x": "low"}` is the panel's x axis with another field), so that an axis is described once.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.vega import BLACK, WIDTH, Spec
+from labkit.words import amount
+
+Rows = Iterable[Mapping[str, Any]]
+
+PALE, ARTICLE = "#c9c9c9", "#8a2f6b"
+MEASURED = "measured"  # the name of the layer that shows what was measured: a recorded run is drawn beside it
+
+
+def quantity(
+    field: str,
+    title: str | Sequence[str] | None = None,
+    domain: tuple[float, float] | None = None,
+    *,
+    log: bool = False,
+    **axis: Any,
+) -> Spec:
+    """A channel of numbers. Without `domain` Vega chooses one; `axis`: Vega-Lite's properties of the axis."""
+    scale = {} if domain is None else {"domain": list(domain), "nice": False}
+    channel = {"field": field, "type": "quantitative", "title": title, "axis": axis}
+    return {**channel, "scale": {**scale, "type": "log"} if log else scale}
+
+
+def labels(
+    field: str, *, title: str | None = None, sort: Sequence[object] | None = None, framed: bool = False, **axis: Any
+) -> Spec:
+    """A channel of names down the left side, in the order of `sort`, by default that of the data."""
+    axis = {"domain": framed, "ticks": framed, **axis}
+    return {"field": field, "type": "ordinal" if title else "nominal", "title": title, "sort": sort, "axis": axis}
+
+
+def series(field: str, names: Iterable[str], look: Iterable[Any] | None = None, **legend: Any) -> Spec:
+    """A channel that tells series apart, by the palette's colours or by `look`; `legend`: its properties."""
+    scale: Spec = {"domain": list(names)} | ({"range": list(look)} if look is not None else {})
+    return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": legend}
+
+
+def mark(kind: str, encoding: Mapping[str, Any] | None = None, rows: Rows | Spec | None = None, /, **look: Any) -> Spec:
+    """One layer. A channel given as text is that field; `rows` are its own data; `look`: the mark's properties."""
+    return {"mark": {"type": kind, **look}} | _inside(encoding, rows)
+
+
+def layers(
+    marks: Iterable[Spec], encoding: Mapping[str, Any] | None = None, rows: Rows | Spec | None = None, /, **panel: Any
+) -> Spec:
+    """Layers over each other that share data and channels; `panel`: its width, height, title."""
+    return {"layer": list(marks), **panel} | _inside(encoding, rows)
+
+
+def heading(text: str) -> Spec:
+    """The title of one of several panels."""
+    return {"text": text, "fontSize": 14, "fontWeight": "normal", "offset": 6}
+
+
+def words(encoding: Mapping[str, Any], rows: Rows | None = None, /, **look: Any) -> Spec:
+    """Text with a white halo, so that it can be read where it crosses a line."""
+    halo = mark("text", aria=False, stroke="white", strokeWidth=7, strokeJoin="round", **look)
+    return layers([halo, mark("text", **look)], {"text": "text", **encoding}, rows)
+
+
+def column(parts: Sequence[Spec], *, spacing: int, **resolve: str) -> Spec:
+    """Panels below each other; `resolve` says which channels' scales are shared."""
+    return {"vconcat": list(parts), "spacing": spacing, "resolve": {"scale": resolve}}
+
+
+def table(rows: Iterable[Sequence[object]], **columns: str) -> Spec:
+    """Data as CSV, with the type of each column: as objects, hundreds of rows would fill half a notebook."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return {"values": text.getvalue(), "format": {"type": "csv", "parse": columns}}
+
+
+def _inside(encoding: Mapping[str, Any] | None, rows: Rows | Spec | None) -> Spec:
+    spec: Spec = {"encoding": {name: _channel(name, given) for name, given in encoding.items()}} if encoding else {}
+    if rows is not None:
+        spec["data"] = rows if isinstance(rows, dict) else {"values": list(rows)}
+    return spec
+
+
+def _channel(name: str, given: Any) -> Any:
+    kind = {"type": "quantitative"} if name in ("x", "y") else {}
+    return {"field": given, **kind} if isinstance(given, str) else given
+
+
+ROW = 18
+NEAR = 0.1  # of an axis about 210 pixels high: a label's height
+# Dark, so that none is taken for a series, and told apart by their dashes as well as by colour.
+STYLES: dict[str, tuple[str, list[int]]] = {
+    "your guess": (BLACK, [7, 4]),
+    "the article": (ARTICLE, [2, 3]),
+    "the model": ("#00573f", [14, 3]),
+    "SLO": ("#595959", [4, 2]),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A labelled line across a chart: `kind` is a key of STYLES, `value` in the axis's unit."""
+
+    kind: str
+    value: float
+    unit: str
+
+    @property
+    def row(self) -> Spec:
+        """Its place and its label."""
+        return {"at": self.value, "text": f"{self.kind}: {amount(self.value, self.unit)}"}
+
+    @property
+    def look(self) -> Spec:
+        """The line's colour and dashes."""
+        colour, dash = STYLES[self.kind]
+        return {"color": colour, "strokeDash": dash, "strokeWidth": 2.5}
+
+
+def rules(
+    unit: str,
+    *,
+    guess: float | None = None,
+    article: float | None = None,
+    model: float | None = None,
+    slo: float | None = None,
+) -> list[Rule]:
+    """Those references that are given, smallest first."""
+    values = {"your guess": guess, "the article": article, "the model": model, "SLO": slo}
+    given = [Rule(kind, float(value), unit) for kind, value in values.items() if value is not None]
+    return sorted(given, key=lambda rule: rule.value)
+
+
+def upright(references: Sequence[Rule], domain: tuple[float, float]) -> list[Spec]:
+    """Rules on a horizontal value axis. Each label has a row of its own above the plot, so that none overlaps."""
+    drawn = []
+    for row, rule in enumerate(references):
+        top = -ROW * (len(references) - row)
+        right = (rule.value - domain[0]) / (domain[1] - domain[0]) > 0.5
+        side = {"align": "right", "dx": -6} if right else {"align": "left", "dx": 6}
+        line = mark("rule", y=top, y2={"expr": "height"}, **rule.look)
+        label = mark("text", {"text": "text"}, y=top + ROW / 2, baseline="middle", **side)
+        drawn.append(layers([line, label], {"x": "at"}, [rule.row]))
+    return drawn
+
+
+def level(references: Sequence[Rule], domain: tuple[float, float]) -> list[Spec]:
+    """Rules on a vertical value axis, smallest first. A label stands above its rule, or below if the next is near."""
+    lines, labels = [], []
+    for n, rule in enumerate(references):
+        lines.append(mark("rule", {"y": "at"}, [rule.row], x=0, x2=WIDTH, **rule.look))
+        next_is_near = n + 1 < len(references) and references[n + 1].value - rule.value < NEAR * (domain[1] - domain[0])
+        side = {"baseline": "top", "dy": 6} if next_is_near else {"baseline": "bottom", "dy": -4}
+        # Of three near ones the middle one has no free side: it moves to the other end.
+        place = {"x": WIDTH - 8, "align": "right"} if n == 1 and len(references) == 3 else {"x": 8, "align": "left"}
+        labels.append(words({"y": "at"}, [rule.row], **side, **place))
+    return lines + labels
