@@ -18,7 +18,7 @@ from labkit.load import LoadResult, RequestRecord
 from labkit.load.metrics import Slo
 from labkit.load.workloads import poisson_arrivals_s
 from labkit.teaching import solution
-from labkit.theory.queues import Arrival, Balancer, Served, Service, replicas_needed, simulate
+from labkit.theory.queues import Arrival, Balancer, Served, Service, replicas_needed, serve_all
 from labkit.words import amount, share
 
 
@@ -252,7 +252,7 @@ def share_kept(
     seed: int = 0,
 ) -> float:
     """The share of the arrivals that a fleet of this size serves well."""
-    served = simulate(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
+    served = serve_all(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
     return fmean(map(promise.holds, served))
 
 
@@ -489,7 +489,7 @@ def replay(result: LoadResult, service: Service) -> Replayed:
     ]
     pairs = [
         (record, served)
-        for record, served in zip(due, simulate(service, arrivals), strict=True)
+        for record, served in zip(due, serve_all(service, arrivals), strict=True)
         if record.ok and record.e2e_from_schedule_s
     ]
     records, modelled = zip(*pairs, strict=True)

@@ -24,6 +24,12 @@ def in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
+def cell_number() -> int | None:
+    """The number of the notebook's cell that runs now, as Jupyter shows it; None outside of a notebook."""
+    shell = _shell()
+    return int(shell.execution_count) if shell is not None and hasattr(shell, "kernel") else None
+
+
 def show(bundle: dict[str, Any]) -> None:
     """Displays a mime bundle, which must hold `text/plain`; outside of IPython prints that text."""
     if _shell() is None:
@@ -56,10 +62,11 @@ def code(source: str) -> str:
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts as HTML, everything set left."""
-    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in heads)
-    cell = "<td style='text-align:left;vertical-align:top'>{}</td>"
-    body = "".join(f"<tr>{''.join(cell.format(escape(text)) for text in row)}</tr>" for row in rows)
+    """A table of cells that are HTML already, everything set left; cells beyond the heads are left out."""
+    style = "text-align:left;vertical-align:top;white-space:normal"
+    head = "".join(f"<th style='{style}'>{name}</th>" for name in heads)
+    lines = ("".join(f"<td style='{style}'>{cell}</td>" for cell in row[: len(heads)]) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -17,7 +17,7 @@ from labkit.experiments import Caution, Interval, Ratio
 from labkit.files import runs_path
 from labkit.labs import Lab, check_parameters, find_lab
 from labkit.machine import Machine, inspect, versions
-from labkit.records import Measured, Recorder
+from labkit.records import Measured, Recorder, ledger_page
 from labkit.records.ledger import Row, ledger
 from labkit.records.reference import beside_recorded, reference_beside
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal
@@ -192,13 +192,12 @@ class LabSession:
         """Show what the article claims, what sources say and what was measured here; return the ledger's rows."""
         rows = [row for row in ledger([self.recorder.record]) if row.id in self.lab.claims]
         text = "\n\n".join(f"{row.id} {row.verdict}: {row.short}\n  {row.because}" for row in rows)
-        html = display.html_table(VERDICT_HEADS, [_verdict_cells(row) for row in rows])
+        html = display.html_table(VERDICT_HEADS, (list(map(escape, _verdict_cells(row))) for row in rows))
         display.show({"text/plain": text, "text/html": html})
         return rows
 
     def ledger(self) -> list[Row]:
         """Show all claims of the course, with what was found here so far and what was recorded elsewhere."""
-        from labkit.records import ledger_page
 
         return ledger_page.show(self.out_dir, machine=self.recorder.record.machine)
 

@@ -20,8 +20,8 @@ from labkit.words import amount, number, share
 
 if TYPE_CHECKING:
     from labkit.load import RequestRecord
-    from labkit.theory.kv_allocation import Extent, Snapshot
-    from labkit.theory.placement import Model, Plan
+    from labkit.theory.kv_allocation import Extent, MemorySnapshot
+    from labkit.theory.placement import Model, Placement
 
 WHITE: Spec = {"stroke": "white", "strokeWidth": 1}
 WIDE: Spec = {"stroke": "white", "strokeWidth": 1.5}
@@ -329,7 +329,7 @@ GPU_ROW, GPU_GAP = 30, 40
 
 
 def gpu_packing(
-    plans: Mapping[str, "Plan"],
+    plans: Mapping[str, "Placement"],
     models: Sequence["Model"],
     *,
     gpu_gib: float,
@@ -356,7 +356,7 @@ def gpu_packing(
 
 
 def _packing_panel(
-    plans: Mapping[str, "Plan"],
+    plans: Mapping[str, "Placement"],
     shares: Mapping[str, float],
     x_title: str,
     limits: Mapping[str, float],
@@ -390,7 +390,7 @@ def _packing_panel(
     return draw.layers(drawn, width=(WIDTH - GPU_GAP) // 2, height=GPU_ROW * len(totals))
 
 
-def _plan_words(plan: "Plan") -> str:
+def _plan_words(plan: "Placement") -> str:
     gpus = sorted(set(plan.values()))
     return ", ".join(f"GPU {gpu} with {' and '.join(name for name, at in plan.items() if at == gpu)}" for gpu in gpus)
 
@@ -412,7 +412,7 @@ class Patch:
 
 
 def memory_map(
-    panels: Mapping[str, Sequence["Snapshot"]],
+    panels: Mapping[str, Sequence["MemorySnapshot"]],
     *,
     title: str,
     block_size: int | None = None,
@@ -459,7 +459,7 @@ def memory_map(
     return finish(draw.column(parts, spacing=26, color="shared"), title=title, description=text, caption=caption)
 
 
-def patches(snapshots: Sequence["Snapshot"], *, every: int = 1) -> Iterator[Patch]:
+def patches(snapshots: Sequence["MemorySnapshot"], *, every: int = 1) -> Iterator[Patch]:
     """The parts of memory in use: what is given, and on top of it what is stored from some step on.
 
     A stored part reaches from its extent's beginning to what is filled then; the next one, larger, lies over it. So no
@@ -484,7 +484,7 @@ def _filled_until(held: Sequence[Patch]) -> int:
     return held[-1].high if held[-1].kind == STORED else held[-1].low
 
 
-def _filled(snapshot: "Snapshot") -> dict[tuple[int, "Extent"], int]:
+def _filled(snapshot: "MemorySnapshot") -> dict[tuple[int, "Extent"], int]:
     """How many tokens are stored in each extent of each sequence."""
     filled = {}
     for owner, holding in snapshot.holdings.items():

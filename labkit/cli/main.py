@@ -131,7 +131,7 @@ def claims(
     from labkit.records.ledger import ledger
 
     rows = ledger(records.read_newest(folder).values() if folder else ())
-    answer(as_json, lambda: {"claims": [row.to_json() for row in rows]}, lambda: tables.show_claims(rows))
+    answer(as_json, lambda: {"claims": [row.model_dump(mode="json") for row in rows]}, lambda: tables.show_claims(rows))
 
 
 @app.command()

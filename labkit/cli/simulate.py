@@ -135,7 +135,7 @@ def _token_traffic(
         trace = traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options)
     for note in trace.notes:
         say(note)
-    return trace.traffic
+    return trace.requests
 
 
 def _router(name: str) -> "Router":

@@ -5,18 +5,17 @@
 `predict` (beside this file) says what another load would see.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from random import Random
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from labkit.errors import RecordError, UsageError
+from labkit.errors import require
 from labkit.load.metrics import percentile
 from labkit.machine import inspect
 from labkit.modelled import settings as modelled_settings
@@ -34,9 +33,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 ROUNDS = 3  # at least: the median of two repeats is disturbed if one of them is
 SCENE_TOKENS = 4000  # prompt tokens of a scene at most, to keep a round short
-
-
-# --- watching a real engine ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +91,13 @@ def step_of(tracker: Tracker, scheduled: Any) -> Step:
 
 
 def _require_idle(engine: Any) -> None:
-    if engine.has_unfinished_requests():
-        raise UsageError("the engine has requests under way", remedy="wait until they end, or abort them")
-    if engine.vllm_config.scheduler_config.async_scheduling:
-        raise UsageError(
-            "the engine uses asynchronous scheduling: a step's duration is not that of what it scheduled",
-            remedy="start it with async_scheduling=False",
-        )
-
-
-# --- the loads of a calibration ---
+    idle = not engine.has_unfinished_requests()
+    require(idle, "the engine has requests under way", fix="wait until they end, or abort them")
+    require(
+        not engine.vllm_config.scheduler_config.async_scheduling,
+        "the engine uses asynchronous scheduling: a step's duration is not that of what it scheduled",
+        fix="start it with async_scheduling=False",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +184,9 @@ class _Player:
         return name
 
 
-# --- the fit ---
-
-
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Fitted step times of one engine on one machine. `LLM(calibration.model, **calibration.llm)` is vLLM on both,
-    modelled: the same scheduler options and KV blocks, and a virtual clock.
+class Fit:
+    """Fitted step times.
 
     `coefficients`: seconds, by the names of step_time.TERMS. `error_median`, `error_p90`: of the absolute errors of
     the fitted step times, relative to the measured ones. `largest`: the largest value of each term in the calibration.
@@ -208,39 +197,21 @@ class Calibration:
     error_p90: float
     steps: int
     largest: Mapping[str, float]
-    machine: str
-    vllm: str
-    model: str
-    llm: Mapping[str, Any]
 
     @property
     def step_time(self) -> Fitted:
         return Fitted(coefficients=self.coefficients)
 
-    def to_json(self) -> str:
-        """The calibration as a JSON object, to store it."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The calibration that `to_json` wrote. RecordError for anything else."""
-        try:
-            found = cls(**json.loads(text))
-            found.step_time.seconds(Step())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RecordError(f"this is not a stored calibration: {error!r}", remedy="calibrate again") from error
-        return found
-
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """The result of `fit`; see Calibration."""
+class Calibration(Fit):
+    """Fitted step times of one engine on one machine. `LLM(calibration.model, **calibration.llm)` is vLLM on both,
+    modelled: the same scheduler options and KV blocks, and a virtual clock."""
 
-    coefficients: Mapping[str, float]
-    error_median: float
-    error_p90: float
-    steps: int
-    largest: Mapping[str, float]
+    machine: str
+    vllm: str
+    model: str
+    llm: Mapping[str, Any]
 
 
 FIT_ITERATIONS = 20
@@ -257,11 +228,11 @@ def fit(steps: Sequence[TimedStep]) -> Fit:
     """
     used = _undisturbed(steps)
     rows, seconds = _medians(used)
-    if len(rows) < 2 * len(TERMS):
-        raise UsageError(
-            f"{len(rows)} different steps are too few to fit {len(TERMS)} coefficients",
-            remedy="calibrate an engine with a larger max_model_len, max_num_seqs or KV cache",
-        )
+    require(
+        len(rows) >= 2 * len(TERMS),
+        f"{len(rows)} different steps are too few to fit {len(TERMS)} coefficients",
+        fix="calibrate an engine with a larger max_model_len, max_num_seqs or KV cache",
+    )
     found = _robust(rows, seconds)
     errors = [abs(sum(found * terms(timed.step)) / timed.seconds - 1) for timed in used]
     return Fit(
@@ -307,9 +278,6 @@ def _robust(rows: Array, seconds: Array) -> Array:
     return np.asarray(found)
 
 
-# --- calibration and prediction ---
-
-
 def calibrate(llm: Any, *, seconds: float = 35.0, progress: Callable[[str], None] = lambda _: None) -> Calibration:
     """Measure and fit the step times of a real in-process `LLM`, in about `seconds` and at least ROUNDS rounds.
 
@@ -319,8 +287,8 @@ def calibrate(llm: Any, *, seconds: float = 35.0, progress: Callable[[str], None
     import vllm
 
     config = llm.llm_engine.vllm_config
-    if config.parallel_config.distributed_executor_backend == EXECUTOR:
-        raise UsageError("this engine runs on a modelled GPU", remedy="calibrate a real one")
+    real = config.parallel_config.distributed_executor_backend != EXECUTOR
+    require(real, "this engine runs on a modelled GPU", fix="calibrate a real one")
     fitted = fit(measure(llm, seconds=seconds, progress=progress))
     return Calibration(
         **asdict(fitted),

@@ -4,34 +4,29 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from labkit.errors import RecordError, UsageError
-from labkit.files import data_path
+from labkit.errors import require
+from labkit.files import Frozen, data_path, read_named
 
 Evidence = Literal["served", "kernels", "borrowed", "none"]
 
 
-class _Base(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sheet(_Base):
+class Sheet(Frozen):
     """Where the card's figures were read, and when."""
 
     source: str
     date: str | object
 
 
-class KernelTables(_Base):
+class KernelTables(Frozen):
     """The folder and vLLM version of aiconfigurator-core's measured kernels."""
 
     system: str
     version: str
 
 
-class Efficiency(_Base):
+class Efficiency(Frozen):
     """Shares of the data sheet's FLOP/s (mfu) and bytes/s (mbu) that the formula takes as reached."""
 
     mfu: float = Field(gt=0, le=1)
@@ -39,7 +34,7 @@ class Efficiency(_Base):
     source: str
 
 
-class Price(_Base):
+class Price(Frozen):
     """USD for an hour of the card, with its source and date."""
 
     value: float = Field(gt=0)
@@ -47,7 +42,7 @@ class Price(_Base):
     date: str | object
 
 
-class Card(_Base):
+class Card(Frozen):
     """One GPU: its data sheet, and what is known about how long kernels take on it. `nvml`: the name NVML reports.
 
     `evidence`: served = compared with served measurements of real cards; kernels = only kernel times were measured;
@@ -86,20 +81,14 @@ class Card(_Base):
 
 @cache
 def known() -> Mapping[str, Card]:
-    """All cards by name. RecordError names the entry that is wrong."""
-    entries = yaml.safe_load(data_path("gpus.yaml").read_text(encoding="utf-8"))
-    try:
-        return {name: Card(name=name, **entry) for name, entry in entries.items()}
-    except (ValidationError, TypeError) as error:
-        raise RecordError(f"data/gpus.yaml: {error}", remedy="correct that entry") from error
+    """All cards by name. UsageError names the entry that is wrong."""
+    return read_named(data_path("gpus.yaml"), Card)
 
 
 def find(name: str) -> Card:
     """The card of that name. UsageError lists those that there are."""
-    card = known().get(name.lower())
-    if card is None:
-        raise UsageError(f"there is no modelled card {name!r}", remedy=f"choose one of {', '.join(known())}")
-    return card
+    require(name.lower() in known(), f"there is no modelled card {name!r}", fix=f"choose one of {', '.join(known())}")
+    return known()[name.lower()]
 
 
 def reported_as(nvml_name: str) -> Card | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import require, whole
 from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.modelled.replica import Moment, Progress, Replica
 from labkit.modelled.routers import Router, least_loaded
@@ -136,10 +136,8 @@ class _Run:
         state.due_s, state.started = due_s, True
         self._open[index] = state
         chosen = self._router(_with_prompt(request, state.token_ids), self._replicas)
-        if not 0 <= chosen < len(self._replicas):
-            raise UsageError(
-                f"the router chose replica {chosen} of {len(self._replicas)}", remedy="return an index from 0 on"
-            )
+        exists = 0 <= chosen < len(self._replicas)
+        require(exists, f"the router chose replica {chosen} of {len(self._replicas)}", fix="return an index from 0 on")
         replica = self._replicas[chosen]
         if not replica.in_flight:
             replica.advance_to(due_s)
@@ -216,27 +214,21 @@ class _Run:
 
 
 def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | None) -> None:
-    if not replicas or not traffic:
-        raise UsageError(
-            f"{len(replicas)} engines and {len(traffic)} requests are nothing to drive", remedy="at least one of each"
-        )
-    if len(replicas) > 1 and any(replica.modelled is None for replica in replicas):
-        raise UsageError(
-            f"{len(replicas)} engines, one of them real: they share no clock", remedy="drive a real engine alone"
-        )
-    if concurrency is not None and concurrency < 1:
-        raise UsageError(f"concurrency is {concurrency}", remedy="pass concurrency=1 or more")
+    nothing = f"{len(replicas)} engines and {len(traffic)} requests are nothing to drive"
+    require(bool(replicas) and bool(traffic), nothing, fix="at least one of each")
+    mixed = f"{len(replicas)} engines, one of them real: they share no clock"
+    alone = len(replicas) == 1 or all(replica.modelled is not None for replica in replicas)
+    require(alone, mixed, fix="drive a real engine alone")
+    whole("concurrency", 1 if concurrency is None else concurrency, at_least=1)
     followed = [request.follows for request in traffic if request.follows is not None]
-    if concurrency is not None and len(set(followed)) < len(followed):
-        raise UsageError(
-            "several requests follow the same one, and a closed loop has one slot for them",
-            remedy="leave concurrency out, or let each turn have one follower",
-        )
-    wrong = [index for index, request in enumerate(traffic) if request.follows is not None and request.follows >= index]
-    if wrong:
-        raise UsageError(
-            f"request {wrong[0]} follows one that comes later", remedy="put a turn after the one it follows"
-        )
+    require(
+        concurrency is None or len(set(followed)) == len(followed),
+        "several requests follow the same one, and a closed loop has one slot for them",
+        fix="leave concurrency out, or let each turn have one follower",
+    )
+    for index, request in enumerate(traffic):
+        earlier = request.follows is None or request.follows < index
+        require(earlier, f"request {index} follows one that comes later", fix="put a turn after the one it follows")
 
 
 def _with_prompt(request: TokenRequest, token_ids: Sequence[int]) -> TokenRequest:

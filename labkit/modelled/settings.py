@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from labkit.errors import UsageError
+from labkit.files import Frozen, validated
 from labkit.modelled import cards
 from labkit.modelled.shapes import shape_of
 from labkit.modelled.step_time import Fitted, Formula, Kernels, StepTime
@@ -15,10 +16,8 @@ KEY = "modelled_gpu"
 Source = Literal["kernels", "formula", "fitted"]
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """A card, where its step times come from, and the pace of the clock."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     card: str | None = None
     source: Source = "formula"
@@ -37,12 +36,7 @@ class Settings(BaseModel):
                 f"additional_config has no {KEY!r}: the modelled GPU does not know which card it is",
                 remedy='pass --additional-config \'{"modelled_gpu": {"card": "h100-sxm"}}\'',
             )
-        try:
-            return cls(**found)
-        except (ValidationError, TypeError) as error:
-            raise UsageError(
-                f"additional_config, {KEY}: {error}", remedy="use what labkit.modelled.gpu gives"
-            ) from error
+        return validated(found, cls, where=f"additional_config, {KEY},", remedy="use what labkit.modelled.gpu gives")
 
     @property
     def title(self) -> str:

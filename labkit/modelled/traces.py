@@ -19,10 +19,9 @@ from statistics import NormalDist
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
 from labkit import errors
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.modelled.traffic import FIRST_TOKEN, TOKENS, TokenRequest, Traffic, bursty_arrivals_s, prompt_tokens
 
 P90_SIGMAS = NormalDist().inv_cdf(0.9)
@@ -44,59 +43,13 @@ class _Line(msgspec.Struct):
 class Trace:
     """Requests with their times. `notes` say what was changed or left out.
 
-    `shared_tokens` of the prompts' tokens repeat the beginning of an earlier prompt, counted in whole blocks of
-    `block_tokens` (and the last, partial block where two prompts are equal). An unlimited prefix cache would hit them.
+    `shared_tokens` of the prompts' tokens repeat the beginning of an earlier prompt, counted in whole blocks (and the
+    last, partial block where two prompts are equal). An unlimited prefix cache would hit them.
     """
 
     requests: Traffic
     shared_tokens: int
-    block_tokens: int
     notes: tuple[str, ...] = ()
-
-    @property
-    def traffic(self) -> Traffic:
-        """The requests, as `drive` takes them."""
-        return self.requests
-
-    @property
-    def duration_s(self) -> float:
-        """Time of the last request."""
-        return self.requests[-1].due_s
-
-    @property
-    def rate(self) -> float:
-        """Requests per second: 1 / the mean gap. NaN where all come at once."""
-        span_s = self.duration_s - self.requests[0].due_s
-        return (len(self.requests) - 1) / span_s if span_s else math.nan
-
-    @property
-    def gap_scv(self) -> float:
-        """Squared coefficient of variation of the gaps: 1 for Poisson arrivals. NaN where all come at once.
-
-        A coarse clock makes it larger: Mooncake's conversation trace records time in steps of 3 s and has 9.2."""
-        gaps_s = np.diff([request.due_s for request in self.requests])
-        return float(gaps_s.var() / gaps_s.mean() ** 2) if gaps_s.any() else math.nan
-
-    @property
-    def shared_share(self) -> float:
-        """`shared_tokens` over all prompt tokens, from 0 to 1."""
-        return self.shared_tokens / sum(len(request.token_ids) for request in self.requests)
-
-    def summary(self) -> dict[str, float]:
-        """The trace in numbers: times in seconds, lengths in tokens."""
-        inputs = np.percentile([len(request.token_ids) for request in self.requests], [50, 90])
-        outputs = np.percentile([request.output_tokens for request in self.requests], [50, 90])
-        return {
-            "requests": len(self.requests),
-            "duration_s": self.duration_s,
-            "rate": self.rate,
-            "input_median": float(inputs[0]),
-            "input_p90": float(inputs[1]),
-            "output_median": float(outputs[0]),
-            "output_p90": float(outputs[1]),
-            "shared_share": self.shared_share,
-            "gap_scv": self.gap_scv,
-        }
 
 
 def from_mooncake(
@@ -121,12 +74,12 @@ def from_mooncake(
     errors.above_zero("speed", speed, unit="times the recorded rate")
     lines = _read(Path(path), block_tokens)
     kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
-    if len(kept) < (n or 1):
-        too_long = f" of at most {longest} tokens" if longest else ""
-        raise UsageError(
-            f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
-            remedy="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
-        )
+    too_long = f" of at most {longest} tokens" if longest else ""
+    require(
+        len(kept) >= (n or 1),
+        f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
+        fix="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
+    )
     ordered = sorted(kept, key=lambda line: line.timestamp)[:n]
     start = ordered[0].timestamp
     due_s = [(line.timestamp - start) / 1000 / speed for line in ordered]
@@ -153,12 +106,12 @@ def _read(path: Path, block_tokens: int) -> list[_Line]:
         except msgspec.DecodeError as error:
             raise UsageError(f"{path}, line {number}: {error}", remedy="correct or remove that line") from error
         blocks = math.ceil(line.input_length / block_tokens)
-        if len(line.hash_ids) != blocks:
-            raise UsageError(
-                f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
-                f" {blocks} blocks of {block_tokens} tokens",
-                remedy="pass the block_tokens that the trace was recorded with, or correct that line",
-            )
+        require(
+            len(line.hash_ids) == blocks,
+            f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
+            f" {blocks} blocks of {block_tokens} tokens",
+            fix="pass the block_tokens that the trace was recorded with, or correct that line",
+        )
         lines.append(line)
     return lines
 
@@ -173,9 +126,7 @@ def _trace(lines: Sequence[_Line], due_s: Iterable[float], block_tokens: int, no
         TokenRequest(token_ids=_token_ids(line, filler), output_tokens=max(line.output_length, 1), due_s=time_s)
         for line, time_s in zip(lines, due_s, strict=True)
     ]
-    return Trace(
-        requests=requests, shared_tokens=_shared_tokens(lines, block_tokens), block_tokens=block_tokens, notes=notes
-    )
+    return Trace(requests=requests, shared_tokens=_shared_tokens(lines, block_tokens), notes=notes)
 
 
 def _token_ids(line: _Line, filler: Sequence[int]) -> list[int]:
@@ -292,8 +243,7 @@ def generated(
     nothing, and `notes` count them. Templates are rounded down to whole blocks of 16 tokens. A longer trace begins with
     the requests of a shorter one. UsageError for an unknown kind or a value out of range."""
     errors.whole("n", n, at_least=1)
-    if kind not in KINDS:
-        raise UsageError(f"there is no kind of traffic {kind!r}", remedy=f"choose one of {', '.join(KINDS)}")
+    require(kind in KINDS, f"there is no kind of traffic {kind!r}", fix=f"choose one of {', '.join(KINDS)}")
     options: dict[str, Any] = {
         "inputs": inputs,
         "outputs": outputs,

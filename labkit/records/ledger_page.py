@@ -1,23 +1,19 @@
 """The whole ledger as one page: every claim, what sources say, what was found here and what was recorded elsewhere."""
 
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from labkit import display as showing
-from labkit.files import notebooks_path, runs_path
+from labkit import display
+from labkit.files import runs_path
 from labkit.labs import LABS
-from labkit.records import Record, newest
 from labkit.records.ledger import Row, ledger
+from labkit.records.record import newest
 from labkit.records.reference import Reference, reference_for
 
 NOT_YET = "not measured yet"
-EVIDENCE = re.compile(r'\.evidence\(\s*"(C\d\d)"')
 SECTIONS = {
     "performance": "Performance",
     "configuration": "Configuration",
@@ -25,32 +21,30 @@ SECTIONS = {
     "status": "State of the projects",
     "prices": "Prices",
 }
-HEADS = ("", "The article says", "Sources say", "Here", "Recorded")
 COLOURS = {"supported": "#00694b", "refuted": "#a33a00", "depends": "#6b5200"}
-CELL = "text-align:left;vertical-align:top;white-space:normal"
 SMALL = "color:#566373;font-size:.9em"
 
 
 def show(out_dir: Path, *, machine: Mapping[str, Any]) -> list[Row]:
-    """Shows all claims by section, with the newest evidence of this run or, in a notebook, of all runs; returns it.
+    """Show all claims by section, with the newest evidence of this run or, in a notebook, of all runs; return it.
 
-    Beside it stands what was recorded on the reference machine that is nearest to `machine` (a record's facts).
+    Beside it is what was recorded on the reference machine that is nearest to `machine` (a record's facts).
     """
     here = ledger(newest_records(out_dir))
     recorded = reference_for(machine)
     there = ledger(recorded.records.values()) if recorded else here
-    showing.show({"text/plain": as_text(here, there, recorded), "text/html": as_html(here, there, recorded)})
+    display.show({"text/plain": as_text(here, there, recorded), "text/html": as_html(here, there, recorded)})
     return here
 
 
-def newest_records(out_dir: Path) -> list[Record]:
+def newest_records(out_dir: Path) -> list[Any]:
     """The newest finished record of each lab: of the run in `out_dir`, or of all runs for a notebook's own folder."""
     interactive = runs_path() / "notebook" in out_dir.resolve().parents
     return list(newest(runs_path() if interactive else out_dir).values())
 
 
 def as_text(here: Sequence[Row], there: Sequence[Row], recorded: Reference | None) -> str:
-    """One line a claim."""
+    """One line for each claim."""
     lines = [_summary(here, there, recorded)]
     for row, other in zip(here, there, strict=True):
         told = f"; recorded: {other.verdict}" if recorded and other.measured else ""
@@ -60,12 +54,12 @@ def as_text(here: Sequence[Row], there: Sequence[Row], recorded: Reference | Non
 
 def as_html(here: Sequence[Row], there: Sequence[Row], recorded: Reference | None) -> str:
     """A folded table for each section, below a summary."""
+    heads = ("", "The article says", "Sources say", "Here", *(["Recorded"] if recorded else []))
     parts = [f"<p>{escape(_summary(here, there, recorded))}</p>"]
     for section, title in SECTIONS.items():
         pairs = [(row, other) for row, other in zip(here, there, strict=True) if row.section == section]
-        found = sum(row.measured for row, _ in pairs)
-        summary = f"{title}: {len(pairs)} claims, {found} measured here"
-        parts.append(showing.folded(summary, _table(pairs, with_recorded=recorded is not None)))
+        summary = f"{title}: {len(pairs)} claims, {sum(row.measured for row, _ in pairs)} measured here"
+        parts.append(display.folded(summary, display.html_table(heads, (_cells(row, other) for row, other in pairs))))
     return "".join(parts)
 
 
@@ -79,21 +73,16 @@ def _counted(rows: Sequence[Row]) -> str:
     return ", ".join(f"{n} {verdict}" for verdict, n in counted.most_common()) or NOT_YET
 
 
-def _table(pairs: Iterable[tuple[Row, Row]], *, with_recorded: bool) -> str:
-    heads = HEADS if with_recorded else HEADS[:-1]
-    head = "".join(f"<th style='{CELL}'>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(_cells(row, other)[: len(heads)])}</tr>" for row, other in pairs)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _cells(row: Row, other: Row) -> list[str]:
     figure = f" <b>({escape(row.article_figure)})</b>" if row.article_figure else ""
-    here = [_coloured(_verdict(row)), _small(row.because if row.measured else _where(row))]
+    here = [_coloured(_verdict(row))]
     if row.measured:
-        here.append(_small(f"{shown_in(row.lab or '', row.id)}, {str(row.date)[:10]}, {row.machine}"))
+        here += [_small(row.because), _small(f"{shown_in(row)}, {str(row.date)[:10]}, {row.machine}")]
+    elif row.labs and row.settled_by != "text":
+        here.append(_small(shown_in(row)))
     recorded = [_coloured(other.verdict), _small(other.because)] if other.measured else [_small("nothing recorded")]
-    cells = [f"<b>{row.id}</b>", escape(row.short) + figure, escape(row.literature), "<br>".join(here)]
-    return [f"<td style='{CELL}'>{cell}</td>" for cell in [*cells, "<br>".join(recorded)]]
+    claim = [f"<b>{row.id}</b>", escape(row.short) + figure, escape(row.literature)]
+    return [*claim, "<br>".join(here), "<br>".join(recorded)]
 
 
 def _coloured(verdict: str) -> str:
@@ -101,7 +90,7 @@ def _coloured(verdict: str) -> str:
 
 
 def _small(text: str) -> str:
-    return f"<span style='{SMALL}'>{escape(text)}</span>" if text else ""
+    return f"<span style='{SMALL}'>{escape(text)}</span>"
 
 
 def _verdict(row: Row) -> str:
@@ -110,24 +99,8 @@ def _verdict(row: Row) -> str:
     return {"text": "only sources can tell", "gpu": "it takes a GPU"}.get(row.settled_by, NOT_YET)
 
 
-def _where(row: Row) -> str:
-    """Where to find out: the lab and its cell."""
-    return shown_in(row.labs[0], row.id) if row.labs and row.settled_by != "text" else ""
-
-
-def shown_in(lab: str, claim_id: str) -> str:
-    """The lab and the cell that records the evidence on a claim: "lab 01 A first deployment, cell 13"."""
+def shown_in(row: Row) -> str:
+    """The lab that settles a claim, and the cell if its record has it: "lab 01 A first deployment, cell 13"."""
+    lab = row.lab or ""
     title = f"lab {lab[:2]} {LABS[lab].title}" if lab in LABS else lab
-    cell = _evidence_cells(lab).get(claim_id)
-    return title if cell is None else f"{title}, cell {cell}"
-
-
-@cache
-def _evidence_cells(lab: str) -> dict[str, int]:
-    """By claim, the last cell of a stored notebook that records evidence on it, as Jupyter numbers executed cells."""
-    path = notebooks_path() / f"{lab}.ipynb"
-    if not path.is_file():
-        return {}
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    counted = [(cell.get("execution_count"), "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
-    return {claim: number for number, text in counted if number for claim in EVIDENCE.findall(text)}
+    return title if row.cell is None else f"{title}, cell {row.cell}"

@@ -1,16 +1,16 @@
 """The result record of one lab, <lab>.json, and the description of a whole run, run.json."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool, StrictInt, StrictStr
+from pydantic import AwareDatetime, Field, JsonValue, Strict, StrictBool, StrictInt, StrictStr
 
-from labkit.errors import LabkitError, RecordError, UsageError
-from labkit.files import FORMAT, position, read_model, write_model
+from labkit.errors import LabkitError, RecordError, UsageError, require
+from labkit.files import FORMAT, Frozen, position, read_model, write_model
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]  # 1 may stand for 1.0; "1" and true may not
 Scalar = StrictBool | StrictInt | Number | StrictStr
@@ -19,11 +19,7 @@ Status = Literal["running", "done", "failed"]
 RUN_FILE = "run.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Measured(_Frozen):
+class Measured(Frozen):
     """One measured quantity: each repeat's value, their summary and its interval, all in `unit`.
 
     A ratio has the unit "x" and a `tolerance`: two runs agree on it when neither is more than (1 + tolerance) times the
@@ -39,7 +35,7 @@ class Measured(_Frozen):
     tolerance: Number | None = None
 
 
-class Chart(_Frozen):
+class Chart(Frozen):
     """A Vega-Lite specification with its data. `key`: it belongs in the report."""
 
     name: str
@@ -47,7 +43,7 @@ class Chart(_Frozen):
     spec: dict[str, JsonValue]
 
 
-class Attempts(_Frozen):
+class Attempts(Frozen):
     """How an exercise went so far. `tries`: judged answers; `misconceptions`: the names of those recognised in them."""
 
     passed: bool
@@ -55,7 +51,7 @@ class Attempts(_Frozen):
     misconceptions: tuple[str, ...] = ()
 
 
-class _Described(_Frozen):
+class _Described(Frozen):
     """What records and run.json have in common. Times are UTC."""
 
     format: StrictInt = FORMAT
@@ -77,16 +73,20 @@ class _Described(_Frozen):
 
 
 class Record(_Described):
-    """What one lab found: `exact` is the same in every run of the same parameters, `measured` is not."""
+    """What one lab found: `exact` is the same in every run of the same parameters, `measured` is not.
+
+    `cells`: by claim, the notebook's cell that recorded the evidence on it.
+    """
 
     lab: str
     status: Status
     parameters: dict[str, JsonValue]
-    exact: dict[str, JsonValue] = {}
+    exact: dict[str, JsonValue] = Field(default_factory=dict)
     measured: tuple[Measured, ...] = ()
-    claims: dict[str, dict[str, Scalar]] = {}
+    claims: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
+    cells: dict[str, int] = Field(default_factory=dict)
     predictions: tuple[dict[str, JsonValue], ...] = ()
-    exercises: dict[str, Attempts] = {}
+    exercises: dict[str, Attempts] = Field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -96,7 +96,7 @@ class Record(_Described):
         return {item.name: item for item in self.measured if item.tolerance is not None}
 
 
-class LabRun(_Frozen):
+class LabRun(Frozen):
     """How one lab of a run went. `seconds`: wall time, None before it has ended. `error`: one line, or ""."""
 
     name: str
@@ -149,20 +149,13 @@ def read_all(run_dir: Path) -> dict[str, Record]:
     """
     if not run_dir.is_dir():
         raise RecordError(f"{run_dir} is not a folder", remedy="pass a folder that `labkit run --out DIR` wrote")
-    return {path.stem: read(path) for path in _record_files(run_dir)}
-
-
-def _record_files(run_dir: Path) -> Iterator[Path]:
-    yield from sorted(path for path in run_dir.glob("[!.]*.json") if path.name != RUN_FILE)
+    return {path.stem: read(path) for path in sorted(run_dir.glob("[!.]*.json")) if path.name != RUN_FILE}
 
 
 def set_status(path: Path, status: Status, *, at: datetime) -> None:
     """Note from outside how a lab ended, when its own process can no longer do so. `at` needs a time zone."""
     ended = None if status == "running" else at
     write_model(path, read(path).model_copy(update={"status": status, "ended": ended}))
-
-
-# --- values ---
 
 
 def plain(value: Any, *steps: str | int) -> JsonValue:
@@ -180,9 +173,17 @@ def plain(value: Any, *steps: str | int) -> JsonValue:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return _finite(float(value), *steps)
+        require(
+            math.isfinite(value),
+            f"{position(*steps)} is {value}, which JSON does not have",
+            fix="record None for what was not measured, and look at what made the number so",
+        )
+        return float(value)
     if isinstance(value, Mapping):
-        return {_key(key, *steps): plain(item, *steps, key) for key, item in value.items()}
+        for key in value:
+            text = isinstance(key, str)
+            require(text, f"{position(*steps)} has the key {key!r}; JSON's keys are text", fix="use str(key)")
+        return {str.__str__(key): plain(item, *steps, key) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, *steps, index) for index, item in enumerate(value)]
     if type(value).__module__ == "numpy":
@@ -191,21 +192,6 @@ def plain(value: Any, *steps: str | int) -> JsonValue:
         f"{position(*steps)} is of type {type(value).__name__}, which JSON does not have",
         remedy="record text, numbers, true or false, None, lists or dicts: str(path), sorted(set), asdict(dataclass)",
     )
-
-
-def _finite(value: float, *steps: str | int) -> float:
-    if not math.isfinite(value):
-        raise UsageError(
-            f"{position(*steps)} is {value}, which JSON does not have",
-            remedy="record None for what was not measured, and look at what made the number so",
-        )
-    return value
-
-
-def _key(key: Any, *steps: str | int) -> str:
-    if not isinstance(key, str):
-        raise UsageError(f"{position(*steps)} has the key {key!r}; JSON's keys are text", remedy="use str(key)")
-    return str.__str__(key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,17 +208,17 @@ class Difference:
 def differences(lab: str, a: JsonValue, b: JsonValue, *steps: str | int) -> Iterator[Difference]:
     """Every place where two JSON values are not the same to the last bit: 1, 1.0 and true are three values."""
     if isinstance(a, dict) and isinstance(b, dict):
-        yield from _dict_differences(lab, a, b, *steps)
+        yield from _by_key(lab, a, b, sorted(a.keys() | b.keys()), *steps)
     elif isinstance(a, list) and isinstance(b, list):
-        yield from _list_differences(lab, a, b, *steps)
+        yield from _by_key(lab, dict(enumerate(a)), dict(enumerate(b)), range(max(len(a), len(b))), *steps)
     elif type(a) is not type(b) or _bits(a) != _bits(b):
         yield Difference(lab=lab, path=position(*steps), a=a, b=b)
 
 
-def _dict_differences(
-    lab: str, a: dict[str, JsonValue], b: dict[str, JsonValue], *steps: str | int
+def _by_key(
+    lab: str, a: Mapping[Any, JsonValue], b: Mapping[Any, JsonValue], keys: Iterable[Any], *steps: str | int
 ) -> Iterator[Difference]:
-    for key in sorted(a.keys() | b.keys()):
+    for key in keys:
         if key in a and key in b:
             yield from differences(lab, a[key], b[key], *steps, key)
         else:
@@ -240,20 +226,8 @@ def _dict_differences(
             yield Difference(lab=lab, path=position(*steps, key), a=a.get(key), b=b.get(key), only_in=only_in)
 
 
-def _list_differences(lab: str, a: list[JsonValue], b: list[JsonValue], *steps: str | int) -> Iterator[Difference]:
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        yield from differences(lab, left, right, *steps, index)
-    only_in, longer = ("a", a) if len(a) > len(b) else ("b", b)
-    for index in range(min(len(a), len(b)), len(longer)):
-        left, right = (longer[index], None) if only_in == "a" else (None, longer[index])
-        yield Difference(lab=lab, path=position(*steps, index), a=left, b=right, only_in=only_in)
-
-
 def _bits(value: JsonValue) -> JsonValue:
     return value.hex() if isinstance(value, float) else value  # tells 0.0 from -0.0
-
-
-# --- newest ---
 
 
 def read_newest(folder: Path) -> dict[str, Record]:
@@ -270,18 +244,16 @@ def read_newest(folder: Path) -> dict[str, Record]:
 
 
 def newest(folder: Path) -> dict[str, Record]:
-    """The newest finished record of each lab, by lab, of all that lie at most two folders down."""
-    found: dict[str, Record] = {}
-    for record in _readable(folder):
-        if record.status == "done" and (record.lab not in found or found[record.lab].when < record.when):
-            found[record.lab] = record
-    return dict(sorted(found.items()))
+    """The newest finished record of each lab, by lab, of all that are at most two folders down.
 
-
-def _readable(folder: Path) -> Iterator[Record]:
-    """The labs' files (run.json begins with no digit). What cannot be read is somebody else's."""
+    Files that cannot be read as a record belong to something else (and run.json begins with no digit).
+    """
+    by_lab: dict[str, Record] = {}
     for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):
         try:
-            yield read(file)
+            record = read(file)
         except LabkitError:
             continue
+        if record.status == "done" and (record.lab not in by_lab or by_lab[record.lab].when < record.when):
+            by_lab[record.lab] = record
+    return dict(sorted(by_lab.items()))

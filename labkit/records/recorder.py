@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
-from labkit import experiments
+from labkit import display, experiments
 from labkit import machine as machines
 from labkit.errors import RecordError, UsageError
 from labkit.experiments import Caution, Interval, Ratio
@@ -99,7 +99,14 @@ class Recorder:
             for key, item in {"value": value, **more}.items()
             for name, number in _named(key, item, claim_id).items()
         }
-        self._change(lambda record: {"claims": record.claims | {claim_id: record.claims.get(claim_id, {}) | found}})
+        cell = display.cell_number()
+        cells = {} if cell is None else {claim_id: cell}
+        self._change(
+            lambda record: {
+                "claims": record.claims | {claim_id: record.claims.get(claim_id, {}) | found},
+                "cells": record.cells | cells,
+            }
+        )
 
     def prediction(self, prediction: Mapping[str, Any]) -> None:
         """Record what a learner predicted; `prediction` has an "id", and may grow by what was measured."""

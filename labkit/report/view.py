@@ -222,7 +222,7 @@ def _claim(row: Row, recorded: str) -> View:
         "literature": row.literature,
         "verdict": row.verdict,
         "because": " ".join([row.because, *row.notes]),
-        "lab": shown_in(row.lab, row.id).removeprefix("lab ") if row.lab else "",
+        "lab": shown_in(row).removeprefix("lab ") if row.lab else "",
         "date": str(row.date or "")[:10],
         "recorded": recorded,
         "mark": VERDICTS.get(row.verdict, "none"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import require
-from labkit.theory.kv_allocation import Extent, Holding, Snapshot
+from labkit.theory.kv_allocation import Extent, Holding, MemorySnapshot
 
 LOG_FORMAT = "%(levelname)s %(asctime)s [%(fileinfo)s:%(lineno)d] %(message)s"  # vLLM's own, without the process
 
@@ -95,9 +95,9 @@ class Watch:
     def __init__(self, llm: Any) -> None:
         self._scheduler = scheduler(llm)
         self._seen: dict[str, Any] = {}  # finished requests leave the scheduler, and with them their preemptions
-        self.snapshots: list[Snapshot] = []
+        self.snapshots: list[MemorySnapshot] = []
 
-    def look(self, step: int | None = None) -> Snapshot:
+    def look(self, step: int | None = None) -> MemorySnapshot:
         """What holds now, as one more of `snapshots`, after `step` (default: counted on)."""
         scheduler = self._scheduler
         self._seen |= scheduler.requests
@@ -108,7 +108,7 @@ class Watch:
             # Block 0 is vLLM's placeholder: the first one that a sequence can have is number 1.
             extents = tuple(Extent((block - 1) * size, size) for block in blocks)
             holdings[int(request.request_id.split("-")[0])] = Holding(request.num_computed_tokens, extents)
-        snapshot = Snapshot(
+        snapshot = MemorySnapshot(
             step=len(self.snapshots) if step is None else step,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import number, require, whole
 from labkit.models import Architecture
 
 KEY_AND_VALUE = 2  # each token stores one key and one value vector per head and layer
@@ -18,26 +18,16 @@ CPU_BLOCK_MULTIPLE = 32  # vLLM's cpu_attn.py, get_supported_kernel_block_sizes
 GPU_BLOCK_MULTIPLE = 16  # vLLM's flash_attn.py; single kernels ask for more
 
 
-def require_positive(name: str, value: int) -> int:
-    """The value, or a UsageError with the name and the number."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(
-            f"{name} is {value!r}; it must be a whole number of at least 1", remedy=f"give {name} such a number"
-        )
-    return value
-
-
-def check_block_size(block_size: int, *, gpu: bool) -> int:
-    """The block size, or the UsageError that saves waiting for the engine to refuse it. Unit: tokens."""
-    require_positive("block_size", block_size)
+def check_block_size(block_size: int, *, gpu: bool) -> None:
+    """Refuse a block size (in tokens) that vLLM's attention kernels refuse, before the engine is started."""
+    whole("block_size", block_size, at_least=1)
     multiple = GPU_BLOCK_MULTIPLE if gpu else CPU_BLOCK_MULTIPLE
-    if block_size % multiple:
-        lower = max(multiple, block_size - block_size % multiple)
-        raise UsageError(
-            f"block_size is {block_size}; vLLM on a {'GPU' if gpu else 'CPU'} takes multiples of {multiple} only",
-            remedy=f"use {lower} or {lower + multiple}" if lower < block_size else f"use {multiple}",
-        )
-    return block_size
+    lower = block_size - block_size % multiple
+    require(
+        lower == block_size,
+        f"block_size is {block_size}; vLLM on a {'GPU' if gpu else 'CPU'} takes multiples of {multiple} only",
+        fix=f"use {lower} or {lower + multiple}" if lower else f"use {multiple}",
+    )
 
 
 def kv_heads_per_rank(architecture: Architecture, tensor_parallel: int = 1) -> int:
@@ -45,19 +35,18 @@ def kv_heads_per_rank(architecture: Architecture, tensor_parallel: int = 1) -> i
 
     Source: vLLM's config/model.py `get_num_kv_heads`. UsageError where vLLM refuses to split the heads.
     """
-    require_positive("tensor_parallel", tensor_parallel)
-    heads = architecture.attention_heads
-    if heads % tensor_parallel:
-        raise UsageError(
-            f"tensor_parallel is {tensor_parallel}, which does not divide the model's {heads} attention heads",
-            remedy=f"use one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}",
-        )
-    kv_heads = architecture.kv_heads
-    if max(kv_heads, tensor_parallel) % min(kv_heads, tensor_parallel):
-        raise UsageError(
-            f"{kv_heads} KV heads can be neither divided nor repeated over {tensor_parallel} GPUs",
-            remedy=f"use a tensor_parallel that divides {kv_heads} or is a multiple of it",
-        )
+    whole("tensor_parallel", tensor_parallel, at_least=1)
+    heads, kv_heads = architecture.attention_heads, architecture.kv_heads
+    require(
+        heads % tensor_parallel == 0,
+        f"tensor_parallel is {tensor_parallel}, which does not divide the model's {heads} attention heads",
+        fix=f"use one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}",
+    )
+    require(
+        max(kv_heads, tensor_parallel) % min(kv_heads, tensor_parallel) == 0,
+        f"{kv_heads} KV heads can be neither divided nor repeated over {tensor_parallel} GPUs",
+        fix=f"use a tensor_parallel that divides {kv_heads} or is a multiple of it",
+    )
     return max(1, kv_heads // tensor_parallel)
 
 
@@ -69,7 +58,8 @@ def bytes_per_token(architecture: Architecture, *, tensor_parallel: int = 1, kv_
     vLLM's `AttentionSpec` computes the same for a block. `kv_dtype_bytes`: where the cache has a type of its own, such
     as 1 for fp8.
     """
-    size = architecture.dtype_bytes if kv_dtype_bytes is None else require_positive("kv_dtype_bytes", kv_dtype_bytes)
+    size = architecture.dtype_bytes if kv_dtype_bytes is None else kv_dtype_bytes
+    whole("kv_dtype_bytes", size, at_least=1)
     heads = kv_heads_per_rank(architecture, tensor_parallel)
     return KEY_AND_VALUE * architecture.layers * heads * architecture.head_dim * size
 
@@ -79,7 +69,8 @@ def bytes_per_block(
 ) -> int:
     """Bytes of one block of `block_size` tokens, over all layers, on one GPU."""
     per_token = bytes_per_token(architecture, tensor_parallel=tensor_parallel, kv_dtype_bytes=kv_dtype_bytes)
-    return require_positive("block_size", block_size) * per_token
+    whole("block_size", block_size, at_least=1)
+    return block_size * per_token
 
 
 def blocks_for_tokens(tokens: int, *, block_size: int) -> int:
@@ -113,9 +104,6 @@ def longest_sequence(
     if blocks_per_sequence(at_most, block_size=block_size, **window) <= blocks:  # type: ignore[arg-type]
         return at_most
     return max(0, blocks - (sliding_window is not None)) * block_size
-
-
-# --- plan ---
 
 
 # By `model_type` in transformers 5.19: a config with kv_lora_rank; layer_types that mix full and sliding attention;
@@ -200,12 +188,23 @@ def describe(
 
     UsageError: a number below 1, heads that cannot be split, memory below one block, a model that generates nothing.
     """
-    _require_decoder(architecture)
-    length = require_positive("max_model_len", architecture.max_positions if max_model_len is None else max_model_len)
-    require_positive("in_flight_tokens", in_flight_tokens)
-    per_token = bytes_per_token(architecture, tensor_parallel=tensor_parallel, kv_dtype_bytes=kv_dtype_bytes)
-    per_block = per_token * require_positive("block_size", block_size)
-    blocks = _whole_blocks(memory_bytes, per_block)
+    require(
+        architecture.model_type not in ENCODERS,
+        f"a model of type {architecture.model_type} is an encoder: it generates nothing and keeps no KV cache",
+        fix="name a model that generates text, such as the embedded smollm2-135m",
+    )
+    length = architecture.max_positions if max_model_len is None else max_model_len
+    for name, value in (("max_model_len", length), ("memory_bytes", memory_bytes)):
+        whole(name, value, at_least=1)
+    heads = kv_heads_per_rank(architecture, tensor_parallel)
+    kv_type = {"tensor_parallel": tensor_parallel, "kv_dtype_bytes": kv_dtype_bytes}
+    per_block = bytes_per_block(architecture, block_size=block_size, **kv_type)  # type: ignore[arg-type]
+    require(
+        memory_bytes >= per_block,
+        f"memory_bytes is {memory_bytes:,}; one block takes {per_block:,} bytes",
+        fix=f"give at least {per_block:,} bytes, or a smaller block_size",
+    )
+    blocks = memory_bytes // per_block
     window = None if architecture.model_type in MIXED_WINDOW | RECURRENT else architecture.sliding_window
     kept = {"sliding_window": window, "in_flight_tokens": in_flight_tokens}
     each = blocks_per_sequence(length, block_size=block_size, **kept)  # type: ignore[arg-type]
@@ -216,7 +215,7 @@ def describe(
         layers=architecture.layers,
         attention_heads=architecture.attention_heads,
         kv_heads=architecture.kv_heads,
-        kv_heads_per_rank=kv_heads_per_rank(architecture, tensor_parallel),
+        kv_heads_per_rank=heads,
         head_dim=architecture.head_dim,
         kv_dtype_bytes=kv_dtype_bytes or architecture.dtype_bytes,
         tensor_parallel=tensor_parallel,
@@ -224,7 +223,7 @@ def describe(
         memory_bytes=memory_bytes,
         block_size=block_size,
         max_model_len=length,
-        bytes_per_token=per_token,
+        bytes_per_token=per_block // block_size,
         bytes_per_block=per_block,
         blocks=blocks,
         allocatable_blocks=usable,
@@ -238,23 +237,6 @@ def describe(
         fits=usable >= each,
         notes=tuple(_notes(architecture, length=length, longest=longest, kv_dtype_bytes=kv_dtype_bytes)),
     )
-
-
-def _require_decoder(architecture: Architecture) -> None:
-    if architecture.model_type in ENCODERS:
-        raise UsageError(
-            f"a model of type {architecture.model_type} is an encoder: it generates nothing and keeps no KV cache",
-            remedy="name a model that generates text, such as the embedded smollm2-135m",
-        )
-
-
-def _whole_blocks(memory_bytes: int, per_block: int) -> int:
-    if require_positive("memory_bytes", memory_bytes) < per_block:
-        raise UsageError(
-            f"memory_bytes is {memory_bytes:,}; one block takes {per_block:,} bytes",
-            remedy=f"give at least {per_block:,} bytes, or a smaller block_size",
-        )
-    return memory_bytes // per_block
 
 
 def _size_lines(plan: KvPlan) -> list[str]:
@@ -305,9 +287,6 @@ def _notes(architecture: Architecture, *, length: int, longest: int, kv_dtype_by
     return [text for text, applies in said.items() if applies]
 
 
-# --- budget ---
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineShare:
     """One instance: its gpu_memory_utilization (0 to 1), its weights, and `other`: activations, context, graphs."""
@@ -330,12 +309,19 @@ class Budget:
 def start_in_turn(engines: Sequence[EngineShare], *, total_bytes: int, used_bytes: int = 0) -> list[Budget]:
     """The budgets of instances that start one after the other on a GPU with `total_bytes`, of which others use some.
 
-    UsageError: a share that is none, or sizes below zero.
+    UsageError: a share that is not above 0 and at most 1, or sizes below zero.
     """
     budgets = []
     free = total_bytes - used_bytes
     for engine in engines:
-        _check(engine, total_bytes=total_bytes, free_bytes=free)
+        require(
+            0 < engine.utilization <= 1,
+            f"utilization is {engine.utilization}, not a share",
+            fix="pass a number above 0, at most 1",
+        )
+        sizes = {"total": total_bytes, "free": free, "weights": engine.weights_bytes, "other": engine.other_bytes}
+        for name, size in sizes.items():
+            number(f"{name}_bytes", size)
         budget = _budget(engine, total_bytes=total_bytes, free_bytes=free)
         free -= 0 if budget.refused else budget.requested_bytes
         budgets.append(budget)
@@ -351,68 +337,3 @@ def _budget(engine: EngineShare, *, total_bytes: int, free_bytes: int) -> Budget
     elif rest <= 0:
         refused = "the share leaves nothing for the KV cache"
     return Budget(requested_bytes=requested, free_bytes=free_bytes, kv_bytes=0 if refused else rest, refused=refused)
-
-
-def _check(engine: EngineShare, *, total_bytes: int, free_bytes: int) -> None:
-    if not 0 < engine.utilization <= 1:
-        raise UsageError(f"utilization is {engine.utilization}, not a share", remedy="pass a number above 0, at most 1")
-    if min(total_bytes, free_bytes, engine.weights_bytes, engine.other_bytes) < 0:
-        raise UsageError(
-            f"total {total_bytes:,}, free {free_bytes:,}, weights {engine.weights_bytes:,}, other "
-            f"{engine.other_bytes:,} bytes: a size below zero",
-            remedy="give sizes in bytes, from 0 up",
-        )
-
-
-# --- limits ---
-
-
-def check_lengths(*, prompt_tokens: int, output_tokens: int, max_model_len: int, positions: int | None = None) -> None:
-    """UsageError where prompt and answer are longer than `max_model_len`: vLLM would cut the answer without a word.
-
-    Also where `max_model_len` is longer than the model's `positions`, if given: vLLM refuses that.
-    """
-    for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
-        require_positive(name, value)
-    if positions is not None and max_model_len > positions:
-        raise UsageError(
-            f"max_model_len is {max_model_len:,}; the model was made for {positions:,} positions",
-            remedy=f"give max_model_len at most {positions:,}",
-        )
-    if prompt_tokens + output_tokens > require_positive("max_model_len", max_model_len):
-        raise UsageError(
-            f"a prompt of {prompt_tokens:,} and an answer of {output_tokens:,} tokens are longer than max_model_len, "
-            f"{max_model_len:,}",
-            remedy=f"ask for at most {max(0, max_model_len - prompt_tokens):,} output tokens, shorten the prompt, or "
-            "raise max_model_len",
-        )
-
-
-def check_blocks(blocks: int, *, block_size: int, max_model_len: int) -> None:
-    """UsageError where `blocks`, less the one that vLLM keeps, hold no sequence of `max_model_len` tokens."""
-    needed = blocks_for_tokens(require_positive("max_model_len", max_model_len), block_size=block_size) + 1
-    if require_positive("blocks", blocks) < needed:
-        raise UsageError(
-            f"{blocks:,} blocks of {block_size} hold no request of max_model_len {max_model_len:,}: it takes "
-            f"{needed - 1:,}, and vLLM keeps one block for itself",
-            remedy=f"give at least {needed:,} blocks, or lower max_model_len to {max(0, blocks - 1) * block_size:,}",
-        )
-
-
-def check_contention(*, requests: int, prompt_tokens: int, output_tokens: int, blocks: int, block_size: int) -> None:
-    """UsageError where the requests never want more blocks than there are, so that nothing can be preempted."""
-    each = blocks_for_tokens(prompt_tokens + output_tokens - 1, block_size=block_size)
-    if require_positive("requests", requests) * each <= blocks - 1:
-        raise UsageError(
-            f"{requests} requests of {each} blocks fit into {blocks - 1} at once: nothing would be preempted",
-            remedy=f"ask with more than {(blocks - 1) // each} requests, or give at most {requests * each} blocks",
-        )
-
-
-def check_several_blocks(*, block_size: int, max_model_len: int) -> None:
-    """UsageError where the longest request is not longer than one block: there would be nothing to page."""
-    if max_model_len <= require_positive("block_size", block_size):
-        raise UsageError(
-            f"max_model_len is {max_model_len:,}, no more than one block of {block_size}",
-            remedy=f"give max_model_len at least {2 * block_size:,}, or smaller blocks",
-        )

@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from labkit.errors import UsageError
+from labkit.errors import above_zero, require
 
 PRECISION = 10_000  # Ray counts GPUs in ten-thousandths
 TINY = 1e-9  # sums of decimal fractions miss a whole number by less
-Plan = dict[str, int]
+Placement = dict[str, int]
 """The GPU of each model."""
 
 
@@ -34,8 +34,8 @@ def best_fit(asked: Sequence[float], gpus: int) -> list[tuple[int, ...]]:
     """
     free = [PRECISION] * gpus
     placed = []
-    for each in asked:
-        units = units_of(each)
+    for fraction in asked:
+        units = units_of(fraction)
         chosen = _whole(free, units // PRECISION) if units >= PRECISION else _least_left(free, units)
         for gpu in chosen:
             free[gpu] -= min(units, PRECISION)
@@ -45,20 +45,20 @@ def best_fit(asked: Sequence[float], gpus: int) -> list[tuple[int, ...]]:
 
 def units_of(num_gpus: float) -> int:
     """num_gpus in Ray's ten-thousandths. UsageError for what Ray refuses: below 0, or above 1 and not whole."""
-    if not 0 <= num_gpus < math.inf or (num_gpus > 1 and num_gpus != int(num_gpus)):
-        raise UsageError(
-            f"num_gpus is {num_gpus}: Ray takes a part of one GPU or whole GPUs",
-            remedy="give a number from 0 to 1, or a whole number",
-        )
+    require(
+        0 <= num_gpus < math.inf and (num_gpus <= 1 or num_gpus == int(num_gpus)),
+        f"num_gpus is {num_gpus}: Ray takes a part of one GPU or whole GPUs",
+        fix="give a number from 0 to 1, or a whole number",
+    )
     return round(num_gpus * PRECISION)
 
 
-def dedicated(models: Sequence[Model]) -> Plan:
+def dedicated(models: Sequence[Model]) -> Placement:
     """A GPU for each model."""
     return {model.name: gpu for gpu, model in enumerate(models)}
 
 
-def first_fit_decreasing(models: Sequence[Model], *, gpu_gib: float, most_load: float = math.inf) -> Plan:
+def first_fit_decreasing(models: Sequence[Model], *, gpu_gib: float, most_load: float = math.inf) -> Placement:
     """The largest model first (by its larger share of memory or load), each on the first GPU that holds it.
 
     A GPU holds models up to `gpu_gib` of memory and a load of `most_load` together; without `most_load` memory alone
@@ -66,8 +66,8 @@ def first_fit_decreasing(models: Sequence[Model], *, gpu_gib: float, most_load: 
     """
     check_models(models, gpu_gib=gpu_gib, most_load=most_load)
     used: list[tuple[float, float]] = []
-    plan: Plan = {}
-    for model in sorted(models, key=lambda one: -share_of(one, gpu_gib=gpu_gib, most_load=most_load)):
+    plan: Placement = {}
+    for model in sorted(models, key=lambda model: -share_of(model, gpu_gib=gpu_gib, most_load=most_load)):
         fits = (n for n, (gib, load) in enumerate(used) if _holds(gib, load, model, gpu_gib, most_load))
         gpu = next(fits, len(used))
         gib, load = used[gpu] if gpu < len(used) else (0.0, 0.0)
@@ -82,7 +82,7 @@ def lower_bound(models: Sequence[Model], *, gpu_gib: float, most_load: float = m
     check_models(models, gpu_gib=gpu_gib, most_load=most_load)
     memory = [model.memory_gib / gpu_gib for model in models]
     load = [model.load / most_load for model in models]
-    halves = [sum(one > 0.5 + TINY for one in shares) for shares in (memory, load)]
+    halves = [sum(share > 0.5 + TINY for share in shares) for shares in (memory, load)]
     return max(*(math.ceil(math.fsum(shares) - TINY) for shares in (memory, load)), *halves)
 
 
@@ -97,34 +97,37 @@ def num_gpus(models: Sequence[Model], *, gpu_gib: float, most_load: float = math
     Ray adds up one number for each GPU; if it is the larger of the two shares, neither memory nor load is exceeded.
     """
     check_models(models, gpu_gib=gpu_gib, most_load=most_load)
-    shares = {one.name: share_of(one, gpu_gib=gpu_gib, most_load=most_load) for one in models}
+    shares = {model.name: share_of(model, gpu_gib=gpu_gib, most_load=most_load) for model in models}
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     return {name: math.ceil(share * 100 - TINY) / 100 for name, share in ordered}
 
 
 def loads(models: Sequence[Model], plan: Mapping[str, int]) -> dict[int, float]:
     """The load of each GPU under a plan; above 1 its queue grows for ever."""
-    return {gpu: math.fsum(one.load for one in models if plan[one.name] == gpu) for gpu in sorted(set(plan.values()))}
+    return {
+        gpu: math.fsum(model.load for model in models if plan[model.name] == gpu) for gpu in sorted(set(plan.values()))
+    }
 
 
 def check_models(models: Sequence[Model], *, gpu_gib: float, most_load: float = math.inf) -> None:
     """UsageError where no plan exists: no model, two of one name, a size that is none, a model larger than a GPU."""
     names = [model.name for model in models]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"the models are called {', '.join(names) or 'nothing'}", remedy="give each its own name")
-    if not (0 < gpu_gib < math.inf and most_load > 0):
-        raise UsageError(f"a GPU of {gpu_gib} GiB, load {most_load}", remedy="give numbers above 0")
+    require(
+        0 < len(set(names)) == len(names),
+        f"the models are called {', '.join(names) or 'nothing'}",
+        fix="give each its own name",
+    )
+    above_zero("gpu_gib", gpu_gib, unit="GiB")
+    require(most_load > 0, f"most_load is {most_load}", fix="give a load above 0")
     for model in models:
-        if not (0 < model.memory_gib < math.inf and 0 < model.load < math.inf):
-            raise UsageError(
-                f"{model.name} needs {model.memory_gib} GiB and a load of {model.load}", remedy="give numbers above 0"
-            )
-        if not _holds(0.0, 0.0, model, gpu_gib, most_load):
-            raise UsageError(
-                f"{model.name} needs {model.memory_gib:g} GiB and a load of {model.load:g}; a GPU has {gpu_gib:g} GiB "
-                f"and takes a load of {most_load:g}",
-                remedy="take larger GPUs, allow more load, or split the model's traffic over replicas",
-            )
+        above_zero(f"the memory of {model.name}", model.memory_gib, unit="GiB")
+        above_zero(f"the load of {model.name}", model.load, unit="shares of a GPU")
+        require(
+            _holds(0.0, 0.0, model, gpu_gib, most_load),
+            f"{model.name} needs {model.memory_gib:g} GiB and a load of {model.load:g}; a GPU has {gpu_gib:g} GiB "
+            f"and takes a load of {most_load:g}",
+            fix="take larger GPUs, allow more load, or split the model's traffic over replicas",
+        )
 
 
 def _holds(gib: float, load: float, model: Model, gpu_gib: float, most_load: float) -> bool:
@@ -143,45 +146,17 @@ def _whole(free: list[int], count: int) -> tuple[int, ...]:
     return tuple(empty[:count]) if len(empty) >= count else ()
 
 
-def models_of(names: Sequence[str], gib: Sequence[float], load: Sequence[float]) -> list[Model]:
-    """The models from three lists. UsageError: lists of different lengths."""
-    if not len(names) == len(gib) == len(load):
-        raise UsageError(
-            f"{len(names)} names, {len(gib)} memories and {len(load)} loads", remedy="give one of each for every model"
-        )
-    return [
-        Model(name=name, memory_gib=memory, load=share) for name, memory, share in zip(names, gib, load, strict=True)
-    ]
-
-
-def check_scene(fractions: Sequence[float], *, late: float, gpus: int) -> None:
-    """UsageError: replicas that do not all find a GPU, or a late one that would not have to wait for one of them."""
-    placed = best_fit([*fractions, late], gpus)
-    waiting = [asked for asked, where in zip(fractions, placed, strict=False) if not where]
-    if waiting:
-        raise UsageError(
-            f"on {gpus} GPUs the fractions {list(fractions)} do not all find room: {waiting[0]:g} would wait",
-            remedy="take smaller fractions, another order, or more GPUs",
-        )
-    if placed[-1]:
-        raise UsageError(
-            f"late_fraction is {late:g}, and GPU {placed[-1][0]} of {gpus} has so much left: it would not have to wait",
-            remedy="take a larger late_fraction, fewer GPUs, or more fractions",
-        )
-    makes_room(fractions, late=late, gpus=gpus)
-
-
 def makes_room(fractions: Sequence[float], *, late: float, gpus: int) -> int:
     """The number of the replica, after the first two, whose leaving lets the late one in. UsageError: none does."""
     left, placed = left_over(fractions, gpus), best_fit(fractions, gpus)
     rooms = [(left[placed[n][0]] + fractions[n], n) for n in range(2, len(fractions))]
     room, number = max(rooms, default=(0.0, 0))
-    if units_of(min(1.0, round(room, 4))) < units_of(late):
-        raise UsageError(
-            f"late_fraction is {late:g}; when one of the fractions {list(fractions)[2:]} leaves, a GPU has at most "
-            f"{room:.2f} left",
-            remedy="take a smaller late_fraction, or a larger fraction after the first two",
-        )
+    require(
+        units_of(min(1.0, round(room, 4))) >= units_of(late),
+        f"late_fraction is {late:g}; when one of the fractions {list(fractions)[2:]} leaves, a GPU has at most "
+        f"{room:.2f} left",
+        fix="take a smaller late_fraction, or a larger fraction after the first two",
+    )
     return number
 
 
@@ -192,28 +167,3 @@ def left_over(fractions: Sequence[float], gpus: int) -> list[float]:
         for gpu in where:
             left[gpu] -= min(PRECISION, units_of(asked))
     return [units / PRECISION for units in left]
-
-
-def check_memory(*, promised_mib: int, taken_mib: int, available_bytes: int) -> None:
-    """UsageError: a replica that keeps its promise, or one that takes what this machine does not have."""
-    if taken_mib <= promised_mib:
-        raise UsageError(
-            f"taken_mib is {taken_mib}, promised_mib {promised_mib}: no promise is broken",
-            remedy="take more than is promised",
-        )
-    if 2 * taken_mib * 2**20 > available_bytes:
-        raise UsageError(
-            f"taken_mib is {taken_mib}; {available_bytes / 2**20:,.0f} MiB of memory are available here",
-            remedy="take at most half of what is available",
-        )
-
-
-def check_nodes(free_gpus: Sequence[float], *, needed: int) -> None:
-    """UsageError: a cluster whose nodes (the free GPUs of each) are not one node with all the GPUs that are needed."""
-    with_gpus = [free for free in free_gpus if free > 0]
-    if len(with_gpus) != 1 or with_gpus[0] < needed:
-        raise UsageError(
-            f"the cluster's nodes have {', '.join(f'{free:g}' for free in with_gpus) or 'no'} GPUs free; this lab's "
-            f"scene is one node with {needed}",
-            remedy="leave ray_address empty: logical GPUs will do; or join a cluster with one such node",
-        )

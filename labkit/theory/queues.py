@@ -1,9 +1,9 @@
-"""A queueing model of a served language model: replicas that batch continuously, arrivals, and what users then notice.
+"""Queues in front of a model: replicas that batch continuously, waiting by Erlang, and batches that wait to be filled.
 
-It plans past the machine at hand: hundreds of replicas, a day of traffic. A replica is described by three things that
-are measured on a real one: how long a decode step takes with n requests in it, how long a prompt token takes to be
-read, and how many requests it holds. What it leaves out: a prompt is read whole while the running requests wait (no
-chunks), every place is as long as it needs to be (no KV cache that fills up), and no prefix is cached.
+A replica is described by what is measured on a real one: how long a decode step takes with n requests in it, how long
+a prompt token takes, and how many requests it holds. Left out: a prompt is computed whole while the running requests
+wait (no chunks), the KV cache never fills up, and no prefix is cached. vLLM's own scheduler on a modelled GPU
+(labkit.modelled) has all three; this model plans a day of traffic on hundreds of replicas in seconds.
 """
 
 import heapq
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from labkit.errors import UsageError
-from labkit.load.workloads import poisson_arrivals_s
+from labkit.errors import UsageError, require
 
 Balancer = Literal["random", "round_robin", "two_choices", "fewest"]
 
@@ -27,7 +26,7 @@ class Service:
 
     `step_s`: seconds of a decode step, by the number of requests in it; between two measured numbers it lies on the
     line between them, above the last one on the line through the last two, below the first it is as the first.
-    `prefill_s_per_token`: seconds to read a prompt's token. `places`: requests that it holds at once; more wait.
+    `prefill_s_per_token`: seconds for a prompt's token. `places`: requests that it holds at once; more wait.
     """
 
     step_s: Mapping[int, float]
@@ -35,40 +34,37 @@ class Service:
     places: int
 
     def __post_init__(self) -> None:
-        if not self.step_s or min(self.step_s) < 1 or min(self.step_s.values()) <= 0:
-            raise UsageError(
-                f"a step's times must be positive, for one request or more: {dict(self.step_s)}",
-                remedy="measure it: the TPOT of a closed loop with that many clients",
-            )
-        if self.places < 1 or self.prefill_s_per_token < 0:
-            raise UsageError(
-                f"{self.places} places and {self.prefill_s_per_token} s a prompt token are no replica",
-                remedy="at least one place, and no negative time",
-            )
+        require(
+            bool(self.step_s) and min(self.step_s) >= 1 and min(self.step_s.values()) > 0,
+            f"a step's times must be positive, for one request or more: {dict(self.step_s)}",
+            fix="measure it: the TPOT of a closed loop with that many clients",
+        )
+        require(
+            self.places >= 1 and self.prefill_s_per_token >= 0,
+            f"a replica with {self.places} places and {self.prefill_s_per_token} s per prompt token",
+            fix="give at least one place, and no negative time",
+        )
 
     def step_of(self, requests: int) -> float:
         """Seconds of a decode step with `requests` in it."""
         known = sorted(self.step_s)
         if requests <= known[0] or len(known) == 1:
             return self.step_s[known[0]]
-        left, right = next(
-            ((a, b) for a, b in itertools.pairwise(known) if requests <= b), (known[-2], known[-1])
-        )  # past the end: the last two
+        pairs = itertools.pairwise(known)
+        left, right = next(((a, b) for a, b in pairs if requests <= b), (known[-2], known[-1]))
         slope = (self.step_s[right] - self.step_s[left]) / (right - left)
         return max(self.step_s[left] + slope * (requests - left), min(self.step_s.values()))
 
     def capacity_per_s(self, *, prompt_tokens: float, output_tokens: float) -> float:
-        """Requests a second that one full replica finishes: `places` are read and written in
-        places * prompt_tokens * prefill_s_per_token + (output_tokens - 1) * step_of(places) seconds."""
-        cycle_s = self.places * prompt_tokens * self.prefill_s_per_token + (output_tokens - 1) * self.step_of(
-            self.places
-        )
-        return self.places / cycle_s if cycle_s > 0 else float("inf")
+        """Requests per second that a full replica finishes, from the time in which all its places turn over once."""
+        prefill_s = self.places * prompt_tokens * self.prefill_s_per_token
+        cycle_s = prefill_s + (output_tokens - 1) * self.step_of(self.places)
+        return self.places / cycle_s if cycle_s > 0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """One request: seconds since the start, tokens to be read, tokens to be written (at least one)."""
+    """One request: seconds since the start, tokens of its prompt, tokens of its answer (at least one)."""
 
     at_s: float
     prompt_tokens: int
@@ -77,10 +73,9 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What became of an arrival: which replica took it, when it got a place, its first token, its last."""
+    """What became of an arrival: when it got a place, its first token, its last."""
 
     arrival: Arrival
-    replica: int
     placed_s: float
     first_token_s: float
     finished_s: float
@@ -104,8 +99,8 @@ class Replica:
     """One replica's clock. All running requests get a token each step, so one count of steps since the start tells how
     far each is: a request is done when it has grown by its output."""
 
-    def __init__(self, service: Service, number: int) -> None:
-        self._service, self._number = service, number
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._now_s = self._steps = 0.0
         self._running: list[tuple[float, int, Arrival, float, float]] = []  # a heap by the step that is its last
         self._waiting: deque[Arrival] = deque()
@@ -117,14 +112,14 @@ class Replica:
         return len(self._running) + len(self._waiting)
 
     def add(self, arrival: Arrival) -> None:
-        """Takes a request in. Call `advance` to its time first."""
-        self._now_s = max(self._now_s, arrival.at_s)  # later, if it reads a prompt just then
+        """Take a request in. Call `advance` to its time first."""
+        self._now_s = max(self._now_s, arrival.at_s)  # later, if it computes a prompt just then
         self._waiting.append(arrival)
         if len(self._running) < self._service.places:
             self._place(arrival.at_s)
 
     def advance(self, until_s: float) -> list[Served]:
-        """Moves the clock to `until_s` (or to the end of the prompt that is being read then): what was finished."""
+        """Move the clock to `until_s` (or to the end of the prompt that is computed then): what was finished."""
         done = []
         while self._running:
             step_s = self._step_of[len(self._running)]
@@ -136,44 +131,20 @@ class Replica:
                 break
             last, _, arrival, placed_s, first_s = heapq.heappop(self._running)
             self._now_s, self._steps = end_s, max(self._steps, last)
-            done.append(
-                Served(
-                    arrival=arrival,
-                    replica=self._number,
-                    placed_s=placed_s,
-                    first_token_s=first_s,
-                    finished_s=end_s,
-                )
-            )
+            done.append(Served(arrival=arrival, placed_s=placed_s, first_token_s=first_s, finished_s=end_s))
             if self._waiting:
                 self._place(end_s)
         return done
 
     def _place(self, placed_s: float) -> None:
-        """The request that waits longest gets a place: its prompt is read, its first token written, the others wait."""
+        """Give the request that waits longest a place: compute its prompt and first token while the others wait."""
         arrival = self._waiting.popleft()
         self._now_s += arrival.prompt_tokens * self._service.prefill_s_per_token
         last = self._steps + arrival.output_tokens - 1
         heapq.heappush(self._running, (last, next(self._order), arrival, placed_s, self._now_s))
 
 
-def poisson(
-    rate: float, *, requests: int, prompt_tokens: int, mean_output_tokens: float, seed: int
-) -> tuple[Arrival, ...]:
-    """Poisson arrivals (`rate`: requests a second); outputs are geometric with that mean, as of a coin per token."""
-    if rate <= 0 or requests < 1 or mean_output_tokens < 1:
-        raise UsageError(
-            f"{requests} requests of {mean_output_tokens} tokens at {rate} a second are no traffic",
-            remedy="a rate above 0, at least one request, at least one token",
-        )
-    rng = Random(f"outputs/{seed}")
-    times = poisson_arrivals_s(requests, rate=rate, seed=seed)
-    return tuple(
-        Arrival(at_s=at, prompt_tokens=prompt_tokens, output_tokens=_geometric(rng, mean_output_tokens)) for at in times
-    )
-
-
-def simulate(
+def serve_all(
     service: Service,
     arrivals: Iterable[Arrival],
     *,
@@ -186,19 +157,25 @@ def simulate(
     `balancer`: which replica takes a request: any (`random`), the next one (`round_robin`), of two drawn at random the
     one with fewer requests (`two_choices`), of all the one with the fewest (`fewest`; its cost grows with `replicas`).
     """
-    if replicas < 1:
-        raise UsageError(f"{replicas} replicas serve nothing", remedy="at least one")
-    fleet = [Replica(service, number) for number in range(replicas)]
-    candidates = _candidates(balancer, replicas, Random(f"balancer/{seed}"))
+    require(replicas >= 1, f"{replicas} replicas serve nothing", fix="at least one")
+    fleet = [Replica(service) for _ in range(replicas)]
+    rng, turn = Random(f"balancer/{seed}"), itertools.count()
+    candidates: dict[str, Callable[[], Iterable[int]]] = {
+        "random": lambda: (rng.randrange(replicas),),
+        "round_robin": lambda: (next(turn) % replicas,),
+        "two_choices": lambda: rng.sample(range(replicas), min(2, replicas)),
+        "fewest": lambda: range(replicas),
+    }
+    require(balancer in candidates, f"no balancer {balancer!r}", fix=f"one of {', '.join(candidates)}")
     served: list[Served] = []
-    for arrival in sorted(arrivals, key=lambda one: one.at_s):
-        chosen = [fleet[number] for number in candidates()]
+    for arrival in sorted(arrivals, key=lambda arrival: arrival.at_s):
+        chosen = [fleet[number] for number in candidates[balancer]()]
         for replica in chosen:
             served += replica.advance(arrival.at_s)
         min(chosen, key=lambda replica: replica.in_flight).add(arrival)
     for replica in fleet:
-        served += replica.advance(float("inf"))
-    return sorted(served, key=lambda one: one.arrival.at_s)
+        served += replica.advance(math.inf)
+    return sorted(served, key=lambda answer: answer.arrival.at_s)
 
 
 def replicas_needed(
@@ -218,7 +195,7 @@ def replicas_needed(
     """
 
     def enough(replicas: int) -> bool:
-        served = simulate(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
+        served = serve_all(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
         return sum(map(good, served)) >= share * len(served)
 
     low, high = at_least - 1, max(1, at_least)  # low does not do, high may
@@ -235,37 +212,10 @@ def replicas_needed(
     return high
 
 
-def _candidates(balancer: Balancer, replicas: int, rng: Random) -> Callable[[], Iterable[int]]:
-    turn = itertools.count()
-    everyone = range(replicas)
-    ways: dict[str, Callable[[], Iterable[int]]] = {
-        "random": lambda: (rng.randrange(replicas),),
-        "round_robin": lambda: (next(turn) % replicas,),
-        "two_choices": lambda: rng.sample(everyone, min(2, replicas)),
-        "fewest": lambda: everyone,
-    }
-    if balancer not in ways:
-        raise UsageError(f"no balancer {balancer!r}", remedy=f"one of {', '.join(ways)}")
-    return ways[balancer]
-
-
-def _geometric(rng: Random, mean: float) -> int:
-    """At least 1, with this mean."""
-    count = 1
-    while rng.random() < 1 - 1 / mean:
-        count += 1
-    return count
-
-
-# --- queueing ---
-
-
 def probability_of_waiting(places: int, load: float) -> float:
     """C(n, load): the share of requests that find no place. `load` is arrivals over capacity, 0 to below 1."""
-    if places < 1:
-        raise UsageError(f"there are {places} places", remedy="give 1 or more")
-    if not 0 <= load < 1:
-        raise UsageError(f"the load is {load:g}", remedy="give a share from 0 to below 1: at 1 the queue never ends")
+    require(places >= 1, f"there are {places} places", fix="give 1 or more")
+    require(0 <= load < 1, f"the load is {load:g}", fix="give a share from 0 to below 1: at 1 the queue never ends")
     blocked = 1.0
     for n in range(1, places + 1):  # Erlang B by its recursion, which never overflows
         blocked = places * load * blocked / (n + places * load * blocked)
@@ -274,13 +224,9 @@ def probability_of_waiting(places: int, load: float) -> float:
 
 def wait_quantile(places: int, load: float, quantile: float = 0.99) -> float:
     """The wait that `quantile` of the requests do not exceed, as a multiple of one answer's time."""
-    if not 0 < quantile < 1:
-        raise UsageError(f"the quantile is {quantile:g}", remedy="give a share above 0 and below 1, such as 0.99")
+    require(0 < quantile < 1, f"the quantile is {quantile:g}", fix="give a share above 0 and below 1, such as 0.99")
     waiting = probability_of_waiting(places, load)
     return max(0.0, math.log(waiting / (1 - quantile)) / (places * (1 - load))) if waiting > 0 else 0.0
-
-
-# --- batchlaw ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,38 +236,31 @@ class BatchCost:
     fixed_s: float
     per_row_s: float
 
-    def __post_init__(self) -> None:
-        if min(self.fixed_s, self.per_row_s) < 0 or self.fixed_s + self.per_row_s <= 0:
-            raise UsageError(f"{self} is no cost", remedy="give two numbers of 0 or more, not both 0")
-
     def seconds(self, rows: int) -> float:
-        """What a batch of `rows` takes."""
+        """The time of a batch of `rows`."""
         return self.fixed_s + self.per_row_s * rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
-    """What the law says of one setting under one load."""
+class BatchedLoop:
+    """One worker under a closed loop: requests in a batch, requests per second, mean seconds from request to answer."""
 
     rows: int
-    """Requests in a batch."""
     throughput: float
-    """Requests a second."""
     latency_s: float
-    """From a request to its answer, on average."""
 
 
-def law(cost: BatchCost, *, clients: int, batch_size: int, delay_s: float) -> Law:
+def law(cost: BatchCost, *, clients: int, batch_size: int, delay_s: float) -> BatchedLoop:
     """A closed loop of `clients` on one worker. UsageError for a count below 1 or a negative delay.
 
     Enough clients fill every batch, and nobody waits for the delay; too few never do, and all pay it every time. The
     latency is Little's: clients / throughput.
     """
-    if min(clients, batch_size) < 1 or delay_s < 0:
-        raise UsageError(
-            f"{clients} clients, batches of {batch_size}, a delay of {delay_s} s",
-            remedy="give counts from 1, and 0 s or more",
-        )
+    require(
+        min(clients, batch_size) >= 1 and delay_s >= 0,
+        f"{clients} clients, batches of {batch_size}, a delay of {delay_s} s",
+        fix="give counts from 1, and 0 s or more",
+    )
     rows = min(clients, batch_size)
     round_s = cost.seconds(rows) + (delay_s if rows < batch_size else 0.0)
-    return Law(rows=rows, throughput=rows / round_s, latency_s=clients * round_s / rows)
+    return BatchedLoop(rows=rows, throughput=rows / round_s, latency_s=clients * round_s / rows)

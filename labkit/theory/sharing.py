@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from labkit.errors import UsageError
+from labkit.errors import above_zero, require
 from labkit.load.workloads import poisson_arrivals_s
 
 
@@ -66,9 +66,11 @@ class SharedCompute:
 def traffic(rates: Mapping[str, float], *, work_s: float, seconds: float, seed: int) -> list[Ask]:
     """Poisson arrivals for each tenant (`rates`: requests per second) over `seconds`, with exponential work of mean
     `work_s`, in the order of arrival. The same seed gives a tenant the same requests, whoever else there is."""
-    _check(rates, work_s=work_s, seconds=seconds)
+    above_zero("work_s", work_s, unit="seconds")
+    above_zero("seconds", seconds, unit="seconds")
     asks = []
     for tenant, rate in rates.items():
+        above_zero(f"the rate of {tenant}", rate, unit="requests per second")
         rng = Random(f"work/{tenant}/{seed}")
         enough = int(rate * seconds + 10 * (rate * seconds) ** 0.5 + 10)
         arrivals = poisson_arrivals_s(enough, rate=rate, seed=Random(f"{tenant}/{seed}").getrandbits(31))
@@ -77,32 +79,18 @@ def traffic(rates: Mapping[str, float], *, work_s: float, seconds: float, seed: 
     return sorted(asks, key=lambda ask: ask.at_s)
 
 
-def simulate(asks: Sequence[Ask], gpu_of: Mapping[str, int]) -> list[float]:
+def latencies_s(asks: Sequence[Ask], gpu_of: Mapping[str, int]) -> list[float]:
     """The latency of each request in seconds, in the order of `asks` (sorted by arrival), when every tenant's requests
     run on the GPU that `gpu_of` gives it. UsageError: a tenant without a GPU."""
-    missing = {ask.tenant for ask in asks} - set(gpu_of)
-    if missing:
-        raise UsageError(f"{', '.join(sorted(missing))}: on no GPU", remedy="give every tenant one")
+    missing = sorted({ask.tenant for ask in asks} - set(gpu_of))
+    require(not missing, f"{', '.join(missing)}: on no GPU", fix="give every tenant one")
     latencies = [0.0] * len(asks)
     for gpu in set(gpu_of.values()):
-        mine = [(n, ask) for n, ask in enumerate(asks) if gpu_of[ask.tenant] == gpu]
-        for (n, ask), end_s in zip(mine, _ends([ask for _, ask in mine]), strict=True):
-            latencies[n] = end_s - ask.at_s
+        mine = [place for place, ask in enumerate(asks) if gpu_of[ask.tenant] == gpu]
+        compute, ends = SharedCompute(), list[tuple[int, float]]()
+        for place in mine:
+            ends += compute.advance(asks[place].at_s)
+            compute.add(asks[place].at_s, asks[place].work_s)
+        for number, end_s in ends + compute.advance(float("inf")):
+            latencies[mine[number]] = end_s - asks[mine[number]].at_s
     return latencies
-
-
-def _ends(asks: Sequence[Ask]) -> list[float]:
-    gpu, ends = SharedCompute(), [0.0] * len(asks)
-    for ask in asks:
-        for number, end_s in gpu.advance(ask.at_s):
-            ends[number] = end_s
-        gpu.add(ask.at_s, ask.work_s)
-    for number, end_s in gpu.advance(float("inf")):
-        ends[number] = end_s
-    return ends
-
-
-def _check(rates: Mapping[str, float], **sizes: float) -> None:
-    for name, value in {**{f"the rate of {one}": rate for one, rate in rates.items()}, **sizes}.items():
-        if not 0 < value < float("inf"):
-            raise UsageError(f"{name} is {value}", remedy="give a number above 0")

@@ -1,15 +1,14 @@
-"""What one step of the engine computes, and what the users notice: chunks of a prompt, gaps between tokens, stalls.
+"""What one step of the engine computes, what it costs, and what users notice: chunks of a prompt, gaps, stalls.
 
-Pure: the engine's steps are run in a notebook, where its API is to be seen; here are the rule by which vLLM's scheduler
-fills a step (vllm/v1/core/sched/scheduler.py, version 0.32), the trace of such steps, and what a step costs.
+The rule by which vLLM 0.32's scheduler fills a step (vllm/v1/core/sched/scheduler.py), a log of an engine's steps, and
+a step's time as a straight line over its tokens.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 
 
 def chunk_sizes(prompt_tokens: int, budget: int, decoding: int, threshold: int = 0) -> list[int]:
@@ -22,7 +21,7 @@ def chunk_sizes(prompt_tokens: int, budget: int, decoding: int, threshold: int =
 
 
 @dataclass(frozen=True)
-class Step:
+class LoggedStep:
     """One engine step: `planned` tokens and `produced` tokens by request, and the seconds that it took."""
 
     seconds: float
@@ -31,34 +30,30 @@ class Step:
 
 
 @dataclass
-class Trace:
+class StepLog:
     """The steps of one run, in order. Times are seconds of computing since its first step (waiting does not count).
 
     `arrived`: before which step a request came (0 for those that are there from the start).
     """
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[LoggedStep] = field(default_factory=list)
     arrived: dict[str, int] = field(default_factory=dict)
     token_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def arrives(self, *requests: str) -> None:
-        """Notes requests that come now, before the next step."""
+        """Note requests that come now, before the next step."""
         self.arrived |= dict.fromkeys(requests, len(self.steps))
 
     def record(self, seconds: float, planned: Mapping[str, int], answers: Mapping[str, Sequence[int]]) -> None:
-        """Adds a step. `answers`: all tokens so far of each request that got one in this step."""
+        """Add a step. `answers`: all tokens so far of each request that got one in this step."""
         new = {name: len(tokens) - len(self.token_ids.get(name, ())) for name, tokens in answers.items()}
         self.token_ids |= {name: tuple(tokens) for name, tokens in answers.items()}
-        self.steps.append(Step(seconds, dict(planned), {name: count for name, count in new.items() if count}))
+        self.steps.append(LoggedStep(seconds, dict(planned), {name: count for name, count in new.items() if count}))
 
     @property
     def ends_s(self) -> list[float]:
         """When each step ended."""
         return list(accumulate(step.seconds for step in self.steps))
-
-    @property
-    def duration_s(self) -> float:
-        return sum(step.seconds for step in self.steps)
 
     @property
     def streams(self) -> list[str]:
@@ -87,18 +82,16 @@ class Trace:
         """From a request's arrival to its first token."""
         return self.token_times_s(request)[0] - self.arrived_s(request)
 
-    def chunks(self, request: str) -> list[int]:
-        """The sizes of the parts in which a request's prompt was computed, in tokens."""
-        first = next(n for n, step in enumerate(self.steps) if request in step.produced)
-        return [step.planned[request] for step in self.steps[: first + 1] if request in step.planned]
-
     def chunk_spans_s(self, request: str) -> list[tuple[float, float, int]]:
-        """Begin, end and tokens of each of these parts."""
-        last = self.token_times_s(request)[0]
-        ends = zip([0.0, *self.ends_s], self.ends_s, self.steps, strict=False)
-        return [
-            (begin, end, step.planned[request]) for begin, end, step in ends if request in step.planned and end <= last
-        ]
+        """Begin, end and tokens of each part in which a request's prompt was computed."""
+        first_token_s = self.token_times_s(request)[0]
+        spans = zip([0.0, *self.ends_s], self.ends_s, self.steps, strict=False)
+        prefill = [span for span in spans if request in span[2].planned and span[1] <= first_token_s]
+        return [(begin, end, step.planned[request]) for begin, end, step in prefill]
+
+    def chunks(self, request: str) -> list[int]:
+        """The sizes of these parts, in tokens."""
+        return [tokens for _, _, tokens in self.chunk_spans_s(request)]
 
     @property
     def schedule(self) -> list[dict[str, int]]:
@@ -108,52 +101,105 @@ class Trace:
     @property
     def tokens_per_s(self) -> float:
         """All tokens that were computed, of prompts and answers, over the time."""
-        return sum(sum(step.planned.values()) for step in self.steps) / self.duration_s
+        return sum(sum(step.planned.values()) for step in self.steps) / self.ends_s[-1]
 
 
-def undisturbed(traces: Sequence[Trace]) -> Trace:
-    """One trace of several runs of the same scene: of each step the shortest time in any of them.
+def undisturbed(logs: Sequence[StepLog]) -> StepLog:
+    """One log of several runs of the same scene: of each step the shortest time in any of them.
 
-    What else a machine does only ever adds time; `timeit` in Python's library takes the minimum for the same reason.
-
-    Raises:
-        UsageError: no trace, or two whose steps did not compute the same.
+    Other load on the machine only ever adds time; `timeit` in Python's library takes the minimum for the same reason.
+    UsageError: no log, or two whose steps did not compute the same.
     """
-    if not traces:
-        raise UsageError("0 traces have no shortest steps", remedy="give at least one")
-    first = traces[0]
-    for number, other in enumerate(traces[1:], 2):
-        if other.schedule != first.schedule:
-            raise UsageError(
-                f"run {number} of {len(traces)} did not compute the same steps as run 1",
-                remedy="give it the same requests at the same steps, with the same settings",
-            )
-    shortest = [min(same, key=lambda step: step.seconds) for same in zip(*(one.steps for one in traces), strict=True)]
-    return Trace(shortest, dict(first.arrived), dict(first.token_ids))
+    require(bool(logs), "0 runs have no shortest steps", fix="give at least one")
+    for number, other in enumerate(logs, 1):
+        require(
+            other.schedule == logs[0].schedule,
+            f"run {number} of {len(logs)} did not compute the same steps as run 1",
+            fix="give it the same requests at the same steps, with the same settings",
+        )
+    shortest = [min(same, key=lambda step: step.seconds) for same in zip(*(log.steps for log in logs), strict=True)]
+    return replace(logs[0], steps=shortest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`requests` equal prompts that arrive together; `cached_tokens` counts the prefix hits of all of them.
+
+    `budget_tokens` is the largest step's size (max_num_batched_tokens), where it is known.
+    """
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    budget_tokens: int | None = None
+
+    @property
+    def computed_tokens(self) -> int:
+        """All tokens that go through the model. An answer's last token is produced, but never put in again."""
+        return self.requests * (self.prompt_tokens + self.output_tokens - 1) - self.cached_tokens
+
+    @property
+    def steps(self) -> int:
+        """Engine steps: the prompts, in pieces of the budget, and one for each later token."""
+        prefill_tokens = self.requests * self.prompt_tokens - self.cached_tokens
+        pieces = 1 if self.budget_tokens is None else -(-prefill_tokens // self.budget_tokens)
+        return pieces + self.output_tokens - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """A step's time as a straight line: `fixed_s`, whatever is in it (reading the weights), and `token_s` a token."""
+    """A step's time as a straight line: `fixed_s`, whatever is in it (reading the weights), and `token_s` per token."""
 
     fixed_s: float
     token_s: float
 
     @classmethod
-    def through(cls, light: tuple[int, float], heavy: tuple[int, float]) -> "StepCost":
-        """The line through two steps, (tokens, seconds) each. UsageError unless the heavier one took longer."""
-        (few, fast), (many, slow) = light, heavy
-        if few >= many or fast >= slow:
+    def fit(cls, timed: Sequence[tuple[int, int, float]]) -> "StepCost":
+        """The line through runs of (steps, tokens, seconds): least squares of the relative error, no cost below zero.
+
+        UsageError where the runs cannot tell the two costs apart, or a time is not above 0.
+        """
+        import numpy as np
+        from scipy.optimize import nnls
+
+        require(all(seconds > 0 for *_, seconds in timed), "a run took 0 seconds or less", fix="time it again")
+        require(
+            len({tokens / steps for steps, tokens, _ in timed}) > 1,
+            f"{len(timed)} runs with the same number of tokens a step: two costs cannot be told from them",
+            fix="time a long prompt with one output token, and a short one with many",
+        )
+        rows = np.array([(steps / seconds, tokens / seconds) for steps, tokens, seconds in timed])
+        (fixed_s, token_s), _ = nnls(rows, np.ones(len(timed)))
+        if token_s == 0:
+            measured = ", ".join(f"{tokens} tokens in {seconds:.3g} s" for _, tokens, seconds in timed)
             raise UsageError(
-                f"{few} tokens in {fast:.3g} s and {many} tokens in {slow:.3g} s do not make a cost by token",
+                f"{measured} do not make a cost by token",
                 remedy="take a step with more tokens that took longer: a longer prompt, or a quieter machine",
             )
-        token_s = (slow - fast) / (many - few)
-        return cls(fixed_s=max(0.0, fast - few * token_s), token_s=token_s)
+        return cls(fixed_s=float(fixed_s), token_s=float(token_s))
 
-    def seconds(self, tokens: int) -> float:
-        """What a step of so many tokens takes."""
-        return self.fixed_s + self.token_s * tokens
+    def seconds(self, tokens: int, steps: int = 1) -> float:
+        """The time of `steps` steps that compute so many tokens together."""
+        return steps * self.fixed_s + tokens * self.token_s
+
+    def batch_s(self, batch: Batch) -> float:
+        """How long a batch takes, from its arrival to the last token of the last answer."""
+        return self.seconds(batch.computed_tokens, batch.steps)
+
+    def cache_speedup(self, batch: Batch) -> float:
+        """How many times longer the same batch takes without its cached tokens."""
+        return self.batch_s(replace(batch, cached_tokens=0)) / self.batch_s(batch)
+
+    def output_tokens_for(self, speedup: float, batch: Batch) -> float:
+        """The answers' length at which this batch's hits give `speedup` (above 1), prefill in one step; below 1 where
+        no answer is short enough.
+
+        It solves `batch_s(without cache) x (1 - 1/speedup) = cached_tokens x token_s`.
+        """
+        total_s = batch.cached_tokens * self.token_s / (1 - 1 / speedup)
+        first_step_s = self.seconds(batch.requests * batch.prompt_tokens)
+        return 1 + (total_s - first_step_s) / self.seconds(batch.requests)
 
     @property
     def knee_tokens(self) -> float:
@@ -170,155 +216,4 @@ class StepCost:
 
     def ttft_s(self, chunks: Sequence[int], decoding: int) -> float:
         """The time in which all chunks are computed."""
-        return sum(self.seconds(chunk + decoding) for chunk in chunks)
-
-
-def check_sizes(
-    *,
-    budgets: Sequence[int],
-    threshold: int,
-    chunked_prefill: bool,
-    max_num_seqs: int,
-    max_model_len: int,
-    longest_model_len: int,
-    long_prompt_tokens: int,
-    streams: int,
-) -> None:
-    """Refuses what the engine would refuse, or what could show nothing, before an engine is started.
-
-    Lengths are in tokens; `longest_model_len` is the model's own limit. Raises UsageError with the two numbers that do
-    not go together and what to change.
-    """
-    least, most = min(budgets, default=0), max(budgets, default=0)
-    if len(set(budgets)) < 2:
-        raise UsageError(f"budgets is {list(budgets)}: nothing to compare", remedy="give at least two that differ")
-    _check_lengths(long_prompt_tokens, max_model_len, longest_model_len)
-    if streams + 2 > max_num_seqs:
-        raise UsageError(
-            f"{streams} streams, the long prompt and a newcomer are {streams + 2} sequences; max_num_seqs is "
-            f"{max_num_seqs}",
-            remedy=f"pass max_num_seqs={streams + 2} or more",
-        )
-    if least < max_num_seqs:
-        raise UsageError(
-            f"the budget {least} is below max_num_seqs, {max_num_seqs}: a step could not hold one token of each",
-            remedy=f"pass budgets of at least {max_num_seqs}, or a smaller max_num_seqs",
-        )
-    if not chunked_prefill and least < max_model_len:
-        raise UsageError(
-            f"chunked prefill is off and the budget {least} is below max_model_len, {max_model_len}: a longer prompt "
-            "could never be computed",
-            remedy=f"pass budgets of at least {max_model_len}, a smaller max_model_len, or chunked_prefill=True",
-        )
-    if not 0 <= threshold < min(most, max_model_len):
-        raise UsageError(
-            f"the threshold {threshold} does not lie below the largest budget, {most}, and max_model_len, "
-            f"{max_model_len}",
-            remedy="it limits one prompt's share of a step: pass a smaller one, or 0 for none",
-        )
-
-
-def _check_lengths(long_prompt_tokens: int, max_model_len: int, longest_model_len: int) -> None:
-    if max_model_len > longest_model_len:
-        raise UsageError(
-            f"max_model_len is {max_model_len}; the model was made for {longest_model_len} positions",
-            remedy=f"pass max_model_len={longest_model_len} or less",
-        )
-    if long_prompt_tokens >= max_model_len:  # one token of answer has to fit
-        raise UsageError(
-            f"a prompt of {long_prompt_tokens} tokens and its answer are longer than max_model_len, {max_model_len}",
-            remedy=f"pass long_prompt_tokens={max_model_len - 1} or less, or a larger max_model_len",
-        )
-
-
-# --- costmodel ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """`requests` prompts that arrive together; `cached_tokens` counts the hits of all of them, the rest is for each."""
-
-    requests: int
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        """UsageError for a batch that cannot be: every prompt has a token to compute, every answer has one."""
-        if min(self.requests, self.prompt_tokens, self.output_tokens) < 1:
-            raise UsageError(f"{self} has a count below 1", remedy="give at least 1 of each")
-        most = self.requests * (self.prompt_tokens - 1)
-        if not 0 <= self.cached_tokens <= most:
-            raise UsageError(
-                f"{self.cached_tokens} cached tokens in a batch of {self.requests} x {self.prompt_tokens}",
-                remedy=f"give 0 to {most}: the last token of a prompt is always computed",
-            )
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Prompt tokens that have to be computed."""
-        return self.requests * self.prompt_tokens - self.cached_tokens
-
-    @property
-    def computed_tokens(self) -> int:
-        """All tokens that go through the model. An answer's last token is produced, but never put in again."""
-        return self.prefill_tokens + self.requests * (self.output_tokens - 1)
-
-    def steps(self, budget_tokens: int | None = None) -> int:
-        """Engine steps: the prefill, in pieces of `budget_tokens` (max_num_batched_tokens), and one a later token."""
-        prefill = 1 if budget_tokens is None else math.ceil(self.prefill_tokens / budget_tokens)
-        return prefill + self.output_tokens - 1
-
-    def without_cache(self) -> "Batch":
-        """The same batch with nothing found."""
-        return replace(self, cached_tokens=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearStepCost:
-    """Seconds for each step and for each token computed; `budget_tokens` is the largest step's size, if it is known."""
-
-    step_s: float
-    token_s: float
-    budget_tokens: int | None = None
-
-    def seconds(self, batch: Batch) -> float:
-        """How long the batch takes, from its arrival to the last token of the last answer."""
-        return batch.steps(self.budget_tokens) * self.step_s + batch.computed_tokens * self.token_s
-
-    def speedup(self, batch: Batch) -> float:
-        """How many times longer the same batch takes without its cached tokens."""
-        return self.seconds(batch.without_cache()) / self.seconds(batch)
-
-    def output_tokens_for(self, speedup: float, batch: Batch) -> float:
-        """The answers' length at which this batch's hits give `speedup`; below 1 where no answer is short enough.
-
-        It solves `seconds(without cache) x (1 - 1/speedup) = cached_tokens x token_s`, prefill in one step. UsageError
-        for a speed-up that is none.
-        """
-        if speedup <= 1:
-            raise UsageError(f"a speed-up of {speedup}", remedy="give a number above 1")
-        total_s = batch.cached_tokens * self.token_s / (1 - 1 / speedup)
-        first_step_s = self.step_s + batch.requests * batch.prompt_tokens * self.token_s
-        return 1 + (total_s - first_step_s) / (self.step_s + batch.requests * self.token_s)
-
-
-def fit(runs: Sequence[tuple[Batch, float]], *, budget_tokens: int | None = None) -> LinearStepCost:
-    """The two costs from timed batches (seconds each): least squares of the relative error, no cost below zero.
-
-    UsageError where the batches cannot tell the two apart (all of the same tokens a step) or a time is not above 0.
-    """
-    import numpy as np
-    from scipy.optimize import nnls
-
-    if any(not seconds > 0 for _, seconds in runs):
-        raise UsageError("a timed batch took 0 seconds or less", remedy="time it again")
-    shape = [(batch.steps(budget_tokens), batch.computed_tokens) for batch, _ in runs]
-    if len({tokens / steps for steps, tokens in shape}) < 2:
-        raise UsageError(
-            f"{len(runs)} batches with the same number of tokens a step: two costs cannot be told from them",
-            remedy="time a long prompt with one output token, and a short one with many",
-        )
-    rows = np.array([(steps / s, tokens / s) for (steps, tokens), (_, s) in zip(shape, runs, strict=True)])
-    (step_s, token_s), _ = nnls(rows, np.ones(len(runs)))
-    return LinearStepCost(step_s=float(step_s), token_s=float(token_s), budget_tokens=budget_tokens)
+        return self.seconds(sum(chunks) + decoding * len(chunks), len(chunks))

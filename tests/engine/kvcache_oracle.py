@@ -5,16 +5,15 @@ python -m tests.engine.kvcache_oracle
 
 import json
 import random
-from collections.abc import Callable
 from typing import Any
 
 from labkit.models import Architecture
 from labkit.theory.kv_size import blocks_per_sequence, bytes_per_block
-from labkit.theory.prefix_cache import BlockPool, Lease
+from labkit.theory.prefix_cache import BlockPool
 
 
 def manager(blocks: int, block_size: int) -> Any:
-    """vLLM's KVCacheManager over so many usable blocks (one more, since it keeps one as a placeholder)."""
+    """vLLM's KVCacheManager over `blocks` usable blocks (one more, since it keeps one as a placeholder)."""
     import torch
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -27,71 +26,31 @@ def manager(blocks: int, block_size: int) -> Any:
     return KVCacheManager(config, max_model_len=8192, **sizes)
 
 
-class Pair:
-    """The same sequences in vLLM's manager and in our pool."""
+def disagreements(seed: int, *, prompts: int = 40) -> tuple[list[str], dict[str, int]]:
+    """Random prompts of few different tokens, one after the other: where the two find different prefixes, and how many
+    tokens were found, and blocks evicted, on our side."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+    from vllm.v1.request import Request
 
-    def __init__(self, chance: random.Random) -> None:
-        from vllm.utils.hashing import sha256
-        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
-
-        block_size, blocks = chance.choice([1, 2, 4]), chance.randint(6, 30)
-        self.chance = chance
-        self.theirs, self.ours = manager(blocks, block_size), BlockPool(blocks, block_size=block_size)
-        self.hasher: Callable[..., Any] = get_request_block_hasher(block_size, sha256)
-        self.live: list[tuple[Any, Lease]] = []
-        self.seen = {"hits": 0, "refused": 0, "grown": 0, "evictions": 0}
-
-    def admit(self, name: str) -> tuple[object, object]:
-        """A new sequence of few different tokens; what each side found of its prefix, None where it has no room."""
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.request import Request
-
-        tokens = [self.chance.randint(0, 1) for _ in range(self.chance.randint(1, 12))]
-        request = Request(name, tokens, SamplingParams(max_tokens=999), None, block_hasher=self.hasher)
-        found, hit_tokens, *_ = self.theirs.get_computed_blocks(request)
-        given = self.theirs.allocate_slots(request, len(tokens) - hit_tokens, hit_tokens, found)
-        lease = self.ours.lease(tokens)
-        if lease is not None and given is not None:
-            request.num_computed_tokens = len(tokens)
-            self.live.append((request, lease))
-            self.seen["hits"] += lease.hit_tokens
-        self.seen["refused"] += lease is None
-        return None if given is None else hit_tokens, None if lease is None else lease.hit_tokens
-
-    def grow(self, place: int) -> tuple[bool, bool]:
-        """One more token for a sequence; whether each side had room."""
-        request, lease = self.live[place]
-        token = self.chance.randint(0, 1)
-        request.append_output_token_ids(token)
-        theirs, ours = self.theirs.allocate_slots(request, 1) is not None, self.ours.append(lease, token)
-        if theirs and ours:
-            request.num_computed_tokens += 1
-            self.seen["grown"] += 1
-        else:
-            self.end(place)
-        return theirs, ours
-
-    def end(self, place: int) -> None:
-        """Releases a sequence on both sides."""
-        request, lease = self.live.pop(place)
-        self.theirs.free(request)
-        self.ours.release(lease)
-
-
-def disagreements(seed: int, *, steps: int = 60) -> tuple[list[str], dict[str, int]]:
-    """A random history on both sides: the first difference, if any, and what happened."""
     chance = random.Random(seed)
-    pair = Pair(chance)
-    for step in range(steps):
-        said = [pair.admit(f"{seed}-{step}")]
-        said += [pair.grow(place) for place in reversed(range(len(pair.live))) if chance.random() < 0.3]
-        while pair.live and chance.random() < 0.55:
-            pair.end(chance.randrange(len(pair.live)))
-        said.append((pair.theirs.block_pool.get_num_free_blocks(), pair.ours.free_blocks))
-        if wrong := [f"seed {seed}, step {step}: vLLM {a}, ours {b}" for a, b in said if a != b]:
-            return wrong, pair.seen
-    pair.seen["evictions"] = pair.ours.evictions
-    return [], pair.seen
+    block_size, blocks = chance.choice([1, 2, 4]), chance.randint(12, 30)
+    theirs, ours = manager(blocks, block_size), BlockPool(blocks, block_size=block_size)
+    hasher = get_request_block_hasher(block_size, sha256)
+    seen = {"hits": 0, "evictions": 0}
+    for number in range(prompts):
+        tokens = [chance.randint(0, 1) for _ in range(chance.randint(1, 12))]
+        request = Request(f"{seed}-{number}", tokens, SamplingParams(max_tokens=1), None, block_hasher=hasher)
+        blocks_found, hit_tokens, *_ = theirs.get_computed_blocks(request)
+        theirs.allocate_slots(request, len(tokens) - hit_tokens, hit_tokens, blocks_found)
+        request.num_computed_tokens = len(tokens)
+        theirs.free(request)
+        our_hits = ours.compute(tokens)
+        if our_hits != hit_tokens:
+            return [f"seed {seed}, prompt {number}: vLLM found {hit_tokens} tokens, ours {our_hits}"], seen
+        seen["hits"] += our_hits
+    return [], seen | {"evictions": ours.evictions}
 
 
 def wrong_sizes(seed: int) -> list[str]:

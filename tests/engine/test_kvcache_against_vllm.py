@@ -12,7 +12,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_pool_and_sizes_are_vllms() -> None:
-    """Over random histories both find, refuse and evict the same; bytes and windows agree for random models."""
+    """Over random prompts both find the same, so they evict the same; bytes and windows agree for random models."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.kvcache_oracle"],
         capture_output=True,
@@ -24,5 +24,5 @@ def test_pool_and_sizes_are_vllms() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["wrong"] == []
-    # Without sharing, full pools and eviction the agreement would say little.
-    assert all(result["seen"][name] > result["trials"] for name in ("hits", "refused", "grown", "evictions"))
+    # Without sharing and eviction the agreement would say little.
+    assert all(result["seen"][name] > result["trials"] for name in ("hits", "evictions"))

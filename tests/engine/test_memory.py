@@ -59,8 +59,8 @@ def told(chat_model: Path, engine_settings: vllm.EngineSettings, tmp_path_factor
 
 def test_the_engine_does_what_the_model_says(told: Any) -> None:
     """Running, waiting, preempted, blocks and stored tokens of each request are the simulation's, in every step."""
-    sequences = [kv_allocation.Sequence(arrival=a, prompt_tokens=p, output_tokens=o) for a, p, o in LENGTHS]
-    trace = kv_allocation.simulate(
+    sequences = [kv_allocation.TokenSequence(arrival=a, prompt_tokens=p, output_tokens=o) for a, p, o in LENGTHS]
+    snapshots = kv_allocation.allocate(
         sequences,
         policy=kv_allocation.Policy.PAGED,
         memory_tokens=(BLOCKS - 1) * BLOCK_SIZE,
@@ -71,11 +71,11 @@ def test_the_engine_does_what_the_model_says(told: Any) -> None:
     modelled = [
         [one.running, one.waiting, one.preemptions, one.given_tokens,
          sorted([n, holding.stored_tokens] for n, holding in one.holdings.items())]
-        for one in kv_allocation.snapshots(trace)
+        for one in snapshots
     ]  # fmt: skip
     assert told[0] == modelled
-    assert trace.preemptions > 0
-    assert any(one.waiting for one in trace.steps)
+    assert snapshots[-1].preemptions > 0
+    assert any(one.waiting for one in snapshots)
 
 
 def test_the_engines_own_log_adds_up(told: Any, chat_model: Path) -> None:

@@ -384,7 +384,7 @@ def test_the_modelled_gpu_shares_as_the_simulation_says(started: Start) -> None:
 
         return await asyncio.gather(*map(one, asks))
 
-    expected = sharing.simulate(asks, {"a": 0, "b": 0, "c": 1})
+    expected = sharing.latencies_s(asks, {"a": 0, "b": 0, "c": 1})
     a, b, c = asyncio.run(ends())
     assert max(expected) == pytest.approx(2 * min(expected))
     assert max(a, b) >= max(expected) - 0.01

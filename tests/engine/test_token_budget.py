@@ -18,7 +18,7 @@ PROMPT, STREAMS = 300, 3
 SCENE = """
 import json, sys
 from vllm import LLM, SamplingParams
-from labkit.theory.steps import Trace
+from labkit.theory.steps import StepLog
 from labkit.serving import vllm as serving
 
 model, options, runs = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -41,7 +41,7 @@ for budget, threshold in runs:
     if budget:
         scheduler.max_num_scheduled_tokens = budget
         scheduler.scheduler_config.long_prefill_token_threshold = threshold
-    trace = Trace()
+    trace = StepLog()
     trace.arrives("a", "bb", "ccc")
     for name in trace.streams:
         ask(name, 12, 14)

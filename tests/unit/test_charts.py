@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from html import unescape
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import pytest
@@ -22,8 +22,8 @@ from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, phases, pieces
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
-from labkit.theory import placement, prefix_cache
-from labkit.theory.kv_allocation import Policy, Sequence, Snapshot, simulate, snapshots
+from labkit.theory import placement
+from labkit.theory.kv_allocation import MemorySnapshot, Policy, TokenSequence, allocate
 from labkit.vega import INK, MIME, WIDTH, config, live_bundle, palette
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
@@ -47,12 +47,11 @@ def record(
     )
 
 
-def memory(policy: Policy = Policy.PAGED, *, block_size: int = 16, tokens: int = 128) -> list[Snapshot]:
+def memory(policy: Policy = Policy.PAGED, *, block_size: int = 16, tokens: int = 128) -> list[MemorySnapshot]:
     """Three sequences of the given policy, step by step."""
     lengths = [(40, 9), (12, 30), (33, 12)]
-    sequences = [Sequence(arrival=2 * n, prompt_tokens=p, output_tokens=o) for n, (p, o) in enumerate(lengths)]
-    trace = simulate(sequences, policy=policy, memory_tokens=tokens, max_model_len=64, block_size=block_size)
-    return snapshots(trace)
+    sequences = [TokenSequence(arrival=2 * n, prompt_tokens=p, output_tokens=o) for n, (p, o) in enumerate(lengths)]
+    return allocate(sequences, policy=policy, memory_tokens=tokens, max_model_len=64, block_size=block_size)
 
 
 T: dict[str, Any] = {"title": "T"}
@@ -67,7 +66,10 @@ MEASURED = [
     LinePoint(x, 1 + x / 60 * n, f"series {n}", 1 + x / 70 * n, 1 + x / 50 * n) for n in (1, 2) for x in (0, 64)
 ]
 PROMPTS = {"first": [*range(70)], "second": [*range(64), 900, 901], "other": [5, *range(69)]}
-MODELS = placement.models_of(["chat", "code", "search"], [24, 20, 16], [0.42, 0.3, 0.5])
+MODELS = [
+    placement.Model(name=name, memory_gib=gib, load=load)
+    for name, gib, load in [("chat", 24, 0.42), ("code", 20, 0.3), ("search", 16, 0.5)]
+]
 PLANS = {"dedicated": placement.dedicated(MODELS), "by memory": placement.first_fit_decreasing(MODELS, gpu_gib=80)}
 BESIDE = [Beside("GPUs, fewer", 30, 30, 50), Beside("throughput, more", 30, 50, -0.4, -2, 1.5)]
 BOTH = {"contiguous": memory(Policy.RESERVE_MAX), "paged": memory()}
@@ -401,18 +403,16 @@ def test_labels_of_a_tradeoff_never_overlap(points: list[tuple[float, int]]) -> 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6), st.integers(1, 8))
 def test_a_prompt_is_drawn_whole_and_found_as_the_cache_finds(prompts: list[list[int]], block_size: int) -> None:
-    """Pieces cover each prompt without a gap; the blocks drawn as found are those that a pool has by then."""
-    pool = prefix_cache.BlockPool(1000, block_size=block_size)
+    """Pieces cover each prompt without a gap; the blocks drawn as found are those of an earlier prompt's beginning."""
     named = {str(k): prompt for k, prompt in enumerate(prompts)}
     drawn = list(pieces(named, block_size=block_size))
-    for name, prompt in named.items():
+    for number, (name, prompt) in enumerate(named.items()):
         mine = [piece for piece in drawn if piece.row == name]
         assert [piece.start for piece in mine] + [len(prompt)] == [0, *(piece.end for piece in mine)]
-        assert sum(piece.kind == FOUND for piece in mine) == len(pool.match(prompt))
+        pairs = (zip(earlier, prompt, strict=False) for earlier in prompts[:number])
+        common = (len(list(takewhile(lambda pair: pair[0] == pair[1], each))) for each in pairs)
+        assert sum(piece.kind == FOUND for piece in mine) == max(common, default=0) // block_size
         assert sum(piece.kind == PARTIAL for piece in mine) == (len(prompt) % block_size > 0)
-        lease = pool.lease(prompt)
-        assert lease is not None
-        pool.release(lease)
 
 
 def test_residuals_are_relative_to_the_model() -> None:
@@ -443,8 +443,8 @@ def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, e
 
 def test_the_patches_of_a_preempted_sequence_end_with_its_blocks() -> None:
     """A sequence that loses its blocks loses its colour, and gets another when it comes back."""
-    both = [Sequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
-    seen = snapshots(simulate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4))
+    both = [TokenSequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
+    seen = allocate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4)
     drawn = list(patches(seen))
     preempted = next(snapshot.step for snapshot in seen if snapshot.preemptions)
     assert {patch.end for patch in drawn if patch.owner == "2" and patch.start < preempted} == {preempted}

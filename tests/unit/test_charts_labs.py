@@ -58,9 +58,9 @@ def timeline(**changes: Any) -> dict[str, Any]:
 def test_the_timeline_has_three_panels_on_one_axis() -> None:
     """Replicas, requests under way and latency, each to the same end; the description has the extremes and losses."""
     drawn = timeline(moments=[charts.Moment(3.0, "the step")], lost=[2.0, 2.5])
-    layers = [panel["layer"][0] for panel in timeline()["vconcat"]]
-    assert len(layers) == 3
-    assert len({str(layer["encoding"]["x"]["scale"]["domain"]) for layer in layers}) == 1
+    panels_drawn = timeline()["vconcat"]
+    assert len(panels_drawn) == 3
+    assert len({str(panel["encoding"]["x"]["scale"]["domain"]) for panel in panels_drawn}) == 1
     for words in ("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"):
         assert words in drawn["description"]
     assert "Latency from 0.10 to 3.00 s; the step at 3.0 s" in drawn["description"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from labkit.errors import UsageError
 from labkit.labs import load_labs
 from labkit.records import Record, Scalar, Status
-from labkit.records.ledger import NOT_MEASURED, Claim, Rule, find_claim, ledger, load_claims, verdict
+from labkit.records.ledger import NOT_MEASURED, Rule, find_claim, ledger, load_claims, verdict
 
 CLAIMS = load_claims()
 RULES = {claim.id: claim.rule for claim in CLAIMS.values() if claim.rule is not None}
@@ -38,14 +38,17 @@ def test_sections_hold_the_claims_of_the_article_in_order() -> None:
     assert sections == [name for name, size in sizes.items() for _ in range(size)]
 
 
-@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
-def test_a_claim_is_one_sentence_with_dated_evidence(claim: Claim) -> None:
+def test_a_claim_is_one_sentence_with_dated_evidence() -> None:
     """The short text is one sentence, and the evidence holds a figure: a version, a date or a number."""
-    assert re.fullmatch(r"[^\n]*[.]", claim.short)
-    assert not re.search(r"[.!?] [A-Z]", claim.short)
-    assert re.search(r"\d", claim.literature.evidence)
-    assert claim.literature.evidence.endswith(".")
-    assert claim.literature.checked.isoformat() == "2026-11-24"
+    wrong = [
+        claim.id
+        for claim in CLAIMS.values()
+        if not re.fullmatch(r"[^\n]*[.]", claim.short)
+        or re.search(r"[.!?] [A-Z]", claim.short)
+        or not re.search(r"\d.*\.$", claim.literature.evidence, re.DOTALL)
+        or claim.literature.checked.isoformat() != "2026-11-24"
+    ]
+    assert wrong == []
 
 
 def test_a_claim_that_a_lab_settles_names_the_lab() -> None:
@@ -65,11 +68,6 @@ def test_labs_and_claims_name_each_other() -> None:
         assert claim_id in labs[CLAIMS[claim_id].labs[0]].claims, claim_id
 
 
-def test_the_first_lab_has_rules_for_its_claims() -> None:
-    """Every claim that the first lab tests gets its verdict from a rule."""
-    assert set(load_labs()[FIRST_LAB].claims) <= set(RULES)
-
-
 # --- loading what is broken
 
 Change = Callable[[dict[str, Any]], object]
@@ -86,26 +84,26 @@ def broken(folder: Path, change: Change, claim_id: str = "C07") -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["rule"]["cases"][0].update(verdict="maybe"), r"C07: rule\.cases\[0\]\.verdict"),
-        (lambda c: c["rule"]["cases"][1]["when"].append(["tail_growth_low", "~", 1]), r"C07: .*when\[2\]"),
-        (lambda c: c["rule"]["cases"][0]["when"].append(["tail", ">", 1]), "C07: .*tail: used, but not among"),
+        (lambda c: c["rule"]["cases"][0].update(verdict="maybe"), r"C07 .*rule\.cases\[0\]\.verdict"),
+        (lambda c: c["rule"]["cases"][1]["when"].append(["tail_growth_low", "~", 1]), r"C07 .*.*when\[2\]"),
+        (lambda c: c["rule"]["cases"][0]["when"].append(["tail", ">", 1]), "C07 .*.*tail: used, but not among"),
         (
             lambda c: c["rule"]["cases"][0]["when"].append(["tail_growth_low", ">", "tail"]),
-            "C07: .*tail: used, but not",
+            "C07 .*.*tail: used, but not",
         ),
-        (lambda c: c["rule"]["cases"][0].update(because="It is {much}."), "C07: .*much: used, but not among"),
-        (lambda c: c["rule"]["default"].update(because="{tail_growth_low:.2f}"), "C07: .*not a plain evidence name"),
-        (lambda c: c["rule"]["default"].update(because="{tail_growth_low.real}"), "C07: .*not a plain evidence name"),
-        (lambda c: c["rule"]["default"].update(because="{"), "C07: rule"),
-        (lambda c: c["rule"]["needs"].append("spare"), "C07: .*spare: among the rule's needs, but never used"),
-        (lambda c: c["rule"]["cases"][0]["when"].append(["tail_growth_low", ">", True]), "C07: .*have no order"),
-        (lambda c: c["rule"]["cases"][0].update(when=[]), r"C07: rule\.cases\[0\]\.when"),
-        (lambda c: c["rule"].pop("default"), r"C07: rule\.default: Field required"),
-        (lambda c: c.pop("short"), "C07: short: Field required"),
-        (lambda c: c.update(sort="x"), "C07: sort: Extra inputs"),
-        (lambda c: c["literature"].update(verdict=True), r"C07: literature\.verdict"),
-        (lambda c: c.update(id="C08"), "claim C08 stands there twice"),
-        (lambda c: c.update(id="7"), "claim 7: id"),
+        (lambda c: c["rule"]["cases"][0].update(because="It is {much}."), "C07 .*.*much: used, but not among"),
+        (lambda c: c["rule"]["default"].update(because="{tail_growth_low:.2f}"), "C07 .*.*not a plain evidence name"),
+        (lambda c: c["rule"]["default"].update(because="{tail_growth_low.real}"), "C07 .*.*not a plain evidence name"),
+        (lambda c: c["rule"]["default"].update(because="{"), "C07 .*rule"),
+        (lambda c: c["rule"]["needs"].append("spare"), "C07 .*.*spare: among the rule's needs, but never used"),
+        (lambda c: c["rule"]["cases"][0]["when"].append(["tail_growth_low", ">", True]), "C07 .*.*have no order"),
+        (lambda c: c["rule"]["cases"][0].update(when=[]), r"C07 .*rule\.cases\[0\]\.when"),
+        (lambda c: c["rule"].pop("default"), r"C07 .*rule\.default: Field required"),
+        (lambda c: c.pop("short"), "C07 .*short: Field required"),
+        (lambda c: c.update(sort="x"), "C07 .*sort: Extra inputs"),
+        (lambda c: c["literature"].update(verdict=True), r"C07 .*literature\.verdict"),
+        (lambda c: c.update(id="C08"), "claim C08 is there twice"),
+        (lambda c: c.update(id="7"), "claim 7 is not valid: id"),
     ],
 )
 def test_a_broken_entry_fails_naming_the_claim(tmp_path: Path, change: Change, message: str) -> None:
@@ -114,7 +112,7 @@ def test_a_broken_entry_fails_naming_the_claim(tmp_path: Path, change: Change, m
         load_claims(broken(tmp_path, change))
 
 
-@pytest.mark.parametrize("text", ["claims: [", "claims: 3", "- 1", "claims: [7]", "\ufeff"])
+@pytest.mark.parametrize("text", ["claims: [", "claims: 3", "- 1", "claims: [7]", "claims: []", "\ufeff"])
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, text: str) -> None:
     """Bad YAML, no list of claims and entries that are no claims are usage errors."""
     path = tmp_path / "claims.yaml"
@@ -149,38 +147,42 @@ def some_evidence(rule: Rule, rng: random.Random) -> dict[str, Scalar]:
     return found
 
 
-@pytest.mark.parametrize("claim_id", RULES)
-def test_every_case_of_a_rule_can_be_reached(claim_id: str) -> None:
+def test_every_case_of_a_rule_can_be_reached() -> None:
     """For each case and the default there is consistent evidence that leads to it: no line of a rule is dead."""
-    rule, rng = RULES[claim_id], random.Random(0)
-    cases = tuple(case.model_copy(update={"because": str(index)}) for index, case in enumerate(rule.cases))
-    default = rule.default.model_copy(update={"because": "default"})
-    numbered = rule.model_copy(update={"cases": cases, "default": default})
-    reached = {numbered.decide(some_evidence(rule, rng)).because for _ in range(5_000)}
-    assert reached == {*(str(index) for index in range(len(cases))), "default"}
+    for claim_id, rule in RULES.items():
+        rng = random.Random(0)
+        cases = tuple(case.model_copy(update={"because": str(index)}) for index, case in enumerate(rule.cases))
+        default = rule.default.model_copy(update={"because": "default"})
+        numbered = rule.model_copy(update={"cases": cases, "default": default})
+        missed = {*(str(index) for index in range(len(cases))), "default"}
+        for _ in range(5_000):
+            missed.discard(numbered.decide(some_evidence(rule, rng)).because)
+            if not missed:
+                break
+        assert not missed, claim_id
 
 
-@pytest.mark.parametrize("claim_id", RULES)
-def test_a_verdict_gives_its_reason_in_numbers(claim_id: str) -> None:
+def test_a_verdict_gives_its_reason_in_numbers() -> None:
     """Every reason is a filled-in sentence, the same for the same evidence, whatever else was recorded."""
     rng = random.Random(1)
-    for _ in range(200):
-        evidence = some_evidence(RULES[claim_id], rng)
-        found = verdict(claim_id, evidence)
-        assert not set("{}") & set(found.because)
-        assert found.because.endswith(".")
-        assert found.missing == ()
-        assert verdict(claim_id, {**evidence, "something_else": 1}) == found
+    for claim_id, rule in RULES.items():
+        for _ in range(50):
+            evidence = some_evidence(rule, rng)
+            found = verdict(claim_id, evidence)
+            assert found.because.endswith("."), claim_id
+            assert not set("{}") & set(found.because), claim_id
+            assert found.missing == (), claim_id
+            assert verdict(claim_id, {**evidence, "something_else": 1}) == found, claim_id
 
 
-@pytest.mark.parametrize("claim_id", RULES)
-def test_missing_evidence_is_inconclusive_and_named(claim_id: str) -> None:
+def test_missing_evidence_is_inconclusive_and_named() -> None:
     """Without any one of the names that it needs, a rule decides nothing and says what is missing."""
-    evidence = some_evidence(RULES[claim_id], random.Random(2))
-    for name in RULES[claim_id].needs:
-        found = verdict(claim_id, {key: value for key, value in evidence.items() if key != name})
-        assert (found.verdict, found.missing) == ("inconclusive", (name,))
-        assert name in found.because
+    for claim_id, rule in RULES.items():
+        evidence = some_evidence(rule, random.Random(2))
+        for name in rule.needs:
+            found = verdict(claim_id, {key: value for key, value in evidence.items() if key != name})
+            assert (found.verdict, found.missing) == ("inconclusive", (name,)), claim_id
+            assert name in found.because, claim_id
 
 
 def bounds(**triples: tuple[float, float, float]) -> dict[str, Scalar]:
@@ -283,11 +285,7 @@ def test_evidence_can_be_compared_with_evidence() -> None:
     assert rule.decide({"a": 2, "b": 1, "x": "s", "y": "t"}).verdict == "refuted"
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0.12345, "0.123"), (1234.5, "1,234"), (2.0, "2"), (12345, "12,345"), (True, "yes"), ("a", "a")],
-)
-def test_evidence_is_shown_readably(value: Scalar, shown: str) -> None:
+def test_evidence_is_shown_readably() -> None:
     """Three significant digits, thousands with commas, truth as yes and no."""
     rule = Rule.model_validate(
         {
@@ -296,7 +294,8 @@ def test_evidence_is_shown_readably(value: Scalar, shown: str) -> None:
             "default": {"verdict": "supported", "because": "-"},
         }
     )
-    assert rule.decide({"v": value}).because == shown
+    shown: dict[Scalar, str] = {0.12345: "0.123", 1234.5: "1,234", 2.0: "2", 12345: "12,345", True: "yes", "a": "a"}
+    assert [rule.decide({"v": value}).because for value in shown] == list(shown.values())
 
 
 # --- the ledger
@@ -338,7 +337,7 @@ def test_a_measured_claim_has_verdict_numbers_machine_and_date() -> None:
     assert row.evidence == {"listening_ports": 0}
     assert (row.machine, row.date) == ("machine of hour 1", "2026-11-24T13:00:00+00:00")
     assert row.notes == ()
-    assert {"id", "verdict", "evidence", "lab", "measured"} <= row.to_json().keys()
+    assert {"id", "verdict", "evidence", "lab", "measured"} <= row.model_dump(mode="json").keys()
 
 
 @pytest.mark.parametrize("newest_first", [True, False])
@@ -363,10 +362,6 @@ def test_evidence_of_a_stopped_lab_counts_with_a_note() -> None:
     assert rows["C28"].verdict == "refuted"
     assert rows["C28"].notes == ("From a lab that failed.",)
     assert rows["C29"].verdict == "inconclusive"
-
-
-def test_evidence_of_a_running_lab_says_so() -> None:
-    """A lab shows its verdicts before it has ended; a ledger that reads its record then says so."""
     rows = {row.id: row for row in ledger([record(1, {"C28": {"listening_ports": 0}}, status="running")])}
     assert rows["C28"].notes == ("From a lab that has not ended yet.",)
 

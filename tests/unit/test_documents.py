@@ -1,6 +1,7 @@
 """Prompts over documents: exact lengths, shared exactly where asked, refused where impossible."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from course.page_prompts import (
     retrieval,
 )
 from labkit.errors import UsageError
-from labkit.theory import prefix_cache
 
 quick = settings(max_examples=60, deadline=None)
 DOCUMENTS = load_documents()
@@ -28,7 +28,8 @@ def encode(text: str) -> list[int]:
 
 
 def common(a: list[int], b: list[int]) -> int:
-    return prefix_cache.common_full_blocks(a, b, block_size=1)
+    """Tokens that two prompts have in common from their beginning."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))))
 
 
 def test_the_course_has_a_handful_of_pages() -> None:

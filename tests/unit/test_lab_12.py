@@ -16,7 +16,7 @@ from labkit.errors import UsageError
 from labkit.experiments import Ratio
 from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.load.workloads import poisson_arrivals_s
-from labkit.theory.queues import Arrival, Service, simulate
+from labkit.theory.queues import Arrival, Service, serve_all
 
 SERVICE = Service(step_s={1: 0.05, 2: 0.055, 4: 0.065, 8: 0.085}, prefill_s_per_token=0.0025, places=8)
 PROMISE = lab_12.Promise(ttft_s=1.0, tpot_s=0.2, share=0.9)
@@ -48,7 +48,7 @@ def in_the_model(service: Service, arrivals: list[Arrival]) -> list[RequestRecor
             [one.tpot_s or 0.0] * (one.arrival.output_tokens - 1),
             read=one.arrival.prompt_tokens,
         )
-        for index, one in enumerate(simulate(service, arrivals))
+        for index, one in enumerate(serve_all(service, arrivals))
     ]
 
 
@@ -289,7 +289,7 @@ def test_an_overloaded_fleets_queue_is_the_exercises() -> None:
     capacity, seconds = SERVICE.capacity_per_s(prompt_tokens=30, output_tokens=12), 200.0
     rate = 3 * capacity
     arrivals = [Arrival(at_s=n / rate, prompt_tokens=30, output_tokens=12) for n in range(round(rate * seconds))]
-    served = simulate(SERVICE, arrivals, replicas=2)
+    served = serve_all(SERVICE, arrivals, replicas=2)
     left = sum(one.finished_s > seconds for one in served)
     assert left == pytest.approx(lab_12.waiting(rate, 2, capacity, seconds), rel=0.05)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.errors import RecordError, UsageError
+from labkit.errors import UsageError
 from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.modelled import predict as module
 from labkit.modelled.calibrate import Calibration, TimedStep, fit, modelled_llm, recording, scenes, slowdown
@@ -230,29 +230,6 @@ def calibration() -> Calibration:
         model="/models/small",
         llm={"block_size": 128, "additional_config": {"modelled_gpu": {"source": "fitted"}}},
     )
-
-
-def test_a_calibration_survives_json() -> None:
-    """What was stored is what comes back, and it predicts the same step times."""
-    before = calibration()
-    after = Calibration.from_json(before.to_json())
-    assert after == before
-    assert after.step_time.seconds(step(4, 100, (50,))) == before.step_time.seconds(step(4, 100, (50,)))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"coefficients": {}}', '"text"'])
-def test_other_files_are_no_calibration(text: str) -> None:
-    """A RecordError says what to do."""
-    with pytest.raises(RecordError, match="calibrate again"):
-        Calibration.from_json(text)
-
-
-def test_a_stored_calibration_without_a_coefficient_is_refused() -> None:
-    """It would fail in the middle of a prediction."""
-    stored = json.loads(calibration().to_json())
-    del stored["coefficients"]["context"]
-    with pytest.raises(RecordError):
-        Calibration.from_json(json.dumps(stored))
 
 
 def test_the_modelled_engine_has_the_real_ones_options() -> None:

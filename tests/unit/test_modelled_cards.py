@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from labkit import modelled
-from labkit.errors import RecordError, UsageError
+from labkit.errors import UsageError
 from labkit.files import data_path
 from labkit.modelled import cards
 from labkit.modelled.cards import Price, Sheet
@@ -87,5 +87,5 @@ def test_a_wrong_entry_is_named(change: dict[str, Any], tmp_path: Path, monkeypa
     file = tmp_path / "gpus.yaml"
     file.write_text(yaml.safe_dump({"h100-sxm": ENTRIES["h100-sxm"] | change}))
     monkeypatch.setattr(cards, "data_path", lambda _name: file)
-    with pytest.raises(RecordError, match=next(iter(change))):
+    with pytest.raises(UsageError, match=next(iter(change))):
         cards.known.__wrapped__()

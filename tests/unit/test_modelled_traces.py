@@ -56,11 +56,10 @@ def test_an_excerpt_of_mooncakes_trace(excerpt: Path) -> None:
     trace = traces.from_mooncake(excerpt)
     assert [len(request.token_ids) for request in trace.requests][:3] == [2038, 1902, 1322]
     assert [request.output_tokens for request in trace.requests][-2:] == [87, 93]
-    assert [request.due_s for request in trace.traffic][:3] == [0.0, 0.0, 21.0]
-    assert trace.duration_s == 167.999
+    assert [request.due_s for request in trace.requests][:3] == [0.0, 0.0, 21.0]
+    assert trace.requests[-1].due_s == 167.999
     # Known blocks per line: none, 1, 1, 1, 1, the whole prompt, 2, 2, 2, 3.
     assert trace.shared_tokens == 13 * 512 + 1902
-    assert trace.shared_share == trace.shared_tokens / 16_096
     assert trace.notes == ()
 
 
@@ -110,13 +109,11 @@ def test_prompts_share_what_their_ids_share(
 
 @given(speed=st.floats(0.01, 100))
 def test_times_scale_with_speed(tmp_path_factory: pytest.TempPathFactory, speed: float) -> None:
-    """Speed divides the times, multiplies the rate, and leaves the prompts and the variation of the gaps alone."""
+    """Speed divides the times and leaves the prompts alone."""
     path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
     path.write_text(EXCERPT)
     recorded, scaled = traces.from_mooncake(path), traces.from_mooncake(path, speed=speed)
     assert [r.due_s * speed for r in scaled.requests] == pytest.approx([r.due_s for r in recorded.requests])
-    assert scaled.rate == pytest.approx(recorded.rate * speed)
-    assert scaled.gap_scv == pytest.approx(recorded.gap_scv)
     assert [r.token_ids for r in scaled.requests] == [r.token_ids for r in recorded.requests]
 
 
@@ -196,9 +193,7 @@ def test_generated_lengths_have_the_published_percentiles(kind: str) -> None:
         assert median(lengths) == pytest.approx(wanted.median, rel=0.05)
         assert quantiles(lengths, n=10)[-1] == pytest.approx(wanted.p90, rel=0.05)
         assert 1 <= min(lengths) <= max(lengths) <= wanted.longest
-    summary = trace.summary()
-    assert summary["input_median"] == median(len(request.token_ids) for request in trace.requests)
-    assert summary["requests"] == 10_000
+    assert len(trace.requests) == 10_000
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
@@ -211,8 +206,6 @@ def test_generated_gaps_have_the_rate_and_burstiness(burstiness: float) -> None:
     mean_s = sum(gaps_s) / len(gaps_s)
     assert 1 / mean_s == pytest.approx(8.0, rel=0.05)
     assert pvariance(gaps_s) / mean_s**2 == pytest.approx(burstiness, rel=0.1)
-    assert trace.gap_scv == pytest.approx(pvariance(gaps_s) / mean_s**2)
-    assert trace.rate == pytest.approx(1 / mean_s)
 
 
 def test_templates_are_shared_as_zipfs_law_says() -> None:
@@ -233,7 +226,7 @@ def test_prompts_shorter_than_the_template_share_nothing() -> None:
     """Prompts of at most a template's length have none, and are counted in the notes."""
     lengths = traces.Lengths(median=512, p90=512, longest=512)
     trace = traces.generated(20, rate=1.0, inputs=lengths)
-    assert trace.shared_share == 0.0
+    assert trace.shared_tokens == 0
     assert trace.notes == ("20 of 20 prompts have at most 512 tokens: without a template",)
 
 

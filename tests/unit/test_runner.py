@@ -290,7 +290,7 @@ def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monke
     (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(told))
     (tmp_path / "runs" / "b").mkdir()
     (tmp_path / "runs" / "b" / "run.json").write_text("{")
-    other = replace(planned, profile=replace(planned.profile, name="gpu"))
+    other = replace(planned, profile=planned.profile.model_copy(update={"name": "gpu"}))
     for run, expected_s in ((planned, [42.0, 3.0]), (other, [3.0, 3.0])):
         by_lab = estimates(run)
         assert list(by_lab) == [GOOD, FAILS]

@@ -36,7 +36,7 @@ def step_by_step(asks: list[Ask], step_s: float = 1e-3) -> list[float]:
 @given(some_asks)
 def test_latencies_are_those_of_small_steps(asks: list[Ask]) -> None:
     """The events give what a cut of time into milliseconds gives, to within a few steps for each neighbour."""
-    found = sharing.simulate(asks, {"a": 0})
+    found = sharing.latencies_s(asks, {"a": 0})
     assert found == pytest.approx(step_by_step(asks), abs=1e-3 * (2 * len(asks) + 2))
 
 
@@ -44,26 +44,26 @@ def test_latencies_are_those_of_small_steps(asks: list[Ask]) -> None:
 @given(some_asks)
 def test_the_gpu_wastes_no_time(asks: list[Ask]) -> None:
     """Nobody is faster than alone; what comes together is done when all of its work is."""
-    found = sharing.simulate(asks, {"a": 0})
+    found = sharing.latencies_s(asks, {"a": 0})
     assert all(took >= ask.work_s - 1e-9 for took, ask in zip(found, asks, strict=True))
     at_once = [Ask(at_s=0.0, tenant="a", work_s=ask.work_s) for ask in asks]
-    assert max(sharing.simulate(at_once, {"a": 0})) == pytest.approx(sum(ask.work_s for ask in asks))
+    assert max(sharing.latencies_s(at_once, {"a": 0})) == pytest.approx(sum(ask.work_s for ask in asks))
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6])
 def test_the_mean_is_that_of_queueing_theory(load: float) -> None:
     """M/M/1 processor sharing: the mean latency is the work over what the load leaves."""
     asks = sharing.traffic({"a": load / 0.1}, work_s=0.1, seconds=20_000, seed=3)
-    assert mean(sharing.simulate(asks, {"a": 0})) == pytest.approx(0.1 / (1 - load), rel=0.05)
+    assert mean(sharing.latencies_s(asks, {"a": 0})) == pytest.approx(0.1 / (1 - load), rel=0.05)
 
 
 def test_neighbours_slow_each_other_down_and_strangers_do_not() -> None:
     """A tenant's latencies on its own GPU are the same whoever else there is, and longer beside another."""
     asks = sharing.traffic({"a": 4.0, "b": 3.0}, work_s=0.1, seconds=200, seed=1)
     alone = sharing.traffic({"a": 4.0}, work_s=0.1, seconds=200, seed=1)
-    apart, together = (sharing.simulate(asks, {"a": 0, "b": gpu}) for gpu in (1, 0))
+    apart, together = (sharing.latencies_s(asks, {"a": 0, "b": gpu}) for gpu in (1, 0))
     mine = [n for n, ask in enumerate(asks) if ask.tenant == "a"]
-    assert [apart[n] for n in mine] == sharing.simulate(alone, {"a": 0})
+    assert [apart[n] for n in mine] == sharing.latencies_s(alone, {"a": 0})
     assert all(together[n] >= apart[n] - 1e-9 for n in mine)
 
 
@@ -102,4 +102,4 @@ def test_traffic_that_is_none_is_refused(rates: dict[str, float], work_s: float,
 def test_a_tenant_without_a_gpu_is_refused() -> None:
     """The message names it."""
     with pytest.raises(UsageError, match="b: on no GPU"):
-        sharing.simulate([Ask(at_s=0, tenant="b", work_s=1)], {"a": 0})
+        sharing.latencies_s([Ask(at_s=0, tenant="b", work_s=1)], {"a": 0})

@@ -1,15 +1,27 @@
-"""The queueing model against queueing theory, and what holds for any traffic."""
+"""The queueing model against queueing theory, what holds for any traffic, and the law of batching."""
 
+import heapq
 import math
 from dataclasses import astuple
 from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.theory.queues import Arrival, Balancer, Served, Service, poisson, replicas_needed, simulate
+from labkit.load.workloads import poisson_arrivals_s
+from labkit.theory.queues import (
+    Arrival,
+    Balancer,
+    BatchCost,
+    Served,
+    Service,
+    law,
+    replicas_needed,
+    serve_all,
+)
 
 BALANCERS: tuple[Balancer, ...] = ("random", "round_robin", "two_choices", "fewest")
 ARRIVALS = st.lists(
@@ -30,6 +42,16 @@ SERVICES = st.builds(
 )
 
 
+def poisson(rate: float, *, requests: int, prompt_tokens: int, mean_output_tokens: float, seed: int) -> list[Arrival]:
+    """Poisson arrivals with outputs that are geometric with that mean, as of a coin per token."""
+    outputs = np.random.default_rng(seed).geometric(1 / mean_output_tokens, size=requests)
+    times = poisson_arrivals_s(requests, rate=rate, seed=seed)
+    return [
+        Arrival(at_s=at, prompt_tokens=prompt_tokens, output_tokens=int(output))
+        for at, output in zip(times, outputs, strict=True)
+    ]
+
+
 def erlang_c(servers: int, load: float) -> float:
     """The probability that an arrival waits in M/M/c with `load` erlangs (Erlang, 1917)."""
     terms = [load**k / math.factorial(k) for k in range(servers)]
@@ -42,7 +64,7 @@ def test_equal_steps_are_the_queue_of_erlang(places: int, rate: float) -> None:
     """Steps that take no longer with more requests: as many servers as places; the mean wait is Erlang's."""
     step_s, mean_tokens = 0.005, 200.0  # a mean service of 1 s, nearly exponential
     service = Service(step_s={1: step_s}, places=places)
-    served = simulate(service, poisson(rate, requests=60_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=3))
+    served = serve_all(service, poisson(rate, requests=60_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=3))
     load = rate * (mean_tokens - 1) * step_s
     expected_s = erlang_c(places, load) / (places - load) * (mean_tokens - 1) * step_s
     assert fmean(one.ttft_s for one in served) == pytest.approx(expected_s, rel=0.12)
@@ -55,7 +77,7 @@ def test_steps_that_grow_with_the_batch_are_processor_sharing(load: float) -> No
     service = Service(step_s={1: step_s, 2: 2 * step_s}, places=400)
     mean_s = (mean_tokens - 1) * step_s
     traffic = poisson(load / mean_s, requests=40_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=5)
-    assert fmean(one.e2e_s for one in simulate(service, traffic)) == pytest.approx(mean_s / (1 - load), rel=0.1)
+    assert fmean(one.e2e_s for one in serve_all(service, traffic)) == pytest.approx(mean_s / (1 - load), rel=0.1)
 
 
 def test_reading_alone_is_the_queue_with_a_fixed_service() -> None:
@@ -63,7 +85,7 @@ def test_reading_alone_is_the_queue_with_a_fixed_service() -> None:
     service = Service(step_s={1: 0.001}, prefill_s_per_token=0.01, places=10)
     read_s, load = 1.0, 0.7
     arrivals = poisson(load / read_s, requests=60_000, prompt_tokens=100, mean_output_tokens=1, seed=1)
-    waits = [one.ttft_s - read_s for one in simulate(service, arrivals)]
+    waits = [one.ttft_s - read_s for one in serve_all(service, arrivals)]
     assert fmean(waits) == pytest.approx(load * read_s / (2 * (1 - load)), rel=0.1)
 
 
@@ -72,7 +94,7 @@ def test_every_request_is_served_once_and_in_time_order(
     service: Service, arrivals: list[Arrival], replicas: int, balancer: Balancer
 ) -> None:
     """None is lost or made up; it arrives, gets a place, reads, writes; no faster than alone; twice the same result."""
-    served = simulate(service, arrivals, replicas=replicas, balancer=balancer)
+    served = serve_all(service, arrivals, replicas=replicas, balancer=balancer)
     assert sorted(map(astuple, arrivals)) == sorted(astuple(one.arrival) for one in served)
     fastest_s = min(service.step_of(n) for n in range(1, service.places + 1))
     for one in served:
@@ -81,24 +103,22 @@ def test_every_request_is_served_once_and_in_time_order(
         assert one.ttft_s >= read_s * (1 - 1e-9) - 1e-9
         if one.tpot_s is not None:
             assert one.tpot_s >= fastest_s * (1 - 1e-6) - 1e-9
-    assert served == simulate(service, arrivals, replicas=replicas, balancer=balancer)
+    assert served == serve_all(service, arrivals, replicas=replicas, balancer=balancer)
 
 
-@given(service=SERVICES, arrivals=ARRIVALS, replicas=st.integers(1, 3))
-def test_no_replica_holds_more_than_its_places(service: Service, arrivals: list[Arrival], replicas: int) -> None:
-    """At any moment at most `places` requests of a replica have a place."""
-    served = simulate(service, arrivals, replicas=replicas)
-    for replica in range(replicas):
-        here = [one for one in served if one.replica == replica]
-        for moment in (one.placed_s for one in here):
-            held = sum(1 for one in here if one.placed_s <= moment < one.finished_s)
-            assert held <= service.places
+@given(service=SERVICES, arrivals=ARRIVALS)
+def test_no_replica_holds_more_than_its_places(service: Service, arrivals: list[Arrival]) -> None:
+    """At any moment at most `places` requests have a place."""
+    served = serve_all(service, arrivals)
+    for moment in (answer.placed_s for answer in served):
+        held = sum(answer.placed_s <= moment < answer.finished_s for answer in served)
+        assert held <= service.places
 
 
 def test_a_lone_request_takes_what_it_takes() -> None:
     """Nobody else there: its prompt's time, then a step of one for each further token."""
     service = Service(step_s={1: 0.02, 4: 0.05}, prefill_s_per_token=0.001, places=4)
-    (one,) = simulate(service, [Arrival(at_s=5, prompt_tokens=100, output_tokens=11)])
+    (one,) = serve_all(service, [Arrival(at_s=5, prompt_tokens=100, output_tokens=11)])
     assert one.ttft_s == pytest.approx(0.1)
     assert one.e2e_s == pytest.approx(0.1 + 10 * 0.02)
     assert one.tpot_s == pytest.approx(0.02)
@@ -114,7 +134,7 @@ def test_a_full_replica_finishes_what_its_capacity_says() -> None:
     """Always full, a replica's rate over a long run is its capacity."""
     service = Service(step_s={1: 0.01, 8: 0.03}, prefill_s_per_token=0.0005, places=8)
     arrivals = [Arrival(at_s=0, prompt_tokens=40, output_tokens=33)] * 4_000
-    served = simulate(service, arrivals)
+    served = serve_all(service, arrivals)
     rate = len(served) / max(one.finished_s for one in served)
     assert rate == pytest.approx(service.capacity_per_s(prompt_tokens=40, output_tokens=33), rel=0.02)
 
@@ -124,7 +144,7 @@ def test_looking_at_two_queues_beats_looking_at_none() -> None:
     service = Service(step_s={1: 0.01}, places=2)
     arrivals = poisson(20 * 2 * 0.9, requests=30_000, prompt_tokens=0, mean_output_tokens=101, seed=2)
     waits = {
-        way: fmean(one.ttft_s for one in simulate(service, arrivals, replicas=20, balancer=way)) for way in BALANCERS
+        way: fmean(one.ttft_s for one in serve_all(service, arrivals, replicas=20, balancer=way)) for way in BALANCERS
     }
     assert waits["fewest"] < waits["two_choices"] < waits["random"]
 
@@ -136,7 +156,7 @@ def test_the_number_of_replicas_is_the_least_that_does() -> None:
     found = replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.2, share=0.95)
 
     def share(replicas: int) -> float:
-        return fmean(one.ttft_s <= 0.2 for one in simulate(service, arrivals, replicas=replicas))
+        return fmean(one.ttft_s <= 0.2 for one in serve_all(service, arrivals, replicas=replicas))
 
     assert found > 1
     assert share(found) >= 0.95 > share(found - 1)
@@ -150,20 +170,17 @@ def test_what_no_number_of_replicas_can_do_is_told() -> None:
         replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.5, at_most=64)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"step_s": {}, "places": 1},
-        {"step_s": {0: 0.1}, "places": 1},
-        {"step_s": {1: 0.0}, "places": 1},
-        {"step_s": {1: 0.1}, "places": 0},
-        {"step_s": {1: 0.1}, "places": 1, "prefill_s_per_token": -1.0},
-    ],
-)
-def test_a_replica_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
-    """With the numbers in the message."""
-    with pytest.raises(UsageError):
-        Service(**wrong)  # type: ignore[arg-type]
+def test_a_replica_that_cannot_be_is_refused() -> None:
+    """No step's time, or one that is not positive; no place; a negative time."""
+    for step_s, places, prefill_s in (
+        ({}, 1, 0),
+        ({0: 0.1}, 1, 0),
+        ({1: 0.0}, 1, 0),
+        ({1: 0.1}, 0, 0),
+        ({1: 1}, 1, -1),
+    ):
+        with pytest.raises(UsageError):
+            Service(step_s=step_s, places=places, prefill_s_per_token=prefill_s)
 
 
 @given(at_least=st.integers(1, 40))
@@ -177,3 +194,55 @@ def test_a_search_that_begins_higher_finds_the_same_or_its_beginning(at_least: i
 
     found = replicas_needed(service, arrivals, good, share=0.95)
     assert replicas_needed(service, arrivals, good, share=0.95, at_least=at_least) == max(found, at_least)
+
+
+def simulated(cost: BatchCost, *, clients: int, batch_size: int, delay_s: float, batches: int = 400) -> float:
+    """Requests per second of one worker, event by event: it waits for a first request, then for others or the delay."""
+    blink_s = 1e-9  # between an answer and the client's next request
+    arrivals = [0.0] * clients
+    now, done, counted_from, counted = 0.0, 0, 0.0, 0
+    while done < batches:
+        first = heapq.heappop(arrivals)
+        opens = max(now, first)
+        rows, leaves = 1, opens
+        while rows < batch_size:
+            if not arrivals or arrivals[0] > opens + delay_s:
+                leaves = opens + delay_s
+                break
+            leaves = max(leaves, heapq.heappop(arrivals))
+            rows += 1
+        now = leaves + cost.seconds(rows)
+        for _ in range(rows):
+            heapq.heappush(arrivals, now + blink_s)
+        done += 1
+        if done == batches // 2:
+            counted_from = now
+        elif done > batches // 2:
+            counted += rows
+    return counted / (now - counted_from)
+
+
+@given(
+    clients=st.integers(1, 40),
+    batch_size=st.integers(1, 20),
+    delay_s=st.floats(0.001, 2.0),
+    cost=st.builds(BatchCost, fixed_s=st.floats(0.01, 1.0), per_row_s=st.floats(0.0, 0.1)),
+)
+def test_the_law_of_batching_is_what_a_simulation_gives(
+    clients: int, batch_size: int, delay_s: float, cost: BatchCost
+) -> None:
+    """For any setting the throughput is that of a simulated worker, and Little's law holds with the latency."""
+    found = law(cost, clients=clients, batch_size=batch_size, delay_s=delay_s)
+    expected = simulated(cost, clients=clients, batch_size=batch_size, delay_s=delay_s)
+    assert found.throughput == pytest.approx(expected, rel=1e-3)
+    assert found.throughput * found.latency_s == pytest.approx(clients)
+
+
+def test_a_lone_client_pays_the_delay_and_many_do_not() -> None:
+    """The whole delay with batches of more than one, and nothing where clients fill them; no clients: refused."""
+    cost = BatchCost(fixed_s=0.1, per_row_s=0.005)
+    assert law(cost, clients=1, batch_size=1, delay_s=0.5).latency_s == pytest.approx(0.105)
+    assert law(cost, clients=1, batch_size=8, delay_s=0.5).latency_s == pytest.approx(0.605)
+    assert law(cost, clients=16, batch_size=8, delay_s=0.01) == law(cost, clients=16, batch_size=8, delay_s=5.0)
+    with pytest.raises(UsageError, match="0 clients, batches of 1"):
+        law(cost, clients=0, batch_size=1, delay_s=0.0)

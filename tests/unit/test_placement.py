@@ -28,9 +28,6 @@ def models(drawn: Sequence[tuple[float, float]]) -> list[Model]:
 some_models = st.lists(sizes, min_size=1, max_size=6).map(models)
 
 
-# --- Ray's placement
-
-
 @quick
 @given(asked, st.integers(1, 5))
 def test_nothing_is_placed_above_a_whole_gpu(fractions: list[float], gpus: int) -> None:
@@ -68,14 +65,11 @@ def test_the_lab_placement_of_ray() -> None:
     assert placement.best_fit([0.5, 2, 3, 1], 4) == [(0,), (1, 2), (), (3,)]
 
 
-@pytest.mark.parametrize("wrong", [1.5, -0.1, math.nan, math.inf, 2.0001])
-def test_what_ray_refuses_is_refused(wrong: float) -> None:
+def test_what_ray_refuses_is_refused() -> None:
     """Above one only whole GPUs, and never less than nothing."""
-    with pytest.raises(UsageError, match="num_gpus is"):
-        placement.best_fit([wrong], 4)
-
-
-# --- plans
+    for wrong in (1.5, -0.1, math.nan, math.inf, 2.0001):
+        with pytest.raises(UsageError, match="num_gpus is"):
+            placement.best_fit([wrong], 4)
 
 
 def fewest(models: Sequence[Model], most_load: float) -> int:
@@ -125,71 +119,30 @@ def test_dedicated_is_a_gpu_for_each() -> None:
     assert placement.loads(some, placement.dedicated(some)) == {0: 0.5, 1: 0.25}
 
 
-# --- what is refused
-
-
-@pytest.mark.parametrize(
-    ("drawn", "most_load", "says"),
-    [
-        ([], 1.0, "called nothing"),
-        ([(90.0, 0.1)], 1.0, "needs 90 GiB and a load of 0.1; a GPU has 80 GiB"),
-        ([(10.0, 0.9)], 0.7, "takes a load of 0.7"),
-        ([(0.0, 0.1)], 1.0, "needs 0.0 GiB"),
-        ([(math.nan, 0.1)], 1.0, "nan GiB"),
-        ([(10.0, 0.1)], 0.0, "load 0"),
-    ],
-)
-def test_models_without_a_plan_are_refused(drawn: list[tuple[float, float]], most_load: float, says: str) -> None:
-    """The message has the model and the numbers."""
-    with pytest.raises(UsageError, match=says):
-        placement.first_fit_decreasing(models(drawn), gpu_gib=GPU_GIB, most_load=most_load)
-
-
-def test_two_models_of_one_name_are_refused() -> None:
-    """A plan is a GPU for each name."""
-    with pytest.raises(UsageError, match="called a, a"):
-        placement.check_models(placement.models_of(["a", "a"], [1, 1], [0.1, 0.1]), gpu_gib=80)
-    with pytest.raises(UsageError, match="2 names, 1 memories and 1 loads"):
-        placement.models_of(["a", "b"], [1], [0.1])
-
-
-@pytest.mark.parametrize(
-    ("fractions", "late", "says"),
-    [
-        ([0.6, 0.6, 0.6], 0.5, "0.6 would wait"),
-        ([0.5, 0.25, 0.6], 0.25, "would not have to wait"),
-        ([0.9, 0.9], 0.5, "after the first two"),
-        ([0.5, 0.5, 0.5, 0.4], 0.8, "at most 0.60 left"),
-    ],
-)
-def test_a_scene_that_shows_nothing_is_refused(fractions: list[float], late: float, says: str) -> None:
-    """Replicas that wait from the start, a late one that does not, and a departure that makes no room."""
-    with pytest.raises(UsageError, match=says):
-        placement.check_scene(fractions, late=late, gpus=2)
+def test_models_without_a_plan_are_refused() -> None:
+    """The message has the model and the numbers; a plan is a GPU for each name."""
+    refused = {
+        "called nothing": ([], 1.0),
+        "needs 90 GiB and a load of 0.1; a GPU has 80 GiB": ([(90.0, 0.1)], 1.0),
+        "takes a load of 0.7": ([(10.0, 0.9)], 0.7),
+        "the memory of m0 is 0": ([(0.0, 0.1)], 1.0),
+        "the memory of m0 is nan": ([(math.nan, 0.1)], 1.0),
+        "most_load is 0": ([(10.0, 0.1)], 0.0),
+    }
+    for message, (drawn, most_load) in refused.items():
+        with pytest.raises(UsageError, match=message):
+            placement.first_fit_decreasing(models(drawn), gpu_gib=GPU_GIB, most_load=most_load)
+    with pytest.raises(UsageError, match="called m0, m0"):
+        placement.check_models(models([(1.0, 0.1)]) * 2, gpu_gib=80)
 
 
 def test_the_one_that_leaves_makes_room() -> None:
-    """Without the chosen replica the late one is placed."""
+    """Without the chosen replica the late one is placed; where no departure does that, it is said."""
     scene = [0.5, 0.25, 0.7, 0.6, 0.6]
-    placement.check_scene(scene, late=0.5, gpus=4)
     number = placement.makes_room(scene, late=0.5, gpus=4)
     where = placement.best_fit(scene, 4)[number][0]
     assert placement.left_over(scene, 4)[where] + scene[number] >= 0.5
-
-
-@pytest.mark.parametrize(("promised", "taken", "says"), [(600, 600, "no promise"), (1, 600, "1,000 MiB of memory")])
-def test_memory_that_shows_nothing_is_refused(promised: int, taken: int, says: str) -> None:
-    """A promise has to be broken, and the machine has to survive it."""
-    with pytest.raises(UsageError, match=says):
-        placement.check_memory(promised_mib=promised, taken_mib=taken, available_bytes=1000 * 2**20)
-    placement.check_memory(promised_mib=100, taken_mib=500, available_bytes=1000 * 2**20)
-
-
-@pytest.mark.parametrize(("free", "ok"), [([7], True), ([0, 8, 0], True), ([], False), ([6], False), ([4, 4], False)])
-def test_the_scene_is_one_node(free: list[float], ok: bool) -> None:
-    """All GPUs on one node of the cluster, or the numbers and the way out."""
-    if ok:
-        placement.check_nodes(free, needed=7)
-        return
-    with pytest.raises(UsageError, match="one node with 7"):
-        placement.check_nodes(free, needed=7)
+    with pytest.raises(UsageError, match="after the first two"):
+        placement.makes_room([0.9, 0.9], late=0.5, gpus=2)
+    with pytest.raises(UsageError, match=r"at most 0\.60 left"):
+        placement.makes_room([0.5, 0.5, 0.5, 0.4], late=0.8, gpus=2)
