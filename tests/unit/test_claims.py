@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from labkit.errors import UsageError
 from labkit.labs import load_labs
 from labkit.records import Record, Scalar, Status
-from labkit.records.ledger import NOT_MEASURED, Rule, find_claim, ledger, load_claims, verdict
+from labkit.records.ledger import NOT_MEASURED, ClaimRule, find_claim, ledger, load_claims, verdict
 
 CLAIMS = load_claims()
 RULES = {claim.id: claim.rule for claim in CLAIMS.values() if claim.rule is not None}
@@ -126,7 +126,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, text: str) -> None:
 TRIPLE = re.compile(r"(.+)_(low|value|high)")
 
 
-def some_evidence(rule: Rule, rng: random.Random) -> dict[str, Scalar]:
+def some_evidence(rule: ClaimRule, rng: random.Random) -> dict[str, Scalar]:
     """Random evidence for a rule, near its own thresholds, with low <= value <= high."""
     thresholds = [right for case in rule.cases for _, _, right in case.when]
     truths = {name for case in rule.cases for name, _, right in case.when if isinstance(right, bool)}
@@ -277,7 +277,7 @@ def test_evidence_of_the_wrong_type_is_refused(claim_id: str, evidence: dict[str
 def test_evidence_can_be_compared_with_evidence() -> None:
     """A condition's right side may be another evidence name, numbers or texts."""
     case = {"verdict": "supported", "when": [["a", ">", "b"], ["x", "==", "y"]], "because": "{a} over {b}."}
-    rule = Rule.model_validate(
+    rule = ClaimRule.model_validate(
         {"needs": ["a", "b", "x", "y"], "cases": [case], "default": {"verdict": "refuted", "because": "No."}}
     )
     assert rule.decide({"a": 2, "b": 1.5, "x": "s", "y": "s"}).because == "2 over 1.5."
@@ -287,7 +287,7 @@ def test_evidence_can_be_compared_with_evidence() -> None:
 
 def test_evidence_is_shown_readably() -> None:
     """Three significant digits, thousands with commas, truth as yes and no."""
-    rule = Rule.model_validate(
+    rule = ClaimRule.model_validate(
         {
             "needs": ["v"],
             "cases": [{"verdict": "refuted", "when": [["v", "==", "v"]], "because": "{v}"}],

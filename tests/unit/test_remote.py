@@ -25,7 +25,7 @@ from labkit.runs import knock as knocking
 from labkit.runs import on_node
 from labkit.runs.cluster import PLACE, RAY_ADDRESS, Node, misfit, require_fit, strongest, task_options
 from labkit.runs.knock import TIMEOUT_S, WHO_ARE_YOU, knock
-from labkit.runs.on_node import Cell, Facts, Order, Outcome, run_lab
+from labkit.runs.on_node import Cell, Facts, LabEnd, Order, run_lab
 from labkit.runs.plan import Job, Plan, make_plan
 from tests.unit import synthetic
 from tests.unit.test_runner import carrying, with_token
@@ -264,7 +264,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.token, self.stops, self.cell = uuid.uuid4().hex, 0, (0, 0)
-        self.outcome: Future[Outcome] = Future()
+        self.outcome: Future[LabEnd] = Future()
         threading.Thread(target=self._run, daemon=True).start()
         wait_for(lambda: carrying(self.token, "sleep 297") >= 4)
 
