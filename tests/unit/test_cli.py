@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -411,3 +412,17 @@ def test_settings_have_the_type_that_they_look_like() -> None:
         "path": "a=b",
         "prefix_words": 4,
     }
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where only the pages are installed, a command that needs more says so; a fault of our own stays a traceback."""
+    for name in ("aiohttp", "labkit.nothing"):
+        error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+        monkeypatch.setattr(main, "app", Mock(side_effect=error))
+        with pytest.raises(SystemExit if name == "aiohttp" else ModuleNotFoundError):
+            main.main(["kv", "x"])
+    told = capsys.readouterr().err
+    assert "needs the package aiohttp" in told
+    assert ".[cpu]" in told
