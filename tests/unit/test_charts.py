@@ -122,99 +122,83 @@ def rows(part: Any) -> list[dict[str, Any]]:
     return [row for key, value in inside for row in (value["values"] if key == "data" else rows(value))]
 
 
-# --- what holds for every chart ---
-
-
-@pytest.mark.parametrize("name", CHARTS)
-def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     """Valid, small, readable and whole without a network; the machine is named; the same data give the same chart."""
-    chart = CHARTS[name]()
-    assert_draws_and_says_what_it_is(chart, capfd)
-    assert chart["title"]["subtitle"] == CAPTION
-    assert chart == CHARTS[name]()
+    for draw in CHARTS.values():
+        chart = draw()
+        assert_draws_and_says_what_it_is(chart, capfd)
+        assert chart["title"]["subtitle"] == CAPTION
+        assert chart == draw()
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("bars", "your guess: 2 tok/s"),
-        ("loads", "your guess: 120 tok/s"),
-        ("lines", "your guess: 3"),
-        ("model", "your guess: 2.5x"),
-        ("model in steps", "your guess: 2x"),
-        ("timeline", "timeout"),
-        ("packing", "122%"),
-        ("packing", "planned"),
-        ("packing", "by memory, GPU 0"),
-        ("packing", "dedicated, GPU 2"),
-        ("beside", "the article: 30 to 50%"),
-        ("beside", "here: -0.4% (-2 to 1.5%)"),
-    ],
-)
-def test_a_drawing_has_its_labels(name: str, said: str) -> None:
-    """Guesses, failures, sums of a GPU's parts and figures are written into the drawing."""
-    assert f">{said}<" in unescape(charts.svg(CHARTS[name]()))
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("streams", "long computed in 2 parts"),
-        ("model", "series 2 at 64: 3.13x"),
-        ("model", "off by 4% at most"),
-        ("blocks", "second: 2 blocks found, 0 new, 1 not full"),
-        ("batches", "Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"),
-        ("packing", "by memory: 1 GPUs, GPU 0 with chat and code and search"),
-    ],
-)
-def test_a_description_has_the_numbers(name: str, said: str) -> None:
-    """Who cannot see the chart hears what was found."""
-    assert said in CHARTS[name]()["description"]
-
-
-NOTHING: dict[str, Callable[[], Any]] = {
-    "timeline": lambda: charts.request_timeline([], **T),
-    "loads": lambda: charts.throughput_latency([], **T),
-    "lines": lambda: charts.lines([], **AXES),
-    "bars": lambda: charts.bars_with_intervals([], unit="s", **T),
-    "ecdf": lambda: charts.ecdf({}, **T),
-    "tail": lambda: charts.tail({"a": []}, **T),
-    "no panels": lambda: charts.token_streams({}, x_title="s", **T),
-    "no tokens": lambda: charts.token_streams({"one": [Lane("A", ())]}, x_title="s", **T),
-    "tradeoff": lambda: charts.tradeoff([], **AXES),
-    "memory": lambda: charts.memory_map({"a": []}, **T),
-    "steps": lambda: charts.step_panels([StepPanel("x", {"a": []})], **T),
-    "stacked": lambda: charts.stacked_bars({}, unit="GiB", **T),
-    "below zero": lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
-    "packing": lambda: charts.gpu_packing({"empty": {}}, MODELS, gpu_gib=80, **T),
-    "beside": lambda: charts.article_beside([], axis_title="y", **T),
-    "no prompts": lambda: charts.prefix_blocks({}, block_size=32, **T),
-    "empty prompt": lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
-    "no model": lambda: charts.model_and_measured([], MEASURED, **AXES),
-    "not measured": lambda: charts.model_and_measured(MODEL, [], **AXES),
+LABELS = {
+    "bars": ["your guess: 2 tok/s"],
+    "loads": ["your guess: 120 tok/s"],
+    "lines": ["your guess: 3"],
+    "model": ["your guess: 2.5x"],
+    "model in steps": ["your guess: 2x"],
+    "timeline": ["timeout"],
+    "packing": ["122%", "planned", "by memory, GPU 0", "dedicated, GPU 2"],
+    "beside": ["the article: 30 to 50%", "here: -0.4% (-2 to 1.5%)"],
+}
+DESCRIPTIONS = {
+    "streams": ["long computed in 2 parts"],
+    "model": ["series 2 at 64: 3.13x", "off by 4% at most"],
+    "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
+    "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
+    "packing": ["by memory: 1 GPUs, GPU 0 with chat and code and search"],
 }
 
 
+def test_figures_are_written_into_the_drawing_and_told_in_its_description() -> None:
+    """Guesses, failures, sums of a GPU's parts and figures are labels; the description has what was found."""
+    drawn = {name: unescape(charts.svg(CHARTS[name]())) for name in LABELS}
+    assert [label for name, labels in LABELS.items() for label in labels if f">{label}<" not in drawn[name]] == []
+    told = {name: CHARTS[name]()["description"] for name in DESCRIPTIONS}
+    assert [text for name, texts in DESCRIPTIONS.items() for text in texts if text not in told[name]] == []
+
+
+NOTHING: list[Callable[[], Any]] = [
+    lambda: charts.request_timeline([], **T),
+    lambda: charts.throughput_latency([], **T),
+    lambda: charts.lines([], **AXES),
+    lambda: charts.bars_with_intervals([], unit="s", **T),
+    lambda: charts.ecdf({}, **T),
+    lambda: charts.tail({"a": []}, **T),
+    lambda: charts.token_streams({}, x_title="s", **T),
+    lambda: charts.token_streams({"one": [Lane("A", ())]}, x_title="s", **T),
+    lambda: charts.tradeoff([], **AXES),
+    lambda: charts.memory_map({"a": []}, **T),
+    lambda: charts.step_panels([StepPanel("x", {"a": []})], **T),
+    lambda: charts.stacked_bars({}, unit="GiB", **T),
+    lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
+    lambda: charts.gpu_packing({"empty": {}}, MODELS, gpu_gib=80, **T),
+    lambda: charts.article_beside([], axis_title="y", **T),
+    lambda: charts.prefix_blocks({}, block_size=32, **T),
+    lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
+    lambda: charts.model_and_measured([], MEASURED, **AXES),
+    lambda: charts.model_and_measured(MODEL, [], **AXES),
+]
+
+
 def test_nothing_to_draw_is_a_usage_error() -> None:
-    """An empty chart is an error that names it, with a remedy, not an empty picture."""
-    for name, draw in NOTHING.items():
+    """An empty chart is an error that names it, with a remedy, not an empty picture; so is one without words."""
+    for draw in NOTHING:
         with pytest.raises(UsageError, match="'T'") as caught:
             draw()
-        assert caught.value.remedy, name
+        assert caught.value.remedy
+    with pytest.raises(UsageError, match="description"):
+        charts.bundle({"mark": "point"}, png=False)
+    with pytest.raises(UsageError, match="description"):
+        charts.finish({}, title="t", description=" ")
 
 
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e-9, 1e12])
-def test_awkward_numbers_are_drawn(value: float) -> None:
+def test_awkward_numbers_are_drawn() -> None:
     """Zero, negative, tiny and huge values give a drawing without NaN."""
-    points = [LinePoint(0, value), LinePoint(1, 1)]
-    for chart in (
-        charts.bars_with_intervals([Bar("a", value)], unit="s", guess=1, **T),
-        charts.lines(points, guess=value, **AXES),
-    ):
-        assert "NaN" not in charts.svg(chart)
-
-
-# --- the renderer ---
+    for value in (0.0, -3.0, 1e-9, 1e12):
+        bars = charts.bars_with_intervals([Bar("a", value)], unit="s", guess=1, **T)
+        line = charts.lines([LinePoint(0, value), LinePoint(1, 1)], guess=value, **AXES)
+        assert "NaN" not in charts.svg(bars) + charts.svg(line)
 
 
 def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
@@ -229,41 +213,20 @@ def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
     assert drawn.getpixel((0, 0)) == (255, 255, 255)
     assert drawn.width == 2 * metadata["image/png"]["width"]
     assert len(data["image/png"]) < 40_000
+    live, metadata = live_bundle(CHARTS["anatomy"]())  # a widget's callback cannot wait for a PNG
+    assert struct.unpack(">16xII", base64.b64decode(live["image/png"])[:24]) == (1, 1), "width and height"
+    assert metadata["image/png"]["alt"] == live[MIME]["description"]
 
 
-def test_a_live_chart_waits_for_no_png() -> None:
-    """A widget's callback cannot wait for a PNG; an empty one keeps JupyterLab from making its own."""
-    data, metadata = live_bundle(CHARTS["anatomy"]())
-    assert struct.unpack(">16xII", base64.b64decode(data["image/png"])[:24]) == (1, 1), "width and height"
-    assert metadata["image/png"]["alt"] == data[MIME]["description"]
-
-
-@pytest.fixture
-def altairs_own() -> Iterator[None]:
-    """Gives Altair its own display back after a test."""
-    yield
-    alt = pytest.importorskip("altair")
-    alt.renderers.enable("default")
-    alt.theme.enable("default")
-
-
-@pytest.mark.usefixtures("altairs_own")
 def test_enable_takes_over_altairs_display() -> None:
     """After enable a learner's Altair chart shows by our renderer, in our colours; our own have the given caption."""
     alt = pytest.importorskip("altair")
-    charts.enable(caption="one GPU")
-    own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
-    data, _ = own._repr_mimebundle_()
+    with alt.renderers.enable("default"), alt.theme.enable("default"):  # Altair's own comes back afterwards
+        charts.enable(caption="one GPU")
+        own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
+        data, _ = own._repr_mimebundle_()
     assert data[MIME]["config"]["range"]["category"] == palette()
     assert charts.spec(CHARTS["anatomy"]())["title"]["subtitle"] == "one GPU"
-
-
-def test_a_chart_without_words_is_refused() -> None:
-    """No description and no title: a usage error that says what to add."""
-    with pytest.raises(UsageError, match="description"):
-        charts.bundle({"mark": "point"}, png=False)
-    with pytest.raises(UsageError, match="description"):
-        charts.finish({}, title="t", description=" ")
 
 
 def test_text_has_contrast() -> None:
@@ -284,8 +247,6 @@ def test_the_front_door_opens_on_every_name() -> None:
     with pytest.raises(AttributeError, match="no_such_chart"):
         _ = charts.no_such_chart
 
-
-# --- each chart's own ---
 
 gap = st.floats(0.01, 5, allow_nan=False)
 
