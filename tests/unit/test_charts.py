@@ -269,7 +269,8 @@ def test_a_timeline_shows_the_first_ones_and_says_so() -> None:
 
 
 def test_anatomy_draws_the_metrics_to_scale() -> None:
-    """The boxes of TPOT are TPOT wide, those of ITL are the gaps, and together they fill E2E without TTFT."""
+    """The boxes of TPOT are TPOT wide, those of ITL are the gaps, and together they fill E2E without TTFT. A request
+    that failed or came in one piece cannot be taken apart."""
     request = record(gaps=(0.5, 0.1, 0.3, 0.2))
     boxes: dict[int, list[float]] = {}
     for row in rows(charts.anatomy(request)):
@@ -281,36 +282,29 @@ def test_anatomy_draws_the_metrics_to_scale() -> None:
     assert request.output_tokens is not None
     assert boxes[4] == pytest.approx([request.tpot_s] * (request.output_tokens - 1), abs=1e-4)
     assert sum(boxes[3]) == pytest.approx(sum(boxes[4]), abs=1e-3)
-
-
-@pytest.mark.parametrize("request_", [record(gaps=(0.4,)), record(gaps=()), record(outcome=Outcome.TIMEOUT)])
-def test_anatomy_needs_a_stream(request_: RequestRecord) -> None:
-    """A request that failed or came in one piece cannot be taken apart."""
-    with pytest.raises(UsageError, match="chunks"):
-        charts.anatomy(request_)
+    for failed in (record(gaps=(0.4,)), record(gaps=()), record(outcome=Outcome.TIMEOUT)):
+        with pytest.raises(UsageError, match="chunks"):
+            charts.anatomy(failed)
 
 
 def test_token_streams_mark_the_longest_gap_and_the_parts() -> None:
     """Each panel's heading has the longest gap of its marked rows; boxes are the gap, the wait and the parts."""
     first, second = CHARTS["streams"]()["vconcat"]
-    assert first["title"]["text"] == "one: longest gap 1.5 s"
-    assert second["title"]["text"] == "two: longest gap 1.5 s"
+    assert [part["title"]["text"] for part in (first, second)] == [
+        f"{name}: longest gap 1.5 s" for name in ("one", "two")
+    ]
     boxes = [(row["kind"], row["start"], row["end"]) for row in rows(first) if "end" in row]
     assert ("waits for its turn", 0.2, 0.4) in boxes
     assert ("the longest gap", 0.2, 1.7) in boxes
     assert boxes.count(("a part of a prompt", 1.0, 1.7)) == 1
 
 
-def test_latencies_far_apart_get_a_log_axis() -> None:
-    """When the largest latency is 30 times the smallest or more, a linear axis would hide the small ones."""
-    near = json.dumps(charts.throughput_latency(LOADS[:2], **T)).count('"log"')
-    assert near < json.dumps(charts.throughput_latency([*LOADS, LoadPoint(64, 9, 20, 60)], **T)).count('"log"')
-
-
-def test_only_measured_loads_are_ticks() -> None:
-    """The load axis has a tick where something was measured and nowhere else."""
-    chart = charts.throughput_latency([LoadPoint(n, n, 1, 2) for n in (1, 3, 12)], **T)
-    assert json.dumps([1, 3, 12]) in json.dumps(chart)
+def test_a_load_chart_has_its_loads_as_ticks_and_a_log_axis_for_latencies_far_apart() -> None:
+    """Ticks are where something was measured. From 30 times the smallest latency on a linear axis would hide those."""
+    near, far = [LoadPoint(n, n, 1, 2) for n in (1, 3, 12)], LoadPoint(64, 9, 20, 60)
+    linear, log = (json.dumps(charts.throughput_latency(loads, **T)) for loads in (near, [*near, far]))
+    assert json.dumps([1, 3, 12]) in linear
+    assert linear.count('"log"') < log.count('"log"')
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
@@ -343,10 +337,9 @@ def test_a_p99_of_few_samples_is_not_shown() -> None:
 def test_labels_of_equal_references_do_not_overlap() -> None:
     """Guess, article and model at the same value have rows of their own."""
     drawn = charts.svg(charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, model=4, **T))
-    places = re.findall(r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):', drawn)
-    heights = sorted(map(float, places))
-    assert len(heights) == 3
-    assert min(b - a for a, b in pairwise(heights)) >= 13
+    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):'
+    lowest, middle, highest = sorted(map(float, re.findall(place, drawn)))
+    assert min(middle - lowest, highest - middle) >= 13
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 3), st.integers(1, 24)), min_size=1, max_size=9))
@@ -383,12 +376,12 @@ def test_residuals_are_relative_to_the_model() -> None:
     assert residuals(model, measured) == [LinePoint(1, 0.5, "a", 0.0, 1.0), LinePoint(2, -0.25, "b")]
 
 
-@pytest.mark.parametrize("policy", Policy)
-@settings(max_examples=40, deadline=None)
-@given(block_size=st.integers(1, 32), every=st.integers(1, 4))
-def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, every: int) -> None:
-    """At every step looked at, what is drawn as given and as stored is what each sequence had and had stored."""
-    seen = memory(policy, block_size=block_size)
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(Policy), st.integers(1, 32), st.sampled_from([64, 128]), st.integers(1, 4))
+def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, tokens: int, every: int) -> None:
+    """At every step looked at, what is drawn as given and as stored is what each sequence had and had stored, also
+    where 64 tokens of memory are too few and a sequence loses its blocks and gets others."""
+    seen = memory(policy, block_size=block_size, tokens=tokens)
     drawn = list(patches(seen, every=every))
     for snapshot in seen[::every]:
         shown = [patch for patch in drawn if patch.start <= snapshot.step < patch.end]
@@ -402,25 +395,11 @@ def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, e
         assert stored == sum(holding.stored_tokens for holding in snapshot.holdings.values())
 
 
-def test_the_patches_of_a_preempted_sequence_end_with_its_blocks() -> None:
-    """A sequence that loses its blocks loses its colour, and gets another when it comes back."""
-    both = [TokenSequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
-    seen = allocate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4)
-    drawn = list(patches(seen))
-    preempted = next(snapshot.step for snapshot in seen if snapshot.preemptions)
-    assert {patch.end for patch in drawn if patch.owner == "2" and patch.start < preempted} == {preempted}
-    assert any(patch.owner == "2" and patch.start > preempted for patch in drawn)
-
-
 def test_a_cropped_axis_ends_at_the_highest_place() -> None:
     """`crop` leaves out what was never used; without it the axis is the whole memory."""
-    panels = {"paged": memory(tokens=4096)}
-    tops = [
-        chart["vconcat"][0]["layer"][0]["encoding"]["y"]["scale"]["domain"][1]
-        for chart in (charts.memory_map(panels, **T), charts.memory_map(panels, crop=True, **T))
-    ]
-    assert tops[0] == 4096
-    assert tops[1] < 4096
+    drawn = [charts.memory_map({"paged": memory(tokens=4096)}, crop=crop, **T) for crop in (False, True)]
+    whole, cropped = (chart["vconcat"][0]["layer"][0]["encoding"]["y"]["scale"]["domain"][1] for chart in drawn)
+    assert (whole, cropped < 4096) == (4096, True)
 
 
 def test_parts_follow_each_other_and_keep_their_colour() -> None:

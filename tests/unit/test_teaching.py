@@ -132,7 +132,11 @@ def test_a_hit_is_within_a_factor_or_inside_the_interval(guess: float, measured:
 
 def test_calibration_of_known_predictions() -> None:
     """Two predictions, one right: by hand, (0.2 squared + 0.6 squared) / 2. Of none there are no numbers."""
-    made = [{"hit": True, "confidence": 0.8}, {"hit": False, "confidence": 0.6}, {"hit": None, "confidence": None}]
+    made: list[dict[str, Any]] = [
+        {"hit": True, "confidence": 0.8},
+        {"hit": False, "confidence": 0.6},
+        {"hit": None, "confidence": None},
+    ]
     result = calibration(made)
     assert (result.asked, result.n, result.hit_share, result.mean_confidence) == (3, 2, 0.5, 0.7)
     assert result.brier == pytest.approx(0.2)
