@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from html import unescape
-from itertools import pairwise, takewhile
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import pytest
@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import charts
-from labkit.charts.bars import Bar, Beside
+from labkit.charts import curves
+from labkit.charts.bars import Bar, Beside, Reading, two_clients
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
-from labkit.charts.panels import StepPanel
+from labkit.charts.panels import MOST, StepPanel, _thinned, fate_looks, request_fates
 from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, phases, pieces
 from labkit.errors import UsageError
@@ -78,6 +79,21 @@ STEPS = [
     StepPanel("usage (%)", {"engine": [10.0, 90.0, 100.0]}, top=105),
 ]
 PARTS = {"one": [("weights", 14.0), ("free", 26)], "two": [("weights", 14.0), ("weights", 14), ("free", 12)]}
+FATES = [(0.0, 0.1, "1.0"), (0.5, 0.2, "2.0"), (1.0, 3.0, "no answer"), (1.1, 0.01, "404")]
+MOMENTS = [charts.Moment(0.4, "2.0 is there"), charts.Moment(0.9, "1.0 is deleted")]
+BANDS = [("5%", 10, 0.1, -0.1, 0.4), ("5%", 40, 0.08, -0.02, 0.2), ("50%", 40, 0.07, 0.01, 0.15)]
+LOAD: dict[str, Any] = {
+    "replicas": [(0.0, 1), (5.0, 1), (9.0, 2), (12.0, 3), (20.0, 1)],
+    "under_way": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
+    "latencies": [(0.5, 0.1), (4.0, 3.0), (8.0, 1.2)],
+}
+READINGS = [
+    Reading(server=server, client=client, quantity=quantity, unit="tok/s", values=(3.0, 5.0))
+    for quantity in ("x", "y")
+    for server in ("A", "B")
+    for client in ("one", "two", "three")
+]
+CLIENTS = [reading for reading in READINGS if reading.client != "three"]
 CHARTS: dict[str, Callable[[], Any]] = {
     "bars": lambda: charts.bars_with_intervals(
         [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, model=4.5, **T
@@ -105,6 +121,11 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "packing": lambda: charts.gpu_packing(PLANS, MODELS, gpu_gib=80, most_load=0.7, **T),
     "memory": lambda: charts.memory_map(BOTH, block_size=16, **T),
     "steps": lambda: charts.step_panels(STEPS, **T),
+    "fates": lambda: request_fates(FATES, answered=("1.0", "2.0"), moments=MOMENTS, **T),
+    "nothing lost": lambda: request_fates(FATES[:2], answered=("1.0", "2.0"), **T),
+    "narrowing": lambda: curves.narrowing(BANDS, y_title="fails more often by", **T),
+    "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], **T),
+    "clients": lambda: two_clients(CLIENTS, caption=CAPTION, **T),
 }
 
 
@@ -147,6 +168,12 @@ DESCRIPTIONS = {
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
     "packing": ["by memory: 1 GPUs, GPU 0 with chat and code and search"],
+    "fates": ["4 requests", "1 404, 1 no answer", "1.0 is deleted at 0.9 s"],
+    "scaling": [
+        *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
+        "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
+    ],
+    "clients": ["x, A, one: mean 4 tok/s"],
 }
 
 
@@ -178,6 +205,10 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
     lambda: charts.model_and_measured([], MEASURED, **AXES),
     lambda: charts.model_and_measured(MODEL, [], **AXES),
+    lambda: request_fates([], answered=(), **T),
+    lambda: curves.narrowing([], y_title="y", **T),
+    lambda: charts.scaling_timeline(**{**LOAD, "replicas": []}, **T),
+    lambda: charts.scaling_timeline(**{**LOAD, "latencies": []}, **T),
 ]
 
 
@@ -187,6 +218,9 @@ def test_nothing_to_draw_is_a_usage_error() -> None:
         with pytest.raises(UsageError, match="'T'") as caught:
             draw()
         assert caught.value.remedy
+    for number, readings in ((0, []), (3, READINGS)):
+        with pytest.raises(UsageError, match=f"of {number} clients"):
+            two_clients(readings, **T)
     with pytest.raises(UsageError, match="description"):
         charts.bundle({"mark": "point"}, png=False)
     with pytest.raises(UsageError, match="description"):
@@ -407,3 +441,35 @@ def test_parts_follow_each_other_and_keep_their_colour() -> None:
     chart = CHARTS["stacked"]()
     assert [(row["start"], row["end"]) for row in rows(chart) if row["row"] == "two"] == [(0, 14), (14, 28), (28, 40)]
     assert chart["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["weights", "free"]
+
+
+def test_lost_requests_are_crosses() -> None:
+    """Answered and lost differ in shape; a version's own errors have its colour."""
+    fates, answered = ["1.0", "1.0 failed", "2.0", "404", "no answer"], ("1.0", "1.0 failed", "2.0")
+    looks = fate_looks(fates, answered)
+    assert [looks[fate][1] for fate in fates] == ["circle", "triangle-up", "circle", "cross", "cross"]
+    first, failed, *others = (looks[fate][0] for fate in fates)
+    assert (first, len({first, *others})) == (failed, 4)
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=1500), st.integers(0, 20))
+def test_a_thinned_curve_keeps_its_top_and_its_end(gaps: list[float], seed: int) -> None:
+    """However many points, few are drawn, in order of time; the highest value and the last point are among them."""
+    times = list(accumulate(gaps))
+    points = [(at, float((n * 7919 + seed) % 101)) for n, at in enumerate(times)]
+    drawn = _thinned(points, times[-1])
+    assert len(drawn) <= MOST + 2
+    assert [at for at, _ in drawn] == sorted(at for at, _ in drawn)
+    assert max(value for _, value in drawn) == max(value for _, value in points)
+    assert drawn[-1] == points[-1]
+    assert set(drawn) <= set(points)
+
+
+def test_panels_share_an_axis_and_show_every_value() -> None:
+    """A load's three panels end together; each slice of both clients is a point on an axis from zero."""
+    ends = [str(panel["encoding"]["x"]["scale"]["domain"]) for panel in CHARTS["scaling"]()["vconcat"]]
+    assert (len(ends), len(set(ends))) == (3, 1)
+    clients = CHARTS["clients"]()["vconcat"]
+    assert sorted(row["value"] for row in rows(clients)) == [3.0] * 8 + [5.0] * 8
+    low, high = zip(*(panel["encoding"]["x"]["scale"]["domain"] for panel in clients), strict=True)
+    assert (set(low), min(high) >= 5.0) == ({0}, True)
