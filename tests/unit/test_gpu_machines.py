@@ -64,10 +64,6 @@ CARDS = {
         reason="Tesla V100-SXM2-16GB has compute capability 7.0; the CUDA stack needs 7.5",
         fix="make STACK=cpu",
     ),
-    "RTX 4090": Card(nvml=nvml("NVIDIA GeForce RTX 4090", "24564", "8.9"), gpus="1 x NVIDIA GeForce RTX 4090 (24 GiB)"),
-    "A100 40": Card(nvml=nvml("NVIDIA A100-SXM4-40GB", "40960", "8.0"), gpus="1 x NVIDIA A100-SXM4-40GB (40 GiB)"),
-    "A100 80": Card(nvml=nvml("NVIDIA A100-SXM4-80GB", "81920", "8.0"), gpus="1 x NVIDIA A100-SXM4-80GB (80 GiB)"),
-    "H100": Card(nvml=nvml("NVIDIA H100 80GB HBM3", "81559", "9.0"), gpus="1 x NVIDIA H100 80GB HBM3 (80 GiB)"),
     "H200": Card(nvml=nvml("NVIDIA H200", "143771", "9.0"), gpus="1 x NVIDIA H200 (140 GiB)"),
     "H100, driver 570": Card(
         nvml=nvml("NVIDIA H100 80GB HBM3", "81559", "9.0", DRIVER="570.86.10", CUDA="12080"),

@@ -302,6 +302,8 @@ def test_resolve_embedded(fake: EmbeddedModel, tmp_path: Path, monkeypatch: pyte
     folder = resolve(fake.name, progress=lines.append)
     assert lines
     assert resolve(fake.name, progress=lambda line: pytest.fail(line)) == folder == cached(fake.name)
+    (folder / "config.json").write_bytes(b"cut")
+    assert_whole(resolve(fake.name))
     (folder / "config.json").unlink()
     assert_whole(resolve(fake.name))
 
