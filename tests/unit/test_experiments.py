@@ -234,16 +234,12 @@ def test_interval_narrows_to_the_t_interval_of_many_values() -> None:
 
 def test_one_pair_has_no_interval_and_says_so() -> None:
     """One repeat gives low = high = value with a warning and settles nothing; equal repeats give no warning."""
-    one = paired_ratio([6.0], [2.0], name="speed-up")
-    assert (one.low, one.value, one.high) == pytest.approx((3, 3, 3))
-    assert one.warning is not None
-    assert "'speed-up' rests on 1 pair" in one.warning
-    assert not one.differs
+    one, same = paired_ratio([6.0], [2.0], name="speed-up"), paired_ratio([6.0, 3.0], [2.0, 1.0])
+    for ratio in (one, same):
+        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((3, 3, 3))
+    assert "'speed-up' rests on 1 pair" in (one.warning or "")
+    assert (one.differs, same.differs, same.warning) == (False, True, None)
     assert interval([5.0]).warning is not None
-    same = paired_ratio([6.0, 3.0], [2.0, 1.0])
-    assert (same.low, same.high) == pytest.approx((3, 3))
-    assert same.warning is None
-    assert same.differs
 
 
 def test_bad_questions_are_usage_errors() -> None:

@@ -158,18 +158,26 @@ def test_interrupted_start(tmp_path: Path) -> None:
 
 
 def test_stop_ends_the_family(tmp_path: Path) -> None:
-    """`pids` starts with the server itself and holds everything that it started, also in other sessions. When `stop`
-    returns, workers in other groups, orphans of a double fork and deaf ones are gone."""
-    with stand_in(tmp_path, "family") as server:
+    """`pids` starts with the server itself and holds everything that it started, also in other sessions. The server
+    outlives the thread that started it; when `stop` returns, workers in other groups, orphans of a double fork and deaf
+    ones are gone."""
+    server = stand_in(tmp_path, "family")
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    try:
         assert "standin_server.py" in " ".join(psutil.Process(server.pids[0]).cmdline())
         assert os.getpgid(server.pids[0]) != os.getpgid(0)
         helpers = family_of(tmp_path)
         assert len(helpers) == 5
         assert {process.pid for process in helpers} <= set(server.pids)
+        time.sleep(1)
+        server.check()
         processes = [*helpers, *processes_of(server)]
+    finally:
         server.stop()
-        assert not alive(processes)
-        assert (server.pids, server.running) == ((), False)
+    assert not alive(processes)
+    assert (server.pids, server.running) == ((), False)
 
 
 def test_stop_ends_a_storm(tmp_path: Path) -> None:
@@ -294,22 +302,6 @@ def test_fork_of_the_parent_lives_on(tmp_path: Path) -> None:
             assert alive([fork])
         finally:
             fork.kill()
-
-
-def test_started_in_a_thread(tmp_path: Path) -> None:
-    """A server outlives the thread that started it and is stopped from another one."""
-    server = stand_in(tmp_path, "family")
-    thread = threading.Thread(target=server.start)
-    thread.start()
-    thread.join()
-    try:
-        time.sleep(1)
-        server.check()
-        assert server.running
-        processes = processes_of(server)
-    finally:
-        server.stop()
-    assert not alive(processes)
 
 
 def test_two_servers_side_by_side(tmp_path: Path) -> None:
