@@ -85,11 +85,11 @@ def wait_for_children(process: "subprocess.Popen[bytes]") -> list[psutil.Process
 
 def test_words_in_the_pipe() -> None:
     """Bytes in the pipe mean nothing: only its end does."""
-    with guarded(*python("import time; time.sleep(2)")) as process:
+    with guarded(*python("import time; time.sleep(2); raise SystemExit(7)")) as process:
         assert process.stdin is not None
         process.stdin.write(b"hello\n" * 3)
         process.stdin.flush()
-        assert process.wait(60) == 0
+        assert process.wait(60) == 7
 
 
 @pytest.mark.parametrize("ends_by_itself", [True, False])
