@@ -1,16 +1,14 @@
 """Tables of bad input: what a call must refuse, and words that its message must hold."""
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any
 
 from labkit.errors import LabkitError, UsageError
 
-Input = TypeVar("Input")
-
 
 def not_refused(
-    call: Callable[[Input], object], table: Iterable[tuple[Input, str]], error: type[LabkitError] = UsageError
-) -> list[tuple[Input, str]]:
+    call: Callable[[Any], object], table: Iterable[tuple[Any, str]], error: type[LabkitError] = UsageError
+) -> list[tuple[Any, str]]:
     """The table's inputs that `call` takes, or refuses in other words or without a remedy, with what it said."""
     offenders = []
     for bad, says in table:

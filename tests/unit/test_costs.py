@@ -175,7 +175,8 @@ def test_the_fleet_is_the_smallest_that_carries_the_peak(asked: CostSettings) ->
 def test_more_traffic_never_costs_less(asked: CostSettings, factor: float) -> None:
     """Machines and bills grow with the traffic, also when it is given in tokens a day; an API's token price stays."""
     before = costs.calculate(asked)
-    tokens = float(before.demand.tokens_per_day * Fraction(factor + 1e-9))
+    factor = min(factor + 1e-9, 1e15 / float(before.demand.tokens_per_day))
+    tokens = float(before.demand.tokens_per_day) * factor
     after = costs.calculate(asked.changed(requests_per_s=None, tokens_per_day=tokens))
     assert after.hosted.machines >= before.hosted.machines
     assert after.hosted.usd_per_day >= before.hosted.usd_per_day
