@@ -135,7 +135,7 @@ def test_two_halves_with_the_engines_default() -> None:
     assert (first.gpus, second.gpus) == ((0,), (0,))
     assert (first.starts, second.starts) == (True, False)
     assert "less memory is free" in second.refused
-    assert not result.ok
+    assert (result.ok, result.gpus[0].fits) == (False, False)
     assert result.gpus[0].rest_bytes > result.gpus[0].total_bytes
     assert any("0.49" in finding.change for finding in result.findings if finding.subject == "code")
     repaired = audited(EXAMPLE.replace("0.92", "0.49"))
