@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import date
 from itertools import product
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -201,10 +202,11 @@ def test_shapes_have_the_published_sizes() -> None:
 
 
 def changed(folder: Path, **change: Any) -> Path:
-    """`folder` with Llama-3.1-8B's config.json, changed."""
+    """A new folder with Llama-3.1-8B's config.json, changed."""
     config = json.loads((model_folder("llama-3.1-8b") / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
-    return folder
+    made = Path(mkdtemp(dir=folder))  # a folder's shape is read once
+    (made / "config.json").write_text(json.dumps(config | change))
+    return made
 
 
 @pytest.mark.engine
