@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -151,7 +152,7 @@ def test_a_preempted_sequence_comes_back_with_its_tokens() -> None:
 
 
 def test_what_keeps_a_sequence_waiting() -> None:
-    """Free memory in two pieces does not hold what one piece of it would; with paging it does. At most max_num_seqs run."""
+    """Free memory in two pieces does not hold what one piece of it would; with paging it does. max_num_seqs holds."""
     lengths = [(4, 2), (4, 9), (4, 2), (7, 2)]
     several = [TokenSequence(arrival=0, prompt_tokens=prompt, output_tokens=output) for prompt, output in lengths]
     assert run(several, Policy.RESERVE_KNOWN, 22)[0].waiting == 1
@@ -187,7 +188,7 @@ def test_what_can_never_run_is_refused() -> None:
 
 def test_a_stream_is_its_seed() -> None:
     """Equal arguments give equal streams, another seed another one; means, order and limits are as asked."""
-    sizes = {"mean_prompt_tokens": 40, "mean_output_tokens": 60, "spread": 0.5, "per_step": 0.5}
+    sizes: dict[str, Any] = {"mean_prompt_tokens": 40, "mean_output_tokens": 60, "spread": 0.5, "per_step": 0.5}
     many, again, other = (stream(4000, seed=seed, **sizes) for seed in (1, 1, 2))
     assert many == again != other
     means = [fmean(one.prompt_tokens for one in many), fmean(one.output_tokens for one in many)]

@@ -11,6 +11,7 @@ from labkit import modelled
 from labkit.errors import UsageError
 from labkit.files import data_path
 from labkit.modelled import cards
+from labkit.modelled.cards import Price, Sheet
 
 ENTRIES: dict[str, Any] = yaml.safe_load(data_path("gpus.yaml").read_text())
 PROMISED = "t4 l4 a10g rtx-4090 l40s a100-40 a100-80 h100-pcie h100-sxm h200 b200"  # by the command line
@@ -26,8 +27,10 @@ def test_every_entry_is_a_card_with_sources() -> None:
         assert (card.name, card.memory_bytes) == (name, int(entry["memory_gib"] * 2**30))
         assert card.bytes_per_s == entry["bandwidth_gb_per_s"] * 1e9
         assert card.flops == 1e12 * (entry.get("bf16_tflops") or entry["fp16_tflops"])
+        assert card.flops is not None
         assert card.fp8_tflops is None or card.fp8_tflops * 1e12 == pytest.approx(2 * card.flops, rel=0.02)
-        for figure in filter(None, (card.sheet, card.usd_per_hour)):
+        figures: list[Sheet | Price] = [card.sheet, *([card.usd_per_hour] if card.usd_per_hour else [])]
+        for figure in figures:
             assert len(figure.source) > 10
             assert isinstance(figure.date, date)
             assert date(2026, 1, 1) < figure.date < date(2028, 1, 1)

@@ -16,7 +16,16 @@ from labkit.errors import ModelError, UsageError
 from labkit.modelled import cards
 from labkit.modelled.cards import Card, Efficiency, KernelTables, Sheet
 from labkit.modelled.shapes import Shape, dense_shape, known_models, model_folder, shape_of
-from labkit.modelled.step_time import ALL_REDUCE_S, ATTENTION_EFFICIENCY, TERMS, Fitted, Formula, Kernels, Step
+from labkit.modelled.step_time import (
+    ALL_REDUCE_S,
+    ATTENTION_EFFICIENCY,
+    LINK_EFFICIENCY,
+    TERMS,
+    Fitted,
+    Formula,
+    Kernels,
+    Step,
+)
 
 # Llama-3.1-8B, by hand from its public config.json: hidden 4096, 32 heads and 8 KV heads of 128, feed-forward 14336, 32
 # layers, a vocabulary of 128,256, no tied embedding.
@@ -94,12 +103,15 @@ def test_more_tokens_and_longer_contexts_take_longer(mix: list[tuple[int, int]],
 
 @given(requests, st.sampled_from([2, 4, 8]))
 def test_cards_share_the_work_and_add_their_all_reduces(mix: list[tuple[int, int]], gpus: int) -> None:
-    """With links of endless speed, N cards take 1/N of the time and two latencies a layer; real links take longer."""
+    """With links of endless speed, N cards take 1/N of the time and two latencies a layer; a ring over real links
+    takes the time of its bytes as well."""
     endless = CARD.model_copy(update={"nvlink_gb_per_s": 1e30})
     assert seconds(*mix, gpus=gpus, card=endless) == pytest.approx(
         seconds(*mix) / gpus + 2 * 32 * ALL_REDUCE_S, rel=1e-9
     )
-    assert seconds(*mix, gpus=gpus) > seconds(*mix, gpus=gpus, card=endless)
+    moved_bytes = 2 * 32 * 2 * (gpus - 1) / gpus * step(*mix).tokens * 4096 * 2
+    links_s = seconds(*mix, gpus=gpus) - seconds(*mix, gpus=gpus, card=endless)
+    assert links_s == pytest.approx(moved_bytes / (450e9 * LINK_EFFICIENCY), rel=1e-6)
 
 
 def test_what_no_card_is_known_to_do_is_refused() -> None:

@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise, product
 from statistics import fmean, pvariance
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -112,13 +113,14 @@ def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
 def test_impossible_lengths_are_refused() -> None:
     """Each is a usage error with its name and number; so are a request without a token, and times for turns, which
     follow from answers."""
-    for says, wrong in (
+    refused: list[tuple[str, dict[str, Any]]] = [
         ("n is 0", {"n": 0}),
         ("input_tokens is 0", {"input_tokens": 0}),
         ("output_tokens is 0", {"output_tokens": 0}),
         ("5 of 5 input tokens", {"shared_tokens": 5}),
         ("shared_tokens is -1", {"shared_tokens": -1}),
-    ):
+    ]
+    for says, wrong in refused:
         with pytest.raises(UsageError, match=says):
             traffic.fixed(**{"n": 1, "input_tokens": 5, "output_tokens": 1} | wrong)
     with pytest.raises(UsageError, match="0 prompt tokens"):

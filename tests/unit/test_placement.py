@@ -43,7 +43,7 @@ def test_replicas_are_placed_by_rays_rule(fractions: list[float], gpus: int) -> 
         elif part > 1:
             assert (len(where) == part) == (left.count(Fraction(1)) >= part)
         for gpu in where:
-            left[gpu] -= min(part, 1)
+            left[gpu] -= min(part, Fraction(1))
     assert min(left) >= 0
     assert placement.left_over(fractions, gpus) == [float(free) for free in left]
 
