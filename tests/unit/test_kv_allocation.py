@@ -104,7 +104,7 @@ def naive(sequences: list[TokenSequence], policy: Policy, capacity: int) -> list
     return log
 
 
-@quick
+@settings(max_examples=300, deadline=None)
 @given(sequences=SEQUENCES, capacity=CAPACITY, policy=st.sampled_from(Policy))
 def test_the_model_is_the_cell_by_cell_one(policy: Policy, sequences: list[TokenSequence], capacity: int) -> None:
     """Steps, queues, tokens and preemptions are those of a plain model that moves every token. Pieces never overlap or
