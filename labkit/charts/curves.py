@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 
 from labkit.charts import draw
-from labkit.charts.draw import ARTICLE, MEASURED, STYLES, Rule
+from labkit.charts.draw import ARTICLE, MEASURED, STYLES, ReferenceLine
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
 from labkit.vega import BLUE, GREEN, GREY, INK, VERMILLION, WIDTH, Spec
@@ -122,7 +122,9 @@ def lines(
     return finish(drawn, title=title, description=text, caption=caption)
 
 
-def _curves(points: Sequence[LinePoint], x: Spec, *, y_title: str, unit: str, references: Sequence[Rule]) -> Spec:
+def _curves(
+    points: Sequence[LinePoint], x: Spec, *, y_title: str, unit: str, references: Sequence[ReferenceLine]
+) -> Spec:
     top = max([point.top for point in points] + [rule.value for rule in references])
     domain = (min(0.0, *(point.y for point in points), 0.0), top * 1.1)
     axes = {"x": x, "y": draw.quantity("y", y_title, domain), "color": _by_series(points)}

@@ -108,7 +108,7 @@ STYLES: dict[str, tuple[str, list[int]]] = {
 
 
 @dataclass(frozen=True)
-class Rule:
+class ReferenceLine:
     """A labelled line across a chart: `kind` is a key of STYLES, `value` in the axis's unit."""
 
     kind: str
@@ -134,14 +134,14 @@ def rules(
     article: float | None = None,
     model: float | None = None,
     slo: float | None = None,
-) -> list[Rule]:
+) -> list[ReferenceLine]:
     """Those references that are given, smallest first."""
     values = {"your guess": guess, "the article": article, "the model": model, "SLO": slo}
-    given = [Rule(kind, float(value), unit) for kind, value in values.items() if value is not None]
+    given = [ReferenceLine(kind, float(value), unit) for kind, value in values.items() if value is not None]
     return sorted(given, key=lambda rule: rule.value)
 
 
-def upright(references: Sequence[Rule], domain: tuple[float, float]) -> list[Spec]:
+def upright(references: Sequence[ReferenceLine], domain: tuple[float, float]) -> list[Spec]:
     """Rules on a horizontal value axis. Each label has a row of its own above the plot, so that none overlaps."""
     drawn = []
     for row, rule in enumerate(references):
@@ -154,7 +154,7 @@ def upright(references: Sequence[Rule], domain: tuple[float, float]) -> list[Spe
     return drawn
 
 
-def level(references: Sequence[Rule], domain: tuple[float, float]) -> list[Spec]:
+def level(references: Sequence[ReferenceLine], domain: tuple[float, float]) -> list[Spec]:
     """Rules on a vertical value axis, smallest first. A label stands above its rule, or below if the next is near."""
     lines, labels = [], []
     for n, rule in enumerate(references):

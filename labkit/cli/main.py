@@ -382,5 +382,12 @@ def main(arguments: list[str] | None = None) -> None:
     except LabkitError as error:
         typer.echo(f"labkit: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:  # an install of the pages alone has no engines and no load client
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "labkit", "course", "applications"):
+            raise
+        fix = "run make in the repository, or pip install -e '.[cpu]'"
+        typer.echo(f"labkit: {UsageError(f'this command needs the package {package}', remedy=fix)}", err=True)
+        sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

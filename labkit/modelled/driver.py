@@ -8,7 +8,7 @@ from typing import Any
 
 from labkit.errors import require, whole
 from labkit.load import LoadResult, Outcome, RequestRecord
-from labkit.modelled.replica import Moment, Progress, Replica
+from labkit.modelled.replica import Moment, NewTokens, Replica
 from labkit.modelled.routers import Router, least_loaded
 from labkit.modelled.traffic import TokenRequest, Traffic
 
@@ -148,7 +148,7 @@ class _Run:
         for update in replica.step():
             self._take(update, replica.clock_s)
 
-    def _take(self, update: Progress, now_s: float) -> None:
+    def _take(self, update: NewTokens, now_s: float) -> None:
         state = self._open[update.index]
         assert state is not None
         state.times_s += [now_s] * len(update.token_ids)

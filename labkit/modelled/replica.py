@@ -23,7 +23,7 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class NewTokens:
     """What a step did for one request: new tokens, whether it has ended, and (once) cached prompt tokens."""
 
     index: int
@@ -142,7 +142,7 @@ class Replica:
             raise UsageError(f"request {index}: {error}", remedy="shorten it, or raise max_model_len") from error
         self._numbers[str(index)] = index
 
-    def step(self) -> list[Progress]:
+    def step(self) -> list[NewTokens]:
         """One step of the engine."""
         before_s = self._raw_clock_s()
         outputs = self.engine.step()
@@ -166,10 +166,10 @@ class Replica:
             )
         )
 
-    def _progress(self, output: Any) -> Progress:
+    def _progress(self, output: Any) -> NewTokens:
         name = output.request_id
         index = self._numbers.pop(name) if output.finished else self._numbers[name]
-        return Progress(index, output.outputs[0].token_ids, output.finished, output.num_cached_tokens or 0)
+        return NewTokens(index, output.outputs[0].token_ids, output.finished, output.num_cached_tokens or 0)
 
     def abort(self) -> None:
         """Takes all requests that are under way out of the engine."""

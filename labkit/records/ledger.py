@@ -40,31 +40,31 @@ Condition = tuple[str, Operator, Right]
 """(evidence name, operator, a number, true, false or another evidence name)"""
 
 
-class Outcome(Frozen):
+class Finding(Frozen):
     """A verdict and its reason, a sentence with {evidence_name} placeholders."""
 
     verdict: VerdictName
     because: str
 
 
-class Verdict(Outcome):
+class Verdict(Finding):
     """What the evidence says of a claim. `missing`: names that the rule needs and the evidence lacks."""
 
     missing: tuple[str, ...] = ()
 
 
-class Case(Outcome):
+class Case(Finding):
     """An outcome for evidence that meets all conditions of `when`."""
 
     when: tuple[Condition, ...] = Field(min_length=1)
 
 
-class Rule(Frozen):
+class ClaimRule(Frozen):
     """Cases in order and a default, over the evidence names in `needs` and no others."""
 
     needs: tuple[str, ...] = Field(min_length=1)
     cases: tuple[Case, ...] = Field(min_length=1)
-    default: Outcome
+    default: Finding
 
     @model_validator(mode="after")
     def _names_are_declared(self) -> Self:
@@ -105,7 +105,7 @@ class Rule(Frozen):
             because = f"Not recorded: {', '.join(missing)}. Run the lab again, to its end."
             return Verdict(verdict="inconclusive", because=because, missing=missing)
         holding = (case for case in self.cases if all(_holds(condition, evidence) for condition in case.when))
-        outcome: Outcome = next(holding, self.default)
+        outcome: Finding = next(holding, self.default)
         shown = {name: _shown(evidence[name]) for name in self.needs}
         return Verdict(verdict=outcome.verdict, because=outcome.because.format_map(shown))
 
@@ -174,7 +174,7 @@ class Claim(Frozen):
     literature: Literature
     settled_by: Literal["measurement", "text", "gpu", "arithmetic"]
     labs: tuple[str, ...]
-    rule: Rule | None
+    rule: ClaimRule | None
 
 
 def load_claims(path: Path | None = None) -> dict[str, Claim]:

@@ -10,7 +10,7 @@ from labkit.labs import LABS, Lab, check_gpu_memory, readiness
 from labkit.runs import on_node
 from labkit.runs.knock import knock
 from labkit.runs.notebook import NotebookEnd, Stop
-from labkit.runs.on_node import Cell, Facts, Order, Outcome
+from labkit.runs.on_node import Cell, Facts, LabEnd, Order
 from labkit.runs.plan import Job, Plan, make_plan
 from labkit.runs.runner import Progress, RunResult, Step, git_commit, opening_lines, run_labs
 from labkit.serving import ray_serve
@@ -267,7 +267,7 @@ class Board:
         return self.attempts, self.cells
 
 
-def run_order(order: Order, board: Any) -> Outcome:
+def run_order(order: Order, board: Any) -> LabEnd:
     """The task: one lab on the node that Ray chose."""
     import ray
 
@@ -351,7 +351,7 @@ class Dispatch:
         if not attempts:
             yield job, None
         try:
-            outcome: Outcome = ray.get(task)
+            outcome: LabEnd = ray.get(task)
         except TaskUnschedulableError:
             yield job, _end("failed", f"no node that is left can run it; {lost}")
         except RayTaskError as error:  # an error of ours on the node, such as a full disk

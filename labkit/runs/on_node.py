@@ -61,7 +61,7 @@ class Order(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class LabEnd:
     """How a lab ended, and every file that a local run would have left in the run's folder, by relative path."""
 
     end: NotebookEnd
@@ -103,7 +103,7 @@ def missing_models(names: Sequence[str]) -> dict[str, str]:
     return missing
 
 
-def run_lab(order: Order, report: Callable[[Cell], int], *, environment: Mapping[str, str] | None = None) -> Outcome:
+def run_lab(order: Order, report: Callable[[Cell], int], *, environment: Mapping[str, str] | None = None) -> LabEnd:
     """Run the lab in a private folder, which is gone afterwards.
 
     `report` is called twice a second with the cell that runs and returns how often the run was asked to stop.
@@ -114,7 +114,7 @@ def run_lab(order: Order, report: Callable[[Cell], int], *, environment: Mapping
         try:
             end = _follow(process, report) or _died(folder)
             paths = [path for path in sorted((folder / OUT).rglob("*")) if path.is_file() and not path.is_symlink()]
-            return Outcome(end=end, files={str(path.relative_to(folder / OUT)): path.read_bytes() for path in paths})
+            return LabEnd(end=end, files={str(path.relative_to(folder / OUT)): path.read_bytes() for path in paths})
         finally:  # also when Ray cancels this task: a lab whose input ends stops
             with contextlib.suppress(OSError):
                 cast(IO[str], process.stdin).close()

@@ -1,52 +1,49 @@
-"""Runs a lab's first cells, up to the one that starts the engine: wrong sizes have to be refused there."""
+"""Runs a lab's first cells, up to the one that starts an engine, with one set of parameters after the other.
 
-import subprocess
+    python -m tests.notebooks.first_cells NOTEBOOK STOP OUT_DIR < parameters.json
+
+One process for all sets, each with names of its own. Prints a line of JSON for each: the refusal, and which of HEAVY
+have been imported by then. STOP is a text in the cell that is not run any more; empty: all cells are run.
+"""
+
+import io
+import json
 import sys
-from collections.abc import Mapping
-from itertools import takewhile
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
+from labkit.errors import LabkitError
 from tools import notebooks as tool
 
-STARTS = {
-    "vllm": "from vllm import",
-    "served": "serving.start(",
-    "ray": "ray_serve.start(",
-    "ts": "lab_07.pack(",
-    "torchserve": "torchserve.start(",
-    "servers": "background.submit(serving.start",
-}
+HEAVY = ("ray", "torch", "transformers", "ts", "vllm")
 
 
-def run_first_cells(
-    notebook: str, out_dir: Path, overrides: Mapping[str, object], *, engine: str = "vllm"
-) -> "subprocess.CompletedProcess[str]":
-    """The cells in a process of their own, with other parameters; its last line says whether the engine was imported.
-
-    `engine`: a key of STARTS.
-    """
-    cells = [one for one in nbformat.read(tool.NOTEBOOKS / notebook, as_version=4).cells if one.cell_type == "code"]
-    parts = ["import sys"]
-    for cell in takewhile(lambda cell: STARTS[engine] not in cell.source, cells):
-        parts.append(cell.source)
-        if "parameters" in tool.tags(cell):
-            parts += [f"{name} = {value!r}" for name, value in {**overrides, "out_dir": str(out_dir)}.items()]
-    code = "\n".join(["try:", *(f"    {line}" for part in parts for line in part.splitlines()), "finally:"])
-    code += f"\n    print('engine imported:', {engine!r} in sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+def first_cells(notebook: str, stop: str) -> list[Any]:
+    """The code cells before the one with `stop`, which there has to be: the rest may start an engine."""
+    cells = [cell for cell in nbformat.read(tool.NOTEBOOKS / notebook, as_version=4).cells if cell.cell_type == "code"]
+    return cells[: next(n for n, cell in enumerate(cells) if stop in cell.source)] if stop else cells
 
 
-def assert_refused(done: "subprocess.CompletedProcess[str]", message: str) -> None:
-    """A UsageError with the numbers in it, and the engine has not even been imported."""
-    assert done.returncode == 1
-    assert "UsageError" in done.stderr
-    assert message in done.stderr
-    assert "engine imported: False" in done.stdout
+def refusal_of(cells: list[Any], parameters: dict[str, Any]) -> str:
+    """The refusal with which the cells end, or nothing. Any other error ends the process."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    try:
+        with redirect_stdout(io.StringIO()):
+            for cell in cells:
+                exec(cell.source, names)
+                if "parameters" in tool.tags(cell):
+                    names |= parameters
+    except LabkitError as error:
+        return str(error)
+    return ""
 
 
-def assert_ready(done: "subprocess.CompletedProcess[str]") -> None:
-    """The cells ended well, and the engine is not loaded yet."""
-    assert done.returncode == 0, done.stderr
-    assert "engine imported: False" in done.stdout
+if __name__ == "__main__":
+    notebook, stop, out_dir = sys.argv[1:]
+    lab_cells = first_cells(notebook, stop)
+    for number, overrides in enumerate(json.load(sys.stdin)):
+        refusal = refusal_of(lab_cells, {**overrides, "out_dir": str(Path(out_dir, str(number)))})
+        print(json.dumps({"refusal": refusal, "imported": [name for name in HEAVY if name in sys.modules]}))

@@ -25,7 +25,7 @@ CHECKS = [  # the tests that a lab has to pass and that need no engine
     "tests/unit/test_docs.py",
     f"tests/unit/test_lab_{NUMBER}.py",
 ]
-ABOUT_LABS = "name_each_other or labs_yaml_goes or guides_minutes or binder_tries"
+ABOUT_LABS = "name_each_other or labs_yaml_goes or guides_minutes or binder_tries or judges_as_it_says"
 ABOUT_IT = f"({NUMBER} or {ABOUT_LABS}) and not profiles and not missing"
 
 

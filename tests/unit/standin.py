@@ -1,5 +1,6 @@
 """Small servers that behave well or badly on purpose, and how to tell that their processes are gone."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
@@ -11,7 +12,6 @@ import psutil
 from labkit.serving.process import LOOPBACK, ServerProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-GONE_WITHIN_S = 15.0
 
 SERVER = '''
 import http.server, os, signal, socket, subprocess, sys, time
@@ -99,14 +99,14 @@ def url_of(server: ServerProcess) -> str:
     return f"http://{LOOPBACK}:{server.command[2]}"
 
 
-def family_of(tmp_path: Path) -> list[psutil.Process]:
-    """The processes that a "family" stand-in started, deaf ones and orphans included."""
-    return running(wait_for(tmp_path / "run" / "family"))
-
-
 def running(pids: str) -> list[psutil.Process]:
     """The processes with these pids; those that are gone already are left out."""
     return [psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))]
+
+
+def family_of(tmp_path: Path) -> list[psutil.Process]:
+    """The processes that a "family" stand-in started, deaf ones and orphans included."""
+    return running(wait_for(tmp_path / "run" / "family"))
 
 
 def wait_for(file: Path) -> str:
@@ -124,19 +124,17 @@ def processes_of(server: ServerProcess) -> list[psutil.Process]:
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those that still run. A zombie does not: in a container nobody may collect it."""
-    return [process for process in processes if _runs(process)]
+    left = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process)
+    return left
 
 
-def survivors(processes: Iterable[psutil.Process], *, within_s: float = GONE_WITHIN_S) -> list[psutil.Process]:
+def survivors(processes: Iterable[psutil.Process], *, within_s: float = 15.0) -> list[psutil.Process]:
     """Those that still run after `within_s`; returns early when there are none."""
     deadline = time.monotonic() + within_s
     while (left := alive(processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

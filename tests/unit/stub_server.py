@@ -15,13 +15,10 @@ from aiohttp import web
 
 MODEL = "stub"
 METRICS = """\
-# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="stub"}} {under_way}
-# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
 # TYPE vllm:prompt_tokens_total counter
 vllm:prompt_tokens_total{{engine="0",model_name="stub"}} {prompt_tokens}
-# HELP vllm:generation_tokens_total Number of generation tokens processed.
 # TYPE vllm:generation_tokens_total counter
 vllm:generation_tokens_total{{engine="0",model_name="stub"}} {tokens}
 """
@@ -38,17 +35,11 @@ class Behaviour:
     done: bool = True
     finish_reason: bool = True
     error_status: int | None = None
-    """Answer with this status."""
-    error_every: int = 1
-    """... but only every so many requests."""
-    hang: bool = False
-    """Accept the request and never answer."""
-    cut_after_chunks: int | None = None
-    """Close the connection in the middle of the stream."""
-    malformed_after_chunks: int | None = None
-    """Send a chunk that is no JSON."""
-    error_after_chunks: int | None = None
-    """Send an error object in the stream, as vLLM does when its engine fails."""
+    error_every: int = 1  # answer with error_status every so many requests
+    hang: bool = False  # accept the request and never answer
+    cut_after_chunks: int | None = None  # close the connection in the middle of the stream
+    malformed_after_chunks: int | None = None  # send a chunk that is no JSON
+    error_after_chunks: int | None = None  # send an error object in the stream, as vLLM does when its engine fails
     api_key: str | None = None
     models: tuple[str, ...] = (MODEL,)
     models_status: int = 200
@@ -64,8 +55,7 @@ class Stub:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
-    hung_up: int = 0
-    """Requests whose client went away before the answer was complete."""
+    hung_up: int = 0  # requests whose client went away before the answer was complete
     under_way: int = 0
     most_under_way: int = 0
 
@@ -121,69 +111,52 @@ class Stub:
             return _error(behaviour.error_status, f"the stub answers {behaviour.error_status}")
         if behaviour.hang:
             await asyncio.Event().wait()
-        answer = _Answer.of(body, chat=request.path.endswith("/chat/completions"), behaviour=behaviour)
-        self.tokens += answer.tokens
-        self.prompt_tokens += answer.usage["prompt_tokens"]
-        return await (answer.stream(request) if body.get("stream") else answer.whole())
-
-
-@dataclass(frozen=True)
-class _Answer:
-    chat: bool
-    tokens: int
-    usage: dict[str, int]
-    behaviour: Behaviour
-
-    @classmethod
-    def of(cls, body: dict[str, Any], *, chat: bool, behaviour: Behaviour) -> "_Answer":
-        asked = body["messages"] if chat else body["prompt"]
-        prompt = " ".join(message["content"] for message in asked) if chat else asked
-        tokens = body["max_completion_tokens"] if chat else body["max_tokens"]
-        words = len(prompt.split())
+        chat = request.path.endswith("/chat/completions")
+        prompt = " ".join(message["content"] for message in body["messages"]) if chat else body["prompt"]
+        tokens, words = body["max_completion_tokens" if chat else "max_tokens"], len(prompt.split())
         usage = {"prompt_tokens": words, "completion_tokens": tokens, "total_tokens": words + tokens}
-        return cls(chat, tokens, usage, behaviour)
+        self.tokens += tokens
+        self.prompt_tokens += words
+        if body.get("stream"):
+            return await self._stream(request, chat, tokens, usage)
+        await asyncio.sleep(behaviour.first_token_delay_s + behaviour.token_delay_s * tokens)
+        said = {"message": {"role": "assistant", "content": _text(0, tokens)}} if chat else {"text": _text(0, tokens)}
+        choices = [{"index": 0, "finish_reason": "length", **said}]
+        return web.json_response({"choices": choices, **({"usage": usage} if behaviour.usage else {})})
 
-    async def whole(self) -> web.Response:
-        text = "".join(_words(0, self.tokens))
-        await asyncio.sleep(self.behaviour.first_token_delay_s + self.behaviour.token_delay_s * self.tokens)
-        choice = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        usage = {"usage": self.usage} if self.behaviour.usage else {}
-        return web.json_response({"choices": [{"index": 0, "finish_reason": "length", **choice}], **usage})
-
-    async def stream(self, request: web.Request) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, chat: bool, tokens: int, usage: dict[str, int]) -> web.StreamResponse:
         behaviour = self.behaviour
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await _pause(behaviour.first_token_delay_s)
-        for count, begin in enumerate(range(0, self.tokens, behaviour.tokens_per_chunk)):
-            if count:
-                await _pause(behaviour.token_delay_s)
+        for count, begin in enumerate(range(0, tokens, behaviour.tokens_per_chunk)):
+            delay_s = behaviour.token_delay_s if count else behaviour.first_token_delay_s
+            if delay_s:
+                await asyncio.sleep(delay_s)
             if count == behaviour.cut_after_chunks and request.transport is not None:
                 request.transport.abort()
                 return response
-            await response.write(self._chunk(count, begin))
+            await response.write(self._chunk(chat, count, begin, tokens))
         if behaviour.usage:
-            await response.write(_event({"choices": [], "usage": self.usage}))
+            await response.write(_event({"choices": [], "usage": usage}))
         if behaviour.done:
             await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
-    def _chunk(self, count: int, begin: int) -> bytes:
+    def _chunk(self, chat: bool, count: int, begin: int, tokens: int) -> bytes:
         if count == self.behaviour.malformed_after_chunks:
             return b'data: {"choices": [{"text"\n\n'
         if count == self.behaviour.error_after_chunks:
             return _event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
-        end = min(begin + self.behaviour.tokens_per_chunk, self.tokens)
-        text = "".join(_words(begin, end))
-        reason = "length" if end == self.tokens and self.behaviour.finish_reason else None
-        choice = {"delta": {"content": text}} if self.chat else {"text": text}
-        return _event({"id": "stub-1", "object": "chunk", "model": MODEL, "choices": [
-            {"index": 0, "logprobs": None, "finish_reason": reason, **choice}]})  # fmt: skip
+        end = min(begin + self.behaviour.tokens_per_chunk, tokens)
+        said = {"delta": {"content": _text(begin, end)}} if chat else {"text": _text(begin, end)}
+        reason = "length" if end == tokens and self.behaviour.finish_reason else None
+        choices = [{"index": 0, "logprobs": None, "finish_reason": reason, **said}]
+        return _event({"id": "stub-1", "object": "chunk", "model": MODEL, "choices": choices})
 
 
-def _words(begin: int, end: int) -> Iterator[str]:
-    return (f" w{index}" for index in range(begin, end))
+def _text(begin: int, end: int) -> str:
+    return "".join(f" w{index}" for index in range(begin, end))
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -192,11 +165,6 @@ def _event(data: dict[str, Any]) -> bytes:
 
 def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": {"message": message, "code": status}}, status=status)
-
-
-async def _pause(delay_s: float) -> None:
-    if delay_s:
-        await asyncio.sleep(delay_s)
 
 
 async def _started(stub: Stub) -> web.AppRunner:

@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from html import unescape
-from itertools import pairwise, takewhile
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import pytest
@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import charts
-from labkit.charts.bars import Bar, Beside
+from labkit.charts import curves
+from labkit.charts.bars import Bar, Beside, Reading, two_clients
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
-from labkit.charts.panels import StepPanel
+from labkit.charts.panels import MOST, StepPanel, _thinned, fate_looks, request_fates
 from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, phases, pieces
 from labkit.errors import UsageError
@@ -78,6 +79,21 @@ STEPS = [
     StepPanel("usage (%)", {"engine": [10.0, 90.0, 100.0]}, top=105),
 ]
 PARTS = {"one": [("weights", 14.0), ("free", 26)], "two": [("weights", 14.0), ("weights", 14), ("free", 12)]}
+FATES = [(0.0, 0.1, "1.0"), (0.5, 0.2, "2.0"), (1.0, 3.0, "no answer"), (1.1, 0.01, "404")]
+MOMENTS = [charts.Moment(0.4, "2.0 is there"), charts.Moment(0.9, "1.0 is deleted")]
+BANDS = [("5%", 10, 0.1, -0.1, 0.4), ("5%", 40, 0.08, -0.02, 0.2), ("50%", 40, 0.07, 0.01, 0.15)]
+LOAD: dict[str, Any] = {
+    "replicas": [(0.0, 1), (5.0, 1), (9.0, 2), (12.0, 3), (20.0, 1)],
+    "under_way": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
+    "latencies": [(0.5, 0.1), (4.0, 3.0), (8.0, 1.2)],
+}
+READINGS = [
+    Reading(server=server, client=client, quantity=quantity, unit="tok/s", values=(3.0, 5.0))
+    for quantity in ("x", "y")
+    for server in ("A", "B")
+    for client in ("one", "two", "three")
+]
+CLIENTS = [reading for reading in READINGS if reading.client != "three"]
 CHARTS: dict[str, Callable[[], Any]] = {
     "bars": lambda: charts.bars_with_intervals(
         [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, model=4.5, **T
@@ -105,6 +121,11 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "packing": lambda: charts.gpu_packing(PLANS, MODELS, gpu_gib=80, most_load=0.7, **T),
     "memory": lambda: charts.memory_map(BOTH, block_size=16, **T),
     "steps": lambda: charts.step_panels(STEPS, **T),
+    "fates": lambda: request_fates(FATES, answered=("1.0", "2.0"), moments=MOMENTS, **T),
+    "nothing lost": lambda: request_fates(FATES[:2], answered=("1.0", "2.0"), **T),
+    "narrowing": lambda: curves.narrowing(BANDS, y_title="fails more often by", **T),
+    "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], **T),
+    "clients": lambda: two_clients(CLIENTS, caption=CAPTION, **T),
 }
 
 
@@ -122,99 +143,96 @@ def rows(part: Any) -> list[dict[str, Any]]:
     return [row for key, value in inside for row in (value["values"] if key == "data" else rows(value))]
 
 
-# --- what holds for every chart ---
-
-
-@pytest.mark.parametrize("name", CHARTS)
-def test_a_chart_draws_and_says_what_it_is(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     """Valid, small, readable and whole without a network; the machine is named; the same data give the same chart."""
-    chart = CHARTS[name]()
-    assert_draws_and_says_what_it_is(chart, capfd)
-    assert chart["title"]["subtitle"] == CAPTION
-    assert chart == CHARTS[name]()
+    for draw in CHARTS.values():
+        chart = draw()
+        assert_draws_and_says_what_it_is(chart, capfd)
+        assert chart["title"]["subtitle"] == CAPTION
+        assert chart == draw()
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("bars", "your guess: 2 tok/s"),
-        ("loads", "your guess: 120 tok/s"),
-        ("lines", "your guess: 3"),
-        ("model", "your guess: 2.5x"),
-        ("model in steps", "your guess: 2x"),
-        ("timeline", "timeout"),
-        ("packing", "122%"),
-        ("packing", "planned"),
-        ("packing", "by memory, GPU 0"),
-        ("packing", "dedicated, GPU 2"),
-        ("beside", "the article: 30 to 50%"),
-        ("beside", "here: -0.4% (-2 to 1.5%)"),
+LABELS = {
+    "bars": ["your guess: 2 tok/s"],
+    "loads": ["your guess: 120 tok/s"],
+    "lines": ["your guess: 3"],
+    "model": ["your guess: 2.5x"],
+    "model in steps": ["your guess: 2x"],
+    "timeline": ["timeout"],
+    "packing": ["122%", "planned", "by memory, GPU 0", "dedicated, GPU 2"],
+    "beside": ["the article: 30 to 50%", "here: -0.4% (-2 to 1.5%)"],
+}
+DESCRIPTIONS = {
+    "streams": ["long computed in 2 parts"],
+    "model": ["series 2 at 64: 3.13x", "off by 4% at most"],
+    "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
+    "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
+    "packing": ["by memory: 1 GPUs, GPU 0 with chat and code and search"],
+    "fates": ["4 requests", "1 404, 1 no answer", "1.0 is deleted at 0.9 s"],
+    "scaling": [
+        *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
+        "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
     ],
-)
-def test_a_drawing_has_its_labels(name: str, said: str) -> None:
-    """Guesses, failures, sums of a GPU's parts and figures are written into the drawing."""
-    assert f">{said}<" in unescape(charts.svg(CHARTS[name]()))
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("streams", "long computed in 2 parts"),
-        ("model", "series 2 at 64: 3.13x"),
-        ("model", "off by 4% at most"),
-        ("blocks", "second: 2 blocks found, 0 new, 1 not full"),
-        ("batches", "Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"),
-        ("packing", "by memory: 1 GPUs, GPU 0 with chat and code and search"),
-    ],
-)
-def test_a_description_has_the_numbers(name: str, said: str) -> None:
-    """Who cannot see the chart hears what was found."""
-    assert said in CHARTS[name]()["description"]
-
-
-NOTHING: dict[str, Callable[[], Any]] = {
-    "timeline": lambda: charts.request_timeline([], **T),
-    "loads": lambda: charts.throughput_latency([], **T),
-    "lines": lambda: charts.lines([], **AXES),
-    "bars": lambda: charts.bars_with_intervals([], unit="s", **T),
-    "ecdf": lambda: charts.ecdf({}, **T),
-    "tail": lambda: charts.tail({"a": []}, **T),
-    "no panels": lambda: charts.token_streams({}, x_title="s", **T),
-    "no tokens": lambda: charts.token_streams({"one": [Lane("A", ())]}, x_title="s", **T),
-    "tradeoff": lambda: charts.tradeoff([], **AXES),
-    "memory": lambda: charts.memory_map({"a": []}, **T),
-    "steps": lambda: charts.step_panels([StepPanel("x", {"a": []})], **T),
-    "stacked": lambda: charts.stacked_bars({}, unit="GiB", **T),
-    "below zero": lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
-    "packing": lambda: charts.gpu_packing({"empty": {}}, MODELS, gpu_gib=80, **T),
-    "beside": lambda: charts.article_beside([], axis_title="y", **T),
-    "no prompts": lambda: charts.prefix_blocks({}, block_size=32, **T),
-    "empty prompt": lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
-    "no model": lambda: charts.model_and_measured([], MEASURED, **AXES),
-    "not measured": lambda: charts.model_and_measured(MODEL, [], **AXES),
+    "clients": ["x, A, one: mean 4 tok/s"],
 }
 
 
+def test_figures_are_written_into_the_drawing_and_told_in_its_description() -> None:
+    """Guesses, failures, sums of a GPU's parts and figures are labels; the description has what was found."""
+    drawn = {name: unescape(charts.svg(CHARTS[name]())) for name in LABELS}
+    assert [label for name, labels in LABELS.items() for label in labels if f">{label}<" not in drawn[name]] == []
+    told = {name: CHARTS[name]()["description"] for name in DESCRIPTIONS}
+    assert [text for name, texts in DESCRIPTIONS.items() for text in texts if text not in told[name]] == []
+
+
+NOTHING: list[Callable[[], Any]] = [
+    lambda: charts.request_timeline([], **T),
+    lambda: charts.throughput_latency([], **T),
+    lambda: charts.lines([], **AXES),
+    lambda: charts.bars_with_intervals([], unit="s", **T),
+    lambda: charts.ecdf({}, **T),
+    lambda: charts.tail({"a": []}, **T),
+    lambda: charts.token_streams({}, x_title="s", **T),
+    lambda: charts.token_streams({"one": [Lane("A", ())]}, x_title="s", **T),
+    lambda: charts.tradeoff([], **AXES),
+    lambda: charts.memory_map({"a": []}, **T),
+    lambda: charts.step_panels([StepPanel("x", {"a": []})], **T),
+    lambda: charts.stacked_bars({}, unit="GiB", **T),
+    lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
+    lambda: charts.gpu_packing({"empty": {}}, MODELS, gpu_gib=80, **T),
+    lambda: charts.article_beside([], axis_title="y", **T),
+    lambda: charts.prefix_blocks({}, block_size=32, **T),
+    lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
+    lambda: charts.model_and_measured([], MEASURED, **AXES),
+    lambda: charts.model_and_measured(MODEL, [], **AXES),
+    lambda: request_fates([], answered=(), **T),
+    lambda: curves.narrowing([], y_title="y", **T),
+    lambda: charts.scaling_timeline(**{**LOAD, "replicas": []}, **T),
+    lambda: charts.scaling_timeline(**{**LOAD, "latencies": []}, **T),
+]
+
+
 def test_nothing_to_draw_is_a_usage_error() -> None:
-    """An empty chart is an error that names it, with a remedy, not an empty picture."""
-    for name, draw in NOTHING.items():
+    """An empty chart is an error that names it, with a remedy, not an empty picture; so is one without words."""
+    for draw in NOTHING:
         with pytest.raises(UsageError, match="'T'") as caught:
             draw()
-        assert caught.value.remedy, name
+        assert caught.value.remedy
+    for number, readings in ((0, []), (3, READINGS)):
+        with pytest.raises(UsageError, match=f"of {number} clients"):
+            two_clients(readings, **T)
+    with pytest.raises(UsageError, match="description"):
+        charts.bundle({"mark": "point"}, png=False)
+    with pytest.raises(UsageError, match="description"):
+        charts.finish({}, title="t", description=" ")
 
 
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e-9, 1e12])
-def test_awkward_numbers_are_drawn(value: float) -> None:
+def test_awkward_numbers_are_drawn() -> None:
     """Zero, negative, tiny and huge values give a drawing without NaN."""
-    points = [LinePoint(0, value), LinePoint(1, 1)]
-    for chart in (
-        charts.bars_with_intervals([Bar("a", value)], unit="s", guess=1, **T),
-        charts.lines(points, guess=value, **AXES),
-    ):
-        assert "NaN" not in charts.svg(chart)
-
-
-# --- the renderer ---
+    for value in (0.0, -3.0, 1e-9, 1e12):
+        bars = charts.bars_with_intervals([Bar("a", value)], unit="s", guess=1, **T)
+        line = charts.lines([LinePoint(0, value), LinePoint(1, 1)], guess=value, **AXES)
+        assert "NaN" not in charts.svg(bars) + charts.svg(line)
 
 
 def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
@@ -229,41 +247,20 @@ def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
     assert drawn.getpixel((0, 0)) == (255, 255, 255)
     assert drawn.width == 2 * metadata["image/png"]["width"]
     assert len(data["image/png"]) < 40_000
+    live, metadata = live_bundle(CHARTS["anatomy"]())  # a widget's callback cannot wait for a PNG
+    assert struct.unpack(">16xII", base64.b64decode(live["image/png"])[:24]) == (1, 1), "width and height"
+    assert metadata["image/png"]["alt"] == live[MIME]["description"]
 
 
-def test_a_live_chart_waits_for_no_png() -> None:
-    """A widget's callback cannot wait for a PNG; an empty one keeps JupyterLab from making its own."""
-    data, metadata = live_bundle(CHARTS["anatomy"]())
-    assert struct.unpack(">16xII", base64.b64decode(data["image/png"])[:24]) == (1, 1), "width and height"
-    assert metadata["image/png"]["alt"] == data[MIME]["description"]
-
-
-@pytest.fixture
-def altairs_own() -> Iterator[None]:
-    """Gives Altair its own display back after a test."""
-    yield
-    alt = pytest.importorskip("altair")
-    alt.renderers.enable("default")
-    alt.theme.enable("default")
-
-
-@pytest.mark.usefixtures("altairs_own")
 def test_enable_takes_over_altairs_display() -> None:
     """After enable a learner's Altair chart shows by our renderer, in our colours; our own have the given caption."""
     alt = pytest.importorskip("altair")
-    charts.enable(caption="one GPU")
-    own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
-    data, _ = own._repr_mimebundle_()
+    with alt.renderers.enable("default"), alt.theme.enable("default"):  # Altair's own comes back afterwards
+        charts.enable(caption="one GPU")
+        own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
+        data, _ = own._repr_mimebundle_()
     assert data[MIME]["config"]["range"]["category"] == palette()
     assert charts.spec(CHARTS["anatomy"]())["title"]["subtitle"] == "one GPU"
-
-
-def test_a_chart_without_words_is_refused() -> None:
-    """No description and no title: a usage error that says what to add."""
-    with pytest.raises(UsageError, match="description"):
-        charts.bundle({"mark": "point"}, png=False)
-    with pytest.raises(UsageError, match="description"):
-        charts.finish({}, title="t", description=" ")
 
 
 def test_text_has_contrast() -> None:
@@ -284,8 +281,6 @@ def test_the_front_door_opens_on_every_name() -> None:
     with pytest.raises(AttributeError, match="no_such_chart"):
         _ = charts.no_such_chart
 
-
-# --- each chart's own ---
 
 gap = st.floats(0.01, 5, allow_nan=False)
 
@@ -308,7 +303,8 @@ def test_a_timeline_shows_the_first_ones_and_says_so() -> None:
 
 
 def test_anatomy_draws_the_metrics_to_scale() -> None:
-    """The boxes of TPOT are TPOT wide, those of ITL are the gaps, and together they fill E2E without TTFT."""
+    """The boxes of TPOT are TPOT wide, those of ITL are the gaps, and together they fill E2E without TTFT. A request
+    that failed or came in one piece cannot be taken apart."""
     request = record(gaps=(0.5, 0.1, 0.3, 0.2))
     boxes: dict[int, list[float]] = {}
     for row in rows(charts.anatomy(request)):
@@ -320,36 +316,29 @@ def test_anatomy_draws_the_metrics_to_scale() -> None:
     assert request.output_tokens is not None
     assert boxes[4] == pytest.approx([request.tpot_s] * (request.output_tokens - 1), abs=1e-4)
     assert sum(boxes[3]) == pytest.approx(sum(boxes[4]), abs=1e-3)
-
-
-@pytest.mark.parametrize("request_", [record(gaps=(0.4,)), record(gaps=()), record(outcome=Outcome.TIMEOUT)])
-def test_anatomy_needs_a_stream(request_: RequestRecord) -> None:
-    """A request that failed or came in one piece cannot be taken apart."""
-    with pytest.raises(UsageError, match="chunks"):
-        charts.anatomy(request_)
+    for failed in (record(gaps=(0.4,)), record(gaps=()), record(outcome=Outcome.TIMEOUT)):
+        with pytest.raises(UsageError, match="chunks"):
+            charts.anatomy(failed)
 
 
 def test_token_streams_mark_the_longest_gap_and_the_parts() -> None:
     """Each panel's heading has the longest gap of its marked rows; boxes are the gap, the wait and the parts."""
     first, second = CHARTS["streams"]()["vconcat"]
-    assert first["title"]["text"] == "one: longest gap 1.5 s"
-    assert second["title"]["text"] == "two: longest gap 1.5 s"
+    assert [part["title"]["text"] for part in (first, second)] == [
+        f"{name}: longest gap 1.5 s" for name in ("one", "two")
+    ]
     boxes = [(row["kind"], row["start"], row["end"]) for row in rows(first) if "end" in row]
     assert ("waits for its turn", 0.2, 0.4) in boxes
     assert ("the longest gap", 0.2, 1.7) in boxes
     assert boxes.count(("a part of a prompt", 1.0, 1.7)) == 1
 
 
-def test_latencies_far_apart_get_a_log_axis() -> None:
-    """When the largest latency is 30 times the smallest or more, a linear axis would hide the small ones."""
-    near = json.dumps(charts.throughput_latency(LOADS[:2], **T)).count('"log"')
-    assert near < json.dumps(charts.throughput_latency([*LOADS, LoadPoint(64, 9, 20, 60)], **T)).count('"log"')
-
-
-def test_only_measured_loads_are_ticks() -> None:
-    """The load axis has a tick where something was measured and nowhere else."""
-    chart = charts.throughput_latency([LoadPoint(n, n, 1, 2) for n in (1, 3, 12)], **T)
-    assert json.dumps([1, 3, 12]) in json.dumps(chart)
+def test_a_load_chart_has_its_loads_as_ticks_and_a_log_axis_for_latencies_far_apart() -> None:
+    """Ticks are where something was measured. From 30 times the smallest latency on a linear axis would hide those."""
+    near, far = [LoadPoint(n, n, 1, 2) for n in (1, 3, 12)], LoadPoint(64, 9, 20, 60)
+    linear, log = (json.dumps(charts.throughput_latency(loads, **T)) for loads in (near, [*near, far]))
+    assert json.dumps([1, 3, 12]) in linear
+    assert linear.count('"log"') < log.count('"log"')
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
@@ -382,10 +371,9 @@ def test_a_p99_of_few_samples_is_not_shown() -> None:
 def test_labels_of_equal_references_do_not_overlap() -> None:
     """Guess, article and model at the same value have rows of their own."""
     drawn = charts.svg(charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, model=4, **T))
-    places = re.findall(r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):', drawn)
-    heights = sorted(map(float, places))
-    assert len(heights) == 3
-    assert min(b - a for a, b in pairwise(heights)) >= 13
+    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):'
+    lowest, middle, highest = sorted(map(float, re.findall(place, drawn)))
+    assert min(middle - lowest, highest - middle) >= 13
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 3), st.integers(1, 24)), min_size=1, max_size=9))
@@ -422,12 +410,12 @@ def test_residuals_are_relative_to_the_model() -> None:
     assert residuals(model, measured) == [LinePoint(1, 0.5, "a", 0.0, 1.0), LinePoint(2, -0.25, "b")]
 
 
-@pytest.mark.parametrize("policy", Policy)
-@settings(max_examples=40, deadline=None)
-@given(block_size=st.integers(1, 32), every=st.integers(1, 4))
-def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, every: int) -> None:
-    """At every step looked at, what is drawn as given and as stored is what each sequence had and had stored."""
-    seen = memory(policy, block_size=block_size)
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(Policy), st.sampled_from([1, 2, 4, 8, 16, 32]), st.sampled_from([64, 128]), st.integers(1, 4))
+def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, tokens: int, every: int) -> None:
+    """At every step looked at, what is drawn as given and as stored is what each sequence had and had stored, also
+    where 64 tokens of memory are too few and a sequence loses its blocks and gets others."""
+    seen = memory(policy, block_size=block_size, tokens=tokens)
     drawn = list(patches(seen, every=every))
     for snapshot in seen[::every]:
         shown = [patch for patch in drawn if patch.start <= snapshot.step < patch.end]
@@ -441,25 +429,11 @@ def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, e
         assert stored == sum(holding.stored_tokens for holding in snapshot.holdings.values())
 
 
-def test_the_patches_of_a_preempted_sequence_end_with_its_blocks() -> None:
-    """A sequence that loses its blocks loses its colour, and gets another when it comes back."""
-    both = [TokenSequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
-    seen = allocate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4)
-    drawn = list(patches(seen))
-    preempted = next(snapshot.step for snapshot in seen if snapshot.preemptions)
-    assert {patch.end for patch in drawn if patch.owner == "2" and patch.start < preempted} == {preempted}
-    assert any(patch.owner == "2" and patch.start > preempted for patch in drawn)
-
-
 def test_a_cropped_axis_ends_at_the_highest_place() -> None:
     """`crop` leaves out what was never used; without it the axis is the whole memory."""
-    panels = {"paged": memory(tokens=4096)}
-    tops = [
-        chart["vconcat"][0]["layer"][0]["encoding"]["y"]["scale"]["domain"][1]
-        for chart in (charts.memory_map(panels, **T), charts.memory_map(panels, crop=True, **T))
-    ]
-    assert tops[0] == 4096
-    assert tops[1] < 4096
+    drawn = [charts.memory_map({"paged": memory(tokens=4096)}, crop=crop, **T) for crop in (False, True)]
+    whole, cropped = (chart["vconcat"][0]["layer"][0]["encoding"]["y"]["scale"]["domain"][1] for chart in drawn)
+    assert (whole, cropped < 4096) == (4096, True)
 
 
 def test_parts_follow_each_other_and_keep_their_colour() -> None:
@@ -467,3 +441,35 @@ def test_parts_follow_each_other_and_keep_their_colour() -> None:
     chart = CHARTS["stacked"]()
     assert [(row["start"], row["end"]) for row in rows(chart) if row["row"] == "two"] == [(0, 14), (14, 28), (28, 40)]
     assert chart["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["weights", "free"]
+
+
+def test_lost_requests_are_crosses() -> None:
+    """Answered and lost differ in shape; a version's own errors have its colour."""
+    fates, answered = ["1.0", "1.0 failed", "2.0", "404", "no answer"], ("1.0", "1.0 failed", "2.0")
+    looks = fate_looks(fates, answered)
+    assert [looks[fate][1] for fate in fates] == ["circle", "triangle-up", "circle", "cross", "cross"]
+    first, failed, *others = (looks[fate][0] for fate in fates)
+    assert (first, len({first, *others})) == (failed, 4)
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=1500), st.integers(0, 20))
+def test_a_thinned_curve_keeps_its_top_and_its_end(gaps: list[float], seed: int) -> None:
+    """However many points, few are drawn, in order of time; the highest value and the last point are among them."""
+    times = list(accumulate(gaps))
+    points = [(at, float((n * 7919 + seed) % 101)) for n, at in enumerate(times)]
+    drawn = _thinned(points, times[-1])
+    assert len(drawn) <= MOST + 2
+    assert [at for at, _ in drawn] == sorted(at for at, _ in drawn)
+    assert max(value for _, value in drawn) == max(value for _, value in points)
+    assert drawn[-1] == points[-1]
+    assert set(drawn) <= set(points)
+
+
+def test_panels_share_an_axis_and_show_every_value() -> None:
+    """A load's three panels end together; each slice of both clients is a point on an axis from zero."""
+    ends = [str(panel["encoding"]["x"]["scale"]["domain"]) for panel in CHARTS["scaling"]()["vconcat"]]
+    assert (len(ends), len(set(ends))) == (3, 1)
+    clients = CHARTS["clients"]()["vconcat"]
+    assert sorted(row["value"] for row in rows(clients)) == [3.0] * 8 + [5.0] * 8
+    low, high = zip(*(panel["encoding"]["x"]["scale"]["domain"] for panel in clients), strict=True)
+    assert (set(low), min(high) >= 5.0) == ({0}, True)

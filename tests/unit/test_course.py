@@ -1,7 +1,6 @@
 """The course: what data/labs.yaml declares, what profiles give, what runs where, and a lab's session."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from labkit.errors import UsageError
 from labkit.experiments import paired_ratio
 from labkit.files import data_path, notebooks_path, root
 from labkit.labs import Lab, Parameter, check_gpu_memory, count_parameters, load_labs, parse_overrides
-from labkit.machine import Machine
 from labkit.records import read
 from labkit.records.ledger import NOT_MEASURED, load_claims
 from labkit.runs.plan import read_defaults
@@ -48,12 +46,6 @@ KINDS = lab(
 )
 
 
-PARAMETER = "00_a: {{title: A, question: Q, minutes: 1, engine: none, parameters: {{n: {}}}}}"
-
-
-# --- data/labs.yaml and the notebooks
-
-
 def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
     """Declared are the names that the cell tagged `parameters` assigns, by papermill's own reading; its defaults are
     allowed values; claims are the ledger's; an engine's lab has the common parameters (one on Ray may serve no model of
@@ -74,129 +66,87 @@ def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("00_a: {title: A, question: Q, minutes: 1, engine: none, parameters: {}, colour: red}", "colour"),
-        ("00_a: {title: A, question: Q, minutes: 1, engine: steam, parameters: {}}", "engine"),
-        ("00_a: {title: A, question: Q, minutes: 0, engine: none, parameters: {}}", "minutes"),
-        ("start: {title: A, question: Q, minutes: 1, engine: none, parameters: {}}", "name"),
-        (PARAMETER.format("{type: int, min: 2, max: 1, help: h}"), "min 2.0 is above max 1.0"),
-        (PARAMETER.format("{type: str, min: 2, help: h}"), "str"),
+def test_a_wrong_list_of_labs_is_refused_by_the_entrys_name(tmp_path: Path) -> None:
+    """A misspelt key, an unknown engine, an empty range or broken YAML is named together with the file."""
+    lab = "{name}: {{title: A, question: Q, minutes: {minutes}, engine: {engine}, parameters: {{{parameters}}}{more}}}"
+    good = {"name": "00_a", "minutes": "1", "engine": "none", "parameters": "", "more": ""}
+    for text, named in (
+        (lab.format(**good | {"more": ", colour: red"}), "colour"),
+        (lab.format(**good | {"engine": "steam"}), "engine"),
+        (lab.format(**good | {"minutes": "0"}), "minutes"),
+        (lab.format(**good | {"name": "start"}), "name"),
+        (lab.format(**good | {"parameters": "n: {type: int, min: 2, max: 1, help: h}"}), "min 2.0 is above max 1.0"),
+        (lab.format(**good | {"parameters": "n: {type: str, min: 2, help: h}"}), "str"),
         ("00_a: [", "expected"),
         ("00_a: 3", "dictionary"),
-    ],
-)
-def test_a_wrong_list_of_labs_is_refused_by_the_entrys_name(tmp_path: Path, text: str, named: str) -> None:
-    """A misspelt key, an unknown engine, an empty range or broken YAML is named together with the file."""
-    file = tmp_path / "labs.yaml"
-    file.write_text(text)
-    with pytest.raises(UsageError, match=r"labs\.yaml") as caught:
-        load_labs(file)
-    assert named in str(caught.value)
+    ):
+        (tmp_path / "labs.yaml").write_text(text)
+        with pytest.raises(UsageError, match=r"labs\.yaml") as caught:
+            load_labs(tmp_path / "labs.yaml")
+        assert named in str(caught.value)
 
 
-# --- parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "expected"),
-    [
-        ("whole", "16", 16),
-        ("whole", 16.0, 16),
-        ("real", 1, 1.0),
-        ("real", "0.25", 0.25),
-        ("flag", "yes", True),
-        ("flag", False, False),
-        ("word", "none", "none"),
-        ("choice", "b", "b"),
-        ("levels", "1,2, 4", [1, 2, 4]),
-        ("levels", "[1, 2]", [1, 2]),
-        ("levels", (3,), [3]),
-        ("levels", 8, [8]),
-        ("rates", [1, 2], [1.0, 2.0]),
-        ("names", "a,b", ["a", "b"]),
-        ("maybe", None, None),
-        ("maybe", "none", None),
-    ],
-)
-def test_values_get_the_declared_type(name: str, given: object, expected: object) -> None:
+def test_values_get_the_declared_type() -> None:
     """Text from the command line, integers for floats and single values for lists come out as what is declared."""
-    found = labs.check_parameters(KINDS, {name: given})[name]
-    assert found == expected
-    assert type(found) is type(expected)
+    values: list[tuple[str, list[object], object]] = [
+        ("whole", ["16", 16.0], 16),
+        ("real", [1, "1"], 1.0),
+        ("flag", ["yes", "true", True], True),
+        ("flag", [False, "no"], False),
+        ("word", ["none"], "none"),
+        ("choice", ["b"], "b"),
+        ("levels", ["1,2", "1, 2 ", "[1, 2]", (1, 2)], [1, 2]),
+        ("levels", [8, "8"], [8]),
+        ("rates", [[1, 2], "1,2"], [1.0, 2.0]),
+        ("names", ["a,b"], ["a", "b"]),
+        ("maybe", [None, "none"], None),
+    ]
+    for name, given_values, expected in values:
+        for value in given_values:
+            assert repr(labs.check_parameters(KINDS, {name: value})) == repr({name: expected})
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "allowed"),
-    [
-        ("whole", 0, "an int from 1 to 256 (requests)"),
-        ("whole", 257, "from 1 to 256"),
-        ("whole", 1.5, "an int"),
-        ("whole", True, "an int"),
-        ("whole", "many", "an int"),
-        ("whole", None, "an int"),
-        ("real", 1.01, "a float from 0 to 1"),
-        ("real", float("nan"), "from 0 to 1"),
-        ("real", [0.5], "a float"),
-        ("flag", 2, "a bool"),
-        ("flag", "maybe", "a bool"),
-        ("word", 3, "a str"),
-        ("choice", "c", "one of a, b"),
-        ("levels", [], "a list of ints from 1 to 256"),
-        ("levels", "1,300", "from 1 to 256"),
-        ("levels", "[1, ", "a list of ints"),
-        ("rates", [0.4], "of at least 0.5"),
-        ("rates", [float("inf")], "of at least 0.5"),
-        ("maybe", -1, "or none"),
-    ],
-)
-def test_a_wrong_value_is_refused_with_what_is_allowed(name: str, given: object, allowed: str) -> None:
+def test_a_wrong_value_is_refused_with_what_is_allowed() -> None:
     """The message has the parameter, the value, the allowed range and a remedy."""
-    with pytest.raises(UsageError) as caught:
-        labs.check_parameters(KINDS, {name: given})
-    assert f"77_made.{name} is {given!r}" in caught.value.what
-    assert allowed in caught.value.what
-    assert caught.value.remedy
+    wrong: list[tuple[str, str, list[object]]] = [
+        ("whole", "an int from 1 to 256 (requests)", [0, 257, 1.5, True, "many", None]),
+        ("real", "a float from 0 to 1", [1.01, float("nan"), [0.5]]),
+        ("flag", "a bool", [2, "maybe"]),
+        ("word", "a str", [3]),
+        ("choice", "one of a, b", ["c"]),
+        ("levels", "a list of ints from 1 to 256", [[], "1,300", "[1, "]),
+        ("rates", "a list of floats of at least 0.5", [[0.4], [float("inf")]]),
+        ("maybe", "a float of at least 0 or none", [-1]),
+    ]
+    for name, allowed, values in wrong:
+        for value in values:
+            with pytest.raises(UsageError) as caught:
+                labs.check_parameters(KINDS, {name: value})
+            assert caught.value.what.startswith(f"77_made.{name} is {value!r}; it must be ")
+            assert allowed in caught.value.what
+            assert caught.value.remedy
 
 
-def test_an_unknown_name_gets_the_nearest_one() -> None:
-    """A misspelt parameter or lab is answered with the name that was probably meant, a strange one with all of them."""
+def test_names_of_labs_and_parameters() -> None:
+    """`labkit run 1` is enough; a misspelt lab or parameter is answered with the name that was probably meant, a
+    strange one with all of them, and none is refused."""
+    assert {labs.find_lab(name).name for name in (FIRST, "01", "1", "01_first")} == {FIRST}
+    with pytest.raises(UsageError, match="no lab called"):
+        labs.find_lab("")
+    with pytest.raises(UsageError, match=f"did you mean {FIRST}"):
+        labs.find_lab("01_first_deploymnet")
     with pytest.raises(UsageError, match="did you mean concurrencies"):
         labs.check_parameters(FIRST, {"concurencies": [1]})
     with pytest.raises(UsageError, match="whole, real, flag"):
         labs.check_parameters(KINDS, {"zzz": 1})
-    with pytest.raises(UsageError, match=f"did you mean {FIRST}"):
-        labs.find_lab("01_first_deploymnet")
 
 
-def test_a_lab_is_found_by_name_number_and_beginning() -> None:
-    """`labkit run 1` is enough; what could be two labs, or none, is refused."""
-    assert {labs.find_lab(name).name for name in (FIRST, "01", "1", "01_first")} == {FIRST}
-    with pytest.raises(UsageError, match="no lab called"):
-        labs.find_lab("")
-
-
-@given(st.integers(-1000, 1000))
-def test_range_bounds_are_inclusive_and_nothing_else_passes(value: int) -> None:
-    """An integer passes exactly when it is in the declared range, and the same for its text and for a list of it."""
-    for name, shown in (("whole", value), ("whole", str(value)), ("levels", [value]), ("levels", f"{value}")):
-        if 1 <= value <= 256:
-            assert labs.check_parameters(KINDS, {name: shown})[name] in (value, [value])
-        else:
-            with pytest.raises(UsageError):
-                labs.check_parameters(KINDS, {name: shown})
-
-
-@given(st.lists(st.floats(0.5, 1e9), min_size=1), st.floats(0, 1))
-def test_checking_twice_changes_nothing(rates: list[float], real: float) -> None:
+@given(whole=st.integers(1, 256), rates=st.lists(st.floats(0.5, 1e9), min_size=1), real=st.floats(0, 1))
+def test_checking_twice_changes_nothing(whole: int, rates: list[float], real: float) -> None:
     """A checked set of parameters is its own check; written as text, as a command line does, it reads back the same."""
-    once = labs.check_parameters(KINDS, {"rates": rates, "real": real})
+    once = labs.check_parameters(KINDS, {"whole": whole, "rates": rates, "real": real})
     assert labs.check_parameters(KINDS, once) == once
     assert labs.check_parameters(KINDS, {name: str(value) for name, value in once.items()}) == once
-
-
-# --- profiles
 
 
 SMALL_EVERYWHERE = {"08_torchserve_lifecycle", "09_head_to_head"}
@@ -204,37 +154,33 @@ SMALL_EVERYWHERE = {"08_torchserve_lifecycle", "09_head_to_head"}
 
 
 CARDS = {
-    "none": (0.0, "cpu"),
-    "T4": (15.0, "gpu-16"),
-    "L4": (22.5, "gpu-24"),
-    "RTX 4090": (24.0, "gpu-24"),
-    "A100 40": (40.0, "gpu-48"),
-    "L40S": (45.0, "gpu-48"),
-    "H100": (79.6, "gpu-80"),
-    "H200": (140.4, "gpu-141"),
+    0.0: "cpu",
+    15.0: "gpu-16",  # T4
+    22.5: "gpu-24",  # L4
+    40.0: "gpu-48",  # A100
+    79.6: "gpu-80",  # H100
+    140.4: "gpu-141",  # H200
 }
 
 
-@pytest.mark.parametrize("card", CARDS)
-def test_every_lab_fits_the_card_that_its_profile_is_for(card: str) -> None:
+def test_every_lab_fits_the_card_that_its_profile_is_for() -> None:
     """On an empty card of each size the profile that is chosen gives every lab allowed parameters and a model whose
     weights fit, with as many engines as part the card there; Ray's promise of host memory stays small."""
-    gpu_gib, profile = CARDS[card]
-    machine = synthetic.machine(gpu_gib=gpu_gib)
-    assert labs.profile_for(machine) == profile
-    chosen = labs.load_profile("gpu" if gpu_gib else "cpu", machine)
-    assert chosen.name == profile
-    parameters = {name: chosen.parameters(lab) for name, lab in labs.LABS.items()}
-    for name, lab in labs.LABS.items():
-        check_gpu_memory(parameters[name], machine, chosen.weights, engines=lab.needs.engines)
-    promised_mib = parameters["06_fractional_gpus"].get("promised_mib", 0)
-    assert 6 * promised_mib <= 2400  # six replicas; a tenth of 24 GiB
-    large = [values for name, values in parameters.items() if name not in SMALL_EVERYWHERE]
-    served = {values["model"] for values in large if "model" in values}
-    if profile == "cpu":
-        assert served == {"smollm2-135m"}
-    elif gpu_gib > 70:
-        assert served == {"Qwen/Qwen2.5-7B-Instruct"}
+    for gpu_gib, profile in CARDS.items():
+        machine = synthetic.machine(gpu_gib=gpu_gib)
+        chosen = labs.load_profile("gpu" if gpu_gib else "cpu", machine)
+        assert labs.profile_for(machine) == chosen.name == profile
+        parameters = {name: chosen.parameters(lab) for name, lab in labs.LABS.items()}
+        for name, lab in labs.LABS.items():
+            check_gpu_memory(parameters[name], machine, chosen.weights, engines=lab.needs.engines)
+        promised_mib = parameters["06_fractional_gpus"].get("promised_mib", 0)
+        assert 6 * promised_mib <= 2400  # six replicas; a tenth of 24 GiB
+        large = [values for name, values in parameters.items() if name not in SMALL_EVERYWHERE]
+        served = {values["model"] for values in large if "model" in values}
+        if profile == "cpu":
+            assert served == {"smollm2-135m"}
+        elif gpu_gib > 70:
+            assert served == {"Qwen/Qwen2.5-7B-Instruct"}
 
 
 def test_a_gpu_profile_without_a_gpu_says_why_there_is_none() -> None:
@@ -271,46 +217,29 @@ def test_an_automatic_share_is_free_on_the_gpu(total: float, used: float) -> Non
     assert share * total <= free or share == 0.05
 
 
-@pytest.mark.parametrize(
-    ("share", "free_gib", "model", "says"),
-    [
-        (0.9, 20.0, "org/Some-1B", ("0.9 asks for 72.0 GiB", "only 20.0 of its 80.0 GiB", "at most 0.25")),
-        (0.9, 2.0, "org/Some-1B", ("only 2.0 of its 80.0 GiB", "nvidia-smi")),
-        (0.1, 80.0, "Qwen/Qwen2.5-7B-Instruct", ("14.2 GiB", "is 8.0 GiB", "smaller model")),
-        (0.1, 80.0, "org/Other-8B-chat", ("14.9 GiB", "is 8.0 GiB")),
-    ],
-)
-def test_too_little_gpu_memory_is_told_with_the_numbers(
-    share: float, free_gib: float, model: str, says: tuple[str, ...]
-) -> None:
-    """What is asked, what is free, what the weights take, and what to change."""
-    machine = synthetic.machine(gpu_gib=80, gpu_free_gib=free_gib)
+def test_too_little_gpu_memory_is_told_with_the_numbers() -> None:
+    """What is asked, what is free, what the weights take - shared by the engines of labs 01 and 03, so that a 7B which
+    fits a card of 24 GB alone is refused there - and what to change. Without a GPU, a share or a size, which may be
+    read from the model's name, nothing is refused on a guess."""
     weights = labs.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
-    with pytest.raises(UsageError) as caught:
-        check_gpu_memory({"gpu_memory_share": share, "model": model}, machine, weights)
-    assert all(words in str(caught.value) for words in says), str(caught.value)
-
-
-def test_two_engines_part_a_share() -> None:
-    """Labs 01 and 03 hold two engines at once: a 7B that fits a card of 24 GB alone is refused there."""
-    seven = {"gpu_memory_share": 0.9, "model": "Qwen/Qwen2.5-7B-Instruct"}
-    weights = labs.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
+    seven = "Qwen/Qwen2.5-7B-Instruct"
+    for card, free_gib, engines, share, model, says in (
+        (80, 20.0, 1, 0.9, "org/Some-1B", ("0.9 asks for 72.0 GiB", "only 20.0 of its 80.0 GiB", "at most 0.25")),
+        (80, 2.0, 1, 0.9, "org/Some-1B", ("only 2.0 of its 80.0 GiB", "nvidia-smi")),
+        (80, 80.0, 1, 0.1, seven, ("14.2 GiB", "is 8.0 GiB", "smaller model")),
+        (80, 80.0, 1, 0.1, "org/Other-8B-chat", ("14.9 GiB", "is 8.0 GiB")),
+        (24, 24.0, 2, 0.9, seven, ("parted by 2 engines, is 10.8 GiB",)),
+    ):
+        machine = synthetic.machine(gpu_gib=card, gpu_free_gib=free_gib)
+        with pytest.raises(UsageError) as caught:
+            check_gpu_memory({"gpu_memory_share": share, "model": model}, machine, weights, engines=engines)
+        assert [words for words in says if words not in str(caught.value)] == []
     assert {name for name, lab in labs.LABS.items() if lab.needs.engines == 2} == {FIRST, "03_prefix_caching"}
-    check_gpu_memory(seven, synthetic.machine(gpu_gib=24), weights)
-    with pytest.raises(UsageError, match=r"parted by 2 engines, is 10\.8 GiB"):
-        check_gpu_memory(seven, synthetic.machine(gpu_gib=24), weights, engines=2)
-
-
-def test_gpu_memory_is_not_checked_where_it_does_not_matter() -> None:
-    """No GPU, no share, or a model of unknown size: nothing is refused on a guess."""
+    check_gpu_memory({"gpu_memory_share": 0.9, "model": seven}, synthetic.machine(gpu_gib=24), weights)
     big = {"gpu_memory_share": 0.9, "model": "org/Huge-400B"}
     check_gpu_memory(big, synthetic.machine(), {})
     check_gpu_memory({"model": "org/Huge-400B"}, synthetic.machine(gpu_gib=8), {})
     check_gpu_memory({**big, "model": "org/unknown"}, synthetic.machine(gpu_gib=8), {})
-
-
-def test_the_size_is_read_from_a_models_name() -> None:
-    """Where nothing better is known the name's own "7B" counts, and a name without one gives nothing."""
     names = {"org/X-7B-Instruct": 7e9, "org/X-0.5b": 5e8, "smollm2-135m": 135e6, "org/X2B": None}
     assert {name: count_parameters(name, {}) for name in names} == names
 
@@ -331,10 +260,11 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert chosen.parameters(other, both)["number"] == 3.0
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (None, "did you mean cpu"),
+def test_a_wrong_profile_is_refused(tmp_path: Path) -> None:
+    """Unknown profiles, labs, parameters and keys, values out of range and broken YAML are each named; so is a setting
+    on the command line that sets nothing."""
+    file = tmp_path / "mine.yaml"
+    for text, says in (
         ("{name: mine, description: d, all: {numbr: 1}}", "did you mean number"),
         ("{name: mine, description: d, labs: {90_god: {number: 1}}}", "did you mean 90_good"),
         ("{name: mine, description: d, labs: {90_good: {number: 11}}}", "from 0 to 10"),
@@ -342,62 +272,39 @@ def test_later_layers_win(tmp_path: Path) -> None:
         ("{name: mine, descripton: d}", "descripton"),
         ("[", "not valid YAML"),
         ("", "not valid"),
-    ],
-)
-def test_a_wrong_profile_is_refused(tmp_path: Path, text: str | None, says: str) -> None:
-    """Unknown profiles, labs, parameters and keys, values out of range and broken YAML are each named."""
-    file = tmp_path / "mine.yaml"
-    if text is not None:
+    ):
         file.write_text(text)
-    with pytest.raises(UsageError) as caught:
-        labs.load_profile("cpuu" if text is None else str(file), synthetic.machine(), synthetic.LABS)
-    assert says in str(caught.value)
-
-
-def test_a_setting_that_sets_nothing_is_refused() -> None:
-    """-p takes LAB.NAME=VALUE and says so."""
+        with pytest.raises(UsageError) as caught:
+            labs.load_profile(str(file), synthetic.machine(), synthetic.LABS)
+        assert says in str(caught.value)
+    with pytest.raises(UsageError, match="did you mean cpu"):
+        labs.load_profile("cpuu", synthetic.machine(), synthetic.LABS)
     for setting in ("x", "90_good.number", "number=3", "90_good.=3", ".number=3", "90_good=3"):
         with pytest.raises(UsageError, match=r"LAB\.NAME=VALUE"):
             parse_overrides([setting], synthetic.LABS)
 
 
-# --- what runs where
-
-
-def needs(**needs: Any) -> Lab:
-    """A vLLM lab with these needs."""
-    return labs.find_lab(FIRST).model_copy(update={"needs": labs.Needs(**needs), "engine": "vllm"})
-
-
-@pytest.mark.parametrize(
-    ("lab", "machine", "versions", "runs", "says"),
-    [
-        (needs(), synthetic.machine(gpu_gib=80), {"vllm": "1"}, "yes", ""),
-        (needs(), synthetic.machine(), {"vllm": "1"}, "small", synthetic.NO_GPU),
-        (needs(), synthetic.machine(), {}, "no", "vllm not installed"),
-        (needs(gpu=True), synthetic.machine(), {"vllm": "1"}, "no", synthetic.NO_GPU),
-        (needs(memory_gib=5), synthetic.machine(memory_gib=3), {"vllm": "1"}, "no", "5 GiB of memory and 3.0 of 32.0"),
-        (KINDS, synthetic.machine(), {}, "yes", ""),
-    ],
-)
-def test_readiness_has_a_reason_and_a_fix(
-    lab: Lab, machine: Machine, versions: Mapping[str, str], runs: str, says: str
-) -> None:
+def test_readiness_has_a_reason_and_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lab runs, runs small or does not; whenever it is not a plain yes, reason and fix are given."""
-    found = labs.readiness(lab, machine, versions)
-    assert found.runs == runs
-    assert says in found.reason
-    assert bool(found.reason) == bool(found.fix) == (runs != "yes")
-
-
-def test_readiness_asks_for_java_where_a_lab_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a Java runtime the lab does not run, for the reason that the search gave."""
     monkeypatch.setattr(labs, "java", lambda: (None, "no java on PATH"))
-    found = labs.readiness(needs(java=True), synthetic.machine(), {"vllm": "1"})
-    assert (found.runs, found.reason) == ("no", "no java on PATH")
-
-
-# --- where files stand
+    plain = labs.find_lab(FIRST).model_copy(update={"needs": labs.Needs(), "engine": "vllm"})
+    gpu, memory, java = (
+        plain.model_copy(update={"needs": needs})
+        for needs in (labs.Needs(gpu=True), labs.Needs(memory_gib=5), labs.Needs(java=True))
+    )
+    here, vllm = synthetic.machine(), {"vllm": "1"}
+    for lab, machine, versions, runs, says in (
+        (plain, synthetic.machine(gpu_gib=80), vllm, "yes", ""),
+        (plain, here, vllm, "small", synthetic.NO_GPU),
+        (plain, here, {}, "no", "vllm not installed"),
+        (gpu, here, vllm, "no", synthetic.NO_GPU),
+        (memory, synthetic.machine(memory_gib=3), vllm, "no", "5 GiB of memory and 3.0 of 32.0"),
+        (java, here, vllm, "no", "no java on PATH"),
+        (KINDS, here, {}, "yes", ""),
+    ):
+        found = labs.readiness(lab, machine, versions)
+        assert (found.runs, says in found.reason) == (runs, True)
+        assert bool(found.reason) == bool(found.fix) == (runs != "yes")
 
 
 def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,21 +319,11 @@ def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: 
         data_path("labs.yaml")
 
 
-# --- a lab's session
-
-
 def parameters_of(name: str) -> dict[str, Any]:
     """Some allowed value for every parameter of a lab."""
-    values: dict[str, Any] = {
-        "int": 3,
-        "float": 0.5,
-        "bool": True,
-        "str": "some",
-        "list[int]": [2],
-        "list[float]": [0.5],
-    }
+    values = {"int": 3, "float": 0.5, "bool": True, "str": "some", "list[int]": [2], "list[float]": [0.5]}
     found = labs.find_lab(name).parameters
-    chosen = {key: None if each.optional else values[each.type] for key, each in found.items()}
+    chosen = {key: None if parameter.optional else values[parameter.type] for key, parameter in found.items()}
     return {**chosen, "model": "smollm2-135m", "out_dir": ""}
 
 

@@ -11,7 +11,6 @@ from labkit.errors import UsageError
 from labkit.teaching import ChoiceExercise, Exercise, SolvedExercise, check, exercises, find
 from labkit.teaching.questions import read_questions
 
-ALL = list(exercises().values())
 VALUE, FUNCTION, CHOICE = "01.tpot", "01.tokens_per_second", "01.broken_benchmark"
 
 
@@ -44,43 +43,43 @@ def right_words(exercise: Exercise, context: dict[str, Any]) -> set[str]:
     return {f"{right:g}", f"{right:,.0f}"} if isinstance(right, int | float) else {" ".join(sorted(right))}
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda exercise: exercise.id)
-def test_an_exercise_judges_as_it_says(exercise: Exercise) -> None:
-    """Solution and shown solution pass, the starter is no answer, each wrong answer has a diagnosis of its own, the
-    same whenever it is asked for; and neither a diagnosis nor a hint gives the answer away."""
+def faults(exercise: Exercise) -> list[str]:
+    """What of all that an exercise promises does not hold."""
     context = exercise.context(exercise.needs)
     passed = exercise.judge(exercise.reference(context), context)
-    assert passed.passed
-    assert passed.misconceptions == ()
-    assert exercise.judge(shown_solution(exercise, context), context).passed
+    shown = exercise.judge(shown_solution(exercise, context), context)
     starter = exercise.judge(run_cell(exercise), context)
-    assert (starter.passed, starter.answered) == (False, False)
-    told: dict[str, set[str]] = {}
-    for name, answer in exercise.wrong_answers(context):
-        result = exercise.judge(answer, context)
-        assert (result.passed, result.misconceptions) == (False, (name,))
-        assert exercise.judge(answer, context) == result
-        told.setdefault(name, set()).add(result.diagnosis)
-    texts = [text for found in told.values() for text in found]
-    assert len(told) >= 2
-    assert len(texts) == len(set(texts)) == len(told)
-    assert len(exercise.hints) >= 2
-    assert exercise.asked(context)
+    wrong = [(name, answer, exercise.judge(answer, context)) for name, answer in exercise.wrong_answers(context)]
+    diagnoses = {name: {found.diagnosis for other, _, found in wrong if other == name} for name, _, _ in wrong}
+    texts = [text for found in diagnoses.values() for text in found]
     right = right_words(exercise, context)
-    texts += [exercise.judge("nonsense", context).diagnosis, *exercise.hints]
-    leaks = [text for text in texts if right & set(text.split()) or any(len(it) > 3 and it in text for it in right)]
-    assert leaks == []
+    shown_texts = [*texts, exercise.judge("nonsense", context).diagnosis, *exercise.hints]
+    holds = {
+        "the solution passes": passed.passed and passed.misconceptions == () and shown.passed,
+        "the starter is no answer": not starter.passed and not starter.answered,
+        "wrong answers are named": all((r.passed, r.misconceptions) == (False, (name,)) for name, _, r in wrong),
+        "judging again says the same": all(exercise.judge(answer, context) == r for _, answer, r in wrong),
+        "two or more diagnoses, one a mistake": 2 <= len(diagnoses) == len(texts) == len(set(texts)),
+        "two hints and a question": len(exercise.hints) >= 2 and bool(exercise.asked(context)),
+        "nothing gives the answer away": not any(
+            right & set(text.split()) or any(len(word) > 3 and word in text for word in right) for text in shown_texts
+        ),
+    }
+    return [f"{exercise.id}: {what}" for what, held in holds.items() if not held]
 
 
-@pytest.mark.parametrize("id", [VALUE, FUNCTION, CHOICE])
-def test_nothing_a_learner_passes_raises(id: str) -> None:
+def test_an_exercise_judges_as_it_says() -> None:
+    """Solution and shown solution pass, the starter is no answer, each wrong answer has a diagnosis of its own, the
+    same whenever it is asked for; and neither a diagnosis nor a hint gives the answer away."""
+    assert [fault for exercise in exercises().values() for fault in faults(exercise)] == []
+
+
+def test_nothing_a_learner_passes_raises() -> None:
     """Whatever comes as an answer to a kind of exercise, a result comes back and it is not a pass."""
     hostile = [[], {}, object(), "words", -1, 0, float("nan"), True, len, lambda: 1, ["A", 3], 1j, "nonsense"]
     hostile += [lambda *_: None, lambda *_: object(), lambda *_: float("inf"), lambda *_: "text"]
-    assert [answer for answer in hostile if find(id).judge(answer).passed] == []
-
-
-# --- numbers
+    kinds = (VALUE, FUNCTION, CHOICE)
+    assert [(kind, answer) for kind in kinds for answer in hostile if find(kind).judge(answer).passed] == []
 
 
 @given(
@@ -103,12 +102,16 @@ def test_kv_bytes_follow_the_config(layers: int, kv_heads: int, group: int, head
     assert len(asked.judge(one_token.nbytes * group, config).misconceptions) == 1
 
 
-def test_a_missing_number_is_a_usage_error() -> None:
-    """An exercise on a model's numbers refuses to fall back on another model's."""
-    with pytest.raises(UsageError, match="needs layers"):
-        find("00.kv_bytes_per_token").judge(1)
-    with pytest.raises(UsageError, match="parameters"):
-        check("00.weight_bytes", 1, {"dtype_bytes": 2, "parameters": None})
+def test_an_unknown_exercise_or_a_missing_number_is_a_usage_error() -> None:
+    """A wrong id is answered with the ids there are; no exercise falls back on another model's numbers."""
+    refused: list[tuple[str, dict[str, Any] | None, str]] = [
+        ("01.nothing", None, r"01\.tpot"),
+        ("00.kv_bytes_per_token", None, "needs layers"),
+        ("00.weight_bytes", {"dtype_bytes": 2, "parameters": None}, "parameters"),
+    ]
+    for name, context, message in refused:
+        with pytest.raises(UsageError, match=message):
+            check(name, 1, context)
 
 
 def test_a_measured_request_takes_the_place_of_the_exercises_own() -> None:
@@ -128,11 +131,9 @@ def test_padding_counts_the_rectangle(lengths: list[int]) -> None:
     assert find("01.padding").judge(factor, {"output_lengths": lengths, "prompt_lengths": [1] * len(lengths)}).passed
 
 
-# --- functions
-
-
 def test_a_function_is_judged_by_what_it_returns() -> None:
-    """A loop in place of a sum passes, twice, though it empties the list it is given: the cases stay as they were."""
+    """A loop in place of a sum passes, twice, though it empties the list it is given. What a function raises is part
+    of the diagnosis; with a blank left in there is no answer yet."""
 
     def greedy(outputs: list[Any], seconds: float) -> float:
         total = 0
@@ -140,12 +141,7 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
             total += len(outputs.pop().token_ids)
         return total / seconds
 
-    assert find(FUNCTION).judge(greedy).passed
-    assert find(FUNCTION).judge(greedy).passed
-
-
-def test_a_raising_function_is_told_what_it_raised() -> None:
-    """An error in the learner's function is part of the diagnosis; with a blank left in there is no answer yet."""
+    assert [find(FUNCTION).judge(greedy).passed for _ in range(2)] == [True, True]
     raised = find("01.goodput").judge(lambda *_: 1 / 0)
     assert "ZeroDivisionError" in raised.diagnosis
     assert raised.answered
@@ -165,24 +161,15 @@ def test_goodput_at_endless_objectives_is_the_rate_of_completed_requests() -> No
     assert len(tpots.solution(requests)) == sum(request.output_tokens > 1 for request in completed)
 
 
-# --- choices
-
-
-def test_letters_may_be_written_in_any_way() -> None:
-    """A string with blanks or commas, a list and a set are the same answer; an unknown letter is told the others."""
+def test_a_choice_is_read_in_any_writing_and_every_wrong_decision_is_told() -> None:
+    """A string with blanks or commas, a list and a set are the same answer; an unknown letter is told the others. Two
+    faults missing and one innocent setting blamed are three diagnoses."""
     for answer in ("A B C D E", "ABCDE", "e,d,c,b,a", ["A", "B", "C", "D", "E"], {"A", "B", "C", "D", "E"}):
         assert find(CHOICE).judge(answer).passed
     assert "A, B, C" in find(CHOICE).judge("X").diagnosis
-
-
-def test_every_wrong_decision_is_told() -> None:
-    """An answer with two faults missing and one innocent setting blamed hears of all three."""
     result = find(CHOICE).judge("A B C F")
-    assert len(result.misconceptions) == 3
-    assert result.diagnosis.count("\n\n") == 2
+    assert (len(result.misconceptions), result.diagnosis.count("\n\n")) == (3, 2)
 
-
-# --- files
 
 TEXT = """# Lab 41
 
@@ -210,7 +197,7 @@ size = ...
 
 ### Wrong answers
 
-- *twice: as much*: Too
+- *twice: as much:* Too
   much.
 - *half:* Too little.
 
@@ -241,7 +228,7 @@ which = None
 - [ ] **B** That one.
   - *taken:* It is
     not.
-""".replace("*twice: as much*:", "*twice: as much:*")
+"""
 CODE = """
 from labkit.teaching import solution
 
@@ -278,9 +265,10 @@ def test_a_workshop_brings_its_own_exercises(workshop: Path) -> None:  # noqa: A
     assert which.judge("A").passed
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
+def test_an_unreadable_question_is_told_with_its_line(workshop: Path) -> None:
+    """A heading, a section, a block, an item or an option that is not of the form names the file and the line."""
+    path = workshop / "questions" / "41.md"
+    cases = [
         ("## 41.size: how large", "## size, how large", 3),
         ("### Hints", "### Hint", 3),
         ("### Cell\n\n```python\nsize = ...\n```\n", "", 3),
@@ -291,35 +279,27 @@ def test_a_workshop_brings_its_own_exercises(workshop: Path) -> None:  # noqa: A
         ("- [ ] **B**", "- [y] **B**", 55),
         ("- [ ] **B**", "- [ ] **C**", 31),
         ("  - *taken:* It is\n    not.\n", "", 31),
-    ],
-)
-def test_an_unreadable_question_is_told_with_its_line(workshop: Path, old: str, new: str, line: int) -> None:
-    """A heading, a section, a block, an item or an option that is not of the form names the file and the line."""
-    path = workshop / "questions" / "41.md"
-    assert old in TEXT
-    path.write_text(TEXT.replace(old, new, 1))
-    with pytest.raises(UsageError, match=rf"41\.md, line {line}: "):
-        read_questions(path)
+    ]
+    for old, new, line in cases:
+        assert old in TEXT
+        path.write_text(TEXT.replace(old, new, 1))
+        with pytest.raises(UsageError, match=rf"41\.md, line {line}: "):
+            read_questions(path)
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
-        ("lab_41.py", '"half"', '"a half"'),
-        ("lab_41.py", "41.size", "41.length"),
-        ("questions/41.md", "41.which", "41.size"),
-        ("questions/41.md", "41.which", "42.which"),
-    ],
-)
-def test_text_and_code_have_the_same_names(workshop: Path, file: str, old: str, new: str) -> None:
+def test_text_and_code_have_the_same_names(workshop: Path) -> None:
     """A misconception, a solution or an id that does not belong there is told, with the file of the text."""
-    path = workshop / file
-    path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(UsageError, match=r"41\.md"):
-        exercises()
-
-
-def test_an_unknown_exercise_is_a_usage_error() -> None:
-    """A wrong id is answered with the ids there are."""
-    with pytest.raises(UsageError, match=r"01\.tpot"):
-        check("01.nothing", 1)
+    code, text = workshop / "lab_41.py", workshop / "questions" / "41.md"
+    cases = [
+        (code, '"half"', '"a half"'),
+        (code, "41.size", "41.length"),
+        (text, "41.which", "41.size"),
+        (text, "41.which", "42.which"),
+    ]
+    for path, old, new in cases:
+        before = path.read_text()
+        path.write_text(before.replace(old, new))
+        with pytest.raises(UsageError, match=r"41\.md"):
+            exercises()
+        path.write_text(before)
+    assert list(exercises()) == ["41.size", "41.which"]

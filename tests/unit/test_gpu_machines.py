@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from labkit.labs import LABS
 SOURCE = root() / "tests" / "fake_nvml" / "fake_nvml.c"
 # The larger labs may not fit into the memory of the machine that runs the tests.
 ENGINE_LABS = {lab.name for lab in LABS.values() if lab.engine != "none" and lab.needs.memory_gib <= 5}
+DOCTOR = ["-m", "labkit", "doctor", "--json"]
 CHOICE = """
 import json
 from setup import install
@@ -34,17 +35,17 @@ print(json.dumps({"stack": stack, "reason": reason, "gpus": [gpu.name for gpu in
 class Card:
     """A machine's GPUs as FAKE_NVML_ variables, and what is said of them.
 
-    `gpus`: doctor's line; `problem`: the topic of the check that fails; `reason`: its words; `fix`: what mends it.
+    `gpus`: doctor's line; `problem`: the topic of the check that fails; `reason`: its words; `fix`: what mends it;
+    `stack`: what set-up takes.
     """
 
     nvml: dict[str, str]
     gpus: str
-    runs: str = "yes"
     stack: str = "gpu"
     problem: str = ""
     reason: str = ""
     fix: str = ""
-    free_gib: tuple[float, ...] = field(default=())
+    free_gib: tuple[float, ...] = ()
 
 
 def nvml(name: str, mib: str, capability: str, **more: str) -> dict[str, str]:
@@ -58,21 +59,15 @@ CARDS = {
     "V100, driver 550": Card(
         nvml=nvml("Tesla V100-SXM2-16GB", "16384", "7.0", **OLD_550),
         gpus="1 x Tesla V100-SXM2-16GB (16 GiB)",
-        runs="no",
         stack="cpu",
         problem="GPU capability",
         reason="Tesla V100-SXM2-16GB has compute capability 7.0; the CUDA stack needs 7.5",
         fix="make STACK=cpu",
     ),
-    "RTX 4090": Card(nvml=nvml("NVIDIA GeForce RTX 4090", "24564", "8.9"), gpus="1 x NVIDIA GeForce RTX 4090 (24 GiB)"),
-    "A100 40": Card(nvml=nvml("NVIDIA A100-SXM4-40GB", "40960", "8.0"), gpus="1 x NVIDIA A100-SXM4-40GB (40 GiB)"),
-    "A100 80": Card(nvml=nvml("NVIDIA A100-SXM4-80GB", "81920", "8.0"), gpus="1 x NVIDIA A100-SXM4-80GB (80 GiB)"),
-    "H100": Card(nvml=nvml("NVIDIA H100 80GB HBM3", "81559", "9.0"), gpus="1 x NVIDIA H100 80GB HBM3 (80 GiB)"),
     "H200": Card(nvml=nvml("NVIDIA H200", "143771", "9.0"), gpus="1 x NVIDIA H200 (140 GiB)"),
     "H100, driver 570": Card(
         nvml=nvml("NVIDIA H100 80GB HBM3", "81559", "9.0", DRIVER="570.86.10", CUDA="12080"),
         gpus="1 x NVIDIA H100 80GB HBM3 (80 GiB)",
-        runs="no",
         stack="cpu",
         problem="GPU driver",
         reason="NVIDIA driver 570.86.10 (CUDA 12.8) is too old; the CUDA stack needs 580 (CUDA 13.0)",
@@ -81,7 +76,6 @@ CARDS = {
     "T4, driver 470 without the CUDA version": Card(
         nvml=nvml("Tesla T4", "15360", "7.5", DRIVER="470.82.01", CUDA="0"),
         gpus="1 x Tesla T4 (15 GiB)",
-        runs="no",
         stack="cpu",
         problem="GPU driver",
         reason="NVIDIA driver 470.82.01 is too old",
@@ -95,7 +89,6 @@ CARDS = {
     "GTX 1080 and 4090": Card(
         nvml=nvml("NVIDIA GeForce GTX 1080;NVIDIA GeForce RTX 4090", "8192;24564", "6.1;8.9", COUNT="2"),
         gpus="1 x NVIDIA GeForce GTX 1080 (8 GiB), 1 x NVIDIA GeForce RTX 4090 (24 GiB)",
-        runs="no",
         problem="GPU capability",
         reason="NVIDIA GeForce GTX 1080 has compute capability 6.1",
         fix="export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=1",
@@ -114,7 +107,7 @@ CARDS = {
 
 
 @pytest.fixture(scope="module")
-def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that holds the fake libnvidia-ml.so.1."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
@@ -125,36 +118,21 @@ def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the metadata of vLLM's CUDA build is found before this environment's own vLLM."""
-    folder = tmp_path_factory.mktemp("build")
-    info = folder / "vllm-0.32.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
-    return folder
-
-
-def run(command: list[str], library: Path, variables: dict[str, str], *, build: Path | None = None) -> dict[str, Any]:
-    """Run a command that prints a JSON object, on a machine with the fake library."""
+def run(command: list[str], library: Path, variables: dict[str, str], *, vllm: str = "0.32.0") -> dict[str, Any]:
+    """Runs a command that prints a JSON object, on a machine with the fake library and the metadata of that vLLM, which
+    is found before this environment's own."""
+    info = library / vllm / f"vllm-{vllm}.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm}\n")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA_", "NVIDIA_"))}
     nvml = {f"FAKE_NVML_{name}": value for name, value in variables.items()}
-    paths = os.pathsep.join(str(path) for path in (build, root()) if path)
+    paths = os.pathsep.join(map(str, (info.parent, root())))
     environment = {**kept, **nvml, "LD_LIBRARY_PATH": str(library), "PYTHONPATH": paths}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
+    found["checks"] = {check["topic"]: check for check in found.get("checks", ())}
     return found
-
-
-def doctor(library: Path, variables: dict[str, str], *, build: Path | None = None) -> dict[str, Any]:
-    """What `labkit doctor --json` prints."""
-    return run([sys.executable, "-m", "labkit", "doctor", "--json"], library, variables, build=build)
-
-
-def checks(found: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Doctor's checks by topic."""
-    return {check["topic"]: check for check in found["checks"]}
 
 
 def lab_states(found: dict[str, Any]) -> set[tuple[str, str]]:
@@ -163,56 +141,51 @@ def lab_states(found: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-def test_gpu_machine(card: Card, fake_nvml: Path, cuda_build: Path) -> None:
-    """Doctor with either build, and the installer, agree on whether the GPUs can be used; what fails has its fix."""
-    found = doctor(fake_nvml, card.nvml, build=cuda_build)
-    check = checks(found)
-    driver = card.nvml.get("DRIVER", "580.95.05")
+def test_gpu_machine(card: Card, library: Path) -> None:
+    """Doctor and the installer agree on whether the GPUs can be used; what fails has its fix."""
+    found = run(DOCTOR, library, card.nvml)
+    check, driver = found["checks"], card.nvml.get("DRIVER", "580.95.05")
     assert check["GPU"]["found"] == f"{card.gpus}, driver {driver}"
     assert {gpu["driver"] for gpu in found["gpus"]} == {driver}
     if card.free_gib:
         assert [round(gpu["memory_free_bytes"] / 2**30, 1) for gpu in found["gpus"]] == list(card.free_gib)
     if card.problem:
-        assert check[card.problem]["state"] == "problem"
-        assert check[card.problem]["found"].startswith(card.reason)
-        assert card.fix in check[card.problem]["fix"]
-        ((runs, reason),) = lab_states(found)
-        assert (runs, reason) == (card.runs, check[card.problem]["found"])
+        failed = check[card.problem]
+        assert (failed["state"], card.fix in failed["fix"]) == ("problem", True)
+        assert failed["found"].startswith(card.reason)
+        assert lab_states(found) == {("no", failed["found"])}
     else:
         assert {check[topic]["state"] for topic in ("GPU", "GPU driver", "GPU capability", "C compiler")} == {"ok"}
-        assert lab_states(found) == {(card.runs, "")}
-
-    choice = run([sys.executable, "-c", CHOICE], fake_nvml, card.nvml)
-    assert choice["stack"] == card.stack
-    assert choice["gpus"] == card.nvml["NAME"].split(";")
+        assert lab_states(found) == {("yes", "")}
+    choice = run(["-c", CHOICE], library, card.nvml)
+    assert (choice["stack"], choice["gpus"]) == (card.stack, card.nvml["NAME"].split(";"))
+    lines = choice["reason"].splitlines()
     if card.stack == "cpu":
-        assert f"Taking the CPU stack: {card.reason}" in choice["reason"]
-        assert len(choice["reason"].splitlines()) == (1 if card.fix == "make STACK=cpu" else 2)
+        assert lines[0].startswith(f"Taking the CPU stack: {card.reason}")
+        assert [line[:40] for line in lines[1:]] == ["To use the GPU: install driver 580 or ne"] * (
+            "driver" in card.fix
+        )
     else:
-        assert choice["reason"] == ""
+        assert lines == []
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-def test_cpu_build_on_a_gpu_machine(card: Card, fake_nvml: Path, tmp_path: Path) -> None:
+def test_cpu_build_on_a_gpu_machine(card: Card, library: Path) -> None:
     """The CPU build uses no GPU: the labs run small, and doctor names the GPU and what the CUDA build would take."""
-    build = tmp_path / "vllm-0.32.0+cpu.dist-info"
-    build.mkdir()
-    (build / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    found = doctor(fake_nvml, card.nvml, build=tmp_path)
+    found = run(DOCTOR, library, card.nvml, vllm="0.32.0+cpu")
     assert found["gpus"] == []
     assert found["gpu_reason"].startswith("the installed vLLM is the CPU build (make STACK=cpu): the GPU ")
     assert {runs for runs, _ in lab_states(found)} == {"small"}
-    check = checks(found)["GPU"]
+    check = found["checks"]["GPU"]
     assert check["state"] == "note"
     assert check["found"].startswith(f"{card.gpus}, driver ")
     assert card.reason in check["found"]
     assert ("nothing to do" if "STACK=cpu" in card.fix else card.fix or "make STACK=gpu") in check["fix"]
 
 
-@pytest.mark.parametrize(("code", "words"), [("9", "kernel module is not loaded"), ("18", "reboot")])
-def test_driver_that_does_not_answer(fake_nvml: Path, cuda_build: Path, code: str, words: str) -> None:
+def test_driver_that_does_not_answer(library: Path) -> None:
     """A library without a working driver is no GPU: the installer takes the CPU stack, doctor names the mismatch."""
-    found = doctor(fake_nvml, {"INIT": code}, build=cuda_build)
-    assert words in checks(found)["GPU"]["found"]
-    assert checks(found)["GPU"]["state"] == "problem"
-    assert run([sys.executable, "-c", CHOICE], fake_nvml, {"INIT": code})["stack"] == "cpu"
+    for code, words in (("9", "kernel module is not loaded"), ("18", "reboot")):
+        check = run(DOCTOR, library, {"INIT": code})["checks"]["GPU"]
+        assert (check["state"], words in check["found"]) == ("problem", True)
+        assert run(["-c", CHOICE], library, {"INIT": code})["stack"] == "cpu"

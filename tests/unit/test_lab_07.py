@@ -1,5 +1,6 @@
 """Lab 07: its repaired handlers without a model, and its exercises against independent rules."""
 
+import itertools
 import json
 import sys
 from types import SimpleNamespace
@@ -40,16 +41,16 @@ def chat_handler() -> chat.ChatHandler:
     return handler
 
 
-@pytest.mark.parametrize("make", [rows.RowsHandler, chat_handler])
-def test_a_bad_body_is_told_to_its_client_alone(make: Any) -> None:
+def test_a_bad_body_is_told_to_its_client_alone() -> None:
     """Whatever a row holds, its client gets a 422 and the reason; the neighbours' rows get their answers, in order."""
-    for body in ({}, {"prompt": 7}, ["a"], b"[", b"", "", b"\xff", None, '{"prompt', "7"):
+    bad: tuple[Any, ...] = ({}, {"prompt": 7}, ["a"], b"[", b"", "", b"\xff", None, '{"prompt', "7")
+    makers: tuple[Any, ...] = (rows.RowsHandler, chat_handler)
+    for make, body in itertools.product(makers, bad):
         handler, context = make(), Statuses()
-        handler.write = lambda *asked: {"saw": asked[0]} if make is chat_handler else f"saw {asked[0]}"
-        answers = [json.loads(one) for one in handler.handle([{"body": {"prompt": "hi"}}, {"body": body}], context)]
-        assert len(answers) == 2
-        assert "saw" in json.dumps(answers[0])
-        assert answers[1]["error"]
+        handler.write = lambda *asked, make=make: {"saw": asked[0]} if make is chat_handler else f"saw {asked[0]}"
+        good, told = map(json.loads, handler.handle([{"body": {"prompt": "hi"}}, {"body": body}], context))
+        assert "saw" in json.dumps(good)
+        assert told["error"]
         assert context.told == {1: 422}
 
 
@@ -69,13 +70,12 @@ def test_what_is_too_long_is_refused() -> None:
             chat_handler().read({"body": {"prompt": "a", "max_tokens": tokens}})
 
 
-@pytest.mark.parametrize("name", ["rows", "chat"])
-def test_the_steps_can_be_archived(name: str) -> None:
+def test_the_steps_can_be_archived() -> None:
     """Each has its settings beside it, with the four that the lab changes, and imports nothing of this repository."""
-    path = handlers_path() / "steps" / f"{name}.py"
-    assert "labkit" not in path.read_text()
-    settings = path.with_suffix(".yaml").read_text()
-    assert all(f"{one}:" in settings for one in ("batchSize", "maxBatchDelay", "model_path", "max_new_tokens"))
+    for path in (handlers_path() / "steps" / name for name in ("rows.py", "chat.py")):
+        assert "labkit" not in path.read_text()
+        settings = path.with_suffix(".yaml").read_text()
+        assert all(f"{name}:" in settings for name in ("batchSize", "maxBatchDelay", "model_path", "max_new_tokens"))
 
 
 @pytest.mark.parametrize(
@@ -100,28 +100,18 @@ def test_the_steps_use_the_gpu(handler: Any, gpu: bool, monkeypatch: pytest.Monk
 # --- exercises
 
 
-@given(
-    clients=st.integers(1, 64),
-    batch_size=st.integers(1, 64),
-    delay_s=st.floats(0, 5),
-    fixed_s=st.floats(0.001, 5),
-    per_row_s=st.floats(0, 1),
-)
-def test_the_exercise_is_the_law(
-    clients: int, batch_size: int, delay_s: float, fixed_s: float, per_row_s: float
-) -> None:
+seconds = st.floats(0.001, 5)
+
+
+@given(st.integers(1, 64), st.integers(1, 64), seconds, seconds, seconds)
+def test_the_exercise_is_the_law(clients: int, batch: int, delay_s: float, fixed_s: float, per_row_s: float) -> None:
     """What learners are asked for is what is drawn over the measurements."""
     cost = queues.BatchCost(fixed_s=fixed_s, per_row_s=per_row_s)
-    expected = queues.law(cost, clients=clients, batch_size=batch_size, delay_s=delay_s).throughput
-    assert lab_07.requests_per_s(clients, batch_size, delay_s, fixed_s, per_row_s) == pytest.approx(expected)
+    expected = queues.law(cost, clients=clients, batch_size=batch, delay_s=delay_s).throughput
+    assert lab_07.requests_per_s(clients, batch, delay_s, fixed_s, per_row_s) == pytest.approx(expected)
 
 
-@given(
-    timeout_s=st.integers(1, 600),
-    share=st.sampled_from([0.25, 0.5, 1.0]),
-    first_s=st.integers(0, 8),
-    eighths=st.integers(1, 16),
-)
+@given(st.integers(1, 600), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 8), st.integers(1, 16))
 def test_the_longest_answer_fits_and_one_token_more_does_not(
     timeout_s: int, share: float, first_s: int, eighths: int
 ) -> None:

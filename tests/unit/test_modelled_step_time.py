@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 from datetime import date
+from itertools import product
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -14,7 +16,16 @@ from labkit.errors import ModelError, UsageError
 from labkit.modelled import cards
 from labkit.modelled.cards import Card, Efficiency, KernelTables, Sheet
 from labkit.modelled.shapes import Shape, dense_shape, known_models, model_folder, shape_of
-from labkit.modelled.step_time import ALL_REDUCE_S, ATTENTION_EFFICIENCY, TERMS, Fitted, Formula, Kernels, Step
+from labkit.modelled.step_time import (
+    ALL_REDUCE_S,
+    ATTENTION_EFFICIENCY,
+    LINK_EFFICIENCY,
+    TERMS,
+    Fitted,
+    Formula,
+    Kernels,
+    Step,
+)
 
 # Llama-3.1-8B, by hand from its public config.json: hidden 4096, 32 heads and 8 KV heads of 128, feed-forward 14336, 32
 # layers, a vocabulary of 128,256, no tied embedding.
@@ -62,27 +73,19 @@ def seconds(*requests: tuple[int, int], gpus: int = 1, card: Card = CARD) -> flo
     return Formula.of(card, LLAMA_8B, tensor_parallel=gpus).seconds(step(*requests))
 
 
-# The formula
-
-
-@pytest.mark.parametrize("sequences", [1, 64])
-def test_a_decode_step_by_hand(sequences: int) -> None:
-    """It computes 2 FLOPs for each weight and token, and reads all weights but the embedding, and the KV of 1,024
-    tokens: 2 x 32 layers x 8 heads x 128 x 2 bytes each."""
-    arithmetic = 2 * (LAYERS + HEAD) * sequences / FLOPS
-    read = (2 * (LAYERS + HEAD) + sequences * 1024 * 2 * 32 * 8 * 128 * 2) / BYTES
-    assert seconds(*[(1, 1023)] * sequences) == pytest.approx(arithmetic + read, rel=1e-9)
-
-
-@pytest.mark.parametrize("prefix", [0, 3000])
-def test_a_prefill_by_hand(prefix: int) -> None:
-    """2,000 tokens: the layers for all, the head for one, and attention of each token to all before it, 4 FLOPs for
-    each of 32 layers, 32 heads and 128 dimensions."""
-    pairs = sum(prefix + place for place in range(1, 2001))
-    arithmetic = (2 * LAYERS * 2000 + 2 * HEAD) / FLOPS
+@given(st.integers(0, 256), st.integers(0, 9000), st.integers(1, 4000), st.integers(0, 9000))
+def test_a_step_by_hand(decodes: int, context: int, tokens: int, prefix: int) -> None:
+    """2 FLOPs for each weight and token, the head's for one token a request; attention of a token to all before it, 4
+    for each of 32 layers, 32 heads and 128 dimensions; all weights but the embedding are read, and the KV:
+    2 x 32 layers x 8 heads x 128 x 2 bytes a token."""
+    pairs = tokens * prefix + tokens**2 / 2
+    arithmetic = (2 * LAYERS * (tokens + decodes) + 2 * HEAD * (1 + decodes)) / FLOPS
     attention = 4 * 32 * 32 * 128 * pairs / (1000e12 * ATTENTION_EFFICIENCY)
-    read = (2 * (LAYERS + HEAD) + (prefix + 2000) * 131_072) / BYTES
-    assert seconds((2000, prefix)) == pytest.approx(arithmetic + attention + read, rel=1e-4)
+    read = (2 * (LAYERS + HEAD) + (tokens + prefix + decodes * (context + 2)) * 2 * 32 * 8 * 128 * 2) / BYTES
+    made = step(*[(1, context + 1)] * decodes)
+    made.add(tokens, prefix=prefix, decode=False, sampled=True)
+    found_s = Formula.of(CARD, LLAMA_8B).seconds(made)
+    assert found_s == pytest.approx(arithmetic + attention + read, rel=1e-9)
 
 
 requests = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 20_000)), min_size=1, max_size=8)
@@ -100,12 +103,15 @@ def test_more_tokens_and_longer_contexts_take_longer(mix: list[tuple[int, int]],
 
 @given(requests, st.sampled_from([2, 4, 8]))
 def test_cards_share_the_work_and_add_their_all_reduces(mix: list[tuple[int, int]], gpus: int) -> None:
-    """With links of endless speed, N cards take 1/N of the time and two latencies a layer; real links take longer."""
+    """With links of endless speed, N cards take 1/N of the time and two latencies a layer; a ring over real links
+    takes the time of its bytes as well."""
     endless = CARD.model_copy(update={"nvlink_gb_per_s": 1e30})
     assert seconds(*mix, gpus=gpus, card=endless) == pytest.approx(
         seconds(*mix) / gpus + 2 * 32 * ALL_REDUCE_S, rel=1e-9
     )
-    assert seconds(*mix, gpus=gpus) > seconds(*mix, gpus=gpus, card=endless)
+    moved_bytes = 2 * 32 * 2 * (gpus - 1) / gpus * step(*mix).tokens * 4096 * 2
+    links_s = seconds(*mix, gpus=gpus) - seconds(*mix, gpus=gpus, card=endless)
+    assert links_s == pytest.approx(moved_bytes / (450e9 * LINK_EFFICIENCY), rel=1e-6)
 
 
 def test_what_no_card_is_known_to_do_is_refused() -> None:
@@ -118,23 +124,15 @@ def test_what_no_card_is_known_to_do_is_refused() -> None:
         seconds((1, 9), gpus=2, card=pcie)
 
 
-# Steps
-
-
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=9), st.integers(0, 1000))
 def test_a_prompt_in_chunks_attends_as_the_whole_prompt_does(chunks: list[int], prefix: int) -> None:
     """Over all chunks, tokens and pairs of attention add up to those of the prompt in one step."""
-
-    def prefill(tokens: int, before: int) -> Step:
-        made = Step()
-        made.add(tokens, prefix=before, decode=False, sampled=False)
-        return made
-
-    parts = [prefill(chunk, prefix + sum(chunks[:place])) for place, chunk in enumerate(chunks)]
-    whole = prefill(sum(chunks), prefix)
-    assert sum(part.tokens for part in parts) == whole.tokens == whole.prefill_tokens
-    assert sum(part.attention_pairs for part in parts) == pytest.approx(whole.attention_pairs)
-    assert parts[-1].context == whole.context
+    parts, whole = Step(), Step()
+    for place, chunk in enumerate(chunks):
+        parts.add(chunk, prefix=prefix + sum(chunks[:place]), decode=False, sampled=False)
+    whole.add(sum(chunks), prefix=prefix, decode=False, sampled=False)
+    assert parts.tokens == whole.tokens == whole.prefill_tokens
+    assert parts.attention_pairs == pytest.approx(whole.attention_pairs)
 
 
 def test_a_fitted_time_is_the_sum_of_its_terms() -> None:
@@ -144,37 +142,24 @@ def test_a_fitted_time_is_the_sum_of_its_terms() -> None:
     assert fitted.seconds(mixed) == pytest.approx(7 + 1 + 5 * 11 + 3 * 2 + 2 * (14 + 21) + 0.5 * (10 * 4 + 10 * 10 / 2))
 
 
-# Measured kernels
-
-
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     return Kernels(cards.find("h100-sxm"), model_folder("llama-3.1-8b"))
 
 
-@pytest.fixture(scope="module")
-def package() -> Any:
-    """The package's own engine, by the name of the model that it ships."""
+def test_kernel_times_are_the_packages_own(kernels: Kernels) -> None:
+    """Sequences of one length: its decode_step_latency, in milliseconds, to rounding. One prompt alone, also after a
+    cached prefix: within 2% of predict_prefill_latency."""
     from aiconfigurator_core.sdk.engine import EngineHandle
 
-    model = "meta-llama/Meta-Llama-3.1-8B"
-    return EngineHandle.compile(model, "h100_sxm", "vllm", backend_version="0.24.0", tp_size=1)
-
-
-@pytest.mark.parametrize("sequences", [1, 32, 200])
-@pytest.mark.parametrize("context", [100, 1024, 9000])
-def test_a_decode_step_is_the_packages_own(kernels: Kernels, package: Any, sequences: int, context: int) -> None:
-    """Sequences of one length: the package's decode_step_latency, in milliseconds, to rounding."""
-    expected_ms = package.decode_step_latency(sequences, context, 2)
-    assert kernels.seconds(step(*[(1, context - 1)] * sequences)) == pytest.approx(expected_ms / 1e3, rel=1e-9)
-
-
-@pytest.mark.parametrize("tokens", [256, 2048, 8192])
-def test_a_prefill_is_the_packages_own(kernels: Kernels, package: Any, tokens: int) -> None:
-    """One prompt alone, without and with a cached prefix: within 2% of the package's predict_prefill_latency."""
-    for prefix in (0, 4096):
-        expected_ms = package.predict_prefill_latency(1, tokens + prefix, prefix)
-        assert kernels.seconds(step((tokens, prefix))) == pytest.approx(expected_ms / 1e3, rel=0.02)
+    model = "meta-llama/Meta-Llama-3.1-8B"  # ships with the package
+    package = EngineHandle.compile(model, "h100_sxm", "vllm", backend_version="0.24.0", tp_size=1)
+    for sequences, context in product((1, 32, 200), (100, 1024, 9000)):
+        expected_s = package.decode_step_latency(sequences, context, 2) / 1e3
+        assert kernels.seconds(step(*[(1, context - 1)] * sequences)) == pytest.approx(expected_s, rel=1e-9)
+    for tokens, prefix in product((256, 2048, 8192), (0, 4096)):
+        expected_s = package.predict_prefill_latency(1, tokens + prefix, prefix) / 1e3
+        assert kernels.seconds(step((tokens, prefix))) == pytest.approx(expected_s, rel=0.02)
 
 
 def test_kernel_times_grow(kernels: Kernels) -> None:
@@ -191,15 +176,13 @@ def test_kernel_times_grow(kernels: Kernels) -> None:
     assert all(times[-1] > 1.4 * times[0] for times in longer)
 
 
-@pytest.mark.parametrize(("tables", "says"), [(("abacus", "0.24.0"), "abacus"), (("h100_sxm", "0.0.1"), "vLLM 0.0.1")])
-def test_kernels_that_were_not_measured_are_refused(tables: tuple[str, str], says: str) -> None:
+def test_kernels_that_were_not_measured_are_refused() -> None:
     """A system or a version that the package does not have is a usage error with its name, not a guess."""
-    card = cards.find("h100-sxm").model_copy(update={"kernels": KernelTables(system=tables[0], version=tables[1])})
-    with pytest.raises(UsageError, match=f"(?s)no measured kernel times.*{says}"):
-        Kernels(card, model_folder("llama-3.1-8b"))
+    for system, version, says in (("abacus", "0.24.0", "abacus"), ("h100_sxm", "0.0.1", "vLLM 0.0.1")):
+        card = cards.find("h100-sxm").model_copy(update={"kernels": KernelTables(system=system, version=version)})
+        with pytest.raises(UsageError, match=f"(?s)no measured kernel times.*{says}"):
+            Kernels(card, model_folder("llama-3.1-8b"))
 
-
-# Shapes
 
 # Totals of the safetensors files as huggingface.co shows them (Meta's Llama 3.1 8B and 70B; Qwen3's model cards: 8.2B,
 # 32.8B, and "30.5B in total and 3.3B activated").
@@ -215,62 +198,43 @@ PUBLISHED = {
 
 
 @pytest.mark.engine  # needs no engine but torch and transformers, which no unit test imports
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_shapes_have_the_published_sizes(name: str) -> None:
-    """Parameters in all, those that one token uses, and the weights' bytes, to 1%."""
+def test_shapes_have_the_published_sizes() -> None:
+    """Parameters in all, those that one token uses, and the weights' bytes, to 1%; LLAMA_8B above is what transformers
+    builds from the config's numbers, and `dense_shape` has those of Llama and Qwen2 without it."""
     assert set(PUBLISHED) == set(known_models())
-    shape = shape_of(model_folder(name))
-    active = shape.active_parameters + shape.head_parameters + shape.embedding_parameters
-    assert shape.parameters == pytest.approx(PUBLISHED[name], rel=0.01)
-    assert active == pytest.approx(3.35e9 if name == "qwen3-30b-a3b" else PUBLISHED[name], rel=0.01)
-    assert shape.weight_bytes == 2 * shape.parameters
-    assert shape.read_bytes == 2 * (shape.parameters - shape.embedding_parameters)
-
-
-@pytest.mark.engine
-def test_the_shape_by_hand_is_the_one_that_is_counted() -> None:
-    """LLAMA_8B above, from the config's numbers alone, is what transformers builds; `dense_shape` has it without."""
-    for name in ("llama-3.1-8b", "llama-3.1-70b", "qwen2.5-7b", "qwen2.5-1.5b"):
-        assert dense_shape(model_folder(name)) == shape_of(model_folder(name))
+    for name, published in PUBLISHED.items():
+        shape = shape_of(model_folder(name))
+        active = shape.active_parameters + shape.head_parameters + shape.embedding_parameters
+        assert shape.parameters == pytest.approx(published, rel=0.01)
+        assert active == pytest.approx(3.35e9 if name == "qwen3-30b-a3b" else published, rel=0.01)
+        assert shape.weight_bytes == 2 * shape.parameters
+        assert shape.read_bytes == 2 * (shape.parameters - shape.embedding_parameters)
+        assert dense_shape(model_folder(name)) == (None if "qwen3" in name else shape)
     assert shape_of(model_folder("llama-3.1-8b")) == LLAMA_8B
-    assert LLAMA_8B.kv_bytes_per_token == 131_072
 
 
 def changed(folder: Path, **change: Any) -> Path:
-    """`folder` with Llama-3.1-8B's config.json, changed."""
+    """A new folder with Llama-3.1-8B's config.json, changed."""
     config = json.loads((model_folder("llama-3.1-8b") / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
-    return folder
+    made = Path(mkdtemp(dir=folder))  # a folder's shape is read once
+    (made / "config.json").write_text(json.dumps(config | change))
+    return made
 
 
 @pytest.mark.engine
-def test_fp8_halves_the_matrices_and_leaves_the_embeddings(tmp_path: Path) -> None:
-    """A checkpoint in fp8 has a byte for each weight of a layer's matrices, and two for embedding, head and norms."""
+def test_what_a_config_changes(tmp_path: Path) -> None:
+    """fp8 has a byte for each weight of a layer's matrices, and two for embedding, head and norms. A tied embedding is
+    stored once and read as the head. A quantisation without kernels and an unknown type are refused."""
     matrices = 32 * (ATTENTION + 3 * 4096 * 14336)
     expected = replace(LLAMA_8B, weight_bytes=LLAMA_8B.weight_bytes - matrices, bytes_per_weight=1)
     assert shape_of(changed(tmp_path, quantization_config={"quant_method": "fp8"})) == expected
-
-
-@pytest.mark.engine
-def test_a_tied_embedding_is_read_as_the_head(tmp_path: Path) -> None:
-    """One matrix serves as both, so it is stored once, and each step reads all of the weights."""
     shape = shape_of(changed(tmp_path, tie_word_embeddings=True))
     assert (shape.parameters, shape.head_parameters) == (LAYERS + HEAD, HEAD)
     assert shape.read_bytes == shape.weight_bytes == 2 * (LAYERS + HEAD)
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        ({"quantization_config": {"quant_method": "awq"}}, UsageError, "'awq'"),
-        ({"model_type": "abacus"}, ModelError, "not a decoder"),
-    ],
-)
-def test_other_models_are_refused(change: dict[str, Any], error: type[Exception], says: str, tmp_path: Path) -> None:
-    """A quantisation without kernels, and a model that transformers does not know."""
-    with pytest.raises(error, match=says):
-        shape_of(changed(tmp_path, **change))
+    with pytest.raises(UsageError, match="'awq'"):
+        shape_of(changed(tmp_path, quantization_config={"quant_method": "awq"}))
+    with pytest.raises(ModelError, match="not a decoder"):
+        shape_of(changed(tmp_path, model_type="abacus"))
 
 
 def test_models_are_named_by_folder_or_file(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from statistics import median, pvariance, quantiles
+from statistics import fmean, median, pvariance, quantiles
 from typing import Any
 
 import pytest
@@ -15,18 +16,14 @@ from labkit.errors import UsageError
 from labkit.modelled import traces
 from labkit.modelled.traffic import FIRST_TOKEN, TOKENS
 
-# Lines 40, 41, 99, 191, 253, 262, 311, 339, 435 and 551 of FAST25-release/traces/conversation_trace.jsonl
-# (github.com/kvcache-ai/Mooncake, Apache-2.0, commit 3b5a594).
+# Lines 40, 41, 99, 253, 262 and 551 of FAST25-release/traces/conversation_trace.jsonl (github.com/kvcache-ai/Mooncake,
+# Apache-2.0, commit 3b5a594).
 EXCERPT = """\
 {"timestamp": 12000, "input_length": 2038, "output_length": 524, "hash_ids": [0, 972, 973, 974]}
 {"timestamp": 12000, "input_length": 1902, "output_length": 587, "hash_ids": [0, 975, 976, 977]}
 {"timestamp": 33000, "input_length": 1322, "output_length": 514, "hash_ids": [0, 2932, 2933]}
-{"timestamp": 69000, "input_length": 1341, "output_length": 128, "hash_ids": [0, 5021, 5022]}
 {"timestamp": 86999, "input_length": 1309, "output_length": 111, "hash_ids": [0, 6625, 6626]}
 {"timestamp": 90000, "input_length": 1902, "output_length": 654, "hash_ids": [0, 975, 976, 977]}
-{"timestamp": 108000, "input_length": 1661, "output_length": 93, "hash_ids": [0, 5021, 7897, 7898]}
-{"timestamp": 117000, "input_length": 1434, "output_length": 90, "hash_ids": [0, 6625, 8613]}
-{"timestamp": 147000, "input_length": 1546, "output_length": 87, "hash_ids": [0, 6625, 10667, 10668]}
 {"timestamp": 179999, "input_length": 1641, "output_length": 93, "hash_ids": [0, 6625, 10667, 12605]}
 """
 GOOD: dict[str, Any] = {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}
@@ -52,26 +49,23 @@ def common_prefix(first: Any, second: Any) -> int:
 
 
 def test_an_excerpt_of_mooncakes_trace(excerpt: Path) -> None:
-    """Ten lines of the real file have their lengths, times from 0 on, and the sharing that was counted by hand."""
-    trace = traces.from_mooncake(excerpt)
+    """Lines of the real file have their lengths, times from 0 on divided by the speed, and the sharing that was counted
+    by hand."""
+    trace, faster = traces.from_mooncake(excerpt), traces.from_mooncake(excerpt, speed=4)
     assert [len(request.token_ids) for request in trace.requests][:3] == [2038, 1902, 1322]
-    assert [request.output_tokens for request in trace.requests][-2:] == [87, 93]
-    assert [request.due_s for request in trace.requests][:3] == [0.0, 0.0, 21.0]
-    assert trace.requests[-1].due_s == 167.999
-    # Known blocks per line: none, 1, 1, 1, 1, the whole prompt, 2, 2, 2, 3.
-    assert trace.shared_tokens == 13 * 512 + 1902
+    assert [request.output_tokens for request in trace.requests][-2:] == [654, 93]
+    assert [request.due_s for request in trace.requests] == [0.0, 0.0, 21.0, 74.999, 78.0, 167.999]
+    assert [request.due_s * 4 for request in faster.requests] == [request.due_s for request in trace.requests]
+    assert trace.shared_tokens == 512 * (0 + 1 + 1 + 1 + 0 + 2) + 1902  # of the fifth line the whole prompt is known
     assert trace.notes == ()
 
 
 def test_the_readmes_example_shares_6144_tokens(tmp_path: Path) -> None:
     """Mooncake's README says that its two sample requests share their first 12 * 512 = 6144 tokens."""
-    blocks = list(range(46, 58))
-    first = {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [*blocks, 2353, 2354]}
-    second = {"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [*blocks, 2366]}
+    first = {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [*range(46, 58), 2353, 2354]}
+    second = {"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [*range(46, 58), 2366]}
     trace = traces.from_mooncake(write(tmp_path, first, second))
-    assert common_prefix(trace.requests[0].token_ids, trace.requests[1].token_ids) == 6144
-    assert trace.shared_tokens == 6144
-    assert trace.requests[1].due_s == 3.053
+    assert common_prefix(*(request.token_ids for request in trace.requests)) == trace.shared_tokens == 6144
 
 
 @st.composite
@@ -107,16 +101,6 @@ def test_prompts_share_what_their_ids_share(
             assert min(shared, most) <= common_prefix(first, second) <= min(shared + 1, most)
 
 
-@given(speed=st.floats(0.01, 100))
-def test_times_scale_with_speed(tmp_path_factory: pytest.TempPathFactory, speed: float) -> None:
-    """Speed divides the times and leaves the prompts alone."""
-    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
-    path.write_text(EXCERPT)
-    recorded, scaled = traces.from_mooncake(path), traces.from_mooncake(path, speed=speed)
-    assert [r.due_s * speed for r in scaled.requests] == pytest.approx([r.due_s for r in recorded.requests])
-    assert [r.token_ids for r in scaled.requests] == [r.token_ids for r in recorded.requests]
-
-
 def test_lines_are_sorted_filtered_and_noted(tmp_path: Path) -> None:
     """Lines out of order are sorted stably, long requests left out, missing outputs get a token; notes count each."""
     path = write(
@@ -137,85 +121,74 @@ def test_lines_are_sorted_filtered_and_noted(tmp_path: Path) -> None:
     assert [request.output_tokens for request in traces.from_mooncake(path, n=2).requests] == [401, 1]
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path) -> None:
+    """A bad line is refused with the file, its number, counted with empty lines, and what is wrong with it."""
+    path = tmp_path / "trace.jsonl"
+    for line, said in (
         ("not json", "malformed"),
         ("[1]", "object"),
         ("\xff\xfe", "malformed"),
-        (json.dumps({key: GOOD[key] for key in GOOD if key != "hash_ids"}), "hash_ids"),
-        (json.dumps({key: GOOD[key] for key in GOOD if key != "timestamp"}), "timestamp"),
-        (json.dumps({**GOOD, "timestamp": -1}), "$.timestamp"),
-        (json.dumps({**GOOD, "input_length": 0}), "$.input_length"),
-        (json.dumps({**GOOD, "output_length": -1}), "$.output_length"),
-        (json.dumps({**GOOD, "hash_ids": [-1, 2]}), "$.hash_ids"),
-        (json.dumps({**GOOD, "hash_ids": [1, 2**60]}), "$.hash_ids"),
-        (json.dumps({**GOOD, "hash_ids": [1]}), "1 hash_ids; an input_length of 600 makes 2 blocks of 512"),
-        (json.dumps({**GOOD, "hash_ids": [1, 2, 3]}), "3 hash_ids"),
-        (json.dumps({**GOOD, "input_length": 512}), "2 hash_ids; an input_length of 512 makes 1 blocks"),
-    ],
-)
-def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
-    """A bad line is refused with the file, its number, counted with empty lines, and what is wrong with it."""
-    path = tmp_path / "trace.jsonl"
-    path.write_bytes(f"{json.dumps(GOOD)}\n\n{line}\n".encode("latin-1"))
-    with pytest.raises(UsageError) as caught:
-        traces.from_mooncake(path)
-    assert f"{path}, line 3: " in str(caught.value)
-    assert said in str(caught.value)
-    assert caught.value.remedy
+        ('{"timestamp": 0, "input_length": 600, "output_length": 5}', "hash_ids"),
+        ('{"input_length": 600, "output_length": 5, "hash_ids": [1, 2]}', "timestamp"),
+        ({"timestamp": -1}, "$.timestamp"),
+        ({"input_length": 0}, "$.input_length"),
+        ({"output_length": -1}, "$.output_length"),
+        ({"hash_ids": [-1, 2]}, "$.hash_ids"),
+        ({"hash_ids": [1, 2**60]}, "$.hash_ids"),
+        ({"hash_ids": [1]}, "1 hash_ids; an input_length of 600 makes 2 blocks of 512"),
+        ({"hash_ids": [1, 2, 3]}, "3 hash_ids"),
+        ({"input_length": 512}, "2 hash_ids; an input_length of 512 makes 1 blocks"),
+    ):
+        text = line if isinstance(line, str) else json.dumps(GOOD | line)
+        path.write_bytes(f"{json.dumps(GOOD)}\n\n{text}\n".encode("latin-1"))
+        with pytest.raises(UsageError) as caught:
+            traces.from_mooncake(path)
+        assert f"{path}, line 3: " in str(caught.value)
+        assert said in str(caught.value)
 
 
 def test_a_trace_needs_requests(excerpt: Path, tmp_path: Path) -> None:
     """Too few lines, none short enough, none at all, and no file are each one clear error."""
-    assert len(traces.from_mooncake(excerpt, n=10).requests) == 10
-    with pytest.raises(UsageError, match="holds 10 requests; 11 are needed"):
-        traces.from_mooncake(excerpt, n=11)
-    with pytest.raises(UsageError, match="holds 0 requests of at most 100 tokens"):
-        traces.from_mooncake(excerpt, longest=100)
-    with pytest.raises(UsageError, match="cannot be read"):
-        traces.from_mooncake(tmp_path / "absent.jsonl")
-    excerpt.write_text("\n\n")
-    with pytest.raises(UsageError, match="holds 0 requests; 1 are needed"):
-        traces.from_mooncake(excerpt)
-    with pytest.raises(UsageError, match="speed is 0"):
-        traces.from_mooncake(excerpt, speed=0)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n\n")
+    refused: list[tuple[Path, dict[str, Any], str]] = [
+        (excerpt, {"n": 7}, "holds 6 requests; 7 are needed"),
+        (excerpt, {"longest": 100}, "holds 0 requests of at most 100 tokens"),
+        (tmp_path / "absent.jsonl", {}, "cannot be read"),
+        (empty, {}, "holds 0 requests; 1 are needed"),
+        (excerpt, {"speed": 0}, "speed is 0"),
+    ]
+    for path, options, said in refused:
+        with pytest.raises(UsageError, match=said):
+            traces.from_mooncake(path, **options)
+    assert len(traces.from_mooncake(excerpt, n=6).requests) == 6
 
 
-@pytest.mark.parametrize("kind", ["conversation", "code"])
-def test_generated_lengths_have_the_published_percentiles(kind: str) -> None:
+def test_generated_lengths_have_the_published_percentiles() -> None:
     """Medians and 90th percentiles of many draws are within 5% of the kind's, and no length is above its cap."""
-    trace, model = traces.generated(10_000, rate=5.0, kind=kind, seed=1), traces.KINDS[kind]
-    for lengths, wanted in (
-        ([len(request.token_ids) for request in trace.requests], model.inputs),
-        ([request.output_tokens for request in trace.requests], model.outputs),
-    ):
-        assert median(lengths) == pytest.approx(wanted.median, rel=0.05)
-        assert quantiles(lengths, n=10)[-1] == pytest.approx(wanted.p90, rel=0.05)
-        assert 1 <= min(lengths) <= max(lengths) <= wanted.longest
-    assert len(trace.requests) == 10_000
+    for kind in ("conversation", "code"):
+        requests, model = traces.generated(10_000, rate=5.0, kind=kind, seed=1).requests, traces.KINDS[kind]
+        inputs, outputs = zip(*((len(one.token_ids), one.output_tokens) for one in requests), strict=True)
+        for lengths, wanted in ((inputs, model.inputs), (outputs, model.outputs)):
+            assert median(lengths) == pytest.approx(wanted.median, rel=0.05)
+            assert quantiles(lengths, n=10)[-1] == pytest.approx(wanted.p90, rel=0.05)
+            assert 1 <= min(lengths) <= max(lengths) <= wanted.longest
 
 
-@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
-def test_generated_gaps_have_the_rate_and_burstiness(burstiness: float) -> None:
+def test_generated_gaps_have_the_rate_and_burstiness() -> None:
     """Rate and squared coefficient of variation, computed from the times alone, are those asked for."""
     small = traces.Lengths(median=5, p90=8, longest=9)
-    trace = traces.generated(20_000, rate=8.0, inputs=small, template_tokens=0, burstiness=burstiness, seed=2)
-    times_s = [request.due_s for request in trace.requests]
-    gaps_s = [later - earlier for earlier, later in pairwise(times_s)]
-    mean_s = sum(gaps_s) / len(gaps_s)
-    assert 1 / mean_s == pytest.approx(8.0, rel=0.05)
-    assert pvariance(gaps_s) / mean_s**2 == pytest.approx(burstiness, rel=0.1)
+    trace = traces.generated(20_000, rate=8.0, inputs=small, template_tokens=0, burstiness=3.0, seed=2)
+    gaps_s = [later.due_s - earlier.due_s for earlier, later in pairwise(trace.requests)]
+    assert 1 / fmean(gaps_s) == pytest.approx(8.0, rel=0.05)
+    assert pvariance(gaps_s) / fmean(gaps_s) ** 2 == pytest.approx(3.0, rel=0.1)
 
 
 def test_templates_are_shared_as_zipfs_law_says() -> None:
     """Of prompts with 3 templates, 6/11, 3/11 and 2/11 begin with them, and nothing else is shared."""
     lengths = traces.Lengths(median=200, p90=200, longest=200)
     trace = traces.generated(4400, rate=1.0, inputs=lengths, templates=3, template_tokens=100, seed=3)
-    openings: dict[tuple[int, ...], int] = {}
-    for request in trace.requests:
-        opening = tuple(request.token_ids[:96])
-        openings[opening] = openings.get(opening, 0) + 1
+    openings = Counter(tuple(request.token_ids[:96]) for request in trace.requests)
     assert sorted(openings.values(), reverse=True) == pytest.approx([2400, 1200, 800], rel=0.1)
     assert len({tuple(request.token_ids[96:98]) for request in trace.requests}) == 4400
     assert trace.shared_tokens == (4400 - 3) * 96
@@ -239,29 +212,20 @@ def test_same_seed_same_trace(kind: str, n: int, more: int, seed: int) -> None:
     assert shorter.requests != traces.generated(n, rate=2.0, kind=kind, seed=seed + 1).requests
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"kind": "chat"}, "choose one of conversation, code, long_conversation"),
-        ({"n": 0}, "n is 0"),
-        ({"rate": 0}, "rate is 0"),
-        ({"templates": 0}, "templates is 0"),
-        ({"template_tokens": -1}, "template_tokens is -1"),
-        ({"zipf": math.nan}, "zipf is nan"),
-        ({"burstiness": 0}, "burstiness is 0"),
-    ],
-)
-def test_generated_names_what_is_wrong(options: dict[str, Any], said: str) -> None:
-    """An unknown kind and a value out of range are refused with the value and the remedy."""
-    with pytest.raises(UsageError) as caught:
-        traces.generated(**{"n": 3, "rate": 1.0, **options})
-    assert said in str(caught.value)
-    assert caught.value.remedy
-
-
-def test_percentiles_ascend() -> None:
-    """Lengths whose median is above their 90th percentile, or that above the cap, are refused."""
-    with pytest.raises(UsageError, match="p90 is 9"):
-        traces.Lengths(median=10, p90=9, longest=20)
-    with pytest.raises(UsageError, match="longest is 19"):
-        traces.Lengths(median=10, p90=20, longest=19)
+def test_generated_names_what_is_wrong() -> None:
+    """An unknown kind and a value out of range are refused with the value; percentiles ascend."""
+    refused: list[tuple[str, dict[str, Any]]] = [
+        ("choose one of conversation, code, long_conversation", {"kind": "chat"}),
+        ("n is 0", {"n": 0}),
+        ("rate is 0", {"rate": 0}),
+        ("templates is 0", {"templates": 0}),
+        ("template_tokens is -1", {"template_tokens": -1}),
+        ("zipf is nan", {"zipf": math.nan}),
+        ("burstiness is 0", {"burstiness": 0}),
+    ]
+    for said, options in refused:
+        with pytest.raises(UsageError, match=said):
+            traces.generated(**{"n": 3, "rate": 1.0, **options})
+    for said, p90, longest in (("p90 is 9", 9, 20), ("longest is 19", 20, 19)):
+        with pytest.raises(UsageError, match=said):
+            traces.Lengths(median=10, p90=p90, longest=longest)

@@ -1,7 +1,7 @@
 """Traffic of token ids: the same for the same seed, shared as far as asked, and due when the statistics say."""
 
 import random
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import fmean, pvariance
 from typing import Any
 
@@ -50,27 +50,24 @@ def test_the_same_seed_gives_the_same_traffic(seed: int) -> None:
     assert [one.due_s for one in other] != [one.due_s for one in load(seed)]
 
 
-@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
-@pytest.mark.parametrize("rate", [0.5, 20.0])
-def test_bursty_gaps_have_the_mean_and_variation_asked_for(rate: float, burstiness: float) -> None:
+def test_bursty_gaps_have_the_mean_and_variation_asked_for() -> None:
     """Over 20,000 gaps the mean is 1/rate and the squared coefficient of variation `burstiness`, to some per cent."""
-    times = traffic.bursty_arrivals_s(20_000, rate=rate, burstiness=burstiness, seed=5)
-    gaps = [later - earlier for earlier, later in pairwise((0.0, *times))]
-    assert min(gaps) >= 0
-    assert fmean(gaps) == pytest.approx(1 / rate, rel=5 * (burstiness / 20_000) ** 0.5)  # five standard errors
-    assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(burstiness, rel=0.12)
+    for rate, burstiness in product((0.5, 20.0), (0.25, 1.0, 4.0)):
+        times = traffic.bursty_arrivals_s(20_000, rate=rate, burstiness=burstiness, seed=5)
+        gaps = [later - earlier for earlier, later in pairwise((0.0, *times))]
+        assert min(gaps) >= 0
+        assert fmean(gaps) == pytest.approx(1 / rate, rel=5 * (burstiness / 20_000) ** 0.5)  # five standard errors
+        assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(burstiness, rel=0.12)
 
 
 def test_each_arrival_has_its_statistics() -> None:
     """At one rate, constant gaps are all alike, Poisson gaps vary with a squared coefficient of 1, bursty ones more."""
     load = traffic.fixed(4000, input_tokens=1, output_tokens=1)
-    scv = {}
-    for arrival in ("constant", "poisson", "bursty"):
+    for arrival, scv in (("constant", 0), ("poisson", 1), ("bursty", 4)):
         due = [one.due_s for one in traffic.at_rate(load, 8.0, arrival=arrival, seed=1)]
         gaps = [later - earlier for earlier, later in pairwise(due)]
         assert due[-1] == pytest.approx(4000 / 8, rel=0.15)
-        scv[arrival] = pvariance(gaps) / fmean(gaps) ** 2
-    assert scv == pytest.approx({"constant": 0, "poisson": 1, "bursty": 4}, rel=0.2, abs=1e-9)
+        assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(scv, rel=0.2, abs=1e-9)
     with pytest.raises(UsageError, match=r"(?s)'gaussian'.*poisson, constant, bursty"):
         traffic.at_rate(load, 8.0, arrival="gaussian")
 
@@ -80,35 +77,26 @@ def test_conversations_are_chains_behind_one_system_prompt(
     n: int, turns: int, system: int, user: int, seed: int
 ) -> None:
     """Every turn follows the one before it; the first ones share the system prompt, and no two users say the same."""
-    options: dict[str, Any] = {
-        "system_tokens": system,
-        "user_tokens": user,
-        "output_tokens": 7,
-        "think_s": 2.0,
-        "seed": seed,
-    }
-    talk = traffic.conversations(n, turns=turns, rate=3.0, **options)
-    assert len(talk) == n * turns
+    sizes = {"turns": turns, "system_tokens": system, "user_tokens": user, "output_tokens": 7, "seed": seed}
+    talk = traffic.conversations(n, rate=3.0, **sizes)
     firsts = talk[::turns]
     assert [one.due_s for one in firsts] == sorted(one.due_s for one in firsts)
     assert all(system <= common(a, b) < system + 3 for a, b in pairwise(firsts))
-    for index, request in enumerate(talk):
-        turn = index % turns
-        assert request.follows == (index - 1 if turn else None)
-        assert len(request.token_ids) == (user if turn else system + user)
-        assert (request.group, request.output_tokens) == (f"turn-{turn + 1}", 7)
-        assert request.due_s >= 0
-    said = [tuple(one.token_ids[-user:]) for one in talk]
-    assert len(set(said)) == len(said)
-    assert {one.due_s for one in traffic.conversations(n, turns=turns, **options)[::turns]} == {0.0}
+    made = [(one.follows, len(one.token_ids), one.group, one.output_tokens) for one in talk]
+    assert made == [
+        (place - 1 if turn else None, user if turn else system + user, f"turn-{turn + 1}", 7)
+        for place, (_, turn) in enumerate(product(range(n), range(turns)))
+    ]
+    assert len({tuple(one.token_ids[-user:]) for one in talk}) == n * turns
+    assert {one.due_s for one in traffic.conversations(n, **sizes)[::turns]} == {0.0}
 
 
 def test_users_think_as_long_as_asked() -> None:
     """Think times are exponential: over many turns mean and standard deviation are `think_s`; 0 gives none."""
-    options: dict[str, Any] = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
-    times = [one.due_s for one in traffic.conversations(1000, think_s=3.0, **options) if one.follows is not None]
+    sizes = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
+    times = [one.due_s for one in traffic.conversations(1000, think_s=3.0, **sizes) if one.follows is not None]
     assert (fmean(times), pvariance(times) ** 0.5) == pytest.approx((3.0, 3.0), rel=0.08)
-    assert all(one.due_s == 0 for one in traffic.conversations(3, think_s=0.0, **options))
+    assert all(one.due_s == 0 for one in traffic.conversations(3, think_s=0.0, **sizes))
 
 
 def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
@@ -122,26 +110,21 @@ def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
         traffic.tokenised(Workload("chat", (Request("", 1, messages=({"role": "user"},)),)), lambda _text: [1])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"n": 0}, "n is 0"),
-        ({"input_tokens": 0}, "input_tokens is 0"),
-        ({"output_tokens": 0}, "output_tokens is 0"),
-        ({"shared_tokens": 5}, "5 of 5 input tokens"),
-        ({"shared_tokens": -1}, "shared_tokens is -1"),
-    ],
-)
-def test_impossible_lengths_are_refused(wrong: dict[str, Any], says: str) -> None:
-    """Each is a usage error with its name and number."""
-    with pytest.raises(UsageError, match=says):
-        traffic.fixed(**{"n": 1, "input_tokens": 5, "output_tokens": 1} | wrong)
-
-
-def test_turns_have_no_times_of_their_own() -> None:
-    """Arrival times for turns are refused: they follow from answers; so is a request without a token."""
+def test_impossible_lengths_are_refused() -> None:
+    """Each is a usage error with its name and number; so are a request without a token, and times for turns, which
+    follow from answers."""
+    refused: list[tuple[str, dict[str, Any]]] = [
+        ("n is 0", {"n": 0}),
+        ("input_tokens is 0", {"input_tokens": 0}),
+        ("output_tokens is 0", {"output_tokens": 0}),
+        ("5 of 5 input tokens", {"shared_tokens": 5}),
+        ("shared_tokens is -1", {"shared_tokens": -1}),
+    ]
+    for says, wrong in refused:
+        with pytest.raises(UsageError, match=says):
+            traffic.fixed(**{"n": 1, "input_tokens": 5, "output_tokens": 1} | wrong)
+    with pytest.raises(UsageError, match="0 prompt tokens"):
+        TokenRequest(token_ids=[], output_tokens=1)
     talk = traffic.conversations(1, turns=2, system_tokens=0, user_tokens=1, output_tokens=1)
     with pytest.raises(UsageError, match="times of their own"):
         traffic.at_rate(talk, 1.0)
-    with pytest.raises(UsageError, match="0 prompt tokens"):
-        TokenRequest(token_ids=[], output_tokens=1)

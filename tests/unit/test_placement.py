@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import pytest
@@ -30,30 +30,22 @@ some_models = st.lists(sizes, min_size=1, max_size=6).map(models)
 
 @quick
 @given(asked, st.integers(1, 5))
-def test_nothing_is_placed_above_a_whole_gpu(fractions: list[float], gpus: int) -> None:
-    """However replicas come, the parts on a GPU add up to one at most, and a whole GPU is nobody else's."""
-    placed = placement.best_fit(fractions, gpus)
-    sums = [Fraction(0)] * gpus
-    for part, where in zip(fractions, placed, strict=True):
-        for gpu in where:
-            sums[gpu] += min(Fraction(round(part * 10_000), 10_000), Fraction(1))
-    assert max(sums) <= 1
-    assert [float(1 - total) for total in sums] == placement.left_over(fractions, gpus)
-
-
-@quick
-@given(asked, st.integers(1, 5))
-def test_who_waits_finds_room_nowhere(fractions: list[float], gpus: int) -> None:
-    """A replica waits only if no GPU has its part left (or too few are empty), and takes the fullest that has."""
-    placed = placement.best_fit(fractions, gpus)
-    for number, (part, where) in enumerate(zip(fractions, placed, strict=True)):
-        left = placement.left_over(fractions[:number], gpus)
-        holding = [free for free in left if free >= part - 1e-9]
+def test_replicas_are_placed_by_rays_rule(fractions: list[float], gpus: int) -> None:
+    """The parts on a GPU add up to one at most, and a whole GPU is nobody else's. A replica waits only if no GPU has
+    its part left (or too few are empty), and takes the fullest that has."""
+    placed, left = placement.best_fit(fractions, gpus), [Fraction(1)] * gpus
+    for asks, where in zip(fractions, placed, strict=True):
+        part = Fraction(round(asks * 10_000), 10_000)
         if 0 < part <= 1:
+            holding = [free for free in left if free >= part]
             assert bool(where) == bool(holding)
             assert not where or left[where[0]] == min(holding)
         elif part > 1:
-            assert (len(where) == part) == (left.count(1.0) >= part)
+            assert (len(where) == part) == (left.count(Fraction(1)) >= part)
+        for gpu in where:
+            left[gpu] -= min(part, Fraction(1))
+    assert min(left) >= 0
+    assert placement.left_over(fractions, gpus) == [float(free) for free in left]
 
 
 def test_the_lab_placement_of_ray() -> None:
@@ -72,15 +64,20 @@ def test_what_ray_refuses_is_refused() -> None:
             placement.best_fit([wrong], 4)
 
 
+def keeps(models: Sequence[Model], plan: Mapping[str, int], most_load: float) -> bool:
+    """Whether no GPU has more memory or load than it takes."""
+    here = [[model for model in models if plan[model.name] == gpu] for gpu in set(plan.values())]
+    return all(
+        sum(model.memory_gib for model in gpu) <= GPU_GIB and sum(model.load for model in gpu) <= most_load
+        for gpu in here
+    )
+
+
 def fewest(models: Sequence[Model], most_load: float) -> int:
     """The best plan by trying all of them: the oracle."""
     for count in range(1, len(models) + 1):
         for places in itertools.product(range(count), repeat=len(models)):
-            on = [[one for one, place in zip(models, places, strict=True) if place == gpu] for gpu in range(count)]
-            if all(
-                sum(one.memory_gib for one in here) <= GPU_GIB and sum(one.load for one in here) <= most_load
-                for here in on
-            ):
+            if keeps(models, {model.name: place for model, place in zip(models, places, strict=True)}, most_load):
                 return count
     raise AssertionError("unreachable: a GPU for each always does")
 
@@ -93,10 +90,10 @@ def test_a_plan_lies_between_the_lower_bound_and_one_gpu_each(some: list[Model],
     used, best = len(set(plan.values())), fewest(some, most_load)
     assert placement.lower_bound(some, gpu_gib=GPU_GIB, most_load=most_load) <= best <= used <= len(some)
     assert set(plan) == {one.name for one in some}
-    for gpu, load in placement.loads(some, plan).items():
-        assert load <= most_load
-        assert sum(one.memory_gib for one in some if plan[one.name] == gpu) <= GPU_GIB
     assert set(plan.values()) == set(range(used))
+    assert keeps(some, plan, most_load)
+    dedicated = placement.dedicated(some)
+    assert placement.loads(some, dedicated) == {gpu: one.load for gpu, one in enumerate(some)}
 
 
 @quick
@@ -106,17 +103,7 @@ def test_fractions_for_ray_keep_both_bounds(some: list[Model]) -> None:
     parts = placement.num_gpus(some, gpu_gib=GPU_GIB, most_load=MOST_LOAD)
     assert list(parts.values()) == sorted(parts.values(), reverse=True)
     placed = placement.best_fit(list(parts.values()), len(some))
-    plan = {name: where[0] for name, where in zip(parts, placed, strict=True)}
-    for gpu, load in placement.loads(some, plan).items():
-        assert load <= MOST_LOAD
-        assert sum(one.memory_gib for one in some if plan[one.name] == gpu) <= GPU_GIB
-
-
-def test_dedicated_is_a_gpu_for_each() -> None:
-    """No two models share."""
-    some = models([(10.0, 0.5), (20.0, 0.25)])
-    assert placement.dedicated(some) == {"m0": 0, "m1": 1}
-    assert placement.loads(some, placement.dedicated(some)) == {0: 0.5, 1: 0.25}
+    assert keeps(some, {name: where[0] for name, where in zip(parts, placed, strict=True)}, MOST_LOAD)
 
 
 def test_models_without_a_plan_are_refused() -> None:

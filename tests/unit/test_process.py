@@ -45,13 +45,6 @@ with stand_in(here, {modes}) as server:
 """
 
 
-@pytest.fixture
-def family(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A running stand-in with a family of helpers."""
-    with stand_in(tmp_path, "family") as server:
-        yield server
-
-
 @contextlib.contextmanager
 def run_parent(tmp_path: Path, inside: str, *, modes: str = "'family'") -> "Iterator[subprocess.Popen[str]]":
     """Starts the parent program; its server runs when tmp_path/parent holds the parent's own words."""
@@ -77,98 +70,67 @@ def all_processes(tmp_path: Path) -> list[psutil.Process]:
     return [*running(wait_for(tmp_path / "parent")), *family_of(tmp_path)]
 
 
-def test_no_socket_stays_in_a_servers_folder(tmp_path: Path) -> None:
-    """What a server spoke to its own processes through goes with it; its log and its files stay."""
-    with stand_in(tmp_path) as server, socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(server.folder / "left"))
-        (server.folder / "kept").touch()
-    assert {one.name for one in server.folder.iterdir()} >= {"kept", "server.log"}
-    assert not (server.folder / "left").exists()
-
-
-def test_what_the_log_names_elsewhere_goes_with_the_server(tmp_path: Path) -> None:
-    """Of vLLM's files among everybody's temporary ones the one that the log names goes, another server's stays."""
+def test_what_a_server_leaves_behind_goes_with_it(tmp_path: Path) -> None:
+    """The sockets in its folder and, of vLLM's files among everybody's temporary ones, the one that its log names go;
+    its log, its other files and another server's stay."""
     own, other = tmp_path / "vllm_dist_0a1b", tmp_path / "vllm_dist_2c3d"
-    with stand_in(tmp_path, elsewhere=vllm.meeting_files) as server:
-        own.touch()
-        other.touch()
+    with stand_in(tmp_path, elsewhere=vllm.meeting_files) as server, socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(server.folder / "left"))
+        for file in (own, other, server.folder / "kept"):
+            file.touch()
         with server.log_path.open("a") as log:
             log.write(f"INFO world_size=1 rank=0 distributed_init_method=file://{own} backend=gloo\n")
+    assert {path.name for path in server.folder.iterdir()} >= {"kept", "server.log"}
+    assert not (server.folder / "left").exists()
     assert (own.exists(), other.exists()) == (False, True)
 
 
-def test_ready_when_started(tmp_path: Path) -> None:
-    """`start` returns once the health address answers 200, with the seconds that it took."""
-    began = time.monotonic()
-    with stand_in(tmp_path, "warming") as server:
-        assert server.running
-        assert urllib.request.urlopen(url_of(server)).status == 200
-        assert server.start_seconds is not None
-        assert 0 < server.start_seconds <= time.monotonic() - began
-
-
-def test_not_ready_while_503(tmp_path: Path) -> None:
-    """A server that answers 503 is not ready: each such answer means another wait."""
+def test_ready_when_200(tmp_path: Path) -> None:
+    """`start` returns once the health address answers 200, with the seconds that it took; each 503 means another
+    wait."""
     waits: list[str] = []
+    began = time.monotonic()
     server = stand_in(tmp_path, "warming")
     try:
         server.start(progress=waits.append)
+        assert server.running
+        assert urllib.request.urlopen(url_of(server)).status == 200
+        assert 0 < (server.start_seconds or 0) <= time.monotonic() - began
         assert len(waits) >= 2
         assert all(re.fullmatch(r"stand-in: starting, \d+ s", wait) for wait in waits)
     finally:
         server.stop()
 
 
-def test_proxy_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy in the environment is not asked for an address of this machine."""
-    monkeypatch.setenv("http_proxy", f"http://{LOOPBACK}:{free_port()}")
-    for name in ("no_proxy", "NO_PROXY"):
+def test_environment_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server sees the given variables and its private folder, and ours stay as they were. A proxy is not asked for
+    an address of this machine, and a file in the folder never stands in for a module that the guard imports."""
+    for name in ("no_proxy", "NO_PROXY", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
-    with stand_in(tmp_path) as server:
-        assert server.running
-
-
-def test_environment_and_folder(tmp_path: Path) -> None:
-    """The server sees the given variables and its private folder, and ours stay as they were."""
+    monkeypatch.setenv("http_proxy", f"http://{LOOPBACK}:{free_port()}")
+    (tmp_path / "run").mkdir()
+    for name in ("psutil", "signal", "ctypes"):
+        (tmp_path / "run" / f"{name}.py").write_text("raise SystemExit('imported from the folder')")
     with stand_in(tmp_path, "facts", env={"STAND_IN": "seen"}) as server:
         assert f"{tmp_path / 'run'} seen" in server.log_text()
         assert server.log_path == tmp_path / "run" / "server.log"
     assert "STAND_IN" not in os.environ
 
 
-def test_files_in_the_folder_are_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the server's folder never stands in for a module that the guard imports."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    (tmp_path / "run").mkdir()
-    for name in ("psutil", "signal", "ctypes"):
-        (tmp_path / "run" / f"{name}.py").write_text("raise SystemExit('imported from the folder')")
-    with stand_in(tmp_path) as server:
-        assert server.running
-
-
 def test_dies_at_start(tmp_path: Path) -> None:
-    """A server that dies at start is an error with its exit code and its last fifteen lines, and names the log."""
+    """A server that dies at start is an error with its exit code and its last fifteen lines, and names the log; a known
+    failure turns the log into what happened and what to do; a command that does not exist is named."""
     with pytest.raises(ServerError, match="stand-in died with exit code 3") as caught:
         stand_in(tmp_path, "dies").start()
     assert caught.value.log_tail.splitlines() == [f"line {number}" for number in range(25, 40)]
     assert str(tmp_path / "run" / "server.log") in caught.value.remedy
     assert "line 39" in str(caught.value)
-
-
-def test_explained_death(tmp_path: Path) -> None:
-    """A known failure turns the log into what happened and what to do."""
     failures = [("not in it", "another reason", ""), (r"line (\d+)", "the known reason {0}", "do this")]
     with pytest.raises(ServerError, match="exit code 3: the known reason 39\n  To fix it: do this"):
         stand_in(tmp_path, "dies", failures=failures).start()
-
-
-def test_command_that_is_not_there(tmp_path: Path) -> None:
-    """A command that does not exist is an error that names it, without a traceback."""
-    server = ServerProcess(
-        ["no-such-server"], name="nobody", folder=tmp_path, health_url=f"http://{LOOPBACK}:{free_port()}"
-    )
+    nobody = ServerProcess(["no-such-server"], name="nobody", folder=tmp_path, health_url=f"http://{LOOPBACK}:9")
     with pytest.raises(ServerError) as caught:
-        server.start()
+        nobody.start()
     assert caught.value.log_tail == "no-such-server cannot be started: No such file or directory"
 
 
@@ -185,33 +147,37 @@ def test_never_ready(tmp_path: Path, mode: str) -> None:
 
 def test_interrupted_start(tmp_path: Path) -> None:
     """Ctrl-C while the server is starting leaves nothing of it."""
-    server = stand_in(tmp_path, "family", "silent")
 
     def interrupt(_: str) -> None:
         if (tmp_path / "run" / "family").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        server.start(progress=interrupt)
+        stand_in(tmp_path, "family", "silent").start(progress=interrupt)
     assert not alive(family_of(tmp_path))
 
 
-def test_pids(family: ServerProcess, tmp_path: Path) -> None:
-    """`pids` starts with the server itself and holds everything that it started, also in other sessions."""
-    assert "standin_server.py" in " ".join(psutil.Process(family.pids[0]).cmdline())
-    helpers = {process.pid for process in family_of(tmp_path)}
-    assert len(helpers) == 5
-    assert helpers <= set(family.pids)
-    assert os.getpgid(family.pids[0]) != os.getpgid(0)
-
-
-def test_stop_ends_the_family(family: ServerProcess, tmp_path: Path) -> None:
-    """When `stop` returns, workers in other groups, orphans of a double fork and deaf ones are gone."""
-    processes = [*family_of(tmp_path), *processes_of(family)]
-    family.stop()
+def test_stop_ends_the_family(tmp_path: Path) -> None:
+    """`pids` starts with the server itself and holds everything that it started, also in other sessions. The server
+    outlives the thread that started it; when `stop` returns, workers in other groups, orphans of a double fork and deaf
+    ones are gone."""
+    server = stand_in(tmp_path, "family")
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    try:
+        assert "standin_server.py" in " ".join(psutil.Process(server.pids[0]).cmdline())
+        assert os.getpgid(server.pids[0]) != os.getpgid(0)
+        helpers = family_of(tmp_path)
+        assert len(helpers) == 5
+        assert {process.pid for process in helpers} <= set(server.pids)
+        time.sleep(1)
+        server.check()
+        processes = [*helpers, *processes_of(server)]
+    finally:
+        server.stop()
     assert not alive(processes)
-    assert family.pids == ()
-    assert not family.running
+    assert (server.pids, server.running) == ((), False)
 
 
 def test_stop_ends_a_storm(tmp_path: Path) -> None:
@@ -222,41 +188,29 @@ def test_stop_ends_a_storm(tmp_path: Path) -> None:
     assert not [process for process in psutil.process_iter(["cmdline"]) if marker in (process.info["cmdline"] or [])]
 
 
-def test_deaf_server(tmp_path: Path) -> None:
-    """A server that ignores SIGTERM is killed after the grace, and not before."""
-    server = stand_in(tmp_path, "deaf", stop_grace_s=1.5).start()
-    processes = processes_of(server)
-    began = time.monotonic()
+def test_the_grace_of_a_stop(tmp_path: Path) -> None:
+    """A server that ignores SIGTERM is killed after the grace, and not before; one that heeds it ends long before."""
+    for modes, grace_s, at_least_s, at_most_s in ((["deaf"], 1.5, 1.5, 60), ([], 120.0, 0, 60)):
+        server = stand_in(tmp_path, *modes, stop_grace_s=grace_s).start()
+        processes = processes_of(server)
+        began = time.monotonic()
+        server.stop()
+        assert at_least_s <= time.monotonic() - began < at_most_s
+        assert not alive(processes)
+
+
+def test_start_and_stop_again(tmp_path: Path) -> None:
+    """`stop` may be called before a start and as often as one likes. A second `start` keeps the running server; after a
+    stop it starts another, with a new log."""
+    server = stand_in(tmp_path, "facts")
     server.stop()
-    assert time.monotonic() - began >= 1.5
-    assert not alive(processes)
-
-
-def test_polite_server_is_quick(tmp_path: Path) -> None:
-    """A server that heeds SIGTERM ends long before the grace is over."""
-    server = stand_in(tmp_path, stop_grace_s=120.0).start()
-    began = time.monotonic()
-    server.stop()
-    assert time.monotonic() - began < 60
-
-
-def test_stop_twice_or_never_started(tmp_path: Path) -> None:
-    """`stop` may be called before a start and as often as one likes."""
-    server = stand_in(tmp_path)
-    server.stop()
-    server.start()
-    server.stop()
-    server.stop()
-    server.check()
-    assert not server.running
-
-
-def test_start_again(tmp_path: Path) -> None:
-    """A second `start` keeps the running server; after a stop it starts another, with a new log."""
-    with stand_in(tmp_path, "facts") as server:
+    with server:
         first = server.pids
         assert server.start().pids == first
         server.stop()
+        server.stop()
+        server.check()
+        assert server.pids == ()
         server.start()
         assert server.running
         assert server.pids != first
@@ -278,17 +232,15 @@ def test_exception_in_the_block(tmp_path: Path) -> None:
     assert not alive(processes)
 
 
-def test_dies_later(family: ServerProcess, tmp_path: Path) -> None:
+def test_dies_later(tmp_path: Path) -> None:
     """After a server died, `check` says how, with its last words, and its orphans are gone too."""
-    family.check()
-    processes = family_of(tmp_path)
-    with pytest.raises((OSError, urllib.error.URLError)):
-        urllib.request.urlopen(f"{url_of(family)}/die")
-    assert not survivors(processes)
-    wait_until_ended(family)
-    with pytest.raises(ServerError, match="stand-in was killed") as caught:
-        family.check()
-    assert "the last words" in caught.value.log_tail
+    with stand_in(tmp_path, "family") as server:
+        server.check()
+        processes = family_of(tmp_path)
+        with pytest.raises((OSError, urllib.error.URLError)):
+            urllib.request.urlopen(f"{url_of(server)}/die")
+        assert not survivors(processes)
+        assert "the last words" in how_it_ended(server)
 
 
 def test_guard_killed(tmp_path: Path) -> None:
@@ -297,35 +249,34 @@ def test_guard_killed(tmp_path: Path) -> None:
         processes = processes_of(server)
         psutil.Process(server.pids[0]).parent().kill()  # type: ignore[union-attr]
         assert not survivors(processes)
-        wait_until_ended(server)
-        with pytest.raises(ServerError, match="stand-in was killed"):
-            server.check()
+        how_it_ended(server)
 
 
-def wait_until_ended(server: ServerProcess) -> None:
-    """The guard needs a moment to notice that its server is gone."""
+def how_it_ended(server: ServerProcess) -> str:
+    """The end of a killed server's log. The guard needs a moment to notice that its server is gone."""
     deadline = time.monotonic() + 30
     while server.running and time.monotonic() < deadline:
         time.sleep(0.05)
+    with pytest.raises(ServerError, match="stand-in was killed") as caught:
+        server.check()
+    return caught.value.log_tail
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_parent_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    """However the parent is ended - kill -9, Ctrl-C, a closed terminal - the server is gone within seconds."""
-    with run_parent(tmp_path, "time.sleep(600)") as parent:
+@pytest.mark.parametrize("ended_by", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "os._exit(0)"])
+def test_parent_ended(tmp_path: Path, ended_by: str) -> None:
+    """However the parent is ended - kill -9, Ctrl-C, a closed terminal, its own exit - the server is gone within
+    seconds."""
+    by_signal = ended_by.startswith("SIG")
+    wait_for_it = "[time.sleep(0.05) for _ in range(1200) if not (here / 'seen').exists()]; "
+    with run_parent(tmp_path, wait_for_it + ("time.sleep(600)" if by_signal else ended_by)) as parent:
         processes = all_processes(tmp_path)
         assert len(alive(processes)) == len(processes)
-        parent.send_signal(number)
+        (tmp_path / "seen").touch()
+        if by_signal:
+            parent.send_signal(signal.Signals[ended_by])
         parent.communicate(timeout=60)
-    assert parent.returncode != 0
+    assert (parent.returncode != 0) == by_signal
     assert not survivors(processes)
-
-
-def test_parent_ends_without_a_stop(tmp_path: Path) -> None:
-    """A parent that just ends, with `os._exit`, leaves no server."""
-    with run_parent(tmp_path, "os._exit(0)") as parent:
-        parent.communicate(timeout=60)
-    assert not survivors(all_processes(tmp_path))
 
 
 FORK = "fork = os.fork() or time.sleep(600); (here / 'fork').write_text(str(fork)); "
@@ -353,50 +304,28 @@ def test_fork_of_the_parent_lives_on(tmp_path: Path) -> None:
             fork.kill()
 
 
-def test_started_in_a_thread(tmp_path: Path) -> None:
-    """A server outlives the thread that started it and is stopped from another one."""
-    server = stand_in(tmp_path, "family")
-    thread = threading.Thread(target=server.start)
-    thread.start()
-    thread.join()
-    try:
-        time.sleep(1)
-        server.check()
-        assert server.running
-        processes = processes_of(server)
-    finally:
-        server.stop()
-    assert not alive(processes)
-
-
 def test_two_servers_side_by_side(tmp_path: Path) -> None:
     """Stopping one server leaves another one running."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
     with stand_in(tmp_path / "a") as first, stand_in(tmp_path / "b") as second:
         first.stop()
         second.check()
-        assert second.running
         assert urllib.request.urlopen(url_of(second)).status == 200
 
 
-def test_port_in_use() -> None:
-    """A port on which something listens is refused, and the message names one that is free."""
+def test_a_port_that_cannot_be_used() -> None:
+    """A port on which something listens is refused, and the message names one that is free; so is a number that is no
+    port."""
     with socket.create_server((LOOPBACK, 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=f"port {port} on {LOOPBACK} cannot be used") as caught:
             require_free_port(port)
-    found = re.search(r"\((\d+) is free now\)", caught.value.remedy)
-    assert found is not None
-    assert int(found[1]) != port
-    assert require_free_port(int(found[1])) == int(found[1])
-
-
-@pytest.mark.parametrize("port", [-1, 0, 65536])
-def test_port_that_does_not_exist(port: int) -> None:
-    """A number that is no port is refused."""
-    with pytest.raises(UsageError, match=f"port {port} does not exist"):
-        require_free_port(port)
+    (named,) = (int(number) for number in re.findall(r"\((\d+) is free now\)", caught.value.remedy))
+    assert require_free_port(named) == named != port
+    for number in (-1, 0, 65536):
+        with pytest.raises(UsageError, match=f"port {number} does not exist"):
+            require_free_port(number)
 
 
 def test_port_just_used() -> None:

@@ -16,7 +16,6 @@ from labkit.load.workloads import chat
 from tests.unit.stub_server import MODEL, serving
 
 PAGE = """\
-# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="a/b"}} {running}
 vllm:num_requests_running{{engine="1",model_name="a/b"}} 1.0
@@ -31,55 +30,42 @@ vllm:prefix_cache_hits_created{{engine="0",model_name="a/b"}} 1.7e+09
 vllm:request_success_total{{engine="0",finished_reason="stop",model_name="a/b"}} 2.0
 vllm:request_success_total{{engine="0",finished_reason="length",model_name="a/b"}} 5.0
 # TYPE vllm:time_to_first_token_seconds histogram
-vllm:time_to_first_token_seconds_bucket{{engine="0",le="0.1",model_name="a/b"}} {first}
-vllm:time_to_first_token_seconds_bucket{{engine="0",le="0.5",model_name="a/b"}} {second}
-vllm:time_to_first_token_seconds_bucket{{engine="0",le="+Inf",model_name="a/b"}} {total}
-vllm:time_to_first_token_seconds_count{{engine="0",model_name="a/b"}} {total}
-vllm:time_to_first_token_seconds_sum{{engine="0",model_name="a/b"}} {sum}
-# TYPE vllm:cache_config_info gauge
-vllm:cache_config_info{{block_size="32",engine="0",num_gpu_blocks="364"}} 1.0
+vllm:time_to_first_token_seconds_bucket{{engine="0",le="0.1"}} {first}
+vllm:time_to_first_token_seconds_bucket{{engine="0",le="0.5"}} {second}
+vllm:time_to_first_token_seconds_bucket{{engine="0",le="+Inf"}} {total}
+vllm:time_to_first_token_seconds_count{{engine="0"}} {total}
+vllm:time_to_first_token_seconds_sum{{engine="0"}} {sum}
 """
-
-
-def page(hits: float = 96.0, running: float = 3.0, first: float = 2, second: float = 6, total: float = 8) -> str:
-    return PAGE.format(hits=hits, running=running, first=first, second=second, total=total, sum=total * 0.25)
-
-
-BEFORE = parse(page(), taken_s=10.0)
-AFTER = parse(page(hits=224.0, running=0.0, first=4, second=16, total=18), taken_s=12.5)
+BEFORE = parse(PAGE.format(hits=96, running=3, first=2, second=6, total=8, sum=2), taken_s=10.0)
+AFTER = parse(PAGE.format(hits=224, running=0, first=4, second=16, total=18, sum=4.5), taken_s=12.5)
 
 
 def test_values_by_the_names_in_vllms_documentation_and_by_labels() -> None:
-    """Counters are found with and without _total, gauges by their name; series that carry the labels are summed."""
+    """Counters are found with and without _total, gauges by their name; series that carry the labels are summed, but
+    not shares; a name that does not exist is never a silent 0: similar ones are offered."""
     assert BEFORE.value("vllm:prefix_cache_hits") == BEFORE.value("vllm:prefix_cache_hits_total") == 96.0
     assert BEFORE.value("vllm:num_requests_running") == 4.0
     assert BEFORE.value("vllm:num_requests_running", engine="0") == 3.0
     assert BEFORE.value("vllm:request_success") == 7.0
     assert BEFORE.value("vllm:request_success", finished_reason="length") == 5.0
-    (labels,) = BEFORE.series("vllm:cache_config_info")
-    assert dict(labels)["num_gpu_blocks"] == "364"
-
-
-def test_shares_are_not_summed() -> None:
-    """Two engines' cache usage has no sum: the error shows what there is to choose."""
-    with pytest.raises(UsageError, match="share with 2 series"):
-        BEFORE.value("vllm:kv_cache_usage_perc")
     assert BEFORE.value("vllm:kv_cache_usage_perc", engine="1") == 0.5
-
-
-def test_unknown_names_are_errors() -> None:
-    """A name that does not exist is never a silent 0; similar names are offered."""
-    for read in (BEFORE.value, BEFORE.histogram):
-        with pytest.raises(UsageError, match="no metric 'nothing_like_it'"):
-            read("nothing_like_it")
-    with pytest.raises(UsageError, match="did you mean"):
-        BEFORE.value("vllm:prefix_cache_hit")
-    with pytest.raises(UsageError, match="with labels"):
-        BEFORE.value("vllm:prefix_cache_hits", engine="7")
+    assert [dict(labels)["finished_reason"] for labels in BEFORE.series("vllm:request_success")] == ["stop", "length"]
+    refused: list[tuple[str, dict[str, str], str]] = [
+        ("vllm:kv_cache_usage_perc", {}, "share with 2 series"),
+        ("nothing_like_it", {}, "no metric 'nothing_like_it'"),
+        ("vllm:prefix_cache_hit", {}, "did you mean"),
+        ("vllm:prefix_cache_hits", {"engine": "7"}, "with labels"),
+    ]
+    for name, labels, message in refused:
+        with pytest.raises(UsageError, match=message):
+            BEFORE.value(name, **labels)
+    with pytest.raises(UsageError, match="no metric 'nothing_like_it'"):
+        BEFORE.histogram("nothing_like_it")
 
 
 def test_difference_takes_growth_of_counters_only() -> None:
-    """Counters and histograms give what was added, gauges what they are now, and the time is the time between."""
+    """Counters and histograms give what was added, gauges what they are now, and the time is the time between; a
+    counter that fell means another server process: an error, not a negative growth."""
     grown = difference(BEFORE, AFTER)
     assert grown.taken_s == 2.5
     assert grown.value("vllm:prefix_cache_hits") == 128.0
@@ -91,10 +77,6 @@ def test_difference_takes_growth_of_counters_only() -> None:
     assert difference(parse(""), AFTER).value("vllm:prefix_cache_hits") == 224.0, "a new series counts from 0"
     nothing = difference(AFTER, AFTER).histogram("vllm:time_to_first_token_seconds")
     assert all(map(math.isnan, (nothing.mean, nothing.quantile(0.5))))
-
-
-def test_a_fallen_counter_is_a_restart() -> None:
-    """A counter that fell means another server process: an error, not a negative growth."""
     with pytest.raises(ServerError, match="fell by 128"):
         difference(AFTER, BEFORE)
 

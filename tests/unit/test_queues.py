@@ -4,6 +4,7 @@ import heapq
 import math
 from dataclasses import astuple
 from statistics import fmean
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from labkit.theory.queues import (
     serve_all,
 )
 
-BALANCERS: tuple[Balancer, ...] = ("random", "round_robin", "two_choices", "fewest")
+STEP_S, TOKENS = 0.005, 200.0  # a mean service of 1 s, nearly exponential
 ARRIVALS = st.lists(
     st.builds(
         Arrival,
@@ -42,7 +43,9 @@ SERVICES = st.builds(
 )
 
 
-def poisson(rate: float, *, requests: int, prompt_tokens: int, mean_output_tokens: float, seed: int) -> list[Arrival]:
+def poisson(
+    rate: float, *, requests: int, seed: int, prompt_tokens: int = 0, mean_output_tokens: float = TOKENS
+) -> list[Arrival]:
     """Poisson arrivals with outputs that are geometric with that mean, as of a coin per token."""
     outputs = np.random.default_rng(seed).geometric(1 / mean_output_tokens, size=requests)
     times = poisson_arrivals_s(requests, rate=rate, seed=seed)
@@ -59,25 +62,22 @@ def erlang_c(servers: int, load: float) -> float:
     return last / (sum(terms) + last)
 
 
-@pytest.mark.parametrize(("places", "rate"), [(1, 0.6), (4, 3.0), (8, 7.0)])
-def test_equal_steps_are_the_queue_of_erlang(places: int, rate: float) -> None:
+def test_equal_steps_are_the_queue_of_erlang() -> None:
     """Steps that take no longer with more requests: as many servers as places; the mean wait is Erlang's."""
-    step_s, mean_tokens = 0.005, 200.0  # a mean service of 1 s, nearly exponential
-    service = Service(step_s={1: step_s}, places=places)
-    served = serve_all(service, poisson(rate, requests=60_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=3))
-    load = rate * (mean_tokens - 1) * step_s
-    expected_s = erlang_c(places, load) / (places - load) * (mean_tokens - 1) * step_s
-    assert fmean(one.ttft_s for one in served) == pytest.approx(expected_s, rel=0.12)
+    service_s = (TOKENS - 1) * STEP_S
+    for places, rate in ((1, 0.6), (4, 3.0), (8, 7.0)):
+        served = serve_all(Service(step_s={1: STEP_S}, places=places), poisson(rate, requests=60_000, seed=3))
+        load = rate * service_s
+        expected_s = erlang_c(places, load) / (places - load) * service_s
+        assert fmean(one.ttft_s for one in served) == pytest.approx(expected_s, rel=0.12)
 
 
-@pytest.mark.parametrize("load", [0.3, 0.7])
-def test_steps_that_grow_with_the_batch_are_processor_sharing(load: float) -> None:
+def test_steps_that_grow_with_the_batch_are_processor_sharing() -> None:
     """Where a step takes n times as long with n requests, the mean time of M/G/1-PS comes out: S / (1 - load)."""
-    step_s, mean_tokens = 0.005, 200.0
-    service = Service(step_s={1: step_s, 2: 2 * step_s}, places=400)
-    mean_s = (mean_tokens - 1) * step_s
-    traffic = poisson(load / mean_s, requests=40_000, prompt_tokens=0, mean_output_tokens=mean_tokens, seed=5)
-    assert fmean(one.e2e_s for one in serve_all(service, traffic)) == pytest.approx(mean_s / (1 - load), rel=0.1)
+    service, mean_s = Service(step_s={1: STEP_S, 2: 2 * STEP_S}, places=400), (TOKENS - 1) * STEP_S
+    for load in (0.3, 0.7):
+        served = serve_all(service, poisson(load / mean_s, requests=40_000, seed=5))
+        assert fmean(one.e2e_s for one in served) == pytest.approx(mean_s / (1 - load), rel=0.1)
 
 
 def test_reading_alone_is_the_queue_with_a_fixed_service() -> None:
@@ -89,11 +89,12 @@ def test_reading_alone_is_the_queue_with_a_fixed_service() -> None:
     assert fmean(waits) == pytest.approx(load * read_s / (2 * (1 - load)), rel=0.1)
 
 
-@given(service=SERVICES, arrivals=ARRIVALS, replicas=st.integers(1, 5), balancer=st.sampled_from(BALANCERS))
+@given(service=SERVICES, arrivals=ARRIVALS, replicas=st.integers(1, 5), balancer=st.sampled_from(get_args(Balancer)))
 def test_every_request_is_served_once_and_in_time_order(
     service: Service, arrivals: list[Arrival], replicas: int, balancer: Balancer
 ) -> None:
-    """None is lost or made up; it arrives, gets a place, reads, writes; no faster than alone; twice the same result."""
+    """None is lost or made up; it arrives, gets a place, reads, writes; no faster than alone; twice the same result. At
+    any moment at most `places` requests of a replica have a place."""
     served = serve_all(service, arrivals, replicas=replicas, balancer=balancer)
     assert sorted(map(astuple, arrivals)) == sorted(astuple(one.arrival) for one in served)
     fastest_s = min(service.step_of(n) for n in range(1, service.places + 1))
@@ -101,33 +102,21 @@ def test_every_request_is_served_once_and_in_time_order(
         read_s = one.arrival.prompt_tokens * service.prefill_s_per_token
         assert one.arrival.at_s <= one.placed_s <= one.first_token_s <= one.finished_s
         assert one.ttft_s >= read_s * (1 - 1e-9) - 1e-9
-        if one.tpot_s is not None:
-            assert one.tpot_s >= fastest_s * (1 - 1e-6) - 1e-9
+        assert one.tpot_s is None or one.tpot_s >= fastest_s * (1 - 1e-6) - 1e-9
+        held = sum(other.placed_s <= one.placed_s < other.finished_s for other in served)
+        assert held <= service.places * replicas
     assert served == serve_all(service, arrivals, replicas=replicas, balancer=balancer)
 
 
-@given(service=SERVICES, arrivals=ARRIVALS)
-def test_no_replica_holds_more_than_its_places(service: Service, arrivals: list[Arrival]) -> None:
-    """At any moment at most `places` requests have a place."""
-    served = serve_all(service, arrivals)
-    for moment in (answer.placed_s for answer in served):
-        held = sum(answer.placed_s <= moment < answer.finished_s for answer in served)
-        assert held <= service.places
-
-
 def test_a_lone_request_takes_what_it_takes() -> None:
-    """Nobody else there: its prompt's time, then a step of one for each further token."""
+    """Nobody else there: its prompt's time, then a step of one for each further token. Steps are as the first below the
+    first number, between two on their line, and above the last on the last two's."""
     service = Service(step_s={1: 0.02, 4: 0.05}, prefill_s_per_token=0.001, places=4)
     (one,) = serve_all(service, [Arrival(at_s=5, prompt_tokens=100, output_tokens=11)])
-    assert one.ttft_s == pytest.approx(0.1)
-    assert one.e2e_s == pytest.approx(0.1 + 10 * 0.02)
-    assert one.tpot_s == pytest.approx(0.02)
-
-
-def test_steps_lie_on_the_lines_between_what_was_measured() -> None:
-    """Below the first number as the first, between two on their line, above the last on the last two's."""
+    assert (one.ttft_s, one.e2e_s, one.tpot_s) == pytest.approx((0.1, 0.1 + 10 * 0.02, 0.02))
     service = Service(step_s={2: 0.02, 4: 0.04, 8: 0.06}, places=16)
-    assert [round(service.step_of(n), 6) for n in (1, 2, 3, 6, 8, 16)] == [0.02, 0.02, 0.03, 0.05, 0.06, 0.1]
+    steps_s = [service.step_of(n) for n in (1, 2, 3, 6, 8, 16)]
+    assert steps_s == pytest.approx([0.02, 0.02, 0.03, 0.05, 0.06, 0.1])
 
 
 def test_a_full_replica_finishes_what_its_capacity_says() -> None:
@@ -141,51 +130,19 @@ def test_a_full_replica_finishes_what_its_capacity_says() -> None:
 
 def test_looking_at_two_queues_beats_looking_at_none() -> None:
     """The mean wait falls from random to two choices to the fewest, on the same traffic (Mitzenmacher, 1996)."""
-    service = Service(step_s={1: 0.01}, places=2)
-    arrivals = poisson(20 * 2 * 0.9, requests=30_000, prompt_tokens=0, mean_output_tokens=101, seed=2)
-    waits = {
-        way: fmean(one.ttft_s for one in serve_all(service, arrivals, replicas=20, balancer=way)) for way in BALANCERS
-    }
-    assert waits["fewest"] < waits["two_choices"] < waits["random"]
-
-
-def test_the_number_of_replicas_is_the_least_that_does() -> None:
-    """One less would not keep the share."""
-    service = Service(step_s={1: 0.01, 8: 0.02}, prefill_s_per_token=0.0002, places=8)
-    arrivals = poisson(60, requests=3_000, prompt_tokens=50, mean_output_tokens=64, seed=4)
-    found = replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.2, share=0.95)
-
-    def share(replicas: int) -> float:
-        return fmean(one.ttft_s <= 0.2 for one in serve_all(service, arrivals, replicas=replicas))
-
-    assert found > 1
-    assert share(found) >= 0.95 > share(found - 1)
-
-
-def test_what_no_number_of_replicas_can_do_is_told() -> None:
-    """An SLO below what an empty replica takes: a message, not a search without end."""
-    service = Service(step_s={1: 0.01}, prefill_s_per_token=0.01, places=4)
-    arrivals = poisson(1, requests=50, prompt_tokens=100, mean_output_tokens=4, seed=0)
-    with pytest.raises(UsageError, match="64 replicas do not keep 99% of the requests good"):
-        replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.5, at_most=64)
-
-
-def test_a_replica_that_cannot_be_is_refused() -> None:
-    """No step's time, or one that is not positive; no place; a negative time."""
-    for step_s, places, prefill_s in (
-        ({}, 1, 0),
-        ({0: 0.1}, 1, 0),
-        ({1: 0.0}, 1, 0),
-        ({1: 0.1}, 0, 0),
-        ({1: 1}, 1, -1),
-    ):
-        with pytest.raises(UsageError):
-            Service(step_s=step_s, places=places, prefill_s_per_token=prefill_s)
+    arrivals = poisson(20 * 2 * 0.9, requests=30_000, mean_output_tokens=101, seed=2)
+    ways: tuple[Balancer, ...] = ("fewest", "two_choices", "random")
+    waits = [
+        fmean(one.ttft_s for one in serve_all(Service(step_s={1: 0.01}, places=2), arrivals, replicas=20, balancer=way))
+        for way in ways
+    ]
+    assert waits[0] < waits[1] < waits[2]
 
 
 @given(at_least=st.integers(1, 40))
-def test_a_search_that_begins_higher_finds_the_same_or_its_beginning(at_least: int) -> None:
-    """`at_least` is where the search begins: the answer is the larger one of it and of what a search from 1 finds."""
+def test_the_number_of_replicas_is_the_least_that_does(at_least: int) -> None:
+    """One less would not keep the share; a search that begins higher finds the same, or where it begins. An SLO below
+    what an empty replica takes: a message, not a search without end."""
     service = Service(step_s={1: 0.05, 4: 0.08}, prefill_s_per_token=0.001, places=4)
     arrivals = poisson(20.0, requests=300, prompt_tokens=20, mean_output_tokens=10, seed=2)
 
@@ -193,7 +150,18 @@ def test_a_search_that_begins_higher_finds_the_same_or_its_beginning(at_least: i
         return one.ttft_s <= 0.2
 
     found = replicas_needed(service, arrivals, good, share=0.95)
+    shares = [fmean(map(good, serve_all(service, arrivals, replicas=number))) for number in (found - 1, found)]
+    assert shares[0] < 0.95 <= shares[1]
     assert replicas_needed(service, arrivals, good, share=0.95, at_least=at_least) == max(found, at_least)
+    with pytest.raises(UsageError, match="64 replicas do not keep 99% of the requests good"):
+        replicas_needed(service, arrivals, lambda one: one.ttft_s <= 0.01, at_most=64)
+
+
+def test_a_replica_that_cannot_be_is_refused() -> None:
+    """No step's time, or one that is not positive; no place; a negative time."""
+    for step_s, places, prefill_s in (({}, 1, 0), ({0: 0.1}, 1, 0), ({1: 0.0}, 1, 0), ({1: 1}, 0, 0), ({1: 1}, 1, -1)):
+        with pytest.raises(UsageError):
+            Service(step_s=step_s, places=places, prefill_s_per_token=prefill_s)
 
 
 def simulated(cost: BatchCost, *, clients: int, batch_size: int, delay_s: float, batches: int = 400) -> float:

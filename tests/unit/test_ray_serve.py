@@ -48,41 +48,36 @@ def failing(times: int, error: Exception, started: list[psutil.Process]) -> Call
 
 def test_a_busy_machine_gets_another_try(fake_ray: Any) -> None:
     """A start that fails for want of time is tried again; what the failed tries left behind is ended, and only that."""
-    bystander = subprocess.Popen(SLEEP)
     started: list[psutil.Process] = []
     told: list[str] = []
     fake_ray.init = failing(2, Exception(BUSY), started)
-    ray = ray_serve.start(progress=told.append)
-    try:
-        assert ray.pids == (started[2].pid,)
-        assert not survivors(started[:2], within_s=5)
-        assert len(told) == 2
-        assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
-        ray.stop()
+    with subprocess.Popen(SLEEP) as bystander:
+        ray = ray_serve.start(progress=told.append)
+        try:
+            assert ray.pids == (started[2].pid,)
+            assert not survivors(started[:2], within_s=5)
+            assert len(told) == 2
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+            ray.stop()
     assert not survivors(started, within_s=5)
 
 
-def test_an_endlessly_busy_machine_is_told(fake_ray: Any) -> None:
-    """After the last try there is one error with the number of tries, and no process is left."""
-    started: list[psutil.Process] = []
-    fake_ray.init = failing(9, Exception(BUSY), started)
-    with pytest.raises(ServerError, match="did not start in 5 tries"):
-        ray_serve.start()
-    assert len(started) == 5
-    assert not survivors(started, within_s=5)
-
-
-def test_another_error_is_not_tried_again(fake_ray: Any) -> None:
-    """What another try cannot help is raised at once, and its processes are ended."""
-    started: list[psutil.Process] = []
-    fake_ray.init = failing(9, ValueError("num_cpus must be positive"), started)
-    with pytest.raises(ValueError, match="num_cpus"):
-        ray_serve.start(num_cpus=-1)
-    assert len(started) == 1
-    assert not survivors(started, within_s=5)
+def test_a_start_that_fails_for_good_is_told_and_leaves_nothing(fake_ray: Any) -> None:
+    """On an endlessly busy machine, after the last try, with the number of tries; at once where another try cannot
+    help."""
+    failures = {
+        Exception(BUSY): (ServerError, "did not start in 5 tries", 5),
+        ValueError("num_cpus must be positive"): (ValueError, "num_cpus", 1),
+    }
+    for error, (raised, message, tries) in failures.items():
+        started: list[psutil.Process] = []
+        fake_ray.init = failing(9, error, started)
+        with pytest.raises(raised, match=message):
+            ray_serve.start(num_cpus=-1)
+        assert len(started) == tries
+        assert not survivors(started, within_s=5)
 
 
 def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
@@ -130,33 +125,26 @@ def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pyte
         ray.stop()
 
 
-def test_an_address_without_a_cluster_is_a_usage_error(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster that does not answer is the user's input, with the address in the message."""
+def test_on_a_users_cluster(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not answer is the user's input, with the address in the message. When Serve cannot be started
+    there, we leave the cluster; what others deployed stays."""
+    left: list[str] = []
 
-    def init(*_: Any, **__: Any) -> None:
-        raise ConnectionError("could not find any running Ray instance")
+    def fails(error: Exception) -> Callable[..., Any]:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise error
 
-    fake_ray.init = init
+        return fail
+
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    fake_ray.init = fails(ConnectionError("could not find any running Ray instance"))
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"):
         ray_serve.start(address="127.0.0.1:1")
-
-
-def test_a_failed_start_on_a_users_cluster_takes_nothing_from_it(
-    fake_ray: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When Serve cannot be started there, we leave the cluster; what others deployed stays."""
-    left: list[str] = []
     fake_ray.init = lambda *_, **__: None
     fake_ray.shutdown = lambda: left.append("shutdown")
     monkeypatch.setattr(ray_serve, "_applications", lambda: frozenset({"theirs"}))
     monkeypatch.setattr(ray_serve, "_end_applications", lambda _: left.append("deleted"))
-
-    def fails(*_: Any) -> int:
-        raise ServerError("no proxy", remedy="")
-
-    monkeypatch.setattr(ray_serve, "_start_serve", fails)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray_serve, "_start_serve", fails(ServerError("no proxy", remedy="")))
     with pytest.raises(ServerError, match="no proxy"):
         ray_serve.start(address="127.0.0.1:1")
     assert left == ["shutdown"]
@@ -233,33 +221,23 @@ def test_a_process_of_ray_builds_no_grammar_at_its_import() -> None:
     assert done.stdout.strip() == "False"
 
 
-# --- GPUs that Ray numbers itself ---
-
-
-def test_ray_with_its_own_numbers_does_not_see_which_gpus_are_shown(
-    fake_ray: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray would refuse seven GPUs where CUDA_VISIBLE_DEVICES names one. The variable is back afterwards."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    seen: list[str | None] = []
-    fake_ray.init = lambda **_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    monkeypatch.setattr(ray_serve, "vllm_version", lambda: "0.32.0")
-    for own_numbers in (True, False):
-        ray_serve.start(num_gpus=7, own_numbers=own_numbers).stop()
-    assert seen == [None, "1"]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-
-
-def test_ray_where_no_gpu_is_used(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the CPU build Ray looks for no GPU by itself, and counts those asked for even where all are hidden."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(ray_serve, "vllm_version", lambda: "0.32.0+cpu")
+def test_what_ray_sees_of_gpus(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own numbers Ray does not see CUDA_VISIBLE_DEVICES: it would refuse seven GPUs where that names one. With
+    the CPU build it looks for no GPU by itself, and counts those asked for even where all are hidden. The variable is
+    back afterwards."""
     seen: list[tuple[int, str | None]] = []
     fake_ray.init = lambda **given: seen.append((given["num_gpus"], os.environ.get("CUDA_VISIBLE_DEVICES")))
-    ray_serve.start().stop()
-    ray_serve.start(num_gpus=1).stop()
-    assert seen == [(0, None), (1, None)]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    for version, visible, options in (
+        ("0.32.0", "1", {"num_gpus": 7, "own_numbers": True}),
+        ("0.32.0", "1", {"num_gpus": 7}),
+        ("0.32.0+cpu", "", {}),
+        ("0.32.0+cpu", "", {"num_gpus": 1}),
+    ):
+        monkeypatch.setattr(ray_serve, "vllm_version", lambda version=version: version)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        ray_serve.start(**options).stop()  # type: ignore[arg-type]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+    assert seen == [(7, None), (7, "1"), (0, None), (1, None)]
 
 
 def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,23 +39,22 @@ def curve(y: float = 2.0) -> dict[str, Any]:
     return spec(drawn)
 
 
-def run(folder: Path, *, status: str = "done", **parameters: Any) -> Path:
+def run(folder: Path, *, status: str = "done", cpu_model: str | None = None, **parameters: Any) -> Path:
     """A run's folder with one lab: guesses, a chart, ratios, all that a learner leaves."""
-    made = Recorder(LAB, folder, {"n": 4, "guess_speed": 2.0, **parameters}, machine=synthetic.machine(),
-                    versions={"vllm": "0.0.1"}, seed=1)  # fmt: skip
+    machine = to_json(synthetic.machine())
+    machine = json.loads(json.dumps(machine).replace(machine["cpu_model"], cpu_model or machine["cpu_model"]))
+    facts: dict[str, Any] = {"machine": machine, "versions": {"vllm": "0.0.1"}, "seed": 1}
+    made = Recorder(LAB, folder, {"n": 4, "guess_speed": 2.0, **parameters}, **facts)
     made.exact("tokens", [1, 2, 3])
     made.measure("speed", "tok/s", [3.0, 3.2, 3.1])
     made.evidence("C28", uses_http=False)
-    made.prediction({"id": "01.speed", "question": "?", "unit": "tok/s", "guess": 2.0, "confidence": 0.9,
-                     "source": "widget", "measured": 3.1, "low": 3.0, "high": 3.2, "hit": False})  # fmt: skip
+    made.prediction({"id": "01.speed", "question": "?", "unit": "tok/s", "guess": 2.0, "measured": 3.1})
     made.exercise("01.tpot", passed=True)
     made.chart("bars", chart(), key=True)
     made.chart("other", chart())
     made.save("done")
-    now = datetime.now(UTC)
-    facts = {"machine": to_json(synthetic.machine()), "versions": {"vllm": "0.0.1"}, "seed": 1, "profile": "cpu"}
-    lab = LabRun(name=LAB, status=status, seconds=2.0)  # type: ignore[arg-type]
-    RunInfo(**facts, started=now, ended=now, git_commit="abcdef0123456", labs=(lab,)).write(folder)  # type: ignore[arg-type]
+    now, lab = datetime.now(UTC), LabRun(name=LAB, status=status, seconds=2.0)  # type: ignore[arg-type]
+    RunInfo(**facts, profile="cpu", started=now, ended=now, git_commit="abcdef0123456", labs=(lab,)).write(folder)
     return folder
 
 
@@ -66,134 +65,89 @@ def kept(tmp_path: Path) -> Path:
     return tmp_path / "kept"
 
 
-# --- the course's own ---
-
-
-def test_the_courses_own_results_are_valid_and_small() -> None:
-    """At least one machine is recorded, with most labs, evidence on claims, and less than the limit in bytes."""
+def test_the_courses_own_results_are_small_and_read_like_any_run(tmp_path: Path) -> None:
+    """At least one machine is recorded, with most labs, evidence on claims, and less than the limit in bytes.
+    `labkit report` draws each chart that was kept, and `compare` finds it equal to itself."""
     assert OWN
     for one in OWN:
-        files = list((tool.REFERENCE / one.name).iterdir())
-        assert sum(file.stat().st_size for file in files) <= tool.MAX_BYTES
+        folder = tool.REFERENCE / one.name
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= tool.MAX_BYTES
         assert set(one.records) <= set(labs.LABS)
         assert one.name == tool.machine_name(one.info.machine)
         assert one.info.git_commit
         assert sum(len(record.claims) for record in one.records.values()) > 40
-
-
-def test_recorded_results_are_read_like_any_run(tmp_path: Path) -> None:
-    """`labkit report` draws each chart that was kept, and `compare` finds it equal to itself."""
-    for one in OWN:
-        folder = tool.REFERENCE / one.name
         assert compare(folder, folder).agrees
-        copy = shutil.copytree(folder, tmp_path / one.name)
-        html = build(copy).read_text(encoding="utf-8")
+        html = build(shutil.copytree(folder, tmp_path / one.name)).read_text(encoding="utf-8")
         assert html.count("<svg ") >= sum(len(record.charts) for record in one.records.values()) > 5
         assert "could not be drawn" not in html
 
 
-# --- keeping ---
-
-
 def test_a_kept_run_has_the_results_and_nothing_personal(kept: Path, tmp_path: Path) -> None:
-    """Exact parts, ratios, evidence and provenance stay; guesses, answers, host name and other charts are gone."""
+    """Exact parts, ratios, evidence and provenance stay, so that it still compares with the run that it is of; guesses,
+    answers, host name and other charts are gone. Keeping again replaces it."""
     [one] = reference.references(kept)
     text = " ".join(file.read_text() for file in (kept / one.name).iterdir())
-    record = one.records[LAB]
-    assert (record.exact, record.measured) == _of(tmp_path / "run")
+    record, original = one.records[LAB], read_all(tmp_path / "run")[LAB]
+    assert (record.exact, record.measured) == (original.exact, original.measured)
     assert record.claims == {"C28": {"uses_http": False}}
-    assert [each.name for each in record.charts] == ["bars"]
-    assert record.parameters == {"n": 4}
-    assert record.exercises == {}
+    assert [kept_chart.name for kept_chart in record.charts] == ["bars"]
+    assert (record.parameters, record.exercises) == ({"n": 4}, {})
     assert "hostname_hash" not in text
     assert record.predictions[0]["guess"] is None
     assert "Test CPU" in one.label
     assert "labkit run --profile cpu · commit abcdef0123" in one.provenance
     resumed = replace(one, info=one.info.model_copy(update={"earlier_commits": ("9876543210fed",)}))
     assert "commit abcdef0123, some labs at 9876543210" in resumed.provenance
-
-
-def _of(folder: Path) -> tuple[object, object]:
-    record = read_all(folder)[LAB]
-    return record.exact, record.measured
-
-
-def test_a_kept_run_still_compares_with_the_run_that_it_is_of(kept: Path, tmp_path: Path) -> None:
-    """`labkit compare` holds a new run to the recorded one: guesses make no difference."""
-    [one] = reference.references(kept)
     assert compare(tmp_path / "run", kept / one.name).agrees
-
-
-def test_keeping_again_replaces(kept: Path, tmp_path: Path) -> None:
-    """The same machine has one folder, with what the newer run found."""
     tool.keep(run(tmp_path / "again", n=5), kept)
-    [one] = reference.references(kept)
-    stored = json.loads((kept / one.name / f"{LAB}.json").read_text())
-    assert stored["parameters"] == {"n": 5}
+    assert [read_all(folder)[LAB].parameters for folder in kept.iterdir()] == [{"n": 5}]
 
 
-@pytest.mark.parametrize("status", ["failed", "skipped", "running"])
-def test_a_run_that_did_not_end_well_is_refused(tmp_path: Path, status: str) -> None:
-    """Nothing is written, and the command ends with 2."""
-    folder = run(tmp_path / "run", status=status)
-    with pytest.raises(RecordError, match="did not end well"):
-        tool.keep(folder, tmp_path / "kept")
-    assert not (tmp_path / "kept").exists()
-    assert tool.main([str(folder)]) == 2
-
-
-def test_a_run_with_a_machines_path_is_refused(tmp_path: Path) -> None:
-    """A home folder in a record's parameter is named, and nothing is stored."""
-    with pytest.raises(RecordError, match="/home/somebody/model"):
-        tool.keep(run(tmp_path / "run", model="/home/somebody/model"), tmp_path / "kept")
+def test_a_run_that_cannot_be_kept_is_refused_and_nothing_is_stored(tmp_path: Path) -> None:
+    """A run that did not end well (exit code 2 in the shell), or a home folder in a record's parameter, is named."""
+    refused: list[tuple[dict[str, Any], str]] = [
+        *(({"status": status}, "did not end well") for status in ("failed", "skipped", "running")),
+        ({"model": "/home/somebody/model"}, "/home/somebody/model"),
+    ]
+    for number, (fault, message) in enumerate(refused):
+        folder = run(tmp_path / str(number), **fault)
+        with pytest.raises(RecordError, match=message):
+            tool.keep(folder, tmp_path / "kept")
+        assert tool.main([str(folder)]) == 2
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"status": "failed"}, "is failed, not done"),
-        ({"machine": {"line": "64 CPUs"}}, "from another machine"),
-        ({"predictions": [{"id": "x", "guess": 1.0}]}, "somebody's guess for x"),
-        ({"machine": {"line": "2 CPUs (Test CPU), 32 GiB, no GPU", "hostname_hash": "0"}}, "hostname_hash"),
-        ({"lab": "02_other"}, "holds the record of"),
-        ({"measured": "many"}, "not a valid Record"),
-    ],
-)
-def test_a_broken_reference_is_refused_by_name(kept: Path, change: dict[str, Any], told: str) -> None:
+def test_a_broken_reference_is_refused_by_name(kept: Path) -> None:
     """Reading names the folder or file and what is wrong with it."""
     [folder] = kept.iterdir()
     file = folder / f"{LAB}.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(RecordError, match=told):
-        reference.load(folder)
+    good = json.loads(file.read_text())
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"status": "failed"}, "is failed, not done"),
+        ({"machine": {"line": "64 CPUs"}}, "from another machine"),
+        ({"predictions": [{"id": "x", "guess": 1.0}]}, "somebody's guess for x"),
+        ({"machine": {"line": good["machine"]["line"], "hostname_hash": "0"}}, "hostname_hash"),
+        ({"lab": "02_other"}, "holds the record of"),
+        ({"measured": "many"}, "not a valid Record"),
+    ]
+    for change, told in refused:
+        file.write_text(json.dumps({**good, **change}))
+        with pytest.raises(RecordError, match=told):
+            reference.load(folder)
 
 
-# --- which one ---
-
-
-def test_a_gpu_is_not_set_beside_a_cpu(kept: Path) -> None:
-    """The nearest machine of the same kind is taken; without one of that kind there is none."""
-    cpu, gpu = to_json(synthetic.machine()), to_json(synthetic.machine(gpu_gib=80))
-    found = reference.reference_for(cpu, kept)
-    assert found is not None
-    assert found.info.machine["cpus"] == 2
-    assert reference.reference_for(gpu, kept) is None
-    assert reference.reference_for(cpu, kept / "nowhere") is None
-
-
-def test_the_same_processor_is_nearer_than_a_newer_run(tmp_path: Path) -> None:
-    """Of machines with as many CPUs the one of the same processor is taken, and for a third processor the newest."""
+def test_the_nearest_machine_of_the_same_kind_is_set_beside(tmp_path: Path) -> None:
+    """Of machines with as many CPUs the one of the same processor is taken, and for a third processor the newest.
+    Where only the other kind was recorded there is none: no GPU is set beside a CPU."""
     for model in ("AMD EPYC", "Intel Xeon"):
-        folder = run(tmp_path / model)
-        for file in folder.glob("*.json"):
-            file.write_text(file.read_text().replace(synthetic.machine().cpu_model, model))
-        tool.keep(folder, tmp_path / "kept")
+        tool.keep(run(tmp_path / model, cpu_model=model), tmp_path / "kept")
     facts, taken = to_json(synthetic.machine()), {}
     for model in ("AMD EPYC", "Intel Xeon", "another"):
         found = reference.reference_for({**facts, "cpu_model": model}, tmp_path / "kept")
         taken[model] = found and found.info.machine["cpu_model"]
     assert taken == {"AMD EPYC": "AMD EPYC", "Intel Xeon": "Intel Xeon", "another": "Intel Xeon"}
+    assert reference.reference_for(to_json(synthetic.machine(gpu_gib=80)), tmp_path / "kept") is None
+    assert reference.reference_for(facts, tmp_path / "nowhere") is None
 
 
 def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
@@ -206,58 +160,40 @@ def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
     assert one.prediction(LAB, "01.other") is None
 
 
-# --- in a chart ---
+def added(drawn: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers of recorded values in a chart."""
+    return [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
 
 
 def test_recorded_values_become_diamonds_in_a_bar_chart() -> None:
-    """Each bar that both have gets one, at the recorded value, on the bars' own axis, and the chart says whose."""
-    kept_rows = marks(chart(5.0))
-    assert kept_rows is not None
-    rows = [*kept_rows["data"]["values"], {"label": "unknown", "value": 1.0}]
-    drawn = with_recorded(chart(3.0), rows, label="recorded: X")
-    added = [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
-    assert [row for layer in added for row in layer["data"]["values"]] == rows[:2]
-    assert added[0]["encoding"]["y"] == drawn["layer"][0]["encoding"]["y"]
-    assert drawn["title"]["subtitle"][-1] == "\u25c7 recorded: X"
-    assert "Diamonds, recorded: X: one 5" in drawn["description"]
-    assert "<path" in chart_svg(drawn, prefix="a")
-
-
-def test_a_recorded_value_beyond_the_axis_widens_it() -> None:
-    """What came out larger elsewhere stays inside the drawing, on the one axis of all layers."""
-    drawn = with_recorded(chart(), [{"label": "one", "value": 400.0}], label="recorded: X")
-    [end] = set(re.findall(r'"domain": \[[^,]+, ([\d.]+)\]', json.dumps(drawn)))
-    assert float(end) >= 400
-
-
-def test_recorded_points_of_a_curve_need_the_same_place() -> None:
-    """A measured point of the same series at the same x gets its counterpart; other points get none."""
-    row = {"x": 2, "y": 1.5, "series": "a"}
-    drawn = with_recorded(curve(), [row, {**row, "x": 3}, {**row, "series": "b"}], label="recorded: X")
-    added = [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
-    assert [layer["data"]["values"] for layer in added] == [[row]]
-
-
-COMPUTED = [{"label": "one", "value": 3.0}, {"label": "many", "value": 10.0}]
-
-
-@pytest.mark.parametrize(
-    "rows", [[], COMPUTED, [{"label": "unknown", "value": 1.0}], [{"x": 1, "y": 2, "series": "s"}]]
-)
-def test_without_a_counterpart_a_chart_stays_as_it_was(rows: list[dict[str, Any]]) -> None:
-    """Nothing is drawn, said or widened; nor where all values are the same, as in a computed chart."""
-    assert with_recorded(chart(), rows, label="recorded: X") == chart()
-
-
-def test_a_guess_is_no_measurement() -> None:
-    """What marks keeps of a chart are its bars or points: the learner's guess is not among them."""
-    kept_rows = marks(chart(guess=77.0))
+    """Each bar that both have gets one, at the recorded value, on the bars' own axis, which is widened where it must
+    be, and the chart says whose. What `marks` keeps is the bars: no guess is among them."""
+    kept_rows = marks(chart(5.0, guess=77.0))
     assert kept_rows is not None
     assert "77" not in json.dumps(kept_rows["data"])
     assert marks({"mark": "line", "description": "d"}) is None
+    rows = [*kept_rows["data"]["values"], {"label": "unknown", "value": 1.0}]
+    drawn = with_recorded(chart(3.0), rows, label="recorded: X")
+    [layer] = added(drawn)
+    assert layer["data"]["values"] == rows[:2]
+    assert layer["encoding"]["y"] == drawn["layer"][0]["encoding"]["y"]
+    assert drawn["title"]["subtitle"][-1] == "\u25c7 recorded: X"
+    assert "Diamonds, recorded: X: one 5" in drawn["description"]
+    assert "<path" in chart_svg(drawn, prefix="a")
+    wide = with_recorded(chart(), [{"label": "one", "value": 400.0}], label="recorded: X")
+    [end] = set(re.findall(r'"domain": \[[^,]+, ([\d.]+)\]', json.dumps(wide)))
+    assert float(end) >= 400
 
 
-# --- in a session and a report ---
+def test_only_a_counterpart_is_drawn() -> None:
+    """A measured point of the same series at the same x gets its counterpart. Without any, or where all values are the
+    same, as in a computed chart, nothing is drawn, said or widened."""
+    row: dict[str, Any] = {"x": 2, "y": 1.5, "series": "a"}
+    drawn = with_recorded(curve(), [row, {**row, "x": 3}, {**row, "series": "b"}], label="recorded: X")
+    assert [layer["data"]["values"] for layer in added(drawn)] == [[row]]
+    computed = [{"label": "one", "value": 3.0}, {"label": "many", "value": 10.0}]
+    for rows in ([], computed, [{"label": "unknown", "value": 1.0}], [row]):
+        assert with_recorded(chart(), rows, label="recorded: X") == chart()
 
 
 @pytest.fixture

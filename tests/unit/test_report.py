@@ -47,32 +47,19 @@ def run_info(folder: Path, *labs: LabRun, **changes: Any) -> None:
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes, its text, and the text inside <details>."""
+    """The elements of a page with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.folded, self._details = "", "", 0
+        self.text = ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Notes the element."""
         self.elements.append((tag, dict(attrs)))
-        self._details += tag == "details"
-
-    def handle_endtag(self, tag: str) -> None:
-        """Leaves a <details>."""
-        self._details -= tag == "details"
 
     def handle_data(self, data: str) -> None:
-        """Collects text."""
         self.text += data
-        self.folded += data if self._details else ""
-
-    @property
-    def ids(self) -> list[str]:
-        """All ids."""
-        return [attributes["id"] or "" for _, attributes in self.elements if "id" in attributes]
 
 
 def page(folder: Path) -> tuple[str, Page]:
@@ -124,42 +111,25 @@ def test_every_result_is_told(full: Path) -> None:
     """Question, figure with interval, status, time, claim, warning, failure with its log, machine and versions."""
     _, found = page(full)
     words = " ".join(found.text.split())
-    for expected in (
-        "What is this machine, and what can it run?",
-        "tokens per second: 41 tok/s (",
-        "1:03",
-        "gain: 2.05x (",
-        "2.05 times too low",
-        "C29",
-        "refuted",
-        "the client was the limit",
-        "ValueError: no memory (in cell 3: go())",
-        "INFO all well",
-        "Test CPU",
-        synthetic.NO_GPU,
-        "0.0.1",
-        "1 of 2",
-    ):
-        assert expected in words, expected
+    expected = (
+        *("What is this machine, and what can it run?", "tokens per second: 41 tok/s (", "1:03", "gain: 2.05x ("),
+        *("2.05 times too low", "C29", "refuted", "the client was the limit", "INFO all well", "0.0.1", "1 of 2"),
+        *("ValueError: no memory (in cell 3: go())", "Test CPU", synthetic.NO_GPU),
+    )
+    assert [text for text in expected if text not in words] == []
 
 
-def test_key_charts_are_open_and_the_others_folded(full: Path) -> None:
-    """Each chart is an SVG with its description for who cannot see it; only the key chart stands open."""
-    html, _ = page(full)
-    drawings = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
-    assert [each for each in drawings if "times" not in each] == ["points", "the other one"]
-    before_the_fold = html[: html.index("1 more chart")]
-    assert 'aria-label="points"' in before_the_fold
-    assert 'aria-label="the other one"' not in before_the_fold
-
-
-def test_charts_do_not_share_ids(full: Path) -> None:
-    """A clip path of one chart must not cut another: every id stands once, every reference has its target."""
+def test_key_charts_are_open_the_others_folded_and_none_cuts_another(full: Path) -> None:
+    """Each chart is an SVG with its description; every id is there once and every reference has its target."""
     html, found = page(full)
-    assert len(found.ids) == len(set(found.ids))
+    drawings = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
+    assert [label for label in drawings if "times" not in label] == ["points", "the other one"]
+    assert html.index('aria-label="points"') < html.index("1 more chart") < html.index('aria-label="the other one"')
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
     references = set(re.findall(r"url\(#([^)]+)\)", html))
     assert references
-    assert references <= set(found.ids)
+    assert references <= set(ids)
 
 
 def test_what_a_record_holds_is_text_and_nothing_else(tmp_path: Path) -> None:
@@ -181,79 +151,61 @@ def test_what_a_record_holds_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert str(1234567 * 3) not in found.text
 
 
-@pytest.mark.parametrize(
-    ("spec", "why"),
-    [
-        ({"mark": "image", "data": {"values": [{"u": "http://x.example/a.png"}]}, "encoding": {"url": {"field": "u"}}},
-         "it would ask http://x.example"),
-        ({"mark": "point", "data": {"url": "http://x.example/a.csv"}}, "not allowed"),
-        ({"mark": "no such mark"}, "could not be drawn"),
-    ],
-)  # fmt: skip
-def test_a_chart_that_cannot_stand_in_the_page_becomes_a_message(
-    tmp_path: Path, spec: dict[str, Any], why: str
-) -> None:
+def test_a_chart_that_cannot_stand_in_the_page_becomes_a_message(tmp_path: Path) -> None:
     """A picture or data from elsewhere, or a broken specification, is named; the rest of the report is there."""
-    with pytest.raises(LabkitError, match=re.escape(why)):
-        chart_svg({"description": "d", **spec}, prefix="a")
+    picture = {"data": {"values": [{"u": "http://x.example/a.png"}]}, "encoding": {"url": {"field": "u"}}}
+    refused: dict[str, dict[str, Any]] = {
+        "it would ask http://x.example": {"mark": "image", **picture},
+        "not allowed": {"mark": "point", "data": {"url": "http://x.example/a.csv"}},
+        "could not be drawn": {"mark": "no such mark"},
+    }
     made = recorder(tmp_path)
-    made.chart("broken", {"description": "d", **spec}, key=True)
+    for why, spec in refused.items():
+        with pytest.raises(LabkitError, match=re.escape(why)):
+            chart_svg({"description": "d", **spec}, prefix="a")
+        made.chart(why, {"description": "d", **spec}, key=True)
     made.chart("whole", SPEC, key=True)
     made.save("done")
     html, found = page(tmp_path)
-    assert why in found.text
+    assert [why for why in refused if why not in found.text] == []
     assert 'aria-label="points"' in html
 
 
-def test_a_broken_record_does_not_take_the_others_with_it(full: Path) -> None:
-    """Its message stands under the failures, and the other lab's figures are still there."""
-    (full / f"{SECOND}.json").write_text("{")
-    _, found = page(full)
-    assert "is not valid JSON" in found.text
-    assert "tokens per second" in found.text
+def test_what_is_broken_or_does_not_fit_is_told_and_the_rest_is_there(full: Path) -> None:
+    """A broken record, evidence on an unknown claim, figures of two machines, and a run.json that is missing or broken:
+    the other lab's figures and the machine, from its record, are in the report all the same."""
+    record, run_json = (full / f"{SECOND}.json", full / "run.json")
+    good = json.loads(record.read_text())
+    changes: list[tuple[Path, str | None, str]] = [
+        (record, "{", "is not valid JSON"),
+        (record, json.dumps({**good, "claims": {"C99": {"value": 1.0}}}), "evidence on C99"),
+        (record, json.dumps({**good, "machine": {"line": "64 CPUs (Other)"}}), "64 CPUs (Other)"),
+        (run_json, None, "1 of 2"),
+        (run_json, "{", "run.json"),
+    ]
+    for file, content, told in changes:
+        before = file.read_text()
+        assert told == "1 of 2" or told not in page(full)[1].text
+        file.unlink()
+        if content is not None:
+            file.write_text(content)
+        _, found = page(full)
+        assert [text for text in (told, "tokens per second", "Test CPU") if text not in found.text] == []
+        file.write_text(before)
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_records_without_a_readable_run_json_have_a_report(full: Path, broken: bool) -> None:
-    """An interactive session has no run.json: the records tell machine, status and time."""
-    (full / "run.json").unlink()
-    if broken:
-        (full / "run.json").write_text("{")
-    _, found = page(full)
-    assert "Test CPU" in found.text
-    assert "1 of 2" in found.text
-    assert ("run.json" in found.text) == broken
-
-
-@pytest.mark.parametrize(
-    ("part", "value", "told"),
-    [
-        ("claims", {"C99": {"value": 1.0}}, "evidence on C99"),
-        ("machine", {"line": "64 CPUs (Other)"}, "64 CPUs (Other)"),
-    ],
-)
-def test_what_does_not_fit_together_is_pointed_out(full: Path, part: str, value: object, told: str) -> None:
-    """Evidence on a claim of another labkit, and figures of two machines, which would be compared by somebody."""
-    file = full / f"{SECOND}.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), part: value}))
-    _, found = page(full)
-    assert told in found.text
-
-
-@pytest.mark.parametrize("count", [0, 1, 9, 10])
-def test_few_predictions_are_not_called_a_calibration(tmp_path: Path, count: int) -> None:
+def test_few_predictions_are_not_called_a_calibration(tmp_path: Path) -> None:
     """Below ten predictions the page says that they tell little; without any it says that, too."""
-    made = recorder(tmp_path)
-    for n in range(count):
-        hit = n % 2 == 0
-        made.prediction(
-            {"id": str(n), "question": "q", "unit": "s", "guess": 1.0, "confidence": 0.5, "measured": 1.0, "hit": hit}
-        )
-    made.save("done")
-    _, found = page(tmp_path)
-    assert ("tell little" in found.text) == (0 < count < 10)
-    assert ("No lab of this run asked for a prediction" in found.text) == (count == 0)
-    assert ("Brier score 0.25" in found.text) == (count > 0)
+    guess = {"question": "q", "unit": "s", "guess": 1.0, "confidence": 0.5, "measured": 1.0, "hit": True}
+    for count in (0, 1, 9, 10):
+        made = recorder(tmp_path)
+        for n in range(count):
+            made.prediction({**guess, "id": str(n)})
+        made.save("done")
+        _, found = page(tmp_path)
+        assert ("tell little" in found.text) == (0 < count < 10)
+        assert ("No lab of this run asked for a prediction" in found.text) == (count == 0)
+        assert ("Brier score 0.25" in found.text) == (count > 0)
 
 
 @given(guess=st.floats(1e-6, 1e6), measured=st.floats(1e-6, 1e6))
@@ -276,34 +228,28 @@ def test_labs_that_did_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
     assert texts == ["did not run: java not found: run make again", "did not run: the run was stopped before"]
 
 
-def test_where_there_is_nothing_to_report_it_says_so(tmp_path: Path) -> None:
-    """An empty folder, no folder, and an output path without a folder are each refused by name."""
+def test_the_report_goes_where_it_is_asked_to(
+    full: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By default into the run's folder, else to the named file; built twice it differs in nothing but its time. No
+    records, no folder and an output path without a folder are each refused by name."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     with pytest.raises(RecordError, match="0 records"):
-        build(tmp_path)
-    with pytest.raises(RecordError, match="is not a folder"):
-        build(tmp_path / "nowhere")
-    recorder(tmp_path).save("done")
-    with pytest.raises(RecordError, match="is not a folder"):
-        build(tmp_path, tmp_path / "nowhere" / "report.html")
-
-
-def test_the_report_goes_where_it_is_asked_to(full: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """By default into the run's folder, else to the named file; built twice it differs in nothing but its time."""
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "page.html"
+        build(elsewhere)
+    for arguments in ((tmp_path / "nowhere",), (full, tmp_path / "nowhere" / "report.html")):
+        with pytest.raises(RecordError, match="is not a folder"):
+            build(*arguments)
     assert build(full) == full / "report.html"
-    assert build(full, elsewhere) == elsewhere
-    one, two = (re.sub(r"on \d{4}-[^.]*UTC", "", file.read_text()) for file in (full / "report.html", elsewhere))
+    assert build(full, elsewhere / "page.html") == elsewhere / "page.html"
+    both = (full / "report.html", elsewhere / "page.html")
+    one, two = (re.sub(r"on \d{4}-[^.]*UTC", "", file.read_text()) for file in both)
     assert one == two
-
-
-# --- where the time went ---
 
 
 def cell(source: str, seconds: float | None, number: int, kind: str = "code") -> dict[str, Any]:
     """A cell as papermill leaves it."""
     metadata = {} if seconds is None else {"papermill": {"duration": seconds}}
-    return {"cell_type": kind, "source": source.splitlines(keepends=True), "metadata": metadata,
-            "execution_count": number}  # fmt: skip
+    return {"cell_type": kind, "source": source.splitlines(True), "metadata": metadata, "execution_count": number}
 
 
 CELLS = [
@@ -318,42 +264,24 @@ CELLS = [
 ]
 
 
-@pytest.fixture
-def timed(tmp_path: Path) -> Path:
-    """A run of one lab that took five minutes, and one minute more for the whole."""
+def test_the_report_tells_where_the_time_went(tmp_path: Path) -> None:
+    """Each lab that ended has its time, what was planned and its longest cells: longest first, Jupyter's number, the
+    first line that is no import; below are the sum and the whole run. Without a notebook only the cells are missing."""
     recorder(tmp_path).save("done")
-    (tmp_path / f"{FIRST}.ipynb").write_text(json.dumps({"cells": CELLS}))
+    notebook = tmp_path / f"{FIRST}.ipynb"
+    notebook.write_text(json.dumps({"cells": CELLS}))
     labs = (LabRun(name=FIRST, status="done", seconds=300.0), LabRun(name="77_unknown", status="waiting"))
     run_info(tmp_path, *labs, ended=datetime.now(UTC) + timedelta(minutes=6))
-    return tmp_path
-
-
-def test_the_longest_cells_are_named_by_what_they_do(timed: Path) -> None:
-    """Longest first, with Jupyter's number and the first line that is no import; text and short cells are left out."""
-    found = longest_cells(timed / f"{FIRST}.ipynb")
-    assert found == [(90.4, 3, "serve()"), (60.0, 1, "time.sleep(60)"), (2.0, 7, "c = 3")]
-
-
-def test_the_table_adds_up(timed: Path) -> None:
-    """Each lab that ended has its time and what was planned; the sum and the whole run are below."""
-    found = times(load(timed))
+    assert longest_cells(notebook) == [(90.4, 3, "serve()"), (60.0, 1, "time.sleep(60)"), (2.0, 7, "c = 3")]
+    found = times(load(tmp_path))
     [row] = found["rows"]
-    assert (row["time"], row["share"]) == ("5:00", 100)
     planned = LABS[FIRST].minutes * 60
     assert row["planned"] == f"{int(planned // 60)}:{int(planned % 60):02d}"
-    assert (found["total"], found["whole"]) == ("5:00", "6:00")
-    text = build(timed).read_text(encoding="utf-8")
+    assert (row["time"], row["share"], found["total"], found["whole"]) == ("5:00", 100, "5:00", "6:00")
+    text = build(tmp_path).read_text(encoding="utf-8")
     assert "serve()" in text
     assert "the whole run: 6:00 min" in text
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"cells": [{}]}'])
-def test_without_an_executed_notebook_the_times_are_still_told(timed: Path, content: str | None) -> None:
-    """A missing or broken notebook leaves the list of cells empty."""
-    path = timed / f"{FIRST}.ipynb"
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
-    [row] = times(load(timed))["rows"]
-    assert row["cells"] == []
-    assert row["time"] == "5:00"
+    for content in ("{", "[]", '{"cells": [{}]}', None):
+        notebook.write_text(content) if content else notebook.unlink()
+        [row] = times(load(tmp_path))["rows"]
+        assert (row["cells"], row["time"]) == ([], "5:00")

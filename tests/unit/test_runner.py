@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,17 @@ import psutil
 import pytest
 from rich.text import Text
 
-from labkit.errors import LabError, LabkitError, RecordError, ServerError, UsageError
+from labkit.errors import LabError, LabkitError, RecordError, ServerError
 from labkit.labs import Lab
 from labkit.machine import Machine
 from labkit.machine.processes import Scope, adopts_orphans
 from labkit.records import Record, RunInfo, read, read_run
 from labkit.runs import plan as plans
-from labkit.runs.notebook import Stop, kernel_environment, one_line, stop_on_signals
+from labkit.runs.notebook import kernel_environment, one_line, stop_on_signals
 from labkit.runs.plan import Plan, make_plan, read_defaults
 from labkit.runs.runner import Progress, RunResult, estimates, log_path, now_and_then, opening_lines, run_labs
-from labkit.words import clock
 from tests.unit import synthetic
+from tests.unit.refusals import not_refused
 
 GOOD, FAILS, SLEEPS, DIES, FORGETS = synthetic.LABS
 
@@ -40,7 +40,7 @@ def _synthetic_course(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABKIT_ROOT", str(synthetic.ROOT))
 
 
-def plan(*names: str, out_dir: Path, machine: Machine | None = None, **options: Any) -> Plan:
+def plan(*names: str, out_dir: Path | None, machine: Machine | None = None, **options: Any) -> Plan:
     """A plan of the synthetic labs, on a machine without a GPU unless another is given."""
     machine = machine or synthetic.machine()
     return make_plan(names, out_dir=out_dir, labs=synthetic.LABS, machine=machine, **options)
@@ -75,86 +75,64 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]
 # --- before anything starts
 
 
-@pytest.mark.parametrize(
-    ("names", "options", "says"),
-    [
-        (["90_god"], {}, "did you mean 90_good"),
-        ([GOOD], {"settings": ["90.numbr=1"]}, "did you mean number"),
-        ([GOOD], {"settings": ["all.numbr=1"]}, "did you mean number"),
-        ([GOOD], {"settings": ["90.number=11"]}, "90_good.number is '11'; it must be a float from 0 to 10 (s)"),
-        ([GOOD], {"settings": ["all.seed=x"]}, "an int from 0 to 1000"),
-        ([GOOD], {"settings": ["91.number=1"]}, "of a lab that does not run"),
-        ([GOOD], {"profile": "cpuu"}, "did you mean cpu"),
-        ([GOOD], {"profile": "gpu"}, synthetic.NO_GPU),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_written(
-    tmp_path: Path, names: list[str], options: dict[str, Any], says: str
-) -> None:
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """Each mistake has its message with the remedy, and not even the run's folder appears."""
-    with pytest.raises(UsageError) as caught:
-        plan(*names, out_dir=tmp_path / "run", **options)
-    assert says in str(caught.value)
-    assert caught.value.remedy
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"names": ["90_god"]}, "did you mean 90_good"),
+        ({"settings": ["90.numbr=1"]}, "did you mean number"),
+        ({"settings": ["all.numbr=1"]}, "did you mean number"),
+        ({"settings": ["90.number=11"]}, "90_good.number is '11'; it must be a float from 0 to 10 (s)"),
+        ({"settings": ["all.seed=x"]}, "an int from 0 to 1000"),
+        ({"settings": ["91.number=1"]}, "of a lab that does not run"),
+        ({"profile": "cpuu"}, "did you mean cpu"),
+        ({"profile": "gpu"}, synthetic.NO_GPU),
+    ]
+    run = {"names": [GOOD], "out_dir": tmp_path / "run", "labs": synthetic.LABS, "machine": synthetic.machine()}
+    assert not_refused(lambda options: make_plan(**{**run, **options}), bad) == []
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """Without --resume an earlier run stays what it was; a path through a file is not a folder."""
+    """Without --resume an earlier run stays what it was; a path through a file is not a folder; a bad record stays."""
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(UsageError, match="--resume to complete that run, or another --out"):
-        plan(GOOD, out_dir=tmp_path)
-    assert (tmp_path / "run.json").read_text() == "{}"
-    with pytest.raises(UsageError, match=r"cannot be written: .*directory"):
-        plan(GOOD, out_dir=tmp_path / "run.json" / "run")
+    folders = {tmp_path: "--resume to complete that run, or another --out", tmp_path / "run.json" / "run": "directory"}
+    assert not_refused(lambda folder: plan(GOOD, out_dir=folder), folders.items()) == []
+    corrupt = tmp_path / f"{GOOD}.json"
+    corrupt.write_text('{"format": 1, "lab": ')
+    with pytest.raises(RecordError, match=f"remove {corrupt}"):
+        plan(GOOD, out_dir=tmp_path, resume=True)
+    assert (corrupt.read_text(), (tmp_path / "run.json").read_text()) == ('{"format": 1, "lab": ', "{}")
 
 
 def test_what_would_fail_later_is_refused_with_its_numbers(
     made: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Disk, a model's folder, and a parameter that only labs.yaml names."""
-    machine, text = synthetic.machine(), f"model = '{tmp_path}'\nout_dir = ''"
+    """Disk, a model's folder, a parameter that only labs.yaml names; no memory is an error for who asked for the lab.
+
+    In a run of all the lab without memory is skipped."""
+    machine, text = synthetic.machine(memory_gib=2), f"model = '{tmp_path}'\nout_dir = ''"
     monkeypatch.setattr(plans, "disk_free_bytes", lambda _: synthetic.GIB)
-    with pytest.raises(UsageError, match=r"needs 3\.0 GiB of disk and 1\.0 GiB are free"):
-        made(text, needs={"disk_gib": 3}, machine=machine)
-    with pytest.raises(LabkitError, match=r"no config\.json"):
-        made(text, needs={}, machine=machine)
-    with pytest.raises(LabError, match="disagree on model"):
-        made("out_dir = ''", needs={}, machine=machine)
-
-
-def test_too_little_memory_stops_a_named_lab_and_skips_another(made: Callable[..., Plan]) -> None:
-    """A lab that cannot run here is an error for who asked for it, and a skipped line in a run of all."""
-    small: dict[str, Any] = {"needs": {"memory_gib": 8}, "machine": synthetic.machine(memory_gib=2)}
-    with pytest.raises(UsageError, match=r"95_made cannot run here: it takes 8 GiB of memory and 2\.0 of 32\.0"):
-        made("model = ''\nout_dir = ''", "95", **small)
-    jobs = made("model = ''\nout_dir = ''", **small).jobs
+    for source, needs, says in (
+        (text, {"disk_gib": 3}, r"needs 3\.0 GiB of disk and 1\.0 GiB are free"),
+        (text, {}, r"no config\.json"),
+        ("out_dir = ''", {}, "disagree on model"),
+        (text, {"memory_gib": 8}, r"95_made cannot run here: it takes 8 GiB of memory and 2\.0 of 32\.0"),
+    ):
+        with pytest.raises(LabkitError, match=says):
+            made(source, "95", needs=needs, machine=machine)
+    jobs = made(text, needs={"memory_gib": 8}, machine=machine).jobs
     assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
 
 
-@pytest.mark.parametrize(
-    ("source", "tags", "says"),
-    [
-        ("a = 1", (), "no cell tagged"),
-        ("a = f(1)", ("parameters",), "a = f(1) is not a literal"),
-        ("a =", ("parameters",), "syntax"),
-    ],
-)
-def test_parameters_that_cannot_be_read_are_an_error_of_the_notebook(
-    tmp_path: Path, source: str, tags: Sequence[str], says: str
-) -> None:
-    """No tagged cell, a computed value or a syntax error is told with the notebook's name."""
-    with pytest.raises(LabError) as caught:
-        read_defaults(write_parameters(tmp_path / "a.ipynb", source, tags=tags))
-    assert says in caught.value.what
-    assert "a.ipynb" in caught.value.what
-
-
-def test_defaults_are_read_as_the_values_that_they_are(tmp_path: Path) -> None:
-    """Negative numbers, lists, None, annotations and comments come out as Python would assign them."""
+def test_parameters_are_read_as_python_would_assign_them(tmp_path: Path) -> None:
+    """Signs, lists, None, annotations; a computed value, a syntax error or no tagged cell is the notebook's error."""
+    notebook = tmp_path / "a.ipynb"
     source = '# comment\na = -1  # unit\nb: float = 0.5\nc = [1, 2]\nd = None\n"""text"""'
-    defaults = read_defaults(write_parameters(tmp_path / "a.ipynb", source))
-    assert defaults == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
+    assert read_defaults(write_parameters(notebook, source)) == {"a": -1, "b": 0.5, "c": [1, 2], "d": None}
+    for source, says in (("a = f(1)", "a = f(1) is not a literal"), ("a =", "syntax")):
+        assert not_refused(read_defaults, [(write_parameters(notebook, source), says)], LabError) == []
+    untagged = write_parameters(notebook, "a = 1", tags=())
+    assert not_refused(read_defaults, [(untagged, "a.ipynb has no cell tagged")], LabError) == []
 
 
 def test_profile_and_settings_reach_the_notebook(tmp_path: Path) -> None:
@@ -173,45 +151,37 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     out_dir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABKIT_ROOT", str(synthetic.ROOT))
-        return run_labs(
-            plan(GOOD, FAILS, DIES, FORGETS, out_dir=out_dir, settings=["all.guess=1.9"]), stream=io.StringIO()
-        )
+        planned = plan(GOOD, FAILS, DIES, FORGETS, out_dir=out_dir, settings=["all.guess=1.9"])
+        return run_labs(planned, stream=io.StringIO())
 
 
 @pytest.mark.notebook
 def test_one_labs_failure_leaves_the_others_and_every_end_is_told(finished: RunResult) -> None:
-    """An exception names its cell by number and first line, a dead kernel says so, a forgotten finish() too."""
-    assert not finished.interrupted
-    assert [lab.status for lab in finished.labs] == ["done", "failed", "failed", "failed"]
-    errors = {lab.name: lab.error for lab in finished.labs}
+    """An exception names its cell by number and first line, a dead kernel says so, a forgotten finish() too.
+
+    run.json describes the run, and a record is failed whenever its notebook is, with what had been found."""
+    info = read_run(finished.out_dir)
+    assert (finished.interrupted, info.labs, info.profile, info.seed) == (False, finished.labs, "cpu", 7)
+    assert info.ended is not None
     where = 'cell 6 [In 5]: raise ValueError(f"seed {seed} is unlucky")'
-    assert errors[GOOD] == ""
-    assert errors[FAILS] == f"ValueError: seed 7 is unlucky (in {where})"
-    assert "the kernel died while this cell ran" in errors[DIES]
-    assert "import os" in errors[DIES]
-    assert errors[FORGETS] == "the notebook ended without lab.finish()"
-
-
-@pytest.mark.notebook
-def test_records_keep_what_was_found_and_say_how_it_ended(finished: RunResult) -> None:
-    """A record is failed whenever its notebook is; a batch run's guess is its parameter, and it is revealed."""
-    for lab in finished.labs:
-        record = read(finished.out_dir / f"{lab.name}.json")
-        assert record.status == lab.status
-        assert record.ended is not None
-        assert record.exact == ({"tokens": [1, 2, 3]} if lab.name == GOOD else {"kept": 1})
-        assert record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9}
-    (prediction,) = read(finished.out_dir / f"{GOOD}.json").predictions
+    good, fails, dies, forgets = (lab.error for lab in finished.labs)
+    assert (good, fails) == ("", f"ValueError: seed 7 is unlucky (in {where})")
+    assert "the kernel died while this cell ran" in dies
+    assert "import os" in dies
+    assert forgets == "the notebook ended without lab.finish()"
+    records = [read(finished.out_dir / f"{lab.name}.json") for lab in finished.labs]
+    statuses = ["done", "failed", "failed", "failed"]
+    assert [lab.status for lab in finished.labs] == [record.status for record in records] == statuses
+    assert all(record.ended for record in records)
+    assert [record.exact for record in records] == [{"tokens": [1, 2, 3]}, *[{"kept": 1}] * 3]
+    assert all(record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9} for record in records)
+    (prediction,) = records[0].predictions
     assert (prediction["guess"], prediction["measured"], prediction["source"]) == (1.9, 2.0, "parameter")
 
 
 @pytest.mark.notebook
-def test_the_folder_holds_run_json_notebooks_and_logs_and_no_process_is_left(finished: RunResult) -> None:
-    """run.json describes the run, each executed notebook is whole and shows its error, each log what was printed."""
-    info = read_run(finished.out_dir)
-    assert info.labs == finished.labs
-    assert (info.profile, info.seed) == ("cpu", 7)
-    assert info.ended is not None
+def test_the_folder_holds_notebooks_and_logs_and_no_process_is_left(finished: RunResult) -> None:
+    """Each executed notebook is whole and shows its error, each log what was printed."""
     assert "a good day" in log_path(finished.out_dir, GOOD).read_text()
     for lab, error in ((FAILS, "ValueError"), (DIES, "DeadKernelError")):
         notebook = nbformat.read(finished.out_dir / f"{lab}.ipynb", 4)
@@ -222,46 +192,28 @@ def test_the_folder_holds_run_json_notebooks_and_logs_and_no_process_is_left(fin
 
 
 @pytest.mark.notebook
-def test_resume_runs_what_is_missing_or_failed(finished: RunResult) -> None:
-    """A done record of the same parameters is kept; a failed one, or other parameters, are run again."""
-    again = plan(GOOD, FAILS, out_dir=finished.out_dir, resume=True, settings=["all.guess=1.9"])
-    assert [(job.lab.name, job.done) for job in again.jobs] == [(GOOD, True), (FAILS, False)]
-    other = plan(GOOD, out_dir=finished.out_dir, resume=True, settings=["all.guess=1.9", "90.number=3"])
-    assert [job.done for job in other.jobs] == [False]
-
-
-@pytest.mark.notebook
 def test_a_resumed_run_keeps_what_was_done_and_names_its_commits(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same record file; run.json has this run's commit and, once each, those under which kept labs ran."""
+    """A done record of the same parameters is kept, the same file; a failed one, or other parameters, are run again.
+
+    run.json has this run's commit and, once each, those under which kept labs ran."""
+    same, other = ["all.guess=1.9"], ["all.guess=1.9", "90.number=3"]
+    for settings, done in ((same, [True, False]), (other, [False, False])):
+        again = plan(GOOD, FAILS, out_dir=finished.out_dir, resume=True, settings=settings)
+        assert [job.done for job in again.jobs] == done
     record = tmp_path / f"{GOOD}.json"
     record.write_bytes((finished.out_dir / record.name).read_bytes())
     before = record.stat()
-
-    def resumed_at(commit: str) -> tuple[str | None, tuple[str, ...]]:
-        monkeypatch.setattr("labkit.runs.runner.git_commit", lambda: commit)
-        resumed = plan(GOOD, out_dir=tmp_path, resume=True, settings=["all.guess=1.9"])
-        (lab,) = run_labs(resumed, stream=io.StringIO()).labs
+    # Records without a run.json come from unknown commits.
+    for commit, earlier in (("aaa", ()), ("aaa", ()), ("bbb", ("aaa",)), ("ccc", ("bbb", "aaa"))):
+        monkeypatch.setattr("labkit.runs.runner.git_commit", lambda commit=commit: commit)
+        (lab,) = run_labs(plan(GOOD, out_dir=tmp_path, resume=True, settings=same), stream=io.StringIO()).labs
         assert (lab.status, lab.seconds is None) == ("done", False)
         info = read_run(tmp_path)
-        return info.git_commit, info.earlier_commits
-
-    assert resumed_at("aaa") == ("aaa", ())  # records without a run.json: nobody knows
-    assert resumed_at("aaa") == ("aaa", ())
-    assert resumed_at("bbb") == ("bbb", ("aaa",))
-    assert resumed_at("ccc") == ("ccc", ("bbb", "aaa"))
+        assert (info.git_commit, info.earlier_commits) == (commit, earlier)
     assert record.stat().st_mtime_ns == before.st_mtime_ns
     assert not (tmp_path / f"{GOOD}.ipynb").exists()
-    assert read_run(finished.out_dir).earlier_commits == ()
-
-
-def test_a_corrupt_record_is_not_overwritten_by_a_resumed_run(tmp_path: Path) -> None:
-    """RecordError names the file and says how to run the lab again; the file stays."""
-    (tmp_path / f"{GOOD}.json").write_text('{"format": 1, "lab": ')
-    with pytest.raises(RecordError, match=f"remove {tmp_path / GOOD}.json"):
-        plan(GOOD, out_dir=tmp_path, resume=True)
-    assert (tmp_path / f"{GOOD}.json").read_text() == '{"format": 1, "lab": '
 
 
 def test_resume_without_a_folder_takes_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,32 +221,27 @@ def test_resume_without_a_folder_takes_the_newest_run(tmp_path: Path, monkeypatc
     for folder in ("data", "notebooks"):
         (tmp_path / folder).symlink_to(synthetic.ROOT / folder)
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
-    with pytest.raises(UsageError, match="no run to resume"):
-        make_plan([GOOD], resume=True, labs=synthetic.LABS, machine=synthetic.machine())
-    for age, name in ((20, "new"), (900, "old")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "run.json").write_text("{}")
-        os.utime(tmp_path / "runs" / name / "run.json", (time.time() - age,) * 2)
-    found = make_plan([GOOD], resume=True, labs=synthetic.LABS, machine=synthetic.machine())
-    assert found.out_dir == tmp_path / "runs" / "new"
+    assert not_refused(lambda name: plan(name, out_dir=None, resume=True), [(GOOD, "no run to resume")]) == []
+    for age_s, name in ((20, "new"), (900, "old")):
+        run_file = tmp_path / "runs" / name / "run.json"
+        run_file.parent.mkdir(parents=True)
+        run_file.write_text("{}")
+        os.utime(run_file, (time.time() - age_s,) * 2)
+    assert plan(GOOD, out_dir=None, resume=True).out_dir == tmp_path / "runs" / "new"
 
 
 def test_estimates_come_from_an_earlier_run_of_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest run in which a lab ended well tells how long it takes; without one labs.yaml does."""
     planned = plan(GOOD, FAILS, out_dir=tmp_path / "out")
-    (tmp_path / "runs" / "a").mkdir(parents=True)
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
     labs = [{"name": GOOD, "status": "done", "seconds": 42.0}, {"name": FAILS, "status": "failed", "seconds": 9.0}]
-    when = "2026-01-01T00:00:00Z"
-    told = {"format": 1, "machine": {}, "versions": {}, "seed": 0, "started": when, "profile": "cpu", "labs": labs}
-    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(told))
-    (tmp_path / "runs" / "b").mkdir()
-    (tmp_path / "runs" / "b" / "run.json").write_text("{")
+    about = {"format": 1, "machine": {}, "versions": {}, "seed": 0, "started": "2026-01-01T00:00:00Z"}
+    for name, content in (("a", json.dumps({**about, "profile": "cpu", "labs": labs})), ("b", "{")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text(content)
     other = replace(planned, profile=planned.profile.model_copy(update={"name": "gpu"}))
-    for run, expected_s in ((planned, [42.0, 3.0]), (other, [3.0, 3.0])):
-        by_lab = estimates(run)
-        assert list(by_lab) == [GOOD, FAILS]
-        assert [estimate.seconds for estimate in by_lab.values()] == pytest.approx(expected_s)
+    for run, expected_s in ((planned, {GOOD: 42.0, FAILS: 3.0}), (other, {GOOD: 3.0, FAILS: 3.0})):
+        assert {lab: estimate.seconds for lab, estimate in estimates(run).items()} == pytest.approx(expected_s)
 
 
 def test_a_run_opens_with_its_minutes_only_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,16 +329,13 @@ def test_the_second_request_to_stop_is_urgent() -> None:
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
     """A run inside a thread (a notebook's, a server's) works: it can be stopped by its Stop only."""
-    found: list[Stop] = []
 
-    def inside() -> None:
+    def inside() -> bool:
         with stop_on_signals() as stop:
-            found.append(stop)
+            return stop.asked.is_set()
 
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    assert not found[0].asked.is_set()
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(inside).result() is False
 
 
 def test_a_scope_ends_what_started_in_it_and_nothing_else() -> None:
@@ -420,14 +364,6 @@ def test_the_kernel_finds_the_programs_of_its_environment() -> None:
 # --- progress
 
 
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        """It is, for this test."""
-        return True
-
-
 @pytest.fixture
 def clock_s() -> list[float]:
     """The time, in seconds, that `progress` reads."""
@@ -440,31 +376,27 @@ def progress(estimates_s: dict[str, float], clock_s: list[float], stream: io.Str
 
 
 def test_progress_counts_down_what_is_left(clock_s: list[float]) -> None:
-    """What is left is the current lab's estimate less its time, never below 0, and the labs after it."""
+    """What is left is the current lab's estimate less its time, never below 0, and the labs after it.
+
+    What waits is spread over those that run at the same time; the longest of them is the least that is left."""
     run = progress({"a": 60.0, "b": 30.0}, clock_s)
-    assert run.left_s() == 90
+    left_s = [run.left_s()]
     run.lab_started("a")
-    clock_s[0] = 45
-    assert run.left_s() == 45
-    clock_s[0] = 500
-    assert run.left_s() == 30
+    for clock_s[0] in (45, 500):
+        left_s.append(run.left_s())
     run.lab_started("b")
-    assert run.left_s() == 30
-
-
-def test_labs_that_run_at_the_same_time_share_what_waits(clock_s: list[float]) -> None:
-    """What waits is spread over those that run; the longest of them is the least that the rest can take."""
+    assert [*left_s, run.left_s()] == [90, 45, 30, 30]
     run = progress({"a": 60.0, "b": 20.0, "c": 30.0}, clock_s)
     run.lab_started("a")
     run.lab_started("b")
-    assert run.left_s() == 60
-    clock_s[0] = 10
-    assert run.left_s() == 50
+    left_s = [run.left_s()]
+    clock_s[0] += 10
+    left_s.append(run.left_s())
     run.lab_ended("a", "done", 10)
-    assert run.left_s() == 10 + 30
+    left_s.append(run.left_s())
     run.lab_started("c")
     run.lab_ended("b", "done", 10)
-    assert run.left_s() == 30
+    assert [*left_s, run.left_s()] == [60, 50, 10 + 30, 30]
 
 
 def test_a_file_gets_two_lines_a_lab(clock_s: list[float]) -> None:
@@ -472,7 +404,7 @@ def test_a_file_gets_two_lines_a_lab(clock_s: list[float]) -> None:
     stream, long = io.StringIO(), "out of memory [1] " * 20
     with progress({"a": 60.0, "b": 30.0}, clock_s, stream) as run:
         run.lab_started("a")
-        run.lab_ended("a", "done", 60.0)
+        run.lab_ended("a", "done", 59.6)
         run.lab_started("b")
         run.cell_started("b", 2, 9)
         run.lab_ended("b", "failed", 67.0, long)
@@ -488,7 +420,8 @@ def test_a_terminal_shows_every_lab_that_runs(clock_s: list[float], monkeypatch:
     """Two labs at once: each with its number, cell and time, and about how long the run still takes."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
     with progress({"a": 60.0, "b": 30.0}, clock_s, stream) as run:
         for lab, cell in (("a", 1), ("b", 4)):
             run.lab_started(lab)
@@ -513,8 +446,3 @@ def test_a_wait_is_told_of_now_and_then() -> None:
         now_s[0] = quarter / 4
         tell(f"{now_s[0]:g} s")
     assert said == ["0 s", "10 s", "20 s"]
-
-
-def test_clock() -> None:
-    """Minutes and seconds, rounded to the second."""
-    assert [clock(seconds) for seconds in (0, 59.6, 187, -3)] == ["0:00", "1:00", "3:07", "0:00"]

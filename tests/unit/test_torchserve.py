@@ -24,13 +24,9 @@ PORTS = {name: 7000 + place for place, name in enumerate(NAMES)}
 def test_an_archive_holds_code_and_configuration(tmp_path: Path) -> None:
     """The archive has the handler's file byte by byte, the configuration with the changes, name and version."""
     made = torchserve.archive(
-        "sleep",
-        folder=tmp_path / "store",
-        model_name="nap",
-        version="2.0",
-        settings={"batchSize": 3},
-        handler_settings={"per_row_s": 0.5},
-    )
+        "sleep", folder=tmp_path / "store", model_name="nap", version="2.0",
+        settings={"batchSize": 3}, handler_settings={"per_row_s": 0.5},
+    )  # fmt: skip
     assert made.path == tmp_path / "store" / "nap-2.0.mar"
     with zipfile.ZipFile(made.path) as packed:
         manifest = json.loads(packed.read("MAR-INF/MANIFEST.json"))["model"]
@@ -76,16 +72,13 @@ def test_everything_is_on_loopback_and_closed_by_default(tmp_path: Path) -> None
 
 
 def test_the_environment_is_private(tmp_path: Path) -> None:
-    """Logs, pid file, sockets and configuration are in the own folder of the server, whatever the user has set."""
+    """Logs, pid file, sockets and configuration are in the own folder of the server, whatever the user has set. Where
+    the path of a socket would be too long, a short private folder takes its place, stays the same and goes with it."""
     found = torchserve.environment(tmp_path, Path("/opt/java/bin/java"))
     inside = ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION", "TMPDIR", "TEMP")
     assert all(Path(found[name]).is_relative_to(tmp_path) for name in inside)
     assert Path(found["TEMP"]).is_dir()
     assert found["JAVA_HOME"] == "/opt/java"
-
-
-def test_a_long_path_gets_a_short_folder_for_its_sockets(tmp_path: Path) -> None:
-    """Where the path of a socket would be too long, a short private folder takes its place, and stays the same one."""
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     first, second = (torchserve.environment(deep, Path("/j/bin/java"))["TEMP"] for _ in range(2))
@@ -121,11 +114,10 @@ class Stub:
         self.pending: list[int] = []
         self.ready: list[int] = []
 
-    def reply(self, method: str, path: str, key: str | None) -> tuple[int, Any]:
-        """Status and body of one request."""
-        self.asked.append((method, path))
-        self.keys.add(key)
-        if not path.startswith("/models/m"):
+    def reply(self, request: BaseHTTPRequestHandler) -> tuple[int, Any]:
+        self.asked.append((request.command, request.path))
+        self.keys.add(request.headers["Authorization"])
+        if not request.path.startswith("/models/m"):
             return 404, {"code": 404, "message": "Model not found"}
         ready = self.ready.pop(0) if self.ready else 2
         workers = [{"status": "READY" if place < ready else "LOADING", "pid": 10 + place} for place in range(2)]
@@ -139,18 +131,11 @@ def stub() -> Iterator[tuple[Stub, Control]]:
     management = Stub()
 
     class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            status, body = management.reply(self.command, self.path, self.headers["Authorization"])
-            raw = json.dumps(body).encode()
+        def do_GET(self) -> None:
+            status, body = management.reply(self)
             self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
             self.end_headers()
-            self.wfile.write(raw)
-
-        do_GET = answer  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            """Says nothing."""
+            self.wfile.write(json.dumps(body).encode())
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -31,9 +31,11 @@ def made(name: str, n: int, seed: int) -> workloads.Workload:
 
 @given(MADE, st.integers(1, 20), st.integers(0, 10), SEEDS, SEEDS)
 def test_requests_follow_from_the_seed_and_their_number(name: str, n: int, more: int, seed: int, other: int) -> None:
-    """The same seed gives the same requests, a longer workload begins with the shorter, another seed shares none."""
+    """The same seed, and the parameters that a workload holds, give the same requests; a longer workload begins with
+    the shorter, another seed shares none."""
     first = made(name, n, seed)
     assert made(name, n, seed).digest == first.digest
+    assert workloads.build(first.name, **first.parameters) == first
     assert made(name, n + more, seed).requests[:n] == first.requests
     prompts, others = ({request.prompt for request in made(name, n, s).requests} for s in (seed, other))
     assert prompts.isdisjoint(others) or seed == other
@@ -67,7 +69,7 @@ def test_chat_prompts_repeat_only_if_asked(distinct: int, n: int) -> None:
     """`distinct` prompts are used in turn."""
     prompts = [request.prompt for request in workloads.chat(n, distinct=distinct).requests]
     assert len(set(prompts)) == min(distinct, n)
-    assert all(prompt == prompts[i % distinct] for i, prompt in enumerate(prompts))
+    assert prompts == [prompts[i % distinct] for i in range(n)]
 
 
 @given(st.floats(0, 1), st.integers(1, 120), st.integers(2, 12), SEEDS)
@@ -135,28 +137,23 @@ BAD_LINES = {
 }
 
 
-def test_from_file_names_the_line(tmp_path: Path) -> None:
-    """A bad line is refused with its number and what is wrong with it."""
+def test_a_bad_file_is_refused(tmp_path: Path) -> None:
+    """A bad line is refused with its number and what is wrong with it; too few lines, none, no file and no text are
+    each one clear error."""
     for line, said in BAD_LINES.items():
         with pytest.raises(UsageError) as caught:
             workloads.from_file(write(tmp_path, '{"prompt": "fine"}', line))
-        assert "line 2" in str(caught.value)
-        assert said in str(caught.value)
-
-
-def test_from_file_wants_enough_requests(tmp_path: Path) -> None:
-    """Too few lines, none, no file and no text are each one clear error."""
+        assert ("line 2" in str(caught.value), said in str(caught.value)) == (True, True), caught.value
     path = write(tmp_path, '{"prompt": "a"}', '{"prompt": "b"}')
     assert len(workloads.from_file(path, n=1).requests) == 1
     with pytest.raises(UsageError, match="holds 2 requests; 3"):
         workloads.from_file(path, n=3)
-    with pytest.raises(UsageError, match="holds 0 requests"):
-        workloads.from_file(write(tmp_path, ""))
+    for raw, message in ((b"", "holds 0 requests"), (b"\xff\xfe", "UTF-8")):
+        path.write_bytes(raw)
+        with pytest.raises(UsageError, match=message):
+            workloads.from_file(path)
     with pytest.raises(UsageError, match="cannot be read"):
         workloads.from_file(tmp_path / "absent.jsonl")
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="UTF-8"):
-        workloads.from_file(path)
 
 
 def test_what_is_written_to_a_file_is_read_back(tmp_path: Path) -> None:
@@ -196,20 +193,10 @@ def test_build_names_what_is_wrong() -> None:
         assert caught.value.remedy
 
 
-def test_build_records_its_parameters() -> None:
-    """The parameters are enough to build the same workload again."""
-    built = workloads.build("shared-prefix", n=4, seed=3, share=0.25, prompt_words=20)
-    assert workloads.build(built.name, **built.parameters) == built
-
-
 def test_arrivals() -> None:
     """Poisson gaps are seeded and exponential of mean 1/rate (Kolmogorov-Smirnov); constant ones are all 1/rate."""
-    times = workloads.poisson_arrivals_s(4000, rate=5.0, seed=1)
-    assert (
-        times
-        == workloads.poisson_arrivals_s(4000, rate=5.0, seed=1)
-        != workloads.poisson_arrivals_s(4000, rate=5.0, seed=2)
-    )
+    times, again, others = (workloads.poisson_arrivals_s(4000, rate=5.0, seed=seed) for seed in (1, 1, 2))
+    assert times == again != others
     gaps = [later - earlier for earlier, later in zip((0.0, *times), times, strict=False)]
     assert min(gaps) >= 0
     assert scipy.stats.kstest(gaps, "expon", args=(0, 1 / 5.0)).pvalue > 0.01

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -60,9 +61,6 @@ def test_an_answer_to_an_exercise_is_recorded_by_the_lab(tmp_path: Path) -> None
     assert lab.recorder.record.exercises == kept
 
 
-# --- where a learner is
-
-
 def test_a_lab_is_done_when_one_of_its_starts_is() -> None:
     """A lab that is opened again stays done; else the newest start says how it is, whatever the order of reading."""
     done = learners.progress_of([a_record(2, "running"), a_record(1, "done"), a_record(0, "failed")])[LAB]
@@ -71,18 +69,10 @@ def test_a_lab_is_done_when_one_of_its_starts_is() -> None:
     assert learners.progress_of([a_record(1, "failed"), a_record(0, "running")])[LAB].status == "failed"
 
 
-def test_a_copied_record_counts_once() -> None:
-    """Of two copies of one start the later one decides, and no try is counted twice."""
-    early, started = a_record(0, "running", exercises={"01.tpot": tried(passed=False)})
-    late, _ = a_record(0, "done", exercises={"01.tpot": tried(passed=True)})
-    (lab,) = learners.progress_of([(late, started + timedelta(hours=1)), (early, started)]).values()
-    assert (lab.status, lab.starts) == ("done", 1)
-    assert lab.exercises == {"01.tpot": tried(passed=True)}
-
-
 def test_starts_of_a_lab_add_up() -> None:
-    """The first guess counts; an exercise that was passed stays passed, and each misconception is named once."""
-    first = a_record(
+    """The first guess counts; an exercise that was passed stays passed, and each misconception is named once. Of two
+    copies of one start the later one decides, and no try is counted twice."""
+    first, started = a_record(
         0,
         predictions=(guessed("a", 1.0, hit=False), guessed("b", None, hit=None)),
         exercises={"01.tpot": tried(passed=True, misconceptions=("a",))},
@@ -92,9 +82,12 @@ def test_starts_of_a_lab_add_up() -> None:
         predictions=(guessed("a", 2.0, hit=True), guessed("b", 3.0, hit=True)),
         exercises={"01.tpot": tried(passed=False, misconceptions=("b", "a"))},
     )
-    (lab,) = learners.progress_of([second, first]).values()
-    assert [(one["id"], one["guess"]) for one in lab.predictions] == [("a", 1.0), ("b", 3.0)]
+    early, _ = a_record(0, exercises={"01.tpot": tried(passed=False)})
+    copies = [(first, started + timedelta(minutes=9)), second, (early, started)]
+    (lab,) = learners.progress_of(copies).values()
+    assert [(guess["id"], guess["guess"]) for guess in lab.predictions] == [("a", 1.0), ("b", 3.0)]
     assert lab.exercises == {"01.tpot": Attempts(passed=True, tries=2, misconceptions=("a", "b"))}
+    assert lab.starts == 2
 
 
 def test_hurdles_name_what_most_have_not_passed_first() -> None:
@@ -130,18 +123,15 @@ def test_a_learner_is_read_from_every_folder_below(tmp_path: Path) -> None:
     assert [("04_chunked_prefill.json is not valid JSON" in line) for line in ann.broken] == [True]
 
 
-@pytest.mark.parametrize(
-    ("folders", "names"),
-    [
+def test_learners_are_called_by_what_tells_their_folders_apart() -> None:
+    """What all paths share, in front and behind, is left out."""
+    for folders, names in (
         (["/home/ann/lab/runs", "/home/ben/lab/runs"], ["ann", "ben"]),
         (["/room/ann", "/room/ben/x"], ["ann", "ben/x"]),
         (["/home/ann/lab/runs"], ["runs"]),
         (["/a", "/a/b"], ["/a", "/a/b"]),
-    ],
-)
-def test_learners_are_called_by_what_tells_their_folders_apart(folders: list[str], names: list[str]) -> None:
-    """What all paths share, in front and behind, is left out."""
-    assert learners.names_of([Path(folder) for folder in folders]) == names
+    ):
+        assert learners.names_of([Path(folder) for folder in folders]) == names
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), min_size=1, max_size=5, unique_by=tuple))
@@ -177,9 +167,6 @@ def test_progress_has_its_keys_and_shows_the_same(labkit: Callable[..., Ended], 
     assert [word for word in words if word not in text] == []
 
 
-# --- is a machine ready
-
-
 def by_topic(checks: tuple[Check, ...]) -> dict[str, Check]:
     return {check.topic: check for check in checks}
 
@@ -200,10 +187,25 @@ def test_a_model_in_the_cache_is_verified_file_by_file(tmp_path: Path, monkeypat
         assert by_topic(doctor.examine(labs=["10"]).checks)[topic].state == "ok"
 
 
-def test_what_is_not_ok_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few cores, other load, a taken port, no browser and used GPU memory stop nobody; a runs folder that cannot be
-    made and a missing notebook do; each says what to do."""
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is installed, with vLLM's CUDA build."""
     monkeypatch.setattr(doctor, "versions", lambda: dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0"})
+
+
+NOTES = ("cores", "load", "port 8888", "browser", "GPU 0 memory")
+
+
+@pytest.mark.usefixtures("cuda_build")
+def test_what_a_room_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sound machine has no notes. Few cores, other load, a taken port, no browser and used GPU memory stop nobody; a
+    runs folder that cannot be made and a missing notebook do; each says what to do."""
+    monkeypatch.setattr(doctor, "port_is_free", lambda _: True)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.0, 0.0))
+    monkeypatch.setattr("shutil.which", lambda name, *_: name)
+    monkeypatch.setenv("LABKIT_RUNS", str(tmp_path / "new" / "runs"))
+    sound = by_topic(room.check_room(machine=synthetic.machine(gpu_gib=10, gpu_free_gib=8)).checks)
+    assert {sound[topic].state for topic in (*NOTES, "runs folder", f"lab {LAB}")} == {"ok"}
     monkeypatch.setattr(doctor, "port_is_free", lambda _: False)
     monkeypatch.setattr(doctor, "notebooks_path", lambda: tmp_path)
     monkeypatch.setattr("shutil.which", lambda *_: None)
@@ -212,24 +214,11 @@ def test_what_is_not_ok_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("LABKIT_RUNS", str(tmp_path / "file" / "runs"))
     machine = replace(synthetic.machine(gpu_gib=10, gpu_free_gib=7), cpus=1)
     checks = by_topic(room.check_room(machine=machine).checks)
-    notes = ("cores", "load", "port 8888", "browser", "GPU 0 memory")
-    assert {checks[topic].state for topic in notes} == {"note"}
+    assert {checks[topic].state for topic in NOTES} == {"note"}
     assert {checks[topic].state for topic in ("runs folder", f"lab {LAB}")} == {"problem"}
-    assert all(check.fix for check in checks.values() if check.state != "ok")
+    assert [topic for topic, check in checks.items() if check.state != "ok" and not check.fix] == []
     assert checks["GPU 0 memory"].found == "7.0 of 10.0 GiB free"
     assert checks[f"lab {LAB}"].found == "its notebook is missing"
-
-
-def test_a_sound_machine_has_no_notes_on_what_a_room_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same checks are ok on the other side of each threshold."""
-    monkeypatch.setattr(doctor, "port_is_free", lambda _: True)
-    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.0, 0.0))
-    monkeypatch.setattr(doctor, "BROWSERS", ("env",))
-    monkeypatch.setattr(doctor, "versions", lambda: dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0"})
-    monkeypatch.setenv("LABKIT_RUNS", str(tmp_path / "new" / "runs"))
-    checks = by_topic(room.check_room(machine=synthetic.machine(gpu_gib=10, gpu_free_gib=8)).checks)
-    topics = ("cores", "load", "port 8888", "browser", "GPU 0 memory", "runs folder")
-    assert {checks[topic].state for topic in topics} == {"ok"}
 
 
 def test_a_machine_that_is_too_small_is_not_ready() -> None:
@@ -240,9 +229,9 @@ def test_a_machine_that_is_too_small_is_not_ready() -> None:
     assert "lab 10_framework_selector" not in problems
 
 
-def test_what_the_cuda_build_needs_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("cuda_build")
+def test_what_the_cuda_build_needs_is_checked() -> None:
     """Doctor's checks of driver, GPU, compiler, headers, disk and memory are the workshop's too."""
-    monkeypatch.setattr(doctor, "versions", lambda: dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0"})
     machine = synthetic.machine(gpu_gib=80)
     old = replace(machine, gpus=(replace(machine.gpus[0], driver="550.54.15", cuda_driver=12040),))
     checks = by_topic(room.check_room(machine=old).checks)
@@ -253,32 +242,17 @@ def test_what_the_cuda_build_needs_is_checked(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_first_answer_is_a_check_of_its_own() -> None:
-    """Its words, or its error with the fix; without the flag it is not looked at."""
-
-    def fails() -> str:
-        raise ServerError("vllm serve died", remedy="free memory")
-
-    failed = room.answer_check(fails)
+    """Its words - tokens and times - or its error with the fix; without the flag it is not looked at."""
+    good = RequestRecord(0, 0.0, 0.0, (1.0, 3.0), 3.1, 20, 16, Outcome.OK)
+    load = LoadResult((good,), 3.1, 0.0, concurrency=1, rate=None, workload="chat", seed=0, warnings=())
+    assert room.in_words(load, ready_s=41.2) == "16 tokens in 3.0 s; the engine was ready after 41 s"
+    bad = replace(good, outcome=Outcome.TIMEOUT, output_tokens=None, error="after 120 s")
+    with pytest.raises(LoadError, match="timeout after 120 s"):
+        room.in_words(replace(load, records=(bad,)), ready_s=41.2)
+    failed = room.answer_check(Mock(side_effect=ServerError("vllm serve died", remedy="free memory")))
     assert (failed.state, failed.found, failed.fix) == ("problem", "vllm serve died", "free memory")
     assert "first answer" not in by_topic(room.check_room(labs=["10"]).checks)
     assert room.check_room(labs=["10"], answer=lambda: "yes").checks[-1].found == "yes"
-
-
-def test_an_empty_answer_is_an_error() -> None:
-    """The words hold tokens and times; a request that failed is an error with its outcome."""
-    good = RequestRecord(0, 0.0, 0.0, (1.0, 3.0), 3.1, 20, 16, Outcome.OK)
-    words = room.in_words(_loaded(good), ready_s=41.2)
-    assert words == "16 tokens in 3.0 s; the engine was ready after 41 s"
-    bad = replace(good, outcome=Outcome.TIMEOUT, output_tokens=None, error="after 120 s")
-    with pytest.raises(LoadError, match="timeout after 120 s"):
-        room.in_words(_loaded(bad), ready_s=41.2)
-
-
-def _loaded(record: RequestRecord) -> LoadResult:
-    return LoadResult(
-        records=(record,), duration_s=3.1, client_cpu_s=0.0, concurrency=1, rate=None,
-        workload="chat", seed=0, warnings=(),
-    )  # fmt: skip
 
 
 class Started:
@@ -324,9 +298,6 @@ def test_the_first_answer_takes_a_small_share_of_a_gpu() -> None:
     assert room.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=8)) == pytest.approx(0.4)
     assert room.small_share(synthetic.machine(gpu_gib=10, gpu_free_gib=0)) == room.LEAST_SHARE
     assert room.small_share(synthetic.machine()) == room.LEAST_SHARE
-
-
-# --- is the room ready
 
 
 def a_check(*, state: Any = "ok", vllm: str = "0.32.0", commit: str | None = "a" * 40) -> room.RoomCheck:
@@ -387,9 +358,6 @@ def test_workshop_check_has_its_keys_and_exit_codes(
     assert "1 of 2 machines are ready" in words.stdout
     (folder / "problem.json").unlink()
     assert labkit("workshop-check", "--summary", folder).code == 0
-
-
-# --- solutions
 
 
 def test_every_exercise_has_its_solution_in_the_document(labkit: Callable[..., Ended]) -> None:

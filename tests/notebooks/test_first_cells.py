@@ -1,0 +1,177 @@
+"""The labs' first cells, before an engine is started: they end well, and they refuse parameters that cannot work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# By lab: a text in the cell that starts the engine; parameters, and what the refusal has to say.
+REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
+    "02_paged_attention": (
+        "from vllm import",
+        [
+            ({"block_sizes": [32, 100]}, "block_size is 100; vLLM on a"),
+            ({"prompt_tokens": 240}, "a prompt of 240 and an answer of 22 tokens are longer than max_model_len, 256"),
+            ({"max_model_len": 9000}, "max_model_len is 9,000; the model was made for 8,192 positions"),
+            ({"max_model_len": 32}, "max_model_len is 32, no more than one block of 32"),
+            ({"tiny_blocks": 8}, "8 blocks of 32 hold no request of max_model_len 256"),
+            ({"tiny_blocks": 64}, "nothing would be preempted"),
+            ({"gpu_model": "GPT-5"}, "there is no example model called 'GPT-5'"),
+            ({"repeats": 0}, "from 1 to 100 (rounds)"),
+            ({"log_file": "nowhere.log"}, "there is no log file nowhere.log"),
+        ],
+    ),
+    "03_prefix_caching": (
+        "from vllm import",
+        [
+            ({"shared_tokens": [0, 160]}, "160 tokens of a prompt are to be shared, but it has 160"),
+            ({"prompt_tokens": 8190}, "make 8214; the model takes 8192"),
+            ({"block_size": 20}, "block_size is 20; vLLM on a"),
+            ({"shared_tokens": [0, 20]}, "not a full block of 32"),
+            ({"page_tokens": 20}, "page_tokens is 20: a page does not fill a block of 32"),
+            ({"cached_pages": 1}, "cached_pages is 1"),
+        ],
+    ),
+    "04_chunked_prefill": (
+        "from vllm import",
+        [
+            ({"budgets": [64, 2048], "max_num_seqs": 128}, "the budget 64 is below max_num_seqs, 128"),
+            (
+                {"long_prompt_tokens": 4000},
+                "a prompt of 4000 tokens and its answer are longer than max_model_len, 2048",
+            ),
+            ({"max_model_len": 9000}, "max_model_len is 9000; the model was made for 8192 positions"),
+            ({"chunked_prefill": False}, "chunked prefill is off and the budget 128 is below max_model_len, 2048"),
+            ({"budgets": [256]}, "budgets is [256]: nothing to compare"),
+            ({"budgets": [4, 256]}, "from 8 to 131072 (tokens)"),
+            ({"long_prefill_token_threshold": 2048}, "the threshold 2048 does not lie below"),
+        ],
+    ),
+    "05_ray_serve_pipelines": (
+        "ray_serve.start(",
+        [
+            ({"short_s": 1.0}, "8 requests/s of 1 s ask for 4 replicas before the step"),
+            ({"long_s": 0.1}, "8 requests/s of 0.1 s ask for one replica: nothing would happen"),
+            ({"step_rate": 30.0}, "the step asks for 11 replicas and max_replicas is 3"),
+            ({"reply_tokens": 512, "short_tokens": 200}, "answers of 800 tokens leave no room for prompts"),
+            ({"max_replicas": 1}, "from 2 to 64 (replicas)"),
+            ({"batch_clients": 65}, "from 2 to 64 (clients)"),
+            ({"guess_lost": "all"}, "none of them"),
+            ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "06_fractional_gpus": (
+        "ray_serve.start(",
+        [
+            ({"fractions": [0.6, 0.6, 0.6, 0.6, 0.6]}, "do not all find room: 0.6 would wait"),
+            ({"late_fraction": 0.4}, "late_fraction is 0.4, and GPU 2 of 4 has so much left"),
+            ({"fractions": [0.9, 0.9], "gpus": 2}, "late_fraction is 0.5; when one of the fractions [] leaves"),
+            ({"fractions": [0.5, 1.5, 0.6]}, "from 0.01 to 1 (GPUs)"),
+            ({"taken_mib": 100}, "taken_mib is 100, promised_mib 100: no promise is broken"),
+            ({"models": ["a", "b"]}, "2 names, 4 memories and 4 loads"),
+            ({"models_gib": [96.0, 20.0, 16.0, 14.0]}, "chat needs 96 GiB and a load of 0.42; a GPU has 80 GiB"),
+            ({"most_load": 0.4}, "chat needs 24 GiB and a load of 0.42; a GPU has 80 GiB and takes a load of 0.4"),
+        ],
+    ),
+    "07_torchserve_handlers": (
+        "lab_07.pack(",
+        [
+            ({"batch_sizes": [4, 8]}, "batch_sizes is [4, 8], long_delay_batch is 8"),
+            ({"batch_sizes": [1], "long_delay_batch": 8}, "batch_sizes is [1], long_delay_batch is 8"),
+            ({"long_delay_batch": 6}, "long_delay_batch is 6"),
+            ({"long_delay_batch": 1}, "from 2 to 64 (rows)"),
+            ({"many_clients": 65}, "from 2 to 64 (clients)"),
+            ({"timeout_s": 0}, "from 1 to 60 (s)"),
+            ({"guess_together": "all of them"}, "all four get an answer"),
+            ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "08_torchserve_lifecycle": (
+        "torchserve.start(",
+        [
+            ({"rate": 110.0}, "110 requests/s are too many for one worker, which answers 114 in batches of 8"),
+            ({"fixed_s": 1.0}, "50 requests/s are too many for one worker, which answers 8"),
+            ({"canary_share": 0.01}, "leaves one side 4"),
+            ({"canary_requests": 100}, "of 100 requests a share of 0.03 leaves one side 3"),
+            ({"answer_tokens": 65}, "from 2 to 64 (tokens)"),
+            ({"clients": 0}, "from 1 to 16 (requests)"),
+            ({"guess_canary": "bad"}, "cannot tell"),
+            ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "09_head_to_head": (
+        "background.submit(serving.start",
+        [
+            ({"tokens_low": 13}, "answers of 13 to 12 tokens"),
+            ({"requests": 6}, "6 requests for 5 clients"),
+            ({"prompt_words": 12}, "from 16 to 300 (words)"),
+            ({"dtype": "int8"}, "float32, bfloat16"),
+            ({"usd_per_hour": -1.0}, "from 0 to 1000"),
+            ({"guess_memory": "Java"}, "TorchServe naive"),
+            ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "10_framework_selector": (
+        "",
+        [
+            ({"answers": '{"kind": "lmm"}'}, "did you mean llm?"),
+            ({"answers": "pipeline"}, "the state is no JSON"),
+            ({"served_model": "a b"}, "'a b' is no model's name"),
+            ({"requests_per_s": -1}, "from 0.001 to 1e+06 (requests/s)"),
+            ({"guess_question": "Weather"}, "one of Kind of model"),
+            ({"runs_dir": "nowhere"}, "nowhere is not a folder"),
+        ],
+    ),
+    "11_cost_calculator": (
+        "",
+        [
+            ({"state": '{"instance": "g7"}'}, "there is no instance 'g7'"),
+            ({"throughput_from": "/nowhere/at/all"}, "holds no measured throughput"),
+            ({"places": 1}, "from 2 to 4096"),
+            ({"guess_matters": "luck"}, "guess_matters is 'luck'"),
+        ],
+    ),
+    "12_capstone": (
+        "serving.start(",
+        [
+            ({"clients": [2, 4]}, "clients is [2, 4]"),
+            ({"load_shares": [0.5, 0.9]}, "load_shares is [0.5, 0.9]"),
+            ({"slo_share": 1.0}, "from 0.01 to 0.9999"),
+            ({"output_tokens_low": 32}, "max_tokens_low is 32, above max_tokens of 16"),
+            ({"prompt_words": 3000}, "need 12100 tokens; the model reads 8192"),
+            ({"answers": '{"kind": "other"}'}, "this lab deploys vLLM"),
+            ({"answers": '{"colour": "red"}'}, "asks nothing called 'colour'"),
+            ({"peak_rate": 0.0}, "from 1 to 5000 (requests/s)"),
+            ({"guess_keeps": "both"}, "all but the highest"),
+            ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+}
+READY = {"03_prefix_caching": {"guess_short_prefix": "nothing"}}  # parameters with which the cells end well
+TO_THE_END = ("10_framework_selector", "11_cost_calculator")  # start no engine: test_without_engine.py runs them
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("lab", REFUSED)
+def test_first_cells_refuse_what_cannot_work_before_an_engine(lab: str, tmp_path: Path) -> None:
+    """Each refusal says what is wrong with which number; no engine is imported, nothing packed, no log begun."""
+    stop, refused = REFUSED[lab]
+    ready = [] if lab in TO_THE_END else [(READY.get(lab, {}), "")]
+    cases = [*ready, *refused]
+    command = [sys.executable, "-m", "tests.notebooks.first_cells", f"{lab}.ipynb", stop, str(tmp_path)]
+    given = json.dumps([parameters for parameters, _ in cases])
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    wrong = [
+        (parameters, message, outcome)
+        for (parameters, message), outcome in zip(cases, found, strict=True)
+        if {"ray", "ts", "vllm"} & {*outcome["imported"]}
+        or message not in outcome["refusal"]
+        or bool(message) != bool(outcome["refusal"])
+    ]
+    assert wrong == []
+    if "import" not in stop:  # an engine in a process of its own has its log there
+        assert [*tmp_path.glob("*/logs"), *tmp_path.glob("*/archives")] == []
