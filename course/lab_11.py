@@ -220,7 +220,8 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
             claim="C15",
             says=f"keep the GPUs busy for more than {float(f.utilisation):.0%}",
             lines=(
-                f"{f.break_even_claude[0]:,} / (24 x {f.tokens_per_hour:,}) = {float(busy):.2%} busy in its example",
+                f"{f.break_even_claude[0]:,} / (24 x {f.tokens_per_hour:,}) = {float(busy):.2%} "
+                "busy in its own example",
             ),
         ),
     )
