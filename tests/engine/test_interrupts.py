@@ -20,6 +20,7 @@ import psutil
 from labkit.serving.interrupts import shielded
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
     from vllm import LLM, SamplingParams
 
     folder, options = sys.argv[1], json.loads(sys.argv[2])
