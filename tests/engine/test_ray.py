@@ -1,15 +1,11 @@
-"""One real Ray for what labs deploy on it: a start whose node dies, lab 05's probes and faults, lab 06's fractions."""
+"""One real Ray for what labs deploy on it: lab 05's probes and faults, lab 06's fractions."""
 
 import asyncio
 import functools
 import json
 import os
 import re
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -19,7 +15,6 @@ from applications import broken, mended, probes
 from course.replica_logs import logged_errors
 from labkit.advice import fractions as auditor
 from labkit.serving import ray_serve
-from labkit.serving.process import LOOPBACK
 from labkit.serving.ray_watch import Ask, Observation, message, running
 from labkit.theory import placement, sharing
 from tests.unit.standin import survivors
@@ -29,54 +24,16 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 GPUS = 3
 
 
-@dataclass
-class Start:
-    """A Ray, what was said while it started, and the processes of its first try, whose node was killed."""
-
-    ray: ray_serve.RayServe | None = None
-    told: list[str] = field(default_factory=list)
-    first: list[psutil.Process] = field(default_factory=list)
-
-
 @pytest.fixture(scope="module")
-def started() -> Iterator[Start]:
+def ray() -> Iterator[ray_serve.RayServe]:
     """One Ray for all of them. When it is stopped, no process of it may be left."""
-    start, start_serve = Start(), ray_serve._start_serve
-
-    def with_a_death(port: int, processes: list[psutil.Process]) -> int:
-        if not start.first:
-            start.first.extend(processes)
-            threading.Thread(target=kill_soon, args=(processes, start.first)).start()
-        return start_serve(port, processes)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ray_serve.VISIBLE_GPUS, "GPU-5e3f")
-        patch.setattr(ray_serve, "_start_serve", with_a_death)
-        with ray_serve.start(num_gpus=GPUS, own_numbers=True, progress=start.told.append) as start.ray:
-            processes = [psutil.Process(pid) for pid in start.ray.pids]
+        with ray_serve.start(num_gpus=GPUS, own_numbers=True) as started:
+            processes = [psutil.Process(pid) for pid in started.pids]
             assert os.environ[ray_serve.VISIBLE_GPUS] == "GPU-5e3f"
-            yield start
+            yield started
     assert not survivors(processes, within_s=10)
-
-
-def kill_soon(processes: list[psutil.Process], seen: list[psutil.Process]) -> None:
-    """Ends the node when it has begun to start workers, and notes what it had started."""
-    (raylet,) = (process for process in processes if "raylet" in process.name())
-    while not raylet.children():
-        time.sleep(0.05)
-    time.sleep(1)
-    seen.extend(raylet.children(recursive=True))
-    raylet.kill()
-
-
-def test_a_node_that_dies_while_serve_starts_costs_a_try(started: Start) -> None:
-    """Ray would wait for the dead node for ever; here another one is started, and of the first no process is left."""
-    assert started.ray is not None
-    assert any(ray_serve.NODE_DIED in text for text in started.told)
-    assert not set(started.ray.pids) & {process.pid for process in started.first}
-    assert not survivors(started.first, within_s=10)
-    with socket.create_connection((LOOPBACK, int(started.ray.url.rpartition(":")[2])), timeout=10):
-        pass  # without an application there is nothing to answer
 
 
 # --- lab 05: probes and faults
@@ -94,7 +51,7 @@ SCALING = {
 
 
 @pytest.fixture(scope="module")
-def url(started: Start) -> str:
+def url(ray: ray_serve.RayServe) -> str:
     """Where everything is deployed: the faulty application, its cure, and the probe in three variants."""
     from ray import serve
 
@@ -106,8 +63,8 @@ def url(started: Start) -> str:
     }
     apps = {"broken": broken.small(), "mended": mended.build(), **{n: one.bind() for n, one in variants.items()}}
     serve.run_many([serve.RunTarget(app, name=name, route_prefix=f"/{name}") for name, app in apps.items()])
-    assert started.ray is not None
-    return started.ray.url
+
+    return ray.url
 
 
 async def ask(url: str, body: object) -> tuple[int, str]:
@@ -297,7 +254,7 @@ def delete_all() -> None:
 
 
 @pytest.fixture(scope="module")
-def scene(started: Start) -> Iterator[dict[str, float]]:  # noqa: ARG001
+def scene(ray: ray_serve.RayServe) -> Iterator[dict[str, float]]:  # noqa: ARG001
     """The replicas of SCENE, one after the other; the last one is not waited for."""
     delete_all()
     names = {f"t{number}": part for number, part in enumerate(SCENE)}
@@ -353,14 +310,14 @@ def test_it_starts_as_soon_as_one_gpu_has_room(scene: dict[str, float]) -> None:
     assert call("t4", "where")["gpu"] == gpu
 
 
-def test_one_and_a_half_gpus_are_refused(started: Start) -> None:  # noqa: ARG001
+def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
     """Ray fails the deployment, which the auditor calls an error."""
     with pytest.raises(RuntimeError, match="failed"):
         deploy({"odd": 1.5})
     assert status("odd").status == "DEPLOY_FAILED"
 
 
-def test_the_modelled_gpu_shares_as_the_simulation_says(started: Start) -> None:  # noqa: ARG001
+def test_the_modelled_gpu_shares_as_the_simulation_says(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
     """Tenants of one GPU take together at least what the simulation says; the one on the other GPU ends before them."""
     from applications.tenants import ModelledGpus
 
