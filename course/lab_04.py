@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from labkit.teaching import solution
+from labkit.theory.steps import chunk_sizes
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,6 @@ class Point:
 
 def steps_alone(prompt_tokens: int, budget: int) -> int:
     return math.ceil(prompt_tokens / budget)  # nobody is decoding: the prompt may fill every step
-
-
-def chunk_sizes(prompt_tokens: int, budget: int, decoding: int, threshold: int = 0) -> list[int]:
-    most = budget - decoding
-    if threshold > 0:
-        most = min(most, threshold)
-    full, rest = divmod(prompt_tokens, most)
-    return [most] * full + ([rest] if rest else [])
 
 
 solution(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from labkit.teaching import solution
+from labkit.theory.autoscaling import desired_replicas
 
 
 def _but(**wrong: int) -> Callable[[str], int]:
@@ -38,7 +39,7 @@ solution(
         "everything is fine": lambda _ending: 200,
         "every failure is ours": lambda ending: 200 if ending == "answered" else 500,
         "every failure is the client's": lambda ending: 200 if ending == "answered" else 400,
-        "a full queue told as an exception": [_but(queue_full=500), _but(queue_full=429)],
+        "a full queue reported as an exception": [_but(queue_full=500), _but(queue_full=429)],
         "a gateway's status for Ray Serve's own": _but(took_too_long=504),
         "a body that cannot be used told as one that cannot be read": _but(no_such_field=400),
     },
@@ -140,14 +141,6 @@ solution(
 
 def _within(replicas: int, low: int, high: int) -> int:
     return min(max(replicas, low), high)
-
-
-def desired_replicas(
-    rate: float, duration_s: float, target_ongoing: float, min_replicas: int, max_replicas: int
-) -> int:
-    ongoing = rate * duration_s
-    needed = int(-(-ongoing // target_ongoing))  # // rounds down; of the negative number, up
-    return min(max(needed, min_replicas), max_replicas)
 
 
 solution(

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course import lab_05
-from labkit.theory import autoscaling
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=6), st.data())
@@ -34,10 +33,3 @@ def test_gpus_are_asked_for_by_each_replica(asked: list[tuple[int, float]]) -> N
     """The total is that of a list with one entry for every replica."""
     deployments = [lab_05.Asked(str(n), replicas, 0.1, gpus) for n, (replicas, gpus) in enumerate(asked)]
     assert lab_05.total_gpus(deployments) == sum(gpus for replicas, gpus in asked for _ in range(replicas))
-
-
-@given(rate=st.floats(0.1, 500), duration_s=st.floats(0.01, 10), target=st.integers(1, 20), low=st.integers(1, 5))
-def test_the_exercise_is_the_autoscalers_rule(rate: float, duration_s: float, target: int, low: int) -> None:
-    """What learners are asked for is what the lab holds against Ray Serve."""
-    asked = (rate, duration_s, target, low, low + 20)
-    assert lab_05.desired_replicas(*asked) == autoscaling.desired_replicas(*asked)
