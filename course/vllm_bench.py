@@ -172,17 +172,6 @@ def _bench_record(
     )
 
 
-def word_tokenizer(folder: Path) -> Path:
-    """A folder with a tokenizer of one token a word: `vllm bench serve` insists on one, and a stub server has none."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(str(folder))
-    return folder
-
-
 def main() -> None:
     """vLLM's entry point, with its CPU time noted. (The `vllm` command does the same after importing all of vLLM's.)"""
     from vllm.benchmarks import serve

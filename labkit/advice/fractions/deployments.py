@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from labkit.errors import UsageError, require
-from labkit.files import GPU_BLOCK_SIZE, position, read_yaml
+from labkit.files import GPU_BLOCK_SIZE, Frozen, position, read_yaml
 from labkit.models import EMBEDDED, Architecture, architecture, resolve
 from labkit.models.examples import example_models
 from labkit.theory import kv_size
@@ -24,8 +24,8 @@ AboveZero = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class _Entry(Frozen):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +143,7 @@ class Deployment(DeploymentEntry):
 
 class _Question(_Entry):
     gpu: Gpus
-    deployments: list[DeploymentEntry] = []
+    deployments: list[DeploymentEntry] = Field(default_factory=list)
 
 
 def read(
