@@ -80,9 +80,11 @@ def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
     """The estimates as a table: minutes, lab and basis; last, what modelled minutes rest on."""
     rows = [f"{lab.seconds / 60:6.1f}  {name:24} {lab.basis}" for name, lab in estimates.items()]
     total = sum(lab.seconds for lab in estimates.values()) / 60
-    table = [f"minutes expected on {gpu.name}:", *rows, f"{total:6.1f}  in all"]
+    modelled = [lab.basis == MODELLED for lab in estimates.values()]
+    mixed = ", modelled and not modelled together" if any(modelled) and not all(modelled) else ""
+    table = [f"minutes expected on {gpu.name}:", *rows, f"{total:6.1f}  in all{mixed}"]
     card = reported_as(gpu.name)
-    if card is None or all(lab.basis != MODELLED for lab in estimates.values()):
+    if card is None or not any(modelled):
         return table
     errors = errors_in_words(model_folder("llama-3.1-8b"), 1)
     return [
