@@ -48,6 +48,7 @@ STEADY = [
     _request(1.5, 0.2, 0.04, 6, "timeout"),  # fast, then broken off
     _request(2.0, 0.3, 0.00, 0, "connection"),  # nothing came
 ]
+ON_TIME = [_request(0.0, 0.5, 0.25, 5), _request(0.25, 0.75, 0.25, 5)]  # the first just meets 0.5 s and 0.25 s
 LATE = [_request(0.1 * n, 0.2 + 0.15 * n, 0.03 + 0.01 * n, 8 + n) for n in range(8)]
 
 
@@ -122,7 +123,7 @@ solution(
     "01.goodput",
     goodput,
     unit="requests per second",
-    cases=[(STEADY, 4.0, 0.5, 0.1), (LATE, 2.5, 0.85, 0.065)],
+    cases=[(STEADY, 4.0, 0.5, 0.1), (LATE, 2.5, 0.85, 0.065), (ON_TIME, 2.0, 0.5, 0.25)],
     wrong={
         "failed requests counted": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
             _good([r for r in requests if r.chunk_times_s], ttft_slo_s, tpot_slo_s) / duration_s
@@ -140,6 +141,9 @@ solution(
             _good(_completed(requests), ttft_slo_s, tpot_slo_s) / len(requests)
         ),
         "throughput for goodput": lambda requests, duration_s, _ttft, _tpot: len(_completed(requests)) / duration_s,
+        "at most taken for below": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
+            _good(_completed(requests), math.nextafter(ttft_slo_s, 0), math.nextafter(tpot_slo_s, 0)) / duration_s
+        ),
     },
 )
 

@@ -56,6 +56,9 @@ solution(
         "blocks for tokens": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: (
             kv_tokens(layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size) // block_size
         ),
+        "the placeholder block taken off": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: (
+            kv_tokens(layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size) - block_size
+        ),
     },
 )
 
@@ -165,6 +168,15 @@ def _overtaking(waiting: list[tuple[int, int]], free: int, running: int, most: i
     return admitted
 
 
+def _taking_nothing(waiting: list[tuple[int, int]], free: int, running: int, most: int, size: int) -> int:
+    admitted = 0
+    for prompt, _ in waiting:
+        if running + admitted == most or -(-prompt // size) > free:
+            break
+        admitted += 1
+    return admitted
+
+
 def admit(waiting: list[tuple[int, int]], free_blocks: int, running: int, max_num_seqs: int, block_size: int) -> int:
     admitted = 0
     for prompt_tokens, _max_tokens in waiting:
@@ -188,6 +200,7 @@ solution(
         ([(500, 12)], 3, 0, 4, 128),
         ([(40, 20), (24, 40)], 2, 1, 8, 32),
         ([], 5, 0, 4, 16),
+        ([(64, 1)] * 3, 3, 0, 8, 32),
     ),
     wrong={
         "the answer reserved": [
@@ -206,5 +219,6 @@ solution(
             [(prompt // size * size, 0) for prompt, _ in waiting], free, running, most, size
         ),
         "the running ones forgotten": lambda waiting, free, _running, most, size: admit(waiting, free, 0, most, size),
+        "one free block given twice": _taking_nothing,
     },
 )

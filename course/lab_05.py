@@ -33,7 +33,7 @@ def status(ending: str) -> int:
 solution(
     "05.status",
     status,
-    unit="HTTP status",
+    exact=True,
     cases=[(ending,) for ending in ENDINGS],
     wrong={
         "everything is fine": lambda _ending: 200,
@@ -153,6 +153,7 @@ solution(
         (8.0, 0.05, 2.0, 2, 10),
         (100.0, 1.0, 2.0, 1, 9),
         (11.0, 0.4, 2.0, 1, 3),
+        (10.0, 1.0, 2.0, 1, 20),
     ),
     wrong={
         "volume taken for concurrency": lambda rate, _duration_s, target, low, high: _within(
@@ -170,6 +171,9 @@ solution(
         ),
         "one replica for each request": lambda rate, duration_s, _target, low, high: _within(
             math.ceil(rate * duration_s), low, high
+        ),
+        "one too many where it divides evenly": lambda rate, duration_s, target, low, high: _within(
+            int(rate * duration_s / target) + 1, low, high
         ),
     },
 )

@@ -54,6 +54,7 @@ solution(
         ([1.0, 0.5], 0.5),
         ([0.9, 0.3, 1.0], 0.3),
     ),
+    exact=True,
     wrong={
         "the first that fits": lambda left, asked: next((gpu for gpu, free in enumerate(left) if free >= asked), -1),
         "the emptiest GPU": lambda left, asked: left.index(max(left)) if max(left) >= asked else -1,
@@ -71,15 +72,19 @@ Models = list[tuple[float, float]]  # memory and load of each
 MODELS = [(10.0, 0.125), (40.0, 0.25), (30.0, 0.5), (24.0, 0.125), (16.0, 0.5), (50.0, 0.125), (12.0, 0.375)]
 
 
-def _packed(*, largest_first: bool = True, newest_only: bool = False) -> Callable[..., list[int]]:
-    """Packs in another order than asked for, or with a look at the newest GPU only."""
+def _packed(
+    *, largest_first: bool = True, newest_only: bool = False, best_fit: bool = False
+) -> Callable[..., list[int]]:
+    """Packs in another order than asked for, looks at the newest GPU only, or takes the fullest one with room."""
 
     def packing(models: Models, gpu_gib: float, most_load: float) -> list[int]:
         used: list[list[float]] = []
         place = [0] * len(models)
         for number in sorted(range(len(models)), key=lambda n: -models[n][0] if largest_first else n):
             gib, load = models[number]
-            gpus = range(len(used))[-1 if newest_only else 0 :]
+            gpus = list(range(len(used))[-1 if newest_only else 0 :])
+            if best_fit:
+                gpus.sort(key=lambda n: -used[n][0])
             gpu = next((n for n in gpus if used[n][0] + gib <= gpu_gib and used[n][1] + load <= most_load), len(used))
             used[gpu:] = used[gpu:] or [[0.0, 0.0]]
             used[gpu] = [used[gpu][0] + gib, used[gpu][1] + load]
@@ -111,12 +116,15 @@ solution(
         (MODELS, 80.0, 0.75),
         (MODELS, 64.0, 1.0),
         ([(40.0, 0.25), (40.0, 0.5), (40.0, 0.25), (40.0, 0.5)], 80.0, 0.75),
+        ([(50.0, 0.125), (40.0, 0.125), (35.0, 0.125), (5.0, 0.125)], 80.0, 1.0),
     ],
+    exact=True,
     wrong={
         "memory alone": lambda models, gpu_gib, _most_load: pack(models, gpu_gib, math.inf),
         "load alone": lambda models, _gpu_gib, most_load: pack(models, math.inf, most_load),
         "in the order given": _packed(largest_first=False),
         "only the newest GPU looked at": _packed(newest_only=True),
+        "best fit for first fit": _packed(best_fit=True),
         "a GPU for each model": lambda models, _gpu_gib, _most_load: list(range(len(models))),
     },
 )

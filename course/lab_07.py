@@ -31,7 +31,7 @@ def statuses(data: list[dict[str, Any]]) -> list[int]:
 solution(
     "07.statuses",
     statuses,
-    unit="HTTP status",
+    exact=True,
     cases=[
         ([{"prompt": "a"}, {"prompt": 7}, {}, {"prompt": "b"}],),
         ([{}, {"prompt": "a"}],),

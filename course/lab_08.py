@@ -66,6 +66,7 @@ def ready(model: dict[str, Any]) -> bool:
 solution(
     "08.ready",
     ready,
+    exact=True,
     cases=[
         _model(1, "UNLOADING", pending=3),
         _model(1, "READY"),

@@ -33,7 +33,7 @@ def places(points: Sequence[int], excluded: Sequence[bool]) -> list[int]:
 solution(
     "10.places",
     places,
-    unit="places",
+    exact=True,
     worked=points_of,
     cases=(
         ([13, 6, 9, -3, 1, -2], [False, True, False, False, False, True]),

@@ -79,6 +79,7 @@ solution(
         (3, 150, 500, 3, 0.0),
         (1, 100, 400, 1, 0.0),
         (1, 210, 200, 1, 0.5),
+        (10, 100, 500, 4, 0.25),
     ],
     wrong={
         "the average taken for the peak": [
@@ -92,6 +93,12 @@ solution(
         ],
         "parts of machines rented": lambda rate, tokens, per_s, peak, buffer: (
             rate * tokens * peak * (1 + buffer) / per_s
+        ),
+        "the reserve taken of the average": lambda rate, tokens, per_s, peak, buffer: machines(
+            rate, tokens, per_s, peak + buffer, 0
+        ),
+        "one too many where it divides evenly": lambda rate, tokens, per_s, peak, buffer: (
+            int(rate * tokens * peak * (1 + buffer) / per_s) + 1
         ),
         "the reserve taken off the demand": lambda rate, tokens, per_s, peak, buffer: machines(
             rate, tokens, per_s, peak, -buffer

@@ -39,6 +39,9 @@ solution(
     cases=((8, 0.085, 30, 0.0025, 12), (4, 0.07, 200, 0.003, 50), (16, 0.12, 10, 0.001, 5)),
     wrong={
         "only one's own prompt waited for": lambda n, step, prompt, read, out: n * alone_per_s(step, prompt, read, out),
+        "one's own prompt left out": lambda n, step, prompt, read, out: (
+            n / ((n - 1) * prompt * read + (out - 1) * step)
+        ),
         "one request at a time": [
             lambda n, step, prompt, read, out: requests_per_s(n, step, prompt, read, out) / n,
             lambda _n, step, prompt, read, out: alone_per_s(step, prompt, read, out),
@@ -68,6 +71,7 @@ solution(
         ([3.0, 5.0], 7.0, 0.5),
         ([100.0, 900.0, 400.0], 6.5, 0.9),
         ([25.0, 25.0, 31.0], 4.0, 0.7),
+        ([6.0, 24.0], 6.0, 0.5),
     ),
     wrong={
         "sized on the mean": [
@@ -77,6 +81,7 @@ solution(
         "busy all of the time": lambda rates, one, _most: math.ceil(max(rates) / one),
         "headroom the wrong way round": lambda rates, one, most: math.ceil(max(rates) * most / one),
         "rounded down": lambda rates, one, most: math.floor(max(rates) / (one * most)),
+        "one too many where it divides evenly": lambda rates, one, most: int(max(rates) / (one * most)) + 1,
         "a part of a replica": lambda rates, one, most: max(rates) / (one * most),
         "hours added up": lambda rates, one, most: math.ceil(sum(rates) / (one * most)),
     },

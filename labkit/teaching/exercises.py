@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
+import reprlib
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,7 +96,12 @@ class Exercise(Question, ABC):
 
     def judge(self, answer: Any, context: Context | None = None) -> CheckResult:
         """Judges an answer; never raises for what a learner wrote."""
-        return self._unanswered() if _is_unanswered(answer) else self._judge(answer, self.context(context))
+        context = self.context(context)
+        try:
+            return self._unanswered() if _is_unanswered(answer) else self._judge(answer, context)
+        except Exception as error:  # an answer may be of any type, and the lab has to go on
+            text = f"A {type(answer).__name__} cannot be compared with the right answer: {error}."
+            return CheckResult(self.id, text)
 
     @abstractmethod
     def _judge(self, answer: Any, context: Context) -> CheckResult: ...
@@ -157,7 +164,8 @@ class ChoiceExercise(Exercise):
 class SolvedExercise(Exercise):
     """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by what it returns on them.
 
-    A number's `solution` and wrong answers are functions of the context's entries that they name.
+    A number's `solution` and wrong answers are functions of the context's entries that they name. `exact`: of results
+    that name something (a status, the number of a GPU), it says nothing to be nearly right.
     """
 
     solution: Function
@@ -165,6 +173,7 @@ class SolvedExercise(Exercise):
     unit: str
     cases: Sequence[tuple[Any, ...]]
     tolerance: float
+    exact: bool
 
     def reference(self, context: Context) -> Any:
         """The right function, or the right number."""
@@ -191,24 +200,28 @@ class SolvedExercise(Exercise):
         if not callable(answer):
             text = f"A function is expected: pass `{self.answer_name}` itself, without calling it."
             return CheckResult(self.id, text)
+        if _has_blank(answer):
+            return self._unanswered()
         try:
             results = self._value(answer, context)
-        except Exception as error:  # a learner's function may raise anything, and the lab has to go on
-            has_a_blank = "ellipsis" in str(error).lower()  # a `...` that is still in the code
-            text = f"The function raised {type(error).__name__}: {error}."
-            return self._unanswered() if has_a_blank else CheckResult(self.id, text)
+        except (Exception, SystemExit) as error:  # a learner's function may raise anything, and the lab has to go on
+            return CheckResult(self.id, f"The function raised {type(error).__name__}: {error}.")
         return self._unanswered() if all(map(_is_unanswered, results)) else self._compared(results, context)
 
     def _compared(self, given: Any, context: Context) -> CheckResult:
-        expected = self._value(self.solution, context)
+        expected, given = self._value(self.solution, context), _plain(given)
         if _close(given, expected, self.tolerance):
             return self._passed()
         for name, function in self.wrong:
             if _close(given, self._value(function, context), self.tolerance):
                 return self._shows(name)
-        pairs = list(zip(given, expected, strict=True)) if self.cases else [(given, expected)]
-        first = next(pair for pair in pairs if not _close(*pair, self.tolerance))
-        return CheckResult(self.id, _describe(*first, unit=self.unit))
+        if not self.cases:
+            return CheckResult(self.id, _describe(given, expected, unit=self.unit))
+        results = zip(self.cases, given, expected, strict=True)
+        case, got, right = next(result for result in results if not _close(*result[1:], self.tolerance))
+        arguments = ", ".join(map(reprlib.repr, case))
+        text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not what is asked for."
+        return CheckResult(self.id, text if self.exact else f"{text} {_describe(got, right, unit=self.unit)}")
 
 
 def solution(
@@ -221,13 +234,14 @@ def solution(
     needs: Context | None = None,
     worked: Function | None = None,
     tolerance: float = 1e-6,
+    exact: bool = False,
 ) -> None:
     """Makes the function the solution of an exercise; see `SolvedExercise`.
 
     `wrong`: by the misconception's name, the function or functions to which it leads.
     """
     pairs = [(name, one) for name, ones in wrong.items() for one in (ones if isinstance(ones, Sequence) else [ones])]
-    how = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked, "tolerance": tolerance}
+    how = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked, "tolerance": tolerance, "exact": exact}
     vars(function)["solves"] = (id, {"solution": function, "wrong": pairs, **how})
 
 
@@ -343,14 +357,33 @@ def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
 
 def _codes(answer: Any) -> set[str]:
     if isinstance(answer, str):
-        # Codes are single letters, so that they may be written with blanks, with commas or together.
-        return {letter.upper() for letter in answer if letter.isalnum()}
+        # Codes are single letters, so that they may be written with blanks, with commas, with words or together.
+        letters = re.sub(r"\b(and|or)\b", " ", answer, flags=re.IGNORECASE)
+        return {letter.upper() for letter in letters if letter.isalnum()}
     parts = answer if isinstance(answer, Iterable) else (answer,)
     return {str(part).strip().upper() for part in parts}
 
 
 def _is_unanswered(answer: Any) -> bool:
     return answer is None or answer is ... or (isinstance(answer, str) and not answer.strip())
+
+
+def _has_blank(function: Function) -> bool:
+    """Whether a `...` is left in its source; Python takes it for true in a condition, and says nothing."""
+    try:
+        tree = ast.parse(source(function))
+    except (OSError, TypeError, SyntaxError):  # it has no source, as a built-in, or is a lambda inside of a call
+        return False
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    blanks = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ...)
+    return any(id(blank) not in statements for blank in blanks)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, also inside of a list."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def _close(given: Any, expected: Any, tolerance: float) -> bool:
@@ -376,9 +409,11 @@ def _describe(given: Any, expected: Any, *, unit: str) -> str:
         return "The list has the right length. " + _describe(*wrong, unit=unit)
     if not _is_number(given):
         return f"A number is expected{f', in {unit}' if unit else ''}; this is a {type(given).__name__}."
+    if not _is_number(expected):
+        return f"Here the answer is not a number; this is {given:g}."
     if not math.isfinite(given):
         return "The number is not finite: something was divided by zero."
-    if given * expected <= 0:
+    if float(given) * float(expected) <= 0:
         return "The sign is off, or the answer is zero: check what is subtracted from what."
     return _describe_size(float(given) / float(expected))
 

@@ -5,12 +5,14 @@ A question is a heading `## ID: title`, the prompt, and sections in this order:
     ### Data           a YAML block with the prompt's numbers, where it has {placeholders}
     ### Cell           a Python block: what the learner's cell begins with
     ### Hints          a numbered list
-    ### Options        - [x] **A** text (where it applies, else [ ]); indented below: - *misconception:* what it tells
+    ### Options        - [x] text (where it applies, else [ ]); indented below: - *misconception:* what it tells
     ### Wrong answers  - *misconception:* what it tells, for a number or a function, in place of options
 
-An option's misconception is shown by missing the option, where it applies, or by choosing it, where it does not.
+An option's misconception is shown by missing the option, where it applies, or by choosing it, where it does not. The
+options get their order and their letters by a shuffle whose seed is the question's id.
 """
 
+import random
 import re
 import string
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ SECTIONS = ("Data", "Cell", "Hints", "Options", "Wrong answers")
 # (pattern, the same in words)
 HEADING = r"([0-9]{2}\.\w+): (.+)", "## NN.name: title, with the number of the file"
 HINT = r"\d+\. (.+)", "1. hint"
-OPTION = r"- \[([x ])\] \*\*([A-Z])\*\* (.+)", "- [x] **A** text"
+OPTION = r"- \[([x ])\] (.+)", "- [x] text"
 TOLD = r"- \*(.+?):\* (.+)", "- *misconception:* what it tells"
 
 
@@ -79,14 +81,13 @@ def _question(number: int, heading: str, body: Lines) -> Question:
     if [name for _, name, _ in parts] != order or not {"Cell", "Hints"} <= set(order):
         raise _FormatError(number, f"its sections are {list(sections)}", f"take these, in this order: {SECTIONS}")
     told = [_pair(*item) for item in _items(r"- ", sections.get("Wrong answers", []))]
-    options = []
+    decisions = []
     listed = _items(r"- \[| +- ", sections.get("Options", []))
     for first, second in zip(listed[::2], [*listed[1::2], (number, "")], strict=False):
-        mark, code, text = _match(OPTION, *first)
+        mark, option = _match(OPTION, *first)
         told.append(_pair(*second))
-        options.append(Option(code, text, mark == "x", told[-1][0]))
-    if [option.code for option in options] != list(string.ascii_uppercase[: len(options)]):
-        raise _FormatError(number, "its options are out of order", "call them A, B, C and so on")
+        decisions.append((option, mark == "x", told[-1][0]))
+    random.Random(id).shuffle(decisions)
     if len(dict(told)) != len(told) or len(told) < 2:
         raise _FormatError(
             number, f"its misconceptions are {[name for name, _ in told]}", "name two or more, each once"
@@ -99,7 +100,7 @@ def _question(number: int, heading: str, body: Lines) -> Question:
         starter=_block("python", number, sections["Cell"]),
         hints=tuple(_match(HINT, *item)[0] for item in _items(r"\d+\. ", sections["Hints"])),
         told=dict(told),
-        options=tuple(options),
+        options=tuple(Option(code, *rest) for code, rest in zip(string.ascii_uppercase, decisions, strict=False)),
         data=data,
     )
 

@@ -1,8 +1,13 @@
 """Every exercise of the course, how answers are judged, and the files from which exercises are read."""
 
+import linecache
+import sys
+from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,10 +19,13 @@ from labkit.teaching.questions import read_questions
 VALUE, FUNCTION, CHOICE = "01.tpot", "01.tokens_per_second", "01.broken_benchmark"
 
 
-def run_cell(exercise: Exercise) -> Any:
-    """What the learner's untouched cell gives to `check`."""
-    names: dict[str, Any] = {"check": lambda _id, answer, context=None: names.update(given=answer, context=context)}
-    exec(exercise.cell(), {"facts": exercise.needs}, names)  # our own starters
+def run_cell(exercise: Exercise, cell: str = "") -> Any:
+    """What a cell gives to `check`, by default the learner's untouched one; its source is kept as in a notebook."""
+    names: dict[str, Any] = {"facts": exercise.needs}
+    names["check"] = lambda _id, answer, context=None: names.update(given=answer, context=context)
+    cell = cell or exercise.cell()
+    linecache.cache[exercise.id] = (len(cell), None, cell.splitlines(keepends=True), exercise.id)
+    exec(compile(cell, exercise.id, "exec"), names)  # our own starters
     return names["given"]
 
 
@@ -54,6 +62,8 @@ def faults(exercise: Exercise) -> list[str]:
     texts = [text for found in diagnoses.values() for text in found]
     right = right_words(exercise, context)
     shown_texts = [*texts, exercise.judge("nonsense", context).diagnosis, *exercise.hints]
+    if isinstance(exercise, ChoiceExercise):
+        shown_texts += [exercise.starter, exercise.prompt]
     holds = {
         "the solution passes": passed.passed and passed.misconceptions == () and shown.passed,
         "the starter is no answer": not starter.passed and not starter.answered,
@@ -77,8 +87,9 @@ def test_an_exercise_judges_as_it_says() -> None:
 def test_nothing_a_learner_passes_raises() -> None:
     """Whatever comes as an answer to a kind of exercise, a result comes back and it is not a pass."""
     hostile = [[], {}, object(), "words", -1, 0, float("nan"), True, len, lambda: 1, ["A", 3], 1j, "nonsense"]
-    hostile += [lambda *_: None, lambda *_: object(), lambda *_: float("inf"), lambda *_: "text"]
-    kinds = (VALUE, FUNCTION, CHOICE)
+    hostile += [Decimal(7), numpy.arange(3), lambda *_: Decimal(7), lambda *_: numpy.arange(3), lambda *_: sys.exit(3)]
+    hostile += [lambda *_: None, lambda *_: object(), lambda *_: float("inf"), lambda *_: "text", lambda *_: 0]
+    kinds = (VALUE, FUNCTION, CHOICE, "01.tpots", "05.status", "11.break_even")
     assert [(kind, answer) for kind in kinds for answer in hostile if find(kind).judge(answer).passed] == []
 
 
@@ -91,7 +102,6 @@ def test_nothing_a_learner_passes_raises() -> None:
 )
 def test_kv_bytes_follow_the_config(layers: int, kv_heads: int, group: int, head_dim: int, dtype_bytes: int) -> None:
     """For any config the answer is the size of an array of the cache's shape; with grouping the mistake is named."""
-    numpy = pytest.importorskip("numpy")
     heads = kv_heads * group
     config = {"layers": layers, "attention_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     config |= {"hidden_size": heads * head_dim, "dtype_bytes": dtype_bytes}
@@ -145,9 +155,29 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
     raised = find("01.goodput").judge(lambda *_: 1 / 0)
     assert "ZeroDivisionError" in raised.diagnosis
     assert raised.answered
-    names: dict[str, Any] = {}
-    exec(find("01.tpots").starter.replace("- ...)", "- 1)", 1), names)  # our own starter, one blank filled
-    assert not find("01.tpots").judge(names["tpots_s"]).answered
+    tpots = find("01.tpots")
+    assert isinstance(tpots, SolvedExercise)
+    assert tpots.judge(lambda requests: numpy.array(tpots.solution(requests))).passed
+    for id, blank, filled in [
+        ("01.tpots", "- ...)", "- 1)"),
+        ("07.throughput", "min(..., ...)", "min(clients, batch_size)"),
+    ]:
+        assert not find(id).judge(run_cell(find(id), find(id).cell().replace(blank, filled, 1))).answered
+
+
+def test_an_exact_answer_is_never_nearly_right() -> None:
+    """Of a function that names something, the first case that differs is told, and no size."""
+    statuses = {"no key": 403}
+    told = find("05.status").judge(lambda ending: statuses.get(ending, 200)).diagnosis
+    assert "status('queue full')` returns 200" in told
+    assert "Nearly" not in told
+
+
+def test_a_choice_is_no_guess_by_letter() -> None:
+    """Each of the first letters is right in some choices and wrong in others, about evenly."""
+    choices = [exercise for exercise in exercises().values() if isinstance(exercise, ChoiceExercise)]
+    right = Counter(option.code for choice in choices for option in choice.options if option.right)
+    assert {letter: right[letter] for letter in "ABCDE" if not 0.25 < right[letter] / len(choices) < 0.75} == {}
 
 
 def test_goodput_at_endless_objectives_is_the_rate_of_completed_requests() -> None:
@@ -164,10 +194,14 @@ def test_goodput_at_endless_objectives_is_the_rate_of_completed_requests() -> No
 def test_a_choice_is_read_in_any_writing_and_every_wrong_decision_is_told() -> None:
     """A string with blanks or commas, a list and a set are the same answer; an unknown letter is told the others. Two
     faults missing and one innocent setting blamed are three diagnoses."""
-    for answer in ("A B C D E", "ABCDE", "e,d,c,b,a", ["A", "B", "C", "D", "E"], {"A", "B", "C", "D", "E"}):
-        assert find(CHOICE).judge(answer).passed
-    assert "A, B, C" in find(CHOICE).judge("X").diagnosis
-    result = find(CHOICE).judge("A B C F")
+    choice = find(CHOICE)
+    right, every = choice.reference({}), {option.code for option in choice.options}
+    first, *others = sorted(right)
+    joined = " ".join(right)
+    for answer in (joined, joined.lower().replace(" ", ","), "".join(right), f"{', '.join(others)} and {first}", right):
+        assert choice.judge(answer).passed
+    assert ", ".join(sorted(every)) in choice.judge("X").diagnosis
+    result = choice.judge({*others[1:], min(every - right)})
     assert (len(result.misconceptions), result.diagnosis.count("\n\n")) == (3, 2)
 
 
@@ -222,10 +256,10 @@ which = None
 
 ### Options
 
-- [x] **A** This one,
+- [x] This one,
   which is long.
   - *missed:* It is.
-- [ ] **B** That one.
+- [ ] That one.
   - *taken:* It is
     not.
 """
@@ -258,11 +292,14 @@ def test_a_workshop_brings_its_own_exercises(workshop: Path) -> None:  # noqa: A
     assert (size.asked(), size.hints, size.starter) == ("Of 3 bytes?", ("Read it.", "Again."), "size = ...")
     assert size.judge(6).diagnosis == "Too much."
     assert size.judge(3).passed
+    first, second = which.options
+    assert {first.text, second.text} == {"This one, which is long.", "That one."}
     assert which.asked() == (
-        'With `{"braces": 1}`.\n\n```\n## no heading\n```\n\n- **A** This one, which is long.\n- **B** That one.'
+        f'With `{{"braces": 1}}`.\n\n```\n## no heading\n```\n\n- **A** {first.text}\n- **B** {second.text}'
     )
-    assert which.judge("B").diagnosis == "It is.\n\nIt is not."
-    assert which.judge("A").passed
+    right, wrong = sorted(which.options, key=lambda option: not option.right)
+    assert set(which.judge(wrong.code).diagnosis.split("\n\n")) == {"It is.", "It is not."}
+    assert which.judge(right.code).passed
 
 
 def test_an_unreadable_question_is_told_with_its_line(workshop: Path) -> None:
@@ -276,8 +313,7 @@ def test_an_unreadable_question_is_told_with_its_line(workshop: Path) -> None:
         ("1. Read\n   it.", "Read it.", 21),
         ("- *half:* Too little.", "- half: Too little.", 29),
         ("- *half:* Too little.", "- *twice: as much:* Too little.", 3),
-        ("- [ ] **B**", "- [y] **B**", 55),
-        ("- [ ] **B**", "- [ ] **C**", 31),
+        ("- [ ] That", "- [y] That", 55),
         ("  - *taken:* It is\n    not.\n", "", 31),
     ]
     for old, new, line in cases:
