@@ -112,29 +112,32 @@ class LabSession:
         *,
         article: float | str | None = None,
         model: float | str | None = None,
+        modelled: str = "",
     ) -> Reveal:
-        """Show the guess beside the measurement and record both. An Interval, Ratio or Measured brings its bounds."""
+        """Show the guess beside the measurement and record both. An Interval, Ratio or Measured brings its bounds.
+
+        `modelled`: the label of the modelled card that the value comes from; nothing is then called measured.
+        """
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
             measured = measured.value
-        recorded, origin = self._recorded(prediction.id, measured)
-        shown = reveal(
-            prediction, measured, low, high, article=article, model=model, recorded=recorded, recorded_from=origin
-        )
+        recorded, origin = (None, "") if modelled else self._recorded(prediction.id, measured)
+        figures = {"article": article, "model": model, "recorded": recorded, "recorded_from": origin}
+        shown = reveal(prediction, measured, low, high, **figures, modelled=modelled)
         self.recorder.prediction(shown.to_dict())
         return shown
 
     def _recorded(self, prediction_id: str, measured: float | str) -> tuple[float | str | None, str]:
-        """A recorded run's value for a prediction, with place and date; (None, "") without one.
+        """A recorded run's value for a prediction, with place and date; (None, "") without one of the same parameters.
 
         Values that are the same to the last bit are skipped: they are computed or counted, not measured.
         """
         record = self.recorder.record
         reference = reference_beside(record)
         found = reference.prediction(record.lab, prediction_id) if reference else None
-        if reference is None or found is None or found["measured"] == measured:
+        if reference is None or found is None or found["measured"] == measured or reference.other_parameters(record):
             return None, ""
-        return found["measured"], f"{reference.place} {reference.unlike(record)}".rstrip()
+        return found["measured"], reference.place
 
     def judged(self, result: CheckResult) -> None:
         """Record a judged answer to an exercise of this lab; `start` has `check` call it."""
@@ -164,17 +167,20 @@ class LabSession:
         require(claim_id in self.lab.claims, f"{self.lab.name} does not test claim {claim_id}", fix=fix)
         self.recorder.evidence(claim_id, value, **more)
 
-    def chart(self, chart: Any, name: str, *, key: bool = False, caption: str = "") -> None:
+    def chart(self, chart: Any, name: str, *, key: bool = False, caption: str = "", modelled: str = "") -> None:
         """Show an Altair chart (or a Vega-Lite specification) and record it under `name`, data included.
 
-        Under its title stands the machine's line, and `caption` if there is one. `key`: the report shows it unfolded.
-        Where a recorded run has the same bars or points, they are shown, too.
+        The line under its title is the machine's, or `modelled`, the label of the modelled card that its values come
+        from; then `caption`. `key`: the report shows it unfolded. Where a recorded run with the same parameters has the
+        same bars or points, they are shown, too.
         """
         from labkit import charts
 
-        spec = _captioned(charts.spec(chart), [self.machine_line, *([caption] if caption else [])])
+        lines = [modelled or self.machine_line, *([caption] if caption else [])]
+        spec = _captioned(charts.spec(chart), lines, without=self.machine_line if modelled else "")
         self.recorder.chart(name, spec, key=key)
-        data, metadata = charts.bundle(beside_recorded(self.recorder.record, name, spec), png=display.in_notebook())
+        shown = spec if modelled else beside_recorded(self.recorder.record, name, spec)
+        data, metadata = charts.bundle(shown, png=display.in_notebook())
         if not display.in_notebook():
             display.show(data)
             return
@@ -212,12 +218,12 @@ class LabSession:
         display.show({"text/plain": text, "text/html": html})
 
 
-def _captioned(spec: dict[str, Any], lines: list[str]) -> dict[str, Any]:
-    """The specification with each of `lines` below its title, unless it stands there already."""
+def _captioned(spec: dict[str, Any], lines: list[str], *, without: str = "") -> dict[str, Any]:
+    """The specification with each of `lines` below its title, unless it is there already, and `without` that line."""
     title = spec.get("title") or {"text": ""}
     title = dict(title) if isinstance(title, dict) else {"text": title}
     below = title.get("subtitle") or []
-    below = list(below) if isinstance(below, list) else [below]
+    below = [line for line in (below if isinstance(below, list) else [below]) if line != without]
     return {**spec, "title": {**title, "subtitle": below + [line for line in lines if line not in below]}}
 
 

@@ -38,6 +38,7 @@ TAGS = (
     "exercise",
     "verdict",
 )
+DEFAULTS = "defaults"  # the parameters that few learners change: folded, before the cell tagged parameters
 TIMED = "timed"  # after the part's tag: what this cell shows is measured, or depends on the machine
 MAX_BYTES = 600_000
 A_TIME = "2026-11-24T08-00-00"  # the folders' times in stored outputs, whenever they were stored
@@ -184,10 +185,10 @@ def _tag_faults(notebook: Any) -> Iterator[str]:
     """A cell's tags are parts of a lab and, on a code cell with something to show, after them TIMED."""
     for number, cell in enumerate(notebook.cells):
         found = tags(cell)
-        yield from (f"cell {number} has an unknown tag, {one}" for one in found if one not in (*TAGS, TIMED))
+        yield from (f"cell {number} has an unknown tag, {one}" for one in found if one not in (*TAGS, DEFAULTS, TIMED))
         if TIMED in found[:-1]:
             yield f"cell {number} has another tag after {TIMED}, which is the last one"
-        if TIMED in found and (cell.cell_type != "code" or "parameters" in found):
+        if TIMED in found and (cell.cell_type != "code" or {"parameters", DEFAULTS} & set(found)):
             yield f"cell {number} shows nothing: it cannot be {TIMED}"
 
 

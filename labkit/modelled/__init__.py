@@ -10,6 +10,7 @@ from labkit.modelled.cards import Card
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import SERVER_ENV, ModelledGpu, gpu
 from labkit.modelled.replica import close
+from labkit.modelled.shapes import shape_of
 from labkit.modelled.traffic import TokenRequest, Traffic
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "drive",
     "gpu",
     "routers",
+    "shape_of",
     "traces",
     "traffic",
 ]

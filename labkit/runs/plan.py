@@ -126,15 +126,17 @@ def make_plan(
 
 
 def read_defaults(notebook: Path) -> dict[str, Any]:
-    """The names and values that the cell tagged `parameters` assigns. LabError where there is none, or no literal."""
+    """The names and values that the cells tagged `parameters` and `defaults` assign, the folded ones being in the
+    latter. LabError where there are no parameters, or something that is no literal."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        cell = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
-        statements = ast.parse("".join(cell["source"])).body
+        tagged = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells]
+        if not any("parameters" in tags for tags, _ in tagged):
+            remedy = "tag the cell that assigns the parameters"
+            raise LabError(f"{notebook} has no cell tagged parameters", remedy=remedy)
+        sources = [source for tags, source in tagged if {"parameters", "defaults"} & set(tags)]
+        statements = ast.parse("\n".join(sources)).body
         return dict(value for statement in statements if (value := _assigned(statement)))
-    except StopIteration:
-        remedy = "tag the cell that assigns the parameters"
-        raise LabError(f"{notebook} has no cell tagged parameters", remedy=remedy) from None
     except (OSError, ValueError, KeyError, SyntaxError) as error:
         remedy = "the cell tagged parameters may only assign literals to names"
         raise LabError(f"the parameters of {notebook} cannot be read: {error}", remedy=remedy) from None

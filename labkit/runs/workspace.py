@@ -136,7 +136,7 @@ def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        if "parameters" in cell.metadata.get("tags", ()):
+        if {"parameters", "defaults"} & set(cell.metadata.get("tags", ())):
             cell.source = with_parameters(cell.source, values)
     notebook.metadata.pop("widgets", None)
     notebook.metadata[KEY] = {"version": version, "laid_out": digest(notebook), "profile": profile.name}

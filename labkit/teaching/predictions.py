@@ -163,7 +163,9 @@ def _status(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Reveal:
-    """A prediction, as it was, beside its measurement. `recorded` is what another machine measured on another day."""
+    """A prediction, as it was, beside its measurement. `recorded` is what another machine measured on another day.
+
+    `modelled`: the label of the modelled card, where `measured` comes from one and nothing was measured here."""
 
     prediction: Prediction
     measured: float | str
@@ -173,6 +175,7 @@ class Reveal:
     model: float | str | None = None
     recorded: float | str | None = None
     recorded_from: str = ""
+    modelled: str = ""
 
     @property
     def hit(self) -> bool | None:
@@ -183,7 +186,8 @@ class Reveal:
         """For the record; what was recorded elsewhere is not part of it."""
         asked = self.prediction
         guess = {"guess": asked.value, "confidence": asked.confidence, "source": asked.source}
-        figures = {name: getattr(self, name) for name in ("measured", "low", "high", "article", "model", "hit")}
+        names = ("measured", "low", "high", "article", "model", "hit", "modelled")
+        figures = {name: getattr(self, name) for name in names}
         return {"id": asked.id, "question": asked.question, "unit": asked.unit, **guess, **figures}
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -192,10 +196,11 @@ class Reveal:
         interval = "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, asked.unit)}"
         rows = [
             ("Your guess", self._guess_in_words(), self._compared(asked.value)),
-            ("Measured here", _words(self.measured, asked.unit), interval),
+            ("Modelled" if self.modelled else "Measured here", _words(self.measured, asked.unit), interval),
             ("Recorded", _words(self.recorded, asked.unit), self.recorded_from),
             ("The article", _words(self.article, asked.unit), self._compared(self.article)),
-            ("The model", _words(self.model, asked.unit), self._compared(self.model)),
+            ("By formula", _words(self.model, asked.unit), self._compared(self.model)),
+            ("", self.modelled.removeprefix("Modelled: "), ""),
         ]
         return [row for row in rows if row[1]]
 
