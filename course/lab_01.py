@@ -1,9 +1,87 @@
-"""Exercises of lab 01: the metrics of a serving engine, and the ways in which a benchmark deceives."""
+"""Lab 01: vLLM against transformers in turns; exercises on the metrics of a serving engine and broken benchmarks."""
 
 import math
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from labkit.experiments import in_turns
 from labkit.teaching import solution
+
+Ways = dict[str, list[float]]
+
+
+def transformers_answers(model: Any, tokenizer: Any, prompts: Sequence[str], lengths: Sequence[int]) -> list[list[int]]:
+    """Greedy answers of transformers' `generate` in one static batch: it decodes until the longest of `lengths`."""
+    import torch
+
+    with torch.inference_mode():
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True).to(model.device)
+        rows = model.generate(
+            **inputs, max_new_tokens=max(lengths), do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+    answers = rows[:, inputs.input_ids.shape[1] :].tolist()
+    return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]
+
+
+def race(
+    llm: Any, model: Any, tokenizer: Any, prompts: Sequence[str], lengths: Sequence[int], *, batch: int, repeats: int,
+    seed: int,
+) -> Ways:  # fmt: skip
+    """Useful tokens per second of vLLM, static batches and one prompt at a time, in each of `repeats` rounds.
+
+    Within a round the three take turns, a batch of prompts each, so that the same machine load meets all of them. On a
+    CPU the clock is the processor's, which does not count waiting for a busy neighbour; on a GPU it is the wall's.
+    """
+    from vllm import SamplingParams
+
+    wanted = [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True) for length in lengths]
+    batches = [slice(first, first + batch) for first in range(0, len(prompts), batch)]
+
+    def vllm(part: slice) -> list[list[int]]:
+        outputs = llm.generate(prompts[part], wanted[part], use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def static(part: slice) -> list[list[int]]:
+        return transformers_answers(model, tokenizer, prompts[part], lengths[part])
+
+    def one_by_one(part: slice) -> list[list[int]]:
+        pairs = zip(prompts[part], lengths[part], strict=True)
+        return [transformers_answers(model, tokenizer, [prompt], [length])[0] for prompt, length in pairs]
+
+    ways = {"vLLM": (vllm, [slice(None)]), "static batch": (static, batches), "one by one": (one_by_one, batches)}
+
+    def useful_tokens(name: str) -> Iterator[None]:
+        answer, parts = ways[name]
+        tokens = 0
+        for part in parts:
+            tokens += sum(map(len, answer(part)))
+            yield  # the others' turn
+        return tokens
+
+    vllm(slice(None)), static(batches[0])  # warm-up
+    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
+    rates: Ways = {name: [] for name in ways}
+    for index in range(repeats):
+        turns = in_turns({name: useful_tokens(name) for name in ways}, seed=seed + index, clock=clock)
+        for name, turn in turns.items():
+            rates[name].append(turn.result / turn.seconds)
+    return rates
+
+
+def http_ports() -> int:
+    """How many ports of this process answer HTTP: those of a notebook's kernel do not."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import psutil
+
+    from labkit.serving.process import answers_http
+
+    connections = psutil.Process().net_connections("tcp")
+    ports = {connection.laddr.port for connection in connections if connection.status == "LISTEN"}
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(answers_http, ports))
 
 
 @dataclass(frozen=True)
@@ -52,55 +130,16 @@ ON_TIME = [_request(0.0, 0.5, 0.25, 5), _request(0.25, 0.75, 0.25, 5)]  # the fi
 LATE = [_request(0.1 * n, 0.2 + 0.15 * n, 0.03 + 0.01 * n, 8 + n) for n in range(8)]
 
 
-def ttfts_s(requests: list[Timed]) -> list[float]:
-    return [request.chunk_times_s[0] - request.started_s for request in requests if request.outcome == "ok"]
-
-
-def tpots_s(requests: list[Timed]) -> list[float]:
-    return [
-        (request.chunk_times_s[-1] - request.chunk_times_s[0]) / (request.output_tokens - 1)
-        for request in requests
-        if request.outcome == "ok" and request.output_tokens > 1
-    ]
-
-
-solution(
-    "01.tpots",
-    tpots_s,
-    unit="seconds",
-    worked=ttfts_s,
-    cases=[(STEADY,), (LATE,)],
-    wrong={
-        "the time to the first token left in": lambda requests: [
-            (r.chunk_times_s[-1] - r.started_s) / (r.output_tokens - 1) for r in _decoding(requests)
-        ],
-        "n tokens, n gaps": lambda requests: [_decode_s(r) / r.output_tokens for r in _decoding(requests)],
-        "requests without a TPOT counted as 0": [
-            lambda requests: [_tpot_s(r) for r in _completed(requests)],
-            lambda requests: [_decode_s(r) / r.output_tokens for r in _completed(requests)],
-        ],
-    },
-)
-
-
 def _completed(requests: list[Timed]) -> list[Timed]:
     return [request for request in requests if request.outcome == "ok"]
-
-
-def _decoding(requests: list[Timed]) -> list[Timed]:
-    return [request for request in _completed(requests) if request.output_tokens > 1]
 
 
 def _ttft_s(request: Timed) -> float:
     return request.chunk_times_s[0] - request.started_s
 
 
-def _decode_s(request: Timed) -> float:
-    return request.chunk_times_s[-1] - request.chunk_times_s[0]
-
-
 def _tpot_s(request: Timed) -> float:
-    return _decode_s(request) / max(request.output_tokens - 1, 1)
+    return (request.chunk_times_s[-1] - request.chunk_times_s[0]) / max(request.output_tokens - 1, 1)
 
 
 def _good(requests: list[Timed], ttft_slo_s: float, tpot_slo_s: float = math.inf) -> int:
@@ -197,35 +236,5 @@ solution(
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / output_tokens,
         ],
         "n tokens, n gaps": lambda chunk_times_s, output_tokens: tpot_s(chunk_times_s, output_tokens + 1),
-    },
-)
-
-
-def padding_factor(output_lengths: list[int]) -> float:
-    computed = len(output_lengths) * max(output_lengths)
-    useful = sum(output_lengths)
-    return computed / useful
-
-
-solution(
-    "01.padding",
-    padding_factor,
-    unit="computed tokens for each useful token",
-    tolerance=0.005,
-    wrong={
-        "turned upside down": lambda output_lengths: 1 / padding_factor(output_lengths),
-        "the wasted share": [
-            lambda output_lengths: 1 - 1 / padding_factor(output_lengths),
-            lambda output_lengths: padding_factor(output_lengths) - 1,
-        ],
-        "the prompts' padding counted": [
-            lambda output_lengths, prompt_lengths: (
-                len(output_lengths)
-                * (max(output_lengths) + max(prompt_lengths))
-                / (sum(output_lengths) + sum(prompt_lengths))
-            ),
-            lambda prompt_lengths: padding_factor(prompt_lengths),
-        ],
-        "longest against shortest": lambda output_lengths: max(output_lengths) / min(output_lengths),
     },
 )

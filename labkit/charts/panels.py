@@ -2,11 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from labkit.charts import draw
+from labkit.charts.curves import LinePoint, lines
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
 from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Spec
+
+if TYPE_CHECKING:
+    from labkit.load import RequestRecord
 
 DASHES = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
 STEP_HEIGHT, SCALING_HEIGHT, FATES_HEIGHT = 92, 110, 240
@@ -160,6 +165,21 @@ def _thinned(points: Points, end: float) -> Points:
 
 def _moments_words(moments: Iterable[Moment]) -> str:
     return "".join(f"; {moment.text} at {moment.at_s:.1f} s" for moment in moments)
+
+
+TIMES = 80  # at which requests under way are counted
+
+
+def under_way(
+    loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None
+) -> Chart:
+    """Requests that were due and had not ended, over time, a line for each load. UsageError without requests."""
+    rows = []
+    for name, records in loads.items():
+        end_s = max((record.finished_s for record in records), default=0.0)
+        for at_s in (end_s * n / TIMES for n in range(TIMES + 1)):
+            rows.append(LinePoint(at_s, sum(r.scheduled_s <= at_s < r.finished_s for r in records), name))
+    return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running", caption=caption)
 
 
 ANSWERED, NOT_ANSWERED = (BLUE, GREEN, PURPLE), (VERMILLION, ORANGE, BLACK)

@@ -70,11 +70,6 @@ class Reference:
         ours, theirs = relevant(record, there), relevant(there, record)
         return tuple(name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name))
 
-    def unlike(self, record: Record) -> str:
-        """A caution for where the two were not measured alike; empty where they were."""
-        others = self.other_parameters(record)
-        return f"(with another {', '.join(others)})" if others else ""
-
 
 def references(folder: Path | None = None) -> tuple[Reference, ...]:
     """All recorded runs, by name; none where the folder is missing. RecordError: one that is broken, and how."""

@@ -161,12 +161,12 @@ def _quantity(value: object, unit: str | None) -> str:
 
 
 def _recorded(record: Record, prediction: Mapping[str, Any]) -> str:
-    """What a recorded run found for this prediction; empty where none did."""
+    """What a recorded run of the same parameters found for this prediction; empty where none did."""
     reference = reference_beside(record)
     found = reference.prediction(record.lab, str(prediction.get("id"))) if reference else None
-    if reference is None or found is None:
+    if reference is None or found is None or reference.other_parameters(record):
         return ""
-    return f"{_quantity(found.get('measured'), found.get('unit'))} {reference.unlike(record)}".rstrip()
+    return _quantity(found.get("measured"), found.get("unit"))
 
 
 def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:

@@ -154,8 +154,8 @@ def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
     """A record with other sizes says which; guesses do not count."""
     [one] = reference.references(kept)
     alike, other = (read_all(run(tmp_path / name, n=n))[LAB] for name, n in (("a", 4), ("b", 8)))
-    assert one.unlike(alike) == ""
-    assert one.unlike(other) == "(with another n)"
+    assert one.other_parameters(alike) == ()
+    assert one.other_parameters(other) == ("n",)
     assert one.prediction(LAB, "01.speed") is not None
     assert one.prediction(LAB, "01.other") is None
 
