@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,12 @@ class Architecture:
     max_positions: int
     sliding_window: int | None = None
     parameters: int | None = None
-    kv_layers: tuple[KvLayers, ...] = ()
-    state_layers: int = 0
     kv_dtype: str = ""
-    default_length: int | None = None
-    no_kv_cache: str = ""
-    notes: tuple[str, ...] = ()
+    kv_layers: tuple[KvLayers, ...] = field(default=(), repr=False)
+    state_layers: int = field(default=0, repr=False)
+    default_length: int | None = field(default=None, repr=False)
+    no_kv_cache: str = field(default="", repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def weight_bytes(self) -> int | None:
@@ -203,19 +203,19 @@ def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Archite
     if not stored:
         return replace(model, no_kv_cache=STATE)
     limit, default = _positions(fields)
-    return replace(
+    model = replace(
         model,
         attention_heads=attention.attention_heads(fields),
         kv_heads=stored[0].kv_heads,
         head_dim=stored[0].key_size if stored[0].replicated else attention.head_size(fields),
         max_positions=limit or DEFAULT_POSITIONS,
-        default_length=default,
         sliding_window=attention.sliding_window(fields) if attention.WINDOWED in kinds else None,
-        kv_layers=stored,
-        state_layers=attention.state_layers(fields, kinds),
         kv_dtype=kv_dtype(fields, dtype),
+        state_layers=attention.state_layers(fields, kinds),
+        default_length=default,
         notes=tuple(_notes(kinds, named_positions=limit is not None, dtype=dtype)),
     )
+    return model if model.storing_layers == stored else replace(model, kv_layers=stored)
 
 
 def _why_no_kv_cache(fields: Fields) -> str:

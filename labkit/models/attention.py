@@ -78,11 +78,10 @@ def size(fields: Fields, *names: str) -> int | None:
     value = fields[name]
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
         return value
-    shown = (
-        str(value) if not isinstance(value, int) or abs(value) <= LARGEST else f"a number of {len(str(value))} digits"
-    )
+    shown = str(value)
+    shown = shown if len(shown) <= 40 else f"{shown[:20]}... ({len(shown):,} characters)"
     raise ConfigError(
-        f"{name} is {shown[:80]}; it must be a whole number from 1 to {LARGEST:,}",
+        f"{name} is {shown}; it must be a whole number from 1 to {LARGEST:,}",
         remedy="correct config.json, or fetch the model again",
     )
 

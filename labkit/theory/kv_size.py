@@ -240,8 +240,11 @@ def _budget_lines(plan: KvPlan) -> list[str]:
     sequence = f"one sequence of {plan.max_model_len:,} tokens holds up to {plan.blocks_per_sequence:,} blocks"
     if plan.sliding_window is not None:
         sequence += f" (a window of {plan.sliding_window:,} tokens is kept where there is one)"
+    block = f"{plan.block_size} tokens x {plan.bytes_per_token:,} bytes"
+    if plan.bytes_per_block != plan.block_size * plan.bytes_per_token:
+        block = "as many tokens of one group of layers as fill the largest group's"
     lines = [
-        f"one block: {plan.block_size} tokens, {plan.bytes_per_block:,} bytes",
+        f"one block: {block} = {plan.bytes_per_block:,} bytes",
         f"blocks: {plan.memory_bytes:,} bytes / {plan.bytes_per_block:,} = {plan.blocks:,} whole blocks, "
         f"{plan.unused_bytes:,} bytes left over",
         sequence,
