@@ -317,8 +317,10 @@ def _cache_size(match: re.Match[str], engine: Engine) -> Said:
     plan = engine.plan(blocks, length) or low
     arithmetic = (
         f"{plan.blocks:,} blocks x {plan.block_size} = {plan.tokens:,} tokens; {plan.blocks:,} blocks / "
-        f"{plan.blocks_per_sequence:,} for a full request = {plan.max_concurrency:.2f}x"
+        f"{plan.blocks_per_sequence:,} for a full request = {plan.blocks / plan.blocks_per_sequence:.2f}x"
     )
+    if low.logged_tokens is None or high.logged_tokens is None:  # state layers take blocks too
+        return Said(meaning)
     return Said(meaning, arithmetic, same and low.logged_tokens <= tokens <= high.logged_tokens)
 
 
