@@ -1,162 +1,27 @@
-"""Exercises of lab 02: blocks and what they waste, who is let in, and what a cache of so many bytes holds."""
+"""Lab 02: who is admitted (exercise), what shares a card, and the lab's evidence on memory and preemption."""
 
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from course.lab_00 import EXAMPLE as CONFIG_EXAMPLE
-from labkit.models import Architecture
-from labkit.teaching import Context, solution
+from labkit.errors import require
+from labkit.files import data_path
+from labkit.load import workloads
+from labkit.models import architecture
+from labkit.models.examples import example_models
+from labkit.modelled import Drive, ModelledGpu, shape_of
+from labkit.modelled.replica import Moment
+from labkit.serving import vllm_log, vllm_steps
+from labkit.session import LabSession
+from labkit.teaching import solution
+from labkit.theory import kv_allocation, kv_size
+from labkit.theory.kv_allocation import MemorySnapshot, Policy
 
-# For tests: lab 00's config, with a cache. The lab passes its own model's, as the engine serves it.
-EXAMPLE: dict[str, Any] = {**CONFIG_EXAMPLE, "kv_gib": 1, "block_size": 128}
-
-
-def facts(served: Architecture, *, kv_gib: float, block_size: int) -> Context:
-    """The context for this lab's exercises: the architecture in the type that it is served in, and the cache."""
-    numbers = {name: getattr(served, name) for name in EXAMPLE if hasattr(served, name)}
-    return {**numbers, "kv_gib": kv_gib, "block_size": block_size}
-
-
-def kv_tokens(layers: int, kv_heads: int, head_dim: int, dtype_bytes: int, kv_gib: float, block_size: int) -> int:
-    bytes_per_block = block_size * 2 * layers * kv_heads * head_dim * dtype_bytes
-    blocks = int(kv_gib * 2**30) // bytes_per_block
-    return blocks * block_size
-
-
-solution(
-    "02.kv_tokens",
-    kv_tokens,
-    unit="tokens",
-    needs=EXAMPLE,
-    wrong={
-        "all attention heads instead of the KV heads": [
-            lambda layers, attention_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
-                layers, attention_heads, head_dim, dtype_bytes, kv_gib, block_size
-            ),
-            lambda layers, hidden_size, dtype_bytes, kv_gib, block_size: kv_tokens(
-                layers, 1, hidden_size, dtype_bytes, kv_gib, block_size
-            ),
-        ],
-        "keys without values": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
-            layers, kv_heads, head_dim, dtype_bytes, 2 * kv_gib, block_size
-        ),
-        "a partial block counted": [
-            lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib: kv_tokens(
-                layers, kv_heads, head_dim, dtype_bytes, kv_gib, 1
-            ),
-            lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib: (
-                kv_gib * 2**30 / (2 * layers * kv_heads * head_dim * dtype_bytes)
-            ),
-        ],
-        "GB for GiB": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
-            layers, kv_heads, head_dim, dtype_bytes, kv_gib * 1e9 / 2**30, block_size
-        ),
-        "one layer only": lambda kv_heads, head_dim, dtype_bytes, kv_gib, block_size: kv_tokens(
-            1, kv_heads, head_dim, dtype_bytes, kv_gib, block_size
-        ),
-        "blocks for tokens": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: (
-            kv_tokens(layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size) // block_size
-        ),
-        "the placeholder block taken off": lambda layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size: (
-            kv_tokens(layers, kv_heads, head_dim, dtype_bytes, kv_gib, block_size) - block_size
-        ),
-    },
-)
-
-
-def kv_gib_each(total_gib: float, utilization: float, weights_gib: float, other_gib: float) -> float:
-    return utilization * total_gib - weights_gib - other_gib
-
-
-solution(
-    "02.two_engines",
-    kv_gib_each,
-    unit="GiB",
-    tolerance=0.005,
-    wrong={
-        "a share of what is left": [
-            lambda total_gib, utilization, weights_gib, other_gib: utilization * (total_gib - weights_gib - other_gib),
-            lambda total_gib, utilization, weights_gib, other_gib: (
-                utilization * (total_gib - 2 * weights_gib - 2 * other_gib)
-            ),
-            lambda total_gib, utilization, weights_gib, other_gib: (
-                utilization * (1 - utilization) * total_gib - weights_gib - other_gib
-            ),
-        ],
-        "the weights shared": [
-            lambda total_gib, utilization, weights_gib, other_gib: (
-                utilization * total_gib - weights_gib / 2 - other_gib
-            ),
-            lambda total_gib, utilization, weights_gib, other_gib: (
-                (2 * utilization * total_gib - weights_gib - 2 * other_gib) / 2
-            ),
-        ],
-        "both together": lambda total_gib, utilization, weights_gib, other_gib: (
-            2 * (utilization * total_gib - weights_gib - other_gib)
-        ),
-        "the cache alone": lambda total_gib, utilization: utilization * total_gib,
-    },
-)
-
-
-def blocks_worked(prompt_tokens: int = 40, output_tokens: int = 30, block_size: int = 16) -> int:
-    stored = prompt_tokens + output_tokens - 1  # the last token is never fed back: it needs no place
-    return -(-stored // block_size)  # 69 tokens: four full blocks, and a fifth for the last five
-
-
-def empty_slots(prompt_tokens: int, output_tokens: int, block_size: int) -> int:
-    stored = prompt_tokens + output_tokens - 1
-    blocks = -(-stored // block_size)
-    return blocks * block_size - stored
-
-
-solution(
-    "02.empty_slots",
-    empty_slots,
-    unit="token slots",
-    worked=blocks_worked,
-    wrong={
-        "the last token counted": lambda prompt_tokens, output_tokens, block_size: (
-            -(prompt_tokens + output_tokens) % block_size
-        ),
-        "rounded down": lambda prompt_tokens, output_tokens, block_size: (
-            (prompt_tokens + output_tokens - 1) % block_size
-        ),
-        "prompt and answer in blocks of their own": [
-            lambda prompt_tokens, output_tokens, block_size: (
-                -prompt_tokens % block_size + -(output_tokens - 1) % block_size
-            ),
-            lambda prompt_tokens, output_tokens, block_size: -prompt_tokens % block_size + -output_tokens % block_size,
-        ],
-        "half a block, as on average": [lambda block_size: block_size // 2, lambda block_size: (block_size - 1) / 2],
-    },
-)
-
-
-def waste_share(stored_tokens: list[int], block_size: int) -> float:
-    given = sum(-(-tokens // block_size) * block_size for tokens in stored_tokens)
-    return 1 - sum(stored_tokens) / given
-
-
-solution(
-    "02.waste_share",
-    waste_share,
-    unit="share",
-    cases=(([5, 32, 33, 100], 32), ([16], 16), ([1, 1, 1], 128), ([250, 17, 64, 90, 31], 16)),
-    wrong={
-        "a spare block for a full one": lambda tokens, size: (
-            1 - sum(tokens) / sum((each // size + 1) * size for each in tokens)
-        ),
-        "each sequence's share, averaged": lambda tokens, size: (
-            sum(1 - each / (-(-each // size) * size) for each in tokens) / len(tokens)
-        ),
-        "one block shared by all": lambda tokens, size: 1 - sum(tokens) / (-(-sum(tokens) // size) * size),
-        "empty over stored": lambda tokens, size: (
-            (sum(-(-each // size) * size for each in tokens) - sum(tokens)) / sum(tokens)
-        ),
-        "the filled share": lambda tokens, size: sum(tokens) / sum(-(-each // size) * size for each in tokens),
-    },
-)
-
+GIB = 2**30
+OTHER_GIB = 3.0  # activations, context and CUDA graphs of an engine: an assumption, your own log tells yours
+DEFAULT_SHARE = 0.92  # vLLM 0.32's gpu_memory_utilization
+Parts = list[tuple[str, float]]
 
 def _overtaking(waiting: list[tuple[int, int]], free: int, running: int, most: int, size: int) -> int:
     admitted = 0
@@ -222,3 +87,189 @@ solution(
         "one free block given twice": _taking_nothing,
     },
 )
+
+
+# --- sizes ---
+
+
+def check_sizes(lab: LabSession) -> None:
+    """Refuse sizes with which nothing would be preempted, or the engine would not start. UsageError."""
+    asked = lab.parameters
+    block_size, length, tiny = asked["block_size"], asked["max_model_len"], asked["tiny_blocks"]
+    kv_size.check_block_size(block_size, gpu=bool(lab.machine.gpus))
+    longest = kv_size.blocks_for_tokens(length, block_size=block_size)
+    together = asked["prompt_tokens"] + asked["output_tokens"]
+    cut = f"a prompt and an answer of {together:,} tokens are longer than max_model_len, {length:,}"
+    require(together <= length, cut, fix="ask for less, or raise max_model_len")
+    too_few = f"{tiny:,} blocks of {block_size} hold no request of max_model_len {length:,}"
+    require(tiny > longest, too_few, fix=f"give at least {longest + 1:,} blocks: vLLM keeps one for itself")
+    each = kv_size.blocks_for_tokens(together - 1, block_size=block_size)
+    enough = f"{asked['requests']} requests of {each} blocks fit into {tiny - 1} at once: nothing would be preempted"
+    require(asked["requests"] * each >= tiny, enough, fix="send more requests, or give fewer tiny_blocks")
+
+
+def kv_table(*, memory_bytes: int, max_model_len: int) -> Any:
+    """What public models store per token, and how many requests of `max_model_len` tokens fit; a DataFrame."""
+    import pandas as pd
+
+    known = {name: example_models()[name] for name in ("Llama-2-7B", "Llama-3.1-8B", "Llama-3.1-70B")}
+    known |= {path.stem: architecture(path) for path in sorted(data_path("kv_configs").glob("*.json"))}
+    rows = {}
+    for name, model in known.items():
+        plan = kv_size.describe(model, memory_bytes=memory_bytes, block_size=16, max_model_len=max_model_len)
+        rows[name] = {
+            "layers": model.layers,
+            "KiB per token": round(plan.bytes_per_token / 1024, 1),
+            "MiB per request in windows": round(plan.window_bytes_per_sequence / 2**20),
+            "layers with a state": model.state_layers,
+            f"requests of {max_model_len:,} tokens in {memory_bytes // GIB} GiB": plan.max_concurrency
+            and round(plan.max_concurrency, 1),
+        }
+    return pd.DataFrame(rows).T
+
+
+def card_memory(gpu: ModelledGpu) -> dict[str, tuple[Parts, int]]:
+    """Who shares a card: the parts in GiB and the tokens of KV cache in all, by vLLM's rule for its share."""
+    shape, total = shape_of(gpu.folder), gpu.card.memory_bytes
+
+    def split(*shares: float, weights: float = 1.0, keys: float = 1.0) -> tuple[Parts, int]:
+        size = int(shape.weight_bytes * weights)
+        engines = [
+            kv_size.EngineShare(utilization=share, weights_bytes=size, other_bytes=int(OTHER_GIB * GIB))
+            for share in shares
+        ]
+        parts: Parts = []
+        tokens = 0
+        for budget in kv_size.start_in_turn(engines, total_bytes=total):
+            if not budget.refused:
+                parts += [("weights", size / GIB), ("activations, graphs", OTHER_GIB), ("KV cache", budget.kv_bytes / GIB)]
+                tokens += int(budget.kv_bytes / (shape.kv_bytes_per_token * keys))
+        return [*parts, ("free", max(0.0, total / GIB - sum(value for _, value in parts)))], tokens
+
+    return {
+        "one engine": split(DEFAULT_SHARE),
+        "fp8 weights": split(DEFAULT_SHARE, weights=0.5),
+        "fp8 weights, fp8 KV cache": split(DEFAULT_SHARE, weights=0.5, keys=0.5),
+        "a share of 0.46": split(0.46),
+        "two engines, 0.46 each": split(0.46, 0.46),
+        "two at the default: one is refused": split(DEFAULT_SHARE, DEFAULT_SHARE),
+    }
+
+
+def card_evidence(lab: LabSession, rows: Mapping[str, tuple[Parts, int]], gpu: ModelledGpu) -> None:
+    """C16, C47 and C65, from the card's memory and from public models' sizes."""
+    from vllm.config import CacheConfig
+
+    one, half, two = (rows[name][1] for name in ("one engine", "a share of 0.46", "two engines, 0.46 each"))
+    gpu_gib = gpu.card.memory_gib
+    refused = rows["two at the default: one is refused"][1] == one
+    default = CacheConfig().gpu_memory_utilization
+    lab.evidence("C16", default_utilization=default, claimed_tokens=one, low_tokens=half, second_refused=refused)
+    lab.evidence("C16", gpu_gib=gpu_gib)
+    lab.evidence("C47", models_in_engine=1, one_engine_tokens=one, two_engines_tokens=two, gpu_gib=gpu_gib)
+    sizes_gb = [(known.weight_bytes or 0) / 1e9 for known in example_models().values()]
+    inside = sum(10 <= size <= 100 for size in sizes_gb)
+    lab.evidence("C65", models=len(sizes_gb), inside=inside, smallest_gb=min(sizes_gb), largest_gb=max(sizes_gb))
+
+
+# --- paging and preemption ---
+
+
+def two_ways(*, seed: int, max_model_len: int, block_size: int) -> dict[str, list[MemorySnapshot]]:
+    """The same six requests in the same memory, contiguous and paged (a model)."""
+    means = {"mean_prompt_tokens": max_model_len / 6, "mean_output_tokens": max_model_len / 8}
+    few = kv_allocation.stream(6, seed=seed, spread=0.6, per_step=1, max_model_len=max_model_len, **means)
+    memory = {"memory_tokens": 2 * max_model_len, "max_model_len": max_model_len, "block_size": block_size}
+    policies = {"contiguous": Policy.RESERVE_MAX, "paged": Policy.PAGED}
+    return {name: kv_allocation.allocate(few, policy=policy, **memory) for name, policy in policies.items()}
+
+
+def reserved_share(snapshots: Sequence[MemorySnapshot], reserve: int) -> float:
+    """The share that would be empty if each running request had `reserve` tokens of memory."""
+    holdings = [holding for snapshot in snapshots for holding in snapshot.holdings.values()]
+    return 1 - sum(holding.stored_tokens for holding in holdings) / (reserve * len(holdings))
+
+
+def prompts(tokenizer: Any, n: int, *, tokens: int, seed: int) -> list[list[int]]:
+    """`n` prompts of `tokens` token ids that share no beginning."""
+    texts = workloads.chat(n, seed=seed, prompt_words=max(20, tokens)).requests
+    return [list(tokenizer.encode(request.prompt))[:tokens] for request in texts]
+
+
+def step_through(
+    llm: Any, token_ids: Sequence[Sequence[int]], *, output_tokens: int
+) -> tuple[list[MemorySnapshot], list[int]]:
+    """Send all prompts at once and step the engine to the end: its memory and its own counter after each step."""
+    from vllm import SamplingParams
+
+    engine, watch = llm.llm_engine, vllm_steps.Watch(llm)
+    wanted = SamplingParams(temperature=0, max_tokens=output_tokens, ignore_eos=True)
+    for number, prompt in enumerate(token_ids):
+        engine.add_request(str(number), {"prompt_token_ids": prompt}, wanted)
+    counted = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        watch.look()
+        counted.append(next(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"))
+    return watch.snapshots, counted
+
+
+def warning_evidence(lab: LabSession, log: str, preemptions: int, version: str) -> None:
+    """C21: what the engine's log says of preemption."""
+    lines = [line for line in log.splitlines() if re.search("preempt|sequence group", line, re.IGNORECASE)]
+    warnings = [line for line in lines if "Preemptions:" not in line]
+    statistics = vllm_log.read(log).of("statistics")
+    tell = any("Preemptions" in line.text for line in statistics)
+    lab.evidence("C21", preemptions=preemptions, warnings=len(warnings), statistics_tell=tell, vllm_version=version)
+
+
+def outcome(driven: Drive) -> dict[str, float]:
+    """What one setting came to, for the lab's table."""
+    records = driven.result.records
+    return {
+        "preemptions": driven.preemptions,
+        "running at most": max(moment.running for moment in driven.moments[0]),
+        "seconds for all": round(driven.result.duration_s, 1),
+        "slowest TTFT, s": round(max(record.ttft_s or 0.0 for record in records), 1),
+        "longest gap, s": round(max(gap for record in records for gap in record.itl_s), 2),
+    }
+
+
+def remedy_evidence(lab: LabSession, outcomes: Mapping[str, Mapping[str, float]]) -> None:
+    """C22: preemptions with each remedy, and the time relative to the cache as it was."""
+    found = {name.replace(" ", "_"): row for name, row in outcomes.items()}
+    lab.evidence("C22", before=found.pop("as_it_was")["preemptions"])
+    lab.evidence("C22", **{name: row["preemptions"] for name, row in found.items()})
+    base_s = outcomes["as it was"]["seconds for all"]
+    for name in ("more_blocks", "fewer_sequences"):
+        lab.evidence("C22", **{f"{name}_time": round(found[name]["seconds for all"] / base_s, 3)})
+
+
+def paging_evidence(
+    lab: LabSession, chats: Sequence[MemorySnapshot], crowded: Sequence[Moment], *, reserve: int
+) -> None:
+    """C03: what paging leaves empty; and steps after which a request still waits although there is room for any."""
+    worst, size = kv_allocation.worst_empty_tokens(chats), 16
+    room = 0.15  # of the crowded cache: three of its requests at their full length
+    pairs = zip(crowded, crowded[1:], strict=False)
+    holes = sum(0 < one.waiting <= after.waiting and max(one.kv_usage, after.kv_usage) < 1 - room for one, after in pairs)
+    lab.evidence("C03", empty_share=round(kv_allocation.waste_share(chats), 5), worst_empty_tokens=worst, holes=holes)
+    lab.evidence("C03", worst_over_block=worst / size, block_size=size)
+    lab.evidence("C03", contiguous_share=round(reserved_share(chats, reserve), 5))
+
+
+def length_evidence(lab: LabSession, message: str, fitted: Any) -> None:
+    """C23: a length beyond the cache is an error with the longest that fits, and a longer prompt is refused."""
+    from vllm.exceptions import VLLMClientError
+
+    stated = re.search(r"maximum model length is (\d+)", message)
+    fits = fitted.llm_engine.vllm_config.model_config.max_model_len
+    try:
+        fitted.generate({"prompt_token_ids": list(range(1000, 1001 + fits))}, use_tqdm=False)
+        refused = False
+    except (ValueError, VLLMClientError):
+        refused = True
+    longest = int(stated[1]) if stated else 0
+    lab.evidence("C23", refused_at_start=bool(message), longest_stated=longest, long_prompt_refused=refused)
+    lab.exact("longest_length_error_and_fit", [longest, fits])
+    print(f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; a longer prompt is refused: {refused}")

@@ -55,6 +55,7 @@ def drive(
     progress: Callable[[int, int], None] | None = None,
     until_s: float | None = None,
     keep_cache: bool = False,
+    each_step: Callable[[], object] | None = None,
 ) -> Drive:
     """Sends `traffic` through an in-process `LLM`, or a list of them behind `router`, and returns when all is done.
 
@@ -62,14 +63,20 @@ def drive(
     each request comes when it is due. Engines on modelled cards share one virtual clock; a real engine runs on the
     wall's clock, alone. `until_s`: nothing is started after that time, and what is under way then ends as CANCELLED.
     Prefix caches are emptied first, so that the same traffic again does not measure what the last drive left behind;
-    `keep_cache` leaves them.
+    `keep_cache` leaves them. `each_step` is called after each step of an engine.
     """
     replicas = [Replica(llm) for llm in (engines if isinstance(engines, list | tuple) else [engines])]
     if not keep_cache:
         for replica in replicas:
             replica.engine.reset_prefix_cache()
     run = _Run(
-        replicas, traffic, router or least_loaded, concurrency, progress, math.inf if until_s is None else until_s
+        replicas,
+        traffic,
+        router or least_loaded,
+        concurrency,
+        progress,
+        math.inf if until_s is None else until_s,
+        each_step or (lambda: None),
     )
     try:
         run.go()
@@ -88,10 +95,12 @@ class _Run:
         concurrency: int | None,
         progress: Callable[[int, int], None] | None,
         until_s: float,
+        each_step: Callable[[], object],
     ) -> None:
         _check(replicas, traffic, concurrency)
         self._replicas, self._traffic, self._router = replicas, traffic, router
         self._progress, self._until_s, self._concurrency = progress, until_s, concurrency
+        self._each_step = each_step
         self._preempted_before = [_preemptions(replica) for replica in replicas]
         self._open: list[_Open | None] = [None] * len(traffic)
         self._replica_of = [-1] * len(traffic)
@@ -147,6 +156,7 @@ class _Run:
     def _step(self, replica: Replica) -> None:
         for update in replica.step():
             self._take(update, replica.clock_s)
+        self._each_step()
 
     def _take(self, update: NewTokens, now_s: float) -> None:
         state = self._open[update.index]
