@@ -213,7 +213,7 @@ def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Archite
         layers=len(kinds),
         attention_heads=attention.attention_heads(fields),
         kv_heads=stored[0].kv_heads,
-        head_dim=stored[0].key_size if stored[0].replicated else attention.head_size(fields),
+        head_dim=stored[0].key_size,
         max_positions=limit or DEFAULT_POSITIONS,
         sliding_window=attention.sliding_window(fields) if attention.WINDOWED in kinds else None,
         kv_dtype=kv_dtype(fields, dtype),
