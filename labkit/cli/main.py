@@ -147,11 +147,12 @@ def kv(
     as_json: Json = False,
 ) -> None:
     """The arithmetic of a model's KV cache, on one GPU."""
-    from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE, parse_bytes
+    from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
     from labkit.machine import inspect
     from labkit.models import architecture, resolve
     from labkit.theory.kv_pool import type_bytes
     from labkit.theory.kv_size import describe
+    from labkit.words import parse_bytes
 
     path = Path(model).expanduser()
     if block_size is None:

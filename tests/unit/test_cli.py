@@ -16,10 +16,11 @@ import pytest
 from labkit.cli import main
 from labkit.errors import ServerError, UsageError
 from labkit.experiments import paired_ratio
-from labkit.files import parse_bytes, parse_settings
+from labkit.files import parse_settings
 from labkit.modelled import cards
 from labkit.records import Recorder
 from labkit.serving.process import free_port
+from labkit.words import parse_bytes
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
 
