@@ -213,13 +213,23 @@ def select(
     )
 
 
-@app.command()
+@app.command(
+    epilog="Example: labkit fractions serve_config.yaml --gpu-gib 80 --gpus 8 --nodes 2. "
+    "A file of your own: {gpu: {memory_gib: 80, count: 2}, deployments: [{name: chat, num_gpus: 0.5, "
+    "engine_share: 0.45, weight_gib: 15, replicas: 4}]}"
+)
 def fractions(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments as YAML.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments, a Ray Serve config or a RayService.")],
     gpu_gib: Annotated[
         float | None, typer.Option(metavar="N", help="GiB of a GPU. Default: FILE's, or this one's.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="How many. Default: FILE's, or those here.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="GPUs of a node. Default: FILE's, or those here.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes alike. Default: FILE's, or 1.")] = None,
+    scheduling: Annotated[
+        str | None, typer.Option(metavar="spread|pack", help="Of Ray Serve over nodes. Default: FILE's, or both.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audits fractions of GPUs: what fits.
@@ -232,7 +242,9 @@ def fractions(
     if here := inspect().gpus:
         total, free = here[0].memory_total_bytes, here[0].memory_free_bytes
         default = {"memory_gib": total / 2**30, "used_gib": (total - free) / 2**30, "count": len(here)}
-    audit = auditor.audit(*auditor.read(file, gpu={"memory_gib": gpu_gib, "count": gpus}, default=default))
+    asked = {"memory_gib": gpu_gib, "count": gpus, "nodes": nodes, "scheduling": scheduling}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    audit = auditor.audit(*auditor.read(file, gpu=asked, default=default))
     answer(as_json, lambda: auditor.as_json(audit), lambda: typer.echo("\n".join(auditor.lines(audit))))
     if not audit.ok:
         raise typer.Exit(1)
