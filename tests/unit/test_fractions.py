@@ -68,12 +68,38 @@ contents = st.builds(
     st.sampled_from([0, 0.7, 6]),
 )
 
+split = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_gpus": st.sampled_from([[0.45, 0.45], [0.6, 0.6], [1, 1]]),
+        "strategy": st.sampled_from(["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"]),
+        "max_replicas_per_node": st.integers(1, 2),
+    },
+)
+rows = st.fixed_dictionaries(
+    {
+        "memory_gib": st.sampled_from([16, 80, [24, 48], [80, 16]]),
+        "nodes": st.integers(1, 3),
+        "used_gib": st.sampled_from([0, 0.7]),
+    }
+)
+clusters = st.builds(
+    lambda entries, row, scheduling: {
+        "gpu": row,
+        "scheduling": scheduling,
+        "deployments": [{"name": f"d{n}", **entry, **more} for n, (entry, more) in enumerate(entries)],
+    },
+    st.lists(st.tuples(st.one_of(engines, plain), split), min_size=1, max_size=3),
+    st.lists(rows, min_size=1, max_size=2),
+    st.sampled_from([None, "spread", "pack"]),
+)
+
 
 # --- properties
 
 
 @quick
-@given(contents)
+@given(st.one_of(contents, clusters))
 def test_no_gpu_is_promised_or_filled_above_what_it_is(content: dict[str, Any]) -> None:
     """Fractions add up to one at most; what starts never takes more memory than there is; ok means all of it fits.
 
@@ -83,15 +109,17 @@ def test_no_gpu_is_promised_or_filled_above_what_it_is(content: dict[str, Any]) 
     result = auditor.audit(deployments, gpus)
     for gpu, card in zip(result.gpus, gpus.cards, strict=True):
         assert gpu.num_gpus <= 1 + 1e-9
-        running = [replica for replica in result.replicas if gpu.index in replica.gpus and replica.starts]
-        held = [replica.deployment.rest_bytes(card) or 0 for replica in running]
+        running = [(replica, n) for replica in result.replicas if replica.starts for n in replica.gpus]
+        held = [replica.deployment.rest_bytes(card) or 0 for replica, n in running if n == gpu.index]
         assert card.used_bytes + sum(held) <= card.total_bytes
     assert not result.ok or all(part.starts for part in result.replicas)
     assert not result.ok or all(gpu.fits for gpu in result.gpus)
     if (suggestion := result.suggestion) is None:
         assert result.ok
     elif not suggestion.deployments:
-        assert suggestion.gpus_needed > len(gpus.cards) or suggestion.impossible
+        simple = len({card[1:] for card in gpus.cards}) == len(gpus.gpus_per_node) == 1
+        simple = simple and not any(entry.max_replicas_per_node or entry.is_group for entry in deployments)
+        assert suggestion.gpus_needed > len(gpus.cards) or suggestion.impossible or not simple
     else:
         repaired = auditor.audit(suggestion.deployments, gpus)
         assert repaired.ok, auditor.lines(repaired)

@@ -133,6 +133,8 @@ def _waiting(
             f"none of the GPUs has {asked} left ({parts} are left, {sum(left):.2f} in all, but Ray never adds up parts "
             f"of two GPUs{', nor GPUs of two nodes for an actor' if several else ''})"
         )
+    if deployment.max_replicas_per_node:
+        text += f"; max_replicas_per_node is {deployment.max_replicas_per_node}"
     if deployment.min_replicas is not None and deployment.replicas - len(waiting) >= deployment.min_replicas:
         text += f"; the {deployment.min_replicas} of min_replicas are placed, so it cannot scale to max_replicas"
     yield Finding("error", deployment.name, text, _more_room(deployment, max(left), cluster, stuck=bool(stuck)))

@@ -84,7 +84,8 @@ def start_replicas(deployments: Sequence[Deployment], cluster: Cluster) -> Itera
     for deployment, n, where in placed(deployments, cluster, packed=cluster.scheduling == "pack"):
         facts: dict[str, Any] = {"rest_bytes": deployment.rest_bytes(cards[0])}
         if where.gpus:
-            facts |= _start(deployment, [(cards[gpu], free[gpu]) for gpu in where.gpus])
+            shared = {gpu: free[gpu] // where.gpus.count(gpu) for gpu in where.gpus}  # two bundles may get the same GPU
+            facts |= _start(deployment, [(cards[gpu], free_bytes) for gpu, free_bytes in shared.items()])
             facts |= _same_gpu(deployment, where.gpus)
         name = f"{deployment.name}#{n}" if deployment.replicas > 1 else deployment.name
         replica = Replica(name=name, deployment=deployment, gpus=where.gpus, waits_on=where.waits_on, **facts)

@@ -122,4 +122,7 @@ def _advice(audit: Audit) -> list[str]:
     found = f"No numbers were found for {len(asked.cards)} of these GPUs"
     if suggestion.gpus_needed:
         return [f"{found}; {suggestion.gpus_needed} would do."]
-    return [f"{found}. Where cards are unequal, accelerator_type keeps a replica off those that are too small for it."]
+    limits = (
+        "max_replicas_per_node and a STRICT strategy limit a node; accelerator_type keeps a replica off small cards"
+    )
+    return [f"{found}: {limits}."]
