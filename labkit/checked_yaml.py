@@ -6,7 +6,7 @@ import yaml
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Far above any file of this kind.
-MOST_NODES, MOST_DEPTH, MOST_INTEGER = 1_000_000, 64, 10**300
+MOST_NODES, MOST_DEPTH, MOST_DIGITS = 1_000_000, 64, 250
 
 
 def load(text: str) -> Any:
@@ -28,9 +28,9 @@ class _Loader(FAST_LOADER):  # type: ignore[misc, valid-type]
         return mapping
 
     def construct_yaml_int(self, node: Any) -> int:
-        number: int = super().construct_yaml_int(node)
-        if abs(number) > MOST_INTEGER:
+        if len(node.value) > MOST_DIGITS:
             raise ValueError(f"{node.value[:80]}... is too large a number")
+        number: int = super().construct_yaml_int(node)
         return number
 
 

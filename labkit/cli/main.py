@@ -238,10 +238,12 @@ def fractions(
     from labkit.advice import fractions as auditor
     from labkit.machine import inspect
 
-    default: dict[str, float] = {}
+    default: dict[str, Any] = {}
     if here := inspect().gpus:
-        total, free = here[0].memory_total_bytes, here[0].memory_free_bytes
-        default = {"memory_gib": total / 2**30, "used_gib": (total - free) / 2**30, "count": len(here)}
+        memories = [gpu.memory_total_bytes / 2**30 for gpu in here]
+        used = max(gpu.memory_total_bytes - gpu.memory_free_bytes for gpu in here) / 2**30
+        alike = len(set(memories)) == 1
+        default = {"memory_gib": memories[0] if alike else memories, "used_gib": used, "count": len(here)}
     asked = {"memory_gib": gpu_gib, "count": gpus, "nodes": nodes, "scheduling": scheduling}
     asked = {key: value for key, value in asked.items() if value is not None}
     audit = auditor.audit(*auditor.read(file, gpu=asked, default=default))

@@ -63,7 +63,7 @@ HOSTILE = [
     ("[" * 100_000, "nested more than 64 deep"),
     ("{a: " * 100_000, "nested more than 64 deep"),
     ("- " * 100_000, "nested more than 64 deep"),
-    ("9" * 5_000, "Exceeds the limit"),
+    ("9" * 5_000, "too large a number"),
     (":".join(["1"] * 3_000), "too large a number"),
     ("9" * 400, "too large a number"),
     ("2026-02-30", "day"),
