@@ -32,8 +32,9 @@ def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
     model's config, the type and one GiB, to the token."""
     reading = read(RECORDED, architecture=SMOLLM2)
     kinds = [line.kind for line in reading.lines]
-    assert kinds[:6] == ["arguments", "dtype", "max_model_len", "checkpoint", "cpu_memory", "cache_size"]
-    assert set(kinds[6:]) == {"statistics"}
+    start = ["arguments", "dtype", "max_model_len", "engine", "checkpoint", "cpu_memory", "cache_size"]
+    assert kinds[:7] == start
+    assert set(kinds[7:]) == {"statistics"}
     assert reading.agrees
     assert all(line.meaning for line in reading.lines)
     assert not any("\x1b" in line.text or "EngineCore" in line.text for line in reading.lines)
@@ -63,7 +64,7 @@ def test_other_text() -> None:
     """A log without memory lines is empty, and nothing is said to agree. A log is text from elsewhere: its markup does
     not become the notebook's."""
     reading = read("INFO 11-24 07:31:40 [model.py:733] Resolved architecture: LlamaForCausalLM\n\n")
-    assert (reading.lines, reading.agrees) == ((), False)
+    assert (reading.lines, reading.agrees) == ((), None)
     html = read("Using max model len 12 <img src=x>")._repr_html_()
     assert ("<img" in html, "&lt;img" in html) == (False, True)
 
@@ -192,7 +193,7 @@ def test_a_failed_or_shortened_start_is_explained() -> None:
         TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
         TOO_LONG.split(" Based on")[0]: ("too_long", "No start: one request of 8,192 tokens"),
         "No available memory for the cache blocks. Try ...": ("nothing_left", "no memory for a single usable block"),
-        not_free: ("not_free", "No start: 8.1 GiB are free, and the share asks for 71.2"),
+        not_free: ("not_free", "No start: 8.1 of 79.11 GiB are free, and the share asks for 71.2"),
     }
     for text, (kind, words) in errors.items():
         (line,) = read(text).lines

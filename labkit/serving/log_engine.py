@@ -1,0 +1,176 @@
+"""What a log has told so far of the engine that starts, and what follows from it for the memory of its KV cache.
+
+A GiB figure is printed with two decimals, so what follows from it lies between two bounds; agreeing means inside.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from labkit.errors import LabkitError
+from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
+from labkit.models import Architecture
+from labkit.models.architecture import DTYPE_BYTES
+from labkit.serving.log_lines import Worker
+from labkit.theory.kv_size import KvPlan, describe
+
+GIB = 2**30
+HALF_A_DIGIT = 0.005  # GiB
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+BLOCK_SIZES = (GPU_BLOCK_SIZE, 32, 64, CPU_BLOCK_SIZE, 256)  # the attention kernel may choose another than the default
+KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1}
+UNSET = ("None", "auto", "")
+
+
+@dataclass
+class Engine:
+    """What the log has told so far of the engine that starts. Bytes and blocks: at least and at most."""
+
+    architecture: Architecture | None
+    tensor_parallel_given: int | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    hybrid: bool = False
+    worker: Worker = field(default_factory=Worker)
+    kinds: set[tuple[str, str, str]] = field(default_factory=set)
+    memory: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # by engine and rank
+    ranks: set[int] = field(default_factory=set)
+    made: int | None = None  # blocks that num_gpu_blocks_override asked for
+    blocks: int | None = None
+    tokens: int | None = None
+
+    def starts_again(self, kind: str) -> bool:
+        """Whether a line of this kind cannot be of this engine any more."""
+        here = (self.worker.engine, self.worker.label)
+        sized = any(seen in ("cache_size", "blocks") and engine == here[0] for seen, engine, _ in self.kinds)
+        if kind in ("arguments", "engine"):
+            return (kind, *here) in self.kinds or sized
+        return sized and kind in ("weights", "gpu_memory", "cpu_memory", "cpu_auto", "not_free")
+
+    def has(self, *kinds: str) -> bool:
+        """Whether a line of one of these kinds was read."""
+        return any(kind in kinds for kind, _, _ in self.kinds)
+
+    def size(self, name: str) -> int | None:
+        """A setting that is a whole number; None where it is not given."""
+        text = self.settings.get(name, "")
+        return int(text) if text.isdigit() else None
+
+    @property
+    def tensor_parallel(self) -> int:
+        ranks = max(self.ranks, default=0) + 1
+        return self.size("tensor_parallel_size") or self.tensor_parallel_given or ranks
+
+    @property
+    def kv_dtype_bytes(self) -> int | None:
+        """Bytes of a number in the cache, where the log tells its type; 0 for a type that is not known here."""
+        if (name := self.settings.get("kv_cache_dtype", "")) not in UNSET:
+            return KV_BYTES.get(name, 0)
+        return DTYPE_BYTES.get(self.settings.get("dtype", "").removeprefix("torch."))
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """The block size where the log tells it, else those that the engine may have chosen, the default first."""
+        if size := self.size("block_size"):
+            return (size,)
+        return (CPU_BLOCK_SIZE, *BLOCK_SIZES) if self.device == "CPU" else BLOCK_SIZES
+
+    @property
+    def keeps_all_tokens(self) -> bool:
+        """Whether the model is known to keep keys and values of every token in every layer."""
+        plan = self.plan(GIB * GIB, self.block_sizes[0], 1)
+        return plan is not None and plan.sliding_window is None and not plan.notes
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing of the cache can be recomputed though the model is known; empty where it can."""
+        draft = self.settings.get("speculative_config", "None") not in UNSET
+        reasons = {
+            "the layers are split over pipeline stages": (self.size("pipeline_parallel_size") or 1) > 1,
+            "a draft model has layers in the cache, too": draft,
+            "the tokens of a request are split over GPUs": (self.size("decode_context_parallel_size") or 1) > 1,
+            f"a cache of {self.settings.get('kv_cache_dtype')} is laid out in its own way": self.kv_dtype_bytes == 0,
+            "some layers keep a state or a window, which shares the blocks": self.hybrid,
+        }
+        return next((reason for reason, applies in reasons.items() if applies), "")
+
+    def smallest(self) -> tuple[str, tuple[int, int]] | None:
+        """The rank of this line's engine with the least memory for the cache, and its bytes."""
+        ours = {rank: sizes for (engine, rank), sizes in self.memory.items() if engine == self.worker.engine}
+        if not ours:  # the ranks' lines and the engine's may differ in whether they name the engine
+            ours = {rank: sizes for (_, rank), sizes in self.memory.items()}
+        return min(ours.items(), key=lambda item: item[1]) if ours else None
+
+    def all_ranks_known(self) -> bool:
+        """Whether every rank has told its memory: since vLLM 0.10 only the first of them writes the line."""
+        return len({rank for _, rank in self.memory}) >= self.tensor_parallel
+
+    def plan(self, memory_bytes: int, block_size: int, max_model_len: int) -> KvPlan | None:
+        """The arithmetic for so much memory; None where the model is unknown or there is an obstacle."""
+        if self.architecture is None or self.obstacle:
+            return None
+        try:
+            return describe(
+                self.architecture,
+                memory_bytes=memory_bytes,
+                block_size=block_size,
+                max_model_len=max_model_len,
+                tensor_parallel=self.tensor_parallel,
+                kv_dtype_bytes=self.kv_dtype_bytes,
+            )
+        except LabkitError:  # less than a block, or heads that this many GPUs cannot share
+            return None
+
+    def plans(self, max_model_len: int, block_size: int) -> tuple[KvPlan, KvPlan] | None:
+        """The arithmetic for the least and the most memory that the smallest rank may have."""
+        bounds = self.smallest()
+        one = self.plan(GIB * GIB, block_size, max_model_len)
+        if one is None or (bounds is None and self.made is None):
+            return None
+        least, most = bounds[1] if bounds else (0, 0)
+        if self.made is not None:
+            least = most = self.made * one.bytes_per_block
+        low, high = (self.plan(size, block_size, max_model_len) for size in (least, most))
+        return (low, high) if low and high else None
+
+    def notes(self) -> Iterator[str]:
+        """What a reader must know of the whole log."""
+        if (engines := len({engine for engine, _ in self.memory})) > 1:
+            yield f"{engines} engines (data parallel): each has a cache of its own, and kv_tokens is one engine's"
+        if self.architecture is None:
+            yield "without the model's config (--model) only figures within the log are compared with each other"
+        elif self.obstacle:
+            yield f"the cache is not recomputed: {self.obstacle}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a line means, what it should say, whether it does, and what to change. `shown` replaces a long line."""
+
+    meaning: str
+    recomputed: str = ""
+    agrees: bool | None = None
+    fix: str = ""
+    shown: str = ""
+
+
+Explain = Callable[[re.Match[str], Engine], Said | None]
+READERS: dict[str, tuple[re.Pattern[str], Explain]] = {}
+
+
+def reads(kind: str, pattern: str) -> Callable[[Explain], Explain]:
+    """Registers a function for the lines that `pattern` finds; the first pattern that finds a line reads it."""
+
+    def register(explain: Explain) -> Explain:
+        READERS[kind] = re.compile(pattern), explain
+        return explain
+
+    return register
+
+
+def whole_number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def close(value: float, printed: str, within: float) -> bool:
+    return abs(value - float(printed)) <= within + 1e-9
