@@ -35,6 +35,7 @@ class Engine:
     kinds: set[tuple[str, str, str]] = field(default_factory=set)
     memory: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # by engine and rank
     ranks: set[int] = field(default_factory=set)
+    share_gib: float | None = None
     made: int | None = None  # blocks that num_gpu_blocks_override asked for
     blocks: int | None = None
     tokens: int | None = None

@@ -72,7 +72,7 @@ FAILURES = {
         "give the container more memory, or lower swap_space, cpu_offload_gb or (on a CPU) the cache",
     ),
     "driver_memory": (
-        r"(?:CUDA|HIP) error: out of memory|cudaErrorMemoryAllocation|\w+_STATUS_ALLOC_FAILED"
+        r"(?:CUDA|HIP) error: out of memory|cudaErrorMemoryAllocation|CU\w{2,9}_STATUS_ALLOC_FAILED"
         r"|[Cc]uda failure (?:\d+ )?'out of memory'|Failed to CUDA calloc",
         "The driver, cuBLAS or NCCL found no free memory on the GPU. They take it beside gpu_memory_utilization.",
         f"{OTHERS}; enforce_eager leaves out the CUDA graphs",

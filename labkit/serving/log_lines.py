@@ -14,14 +14,14 @@ from typing import TextIO
 from labkit.errors import UsageError
 
 LONGEST_LINE = 65_536  # characters; the rest of a longer line is skipped
-WINDOW = 40  # lines over which a terminal may have wrapped one: vLLM's longest message is about 4,000 characters
+WINDOW = 60  # lines over which a terminal may have wrapped one: vLLM's longest message is about 4,000 characters
 # Colours; rsyslog writes the escape as #033, and a paste into a web page drops it.
 COLOUR = re.compile(r"(?:\x1b|#033)?\[[\d;]+m|\x1b\[[\d;?]*[A-Za-ln-z]")
 # What a new line of a log starts with. Anything else may be the rest of a line that a terminal wrapped.
 BEGINS = re.compile(
     r".{0,100}?(?:\(\w[^()]*pid=\d+|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d )"
     r"|\s*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|\d{4}-\d\d-\d\d|\w{3} +\d+ \d\d:\d\d:"
-    r"|[\w.-]+ +\| |\[\d{4}-|Traceback |(?:\w+\.)*\w+(?:Error|Exception)\b)"
+    r"|[\w.-]+ +\| |\[\d{4}-|Traceback |[\w.]{0,80}(?:Error|Exception)\b)"
 )
 # (VllmWorker rank=1 pid=12) (Worker_DP1_PP0_TP3_EP3 pid=12) (EngineCore_DP0 pid=12) (EngineCore_0 pid=12)
 RANK = re.compile(r"Worker rank=(\d+)|\bWorker(?:_DP\d+)?((?:_(?:PP|PCP|TP|DCP)\d+)+)")

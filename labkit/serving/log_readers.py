@@ -174,9 +174,10 @@ def _profile(match: re.Match[str], engine: Engine) -> Said:
 
 
 @reads("share", rf"can use total_gpu_memory \({NUMBER}GiB\) x gpu_memory_utilization \({NUMBER}\) = {NUMBER}GiB")
-def _share(match: re.Match[str], _engine: Engine) -> Said:
+def _share(match: re.Match[str], engine: Engine) -> Said:
     share = float(match[1]) * float(match[2])
     arithmetic = f"{match[1]} x {match[2]} = {share:.2f} GiB"
+    engine.share_gib = float(match[3])
     near = close(share, match[3], float(match[1]) * HALF_A_DIGIT + HALF_A_DIGIT)  # the share has two decimals, too
     return Said(f"This engine may have {match[3]} GiB of the GPU.", arithmetic, near)
 
@@ -188,7 +189,12 @@ def _share(match: re.Match[str], _engine: Engine) -> Said:
 )
 def _parts(match: re.Match[str], engine: Engine) -> Said:
     meaning = f"Weights take {match[1]} GiB, CUDA {match[2]} and activations {match[3]}; the cache gets the rest."
-    return _cache_memory(match[4], engine, meaning)
+    memory = _cache_memory(match[4], engine, meaning)
+    if engine.share_gib is None:
+        return memory
+    rest = engine.share_gib - sum(float(part) for part in match.groups()[:3])
+    arithmetic = f"{engine.share_gib} - {match[1]} - {match[2]} - {match[3]} = {rest:.2f} GiB"
+    return Said(memory.meaning, arithmetic, close(rest, match[4], 5 * HALF_A_DIGIT), memory.fix)
 
 
 @reads(
@@ -230,7 +236,7 @@ def _override(match: re.Match[str], engine: Engine) -> Said:
     return Said(meaning, f"the memory holds {low:,} to {high:,} blocks", low <= fits <= high)
 
 
-@reads("blocks", r"# (\w+) blocks: (\d+)(?:, # CPU blocks: (\d+))?")
+@reads("blocks", r"# (\w{2,9}) blocks: (\d+)(?:, # CPU blocks: (\d+))?")
 def _blocks(match: re.Match[str], engine: Engine) -> Said:
     count = whole_number(match[2])
     if count == 0:
@@ -249,7 +255,7 @@ def _blocks(match: re.Match[str], engine: Engine) -> Said:
 
 @reads(
     "cache_size",
-    rf"(\w+)(?: \+ host)? KV cache size: ([\d,]+) tokens"
+    rf"\b(\w{{2,9}})(?: \+ host)? KV cache size: ([\d,]+) tokens"
     rf"(?:, Maximum concurrency for ([\d,]+) tokens per request: {NUMBER}x)?",
 )
 def _cache_size(match: re.Match[str], engine: Engine) -> Said:

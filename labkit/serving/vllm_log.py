@@ -17,7 +17,7 @@ from labkit.serving.log_lines import Line, Worker, open_log, readings, records, 
 KEPT = 100  # lines of a kind, the last ones: a server writes statistics for months
 # A line without any of these says nothing of memory; looking for them first is ten times as fast.
 HINTS = (
-    "KV cache", "GiB", " GB", "memory", "blocks", "args: ", "LLM engine", "asting torch", "max model len",
+    "KV cache", "GiB", "weights took", "memory", "blocks", "args: ", "LLM engine", "asting torch", "max model len",
     "max seq len", "max_model_len", "type to store", "attention block size", "concurrency", "ALLOC_FAILED",
     "MemoryAllocation", "137", "OOMKilled",
 )  # fmt: skip
@@ -159,7 +159,7 @@ def _statements(record: list[Line]) -> Iterator[tuple[int, str, re.Match[str], W
             matches = [match for text in readings(record, at) if (match := pattern.search(text))]
             matches = [match for match in matches if match.start() < len(line.text)]
             if matches:
-                match = max(matches, key=lambda match: len(match[0]))
+                match = max(matches, key=lambda match: len(match[0].replace(" ", "")))
                 prefix = match.string[: match.start()]
                 if not re.search("['\"]", prefix):  # else it is quoted: a request's prompt, an error's repetition
                     yield line.number, kind, match, worker(f"{record[0].text} {prefix}" if at else prefix)
