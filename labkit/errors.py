@@ -34,6 +34,12 @@ class ModelError(LabkitError):
     """A model that cannot be fetched, verified, converted or read."""
 
 
+class ConfigError(ModelError):
+    """A config.json that cannot be read, or names sizes or layers that no engine could serve."""
+
+    exit_code = 2
+
+
 class ServerError(LabkitError):
     """A server that did not start, died or did not stop. `log_tail` holds its last lines."""
 

@@ -134,18 +134,23 @@ def claims(
     answer(as_json, lambda: {"claims": [row.model_dump(mode="json") for row in rows]}, lambda: tables.show_claims(rows))
 
 
-@app.command()
+@app.command(epilog="Example: labkit kv ~/models/gpt-oss-20b --memory 40GiB --tensor-parallel 2 --kv-dtype fp8")
 def kv(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder, or a config.json.")],
     memory: Annotated[str, typer.Option(metavar="BYTES", help="Memory for the cache, such as 1GiB.")] = "1GiB",
     block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a block. Default: vLLM's.")] = None,
     max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's positions.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="GPUs over which the model is split.")] = 1,
+    kv_dtype: Annotated[
+        str, typer.Option(metavar="D", help="Type of keys and values: auto (the model's), bfloat16, fp8 ...")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """The arithmetic of a model's KV cache."""
+    """The arithmetic of a model's KV cache, on one GPU."""
     from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE, parse_bytes
     from labkit.machine import inspect
     from labkit.models import architecture, resolve
+    from labkit.theory.kv_pool import type_bytes
     from labkit.theory.kv_size import describe
 
     path = Path(model).expanduser()
@@ -156,6 +161,8 @@ def kv(
         memory_bytes=parse_bytes(memory),
         block_size=block_size,
         max_model_len=max_model_len,
+        tensor_parallel=tensor_parallel,
+        kv_dtype_bytes=None if kv_dtype == "auto" else type_bytes(kv_dtype),
     )
     answer(as_json, cache.to_json, lambda: typer.echo("\n".join(cache.lines)))
 

@@ -1,23 +1,51 @@
-"""Facts about a model from its config.json and the headers of its weights, without loading it."""
+"""Facts about a model from its config.json and the headers of its weights, without loading it.
+
+Fields that the file leaves out come from the model's class in transformers, where that is installed and knows it.
+vLLM itself is not imported (that takes five seconds): tests/unit/test_kv_cases.py compares with its convertor.
+"""
 
 import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import ModelError
+from labkit.errors import ConfigError, ModelError
+from labkit.models import attention
+from labkit.models.attention import Fields, KvLayers, first, required, size
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a longer one is a damaged length
 # A config without a dtype means float32: what transformers assumes too.
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+POSITIONS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
+    "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
+DEFAULT_POSITIONS = 2048  # vLLM's, for a config that names none
+TEXT_CONFIGS = (
+    "text_config", "llm_config", "language_config", "thinker_config", "language_model_config", "text_model_config",
+    "lm_config", "llm",
+)  # fmt: skip
+# Scalings whose factor is in the positions already (config/model.py, _get_and_verify_max_len).
+SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+ENCODER_FIELDS = ("type_vocab_size", "classifier_pooling", "sinusoidal_pos_embds")
+STATE_FIELDS = ("state_size", "num_ssm_heads", "decay_low_rank_dim", "chunkwise_kernel")
+GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel")  # as in vLLM's config/model.py
+ENCODER_DECODER = "an encoder-decoder: it keeps the encoder's keys and values too, which are not described here"
+ENCODER = "an encoder: it generates nothing and keeps no KV cache"
+STATE = "a state-space or recurrent model: it keeps a fixed state per sequence, and no keys and values"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the memory arithmetic needs. Sizes count elements unless the name says bytes."""
+    """What the memory arithmetic needs. Sizes count elements unless the name says bytes.
+
+    `kv_layers`: the layers that store keys and values; by default all `layers`, with `kv_heads` of `head_dim`.
+    `state_layers`: those that keep a fixed state, perhaps beside keys and values. `kv_dtype`: the KV cache's type under
+    vLLM's `auto`; by default that of the weights. `no_kv_cache` says why there is none; "" for a model that has one.
+    """
 
     model_type: str
     layers: int
@@ -29,31 +57,45 @@ class Architecture:
     max_positions: int
     sliding_window: int | None = None
     parameters: int | None = None
+    kv_dtype: str = ""
+    kv_layers: tuple[KvLayers, ...] = field(default=(), repr=False)
+    state_layers: int = field(default=0, repr=False)
+    default_length: int | None = field(default=None, repr=False)
+    no_kv_cache: str = field(default="", repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def weight_bytes(self) -> int | None:
         """Bytes of the weights in their own dtype; None when no weights lie beside the config."""
         return None if self.parameters is None else self.parameters * self.dtype_bytes
 
+    @property
+    def storing_layers(self) -> tuple[KvLayers, ...]:
+        """The layers that store keys and values."""
+        alike = KvLayers(
+            count=self.layers,
+            kv_heads=self.kv_heads,
+            key_size=self.head_dim,
+            value_size=self.head_dim,
+            window=self.sliding_window,
+        )
+        return self.kv_layers or (alike,)
+
 
 def architecture(path: Path | str) -> Architecture:
-    """Reads a model folder or a config.json. Raises `ModelError` naming the file and the missing key."""
-    config_file = Path(path)
-    config_file = config_file / "config.json" if config_file.is_dir() else config_file
-    config = _read_json(config_file)
-    if isinstance(config.get("text_config"), dict):  # a multimodal config's language model
-        config |= config["text_config"]
+    """Reads a model folder or a config.json. Raises `ConfigError` naming the file and the missing key."""
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    config = _read_json(file)
+    if not first(config, ("quantization_config", "compression_config")):  # ModelOpt up to 0.29 writes a file of its own
+        beside = file.with_name("hf_quant_config.json")
+        config |= {"quantization_config": _read_json(beside)} if beside.is_file() else {}
     try:
-        return from_config(config, parameters=parameter_count(config_file.parent))
-    except KeyError as missing:
-        raise ModelError(
-            f"{config_file} has no key {missing}, so the size of its KV cache cannot be told",
-            remedy="name the folder or config.json of a decoder model (num_hidden_layers, num_attention_heads, ...)",
-        ) from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(
-            f"{config_file} holds a size that is no whole number above 0: {error}", remedy="correct it, or fetch again"
-        ) from error
+        return from_config(_complete(config), parameters=parameter_count(file.parent))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.what}", remedy=error.remedy) from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{file} has a field of a form that is not known: {error!r}", remedy="correct it") from error
 
 
 def parameter_count(folder: Path) -> int | None:
@@ -64,36 +106,177 @@ def parameter_count(folder: Path) -> int | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ModelError(
             f"there is no {file.name} in {file.parent}",
             remedy="name the folder that holds the model's config.json, an embedded model, or a hub id",
         ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read as JSON: {error}", remedy="fetch the model again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}", remedy="fetch the model again") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{file} holds a {type(content).__name__}, not an object", remedy="fetch the model again")
+        raise ConfigError(f"{file} holds a {type(content).__name__}, not an object", remedy="fetch the model again")
     return content
 
 
-def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Architecture:
-    """From the keys of a config.json. KeyError, TypeError or ValueError: one is missing or not a size."""
-    heads = int(config["num_attention_heads"])
-    hidden = int(config["hidden_size"])
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return Architecture(
-        model_type=str(config.get("model_type", "unknown")),
-        layers=int(config["num_hidden_layers"]),
-        attention_heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
-        hidden_size=hidden,
-        dtype_bytes=DTYPE_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4),
-        max_positions=int(config.get("max_position_embeddings", 0)),
-        sliding_window=int(window) if window else None,
-        parameters=parameters,
+# --- which fields ---
+
+
+def text_fields(config: Fields) -> dict[str, Any]:
+    """The language model's own fields, and what the whole model says about types and quantisation."""
+    name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
+    if name is None:
+        return dict(config)
+    own = {key: value for key, value in text_fields(config[name]).items() if value is not None}
+    whole = ("architectures", "dtype", "torch_dtype", "quantization_config", "compression_config")
+    inherited = {key: config[key] for key in whole if config.get(key) is not None}
+    return inherited | own | ({"architectures": config["architectures"]} if config.get("architectures") else {})
+
+
+def _complete(config: Fields) -> dict[str, Any]:
+    """The language model's fields, with the defaults of its class in transformers where the file may rely on them.
+
+    A model's own config.json that transformers has written holds every field of its class; a part of a larger config
+    holds those only that differ, and other files anything.
+    """
+    fields = text_fields(config)
+    named = (attention.LAYERS, attention.HEADS, attention.HIDDEN, POSITIONS)
+    whole = not any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS) and "transformers_version" in config
+    unpatterned = attention.sliding_window(fields) and not any(
+        fields.get(name) for name in ("layer_types", "use_sliding_window", "hybrid_layer_pattern")
     )
+    if whole and all(first(fields, names) is not None for names in named) and not unpatterned:
+        return fields
+    given = {name: value for name, value in fields.items() if value is not None}
+    return _class_fields(config, fields) | given
+
+
+def _class_fields(config: Fields, fields: Fields) -> dict[str, Any]:
+    """What transformers' class for this model says of the fields that this package reads; {} where there is none."""
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return {}
+    for source in (config, fields):
+        kind = source.get("model_type")
+        if isinstance(kind, str) and kind in CONFIG_MAPPING:
+            try:
+                built = CONFIG_MAPPING[kind].from_dict(dict(source)).get_text_config()
+            except Exception:  # classes raise errors of many kinds for values that they do not take
+                continue
+            asked = (*attention.FIELDS, *POSITIONS, "is_encoder_decoder", "rope_parameters", *ENCODER_FIELDS)
+            values = {name: _value(built, name) for name in asked}
+            return {name: value for name, value in values.items() if value is not None}
+    return {}
+
+
+def _value(built: Any, name: str) -> Any:
+    try:
+        return getattr(built, name, None)
+    except RuntimeError:  # the layers differ in it: transformers refuses to name one value
+        return None
+
+
+# --- what they say ---
+
+
+def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Architecture:
+    """From the fields of a config.json. ConfigError: one is missing, not a size, or of a layer that is not known."""
+    fields = text_fields(config)
+    dtype = str(first(fields, ("dtype", "torch_dtype")) or "float32").removeprefix("torch.")
+    model = Architecture(
+        model_type=str(fields.get("model_type", "unknown")),
+        layers=size(fields, *attention.LAYERS) or 0,
+        attention_heads=0,
+        kv_heads=0,
+        head_dim=0,
+        hidden_size=size(fields, *attention.HIDDEN) or 0,
+        dtype_bytes=DTYPE_BYTES.get(dtype, 4),
+        max_positions=0,
+        parameters=parameters,
+        no_kv_cache=_why_no_kv_cache(fields),
+    )
+    if model.no_kv_cache:
+        return model
+    kinds = attention.layer_kinds(fields)
+    stored = attention.kv_layers(fields, kinds)
+    if not stored:
+        return replace(model, no_kv_cache=STATE)
+    limit, default = _positions(fields)
+    model = replace(
+        model,
+        attention_heads=attention.attention_heads(fields),
+        kv_heads=stored[0].kv_heads,
+        head_dim=stored[0].key_size if stored[0].replicated else attention.head_size(fields),
+        max_positions=limit or DEFAULT_POSITIONS,
+        sliding_window=attention.sliding_window(fields) if attention.WINDOWED in kinds else None,
+        kv_dtype=kv_dtype(fields, dtype),
+        state_layers=attention.state_layers(fields, kinds),
+        default_length=default,
+        notes=tuple(_notes(kinds, named_positions=limit is not None, dtype=dtype)),
+    )
+    return model if model.storing_layers == stored else replace(model, kv_layers=stored)
+
+
+def _why_no_kv_cache(fields: Fields) -> str:
+    architectures = [str(name) for name in fields.get("architectures") or ()]
+    generates = any(name.endswith(GENERATING) for name in architectures)
+    if fields.get("is_encoder_decoder") or first(fields, ("decoder_layers", "num_decoder_layers")) is not None:
+        return ENCODER_DECODER
+    both_ways = fields.get("is_causal") is False or fields.get("use_bidirectional_attention") is True
+    encoder = both_ways or first(fields, ENCODER_FIELDS) is not None or "ForMaskedLM" in "".join(architectures)
+    if encoder and not fields.get("is_decoder") and (both_ways or not generates):
+        return ENCODER
+    attends = first(fields, ("num_attention_heads", "num_key_value_heads")) is not None
+    recurrent = fields.get("rescale_every") is not None or fields.get("ssm_cfg") is not None
+    return STATE if recurrent or (first(fields, STATE_FIELDS) is not None and not attends) else ""
+
+
+def _positions(fields: Fields) -> tuple[int | None, int | None]:
+    """The most positions of the model, None where it names none, and the length that vLLM takes where it takes less."""
+    named = [required(fields, name) for name in POSITIONS if fields.get(name) is not None]
+    limit = size(fields, "model_max_length") or min(named, default=None)
+    scalings = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    parts = [part for part in scalings.values() if isinstance(part, Mapping)] or [scalings]
+    kinds = {str(first(part, ("rope_type", "type"))) for part in parts}
+    factors = [
+        part["factor"]
+        for part in parts
+        if first(part, ("rope_type", "type")) not in SCALED_POSITIONS and isinstance(part.get("factor"), int | float)
+    ]
+    if limit and factors and "gemma3" not in str(fields.get("model_type")):  # its positions are scaled already
+        limit = required({"positions": int(limit * factors[-1])}, "positions")
+    shorter = size(fields, "original_max_position_embeddings") if kinds & {"longrope", "su"} else None
+    return limit, shorter
+
+
+def kv_dtype(fields: Fields, dtype: str) -> str:
+    """The KV cache's type under vLLM's `auto`: the checkpoint's own, or the 16-bit type in which it is served.
+
+    From utils/torch_utils.py `get_kv_cache_quant_algo_string`, layers/attention/attention.py and config/model.py
+    `_resolve_auto_dtype`.
+    """
+    quantization = first(fields, ("quantization_config", "compression_config"))
+    if isinstance(quantization, Mapping):
+        inner = quantization.get("quantization")
+        inner = inner if isinstance(inner, Mapping) else quantization
+        scheme = first(inner, ("kv_cache_scheme",)) or first(quantization, ("kv_cache_scheme",))
+        algorithm = scheme or inner.get("kv_cache_quant_algo") or quantization.get("kv_cache_quant_algo")
+        if isinstance(algorithm, Mapping):
+            algorithm = {8: "fp8", 4: "nvfp4"}.get(algorithm.get("num_bits", 0))
+        if str(algorithm).lower() in ("fp8", "nvfp4"):
+            return str(algorithm).lower()
+    return "float16" if dtype in ("float16", "half") else "bfloat16"
+
+
+def _notes(kinds: list[str], *, named_positions: bool, dtype: str) -> list[str]:
+    chunked = kinds.count(attention.CHUNKED)
+    said = {
+        f"config.json names no positions: vLLM takes {DEFAULT_POSITIONS:,}": not named_positions,
+        "config.json names no type of 16 bits: vLLM's dtype auto serves it in 16 bits": DTYPE_BYTES.get(dtype, 4) != 2,
+        f"{chunked} of {len(kinds)} layers attend to chunks only, but vLLM 0.32 keeps all their tokens": chunked > 0,
+    }
+    return [text for text, applies in said.items() if applies]
 
 
 def _elements(file: Path) -> int:
@@ -103,5 +286,5 @@ def _elements(file: Path) -> int:
             length = struct.unpack("<Q", stream.read(8))[0]
             header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: {error}", remedy="fetch the model again") from error
+    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} is not a whole safetensors file: {error}", remedy="fetch the model again") from error

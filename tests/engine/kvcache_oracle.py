@@ -8,7 +8,8 @@ import random
 from typing import Any
 
 from labkit.models import Architecture
-from labkit.theory.kv_size import blocks_per_sequence, bytes_per_block
+from labkit.theory.kv_pool import Group
+from labkit.theory.kv_size import bytes_per_block
 from labkit.theory.prefix_cache import BlockPool
 
 
@@ -60,13 +61,19 @@ def wrong_sizes(seed: int) -> list[str]:
 
     chance = random.Random(seed)
     kv_heads, block_size = chance.randint(1, 16), 16 * chance.randint(1, 16)
-    shape = {"layers": chance.randint(1, 80), "head_dim": chance.choice([64, 80, 128]), "kv_heads": kv_heads}
     ours = Architecture(
-        model_type="llama", attention_heads=kv_heads, hidden_size=1, dtype_bytes=2, max_positions=8192, **shape
+        model_type="llama",
+        layers=chance.randint(1, 80),
+        attention_heads=kv_heads,
+        kv_heads=kv_heads,
+        head_dim=chance.choice([64, 80, 128]),
+        hidden_size=1,
+        dtype_bytes=2,
+        max_positions=8192,
     )
     kind = {"num_kv_heads": kv_heads, "head_size": ours.head_dim, "dtype": torch.bfloat16, "block_size": block_size}
     window, flight, length = (chance.randint(1, 5000) for _ in range(3))
-    held = blocks_per_sequence(length, block_size=block_size, sliding_window=window, in_flight_tokens=flight)
+    held = Group(layers=1, block_size=block_size, window=window).blocks(length, in_flight_tokens=flight)
     theirs = SlidingWindowSpec(sliding_window=window, **kind).max_admission_blocks_per_request(flight, length)
     pairs = [
         (FullAttentionSpec(**kind).page_size_bytes * ours.layers, bytes_per_block(ours, block_size=block_size)),

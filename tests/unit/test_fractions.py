@@ -260,8 +260,7 @@ def test_a_config_and_an_encoder(tmp_path: Path) -> None:
     (result,) = auditor.audit(*parsed({})).replicas
     assert (result.starts, result.deployment.context_tokens) == (True, 512)
     unfit = [
-        ({"model_type": "bert"}, "type bert generates nothing"),
-        ({"max_position_embeddings": 0}, "no longest req"),
+        ({"model_type": "bert"}, "type bert is an encoder: it generates nothing"),
     ]
     assert not_refused(parsed, unfit) == []
 

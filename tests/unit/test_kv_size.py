@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from labkit.errors import UsageError
 from labkit.models import Architecture
+from labkit.models.attention import KvLayers
+from labkit.theory.kv_pool import Group, Pool
 from labkit.theory.kv_size import (
     EngineShare,
-    blocks_per_sequence,
     bytes_per_block,
     bytes_per_token,
     check_block_size,
     describe,
-    longest_sequence,
     start_in_turn,
 )
 
@@ -81,23 +81,29 @@ def test_heads_that_cannot_be_split() -> None:
 def test_a_sequence_holds_whole_blocks(length: int, block: int, window: int | None, blocks: int) -> None:
     """Its tokens with less than one block to spare; with a sliding window what the window needs, and one block. The
     longest sequence that fits is the longest."""
-    held = blocks_per_sequence(length, block_size=block, sliding_window=window)
+    pool = Pool(groups=(Group(layers=1, block_size=block, window=window),), bytes_per_block=1)
+    held = pool.blocks(length, in_flight_tokens=1)
     spare = held * block - length if window is None else (held - 1) * block - min(length, window)
     assert 0 <= spare < block
-    longest = longest_sequence(blocks, block_size=block, at_most=length, sliding_window=window)
-    assert longest == 0 or blocks_per_sequence(longest, block_size=block, sliding_window=window) <= blocks
-    assert longest == length or blocks_per_sequence(longest + 1, block_size=block, sliding_window=window) > blocks
+    longest = pool.longest(blocks, at_most=length, in_flight_tokens=1)
+    assert longest == 0 or pool.blocks(longest, in_flight_tokens=1) <= blocks
+    assert longest == length or pool.blocks(longest + 1, in_flight_tokens=1) > blocks
 
 
 def test_windows_in_all_layers_and_in_some() -> None:
-    """A window of 4,096 in all layers limits a sequence to its blocks, and the lines tell why; a model that mixes
-    layers is counted as if all were full, and a note says that the engine needs less."""
-    plan = describe(MISTRAL_V01, memory_bytes=16 * GIB, block_size=16)
+    """A window of 4,096 in all layers limits a sequence to its blocks. With full attention in 4 of 32 layers the pool's
+    block is that of 4 layers, and a sequence takes from it for 1 full and 7 windowed groups."""
+    room = {"memory_bytes": 16 * GIB, "block_size": 16, "in_flight_tokens": 1}
+    plan = describe(MISTRAL_V01, **room)
     assert (plan.blocks_per_sequence, plan.max_concurrency) == (4096 // 16 + 1, plan.blocks / 257)
     assert any("window of 4,096" in line for line in plan.lines)
-    mixed = describe(replace(MISTRAL_V01, model_type="gpt_oss"), memory_bytes=16 * GIB, block_size=16)
-    assert (mixed.sliding_window, mixed.blocks_per_sequence) == (None, 32768 // 16)
-    assert any("mixes full and sliding" in note for note in mixed.notes)
+    (alike,) = MISTRAL_V01.storing_layers
+    some = (replace(alike, count=4, window=None), replace(alike, count=28))
+    mixed = describe(replace(MISTRAL_V01, kv_layers=some), **room)
+    assert (mixed.bytes_per_token, mixed.bytes_per_block) == (4 * 4096, 4 * 4096 * 16)
+    assert mixed.window_bytes_per_sequence == 28 * 4096 * 4096
+    assert mixed.blocks_per_sequence == 32768 // 16 + 7 * 257
+    assert mixed.tokens == mixed.logged_tokens == int(mixed.blocks / mixed.blocks_per_sequence * 32768)
 
 
 @quick
@@ -114,19 +120,26 @@ def test_a_plan_adds_up(memory: int, block: int, length: int, tp: int) -> None:
     assert 0 <= plan.unused_bytes < plan.bytes_per_block
     assert plan.bytes_per_block == bytes_per_block(SMOLLM2, block_size=block, tensor_parallel=tp)
     assert plan.fits == (plan.allocatable_blocks >= plan.blocks_per_sequence) == (plan.longest_tokens == length)
+    assert plan.max_concurrency is not None
+    assert plan.logged_tokens is not None
     assert plan.max_concurrency > 1 or not plan.fits
     assert plan.logged_tokens <= plan.tokens
     assert json.loads(json.dumps(plan.to_json()))["tokens"] == plan.blocks * block
 
 
 def test_notes_say_what_the_numbers_leave_out() -> None:
-    """Compressed caches, fixed states, float32 weights and lengths beyond the model each get a note; others none."""
-    assert describe(SMOLLM2, memory_bytes=GIB, block_size=16).notes == ()
-    cases = [("deepseek_v3", 2, "MLA"), ("qwen3_next", 2, "fixed state"), ("llama", 4, "float32")]
-    for kind, size, words in cases:
-        notes = describe(replace(SMOLLM2, model_type=kind, dtype_bytes=size), memory_bytes=GIB, block_size=16).notes
-        assert [words in note for note in notes] == [True]
-    assert "8,192 positions" in describe(SMOLLM2, memory_bytes=GIB, block_size=16, max_model_len=9000).notes[0]
+    """State layers, windows and lengths beyond the model each get a note, others none; a refusal to start is stated
+    only where it does not hang on what is not counted."""
+    room = {"memory_bytes": GIB, "block_size": 16}
+    assert describe(SMOLLM2, **room).notes == ()
+    hybrid = describe(replace(SMOLLM2, state_layers=20), **room)
+    assert "20 of 30 layers keep a fixed state" in hybrid.notes[0]
+    assert (hybrid.max_concurrency, hybrid.logged_tokens) == (None, None)
+    assert "8,192 positions" in describe(SMOLLM2, **room, max_model_len=9000).notes[0]
+    window = (KvLayers(count=1, kv_heads=3, key_size=64, value_size=64, window=512), *SMOLLM2.storing_layers)
+    tight = describe(replace(SMOLLM2, kv_layers=window), memory_bytes=15_600 * 12_288, block_size=16)
+    assert [tight.fits, "depends on the tokens in flight" in tight.notes[-1]] == [False, True]
+    assert not any("refuses to start" in note for note in tight.notes)
 
 
 def test_bad_input_names_the_number() -> None:
@@ -142,8 +155,8 @@ def test_bad_input_names_the_number() -> None:
     for message, change in wrong.items():
         with pytest.raises(UsageError, match=message):
             describe(SMOLLM2, **{"memory_bytes": GIB, "block_size": 16, **change})
-    with pytest.raises(UsageError, match="type bert is an encoder"):
-        describe(replace(SMOLLM2, model_type="bert"), memory_bytes=GIB, block_size=16)
+    with pytest.raises(UsageError, match="type llama is an encoder"):
+        describe(replace(SMOLLM2, no_kv_cache="an encoder"), memory_bytes=GIB, block_size=16)
 
 
 def test_a_block_size_that_the_backend_refuses() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -389,17 +390,23 @@ def test_a_config_that_does_not_do(tmp_path: Path) -> None:
     """The error names the file and the key or what is there instead; without a file it names the folder."""
     with pytest.raises(ModelError, match=rf"there is no config\.json in {tmp_path}"):
         architecture(tmp_path)
-    no_size = "holds a size that is no whole number"
     for content, says in (
-        ({name: value for name, value in LLAMA.items() if name != "hidden_size"}, "has no key 'hidden_size'"),
-        ({**LLAMA, "hidden_size": None}, no_size),
-        ({**LLAMA, "num_hidden_layers": "many"}, no_size),
-        ({**LLAMA, "num_attention_heads": 0}, no_size),
+        ({**LLAMA, "model_type": "new", "hidden_size": None}, "there is no hidden_size"),
+        ({**LLAMA, "num_hidden_layers": "many"}, "num_hidden_layers is many"),
+        ({**LLAMA, "num_hidden_layers": -3}, "num_hidden_layers is -3"),
+        ({**LLAMA, "num_hidden_layers": 30.5}, "num_hidden_layers is 30.5"),
+        ({**LLAMA, "num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({**LLAMA, "num_hidden_layers": math.inf}, "num_hidden_layers is inf"),
+        ({**LLAMA, "num_hidden_layers": 10**4000}, r"num_hidden_layers is 10{19}\.\.\. \(4,001 characters\)"),
+        ({**LLAMA, "num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({**LLAMA, "num_key_value_heads": 100}, "32 attention heads cannot share 100 KV heads"),
+        ('{"num_hidden_layers": ' + "9" * 5000 + "}", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ("{", "cannot be read as JSON"),
         ("", "cannot be read as JSON"),
         ("[1]", "holds a list"),
     ):
-        with pytest.raises(ModelError, match=rf"config\.json {says}"):
+        with pytest.raises(ModelError, match=rf"config\.json:? {says}"):
             architecture(config_file(tmp_path, content))
 
 

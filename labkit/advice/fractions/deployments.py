@@ -12,6 +12,7 @@ from labkit.files import GPU_BLOCK_SIZE, Frozen, position, read_yaml
 from labkit.models import EMBEDDED, Architecture, architecture, resolve
 from labkit.models.examples import example_models
 from labkit.theory import kv_size
+from labkit.theory.kv_pool import pool_of
 
 GIB = 2**30
 SERVED_BYTES = 2  # vLLM's dtype auto serves float32 weights in 16 bits
@@ -100,7 +101,7 @@ class Deployment(DeploymentEntry):
     @property
     def generates(self) -> bool:
         """Whether it keeps a KV cache that can be computed."""
-        return self.architecture is not None and self.architecture.model_type not in kv_size.ENCODERS
+        return self.architecture is not None and not self.architecture.no_kv_cache
 
     @property
     def model_bytes(self) -> int | None:
@@ -133,12 +134,11 @@ class Deployment(DeploymentEntry):
         """What a replica needs on each GPU: weights, the rest of the process, and for an engine one request's cache."""
         if self.engine_share is None or self.architecture is None:
             return self.weight_bytes + self.besides_bytes
-        block = kv_size.bytes_per_token(self.architecture, kv_dtype_bytes=SERVED_BYTES) * GPU_BLOCK_SIZE
-        window = self.architecture.sliding_window
-        blocks = kv_size.blocks_per_sequence(self.context_tokens, block_size=GPU_BLOCK_SIZE, sliding_window=window)
-        # One block more is vLLM's placeholder. Fewer KV heads than GPUs are repeated, never split further.
+        pool = pool_of(self.architecture, block_size=GPU_BLOCK_SIZE)
+        blocks = pool.blocks(self.context_tokens, in_flight_tokens=1) + kv_size.NULL_BLOCKS
+        # Fewer KV heads than GPUs are repeated, never split further.
         split = min(self.gpus_each, self.architecture.kv_heads)
-        return self.weight_bytes + self.besides_bytes + -(-(blocks + 1) * block // split)
+        return self.weight_bytes + self.besides_bytes + -(-blocks * pool.bytes_per_block // split)
 
 
 class _Question(_Entry):
@@ -225,7 +225,7 @@ def _resolved(entry: DeploymentEntry, number: int, folder: Path) -> Deployment:
     require(deployment.model_bytes is not None, no_weights, fix="give weight_gib too, or the whole folder")
     if known is not None and entry.engine_share is not None and not deployment.generates:
         raise UsageError(
-            f"{name} has an engine_share, but a model of type {known.model_type} generates nothing",
+            f"{name} has an engine_share, but a model of type {known.model_type} is {known.no_kv_cache}",
             remedy="leave engine_share out, or name a model that generates text",
         )
     has_length = not deployment.generates or deployment.context_tokens > 0

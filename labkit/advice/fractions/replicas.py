@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from labkit.advice.fractions.deployments import SERVED_BYTES, Deployment, Gpus
+from labkit.advice.fractions.deployments import Deployment, Gpus
 from labkit.errors import UsageError
 from labkit.files import GPU_BLOCK_SIZE, Frozen
 from labkit.theory import kv_size
@@ -98,7 +98,6 @@ def _start(deployment: Deployment, gpus: Gpus, free_bytes: int) -> dict[str, Any
             block_size=GPU_BLOCK_SIZE,
             max_model_len=deployment.context_tokens,
             tensor_parallel=deployment.gpus_each,
-            kv_dtype_bytes=SERVED_BYTES,
         )
     except UsageError as error:  # less than a block, or heads that cannot be split over the GPUs
         return {**started, "refused": error.what}

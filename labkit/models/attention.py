@@ -1,0 +1,312 @@
+"""Which layers of a model keep keys and values, and how many numbers: from the fields of its config.json.
+
+The rules are those of vLLM 0.32 (transformers_utils/model_arch_config_convertor.py, config/model.py and the attention
+classes of model_executor/models), told by fields so that they hold for models that no list knows.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.errors import ConfigError
+
+Fields = Mapping[str, Any]
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
+HEAD_SIZE = ("head_dim", "hidden_size_per_head", "attention_head_dim", "kv_channels")
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+WINDOW = ("sliding_window", "sliding_window_size", "attn_window_size", "attention_window_size")
+LARGEST = 10**9  # far above every size in use: what is larger is a damaged file
+
+FIELDS = (
+    *LAYERS, *HEADS, *KV_HEADS, *HEAD_SIZE, *HIDDEN, *WINDOW,
+    "attn_config", "multi_query", "new_decoder_architecture", "multi_query_attention", "num_kv_shared_layers",
+    "layer_types", "layers_block_type", "attn_type_list", "hybrid_override_pattern", "block_types", "block_configs",
+    "linear_attn_config", "full_attn_idxs", "attn_layer_indices", "attn_layer_period", "attn_layer_offset",
+    "full_attention_interval", "layer_group_size", "attention_chunk_size", "no_rope_layers", "sliding_window_pattern",
+    "use_sliding_window", "max_window_layers", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+    "index_head_dim", "global_head_dim", "attention_k_eq_v", "num_global_key_value_heads", "compress_ratios",
+    "mamba_d_ssm", "state_size", "rescale_every", "attn_logit_softcapping",
+)  # fmt: skip
+"""What this module reads: the names under which a class of transformers is asked."""
+
+MLA_WIDTHS = (320, 576)
+"""Numbers in a compressed vector that vLLM's MLA kernels take (mla_attention.py, get_supported_head_sizes). A model
+with another width, such as MiniCPM3 with 288, stores expanded keys and values."""
+
+FULL, WINDOWED, CHUNKED, STATE, NONE = "full", "window", "chunk", "state", "none"
+KINDS = {
+    FULL: ("full_attention", "attention", "global", "global_attention", "hybrid", "*", "1"),
+    WINDOWED: ("sliding_attention", "sliding_window", "sliding_window_attention", "local", "local_attention"),
+    CHUNKED: ("chunked_attention",),
+    STATE: ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "short_conv", "gated_delta_net", "M", "0"),
+    NONE: ("mlp", "moe", "-", "E"),
+}  # fmt: skip
+KIND_OF = {entry: kind for kind, entries in KINDS.items() for entry in entries}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvLayers:
+    """`count` layers that store alike: a key and a value of so many numbers for each KV head and token.
+
+    `window`: the tokens that a sequence keeps; None for all of them. `replicated`: every tensor-parallel rank stores
+    the same single vector (MLA). `number_bytes`: where it is not the KV cache's own type.
+    """
+
+    count: int
+    kv_heads: int
+    key_size: int
+    value_size: int
+    window: int | None = None
+    replicated: bool = False
+    number_bytes: int | None = None
+
+
+def first(fields: Fields, names: Iterable[str]) -> Any:
+    """The first of these fields that has a value."""
+    return next((fields[name] for name in names if fields.get(name) is not None), None)
+
+
+def size(fields: Fields, *names: str) -> int | None:
+    """A whole number above 0 under one of these names; None where there is none. ConfigError for any other value."""
+    name = next((name for name in names if fields.get(name) is not None), None)
+    if name is None:
+        return None
+    value = fields[name]
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
+        return value
+    shown = str(value)
+    shown = shown if len(shown) <= 40 else f"{shown[:20]}... ({len(shown):,} characters)"
+    raise ConfigError(
+        f"{name} is {shown}; it must be a whole number from 1 to {LARGEST:,}",
+        remedy="correct config.json, or fetch the model again",
+    )
+
+
+def required(fields: Fields, *names: str) -> int:
+    """The same, of a field that has to be there."""
+    value = size(fields, *names)
+    if value is None:
+        raise ConfigError(
+            f"there is no {names[0]} (nor {', '.join(names[1:])}), so the size of its KV cache cannot be told",
+            remedy="name the folder or config.json of a decoder model; where transformers is installed, its defaults "
+            "fill in what a config.json leaves out",
+        )
+    return value
+
+
+def attention_heads(fields: Fields) -> int:
+    """The number of query heads: the largest where layers differ."""
+    for name in HEADS:
+        if isinstance(fields.get(name), list):
+            return max(required({name: entry}, name) for entry in fields[name])
+    return required(fields, *HEADS)
+
+
+def head_size(fields: Fields) -> int:
+    """Numbers in a key. A `head_dim` of 0 counts as none, as in vLLM."""
+    given = {name: value for name in HEAD_SIZE if (value := fields.get(name))}
+    return size(given, *HEAD_SIZE) or required(fields, *HIDDEN) // attention_heads(fields)
+
+
+def kv_head_count(fields: Fields) -> int:
+    """The number of KV heads under every name that models have given it; without one, as many as query heads."""
+    attention = fields.get("attn_config")  # MPT, DBRX
+    if isinstance(attention, Mapping):
+        if attention.get("attn_type") == "multiquery_attention":
+            return 1
+        if attention.get("kv_n_heads") is not None:
+            return required(attention, "kv_n_heads")
+    new_falcon = fields.get("new_decoder_architecture")
+    if new_falcon is None:  # before that field, Falcon 40B told itself by its number of KV heads
+        new_falcon = "n_head_kv" in fields
+    if fields.get("multi_query") and not new_falcon:
+        return 1
+    heads = attention_heads(fields)
+    if fields.get("multi_query_attention") is False:
+        return heads
+    return size(fields, *KV_HEADS) or heads
+
+
+# --- the kinds of a model's layers ---
+
+
+def layer_kinds(fields: Fields) -> list[str]:
+    """FULL, WINDOWED, CHUNKED, STATE or NONE for each layer. ConfigError for a layer that is none of these."""
+    layers = required(fields, *LAYERS)
+    if fields.get("compress_ratios"):
+        raise ConfigError(
+            "its layers keep compressed sparse caches (compress_ratios): their size is not known here",
+            remedy="read the size from the engine's own start-up log",
+        )
+    kinds = _listed(fields, layers) or _periodic(fields, layers) or _windowed(fields, layers)
+    shared = fields.get("num_kv_shared_layers")
+    if shared:  # the last ones read the keys and values of an earlier layer
+        own = layers - required(fields, "num_kv_shared_layers")
+        kinds = [kind if index < own else NONE for index, kind in enumerate(kinds)]
+    return kinds
+
+
+def _listed(fields: Fields, layers: int) -> list[str]:
+    """Where the config names the kind of each layer."""
+    for name in ("layer_types", "layers_block_type", "attn_type_list", "hybrid_override_pattern"):
+        entries = fields.get(name)
+        if isinstance(entries, list | str) and entries:
+            return _known(name, entries, layers)
+    for name in ("block_types", "_block_types"):  # RecurrentGemma repeats its pattern; its attention has a window
+        if fields.get(name):
+            pattern = _known(name, fields[name], len(fields[name]))
+            return [WINDOWED if pattern[n % len(pattern)] == FULL else STATE for n in range(layers)]
+    if pattern := fields.get("hybrid_layer_pattern"):
+        return _known("hybrid_layer_pattern", ["local" if entry == 1 else "global" for entry in pattern], layers)
+    if blocks := fields.get("block_configs"):
+        return _fitting("block_configs", [FULL if _attends(block) else NONE for block in blocks], layers)
+    linear = fields.get("linear_attn_config")
+    attending: list[int] | None = first(fields, ("full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids"))
+    if isinstance(linear, Mapping) and linear.get("full_attn_layers"):
+        attending = [number - 1 for number in linear["full_attn_layers"]]
+    return [] if attending is None else [FULL if n in attending else STATE for n in range(layers)]
+
+
+def _known(name: str, entries: Sequence[Any], layers: int) -> list[str]:
+    unknown = sorted({str(entry) for entry in entries} - set(KIND_OF))
+    if unknown:
+        raise ConfigError(
+            f"{name} has layers of the kind {', '.join(unknown)[:200]}, whose cache is not known here",
+            remedy="read the size from the engine's own start-up log",
+        )
+    return _fitting(name, [KIND_OF[str(entry)] for entry in entries], layers)
+
+
+def _fitting(name: str, kinds: list[str], layers: int) -> list[str]:
+    if len(kinds) < layers:
+        raise ConfigError(f"{name} names {len(kinds)} of {layers} layers", remedy="correct it, or fetch again")
+    return kinds[:layers]  # entries beyond are layers for speculative decoding
+
+
+def _attends(block: Any) -> bool:
+    attention = block.get("attention") if isinstance(block, Mapping) else None
+    if not isinstance(attention, Mapping):
+        return isinstance(block, Mapping) and block.get("block_type") == "attention"
+    return not (attention.get("no_op") or attention.get("replace_with_linear"))
+
+
+def _periodic(fields: Fields, layers: int) -> list[str]:
+    """Where attention layers come at intervals between state layers."""
+    if period := size(fields, "attn_layer_period"):
+        offset = fields.get("attn_layer_offset") or 0
+        return [FULL if n % period == offset else STATE for n in range(layers)]
+    if period := size(fields, "full_attention_interval"):
+        return [FULL if (n + 1) % period == 0 else STATE for n in range(layers)]
+    if (period := size(fields, "layer_group_size")) and period > 1:
+        whole = layers // period * period
+        return [FULL if (n + 1) % period == 0 or n >= whole else STATE for n in range(layers)]
+    return []
+
+
+def _windowed(fields: Fields, layers: int) -> list[str]:
+    """Where some layers look at a window or a chunk only, and where all are alike."""
+    window, chunk = sliding_window(fields), fields.get("attention_chunk_size")
+    if chunk:
+        roped = fields.get("no_rope_layers") or []
+        every = size(fields, "no_rope_layer_interval") or 4
+        if not roped:
+            roped = [int((n + 1) % every != 0) for n in range(layers)]
+        return _fitting("no_rope_layers", [CHUNKED if uses else FULL for uses in roped], layers)
+    if not window:
+        return [FULL] * layers
+    pattern = first(fields, ("sliding_window_pattern", "_sliding_window_pattern"))
+    if pattern is None and fields.get("attn_logit_softcapping") is not None:
+        pattern = 2  # Gemma 2, before its config named the pattern
+    if isinstance(pattern, str):  # "LLLG"
+        return [WINDOWED if pattern[n % len(pattern)] == "L" else FULL for n in range(layers)]
+    if pattern is not None:
+        every = required({"sliding_window_pattern": pattern}, "sliding_window_pattern")
+        return [FULL if (n + 1) % every == 0 else WINDOWED for n in range(layers)]
+    full = fields.get("max_window_layers") if fields.get("use_sliding_window") else None
+    return [FULL if n < (full or 0) else WINDOWED for n in range(layers)]
+
+
+def sliding_window(fields: Fields) -> int | None:
+    """The window of those layers that have one, in tokens; None where the config has none or turns it off."""
+    if fields.get("use_sliding_window") is False or not first(fields, WINDOW):
+        return None
+    return size(fields, *WINDOW)
+
+
+def state_layers(fields: Fields, kinds: Sequence[str]) -> int:
+    """The layers that keep a fixed state for each sequence, also beside keys and values (Falcon-H1, Zamba2)."""
+    beside = fields.get("mamba_d_ssm") is not None or "hybrid" in (fields.get("layers_block_type") or ())
+    return len(kinds) if beside else kinds.count(STATE)
+
+
+# --- what the layers store ---
+
+
+def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
+    """The layers that store keys and values, those that are alike together, full attention first.
+
+    Chunked layers are full ones: vLLM 0.32 keeps all their tokens (config/vllm.py turns its hybrid cache manager off).
+    """
+    stored = Counter(
+        _layer(fields, index, windowed=kind == WINDOWED)
+        for index, kind in enumerate(kinds)
+        if kind in (FULL, WINDOWED, CHUNKED)
+    )
+    groups = [KvLayers(**{**vars(layer), "count": count}) for layer, count in stored.items()]
+    if indexer := size(fields, "index_head_dim"):  # DeepSeek sparse attention: 8-bit keys, four bytes of scale each
+        groups.append(
+            KvLayers(count=len(kinds), kv_heads=1, key_size=indexer + 4, value_size=0, replicated=True, number_bytes=1)
+        )
+    return tuple(sorted(groups, key=lambda layers: layers.window is not None))
+
+
+def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
+    window = sliding_window(fields) if windowed else None
+    if latent := size(fields, "kv_lora_rank"):
+        rope, nope = fields.get("qk_rope_head_dim") or 0, size(fields, "qk_nope_head_dim") or 0
+        if latent + rope in MLA_WIDTHS:
+            return KvLayers(count=1, kv_heads=1, key_size=latent + rope, value_size=0, window=window, replicated=True)
+        return KvLayers(
+            count=1, kv_heads=attention_heads(fields), key_size=nope + rope, value_size=nope + rope, window=window
+        )
+    fields = {**fields, **_layer_fields(fields, index, windowed=windowed)}
+    key = head_size(fields)
+    heads, kv_heads = attention_heads(fields), kv_head_count(fields)
+    if heads % kv_heads:
+        raise ConfigError(
+            f"{heads} attention heads cannot share {kv_heads} KV heads",
+            remedy="correct config.json, or fetch the model again",
+        )
+    return KvLayers(
+        count=1, kv_heads=kv_heads, key_size=key, value_size=size(fields, "v_head_dim") or key, window=window
+    )
+
+
+def _layer_fields(fields: Fields, index: int, *, windowed: bool) -> dict[str, Any]:
+    """What a layer has in place of the model's values."""
+    own = {name: value[index] for name in (*HEADS, *KV_HEADS) if isinstance(value := fields.get(name), list)}
+    different = fields.get("per_layer_config")
+    if isinstance(different, Mapping):
+        own |= different.get(str(index)) or {}
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        if isinstance(value := fields.get(f"{name}_per_layer"), list):
+            own[name] = value[index]
+    if windowed:  # MiMo-V2
+        swa = {name: fields.get(f"swa_{name}") for name in ("head_dim", "v_head_dim", *HEADS, *KV_HEADS)}
+        own |= {name: value for name, value in swa.items() if value is not None}
+    elif fields.get("global_head_dim"):  # Gemma 4
+        own["head_dim"] = fields["global_head_dim"]
+        if fields.get("attention_k_eq_v") and fields.get("num_global_key_value_heads"):
+            own["num_key_value_heads"] = fields["num_global_key_value_heads"]
+    other = fields.get("attention_other_setting")  # Step 3.5
+    if isinstance(other, Mapping) and KIND_OF.get(str(other.get("attention_type"))) == (WINDOWED if windowed else FULL):
+        own |= {name: value for name, value in other.items() if name in (*HEADS, *KV_HEADS, "head_dim")}
+    if blocks := fields.get("block_configs"):
+        attention = blocks[index].get("attention") or {}
+        if per_kv_head := size(attention, "n_heads_in_group"):
+            own["num_key_value_heads"] = attention_heads(fields) // per_kv_head
+    return own
