@@ -12,7 +12,7 @@ from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
 from labkit.models import Architecture
 from labkit.models.architecture import DTYPE_BYTES
 from labkit.serving.log_lines import Worker
-from labkit.theory.kv_size import KvPlan, describe
+from labkit.theory.kv_size import IN_FLIGHT_TOKENS, KvPlan, describe
 
 GIB = 2**30
 HALF_A_DIGIT = 0.005  # GiB
@@ -67,6 +67,8 @@ class Engine:
         """Bytes of a number in the cache, where the log tells its type; 0 for a type that is not known here."""
         if (name := self.settings.get("kv_cache_dtype", "")) not in UNSET:
             return KV_BYTES.get(name, 0)
+        if self.architecture is not None and self.architecture.kv_dtype:  # the checkpoint's own, under "auto"
+            return None
         return DTYPE_BYTES.get(self.settings.get("dtype", "").removeprefix("torch."))
 
     @property
@@ -79,8 +81,10 @@ class Engine:
     @property
     def keeps_all_tokens(self) -> bool:
         """Whether the model is known to keep keys and values of every token in every layer."""
-        plan = self.plan(GIB * GIB, self.block_sizes[0], 1)
-        return plan is not None and plan.sliding_window is None and not plan.notes
+        model = self.architecture
+        if model is None or self.obstacle:
+            return False
+        return not model.state_layers and all(layers.window is None for layers in model.storing_layers)
 
     @property
     def obstacle(self) -> str:
@@ -91,7 +95,8 @@ class Engine:
             "a draft model has layers in the cache, too": draft,
             "the tokens of a request are split over GPUs": (self.size("decode_context_parallel_size") or 1) > 1,
             f"a cache of {self.settings.get('kv_cache_dtype')} is laid out in its own way": self.kv_dtype_bytes == 0,
-            "some layers keep a state or a window, which shares the blocks": self.hybrid,
+            "some layers keep a state, which shares the blocks": self.hybrid
+            or (self.architecture is not None and self.architecture.state_layers > 0),
         }
         return next((reason for reason, applies in reasons.items() if applies), "")
 
@@ -118,6 +123,7 @@ class Engine:
                 max_model_len=max_model_len,
                 tensor_parallel=self.tensor_parallel,
                 kv_dtype_bytes=self.kv_dtype_bytes,
+                in_flight_tokens=self.size("max_num_batched_tokens") or IN_FLIGHT_TOKENS,
             )
         except LabkitError:  # less than a block, or heads that this many GPUs cannot share
             return None

@@ -14,6 +14,7 @@ from typing import TextIO
 from labkit.errors import UsageError
 
 LONGEST_LINE = 65_536  # characters; the rest of a longer line is skipped
+NARROWEST, LONGEST_WORD = 40, 25  # columns of a terminal; characters that an editor takes to the next line
 WINDOW = 60  # lines over which a terminal may have wrapped one: vLLM's longest message is about 4,000 characters
 # Colours; rsyslog writes the escape as #033, and a paste into a web page drops it.
 COLOUR = re.compile(r"(?:\x1b|#033)?\[[\d;]+m|\x1b\[[\d;?]*[A-Za-ln-z]")
@@ -21,7 +22,7 @@ COLOUR = re.compile(r"(?:\x1b|#033)?\[[\d;]+m|\x1b\[[\d;?]*[A-Za-ln-z]")
 BEGINS = re.compile(
     r".{0,100}?(?:\(\w[^()]*pid=\d+|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d )"
     r"|\s*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|\d{4}-\d\d-\d\d|\w{3} +\d+ \d\d:\d\d:"
-    r"|[\w.-]+ +\| |\[\d{4}-|Traceback |[\w.]{0,80}(?:Error|Exception)\b)"
+    r"|[\w.-]+ +\| |\[\d{4}-)"
 )
 # (VllmWorker rank=1 pid=12) (Worker_DP1_PP0_TP3_EP3 pid=12) (EngineCore_DP0 pid=12) (EngineCore_0 pid=12)
 RANK = re.compile(r"Worker rank=(\d+)|\bWorker(?:_DP\d+)?((?:_(?:PP|PCP|TP|DCP)\d+)+)")
@@ -91,9 +92,9 @@ def readings(record: list[Line], at: int) -> list[str]:
     A terminal cuts at its width, within a word or at a space that is then lost; an editor cuts between words.
     """
     texts = [line.text for line in record[at:]]
-    if len(texts) == 1:
-        return texts
-    width = max(map(len, texts[:-1]))
+    width = max(map(len, texts[:-1]), default=0)
+    if len(texts[0]) < max(NARROWEST, width - LONGEST_WORD):  # no terminal would have cut it here
+        return texts[:1]
     cut = "".join(text if len(text) == width else f"{text} " for text in texts)
     return [texts[0], cut, " ".join(text.strip() for text in texts)]
 

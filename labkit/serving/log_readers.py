@@ -25,7 +25,7 @@ LARGER_SHARE = (
 # --- what the engine was asked for ---
 
 
-@reads("arguments", r"(?:non-default args: \{|args: Namespace\()(.*)")
+@reads("arguments", r"(?:non-default args: |args: Namespace)([{(].*?[})](?=\s|$)|.*)")
 def _arguments(match: re.Match[str], engine: Engine) -> Said:
     return _settings(match[1], engine, "Of the settings that were given, those that decide about memory.")
 
@@ -293,15 +293,17 @@ def _recomputed(tokens: int, length: int, engine: Engine) -> tuple[str, bool | N
             return "", None
         low, high = plans
         closest = closest or plans
-        in_blocks, logged = low.tokens <= tokens <= high.tokens, low.logged_tokens <= tokens <= high.logged_tokens
-        if in_blocks or logged:
+        logged = (low.logged_tokens or 0) <= tokens <= (high.logged_tokens or 0)
+        if logged or low.blocks * size <= tokens <= high.blocks * size:
             engine.settings["block_size"] = str(size)
             blocks = round(tokens * low.blocks_per_sequence / length) if logged else tokens // size
             engine.blocks = blocks
             return f"{blocks:,} blocks x {size} = {blocks * size:,} tokens", True
     low, high = closest  # type: ignore[misc]  # there is at least one size
-    said = f"the memory holds {low.logged_tokens:,} to {high.logged_tokens:,} tokens"
-    if tokens < low.logged_tokens and not engine.all_ranks_known():
+    said = f"the memory holds {low.tokens:,} to {high.tokens:,} tokens"
+    if not engine.keeps_all_tokens:
+        return f"{said} as vLLM 0.32 counts layers with a window; versions differ", None
+    if tokens < low.tokens and not engine.all_ranks_known():
         return f"{said} on the ranks that the log tells of; a smaller one may size it", None
     return said, False
 

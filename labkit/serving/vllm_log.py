@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -150,7 +151,11 @@ def read_text(file: Path | str) -> str:
 
 def _statements(record: list[Line]) -> Iterator[tuple[int, str, re.Match[str], Worker]]:
     """The statements about memory in a record: the line's number, the kind, the match and who wrote it."""
+    read_already = 0  # characters, spaces apart
+    ends = list(accumulate(len(line.text.replace(" ", "")) for line in record))
     for at, line in enumerate(record):
+        if at and ends[at - 1] < read_already:  # this line is the end of a wrapped one
+            continue
         start = line.text + (record[at + 1].text if at + 1 < len(record) else "")
         if not any(hint in start for hint in HINTS):
             continue
@@ -161,6 +166,8 @@ def _statements(record: list[Line]) -> Iterator[tuple[int, str, re.Match[str], W
             if matches:
                 match = max(matches, key=lambda match: len(match[0].replace(" ", "")))
                 prefix = match.string[: match.start()]
+                before = ends[at - 1] if at else 0
+                read_already = before + len(match.string[: match.end()].replace(" ", ""))
                 if not re.search("['\"]", prefix):  # else it is quoted: a request's prompt, an error's repetition
                     yield line.number, kind, match, worker(f"{record[0].text} {prefix}" if at else prefix)
                 break

@@ -128,22 +128,22 @@ def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
 
 
 V0 = """INFO 05-21 18:16:50 [__init__.py:239] Automatically detected platform cuda.
-INFO 05-21 18:16:51 [llm_engine.py:240] Initializing a V0 LLM engine (v0.8.5) with config: model='m', speculative_config=None, \
-dtype=torch.float16, max_seq_len=8192, tensor_parallel_size=1, pipeline_parallel_size=1, quantization=None, \
+INFO 05-21 18:16:51 [llm_engine.py:240] Initializing a V0 LLM engine (v0.8.5) with config: model='m', \
+speculative_config=None, dtype=torch.float16, max_seq_len=8192, tensor_parallel_size=1, pipeline_parallel_size=1, quantization=None, \
 enforce_eager=False, kv_cache_dtype=auto,  device_config=cuda
 INFO 05-21 18:17:01 [model_runner.py:1146] Model loading took 14.9888 GiB and 30.643008 seconds
 INFO 05-21 18:17:06 [worker.py:267] Memory profiling takes 5.29 seconds
-INFO 05-21 18:17:06 [worker.py:267] the current vLLM instance can use total_gpu_memory (23.58GiB) x gpu_memory_utilization \
-(0.90) = 21.22GiB
-INFO 05-21 18:17:06 [worker.py:267] model weights take 14.99GiB; non_torch_memory takes 0.35GiB; PyTorch activation peak \
-memory takes 2.99GiB; the rest of the memory reserved for KV Cache is 2.89GiB.
+INFO 05-21 18:17:06 [worker.py:267] the current vLLM instance can use total_gpu_memory (23.58GiB) x \
+gpu_memory_utilization (0.90) = 21.22GiB
+INFO 05-21 18:17:06 [worker.py:267] model weights take 14.99GiB; non_torch_memory takes 0.35GiB; PyTorch \
+activation peak memory takes 2.99GiB; the rest of the memory reserved for KV Cache is 2.89GiB.
 INFO 05-21 18:17:07 [executor_base.py:112] # cuda blocks: 1478, # CPU blocks: 512
 INFO 05-21 18:17:07 [executor_base.py:117] Maximum concurrency for 8192 tokens per request: 2.89x
 INFO 05-21 18:17:30 [model_runner.py:1600] Graph capturing finished in 18 secs, took 0.62 GiB
-INFO 05-21 18:18:00 [metrics.py:455] Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 9.1 tokens/s, Running: 1 \
-reqs, Swapped: 2 reqs, Pending: 3 reqs, GPU KV cache usage: 99.3%, CPU KV cache usage: 0.0%.
-WARNING 05-21 18:18:01 [scheduler.py:1754] Sequence group cmpl-1-0 is preempted by PreemptionMode.RECOMPUTE mode because there \
-is not enough KV cache space. This can affect the end-to-end performance.
+INFO 05-21 18:18:00 [metrics.py:455] Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 9.1 tokens/s, \
+Running: 1 reqs, Swapped: 2 reqs, Pending: 3 reqs, GPU KV cache usage: 99.3%, CPU KV cache usage: 0.0%.
+WARNING 05-21 18:18:01 [scheduler.py:1754] Sequence group cmpl-1-0 is preempted by PreemptionMode.RECOMPUTE mode \
+because there is not enough KV cache space. This can affect the end-to-end performance.
 """
 
 
@@ -165,8 +165,8 @@ def test_another_block_size_is_found_from_the_concurrency() -> None:
 
 
 OUT_OF_MEMORY = (
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.58 GiB of which "
-    "1.10 GiB is free."
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.58 GiB "
+    "of which 1.10 GiB is free."
 )
 
 
@@ -191,10 +191,11 @@ FAILED = {
     "nothing_left": "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
     "warm_up": "CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please try lowering",
     "no_room_for_weights": "Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization",
-    "kv_not_free": "Available memory on node 0 (5.1/23.5 GiB) on kv cache allocation is less than requested memory for kv (8.0 GiB)",
-    "weights_elsewhere": "Externally held weights on device cuda:0 (15.1/23.5 GiB) exceed the desired GPU memory utilization",
-    "profiling_disturbed": "AssertionError: Error in memory profiling. Initial free memory 10.5 GiB, current free memory 12.1 GiB.",
-    "too_few_states": "ValueError: max_num_seqs (1024) exceeds available Mamba cache blocks (614). Each decode sequence",
+    "kv_not_free": "Available memory on node 0 (5.1/23.5 GiB) on kv cache allocation is less than requested memory for "
+    "kv (8.0 GiB)",
+    "weights_elsewhere": "Externally held weights on device cuda:0 (15.1/23.5 GiB) exceed the desired",
+    "profiling_disturbed": "AssertionError: Error in memory profiling. Initial free memory 10.5 GiB, current",
+    "too_few_states": "ValueError: max_num_seqs (1024) exceeds available Mamba cache blocks (614). Each",
     "beyond_positions": "User-specified max_model_len (32768) is greater than the derived max_model_len "
     "(max_position_embeddings=8192 or model_max_length=None in model's config.json).",
     "batch_below_length": "max_num_batched_tokens (2048) is smaller than max_model_len (4096). This effectively limits",
@@ -245,9 +246,9 @@ def test_only_what_the_log_tells_of_the_ranks_is_compared() -> None:
 @pytest.mark.parametrize("setting", ["'pipeline_parallel_size': 2", "'speculative_config': {'method': 'eagle3'}",
                                      "'kv_cache_dtype': 'nvfp4'", "'decode_context_parallel_size': 2"])  # fmt: skip
 def test_what_cannot_be_recomputed_is_not_compared(setting: str) -> None:
-    """Layers over stages, a draft model and layouts of other kinds: the reason is said, and nothing agrees or differs."""
-    text = f"non-default args: {{{setting}}}\nAvailable KV cache memory: 2.89 GiB\nGPU KV cache size: 9,999 tokens"
-    found = read(text, architecture=LLAMA_8B)
+    """Layers over stages, a draft model, other layouts: the reason is said, and nothing agrees or differs."""
+    text = f"non-default args: {{{setting}}}\nAvailable KV cache memory: 2.89 GiB\n"
+    found = read(f"{text}GPU KV cache size: 9,999 tokens", architecture=LLAMA_8B)
     assert found.agrees is None
     assert "not recomputed" in str(found)
 

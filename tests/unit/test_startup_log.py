@@ -41,7 +41,7 @@ def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
     recomputed = {
         "dtype": "46,080 bytes of KV cache for each token",
         "cpu_memory": "= 182 blocks",
-        "cache_size": "182 blocks x 128 = 23,296 tokens; 182 blocks / 8 for a full request = 22.75x",
+        "cache_size": "182 blocks x 128 = 23,296 tokens; 23,296 / 1,024 = 22.75x",
         "checkpoint": "134,515,008 parameters x 2 bytes = 0.25 GiB",
         "statistics": "of 181 blocks",
     }
@@ -65,7 +65,7 @@ def test_other_text() -> None:
     not become the notebook's."""
     reading = read("INFO 11-24 07:31:40 [model.py:733] Resolved architecture: LlamaForCausalLM\n\n")
     assert (reading.lines, reading.agrees) == ((), None)
-    html = read("Using max model len 12 <img src=x>")._repr_html_()
+    html = read("non-default args: {'quantization': '<img/src=x>'}")._repr_html_()
     assert ("<img" in html, "&lt;img" in html) == (False, True)
 
 
