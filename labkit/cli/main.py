@@ -181,10 +181,11 @@ def log(
     """Explains every line of a vLLM log on memory."""
     from labkit.models import architecture, resolve
     from labkit.serving import vllm_log
+    from labkit.serving.log_lines import open_log
 
     path = Path(model or "").expanduser()
     config = architecture(path if path.suffix == ".json" else resolve(model, progress=say)) if model else None
-    with vllm_log.open_log(file) as stream:
+    with open_log(file) as stream:
         found = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
     fix = "name the log of `vllm serve` from its start on (INFO lines included)"
     require(bool(found.lines), f"no vLLM memory line found in {found.lines_read:,} lines of {file}", fix=fix)

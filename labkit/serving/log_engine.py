@@ -12,7 +12,7 @@ from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
 from labkit.models import Architecture
 from labkit.models.architecture import DTYPE_BYTES
 from labkit.serving.log_lines import Worker
-from labkit.theory.kv_size import IN_FLIGHT_TOKENS, KvPlan, describe
+from labkit.theory.kv_size import IN_FLIGHT_TOKENS, KvPlan, describe, kv_heads_per_rank
 
 GIB = 2**30
 HALF_A_DIGIT = 0.005  # GiB
@@ -89,15 +89,23 @@ class Engine:
     @property
     def obstacle(self) -> str:
         """Why nothing of the cache can be recomputed though the model is known; empty where it can."""
+        if self.architecture is None:
+            return ""
         draft = self.settings.get("speculative_config", "None") not in UNSET
+        told = self.size("tensor_parallel_size") or self.tensor_parallel_given or max(self.ranks, default=0)
+        several = self.ranks or len({rank for _, rank in self.memory}) > 1
         reasons = {
+            "the log does not say over how many GPUs the model is split (--tensor-parallel)": several and not told,
             "the layers are split over pipeline stages": (self.size("pipeline_parallel_size") or 1) > 1,
             "a draft model has layers in the cache, too": draft,
             "the tokens of a request are split over GPUs": (self.size("decode_context_parallel_size") or 1) > 1,
             f"a cache of {self.settings.get('kv_cache_dtype')} is laid out in its own way": self.kv_dtype_bytes == 0,
-            "some layers keep a state, which shares the blocks": self.hybrid
-            or (self.architecture is not None and self.architecture.state_layers > 0),
+            "some layers keep a state, which shares the blocks": self.hybrid or self.architecture.state_layers > 0,
         }
+        try:
+            kv_heads_per_rank(self.architecture, self.tensor_parallel)
+        except LabkitError as error:
+            return error.what
         return next((reason for reason, applies in reasons.items() if applies), "")
 
     def smallest(self) -> tuple[str, tuple[int, int]] | None:
@@ -125,7 +133,7 @@ class Engine:
                 kv_dtype_bytes=self.kv_dtype_bytes,
                 in_flight_tokens=self.size("max_num_batched_tokens") or IN_FLIGHT_TOKENS,
             )
-        except LabkitError:  # less than a block, or heads that this many GPUs cannot share
+        except LabkitError:  # less than a block
             return None
 
     def plans(self, max_model_len: int, block_size: int) -> tuple[KvPlan, KvPlan] | None:
@@ -161,7 +169,7 @@ class Said:
     shown: str = ""
 
 
-Explain = Callable[[re.Match[str], Engine], Said | None]
+Explain = Callable[[re.Match[str], Engine], Said]
 READERS: dict[str, tuple[re.Pattern[str], Explain]] = {}
 
 

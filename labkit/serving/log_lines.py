@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from labkit.errors import UsageError
 
@@ -60,12 +60,13 @@ def open_log(file: Path | str) -> Iterator[TextIO]:
     """
     path = Path(file).expanduser()
     remedy = "name the log that vLLM wrote, or - to read it from a pipe"
-    if str(file) != "-" and not path.is_file():
+    piped = str(file) == "-"
+    if not piped and (path.is_dir() or not path.exists()):
         raise UsageError(f"there is no log file {file}", remedy=remedy)
     try:
         with contextlib.ExitStack() as stack:
-            raw = sys.stdin.buffer if str(file) == "-" else stack.enter_context(path.open("rb"))
-            buffer = io.BufferedReader(raw)  # type: ignore[type-var]  # its peek works on a pipe, too
+            source: int | Path = sys.stdin.fileno() if piped else path
+            buffer: io.BufferedReader[Any] = stack.enter_context(open(source, "rb", closefd=not piped))
             if buffer.peek(2)[:2] == b"\x1f\x8b":
                 buffer = io.BufferedReader(gzip.GzipFile(fileobj=buffer))
             encoding = "utf-16" if buffer.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

@@ -285,7 +285,7 @@ def _sized_by(engine: Engine) -> str:
 
 def _recomputed(tokens: int, length: int, engine: Engine) -> tuple[str, bool | None]:
     """The tokens that the memory holds, in the block size that fits."""
-    if engine.obstacle and engine.architecture:
+    if engine.obstacle:
         return f"not recomputed: {engine.obstacle}", None
     closest = None
     for size in engine.block_sizes:

@@ -125,7 +125,7 @@ def read(
             engine.kinds.add((kind, who.engine, who.label))
             engine.ranks |= set() if who.rank is None else {who.rank}
             said = READERS[kind][1](match, engine)
-            if said is None or (said.fix and (kind, match[0]) in said_before):  # every rank repeats an error
+            if said.fix and (kind, match[0]) in said_before:  # every rank repeats an error
                 continue
             said_before.add((kind, match[0]))
             lines = kept.setdefault(kind, deque(maxlen=KEPT))

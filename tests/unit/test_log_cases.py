@@ -129,7 +129,7 @@ def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
 
 V0 = """INFO 05-21 18:16:50 [__init__.py:239] Automatically detected platform cuda.
 INFO 05-21 18:16:51 [llm_engine.py:240] Initializing a V0 LLM engine (v0.8.5) with config: model='m', \
-speculative_config=None, dtype=torch.float16, max_seq_len=8192, tensor_parallel_size=1, pipeline_parallel_size=1, quantization=None, \
+speculative_config=None, dtype=torch.float16, max_seq_len=8192, tensor_parallel_size=1, quantization=None, \
 enforce_eager=False, kv_cache_dtype=auto,  device_config=cuda
 INFO 05-21 18:17:01 [model_runner.py:1146] Model loading took 14.9888 GiB and 30.643008 seconds
 INFO 05-21 18:17:06 [worker.py:267] Memory profiling takes 5.29 seconds
@@ -251,6 +251,16 @@ def test_what_cannot_be_recomputed_is_not_compared(setting: str) -> None:
     found = read(f"{text}GPU KV cache size: 9,999 tokens", architecture=LLAMA_8B)
     assert found.agrees is None
     assert "not recomputed" in str(found)
+
+
+def test_a_rank_alone_does_not_tell_how_many_there_are() -> None:
+    """Since 0.10 only the first rank writes its memory: without the settings the split is unknown, not 1."""
+    text = "(Worker_TP0 pid=1) Available KV cache memory: 8.02 GiB\nGPU KV cache size: 178,880 tokens"
+    config = MODELS["qwen3-235b-a22b"]
+    assert read(text, architecture=config).agrees is None
+    assert "--tensor-parallel" in str(read(text, architecture=config))
+    assert read(text, architecture=config, tensor_parallel=4).agrees
+    assert read(text.replace("178,880", "44,720"), architecture=config, tensor_parallel=5).agrees is None
 
 
 def test_data_parallel_engines_have_a_cache_each() -> None:
