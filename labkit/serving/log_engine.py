@@ -119,6 +119,13 @@ class Engine:
         """Whether every rank has told its memory: since vLLM 0.10 only the first of them writes the line."""
         return len({rank for _, rank in self.memory}) >= self.tensor_parallel
 
+    def verdict(self, *, fits: bool, fewer: bool) -> bool | None:
+        """Whether a figure agrees. Where it does not: None if versions of vLLM count layers with a window in other
+        ways, or if there are `fewer` and a rank that did not write its memory may be smaller."""
+        if fits or (self.keeps_all_tokens and (self.all_ranks_known() or not fewer)):
+            return fits
+        return None
+
     def plan(self, memory_bytes: int, block_size: int, max_model_len: int) -> KvPlan | None:
         """The arithmetic for so much memory; None where the model is unknown or there is an obstacle."""
         if self.architecture is None or self.obstacle:
@@ -150,7 +157,7 @@ class Engine:
 
     def notes(self) -> Iterator[str]:
         """What a reader must know of the whole log."""
-        if (engines := len({engine for engine, _ in self.memory})) > 1:
+        if (engines := len({engine for engine, _ in self.memory if engine})) > 1:
             yield f"{engines} engines (data parallel): each has a cache of its own, and kv_tokens is one engine's"
         if self.architecture is None:
             yield "without the model's config (--model) only figures within the log are compared with each other"

@@ -7,7 +7,7 @@ from labkit.serving.log_readers import LARGER_CACHE, LARGER_SHARE, longest_reque
 
 SMALLER_CACHE = "use kv_cache_dtype=fp8, spread the model over more GPUs (tensor_parallel_size)"
 SMALLER_STEPS = "lower max_num_seqs or max_num_batched_tokens"
-OTHERS = "end what else uses the GPU (nvidia-smi lists it), or lower gpu_memory_utilization"
+OTHERS = "end what else uses this memory (on a GPU nvidia-smi lists it), or lower gpu_memory_utilization"
 FAILURES = {
     "nothing_left": (
         r"No available memory for the cache blocks|Cannot auto-fit max_model_len: not enough",
@@ -113,13 +113,21 @@ def _too_long(match: re.Match[str], engine: Engine) -> Said:
     meaning = f"No start: one request of {length:,} tokens takes {match[2]} GiB, the cache has {match[3]} for it."
     shorter = f"set max_model_len={fits} or less" if fits else "lower max_model_len"
     fix = f"{shorter}, {SMALLER_CACHE}, or {LARGER_CACHE}"
-    if not fits:
+    meaning += f" The longest that fits is {fits:,}." if fits else ""
+    plan = engine.plan(GIB * GIB, engine.block_sizes[0], length)
+    if plan is None:
         return Said(meaning, fix=fix)
-    if engine.made is None and (engine.worker.engine, engine.worker.label) not in engine.memory:
-        off = HALF_A_DIGIT * GIB
-        size = float(match[3]) * GIB
-        engine.memory[engine.worker.engine, engine.worker.label] = max(0, int(size - off)), int(size + off)
-    return Said(f"{meaning} The longest that fits is {fits:,}.", *longest_request(fits, length, engine), fix)
+    needed = plan.bytes_per_sequence / GIB
+    same = close(needed, match[2], HALF_A_DIGIT + plan.bytes_per_block / GIB) if engine.keeps_all_tokens else None
+    said = f"{length:,} tokens take {needed:.2f} GiB"
+    if not fits:
+        return Said(meaning, said, same, fix)
+    if engine.made is None:  # what the error says is without the block that vLLM keeps
+        size, off = float(match[3]) * GIB, HALF_A_DIGIT * GIB
+        least, most = (max(0, int(size + sign * off)) + plan.bytes_per_block for sign in (-1, 1))
+        engine.memory = {(engine.worker.engine, engine.worker.label): (least, most)}
+    longest, agrees = longest_request(fits, length, engine)
+    return Said(meaning, f"{said}; {longest}", False if same is False else agrees, fix)
 
 
 @reads(

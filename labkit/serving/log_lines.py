@@ -106,9 +106,8 @@ def worker(prefix: str) -> Worker:
     if found := RANK.search(prefix):
         label = found[2].replace("_", " ").strip() if found[2] else f"rank {found[1]}"
         return Worker(label, int(re.findall(r"\d+", label)[-1]), engine)
-    if found := PROCESS.search(prefix):
-        return Worker(f"process {found[1]}" + (f" on {found[2]}" if found[2] else ""), None, engine)
-    return Worker(engine=engine)
+    processes = [f"process {pid} on {ip}" if ip else f"process {pid}" for pid, ip in PROCESS.findall(prefix)]
+    return Worker(processes[-1] if processes else "", None, engine)
 
 
 def _lines(stream: TextIO) -> Iterator[Line]:

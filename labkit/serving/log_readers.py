@@ -202,10 +202,11 @@ def _parts(match: re.Match[str], engine: Engine) -> Said:
     rf"Free memory on device \S*\s?\({NUMBER}/{NUMBER} GiB\) on startup\. Desired GPU memory utilization is "
     rf"\({NUMBER}, {NUMBER} GiB\)\. Actual usage is {NUMBER} GiB for (?:consumed memory \([^)]*\)|weights?), "
     rf"{NUMBER} GiB for peak activation,(?: {NUMBER} GiB for non-torch memory,)? and {NUMBER} GiB for CUDAGraph"
-    rf"(?:.*Current kv cache memory in use is {NUMBER} GiB)?",
+    rf"(?:.*Current kv cache memory in use is {NUMBER} (GiB|bytes))?",
 )
 def _gpu_usage(match: re.Match[str], _engine: Engine) -> Said:
-    _, total, share, asked, consumed, peak, other, graphs, cache = (float(text or 0) for text in match.groups())
+    _, total, share, asked, consumed, peak, other, graphs, cache = (float(text or 0) for text in match.groups()[:-1])
+    cache = cache / GIB if match[10] == "bytes" else cache
     meaning = (
         f"Of a GPU with {total} GiB this engine may have {asked}: {consumed} went to weights and context, {peak} to "
         f"activations, {graphs} to CUDA graphs" + (f", {other} to CUDA itself." if match[7] else ".")
@@ -249,7 +250,11 @@ def _blocks(match: re.Match[str], engine: Engine) -> Said:
     meaning = f"{count:,} blocks of {size} tokens: room for {count * size:,} tokens of all requests together{swap}."
     if plans := known[0][1]:
         low, high = plans
-        return Said(meaning, f"the memory holds {low.blocks:,} to {high.blocks:,} blocks", bool(fitting))
+        return Said(
+            meaning,
+            f"the memory holds {low.blocks:,} to {high.blocks:,} blocks",
+            engine.verdict(fits=bool(fitting), fewer=count < low.blocks),
+        )
     return Said(meaning)
 
 
@@ -301,11 +306,9 @@ def _recomputed(tokens: int, length: int, engine: Engine) -> tuple[str, bool | N
             return f"{blocks:,} blocks x {size} = {blocks * size:,} tokens", True
     low, high = closest  # type: ignore[misc]  # there is at least one size
     said = f"the memory holds {low.tokens:,} to {high.tokens:,} tokens"
-    if not engine.keeps_all_tokens:
-        return f"{said} as vLLM 0.32 counts layers with a window; versions differ", None
-    if tokens < low.tokens and not engine.all_ranks_known():
-        return f"{said} on the ranks that the log tells of; a smaller one may size it", None
-    return said, False
+    if (verdict := engine.verdict(fits=False, fewer=tokens < low.tokens)) is None:
+        said += " on the ranks that the log tells of, as vLLM 0.32 counts them"
+    return said, verdict
 
 
 def _divided(tokens: int, length: int, times: str, engine: Engine) -> tuple[str, bool | None]:
@@ -343,12 +346,16 @@ def _auto_fit(match: re.Match[str], engine: Engine) -> Said:
 
 def longest_request(fits: int, asked: int, engine: Engine) -> tuple[str, bool | None]:
     """The longest request that the cache can hold, without the block that vLLM keeps."""
-    plans = engine.plans(asked, engine.block_sizes[0])
-    if plans is None:
+    known = [plans for size in engine.block_sizes if (plans := engine.plans(asked, size))]
+    if not known:
         return "", None
-    low, high = plans
-    arithmetic = f"({low.blocks:,} blocks - 1 that vLLM keeps) x {low.block_size} = {low.longest_tokens:,} tokens"
-    return arithmetic, low.longest_tokens <= fits <= high.longest_tokens
+    fitting = [(low, high) for low, high in known if low.longest_tokens <= fits <= high.longest_tokens]
+    low, high = (fitting or known)[0]
+    blocks = f"{low.blocks:,}" if low.blocks == high.blocks else f"{low.blocks:,} to {high.blocks:,}"
+    longest = f"{high.longest_tokens:,} tokens at most"
+    return f"({blocks} blocks - 1 that vLLM keeps) x {low.block_size}: {longest}", engine.verdict(
+        fits=bool(fitting), fewer=fits < low.longest_tokens
+    )
 
 
 @reads(

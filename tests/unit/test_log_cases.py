@@ -164,6 +164,24 @@ def test_another_block_size_is_found_from_the_concurrency() -> None:
     assert read("# GPU blocks: 1000\nMaximum concurrency for 4096 tokens per request: 7.81x").kv_tokens == 32_000
 
 
+TOO_LONG = (
+    "ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is needed, "
+    "which is larger than the available KV cache memory (5.61 GiB). Based on the available memory, the estimated "
+    "maximum model length is {}. Try increasing"
+)
+
+
+def test_too_long_is_recomputed_from_the_message_alone() -> None:
+    """128 KiB a token are 16 GiB for 131,072 tokens and 45,952 in 5.61 GiB; another length or another model differ."""
+    line = read(TOO_LONG.format(45_952), architecture=LLAMA_8B).lines[0]
+    assert line.agrees
+    assert "131,072 tokens take 16.00 GiB" in line.recomputed
+    assert line.fix.startswith("set max_model_len=45952 or less")
+    assert read(TOO_LONG.format(65_536), architecture=LLAMA_8B).agrees is False
+    assert read(TOO_LONG.format(45_952), architecture=replace(LLAMA_8B, layers=80)).agrees is False
+    assert read(TOO_LONG.format(45_952)).agrees is None
+
+
 OUT_OF_MEMORY = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.58 GiB "
     "of which 1.10 GiB is free."

@@ -178,7 +178,7 @@ def test_the_longest_length_in_the_error_is_recomputed() -> None:
     before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
     line = read(before + TOO_LONG, architecture=SMOLLM2).of("too_long")[0]
     assert line.agrees
-    assert "= 224 tokens" in line.recomputed
+    assert "(8 blocks - 1 that vLLM keeps) x 32: 224 tokens at most" in line.recomputed
     assert "longest that fits is 224" in line.meaning
     assert read(before + TOO_LONG.replace("224", "256"), architecture=SMOLLM2).of("too_long")[0].agrees is False
 
