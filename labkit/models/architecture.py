@@ -30,7 +30,10 @@ TEXT_CONFIGS = (
 )  # fmt: skip
 # Scalings whose factor is in the positions already (config/model.py, _get_and_verify_max_len).
 SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-ENCODER_FIELDS = ("type_vocab_size", "classifier_pooling", "sinusoidal_pos_embds")
+ENCODER_FIELDS = (
+    "type_vocab_size", "classifier_pooling", "sinusoidal_pos_embds", "num_channels", "feat_extract_norm",
+    "num_mel_bins",
+)  # fmt: skip
 STATE_FIELDS = ("state_size", "num_ssm_heads", "decay_low_rank_dim", "chunkwise_kernel")
 GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel")  # as in vLLM's config/model.py
 ENCODER_DECODER = "an encoder-decoder: it keeps the encoder's keys and values too, which are not described here"
@@ -140,7 +143,7 @@ def _complete(config: Fields) -> dict[str, Any]:
     holds those only that differ, and other files anything.
     """
     fields = text_fields(config)
-    named = (attention.LAYERS, attention.HEADS, attention.HIDDEN, POSITIONS)
+    named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
     whole = not any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS) and "transformers_version" in config
     unpatterned = attention.sliding_window(fields) and not any(
         fields.get(name) for name in ("layer_types", "use_sliding_window", "hybrid_layer_pattern")
@@ -148,7 +151,9 @@ def _complete(config: Fields) -> dict[str, Any]:
     if whole and all(first(fields, names) is not None for names in named) and not unpatterned:
         return fields
     given = {name: value for name, value in fields.items() if value is not None}
-    return _class_fields(config, fields) | given
+    known = _class_fields(config, fields)
+    counted = {name: value for name, value in known.items() if name == "num_hidden_layers"}  # some classes work it out
+    return known | given | counted
 
 
 def _class_fields(config: Fields, fields: Fields) -> dict[str, Any]:
@@ -205,9 +210,10 @@ def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Archite
     limit, default = _positions(fields)
     model = replace(
         model,
+        layers=len(kinds),
         attention_heads=attention.attention_heads(fields),
         kv_heads=stored[0].kv_heads,
-        head_dim=stored[0].key_size if stored[0].replicated else attention.head_size(fields),
+        head_dim=stored[0].key_size,
         max_positions=limit or DEFAULT_POSITIONS,
         sliding_window=attention.sliding_window(fields) if attention.WINDOWED in kinds else None,
         kv_dtype=kv_dtype(fields, dtype),
@@ -225,7 +231,7 @@ def _why_no_kv_cache(fields: Fields) -> str:
         return ENCODER_DECODER
     both_ways = fields.get("is_causal") is False or fields.get("use_bidirectional_attention") is True
     encoder = both_ways or first(fields, ENCODER_FIELDS) is not None or "ForMaskedLM" in "".join(architectures)
-    if encoder and not fields.get("is_decoder") and (both_ways or not generates):
+    if encoder and not fields.get("is_decoder") and not generates:
         return ENCODER
     attends = first(fields, ("num_attention_heads", "num_key_value_heads")) is not None
     recurrent = fields.get("rescale_every") is not None or fields.get("ssm_cfg") is not None

@@ -21,6 +21,10 @@ HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 WINDOW = ("sliding_window", "sliding_window_size", "attn_window_size", "attention_window_size")
 LARGEST = 10**9  # far above every size in use: what is larger is a damaged file
 
+PATTERNS = ("layer_types", "layers_block_type", "attn_type_list", "hybrid_override_pattern")
+SPARSE = ("compress_ratios", "sparse_attention_config", "index_head_dim")
+STATES = ("mamba_d_state", "mamba_d_conv", "ssm_state_size", "linear_num_value_heads", "conv_L_cache", "lru_width")
+
 FIELDS = (
     *LAYERS, *HEADS, *KV_HEADS, *HEAD_SIZE, *HIDDEN, *WINDOW,
     "attn_config", "multi_query", "new_decoder_architecture", "multi_query_attention", "num_kv_shared_layers",
@@ -29,17 +33,18 @@ FIELDS = (
     "full_attention_interval", "layer_group_size", "attention_chunk_size", "no_rope_layers", "sliding_window_pattern",
     "use_sliding_window", "max_window_layers", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
     "index_head_dim", "global_head_dim", "attention_k_eq_v", "num_global_key_value_heads", "compress_ratios",
-    "mamba_d_ssm", "state_size", "rescale_every", "attn_logit_softcapping",
+    "mamba_d_ssm", "state_size", "index_topk_freq", "index_topk_pattern", "index_skip_topk_offset", "zero_expert_num",
+    "sparse_attention_config", *STATES, "rescale_every", "attn_logit_softcapping",
 )  # fmt: skip
 """What this module reads: the names under which a class of transformers is asked."""
 
-MLA_WIDTHS = (320, 576)
+MLA_WIDTHS = (320, 512, 576)
 """Numbers in a compressed vector that vLLM's MLA kernels take (mla_attention.py, get_supported_head_sizes). A model
 with another width, such as MiniCPM3 with 288, stores expanded keys and values."""
 
 FULL, WINDOWED, CHUNKED, STATE, NONE = "full", "window", "chunk", "state", "none"
 KINDS = {
-    FULL: ("full_attention", "attention", "global", "global_attention", "hybrid", "*", "1"),
+    FULL: ("full_attention", "attention", "indexed_attention", "global", "global_attention", "hybrid", "*", "1"),
     WINDOWED: ("sliding_attention", "sliding_window", "sliding_window_attention", "local", "local_attention"),
     CHUNKED: ("chunked_attention",),
     STATE: ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "short_conv", "gated_delta_net", "M", "0"),
@@ -136,10 +141,15 @@ def kv_head_count(fields: Fields) -> int:
 
 def layer_kinds(fields: Fields) -> list[str]:
     """FULL, WINDOWED, CHUNKED, STATE or NONE for each layer. ConfigError for a layer that is none of these."""
-    layers = required(fields, *LAYERS)
-    if fields.get("compress_ratios"):
+    layers = size(fields, *LAYERS) or len(first(fields, PATTERNS) or ()) or required(fields, *LAYERS)
+    if fields.get("zero_expert_num") is not None and fields.get("num_hidden_layers") is None:
+        layers *= 2  # LongCat: two attentions in each of its `num_layers`
+    sparse = next((name for name in SPARSE if fields.get(name)), None)
+    if "indexed_attention" in (first(fields, PATTERNS) or ()):
+        sparse = sparse or "indexed_attention"
+    if sparse and not (fields.get("index_head_dim") and _latent(fields)):
         raise ConfigError(
-            "its layers keep compressed sparse caches (compress_ratios): their size is not known here",
+            f"its layers keep compressed or sparse caches ({sparse}), whose size is not known here",
             remedy="read the size from the engine's own start-up log",
         )
     kinds = _listed(fields, layers) or _periodic(fields, layers) or _windowed(fields, layers)
@@ -152,14 +162,13 @@ def layer_kinds(fields: Fields) -> list[str]:
 
 def _listed(fields: Fields, layers: int) -> list[str]:
     """Where the config names the kind of each layer."""
-    for name in ("layer_types", "layers_block_type", "attn_type_list", "hybrid_override_pattern"):
-        entries = fields.get(name)
-        if isinstance(entries, list | str) and entries:
-            return _known(name, entries, layers)
     for name in ("block_types", "_block_types"):  # RecurrentGemma repeats its pattern; its attention has a window
         if fields.get(name):
             pattern = _known(name, fields[name], len(fields[name]))
             return [WINDOWED if pattern[n % len(pattern)] == FULL else STATE for n in range(layers)]
+    for name in PATTERNS:
+        if fields.get(name):
+            return _known(name, fields[name], layers)
     if pattern := fields.get("hybrid_layer_pattern"):
         return _known("hybrid_layer_pattern", ["local" if entry == 1 else "global" for entry in pattern], layers)
     if blocks := fields.get("block_configs"):
@@ -210,6 +219,12 @@ def _periodic(fields: Fields, layers: int) -> list[str]:
 def _windowed(fields: Fields, layers: int) -> list[str]:
     """Where some layers look at a window or a chunk only, and where all are alike."""
     window, chunk = sliding_window(fields), fields.get("attention_chunk_size")
+    state = next((name for name in STATES if fields.get(name) is not None), None)
+    if state and fields.get("mamba_d_ssm") is None:  # with that field, every layer has both
+        raise ConfigError(
+            f"it has layers with a state ({state}), and does not say which layers keep keys and values",
+            remedy="name a config.json with layer_types, or read the size from the engine's own start-up log",
+        )
     if chunk:
         roped = fields.get("no_rope_layers") or []
         every = size(fields, "no_rope_layer_interval") or 4
@@ -239,7 +254,7 @@ def sliding_window(fields: Fields) -> int | None:
 
 def state_layers(fields: Fields, kinds: Sequence[str]) -> int:
     """The layers that keep a fixed state for each sequence, also beside keys and values (Falcon-H1, Zamba2)."""
-    beside = fields.get("mamba_d_ssm") is not None or "hybrid" in (fields.get("layers_block_type") or ())
+    beside = fields.get("mamba_d_ssm") is not None or "hybrid" in (first(fields, PATTERNS) or ())
     return len(kinds) if beside else kinds.count(STATE)
 
 
@@ -257,19 +272,34 @@ def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
         if kind in (FULL, WINDOWED, CHUNKED)
     )
     groups = [KvLayers(**{**vars(layer), "count": count}) for layer, count in stored.items()]
-    if indexer := size(fields, "index_head_dim"):  # DeepSeek sparse attention: 8-bit keys, four bytes of scale each
-        groups.append(
-            KvLayers(count=len(kinds), kv_heads=1, key_size=indexer + 4, value_size=0, replicated=True, number_bytes=1)
-        )
+    if indexer := size(fields, "index_head_dim"):  # 8-bit keys, and four bytes of scale for every 128 numbers
+        width = indexer + indexer // 128 * 4
+        count = _indexing(fields, [n for n, kind in enumerate(kinds) if kind == FULL])
+        groups.append(KvLayers(count=count, kv_heads=1, key_size=width, value_size=0, replicated=True, number_bytes=1))
     return tuple(sorted(groups, key=lambda layers: layers.window is not None))
+
+
+def _latent(fields: Fields) -> int | None:
+    """Numbers in the one vector that MLA keeps of a token; None for a model that keeps keys and values."""
+    width = (size(fields, "kv_lora_rank") or 0) + (fields.get("qk_rope_head_dim") or 0)
+    return width if fields.get("kv_lora_rank") and width in MLA_WIDTHS else None
+
+
+def _indexing(fields: Fields, layers: Sequence[int]) -> int:
+    """The layers that choose the tokens to attend to; others take over the choice of the one before."""
+    pattern, every = fields.get("index_topk_pattern"), size(fields, "index_topk_freq") or 1
+    offset = 2 if fields.get("index_skip_topk_offset") is None else fields["index_skip_topk_offset"]
+    if pattern:
+        return sum(n >= len(pattern) or pattern[n] != "S" for n in layers)
+    return sum(max(n - offset + 1, 0) % every == 0 for n in layers)
 
 
 def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
     window = sliding_window(fields) if windowed else None
-    if latent := size(fields, "kv_lora_rank"):
-        rope, nope = fields.get("qk_rope_head_dim") or 0, size(fields, "qk_nope_head_dim") or 0
-        if latent + rope in MLA_WIDTHS:
-            return KvLayers(count=1, kv_heads=1, key_size=latent + rope, value_size=0, window=window, replicated=True)
+    if latent := _latent(fields):
+        return KvLayers(count=1, kv_heads=1, key_size=latent, value_size=0, window=window, replicated=True)
+    if size(fields, "kv_lora_rank"):
+        rope, nope = size(fields, "qk_rope_head_dim") or 0, size(fields, "qk_nope_head_dim") or 0
         return KvLayers(
             count=1, kv_heads=attention_heads(fields), key_size=nope + rope, value_size=nope + rope, window=window
         )
@@ -291,7 +321,7 @@ def _layer_fields(fields: Fields, index: int, *, windowed: bool) -> dict[str, An
     own = {name: value[index] for name in (*HEADS, *KV_HEADS) if isinstance(value := fields.get(name), list)}
     different = fields.get("per_layer_config")
     if isinstance(different, Mapping):
-        own |= different.get(str(index)) or {}
+        own |= {int(layer): values for layer, values in different.items()}.get(index, {})
     for name in ("num_attention_heads", "num_key_value_heads"):
         if isinstance(value := fields.get(f"{name}_per_layer"), list):
             own[name] = value[index]
