@@ -18,7 +18,7 @@ GIB = 2**30
 HALF_A_DIGIT = 0.005  # GiB
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 BLOCK_SIZES = (GPU_BLOCK_SIZE, 32, 64, CPU_BLOCK_SIZE, 256)  # the attention kernel may choose another than the default
-KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1}
+KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "half": 2, "float": 4}
 UNSET = ("None", "auto", "")
 
 
@@ -59,6 +59,7 @@ class Engine:
 
     @property
     def tensor_parallel(self) -> int:
+        """Over how many GPUs the model is split: as the log says, as was given, or as many as there are ranks."""
         ranks = max(self.ranks, default=0) + 1
         return self.size("tensor_parallel_size") or self.tensor_parallel_given or ranks
 
@@ -69,7 +70,7 @@ class Engine:
             return KV_BYTES.get(name, 0)
         if self.architecture is not None and self.architecture.kv_dtype:  # the checkpoint's own, under "auto"
             return None
-        return DTYPE_BYTES.get(self.settings.get("dtype", "").removeprefix("torch."))
+        return KV_BYTES.get(self.settings.get("dtype", "").removeprefix("torch."))
 
     @property
     def block_sizes(self) -> tuple[int, ...]:

@@ -6,8 +6,18 @@ v1/core/kv_cache_utils.py (blocks, length) and v1/metrics/loggers.py (statistics
 
 import re
 
-from labkit.models.architecture import DTYPE_BYTES
-from labkit.serving.log_engine import GIB, HALF_A_DIGIT, NUMBER, UNSET, Engine, Said, close, reads, whole_number
+from labkit.serving.log_engine import (
+    GIB,
+    HALF_A_DIGIT,
+    KV_BYTES,
+    NUMBER,
+    UNSET,
+    Engine,
+    Said,
+    close,
+    reads,
+    whole_number,
+)
 
 SHOWN = (
     "max_model_len", "max_seq_len", "block_size", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization",
@@ -86,7 +96,7 @@ def _checkpoint(match: re.Match[str], engine: Engine) -> Said:
 @reads("weights", rf"(?:Loading model weights|Model loading) took {NUMBER} Gi?B")
 def _loaded(match: re.Match[str], engine: Engine) -> Said:
     meaning = "What the weights take in the memory of each GPU: the same for one user as for a hundred."
-    size = DTYPE_BYTES.get(engine.settings.get("dtype", "").removeprefix("torch."))
+    size = KV_BYTES.get(engine.settings.get("dtype", "").removeprefix("torch."))
     return _weights(match[1], meaning, engine, size=size, gpus=engine.tensor_parallel, within=0.02)  # and buffers
 
 

@@ -113,24 +113,22 @@ def read(
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
-    said_before: set[tuple[str, str]] = set()
     for record in records(io.StringIO(log) if isinstance(log, str) else log):
         last = record[-1].number
         for number, kind, match, who in _statements(record):
             engine.worker = who
             if engine.starts_again(kind):
-                engine, kept, said_before, first = Engine(architecture, tensor_parallel), {}, set(), number
+                engine, kept, first = Engine(architecture, tensor_parallel), {}, number
                 engine.worker = who
                 starts += 1
             engine.kinds.add((kind, who.engine, who.label))
             engine.ranks |= set() if who.rank is None else {who.rank}
             said = READERS[kind][1](match, engine)
-            if said.fix and (kind, match[0]) in said_before:  # every rank repeats an error
-                continue
-            said_before.add((kind, match[0]))
-            lines = kept.setdefault(kind, deque(maxlen=KEPT))
-            left_out += len(lines) == KEPT
             text = said.shown or " ".join(match[0].split())
+            lines = kept.setdefault(kind, deque(maxlen=KEPT))
+            if said.fix and any(line.text == text for line in lines):  # every rank repeats an error
+                continue
+            left_out += len(lines) == KEPT
             lines.append(
                 MemoryLine(number, kind, text, said.meaning, said.recomputed, said.agrees, said.fix, who.label)
             )

@@ -185,15 +185,9 @@ def test_the_longest_length_in_the_error_is_recomputed() -> None:
 
 def test_a_failed_or_shortened_start_is_explained() -> None:
     """Each error has a meaning in words, also when it names no length; max_model_len=-1 takes the longest length."""
-    not_free = (
-        "Free memory on device cuda:0 (8.1/79.11 GiB) on startup is less than desired GPU memory utilization (0.9, "
-        "71.2 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
-    )
     errors = {
         TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
         TOO_LONG.split(" Based on")[0]: ("too_long", "No start: one request of 8,192 tokens"),
-        "No available memory for the cache blocks. Try ...": ("nothing_left", "no memory for a single usable block"),
-        not_free: ("not_free", "No start: 8.1 of 79.11 GiB are free, and the share asks for 71.2"),
     }
     for text, (kind, words) in errors.items():
         (line,) = read(text).lines
