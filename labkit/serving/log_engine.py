@@ -16,7 +16,8 @@ from labkit.theory.kv_size import IN_FLIGHT_TOKENS, KvPlan, describe, kv_heads_p
 
 GIB = 2**30
 HALF_A_DIGIT = 0.005  # GiB
-NUMBER = r"(-?\d+(?:\.\d+)?)"
+NUMBER = r"(-?\d{1,9}(?:\.\d{1,9})?)"
+WHOLE = r"(\d[\d,]{0,19})"  # no longer: such a number is none of vLLM's
 BLOCK_SIZES = (GPU_BLOCK_SIZE, 32, 64, CPU_BLOCK_SIZE, 256)  # the attention kernel may choose another than the default
 KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "half": 2, "float": 4}
 UNSET = ("None", "auto", "")
@@ -55,7 +56,7 @@ class Engine:
     def size(self, name: str) -> int | None:
         """A setting that is a whole number; None where it is not given."""
         text = self.settings.get(name, "")
-        return int(text) if text.isdigit() else None
+        return int(text) if text.isdecimal() and len(text) < 20 else None
 
     @property
     def tensor_parallel(self) -> int:

@@ -15,7 +15,7 @@ FAILURES = {
         LARGER_SHARE,
     ),
     "warm_up": (
-        r"out of memory occurred when warming up (sampler|pooler) with (\d+) dummy requests",
+        r"out of memory occurred when warming up (sampler|pooler) with (\d{1,12}) dummy requests",
         "No start: out of memory in the warm-up of the {0} with {1} requests, after the cache had taken its share.",
         "lower max_num_seqs (below {1}) or gpu_memory_utilization",
     ),
@@ -41,17 +41,17 @@ FAILURES = {
         "start one engine after the other on a GPU, or set kv_cache_memory_bytes, which needs no measurement",
     ),
     "too_few_states": (
-        r"max_num_seqs \((\d+)\) exceeds available Mamba cache blocks \((\d+)\)",
+        r"max_num_seqs \((\d{1,12})\) exceeds available Mamba cache blocks \((\d{1,12})\)",
         "No start: {0} requests at once need {0} states, and the cache holds {1}.",
         "set max_num_seqs={1} or less, or raise gpu_memory_utilization",
     ),
     "beyond_positions": (
-        r"User-specified max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
+        r"User-specified max_model_len \((\d{1,12})\) is greater than the derived max_model_len \(\w+=(\d{1,12})",
         "No start: max_model_len is {0} and the model has {1} positions. Memory is not the reason.",
         "set max_model_len={1} or less",
     ),
     "batch_below_length": (
-        r"max_num_batched_tokens \((\d+)\) is smaller than max_model_len \((\d+)\)",
+        r"max_num_batched_tokens \((\d{1,12})\) is smaller than max_model_len \((\d{1,12})\)",
         "No start: without chunked prefill a step of {0} tokens cannot take a prompt of {1}.",
         "raise max_num_batched_tokens to {1}, lower max_model_len, or leave chunked prefill on",
     ),
@@ -96,7 +96,8 @@ for kind, (pattern, meaning, fix) in FAILURES.items():
 def _not_free(match: re.Match[str], _engine: Engine) -> Said:
     free, total, share, asked = map(float, match.groups())
     meaning = f"No start: {free} of {total} GiB are free, and the share asks for {asked}. Something else uses the rest."
-    fix = f"set gpu_memory_utilization={max(0.0, free / total - 0.01):.2f} or less, or {OTHERS.partition(', or')[0]}"
+    share_now = max(0.0, free / (total or 1) - 0.01)
+    fix = f"set gpu_memory_utilization={share_now:.2f} or less, or {OTHERS.partition(', or')[0]}"
     if "budget" in match[0]:  # less weights that another process holds
         return Said(meaning, fix=fix)
     return Said(meaning, f"{share} x {total} = {share * total:.2f} GiB", close(share * total, match[4], 0.015), fix)
@@ -104,9 +105,9 @@ def _not_free(match: re.Match[str], _engine: Engine) -> Said:
 
 @reads(
     "too_long",
-    rf"(?:To serve at least one request with the models?'s )?max seq len \((\d+)\),? \({NUMBER} Gi?B KV cache is "
-    rf"needed, which is larger than the available KV cache memory \({NUMBER} Gi?B\)"
-    r"(?:.*maximum model length is (\d+))?",
+    rf"(?:To serve at least one request with the models?'s )?max seq len \((\d{{1,9}})\),? \({NUMBER} Gi?B KV cache "
+    rf"is needed, which is larger than the available KV cache memory \({NUMBER} Gi?B\)"
+    r"(?:.*maximum model length is (\d{1,12}))?",
 )
 def _too_long(match: re.Match[str], engine: Engine) -> Said:
     length, fits = whole_number(match[1]), whole_number(match[4] or "0")
@@ -132,8 +133,8 @@ def _too_long(match: re.Match[str], engine: Engine) -> Said:
 
 @reads(
     "too_long_v0",
-    r"(?:The model's )?max seq len \((\d+)\) is larger than the maximum number of tokens that can be stored in KV "
-    r"cache \((\d+)\)",
+    r"(?:The model's )?max seq len \((\d{1,12})\) is larger than the maximum number of tokens that can be stored in KV "
+    r"cache \((\d{1,12})\)",
 )
 def _too_long_v0(match: re.Match[str], engine: Engine) -> Said:
     length, fits = whole_number(match[1]), whole_number(match[2])

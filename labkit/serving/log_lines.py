@@ -25,7 +25,7 @@ BEGINS = re.compile(
     r"|[\w.-]+ +\| |\[\d{4}-)"
 )
 # (VllmWorker rank=1 pid=12) (Worker_DP1_PP0_TP3_EP3 pid=12) (EngineCore_DP0 pid=12) (EngineCore_0 pid=12)
-RANK = re.compile(r"Worker rank=(\d+)|\bWorker(?:_DP\d+)?((?:_(?:PP|PCP|TP|DCP)\d+)+)")
+RANK = re.compile(r"Worker rank=(\d{1,6})|\bWorker(?:_DP\d+)?((?:_(?:PP|PCP|TP|DCP)\d{1,6})+)")
 ENGINE = re.compile(r"_DP(\d+)|\bEngineCore_(\d+)")
 # (VllmWorkerProcess pid=12) (RayWorkerWrapper pid=12, ip=10.0.0.2)
 PROCESS = re.compile(r"\b(?:VllmWorkerProcess|RayWorker\w*) pid=(\d+)(?:, ip=([\w.:]+))?")

@@ -12,6 +12,7 @@ from labkit.serving.log_engine import (
     KV_BYTES,
     NUMBER,
     UNSET,
+    WHOLE,
     Engine,
     Said,
     close,
@@ -73,13 +74,13 @@ def _token_bytes(engine: Engine) -> str:
     return f"{size} bytes a number: {plan.bytes_per_token:,} bytes of KV cache for each token" if plan and size else ""
 
 
-@reads("hybrid", r"[Ss]etting attention block size to (\d+) tokens to ensure that attention page size is >= mamba")
+@reads("hybrid", r"[Ss]etting attention block size to (\d{1,12}) tokens to ensure that attention page size is >= mamba")
 def _hybrid(match: re.Match[str], engine: Engine) -> Said:
     engine.hybrid = True
     return Said(f"Some layers keep a state in place of keys and values; a block is as large: {match[1]} tokens.")
 
 
-@reads("max_model_len", r"Using max model len (\d+)")
+@reads("max_model_len", r"Using max model len (\d{1,12})")
 def _max_model_len(match: re.Match[str], engine: Engine) -> Said:
     engine.settings["max_model_len"] = match[1]
     return Said("The most tokens that a request may have, prompt and answer together. Nothing is reserved for it.")
@@ -235,7 +236,7 @@ def _graphs(match: re.Match[str], _engine: Engine) -> Said:
 # --- blocks and tokens ---
 
 
-@reads("override", r"Overriding num_gpu_blocks=(\d+) with num_gpu_blocks_override=(\d+)")
+@reads("override", r"Overriding num_gpu_blocks=(\d{1,12}) with num_gpu_blocks_override=(\d{1,12})")
 def _override(match: re.Match[str], engine: Engine) -> Said:
     fits, made = whole_number(match[1]), whole_number(match[2])
     plans = engine.plans(1, engine.block_sizes[0])
@@ -247,7 +248,7 @@ def _override(match: re.Match[str], engine: Engine) -> Said:
     return Said(meaning, f"the memory holds {low:,} to {high:,} blocks", low <= fits <= high)
 
 
-@reads("blocks", r"# (\w{2,9}) blocks: (\d+)(?:, # CPU blocks: (\d+))?")
+@reads("blocks", r"# (\w{2,9}) blocks: (\d{1,12})(?:, # CPU blocks: (\d{1,12}))?")
 def _blocks(match: re.Match[str], engine: Engine) -> Said:
     count = whole_number(match[2])
     if count == 0:
@@ -270,8 +271,8 @@ def _blocks(match: re.Match[str], engine: Engine) -> Said:
 
 @reads(
     "cache_size",
-    rf"\b(\w{{2,9}})(?: \+ host)? KV cache size: ([\d,]+) tokens"
-    rf"(?:, Maximum concurrency for ([\d,]+) tokens per request: {NUMBER}x)?",
+    rf"\b(\w{{2,9}})(?: \+ host)? KV cache size: {WHOLE} tokens"
+    rf"(?:, Maximum concurrency for ([1-9][\d,]{{0,19}}) tokens per request: {NUMBER}x)?",
 )
 def _cache_size(match: re.Match[str], engine: Engine) -> Said:
     engine.device = "CPU" if match[1] == "CPU" else engine.device
@@ -335,7 +336,7 @@ def _worst_case(length: int, times: str) -> str:
     return f"If every request had {length:,} tokens, {times} would fit at once: a worst case, no limit."
 
 
-@reads("concurrency", rf"Maximum concurrency for ([\d,]+) tokens per request: {NUMBER}x")
+@reads("concurrency", rf"Maximum concurrency for ([1-9][\d,]{{0,19}}) tokens per request: {NUMBER}x")
 def _concurrency(match: re.Match[str], engine: Engine) -> Said:
     length, meaning = whole_number(match[1]), _worst_case(whole_number(match[1]), match[2])
     if engine.tokens is None:
@@ -347,7 +348,7 @@ def _concurrency(match: re.Match[str], engine: Engine) -> Said:
     return Said(meaning, *_divided(engine.tokens, length, match[2], engine))
 
 
-@reads("auto_fit", r"Auto-fit max_model_len: reduced from (\d+) to (\d+)")
+@reads("auto_fit", r"Auto-fit max_model_len: reduced from (\d{1,12}) to (\d{1,12})")
 def _auto_fit(match: re.Match[str], engine: Engine) -> Said:
     asked, fits = whole_number(match[1]), whole_number(match[2])
     meaning = f"max_model_len=-1: the longest request that the cache can hold is {fits:,} tokens, not {asked:,}."
@@ -370,7 +371,7 @@ def longest_request(fits: int, asked: int, engine: Engine) -> tuple[str, bool | 
 
 @reads(
     "statistics",
-    rf"Running: (\d+) reqs, (?:Swapped: (\d+) reqs, )?(?:Waiting|Pending): (\d+) reqs,(?:.*?Preemptions: (\d+),)?"
+    r"Running: (\d+) reqs, (?:Swapped: (\d+) reqs, )?(?:Waiting|Pending): (\d+) reqs,(?:.*?Preemptions: (\d+),)?"
     rf".*?KV cache usage: {NUMBER}%",
 )
 def _statistics(match: re.Match[str], engine: Engine) -> Said:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labkit import models
 from labkit.models import Architecture
@@ -249,6 +253,24 @@ def test_what_a_request_says_is_not_the_engines() -> None:
     """A prompt with such a line in it, or an error that quotes one, is no statement of the engine."""
     prompt = "INFO [logger.py:43] Received request cmpl-1: prompt: 'why GPU KV cache size: 5 tokens', params: x"
     assert read(prompt).lines == ()
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(["0", "-1", "", "9" * 5000, "1.5.2", ",", "\u0663", "\u00b2", "nan", "9" * 11]),
+)
+@settings(max_examples=60, deadline=None)
+def test_numbers_of_any_form_end_in_no_error(seed: int, number: str) -> None:
+    """A damaged log is read to its end, with a model and without, whatever stands where a number was."""
+    rng = random.Random(seed)
+    lines = [*V0.splitlines(), *FAILED.values(), TOO_LONG.format(9), OUT_OF_MEMORY]
+    lines += [line for case in CASES for line in (FOLDER / case["file"]).read_text().splitlines()]
+    text = "\n".join(
+        re.sub(r"\d[\d.,]*", lambda found: number if rng.random() < 0.3 else found[0], line)
+        for line in rng.sample(lines, k=20)
+    )
+    for model in (None, LLAMA_8B):
+        read(text, architecture=model).to_json()
 
 
 # --- ranks, engines and starts
