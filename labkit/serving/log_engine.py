@@ -44,7 +44,8 @@ class Engine:
     def starts_again(self, kind: str) -> bool:
         """Whether a line of this kind cannot be of this engine any more."""
         here = (self.worker.engine, self.worker.label)
-        sized = any(seen in ("cache_size", "blocks") and engine == here[0] for seen, engine, _ in self.kinds)
+        sizes = {engine for seen, engine, _ in self.kinds if seen in ("cache_size", "blocks")}
+        sized = bool(sizes) and (not here[0] or bool(sizes & {"", here[0]}))
         if kind in ("arguments", "engine"):
             return (kind, *here) in self.kinds or sized
         return sized and kind in ("weights", "gpu_memory", "cpu_memory", "cpu_auto", "not_free")

@@ -24,9 +24,9 @@ BEGINS = re.compile(
     r"|\s*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|\d{4}-\d\d-\d\d|\w{3} +\d+ \d\d:\d\d:"
     r"|[\w.-]+ +\| |\[\d{4}-)"
 )
-# (VllmWorker rank=1 pid=12) (Worker_DP1_PP0_TP3_EP3 pid=12) (EngineCore_DP0 pid=12) (EngineCore_0 pid=12)
-RANK = re.compile(r"Worker rank=(\d{1,6})|\bWorker(?:_DP\d+)?((?:_(?:PP|PCP|TP|DCP)\d{1,6})+)")
-ENGINE = re.compile(r"_DP(\d+)|\bEngineCore_(\d+)")
+# (VllmWorker rank=1 pid=12) (VllmWorker TP1 pid=12) (Worker_DP1_PP0_TP3_EP3 pid=12) (EngineCore_DP0 pid=12)
+RANK = re.compile(r"Worker rank=(\d{1,6})|Worker(?:[_ ]DP\d+)?((?:[_ ](?:PP|PCP|TP|DCP)\d{1,6})+)")
+ENGINE = re.compile(r"[_ ]DP(\d+)|\bEngineCore_(\d+)")
 # (VllmWorkerProcess pid=12) (RayWorkerWrapper pid=12, ip=10.0.0.2)
 PROCESS = re.compile(r"\b(?:VllmWorkerProcess|RayWorker\w*) pid=(\d+)(?:, ip=([\w.:]+))?")
 

@@ -216,6 +216,7 @@ def test_log(labkit: Callable[..., Ended], tmp_path: Path) -> None:
     assert json.loads(piped.stdout) == found
     (tmp_path / "empty.log").touch()
     assert "in 0 lines" in labkit("log", tmp_path / "empty.log").stderr
+    assert "Example: labkit log" in labkit("log", "--help").stdout
 
 
 def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Callable[..., Ended], config: Path) -> None:

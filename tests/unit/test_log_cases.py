@@ -307,6 +307,23 @@ def test_a_rank_alone_does_not_tell_how_many_there_are() -> None:
     assert read(text.replace("178,880", "44,720"), architecture=config, tensor_parallel=5).agrees is None
 
 
+def test_every_prefix_names_its_rank() -> None:
+    """The names that workers have had since 0.6, and that Ray gives them."""
+    prefixes = {
+        "(VllmWorker rank=3 pid=12)": "rank 3",
+        "(VllmWorker TP3 pid=12)": "TP3",
+        "(Worker_TP3 pid=12)": "TP3",
+        "(Worker_DP1_PP0_TP3_EP3 pid=12)": "PP0 TP3",
+        "(VllmWorkerProcess pid=12)": "process 12",
+        "(RayWorkerWrapper pid=12, ip=10.0.0.2)": "process 12 on 10.0.0.2",
+        "(ServeReplica:a:LLM pid=9) (RayWorkerWrapper pid=12)": "process 12",
+        "(EngineCore_DP0 pid=12)": "",
+        "": "",
+    }
+    ranks = {prefix: read(f"{prefix} Available KV cache memory: 1.0 GiB").lines[0].rank for prefix in prefixes}
+    assert ranks == prefixes
+
+
 def test_data_parallel_engines_have_a_cache_each() -> None:
     """Each engine's tokens are compared with its own rank's memory."""
     text = "\n".join(
@@ -325,6 +342,9 @@ def test_the_last_of_several_starts_is_read() -> None:
     found = read(first * 2 + (FOLDER / "v0_2x_tp2_qwen36_fp8.log").read_text())
     assert (found.starts, found.kv_tokens, found.lines[0].number) == (3, 300_220, 11)
     assert "3 starts" in found.notes[0]
+    lines = "(VllmWorker TP{} pid=1) Available KV cache memory: 1.0 GiB\n"
+    once = lines.format(0) + lines.format(1) + "(EngineCore_0 pid=1) GPU KV cache size: 9,999 tokens\n"
+    assert read(once * 2).starts == 2
 
 
 def test_a_large_log_is_read_in_bounded_memory() -> None:
