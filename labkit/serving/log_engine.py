@@ -39,7 +39,8 @@ class Engine:
     share_gib: float | None = None
     made: int | None = None  # blocks that num_gpu_blocks_override asked for
     blocks: int | None = None
-    tokens: int | None = None
+    tokens: int | None = None  # of the last line that told them
+    sizes: dict[str, int] = field(default_factory=dict)  # by engine: tokens of its smallest rank
 
     def starts_again(self, kind: str) -> bool:
         """Whether a line of this kind cannot be of this engine any more."""
@@ -111,12 +112,17 @@ class Engine:
             return error.what
         return next((reason for reason, applies in reasons.items() if applies), "")
 
-    def smallest(self) -> tuple[str, tuple[int, int]] | None:
-        """The rank of this line's engine with the least memory for the cache, and its bytes."""
+    def has_room_for(self, tokens: int) -> None:
+        """Keeps the tokens of a cache. From 0.7 to 0.10 each rank logs its own; the fewest are every rank's."""
+        self.tokens = tokens
+        self.sizes[self.worker.engine] = min(tokens, self.sizes.get(self.worker.engine, tokens))
+
+    def rank_memory(self) -> list[tuple[str, tuple[int, int]]]:
+        """The ranks of this line's engine with their bytes for the cache, the smallest first."""
         ours = {rank: sizes for (engine, rank), sizes in self.memory.items() if engine == self.worker.engine}
         if not ours:  # the ranks' lines and the engine's may differ in whether they name the engine
             ours = {rank: sizes for (_, rank), sizes in self.memory.items()}
-        return min(ours.items(), key=lambda item: item[1]) if ours else None
+        return sorted(ours.items(), key=lambda item: item[1])
 
     def all_ranks_known(self) -> bool:
         """Whether every rank has told its memory: since vLLM 0.10 only the first of them writes the line."""
@@ -146,13 +152,13 @@ class Engine:
         except LabkitError:  # less than a block
             return None
 
-    def plans(self, max_model_len: int, block_size: int) -> tuple[KvPlan, KvPlan] | None:
-        """The arithmetic for the least and the most memory that the smallest rank may have."""
-        bounds = self.smallest()
+    def plans(self, max_model_len: int, block_size: int, *, rank: int = 0) -> tuple[KvPlan, KvPlan] | None:
+        """The arithmetic for the least and the most memory that a rank may have, counted from the smallest."""
+        bounds = self.rank_memory()[rank][1] if self.memory else None
         one = self.plan(GIB * GIB, block_size, max_model_len)
         if one is None or (bounds is None and self.made is None):
             return None
-        least, most = bounds[1] if bounds else (0, 0)
+        least, most = bounds or (0, 0)
         if self.made is not None:
             least = most = self.made * one.bytes_per_block
         low, high = (self.plan(size, block_size, max_model_len) for size in (least, most))
@@ -161,7 +167,7 @@ class Engine:
     def notes(self) -> Iterator[str]:
         """What a reader must know of the whole log."""
         if (engines := len({engine for engine, _ in self.memory if engine})) > 1:
-            yield f"{engines} engines (data parallel): each has a cache of its own, and kv_tokens is one engine's"
+            yield f"{engines} engines (data parallel): each has a cache of its own, and kv_tokens is the smallest one's"
         if self.architecture is None:
             yield "without the model's config (--model) only figures within the log are compared with each other"
         elif self.obstacle:

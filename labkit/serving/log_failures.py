@@ -141,12 +141,12 @@ def _too_long_v0(match: re.Match[str], engine: Engine) -> Said:
     meaning = f"No start: one request may have {length:,} tokens, and the cache has room for {fits:,}."
     fix = f"set max_model_len={fits} or less, {SMALLER_CACHE}, or {LARGER_CACHE}"
     if engine.blocks is None:
-        engine.tokens = fits
+        engine.has_room_for(fits)
         return Said(meaning, fix=fix)
     count = engine.blocks
     sizes = [size for size in engine.block_sizes if size * count == fits]
     size = sizes[0] if sizes else engine.block_sizes[0]
-    engine.tokens = fits
+    engine.has_room_for(fits)
     return Said(meaning, f"{count:,} blocks x {size} = {count * size:,} tokens", bool(sizes), fix)
 
 

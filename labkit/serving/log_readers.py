@@ -5,6 +5,7 @@ v1/core/kv_cache_utils.py (blocks, length) and v1/metrics/loggers.py (statistics
 """
 
 import re
+from itertools import product
 
 from labkit.serving.log_engine import (
     GIB,
@@ -256,7 +257,8 @@ def _blocks(match: re.Match[str], engine: Engine) -> Said:
     known = [(size, engine.plans(1, size)) for size in engine.block_sizes]
     fitting = [size for size, plans in known if plans and plans[0].blocks <= count <= plans[1].blocks]
     size = fitting[0] if fitting else engine.block_sizes[0]
-    engine.blocks, engine.tokens = count, count * size
+    engine.blocks = count
+    engine.has_room_for(count * size)
     swap = f"; {whole_number(match[3]):,} more in RAM, for requests that are swapped out" if match[3] else ""
     meaning = f"{count:,} blocks of {size} tokens: room for {count * size:,} tokens of all requests together{swap}."
     if plans := known[0][1]:
@@ -276,10 +278,13 @@ def _blocks(match: re.Match[str], engine: Engine) -> Said:
 )
 def _cache_size(match: re.Match[str], engine: Engine) -> Said:
     engine.device = "CPU" if match[1] == "CPU" else engine.device
-    tokens = engine.tokens = whole_number(match[2])
+    tokens = whole_number(match[2])
+    engine.has_room_for(tokens)
     meaning = f"Room for {tokens:,} tokens of all requests together{_sized_by(engine)}."
     length = whole_number(match[3] or "0") or engine.size("max_model_len") or engine.size("max_seq_len") or tokens
-    recomputed, agrees = _recomputed(tokens, length, engine)
+    # Where the line stands alone, each rank logged its own; else there is one for all.
+    ranks = 1 if match[3] else max(1, len(engine.rank_memory()))
+    recomputed, agrees = _recomputed(tokens, length, engine, ranks=ranks)
     if not match[3]:
         return Said(meaning, recomputed, agrees)
     divided, same = _divided(tokens, length, match[4], engine)
@@ -290,22 +295,25 @@ def _cache_size(match: re.Match[str], engine: Engine) -> Said:
 
 def _sized_by(engine: Engine) -> str:
     """Which rank has the least memory and so sizes every rank's cache."""
-    smallest, count = engine.smallest(), len(engine.memory)
-    if smallest is None or (count < 2 and engine.all_ranks_known()):
+    ranks = engine.rank_memory()
+    if not ranks or (len(ranks) < 2 and engine.all_ranks_known()):
         return ""
     if not engine.all_ranks_known():
-        return f" (the log tells the memory of {count} of {engine.tensor_parallel} ranks; the smallest sizes it)"
-    gib = sum(smallest[1]) / 2 / GIB
-    return f", on every rank as many as on the smallest, {smallest[0] or 'the first'} with {gib:.2f} GiB"
+        return f" (the log tells the memory of {len(ranks)} of {engine.tensor_parallel} ranks; the smallest sizes it)"
+    (smallest, memory), largest = ranks[0], ranks[-1][1]
+    if memory == largest:
+        return f", the same on each of {len(ranks)} ranks"
+    gib = sum(memory) / 2 / GIB
+    return f"; on every rank as many as on the smallest, {smallest or 'the first'} with {gib:.2f} GiB"
 
 
-def _recomputed(tokens: int, length: int, engine: Engine) -> tuple[str, bool | None]:
-    """The tokens that the memory holds, in the block size that fits."""
+def _recomputed(tokens: int, length: int, engine: Engine, *, ranks: int) -> tuple[str, bool | None]:
+    """The tokens that the memory of one of the `ranks` smallest holds, in the block size that fits."""
     if engine.obstacle:
         return f"not recomputed: {engine.obstacle}", None
     closest = None
-    for size in engine.block_sizes:
-        if (plans := engine.plans(length, size)) is None:
+    for rank, size in product(range(ranks), engine.block_sizes):
+        if (plans := engine.plans(length, size, rank=rank)) is None:
             return "", None
         low, high = plans
         closest = closest or plans
@@ -344,7 +352,9 @@ def _concurrency(match: re.Match[str], engine: Engine) -> Said:
     if engine.has("blocks") and engine.blocks:  # tokens rest on a block size that may not be the default
         counts = {size: engine.blocks * size for size in (engine.tokens // engine.blocks, *engine.block_sizes)}
         fitting = [count for count in counts.values() if close(count / length, match[2], HALF_A_DIGIT)]
-        engine.tokens = fitting[0] if fitting else engine.tokens
+        if fitting and fitting[0] != engine.tokens:
+            engine.sizes.pop(engine.worker.engine, None)
+            engine.has_room_for(fitting[0])
     return Said(meaning, *_divided(engine.tokens, length, match[2], engine))
 
 

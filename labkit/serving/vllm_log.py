@@ -138,7 +138,7 @@ def read(
         *([f"{left_out:,} earlier lines are left out: the last {KEPT} of a kind are shown"] if left_out else []),
         *engine.notes(),
     ]
-    return MemoryLog(found, engine.tokens, starts + 1 if found else 0, last, tuple(notes))
+    return MemoryLog(found, min(engine.sizes.values(), default=None), starts + 1 if found else 0, last, tuple(notes))
 
 
 def read_text(file: Path | str) -> str:

@@ -324,6 +324,24 @@ def test_every_prefix_names_its_rank() -> None:
     assert ranks == prefixes
 
 
+@pytest.mark.parametrize("tokens", [(178_880, 180_928), (180_928, 178_880)])
+def test_every_rank_may_log_its_own_cache(tokens: tuple[int, int]) -> None:
+    """From 0.7 to 0.10 each rank logs its size, in any order: each agrees with a rank, and the fewest are the cache's."""
+    text = "".join(
+        f"(VllmWorker TP{rank} pid=1) Available KV cache memory: {gib} GiB\n" for rank, gib in enumerate((8.11, 8.02))
+    )
+    text += "".join(
+        f"(EngineCore_0 pid=9) GPU KV cache size: {count:,} tokens\n"
+        f"(EngineCore_0 pid=9) Maximum concurrency for 40,960 tokens per request: {count / 40_960:.2f}x\n"
+        for count in tokens
+    )
+    config = replace(MODELS["qwen3-235b-a22b"], kv_heads=2)  # on 2 GPUs what 4 heads are on 4
+    found = read(text, architecture=config)
+    assert (found.kv_tokens, found.agrees, found.starts) == (178_880, True, 1)
+    assert [line.agrees for line in found.of("cache_size")] == [True, True]
+    assert read(text.replace("178,880", "170,000"), architecture=config).agrees is False
+
+
 def test_data_parallel_engines_have_a_cache_each() -> None:
     """Each engine's tokens are compared with its own rank's memory."""
     text = "\n".join(
