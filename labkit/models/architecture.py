@@ -125,6 +125,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 # --- which fields ---
 
 
+def read_fields(file: Path) -> dict[str, Any]:
+    """The fields of the language model in a config.json, as they stand there."""
+    return text_fields(_read_json(file))
+
+
 def text_fields(config: Fields) -> dict[str, Any]:
     """The language model's own fields, and what the whole model says about types and quantisation."""
     name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
