@@ -326,7 +326,7 @@ def test_every_prefix_names_its_rank() -> None:
 
 @pytest.mark.parametrize("tokens", [(178_880, 180_928), (180_928, 178_880)])
 def test_every_rank_may_log_its_own_cache(tokens: tuple[int, int]) -> None:
-    """From 0.7 to 0.10 each rank logs its size, in any order: each agrees with a rank, and the fewest are the cache's."""
+    """From 0.7 to 0.10 each rank logs its size, in any order: each agrees, and the fewest are the cache's."""
     text = "".join(
         f"(VllmWorker TP{rank} pid=1) Available KV cache memory: {gib} GiB\n" for rank, gib in enumerate((8.11, 8.02))
     )
