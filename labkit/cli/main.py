@@ -168,6 +168,31 @@ def kv(
     answer(as_json, cache.to_json, lambda: typer.echo("\n".join(cache.lines)))
 
 
+@app.command(epilog="Example: labkit log vllm.log --model Qwen3-8B/config.json; kubectl logs POD | labkit log -")
+def log(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="What vLLM wrote when it started; - is a pipe.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="Recompute with this config.json, folder or embedded model.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="GPUs of the model. Default: the log's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Explains every line of a vLLM log on memory."""
+    from labkit.models import architecture, resolve
+    from labkit.serving import vllm_log
+    from labkit.serving.log_lines import open_log
+
+    path = Path(model or "").expanduser()
+    config = architecture(path if path.suffix == ".json" else resolve(model, progress=say)) if model else None
+    with open_log(file) as stream:
+        found = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
+    fix = "name the log of `vllm serve` from its start on (INFO lines included)"
+    require(bool(found.lines), f"no vLLM memory line found in {found.lines_read:,} lines of {file}", fix=fix)
+    answer(as_json, found.to_json, lambda: typer.echo(str(found)))
+
+
 @app.command()
 def cost(
     settings: Annotated[

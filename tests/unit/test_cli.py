@@ -24,8 +24,9 @@ from labkit.words import parse_bytes
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = {"doctor", "fetch", "select", "simulate", "run", "report", "compare", "claims", "kv", "cost", "fractions",
-            "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
+            "log", "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
 HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp")
@@ -119,6 +120,11 @@ WRONG = {
     "kv {tmp}/config.json --memory 1 --json": "one block takes",
     "kv {tmp}/config.json --block-size 0 --json": "block_size is 0",
     "kv {tmp}/config.json --block-size x": "valid integer",
+    "log {tmp}/none.log --json": "there is no log file",
+    "log {tmp}/empty --json": "there is no log file",
+    "log {tmp}/config.json --json": "no vLLM memory line found in 1 lines",
+    "log {tmp}/config.json --tensor-parallel 0": "greater than or equal to 1",
+    "log {tmp}/config.json --model {tmp}/broken.yaml": "broken.yaml",
     "fractions {tmp}/nothing.yaml --json": "there is no file",
     f"{LOAD} --workload nonsense --json": "no workload 'nonsense'",
     f"{LOAD} --rate 1 --concurrency 2": "concurrency",
@@ -196,6 +202,22 @@ def test_ctrl_c_ends_with_130(labkit: Callable[..., Ended], monkeypatch: pytest.
     monkeypatch.setattr("labkit.report.page.build", interrupted)
     ended = labkit("report", ".")
     assert (ended.code, "Traceback" in ended.stderr) == (130, False)
+
+
+def test_log(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+    """The lines with what they mean and whether they agree, and the cache's tokens; a pipe is read like a file."""
+    file = ROOT / "tests" / "data" / "cases" / "log" / "v0_7_v1_blocks.log"
+    found = labkit("log", file, "--json").json
+    assert (found["kv_tokens"], found["agrees"], found["lines_read"]) == (22_096, True, 3)
+    assert [line["agrees"] for line in found["lines"]] == [None, None, True]
+    assert all(line["kind"] and line["meaning"] for line in found["lines"])
+    assert "22,096 / 2,048 = 10.79x - agrees" in labkit("log", file).stdout
+    command = [sys.executable, "-m", "labkit", "log", "-", "--json"]
+    piped = subprocess.run(command, input=file.read_bytes(), capture_output=True, check=True, timeout=60)
+    assert json.loads(piped.stdout) == found
+    (tmp_path / "empty.log").touch()
+    assert "in 0 lines" in labkit("log", tmp_path / "empty.log").stderr
+    assert "Example: labkit log" in labkit("log", "--help").stdout
 
 
 def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Callable[..., Ended], config: Path) -> None:
