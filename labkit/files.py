@@ -204,14 +204,23 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
 
 
+LONGEST_SETTING = 4096  # as long as a path may be; thousands of digits or brackets are no value
+
+
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`["prefix_words=400"]` as names and values; a value is a number, true, false or text. UsageError without `=`."""
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         require(bool(equals and name.strip()), f"{setting!r} sets nothing", fix="write KEY=VALUE")
+        fix = "write a plain value"
+        short = len(text) <= LONGEST_SETTING
+        require(short, f"the value of {name} has {len(text):,} characters, more than {LONGEST_SETTING:,}", fix=fix)
         try:
-            values[name.strip().replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            values[name.strip().replace("-", "_")] = text
+            aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+            require(not aliases, f"the value of {name} has an alias", fix=fix)  # a few lines of them fill the memory
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            value = text
+        values[name.strip().replace("-", "_")] = value
     return values
