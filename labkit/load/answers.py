@@ -4,6 +4,7 @@ The servers differ in their details: comments, empty and keep-alive data lines, 
 content, usage as floats or in every chunk, errors in several forms. What cannot be read becomes the request's outcome
 or a note of it, never a number."""
 
+import codecs
 import contextlib
 from itertools import accumulate
 from typing import Any
@@ -130,7 +131,9 @@ class Answer:
         self.notes: list[str] = []
         self._text_times: list[float] = []  # one for each of `texts`
         self._choices = 0  # chunks and answers that had any
-        self._ended = False  # the server said that the answer is complete
+        self.done = False  # [DONE] came
+        self._ended = False  # [DONE] or a reason came: the answer is complete
+        self._more_in_all = False  # the usage has more tokens in all than in and out
         self._event = b""
         self._held = b""  # the first lines of an event whose JSON spans several data lines
         self._lines = EventLines()
@@ -160,11 +163,13 @@ class Answer:
         if self.outcome is not Outcome.OK:
             return
         if not self._choices:
-            noted = "".join(f"; it held: {note}" for note in self.notes[:1])
+            noted = "".join(f"; {note}" for note in self.notes[:1])
             self.fail(Outcome.MALFORMED, f"no content chunk in an answer of type {content_type}{noted}")
         elif not self._ended:
             self.fail(Outcome.MALFORMED, f"the stream ended after {self._choices} chunks without [DONE]")
-        elif END_OF_REASONING in self.text:
+        if self._more_in_all:
+            self.notes.append("its usage has more tokens in all than in and out: those of the reasoning are left out")
+        if END_OF_REASONING in self.text:
             self.answer_time = self._after_reasoning()
 
     def _line(self, line: bytes, now: float) -> None:
@@ -179,6 +184,8 @@ class Answer:
             self._event = line[6:].strip().lower()
         elif line.startswith(b"error:"):  # llama.cpp
             self._refused(line[6:].strip())
+        elif line.startswith(codecs.BOM_UTF8):
+            self._line(line.removeprefix(codecs.BOM_UTF8), now)
         elif line.startswith(b"{"):  # a bare object, as some gateways send their errors
             with contextlib.suppress(msgspec.DecodeError):
                 chunk = _decode_chunk(line)
@@ -187,7 +194,7 @@ class Answer:
 
     def _payload(self, payload: bytes, now: float) -> None:
         if payload in (b"[DONE]", b'"[DONE]"'):
-            self._ended = True
+            self.done = self._ended = True
             return
         if self._event == b"error":
             self._refused(payload)
@@ -217,7 +224,7 @@ class Answer:
         elif b"error" in payload[:200].lower():
             self._refused(payload)
         else:
-            self.notes.append(_shown(payload))
+            self.notes.append(f"a data line that is no JSON was skipped: {_shown(payload)}")
 
     def _refused(self, payload: bytes) -> None:
         self.fail(Outcome.HTTP_ERROR, f"the server reported in its answer: {error_text(payload)}")
@@ -287,6 +294,8 @@ class Answer:
             for tokens in map(token_count, map(usage.get, names)):
                 if tokens is not None:
                     setattr(self, ours, tokens)
+        total, known = token_count(usage.get("total_tokens")), (self.input_tokens, self.output_tokens)
+        self._more_in_all = total is not None and None not in known and total > sum(filter(None, known))
 
     def _after_reasoning(self) -> float | None:
         """The first arrival of text after the end of the reasoning; None if there is none."""

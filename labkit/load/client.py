@@ -36,6 +36,8 @@ TIMER_S = 0.001
 """Resolution of the event loop's timers: a request is sent up to this much late, never early."""
 READ_BUFFER_BYTES = 2**20
 """What aiohttp reads ahead: with its default of 64 KiB, one long event stops and starts the reading many times."""
+AFTER_DONE_S = 1.0
+"""How long a connection may stay open after [DONE] until we close it."""
 OnFinished = Callable[[int, int], None]
 """Called with (measured requests finished, measured requests in all), in the thread that runs the load."""
 
@@ -117,31 +119,44 @@ async def _carry_out(
     """Whatever happens becomes the exchange's outcome; only a cancellation goes on, once noted."""
     exchange.started = perf_counter()
     answer = exchange.answer
+    content_type = ""
     try:
         async with (
-            asyncio.timeout(timeout_s),
+            asyncio.timeout(timeout_s) as limit,
             session.post(url, data=exchange.body, allow_redirects=False) as response,
         ):
             exchange.status = response.status
-            if response.status != 200:
+            content_type = response.content_type
+            if not 200 <= response.status < 300:
                 answer.fail(Outcome.HTTP_ERROR, await _refusal(response))
             elif stream:
                 async for received in response.content.iter_any():
                     answer.feed(received, perf_counter())
-                answer.finish(response.content_type, perf_counter())
+                    if answer.done:  # some servers leave the connection open
+                        limit.reschedule(asyncio.get_running_loop().time() + AFTER_DONE_S)
+                answer.finish(content_type, perf_counter())
             else:
                 answer.take_whole(await response.read(), perf_counter())
-    except TimeoutError:
-        answer.fail(Outcome.TIMEOUT, f"no complete answer within {timeout_s:g} s")
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        if answer.done:
+            answer.finish(content_type, perf_counter())
+        else:
+            answer.fail(*_failure(error, timeout_s))
     except asyncio.CancelledError:
         answer.fail(Outcome.CANCELLED, "the load was stopped")
         raise
-    except (msgspec.DecodeError, aiohttp.ClientResponseError) as error:
-        answer.fail(Outcome.MALFORMED, f"the answer cannot be read: {error}")
-    except (aiohttp.ClientError, OSError) as error:
-        answer.fail(Outcome.CONNECTION, str(error) or type(error).__name__)
+    except msgspec.DecodeError as error:
+        answer.fail(*_failure(error, timeout_s))
     finally:
         exchange.finished = perf_counter()
+
+
+def _failure(error: Exception, timeout_s: float) -> tuple[Outcome, str]:
+    if isinstance(error, TimeoutError):
+        return Outcome.TIMEOUT, f"no complete answer within {timeout_s:g} s"
+    if isinstance(error, msgspec.DecodeError | aiohttp.ClientResponseError):
+        return Outcome.MALFORMED, f"the answer cannot be read: {error}"
+    return Outcome.CONNECTION, str(error) or type(error).__name__
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> str:

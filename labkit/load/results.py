@@ -16,6 +16,8 @@ LATE_S = 0.1
 """A request of an open loop that is sent this long after it was due was held up by the client."""
 
 
+OPEN_S = 0.5
+"""An answer that ends this long after its last token held its place in a closed loop for nothing."""
 FEW_TOKENS = 8
 FASTEST_TOKEN_S = 1e-4
 """No engine generates one answer faster than 10,000 tokens/s."""
@@ -64,7 +66,7 @@ class RequestRecord:
     limit_tokens: int | None = None
     """The most output tokens that were asked for."""
     notes: tuple[str, ...] = ()
-    """Data lines of the stream that were skipped."""
+    """Doubts about how the answer was read."""
 
     @property
     def ok(self) -> bool:
@@ -210,8 +212,14 @@ def _stream_doubts(done: Sequence[RequestRecord]) -> Iterator[str]:
         yield f"{empty} of {len(done)} answers hold no token that shows: they have no TTFT"
     if thinking := sum(bool(record.chunk_times_s) and record.answer_token_s is None for record in done):
         yield f"{thinking} of {len(done)} answers ended inside their reasoning: no token of the answer itself came"
-    if noted := [note for record in done for note in record.notes]:
-        yield f"{len(noted)} data lines that are no JSON were skipped, such as {noted[0]}"
+    if noted := [record.notes[0] for record in done if record.notes]:
+        yield f"{len(noted)} of {len(done)} answers were read with a doubt; the first: {noted[0]}"
+    lasted_s = [record.finished_s - record.chunk_times_s[-1] for record in done if record.chunk_times_s]
+    if kept := [seconds for seconds in lasted_s if seconds > OPEN_S]:
+        yield (
+            f"{len(kept)} of {len(done)} answers ended up to {max(kept):.1f} s after their last token: in a closed "
+            "loop, that lowers the throughput"
+        )
 
 
 def _came_whole(record: RequestRecord) -> bool:

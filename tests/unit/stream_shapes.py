@@ -29,6 +29,7 @@ def usage(output: Any = 2, prompt: Any = 5, **more: Any) -> dict[str, Any]:
 
 HELLO, WORLD, STOP = delta("Hello"), delta(" world"), delta(reason="stop")
 DONE = event("[DONE]")
+CUT = -1.0  # the connection is cut
 GAP_S = 0.005
 FIRST_S = 0.06
 
@@ -128,7 +129,13 @@ SHAPES: dict[str, Shape] = {
     "no line end at the end": Shape("open end", (*HI, event(usage()), b"data: [DONE]")),
     "a line of 3 MB": Shape("long lines", (event({**HELLO, "prompt": "x" * 3_000_000}), event(WORLD), *ENDED)),
     "ends in a reason, no [DONE]": Shape("no [DONE]", (*HI, event(STOP), event(usage()))),
+    "a byte order mark": Shape("BOM", (b"\xef\xbb\xbf" + HI[0], *HI[1:], *ENDED)),
+    "a cut after [DONE]": Shape("closed hard", (*HI, *ENDED, CUT)),
     # doubted
+    "open after [DONE]": Shape("never closed", (*HI, *ENDED, 5.0), warning="after their last token"),
+    "reasoning left out of usage": Shape(
+        "xAI, Gemini", (*HI, event(STOP), event(usage(2, total_tokens=99)), DONE), warning="reasoning are left out"
+    ),
     "no usage": Shape("S02 vllm#5708", (*HI, event(STOP), DONE), tokens=UNKNOWN, warning="usage"),
     "usage of zero": Shape("usage zero", (*HI, event(STOP), event(usage(0, 0)), DONE), tokens=UNKNOWN, warning="usage"),
     "negative usage": Shape(

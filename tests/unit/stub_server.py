@@ -43,7 +43,9 @@ class Behaviour:
     models_error: str = "no models here"
     models_body: str | None = None  # the list of models, as it is
     prefix: str = "/v1"  # the path before the routes
-    raw: tuple[bytes | float, ...] | None = None  # the answer's body, piece by piece; a number is a pause in seconds
+    raw: tuple[bytes | float, ...] | None = (
+        None  # the answer's body, piece by piece; a number is a pause in seconds, -1 a cut
+    )
     content_type: str = "text/event-stream"
     refuses: str | None = None  # a field of the request that is answered with a 400
     slots: int | None = None  # requests that are answered at a time; others queue
@@ -150,8 +152,11 @@ class Stub:
         for piece in pieces:
             if isinstance(piece, bytes):
                 await response.write(piece)
-            else:
+            elif piece >= 0:
                 await asyncio.sleep(piece)
+            elif request.transport is not None:
+                request.transport.abort()
+                return response
         await response.write_eof()
         return response
 
