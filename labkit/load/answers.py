@@ -6,6 +6,7 @@ or a note of it, never a number."""
 
 import codecs
 import contextlib
+import json
 from itertools import accumulate
 from typing import Any
 
@@ -55,6 +56,17 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+def _decode(payload: bytes) -> _Chunk:
+    """ValueError if it is no JSON object, msgspec.ValidationError (which is one) if it is another."""
+    try:
+        return _decode_chunk(payload)
+    except msgspec.ValidationError:
+        raise
+    except ValueError:
+        # What JSON forbids and some servers send: NaN, and halves of a character, where a token ends within one.
+        return msgspec.convert(json.loads(payload.decode("utf-8", "replace")), _Chunk)
 
 
 def error_text(raw: bytes) -> str:
@@ -146,7 +158,9 @@ class Answer:
     @property
     def text(self) -> str:
         """The answer's text, reasoning that the server separated left out."""
-        return "".join(self.texts)
+        whole = "".join(self.texts)
+        # Halves of one character, sent one after the other, are it again.
+        return whole if whole.isascii() else whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     # --- a stream ---
 
@@ -187,8 +201,8 @@ class Answer:
         elif line.startswith(codecs.BOM_UTF8):
             self._line(line.removeprefix(codecs.BOM_UTF8), now)
         elif line.startswith(b"{"):  # a bare object, as some gateways send their errors
-            with contextlib.suppress(msgspec.DecodeError):
-                chunk = _decode_chunk(line)
+            with contextlib.suppress(ValueError):
+                chunk = _decode(line)
                 if not chunk.choices:
                     self._take(chunk, line, now)
 
@@ -202,11 +216,11 @@ class Answer:
         if self._held:
             payload = self._held + b"\n" + payload
         try:
-            chunk = _decode_chunk(payload)
+            chunk = _decode(payload)
         except msgspec.ValidationError as error:
             self._held = b""
             self._other(payload, str(error))
-        except msgspec.DecodeError:
+        except ValueError:
             if payload.startswith((b"{", b"[")):
                 self._held = payload
             else:
@@ -233,7 +247,7 @@ class Answer:
 
     def take_whole(self, raw: bytes, now: float) -> None:
         """Take an answer that was not streamed."""
-        self._take(_decode_chunk(raw), raw, now)
+        self._take(_decode(raw), raw, now)
         self.chunk_times = []
         self.answer_time = None
         if not self._choices:
@@ -299,15 +313,16 @@ class Answer:
 
     def _after_reasoning(self) -> float | None:
         """The first arrival of text after the end of the reasoning; None if there is none."""
-        end = self.text.index(END_OF_REASONING) + len(END_OF_REASONING)
+        text = "".join(self.texts)
+        end = text.index(END_OF_REASONING) + len(END_OF_REASONING)
         lengths = accumulate(map(len, self.texts))
-        blank = len(self.text[end:]) - len(self.text[end:].lstrip())
+        blank = len(text[end:]) - len(text[end:].lstrip())
         return next((time for time, to in zip(self._text_times, lengths, strict=True) if to > end + blank), None)
 
 
 def _is_error(payload: bytes) -> bool:
     """An error without the key `error`: FastAPI's detail, TorchServe's code and message, FastChat's object."""
-    tree = msgspec.json.decode(payload)
+    tree = json.loads(payload.decode("utf-8", "replace"))
     said = tree.get("detail") or tree.get("error_code") or (tree.get("code") and tree.get("message"))
     return bool(said) or "error" in (tree.get("object"), tree.get("type"))
 

@@ -145,7 +145,7 @@ async def _carry_out(
     except asyncio.CancelledError:
         answer.fail(Outcome.CANCELLED, "the load was stopped")
         raise
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         answer.fail(*_failure(error, timeout_s))
     finally:
         exchange.finished = perf_counter()
@@ -154,7 +154,7 @@ async def _carry_out(
 def _failure(error: Exception, timeout_s: float) -> tuple[Outcome, str]:
     if isinstance(error, TimeoutError):
         return Outcome.TIMEOUT, f"no complete answer within {timeout_s:g} s"
-    if isinstance(error, msgspec.DecodeError | aiohttp.ClientResponseError):
+    if isinstance(error, ValueError | aiohttp.ClientResponseError):
         return Outcome.MALFORMED, f"the answer cannot be read: {error}"
     return Outcome.CONNECTION, str(error) or type(error).__name__
 

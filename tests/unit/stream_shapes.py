@@ -29,6 +29,7 @@ def usage(output: Any = 2, prompt: Any = 5, **more: Any) -> dict[str, Any]:
 
 HELLO, WORLD, STOP = delta("Hello"), delta(" world"), delta(reason="stop")
 DONE = event("[DONE]")
+SURROGATE = r'{"choices": [{"delta": {"content": "\ud83d"}}]}'
 CUT = -1.0  # the connection is cut
 GAP_S = 0.005
 FIRST_S = 0.06
@@ -129,6 +130,17 @@ SHAPES: dict[str, Shape] = {
     "no line end at the end": Shape("open end", (*HI, event(usage()), b"data: [DONE]")),
     "a line of 3 MB": Shape("long lines", (event({**HELLO, "prompt": "x" * 3_000_000}), event(WORLD), *ENDED)),
     "ends in a reason, no [DONE]": Shape("no [DONE]", (*HI, event(STOP), event(usage()))),
+    "halves of a character": Shape(
+        "surrogates",
+        (event(SURROGATE), event(SURROGATE.replace("ud83d", "ude00")), *ENDED),
+        text="\U0001f600",
+    ),
+    "half a character in bytes": Shape(
+        "bytes",
+        (b'data: {"choices": [{"delta": {"content": "a\xf0\x9f"}}]}\n\n', *HI, *ENDED),
+        text="a\ufffdHello world",
+    ),
+    "NaN": Shape("NaN", (event('{"choices": [{"delta": {"content": "Hello"}, "logprobs": NaN}]}'), *HI[1:], *ENDED)),
     "a byte order mark": Shape("BOM", (b"\xef\xbb\xbf" + HI[0], *HI[1:], *ENDED)),
     "a cut after [DONE]": Shape("closed hard", (*HI, *ENDED, CUT)),
     # doubted
