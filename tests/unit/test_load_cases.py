@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from labkit import load
 from labkit.errors import LabkitError, LoadError, UsageError
 from labkit.load import address, metrics, traces, workloads
+from labkit.load.answers import Answer
 from labkit.load.preflight import _check_model
 from labkit.load.workloads import Request, Workload, rising_arrivals_s
 from tests.unit.stream_shapes import SHAPES, UNKNOWN, Shape, delta, event, usage
@@ -62,6 +63,30 @@ def test_every_shape_is_read_doubted_or_refused() -> None:
     """Each shape has the right outcome, tokens, text and TTFT; a doubt or a failure is said."""
     wrong = {name: found for name, shape in SHAPES.items() if (found := list(offences(shape)))}
     assert wrong == {}
+
+
+FIELDS = ("choices", "delta", "message", "content", "text", "reasoning", "usage", "completion_tokens", "error",
+          "detail", "finish_reason", "x_groq", "code", "type", "total_tokens", "prompt_tokens")  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_infinity=False) | st.text(max_size=3),
+    lambda tree: st.lists(tree, max_size=2) | st.dictionaries(st.sampled_from(FIELDS), tree, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(ANYTHING, max_size=4))
+def test_nothing_that_is_sent_raises_or_makes_tokens_up(chunks: list[Any]) -> None:
+    """Any JSON in a stream ends as an outcome; tokens are whole and above 0, or unknown; times belong to chunks."""
+    answer = Answer()
+    for chunk in chunks:
+        answer.feed(event(chunk), 1.0)
+    answer.finish("text/event-stream", 2.0)
+    assert all(
+        count is None or (type(count) is int and count > 0) for count in (answer.input_tokens, answer.output_tokens)
+    )
+    assert len(answer.chunk_times) <= len(chunks)
+    assert answer.outcome is load.Outcome.OK or answer.error
+    assert answer.text.encode() is not None
 
 
 def test_the_first_token_and_the_first_of_the_answer() -> None:
