@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labkit.cli import simulate
+from labkit.cli import load, simulate
 from labkit.cli.output import Json, answer, say
 from labkit.errors import LabkitError, UsageError, require
 
@@ -277,51 +277,7 @@ def fractions(
         raise typer.Exit(1)
 
 
-@app.command()
-def load(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
-    workload: Annotated[str, typer.Option(metavar="NAME", help="chat, shared-prefix, interference or file.")] = "chat",
-    options: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
-    rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
-    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
-    requests: Annotated[int, typer.Option(metavar="N", help="How many requests.")] = 32,
-    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent before, and kept apart.")] = 1,
-    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Of an open loop.")] = "poisson",
-    api: Annotated[str, typer.Option(metavar="completions|chat", help="The OpenAI protocol.")] = "completions",
-    timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
-    api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Loads a server and measures it."""
-    from labkit.cli import tables
-    from labkit.files import parse_settings
-    from labkit.load import run_blocking
-    from labkit.load.metrics import summarise
-    from labkit.load.workloads import build
-
-    if rate is None and concurrency is None:
-        concurrency = 1
-    with tables.counting("requests") as progress:
-        result = run_blocking(
-            url,
-            model,
-            build(workload, n=requests, seed=seed, **parse_settings(options or ())),
-            concurrency=concurrency,
-            rate=rate,
-            arrival=arrival,
-            api=api,  # type: ignore[arg-type]  # checked there, with the choices in the message
-            warmup=warmup,
-            timeout_s=timeout_s,
-            api_key=api_key,
-            progress=progress,
-        )
-    summary = summarise(result)
-    answer(as_json, summary.to_dict, lambda: tables.show_load(summary))
-    if not summary.completed:
-        first = next((f": {record.outcome} {record.error}".rstrip() for record in result.records), "")
-        raise LabkitError(f"none of {summary.failed} requests succeeded{first}", remedy="look at the server's log")
+app.command()(load.load)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,27 @@ WRONG = {
     "fractions {tmp}/nothing.yaml --json": "there is no file",
     f"{LOAD} --workload nonsense --json": "no workload 'nonsense'",
     f"{LOAD} --rate 1 --concurrency 2": "concurrency",
-    f"{LOAD} --requests 0": "0",
+    f"{LOAD} --requests 0": "--requests=1 or more",
+    f"{LOAD} --requests 1000000000": "the most are 100,000",
+    f"{LOAD} --warmup 1000000000": "the most are 100,000",
+    f"{LOAD} --warmup -1": "--warmup=0 or more",
+    f"{LOAD} --timeout 0": "--timeout is 0",
+    f"{LOAD} --set prompt_words=1000000000": "too many",
+    f"{LOAD} --set prompt_words=" + "9" * 5000: "5,000 characters",
+    f"{LOAD} --workload file --set path=/dev/zero": "no regular file",
+    f"{LOAD} --workload mooncake --set path=/dev/zero": "no regular file",
+    f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
+    f"{LOAD} --api-key a\x01b": "line break",
+    f"{LOAD} --api embeddings": "completions",
+    f"{LOAD} --ramp-from 2": "say what it rises to",
+    f"{LOAD} --sweep users=1,2,3": "not 'users'",
+    f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
+    f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out",
+    f"{LOAD} --slo ttft_s=1": "add --sweep",
+    f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
+    f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "is no number",
+    "load http://127.0.0.1:99999 --model m": "Port out of range",
+    "load http://me:secret@127.0.0.1:port --model m": "cannot be read",
     f"{LOAD} --set nonsense": "KEY=VALUE",
     f"{LOAD} --set nonsense=1": "no option 'nonsense'",
     "load nonsense --model m": "nonsense",
@@ -255,6 +276,54 @@ def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Callable[..., Ende
 
     assert sent("--seed", 5) == sent("--seed", 5) != sent("--seed", 6)
     assert max(max_tokens for _, max_tokens in sent("--set", "max_tokens=7")) <= 7
+
+
+def test_load_goes_on_where_a_server_refuses(labkit: Callable[..., Ended]) -> None:
+    """A refused field is named with the switch that leaves it out, and the switch does; a server without a list of
+    models is loaded with --no-preflight; a pasted chat endpoint is one."""
+    for field, switch in (("ignore_eos", ["--no-ignore-eos"]), ("stream_options", ["--no-stream-options"]),
+                          ("max_tokens", ["--limit-field", "max_completion_tokens"])):  # fmt: skip
+        with serving(refuses=field, models_status=404, token_delay_s=0.001) as stub:
+            called = ("load", stub.base_url, "--model", MODEL, "--requests", 2, "--json", "--no-preflight")
+            refused, done = labkit(*called), labkit(*called, *switch)
+        assert (refused.code, " ".join(switch) in refused.stderr) == (1, True)
+        assert (done.code, done.json["completed"]) == (0, 2)
+    with serving() as stub:
+        assert labkit("load", f"{stub.base_url}/chat/completions", "--model", MODEL, "--requests", 2).code == 0
+        assert labkit("load", stub.base_url, "--model", MODEL, "--requests", 2, "--workload", "conversations",
+                      "--set", "think_s=0").code == 0  # fmt: skip
+        assert set(stub.urls) == {"/v1/chat/completions"}
+
+
+def test_a_sweep_prints_its_steps_and_its_knee(labkit: Callable[..., Ended]) -> None:
+    """As words, with the rule, and as one object whose steps have a load's keys."""
+    with serving(slots=1, first_token_delay_s=0.01) as stub:
+        called = ("load", stub.base_url, "--model", MODEL, "--requests", 12, "--sweep", "concurrency=1,2,4")
+        found, shown = labkit(*called, "--json"), labkit(*called, "--slo", "e2e_s=9")
+    assert (found.json["knee"], [step["concurrency"] for step in found.json["steps"]]) == (1, [1, 2, 4])
+    assert {"completed", "ttft_s", "output_throughput", "warnings"} <= set(found.json["steps"][0])
+    assert "knee: not found; never saturated" in " ".join(shown.stdout.split())
+
+
+def test_ctrl_c_prints_what_was_measured() -> None:
+    """An interrupted load ends with 130, and prints the requests that were answered before."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from labkit.cli import main"
+    with serving(first_token_delay_s=0.05) as stub:
+        arguments = ["load", stub.base_url, "--model", MODEL, "--requests", "2000", "--json"]
+        command = [sys.executable, "-c", f"{code}; main.main({arguments!r})"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as client:
+            try:
+                deadline = time.monotonic() + 60
+                while len(stub.bodies) < 5 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                client.send_signal(signal.SIGINT)
+                printed, _ = client.communicate(timeout=60)
+            finally:
+                client.kill()
+    assert client.returncode == 130
+    assert json.loads(printed)["completed"] >= 3
+    assert "were not sent" in " ".join(json.loads(printed)["warnings"])
 
 
 def test_a_load_that_fails_ends_with_1(labkit: Callable[..., Ended]) -> None:
@@ -409,6 +478,11 @@ def test_settings_have_the_type_that_they_look_like() -> None:
     """Numbers, booleans, text and an equals sign inside a value."""
     parsed = parse_settings(["n=3", "share=0.5", "on=true", "path=a=b", "prefix-words=4"])
     assert parsed == {"n": 3, "share": 0.5, "on": True, "path": "a=b", "prefix_words": 4}
+    assert parse_settings(["day=2026-99-99", "open=" + "[" * 4000])["day"] == "2026-99-99"
+    bombs = ("n=" + "9" * 5000, "n=[&a [x, x], *a , *a ]")
+    for bomb, said in zip(bombs, ("5,000 characters", "has an alias"), strict=True):
+        with pytest.raises(UsageError, match=said):
+            parse_settings([bomb])
 
 
 def test_a_missing_package_is_named_with_what_installs_it(
