@@ -198,9 +198,9 @@ UNITS = {"": 1, "b": 1} | {
 
 def parse_bytes(text: str) -> int:
     """ "1GiB", "500 MB", "2g" or plain bytes. UsageError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)\s*", text.lower())
     if not match or match[2] not in UNITS:
-        raise UsageError(f"{text!r} is not a number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G")
+        raise UsageError(f"{text[:40]!r} is not a number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G")
     return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
 
 
