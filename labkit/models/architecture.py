@@ -172,25 +172,31 @@ def _complete(config: Fields) -> dict[str, Any]:
     holds those only that differ, and other files anything.
     """
     fields = text_fields(config)
-    named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
-    whole = not any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS) and "transformers_version" in config
-    unpatterned = attention.sliding_window(fields) and not any(
-        fields.get(name) for name in ("layer_types", "use_sliding_window", "hybrid_layer_pattern")
-    )
-    if whole and all(first(fields, names) is not None for names in named) and not unpatterned:
-        return fields
     given = {name: value for name, value in fields.items() if value is not None}
+    named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
+    part = any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS)
+    whole = "transformers_version" in config and not part and all(first(given, names) is not None for names in named)
+    somewhere = attention.sliding_window(given) is not None and first(given, attention.WINDOW_PATTERNS) is None
+    if whole and not somewhere:
+        return given
     known = _class_fields(config, fields)
+    if known is None and part and somewhere:
+        raise ConfigError(
+            "config.json names a window and not the layers that have it",
+            remedy="install transformers, whose class for this model knows them",
+        )
+    known = known or {}
     counted = {name: value for name, value in known.items() if name == "num_hidden_layers"}  # some classes work it out
     return known | given | counted
 
 
-def _class_fields(config: Fields, fields: Fields) -> dict[str, Any]:
-    """What transformers' class for this model says of the fields that this package reads; {} where there is none."""
+def _class_fields(config: Fields, fields: Fields) -> dict[str, Any] | None:
+    """What transformers' class for this model says of the fields that this package reads; {} where it has none, None
+    where transformers is not installed."""
     try:
         from transformers import CONFIG_MAPPING
     except ImportError:
-        return {}
+        return None
     for source in (config, fields):
         kind = source.get("model_type")
         if isinstance(kind, str) and kind in CONFIG_MAPPING:

@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from labkit.cli import main
+from labkit.errors import ConfigError
 from labkit.models.architecture import architecture, from_config
 from labkit.theory.kv_size import bytes_per_token, describe, window_bytes
 
@@ -57,6 +59,23 @@ def wrong(case: dict[str, Any], kv: Kv) -> str:
 def test_public_configs_have_the_right_value(kv: Kv) -> None:
     """Bytes of a token, lengths, windows and states of all cases, or words of the refusal."""
     assert {name: said for name, case in TABLE.items() if (said := wrong(case, kv))} == {}
+
+
+def test_without_transformers_the_fields_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers are those that transformers' classes give, or a field is said to be missing: gemma-3-4b-it's heads."""
+    files = sorted({CASES / case["file"] for name, case in TABLE.items() if name != "K02"})
+    known = {file: architecture(file) for file in files}
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    different = []
+    for file in files:
+        if file.stem == "gemma3_4b_it":
+            with pytest.raises(ConfigError, match="names a window and not the layers"):
+                architecture(file)
+            continue
+        here, there = architecture(file), known[file]
+        same = [(one.storing_layers, one.state_layers, one.kv_dtype, one.no_kv_cache) for one in (here, there)]
+        different += [file.name] if same[0] != same[1] else []
+    assert different == []
 
 
 PLAIN = {
@@ -113,6 +132,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors",
                             "kv_cache_scheme": {"num_bits": 8, "type": "float"}}}, 4 * MHA, 0),
     "weights in 4 bits": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, 8 * MHA, 0),
+    "DeepSeek-VL2's zeros": ({"kv_lora_rank": None, "qk_rope_head_dim": 0, "v_head_dim": 0}, 8 * MHA, 0),
     "float32": ({"dtype": "float32"}, 8 * MHA, 0),
     "thinker": ({"thinker_config": {"text_config": {**PLAIN, "num_hidden_layers": 2}}}, 2 * MHA, 0),
 }  # fmt: skip
@@ -151,6 +171,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a list that is too short": ({"layer_types": ["full_attention"] * 3}, "names 3 of 8 layers"),
     "states in unknown places": ({"mamba_d_state": 16}, "does not say which layers"),
     "an indexer without MLA": ({"index_head_dim": 128}, "sparse caches"),
+    "a million layers": ({"num_hidden_layers": 10**6}, "it has 1,000,000 layers"),
     "no head": ({"num_attention_heads": 0}, "num_attention_heads is 0"),
     "an infinite layer": ({"num_hidden_layers": math.inf}, "num_hidden_layers is inf"),
     "RWKV": ({"rescale_every": 6}, "no keys and values"),
@@ -174,6 +195,12 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path, kv: Kv) -> None:
 
 def test_options_that_are_wrong(kv: Kv) -> None:
     """Heads that cannot be split and types without a known size are refused with what can be chosen."""
-    for options, says in (("--tensor-parallel 3", "does not divide"), ("--kv-dtype fp7", "choose one of auto")):
+    wrong = {
+        "--tensor-parallel 3": "does not divide",
+        "--kv-dtype fp7": "choose one of auto",
+        f"--max-model-len {10**30}": "max_model_len has 31 digits",
+        f"--memory {'9' * 5000}": "is not a number of bytes",
+    }
+    for options, says in wrong.items():
         code, _, err = kv(CASES / "mixtral_8x7b.json", *options.split())
         assert (code, says in err) == (2, True)
