@@ -292,10 +292,10 @@ def test_the_default_compares_like_with_like() -> None:
     for changes, size in (({}, "8B"), ({"model": "llama-3.1-70b", "instance": "p5.48xlarge"}, "70B")):
         answer = costs.calculate(costs.settings_from(changes, costs.default(prices_on=DAY)))
         assert size in answer.against.price.name
-        assert answer.warnings[0].startswith("Like with like")
+        assert answer.compared.startswith("Like with like")
         assert to_json(answer)["self_hosted"]["usd_per_day_interval"] is not None
     other = costs.calculate(costs.default(prices_on=DAY).changed(api=("anthropic/claude-sonnet-5-5",)))
-    assert other.warnings[0].startswith("Not like with like")
+    assert other.compared.startswith("Not like with like")
 
 
 def test_replicas_on_more_gpus_scale_the_throughput() -> None:
@@ -535,6 +535,22 @@ def test_a_load_is_read_and_a_single_figure_gives_way_to_it(tmp_path: Path) -> N
     assert measured(tmp_path).tokens_per_s == 700.0
     written(tmp_path, ("tokens_per_second_one_user", 14.0, "tokens/s", 1))
     assert measured(tmp_path).tokens_per_s == 14.0
+
+
+def test_a_simulation_brings_its_error_and_is_no_measurement(tmp_path: Path) -> None:
+    """What labkit simulate --json printed: its error is the interval, its card decides the machine."""
+    path = tmp_path / "simulated.json"
+    told = {
+        "completed": 512, "output_throughput": 4000.0, "gpu": "h200", "model": "llama-3.1-70b", "tensor_parallel": 2,
+        "replicas": 1, "source": "Modelled: H200", "error": {"tpot": {"mean": 0.1, "worst": 0.25}},
+    }  # fmt: skip
+    path.write_text(json.dumps(told))
+    asked = costs.settings_from({"throughput_from": str(path)}, costs.default(prices_on=DAY))
+    used = asked.used_throughput
+    assert (used.measured, used.gpus, used.gpu, used.bounds) == (False, 2, "H200", (3200.0, 4000 / 0.75))
+    assert costs.instances()[asked.instance].gpu == "H200"
+    assert "off by up to 25%" in used.label
+    assert not_refused(lambda name: asked.changed(instance=name), [("rented-h100", "is of H200")]) == []
 
 
 def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path) -> None:

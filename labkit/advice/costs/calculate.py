@@ -11,7 +11,6 @@ from labkit.advice.costs.prices import (
     OWN,
     ApiPrice,
     find_instance,
-    model_name,
     models_like,
     price_of_request,
     show_usd,
@@ -62,18 +61,35 @@ class CostResult:
         return self.settings.used_throughput.bounds is not None
 
     @property
+    def compared(self) -> str:
+        """Whether like is compared with like; empty where nothing is known of the model."""
+        replica = self.settings.modelled_replica
+        if replica is None:
+            return ""
+        alike = [api.price.name for api in self.api if api.price.id in models_like(replica.model)]
+        if not alike:
+            return f"Not like with like: no API here serves a model of the size of {replica.model}."
+        return f"Like with like: {replica.model} on {replica.card}, modelled, and {', '.join(alike)}."
+
+    @property
     def headline(self) -> str:
         """The cost of hosting in one sentence."""
-        hosted, gpus = self.hosted, f" ({self.hosted.gpus:,} GPUs)" if self.hosted.gpus else ""
-        per_million, low, high = (one.usd_per_million_tokens for one in (hosted, self.cheapest, self.dearest))
-        interval = ""
-        if self.has_interval and low is not None and high is not None:
-            interval = f" ({show_usd(low)} to {show_usd(high)})" if low < high else " (at both ends of the interval)"
-        token_price = "" if per_million is None else f", {show_usd(per_million)} per 1M tokens{interval}"
+        hosted, low, high = self.hosted, self.cheapest, self.dearest
+        gpus = f" ({hosted.gpus:,} GPUs)" if hosted.gpus else ""
+        token_price = ""
+        if hosted.usd_per_million_tokens is not None:
+            between = span(low.usd_per_million_tokens, high.usd_per_million_tokens)
+            token_price = f", {show_usd(hosted.usd_per_million_tokens)} per 1M tokens{between}"
         return (
             f"Hosting: {hosted.machines:,} x {self.settings.instance}{gpus}, {float(hosted.utilisation):.1%} busy: "
-            f"{show_usd(hosted.usd_per_day)} a day, {show_usd(hosted.usd_per_month)} a month{token_price}"
+            f"{show_usd(hosted.usd_per_day)} a day{span(low.usd_per_day, high.usd_per_day)}, "
+            f"{show_usd(hosted.usd_per_month)} a month{token_price}"
         )
+
+
+def span(low: Fraction | None, high: Fraction | None) -> str:
+    """ " ($1.20 to $2.50)": an interval of dollars; empty where both ends are the same."""
+    return "" if low is None or high is None or low == high else f" ({show_usd(low)} to {show_usd(high)})"
 
 
 def calculate(settings: CostSettings) -> CostResult:
@@ -98,12 +114,6 @@ def calculate(settings: CostSettings) -> CostResult:
 def _warnings(settings: CostSettings, hosted: Fleet) -> Iterator[str]:
     used, replica, instance = settings.used_throughput, settings.modelled_replica, find_instance(settings.instance)
     if replica:
-        alike = [model_name(api) for api in settings.api if api in models_like(replica.model)]
-        yield (
-            f"Like with like: {replica.model} on {replica.card}, modelled, against {', '.join(alike)}."
-            if alike
-            else f"Not like with like: no API here serves a model of the size of {replica.model}."
-        )
         yield from (f"{warning}." for warning in replica.warnings)
         if outside(replica, settings.input_tokens or 0, settings.output_tokens or 0):
             yield "No request of this length was modelled: the throughput is extrapolated."

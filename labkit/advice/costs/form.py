@@ -10,12 +10,11 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from labkit.advice.costs.calculate import ApiCost, CostResult, calculate
+from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart
 from labkit.advice.costs.prices import (
     OWN,
     PURCHASES,
-    cents,
     dated_models,
     instances,
     known_models,
@@ -162,7 +161,8 @@ class CostCalculator(Form[CostResult]):
             self.sums.value = f"<ol class='labkit-sums' style='{style}'>{items}</ol>"
 
     def notes(self) -> str:
-        return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in self.result.warnings)
+        told = filter(None, (self.result.compared, *self.result.warnings))
+        return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in told)
 
     def _chart(self) -> Spec | None:
         if self.view.value == "Break-even":
@@ -313,21 +313,27 @@ def _hosting_row(result: CostResult) -> str:
     fleet = result.hosted
     gpus = f", {fleet.gpus} GPUs" if fleet.gpus else ""
     label = f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
+    low, high = result.cheapest, result.dearest
     per_million = "-" if fleet.usd_per_million_tokens is None else show_usd(fleet.usd_per_million_tokens)
-    low, high = result.cheapest.usd_per_million_tokens, result.dearest.usd_per_million_tokens
-    interval = "" if low is None or high is None or low == high else f" ({cents(low)} to {cents(high)})"
-    cells = (label, show_usd(fleet.usd_per_day), _dollars(fleet.usd_per_month), f"{per_million}{interval}", "")
+    cells = (
+        label,
+        f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}",
+        _dollars(fleet.usd_per_month),
+        f"{per_million}{span(low.usd_per_million_tokens, high.usd_per_million_tokens)}",
+        "",
+    )
     return f"<tr class='labkit-mine'>{_cells(cells)}</tr>"
 
 
 def _api_row(api: ApiCost) -> str:
     first = api.break_even.first
+    ends = " to ".join("never" if end is None else millions(end) for end in api.break_even_bounds)
     cells = (
         f"<span title='{escape(api.price.source, quote=True)}'>{escape(api.price.name)}</span>",
         show_usd(api.usd_per_day),
         _dollars(api.usd_per_month),
         show_usd(api.usd_per_million_tokens),
-        "never" if first is None else f"{millions(first)} a day",
+        f"<span title='{ends}'>{'never' if first is None else f'{millions(first)} a day'}</span>",
     )
     return f"<tr>{_cells(cells)}</tr>"
 

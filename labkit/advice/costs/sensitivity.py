@@ -111,6 +111,8 @@ def _word(value: Any) -> str:
 
 def _choices(settings: CostSettings) -> Iterator[tuple[str, Any]]:
     yield "batch", not settings.batch
+    if not settings.cached_input:
+        yield "cached_input", 0.9
     instance = find_instance(settings.instance)
     if settings.usd_per_hour is None:
         known = (purchase for purchase in PURCHASES if instance.price(settings.prices_on, purchase))

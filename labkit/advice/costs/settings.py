@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from datetime import date
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from labkit.advice.costs.checked import Checked, limits, quantity
 from labkit.advice.costs.prices import OWN, PURCHASES, OwnPrices, Purchase, exact, find_instance, models_like
@@ -28,6 +28,20 @@ ROOM = 0.8
 """Largest share of the GPUs' memory that the weights may take: vLLM uses 0.9 of it, and the KV cache needs room."""
 
 
+def _names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value or ()
+
+
+def _hours(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        value = LOADS[value] if value in LOADS else _names(value.strip("[]"))
+    return tuple(float(hour) for hour in value or ())
+
+
+def _day(value: Any) -> date:
+    return value if isinstance(value, date) else date.fromisoformat(str(value))
+
+
 class CostSettings(Checked):
     """One question to the calculator.
 
@@ -37,76 +51,35 @@ class CostSettings(Checked):
     UsageError: what cannot be, with number and remedy.
     """
 
-    requests_per_s: float | None = quantity(
-        0, 1e7, "requests/s", "mean arrivals a second in the hours in which requests come"
-    )
-    tokens_per_day: float | None = quantity(0, 1e15, "tokens", "tokens a day, read and written together; needs the mix")
-    input_tokens: int | None = quantity(
-        0, 1e7, "tokens a request", "tokens that a request brings: prompt, documents, history"
-    )
-    output_tokens: int | None = quantity(
-        0, 1e7, "tokens a request", "tokens that a request has written for it: the answer"
-    )
-    cached_input: float = quantity(
-        0, 1e7, "share, or tokens above 1", "input read from the prompt cache: a share of it, or tokens a request", 0.0
-    )
+    requests_per_s: float | None = quantity(0, 1e7, "requests/s", "mean arrivals a second while requests come")
+    tokens_per_day: float | None = quantity(0, 1e15, "tokens", "input and output tokens a day; needs the mix")
+    input_tokens: int | None = quantity(0, 1e7, "tokens a request", "input: prompt, documents, history")
+    output_tokens: int | None = quantity(0, 1e7, "tokens a request", "output: the answer")
+    cached_input: float = quantity(0, 1e7, "share, or tokens above 1", "input that is read from the prompt cache", 0.0)
     batch: bool = False
-    hourly_load: tuple[float, ...] = ()
+    hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = ()
     hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which requests come", HOURS)
     peak_factor: float = quantity(1, 1000, "x", "arrivals in the busiest minutes, as a multiple of the mean", 1.0)
-    buffer: float = quantity(
-        0, 100, "share of the peak", "capacity held in reserve above the peak, for bursts and failures", 0.0
-    )
+    buffer: float = quantity(0, 100, "share of the peak", "capacity held above the peak, for bursts and failures", 0.0)
     instance: str
     purchase: Purchase = "on_demand"
-    usd_per_hour: float | None = quantity(
-        0, 1e6, "$/h of one machine", "your own price of an hour; without it the price list's"
-    )
-    paid_hours_per_day: float = quantity(
-        0.01, HOURS, "h", "hours a day in which the machines are switched on, and paid", HOURS
-    )
+    usd_per_hour: float | None = quantity(0, 1e6, "$/h of one machine", "your own price; without it the price list's")
+    paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which machines run and are paid", HOURS)
     min_instances: int = quantity(1, 1e6, "machines", "machines at least: two survive the loss of one", 1)
     model: str = MODEL
     throughput: Throughput | None = None
-    tensor_parallel: int | None = quantity(
-        1, 1024, "GPUs", "GPUs of one replica; without it the fewest that hold the weights"
-    )
-    model_gb: float | None = quantity(
-        0, 1e6, "GB", "size of the weights: 2 bytes a parameter in 16 bits; without it the modelled model's"
-    )
-    storage_usd_per_gb_month: float = quantity(
-        0, 1000, "$/GB and month", "price of storing a gigabyte; an assumption", 0.0
-    )
+    tensor_parallel: int | None = quantity(1, 1024, "GPUs", "GPUs of one replica; without it the fewest that fit")
+    model_gb: float | None = quantity(0, 1e6, "GB", "size of the weights; without it the modelled model's, in 16 bits")
+    storage_usd_per_gb_month: float = quantity(0, 1000, "$/GB and month", "price of storage; an assumption", 0.0)
     engineering_hours_per_month: float = quantity(
         0, 1e6, "h a month", "people's time to keep it running, without a rota on call; an assumption", 0.0
     )
     engineer_usd_per_hour: float = quantity(0, 1e5, "$/h", "what an hour of theirs costs; an assumption", 0.0)
-    api: tuple[str, ...]
+    api: Annotated[tuple[str, ...], BeforeValidator(_names)]
     api_input_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of input")
     api_output_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of output")
-    api_cached_usd_per_million: float | None = quantity(
-        0, 1e6, "$/1M tokens", "your own API price of input that is read from its cache"
-    )
-    prices_on: date
-
-    @field_validator("api", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value or ()
-        return [part.strip() for part in value.split(",") if part.strip()]
-
-    @field_validator("hourly_load", mode="before")
-    @classmethod
-    def _hours(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = LOADS[value] if value in LOADS else [part for part in value.strip("[]").split(",") if part.strip()]
-        return tuple(float(each) for each in value or ())
-
-    @field_validator("prices_on", mode="before")
-    @classmethod
-    def _day(cls, value: Any) -> date:
-        return value if isinstance(value, date) else date.fromisoformat(str(value))
+    api_cached_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of cached input")
+    prices_on: Annotated[date, BeforeValidator(_day)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -18,7 +18,16 @@ def text(result: CostResult) -> str:
     changed = [f"  {flip}" for flip in flips(result.settings)] or ["  no single setting, up to 20 times less or more"]
     sums = [f"  {line}" for line in explain(result)]
     notes = [f"Note: {warning}" for warning in result.warnings]
-    blocks = [result.headline, _bought(result), "", *_apis(result), "", "What would flip it:", *changed]
+    blocks = [
+        result.headline,
+        _bought(result),
+        result.compared,
+        "",
+        *_apis(result),
+        "",
+        "What would flip it:",
+        *changed,
+    ]
     return "\n".join([*blocks, "", "The sums:", *sums, *notes])
 
 
@@ -35,6 +44,7 @@ def to_json(result: CostResult) -> dict[str, Any]:
         "purchase": purchases(result.settings),
         "throughput": {"label": used.label, "measured": used.measured, "tokens_per_s": used.tokens_per_s},
         "api": [_api_json(api) for api in result.api],
+        "compared": result.compared,
         "break_even_tokens_per_day": _tokens(crossing.first),
         "break_even_for_good_tokens_per_day": _tokens(crossing.for_good),
         "break_even_interval": bounds if known else None,
