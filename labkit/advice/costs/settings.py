@@ -310,7 +310,7 @@ def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -
     values = dict(given)
     state = _state(values.pop("state", None))
     if state:  # what an exported question does not set, it has not
-        blank = dict.fromkeys(name for name, field in NUMBERS.items() if field.default is None)
+        blank = dict.fromkeys(name for name in NUMBERS if name.startswith(("usd_", "tensor_", "model_", "api_")))
         start = settings_from({**blank, "throughput_from": "modelled", **state}, start)
     for name in values:
         if name not in SETTINGS:

@@ -69,12 +69,14 @@ def purchases(settings: CostSettings) -> list[dict[str, Any]]:
 
 
 def _bought(result: CostResult) -> str:
-    rows = [
-        f"{row['purchase'].replace('_', ' ')} "
-        + ("not known" if row["usd_per_hour"] is None else f"{show_usd(exact(row['usd_per_day']))} a day")
-        for row in purchases(result.settings)
+    rows = purchases(result.settings)
+    if not any(row["usd_per_hour"] for row in rows):
+        return f"No price of {result.settings.instance} is listed."
+    days = [
+        "not known" if row["usd_per_day"] is None else f"{show_usd(exact(row['usd_per_day']))} a day" for row in rows
     ]
-    return f"The same fleet by the price list: {', '.join(rows)}"
+    names = (row["purchase"].replace("_", " ") for row in rows)
+    return "By the price list: " + ", ".join(f"{name} {day}" for name, day in zip(names, days, strict=True))
 
 
 def _apis(result: CostResult) -> Iterator[str]:
