@@ -83,16 +83,16 @@ def row(model: str, card: str, tensor_parallel: int, points: Sequence[dict[str, 
     seconds, fit_error = fitted(points)
     gpu = modelled.gpu(card, model=model, tensor_parallel=tensor_parallel)
     error = known_error(gpu)
-    warning = (
-        f"no capacity of {gpu.card.title} was compared with a real one: the error is that of {', '.join(error.cards)}"
-    )
+    warning = f"no capacity of {model} on {gpu.card.title} was compared with a real one: the error is that of a "
+    warning += f"{error.kind} on {', '.join(error.cards)}"
+    compared = card in error.cards and tensor_parallel == 1  # on several cards only a 32B was compared
     return {
         "model": model,
         "card": card,
         "tensor_parallel": tensor_parallel,
         "weights_gb": round(2 * shape_of(gpu.folder).parameters / 1e9, 2),
         "source": gpu.label,
-        "warnings": [] if card in error.cards else [warning],
+        "warnings": [] if compared else [warning],
         "error": round(error.worst, 4),
         "fit_error": round(fit_error, 4),
         **dict(zip(("prefill_s", "decode_s", "context_s"), seconds, strict=True)),

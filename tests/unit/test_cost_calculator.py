@@ -108,6 +108,7 @@ def test_the_modelled_throughput_follows_the_machine_and_a_typed_one_does_not(ca
     calculator.fields["purchase"].value = "spot"
     assert (calculator.settings.replica_gpus, calculator.result.hosted.gpus) == (4, 8)
     assert "19.71" in "".join(explain(calculator.result))
+    calculator.fields["purchase"].value = "on_demand"
     calculator.fields["instance"].value = "g6.xlarge"
     assert "no throughput is known for llama-3.1-70b on g6.xlarge" in calculator.message.value
     calculator.fields["tokens_per_s"].value = 100.0
