@@ -239,7 +239,9 @@ class CostSettings(Checked):
         if name == "prices_on":
             return UsageError(f"prices_on is {value!r}, not a day", remedy="write it as 2026-11-24")
         if name not in NUMBERS:
-            return UsageError(f"{name} is {value!r}", remedy="labkit cost --json shows every setting with a value")
+            known = {"purchase": PURCHASES, "hourly_load": [*LOADS, "24 numbers"], "batch": ("yes", "no")}.get(name)
+            fix = f"use one of: {', '.join(known)}" if known else "labkit cost --json shows every setting with a value"
+            return UsageError(f"{name} is {value!r}", remedy=fix)
         (low, high), meaning = limits(NUMBERS[name]), NUMBERS[name].description
         span = f"from {low:g} to {high:,.0f} ({NUMBERS[name].title})"
         if kind in ("greater_than_equal", "less_than_equal"):
