@@ -200,13 +200,15 @@ def cost(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What serving costs, hosted and by API."""
+    """What serving costs, hosted and by API.
+
+    Example: labkit cost --set model=llama-3.1-70b --set instance=p5.48xlarge --set hourly_load=office"""
     from labkit.advice import costs
-    from labkit.advice.costs.words import text
+    from labkit.advice.costs.words import text, to_json
     from labkit.files import parse_settings
 
     result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
-    answer(as_json, result.to_json, lambda: typer.echo(text(result)))
+    answer(as_json, lambda: to_json(result), lambda: typer.echo(text(result)))
 
 
 @app.command()
