@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve
 
-from applications import gate
+from labkit.serving import gate
 from handlers.text_generation import (
     RequestError,
     Row,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from applications import gate
+from labkit.serving import gate
 from applications.openai_api import ChatBody, CompletionBody, Piece, Question, answer, events, question
 
 EXAMPLES = {

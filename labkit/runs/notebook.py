@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from labkit.machine.processes import Scope
@@ -52,16 +53,24 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Turn Ctrl-C, SIGTERM and a closed terminal into a `Stop` while the block runs (in the main thread only)."""
     stop = Stop()
+    with stop_signals_call(lambda *_: stop.ask()):
+        yield stop
+
+
+@contextlib.contextmanager
+def stop_signals_call(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """`handler` for Ctrl-C, SIGTERM and a closed terminal while the block runs; what `nohup` ignores stays ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, lambda *_: stop.ask()) for number in signals}
+        signals = []
+    previous = {number: signal.signal(number, handler) for number in signals}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def execute(
