@@ -1,8 +1,8 @@
-"""A key and a limit on a request's size before an ASGI application: Ray Serve's proxy has neither, vLLM's own key leaves
-many routes open (in 0.32 /invocations, /tokenize, /load, /docs and others).
+"""A key and a limit on a request's size before an ASGI application.
 
-`vllm serve --middleware labkit.serving.gate.Gate`, or `api.add_middleware(Gate)` in an ingress. A body that is too large
-is refused while it arrives. The settings are environment variables of the server (`environment` makes them).
+Ray Serve's proxy has neither; vLLM's own key leaves many routes open (in 0.32 /invocations, /tokenize, /load, /docs and
+others). `vllm serve --middleware labkit.serving.gate.Gate`, or `api.add_middleware(Gate)` in an ingress. A body that is
+too large is refused while it arrives. The settings are environment variables of the server (`environment` makes them).
 """
 
 import contextlib

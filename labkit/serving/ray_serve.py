@@ -66,7 +66,7 @@ class RayServe(Stoppable):
     """A running Ray with Ray Serve's HTTP proxy on the loopback interface. Use it in a `with` block, or call `stop`.
 
     `url` is the proxy's root. On a cluster that ran before, `stop` takes away what was deployed since and leaves the
-    rest. `folder`: of a Ray that is ours, for its sessions, its logs and its processes' temporary files; it goes with it.
+    rest. `folder`: of a Ray that is ours, with its sessions, logs and temporary files; it goes with it.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ The engine's own command and arguments stay visible: nothing here renames or hid
 
 import logging
 import os
-import re
 import secrets
 import shlex
 import sys
@@ -75,6 +74,11 @@ KNOWN_FAILURES = (
         "change what the message names",
     ),
     (
+        r"Value error, (.*?) \[type=",  # of vLLM's configuration classes
+        "{0}",
+        "change the option that the message names",
+    ),
+    (
         r"engine core exited unexpectedly",  # upon which the server itself ends in order, with exit code 0
         "its engine core was ended from outside: by a signal, or by the kernel when memory runs out",
         "look for an out-of-memory message of the kernel (`dmesg`), free memory, and start it again",
@@ -138,8 +142,9 @@ def settings(
     cores have no fast bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which is what
     vLLM takes up front for weights and cache together.
     """
-    offline = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     # A notebook shows errors; a server's log, where more is wanted, has the level of its own (see `start`).
+    offline = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    require(0 < gpu_memory_share <= 1, f"gpu_memory_share is {gpu_memory_share}", fix="pass a number from 0.01 to 1")
     quiet = {**offline, "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if machine.gpus:
         require_share(machine.gpus[0], gpu_memory_share, weight_bytes=weight_bytes)

@@ -230,7 +230,7 @@ def resumed(folder: Path, *names: str) -> tuple[RunInfo, str]:
 def test_a_resumed_run_keeps_the_labs_that_it_does_not_run(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Resuming one lab leaves the others' entries, and the commit that measured them; one that was killed has failed."""
+    """Resuming one lab leaves the others' entries, and their commit; one that was killed has failed."""
     for file in finished.out_dir.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     before = read_run(tmp_path).model_copy(update={"git_commit": "aaa"})

@@ -1,7 +1,6 @@
 """TorchServe's configuration, archives and management API, without a TorchServe: a stub answers in its place."""
 
 import json
-import stat
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import yaml
 
 from labkit.errors import ServerError, UsageError
 from labkit.serving import torchserve
-from labkit.serving.process import ServerProcess, explain
+from labkit.serving.process import explain
 from labkit.serving.torchserve import Control
 
 NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management")

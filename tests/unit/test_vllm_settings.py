@@ -144,8 +144,8 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def test_started_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs is what the command says plus host, port and gate; the key travels by environment. Two servers have their own
-    keys and ports; a relative folder means the one that the user sees; the served name is the command's."""
+    """What runs is what the command says plus host, port and gate; the key travels by environment. Two servers have
+    their own keys and ports; a relative folder means the one that the user sees; the served name is the command's."""
     script, model = tmp_path / "vllm", tmp_path / "model"
     script.write_text(FAKE_VLLM)
     script.chmod(0o755)
