@@ -18,6 +18,8 @@ from types import FrameType
 from typing import Any, TextIO
 
 from labkit.machine.processes import Scope
+from labkit.serving import guard
+from labkit.serving.process import SOCKET_NAME_BYTES, temporary_folder
 
 INTERRUPT_GRACE_S = 10.0  # for the lab's own clean-up: a server's clean stop takes some seconds
 LEFTOVER_GRACE_S = 2.0
@@ -88,8 +90,12 @@ def execute(
     """
     stop, started = stop or Stop(), time.monotonic()
     log_path.write_text("", encoding="utf-8")
-    with Scope() as scope, log_path.open("a", encoding="utf-8") as log:  # appending: the kernel writes to it too
-        run = _Run(notebook, output, dict(parameters), log, stop, on_cell)
+    with (
+        temporary_files() as temporary,
+        Scope() as scope,
+        log_path.open("a", encoding="utf-8") as log,  # appending: the kernel writes to it too
+    ):
+        run = _Run(notebook, output, dict(parameters), log, stop, on_cell, temporary)
         run.thread.start()
         _wait(run.thread, stop.asked)
         interrupted = run.thread.is_alive()
@@ -107,6 +113,17 @@ def execute(
         error="stopped by the user" if interrupted else error,
         left_processes=left,
     )
+
+
+@contextlib.contextmanager
+def temporary_files() -> Iterator[Path]:
+    """A folder for a lab's temporary files. It goes at the end, also when this process is killed."""
+    folder = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES)
+    watch = guard.start_watch(str(folder), ())
+    try:
+        yield folder
+    finally:
+        watch.communicate()  # closes its pipe, upon which it removes the folder and ends
 
 
 def _wait(thread: threading.Thread, until: threading.Event, *, timeout_s: float = math.inf) -> None:
@@ -136,6 +153,7 @@ class _Run:
     log: TextIO
     stop: Stop
     on_cell: Callable[[int, int], None]
+    temporary: Path
     kernel_pid: int | None = None
     error: BaseException | None = None
 
@@ -191,6 +209,7 @@ def _register_engine() -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
 
     class LabEngine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
@@ -209,8 +228,10 @@ def _register_engine() -> None:
                 stdout_file=run.log,
                 stderr_file=run.log,
                 on_cell_start=on_cell_start,
+                config=Config({"KernelManager": {"connection_file": str(run.temporary / "kernel.json")}}),
             )
-            kernel = {"cwd": str(run.notebook.parent), "env": kernel_environment()}
+            env = {**kernel_environment(), "TMPDIR": str(run.temporary)}
+            kernel = {"cwd": str(run.notebook.parent), "env": env}
             try:
                 return client.execute(**kernel, stdout=run.log, stderr=run.log)
             except DeadKernelError:

@@ -1,9 +1,9 @@
 """Ends what a process started when that process is gone, however it went. Runs by its file and needs only psutil.
 
     python guard.py FOLDER GRACE_S COMMAND ...    starts a command and ends it, with everything that it started
-    python guard.py --watch FOLDER PID ...        ends processes that are already running, and everything below them
+    python guard.py --watch FOLDER [PID ...]      ends processes that are already running, and everything below them
 
-FOLDER has their temporary files and is removed at the end. Both hold the read end of a pipe (their stdin) whose other
+FOLDER has their temporary files and is removed at the end, by a watch of no process when its parent is gone. Both hold the read end of a pipe (their stdin) whose other
 end their parent holds. When the parent ends - normally, by Ctrl-C, by a kernel restart, or by SIGKILL, which no
 `atexit` survives - the pipe closes. A command has two guards, one inside the other: when one is killed, the other ends
 the command. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so a worker whose own parent died is found too. The watch is
@@ -27,7 +27,7 @@ import psutil
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.2
 LOOK_S = 2.0  # between two looks at the process table, which would be felt by what is measured meanwhile
-OWN_END_S, TERMINATE_GRACE_S = 3.0, 3.0
+OWN_END_S, TERMINATE_GRACE_S, REMOVAL_S = 3.0, 3.0, 20.0
 CANNOT_START = 127  # what a shell says of a command that does not exist
 
 
@@ -87,8 +87,8 @@ def watch(folder: str, pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             seen.add(psutil.Process(pid))
-    while not _parent_gone(parent) and _alive(seen):
-        if time.monotonic() - looked > LOOK_S:
+    while not _parent_gone(parent) and (_alive(seen) or not pids):
+        if pids and time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
             seen = _alive(seen) | _below(seen)
     seen |= _below(seen)
@@ -96,7 +96,10 @@ def watch(folder: str, pids: list[int]) -> None:
     _signal_all(_alive(seen), signal.SIGTERM)
     _wait(seen, TERMINATE_GRACE_S)
     _signal_all(_alive(seen), signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    deadline = time.monotonic() + REMOVAL_S
+    while os.path.exists(folder) and time.monotonic() < deadline:  # those that end may still write there
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(POLL_S)
 
 
 def _parent_gone(parent: int) -> bool:

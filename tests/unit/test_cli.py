@@ -142,7 +142,7 @@ WRONG = {
     "run 00 --out {tmp}/loop/run": "Symlink loop",
     "run 00 --out ~nobody-of-that-name/run": "home directory",
     "report {tmp}/loop": "is not a folder",
-    f"run 00 --out {{tmp}}/{BIG}": "9...9",
+    f"run 00 --out {{tmp}}/{BIG}": "File name too long",
     f"run --profile {BIG}": "File name too long",
     f"claims {BIG}": "File name too long",
     f"run 00 -p 00.seed={BIG}": "it must be an int",

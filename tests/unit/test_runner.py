@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -315,11 +316,11 @@ def test_an_error_is_told_in_one_line_without_the_servers_log() -> None:
 # --- stopping
 
 
-def start_run(tmp_path: Path, token: str) -> "subprocess.Popen[str]":
+def start_run(tmp_path: Path, token: str, **environment: str) -> "subprocess.Popen[str]":
     """`labkit run` of a good lab, a sleeping one and one more; every process below it carries the token."""
     return subprocess.Popen(
         [sys.executable, "-m", "labkit", "run", "90", "92", "93", "--out", str(tmp_path)],
-        env={**os.environ, "LABKIT_TEST_TOKEN": token},
+        env={**os.environ, **environment, "LABKIT_TEST_TOKEN": token},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -364,6 +365,28 @@ def test_a_stopped_run_leaves_no_process_and_keeps_its_records(tmp_path: Path, h
     assert [lab.status for lab in info.labs] == ["done", "failed", "waiting"]
     assert nbformat.read(tmp_path / f"{SLEEPS}.ipynb", 4).cells
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_leaves_no_temporary_file(tmp_path: Path, how: signal.Signals) -> None:
+    """The kernel's connection file and what the lab makes in TMPDIR are in one folder, which goes with the lab."""
+    token = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        run = start_run(tmp_path, token, TMPDIR=temporary)
+        end = time.monotonic() + 120
+        while not (tmp_path / "asleep").exists() and run.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        (folder,) = Path(temporary).iterdir()
+        assert (folder / "kernel.json").exists()
+        run.send_signal(how)
+        run.communicate(timeout=120)
+        end = time.monotonic() + 30
+        while any(Path(temporary).iterdir()) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert list(Path(temporary).iterdir()) == []
+    for process in with_token(token):  # a killed run cannot end what its lab had started
+        process.kill()
 
 
 def test_the_second_request_to_stop_is_urgent() -> None:
