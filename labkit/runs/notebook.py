@@ -36,7 +36,6 @@ class NotebookEnd:
     seconds: float
     cell: str = ""
     error: str = ""
-    left_processes: int = 0
 
 
 @dataclass
@@ -111,7 +110,6 @@ def execute(
         seconds=time.monotonic() - started,
         cell=cell,
         error="stopped by the user" if interrupted else error,
-        left_processes=left,
     )
 
 

@@ -3,11 +3,12 @@
     python guard.py FOLDER GRACE_S COMMAND ...    starts a command and ends it, with everything that it started
     python guard.py --watch FOLDER [PID ...]      ends processes that are already running, and everything below them
 
-FOLDER has their temporary files and is removed at the end, by a watch of no process when its parent is gone. Both hold the read end of a pipe (their stdin) whose other
-end their parent holds. When the parent ends - normally, by Ctrl-C, by a kernel restart, or by SIGKILL, which no
-`atexit` survives - the pipe closes. A command has two guards, one inside the other: when one is killed, the other ends
-the command. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so a worker whose own parent died is found too. The watch is
-for Ray, whose processes end themselves when their driver is killed, except two agents that stay for ever.
+FOLDER has their temporary files and is removed at the end, by a watch of no process when its parent is gone. Both hold
+the read end of a pipe (their stdin) whose other end their parent holds. When the parent ends - normally, by Ctrl-C, by
+a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes. A command has two guards, one inside the
+other: when one is killed, the other ends the command. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so a worker whose
+own parent died is found too. The watch is for Ray, whose processes end themselves when their driver is killed, except
+two agents that stay for ever, and for a lab's temporary files.
 """
 
 import contextlib
