@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -187,6 +188,7 @@ class ServerProcess(Stoppable):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             server.wait(10)
+        self._cleaner.join(10)
         self._guard = None  # ended because we asked: no death to report
         if self._temporary is not None:  # it is still there when the guard was killed
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -225,9 +227,32 @@ class ServerProcess(Stoppable):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches us, and we stop the server in order
             )
+        self._cleaner = threading.Thread(target=_end_session, args=(self._guard,), daemon=True)
+        self._cleaner.start()
 
     def __enter__(self) -> Self:
         return self.start()
+
+
+def _end_session(leader: "subprocess.Popen[bytes]") -> None:
+    """Waits for the outer guard's end; where both guards were killed, ends what is left of their session."""
+    leader.wait()
+    while left := _session(leader.pid):
+        if not any(guard.__file__ in (process.info["cmdline"] or ()) for process in left):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        time.sleep(POLL_S)
+
+
+def _session(pid: int) -> list[psutil.Process]:
+    """The running processes of the session that `pid` began."""
+    left = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                left.append(process)
+    return left
 
 
 def answers_http(port: int, *, timeout_s: float = 0.5) -> bool:

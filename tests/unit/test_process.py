@@ -245,11 +245,18 @@ def test_dies_later(tmp_path: Path) -> None:
         assert "the last words" in how_it_ended(server)
 
 
-def test_guard_killed(tmp_path: Path) -> None:
-    """When even the guard is killed, the server ends with it and `check` says so."""
-    with stand_in(tmp_path) as server:
+@pytest.mark.parametrize("killed", ["outer", "inner", "both"])
+def test_guard_killed(tmp_path: Path, killed: str) -> None:
+    """When even a guard is killed, or both are, the server ends with its workers and `check` says so."""
+    with stand_in(tmp_path, "worker" if killed == "both" else "family") as server:
         processes = processes_of(server)
-        psutil.Process(server.pids[0]).parent().kill()  # type: ignore[union-attr]
+        assert len(processes) == (2 if killed == "both" else 6)
+        inner = psutil.Process(server.pids[0]).parent()
+        assert inner is not None
+        outer = inner.parent()
+        assert outer is not None
+        for guard in {"outer": [outer], "inner": [inner], "both": [outer, inner]}[killed]:
+            guard.kill()
         assert not survivors(processes)
         how_it_ended(server)
 
