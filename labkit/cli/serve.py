@@ -27,6 +27,7 @@ from labkit.serving.process import require_free_port
 POLL_S = 0.5
 KEY = "LABKIT_API_KEY"
 LONGEST = 4096  # prompt and answer in tokens; TorchServe's handler keeps a whole batch of them, padded to the longest
+LONGEST_ANSWER = 256  # a batch is written to its end, also when its clients have left (handlers/README.md)
 TOO_SLOW = "modelled GPU: this machine is too slow"
 
 
@@ -117,11 +118,8 @@ def serve_torchserve(model: str, *, port: int) -> None:
     model_folder = resolve(model, progress=say)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1]).lstrip("_.-")  # what its URLs take
     positions = min(architecture(model_folder).max_positions or LONGEST, LONGEST)
-    settings = {
-        "model_path": str(model_folder),
-        "max_new_tokens": positions // 4,
-        "max_prompt_tokens": positions - positions // 4,
-    }
+    answer = min(positions // 4, LONGEST_ANSWER)
+    settings = {"model_path": str(model_folder), "max_new_tokens": answer, "max_prompt_tokens": positions - answer}
     if os.environ.get(KEY):
         say(f"TorchServe makes its own keys: {KEY} is not used")
     with _private_folder() as folder:
