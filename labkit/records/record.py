@@ -107,6 +107,12 @@ class LabRun(Frozen):
     seconds: Number | None = None
     error: str = ""
 
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """How the lab of a record went."""
+        seconds = (record.ended - record.started).total_seconds() if record.ended else None
+        return cls(name=record.lab, status=record.status, seconds=seconds)
+
 
 class RunInfo(_Described):
     """run.json: where, with what and when a run of several labs took place.

@@ -17,7 +17,7 @@ from rich.progress import MofNCompleteColumn, Task, TextColumn, TimeElapsedColum
 from labkit.errors import RecordError
 from labkit.files import root, runs_path
 from labkit.machine import to_json
-from labkit.records import RUN_FILE, LabRun, Record, Recorder, RunInfo, read, read_run, set_status
+from labkit.records import RUN_FILE, LabRun, Recorder, RunInfo, read, read_run, set_status
 from labkit.runs import minutes
 from labkit.runs.minutes import Estimate
 from labkit.runs.notebook import NotebookEnd, Stop, execute, stop_on_signals
@@ -224,10 +224,11 @@ def _opening(plan: Plan, note: Callable[[str], None]) -> RunInfo:
     """The run as it begins. What a resumed run does not run again stays in it, with the commits that measured it."""
     commit, jobs = git_commit(), {job.lab.name: job for job in plan.jobs}
     earlier = _earlier(plan.out_dir, note) if (plan.out_dir / RUN_FILE).exists() else None
-    kept = {lab.name: _ended_or_waiting(lab) for lab in earlier.labs} if earlier else _recorded(plan.out_dir)
+    kept = {lab.name: _not_running(lab) for lab in (earlier.labs if earlier else _recorded(plan.out_dir))}
     names = sorted({*kept, *jobs})  # a lab's name begins with its number
     commits: dict[str | None, None] = {}
-    if earlier and any(name not in jobs or jobs[name].done for name in kept):
+    measured = [name for name, lab in kept.items() if lab.status in ("done", "failed")]
+    if earlier and any(name not in jobs or jobs[name].done for name in measured):
         commits = dict.fromkeys((earlier.git_commit, *earlier.earlier_commits))
     return RunInfo(
         machine=to_json(plan.machine),
@@ -252,30 +253,23 @@ def _earlier(folder: Path, note: Callable[[str], None]) -> RunInfo | None:
         return None
 
 
-def _ended_or_waiting(lab: LabRun) -> LabRun:
+def _recorded(folder: Path) -> Iterator[LabRun]:
+    """The labs whose records are in the folder; the commits that measured them are unknown."""
+    for file in folder.glob("[0-9]*.json"):
+        try:
+            yield LabRun.of(read(file))
+        except RecordError as error:
+            yield LabRun(name=file.stem, status="failed", error=error.what)
+
+
+def _not_running(lab: LabRun) -> LabRun:
     """The lab as the earlier run left it, which may have been killed while the lab ran."""
     if lab.status != "running":
         return lab
     return lab.model_copy(update={"status": "failed", "error": "the run was ended from outside"})
 
 
-def _recorded(folder: Path) -> dict[str, LabRun]:
-    """The labs whose records are in the folder; the commits that measured them are unknown."""
-    labs = {}
-    for file in folder.glob("[0-9]*.json"):
-        try:
-            labs[file.stem] = _lab_run(read(file))
-        except RecordError as error:
-            labs[file.stem] = LabRun(name=file.stem, status="failed", error=error.what)
-    return labs
-
-
 def _not_started(job: Job, plan: Plan) -> LabRun:
     if not job.done:
         return LabRun(name=job.lab.name, status="skipped" if job.refused else "waiting", error=job.refused)
-    return _lab_run(read(plan.record_file(job)))
-
-
-def _lab_run(record: Record) -> LabRun:
-    seconds = round((record.ended - record.started).total_seconds(), 3) if record.ended else None
-    return LabRun(name=record.lab, status="done" if record.status == "done" else "failed", seconds=seconds)
+    return LabRun.of(read(plan.record_file(job)))
