@@ -42,7 +42,7 @@ def send(client: TestClient, path: str, changes: dict[str, Any]) -> tuple[int, s
 REFUSED = [
     *({"temperature": value} for value in (float("nan"), float("inf"), -float("inf"), 2.1, -1, "hot", 10**400, [1])),
     *({"max_tokens": value} for value in (float("nan"), float("inf"), 0, -1, 1.5, 10**400)),
-    *({"seed": value} for value in (float("nan"), 1.5, "x")),
+    *({"seed": value} for value in (float("nan"), 1.5, "x", 2**63, 10**400)),
     *({name: 3} for name in ("n", "best_of", "top_p", "logprobs", "top_logprobs", "presence_penalty", "logit_bias")),
     {"stop": "x"},
     {"stop": ["x"]},
