@@ -3,18 +3,21 @@
 Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 130 stopped by the user.
 """
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from labkit.cli import load, simulate
 from labkit.cli.output import Json, answer, say
-from labkit.errors import LabkitError, UsageError, require
+from labkit.errors import LabkitError, UsageError, require, whole
 
 INTERRUPTED = 130
+PATHLIB_ERRORS = ("Symlink loop from", "Could not determine home directory")  # RuntimeErrors of resolve and expanduser
+LONG_WORD = r"(\S{60})\S{400,}(\S{20})"
 RUNS = "A run's folder, or a folder of runs, as runs/notebook"
 
 app = typer.Typer(
@@ -306,8 +309,12 @@ def serve(
     if gpu is not None:
         fix = "use `labkit serve vllm --gpu ...`, or leave --gpu out"
         require(server == "vllm", f"--gpu models vLLM, not {server}", fix=fix)
+        whole("--tensor-parallel", tensor_parallel, at_least=1)
         servers.serve_modelled(gpu, model or "llama-3.1-8b", port=port, tensor_parallel=tensor_parallel)
-    elif server == "torchserve":
+        return
+    fix = "use --gpu CARD too, or leave --tensor-parallel out"
+    require(tensor_parallel == 1, "--tensor-parallel is for modelled cards", fix=fix)
+    if server == "torchserve":
         servers.serve_torchserve(model or CHAT, port=port)
     else:
         start = servers.serve_vllm if server == "vllm" else servers.serve_ray
@@ -366,9 +373,9 @@ def workshop_check(
     if summary is not None:
         if labs or first_answer or save:
             raise UsageError("--summary looks at no machine", remedy="leave --lab, --answer and --save out")
-        whole = room.read_room(summary)
-        answer(as_json, whole.to_json, lambda: tables.show_room(whole))
-        ready = whole.ok
+        everyone = room.read_room(summary)
+        answer(as_json, everyone.to_json, lambda: tables.show_room(everyone))
+        ready = everyone.ok
     else:
         ask = (lambda: room.first_answer(now_and_then(say))) if first_answer else None
         check = room.check_room(labs=labs, answer=ask)
@@ -381,18 +388,26 @@ def workshop_check(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point: a LabkitError becomes a message on stderr and its exit code, never a traceback."""
+    """The entry point: a LabkitError, or a path that cannot be used, is a message on stderr and an exit code."""
     try:
         app(arguments, prog_name="labkit")
     except LabkitError as error:
-        typer.echo(f"labkit: {error}", err=True)
-        sys.exit(error.exit_code)
+        _exit(error)
+    except (OSError, RuntimeError) as error:
+        path = getattr(error, "filename", None)
+        if path is None and not str(error).startswith(PATHLIB_ERRORS):  # not about a path that somebody chose
+            raise
+        what = f"{path}: {error.strerror}" if path and isinstance(error, OSError) else str(error)
+        _exit(UsageError(what, remedy="choose a path that exists and that you may use"))
     except ModuleNotFoundError as error:  # an install of the pages alone has no engines and no load client
         package = (error.name or "").partition(".")[0]
         if package in ("", "labkit", "course", "applications"):
             raise
         fix = "run make in the repository, or pip install -e '.[cpu]'"
-        typer.echo(f"labkit: {UsageError(f'this command needs the package {package}', remedy=fix)}", err=True)
-        sys.exit(UsageError.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        _exit(UsageError(f"this command needs the package {package}", remedy=fix))
+
+
+def _exit(error: LabkitError) -> NoReturn:
+    """Say the error, in which a word of thousands of characters (a number, brackets) is cut, and end."""
+    typer.echo(re.sub(LONG_WORD, r"\1...\2", f"labkit: {error}"), err=True)
+    sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert ended.stderr.strip() == "[]"
 
 
+BIG = "9" * 5000
 LOAD = "load http://127.0.0.1:9 --model m"
 WRONG = {
     "frobnicate": "No such command",
@@ -158,6 +160,24 @@ WRONG = {
     "serve vllm --port 0": "port 0",
     "serve ray --port 0": "port 0",
     "serve torchserve --port 0": "port 0",
+    "serve vllm --port 99999": "port 99999 does not exist\n  To fix it: use a port from 1024 to 65535",
+    "serve vllm --tensor-parallel 2": "--tensor-parallel is for modelled cards",
+    "serve vllm --gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
+    "serve vllm --gpu-memory-share nan": "gpu_memory_share is nan",
+    "serve vllm --gpu-memory-share 5": "gpu_memory_share is 5.0",
+    "run 00 --ray 127.0.0.1:99999": "no address of a Ray cluster",
+    "run 00 --out {tmp}/loop/run": "Symlink loop",
+    "run 00 --out ~nobody-of-that-name/run": "home directory",
+    "report {tmp}/loop": "is not a folder",
+    f"run 00 --out {{tmp}}/{BIG}": "File name too long",
+    f"run --profile {BIG}": "File name too long",
+    f"claims {BIG}": "File name too long",
+    f"run 00 -p 00.seed={BIG}": "it must be an int",
+    f"run 01 -p 01.concurrencies=[{BIG}]": "it must be a list of ints",
+    f"run 01 -p 01.concurrencies={'[' * 100_000}": "it must be a list of ints",
+    "run 01 -p 01.concurrencies=[Infinity]": "it must be a list of ints",
+    r'run 01 -p 01.concurrencies=["\ud800"]': "it must be a list of ints",
+    "run \udcff": "there is no lab called",
     "progress": "Missing argument",
     "progress {tmp}/nowhere --json": "is not a folder",
     "solutions 99": "there is no lab called '99'",
@@ -172,9 +192,11 @@ def test_bad_input_ends_with_2_and_one_message(labkit: Callable[..., Ended], con
     a model's folder without its file)."""
     (config.parent / "broken.yaml").write_text("{name: x")
     (config.parent / "empty").mkdir()
+    (config.parent / "loop").symlink_to("loop")
     for line, says in WRONG.items():
         ended = labkit(*line.replace("{tmp}", str(config.parent)).split())
         assert says in ended.stderr, line
+        assert len(ended.stderr) < 3000, line
         code = 1 if says in ("no config.json", "there is no none.json") else 2
         assert (ended.code, ended.stdout, "Traceback" in ended.stderr) == (code, "", False), line
     bare = labkit()
@@ -415,10 +437,11 @@ class Serving:
     url = "http://127.0.0.1:8123"
     base_url = f"{url}/v1"
     api_key = "secret"
-    log_path = Path(os.devnull)
 
-    def __init__(self, command: str, *, dies: bool = False, **options: Any) -> None:
+    def __init__(self, command: str, *, dies: bool = False, folder: Path, **options: Any) -> None:
         self.command, self.options, self.dies, self.stopped, self.process = command, options, dies, False, self
+        self.log_path = folder / "server.log"
+        self.log_path.write_text("out of memory")
 
     def check(self) -> None:
         """A dead server says so; a live one gets Ctrl-C from the user."""
@@ -453,6 +476,28 @@ def test_serve_runs_until_it_is_stopped(
     assert started[0].stopped
     assert ended.stdout == ""
     assert ("out of memory" in ended.stderr) == dies
+    assert started[0].log_path.exists() == dies  # the message names it
+    shutil.rmtree(started[0].log_path.parent, ignore_errors=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_server_that_is_stopped_before_it_is_ready_leaves_no_folder(
+    labkit: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Exit 130, whichever signal it was, and the signals mean what they meant before."""
+    folders: list[Path] = []
+
+    def start(_command: str, *, folder: Path, **_options: Any) -> None:
+        folders.append(folder)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("labkit.serving.vllm.start", start)
+    before = signal.getsignal(number)
+    ended = labkit("serve", "vllm", "--model", config.parent, "--port", free_port())
+    assert (ended.code, "Traceback" in ended.stderr) == (130, False)
+    assert not folders[0].exists()
+    assert signal.getsignal(number) is before
 
 
 def test_sizes() -> None:
