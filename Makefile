@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors gpu-proof gpu-arguments lock workshop-check reference
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -65,6 +65,9 @@ gpu-arguments: setup ## what the labs ask of vLLM's CUDA build on each GPU, and 
 
 modelled-errors: setup ## the modelled GPU against public measurements of real ones (ARGS=--write renews the table)
 	$(BIN)/python -m tools.modelled_errors $(ARGS)
+
+modelled-throughput: setup ## the calculator's table of modelled replicas, by `labkit simulate`: ten minutes
+	$(BIN)/python -m tools.modelled_throughput
 
 lock: setup     ## renew the locks with the newest versions that pyproject.toml allows
 	$(BIN)/python setup/lock.py

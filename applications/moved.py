@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve
 
-from applications import gate
 from handlers.text_generation import (
     RequestError,
     Row,
@@ -23,6 +22,7 @@ from handlers.text_generation import (
     read_request,
     whole_answer,
 )
+from labkit.serving import gate
 
 api = FastAPI(title="A handler that moved")
 api.add_middleware(gate.Gate)

@@ -1,7 +1,8 @@
 """The part of OpenAI's protocol that a small server needs: request bodies, answers, and streams of chunks.
 
 Reference: the OpenAI API, completions and chat completions; token counts are the server's (`usage`), a chunk may bring
-several tokens.
+several tokens. What a request asks for and the server cannot do (`top_p`, `n`, `stop`, `logprobs`, ...) is refused with
+422, not ignored.
 """
 
 import json
@@ -9,42 +10,81 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+
+def whole_characters(text: str) -> str:
+    """`text`, unless it holds half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole_characters)]
 Tokens = Annotated[int, Field(ge=1, le=4096)]
+# Values of other fields that change nothing; some clients send them always (`vllm bench serve` the repetition penalty).
+NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "echo": False,
+}
 
 
-class StreamOptions(BaseModel):
+async def refused(_request: Request, error: Exception) -> JSONResponse:
+    """422 for a body of the wrong form. FastAPI's own answer repeats the input, which JSON may not be able to hold."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    message = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in problems)
+    printable = message.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": {"message": printable[:1000], "type": "invalid_request_error", "code": 422}}, 422)
+
+
+class StreamOptions(BaseModel, extra="forbid"):
     """What a stream brings besides text."""
 
     include_usage: bool = False
 
 
-class Sampling(BaseModel):
+class Sampling(BaseModel, extra="allow"):
     """Fields that both APIs share. `ignore_eos` is an extension of vLLM's."""
 
-    model: str
+    model: Text
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     ignore_eos: bool = False
+
+    @model_validator(mode="after")
+    def _asks_for_nothing_else(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
+                raise ValueError(f"{name!r} is not supported with this value, or not known")
+        return self
 
 
 class CompletionBody(Sampling):
     """POST /v1/completions."""
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1)]
     max_tokens: Tokens = 16
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(BaseModel, extra="forbid"):
     """One message of a chat."""
 
-    role: str
-    content: str
+    role: Text
+    content: Text
 
 
 class ChatBody(Sampling):

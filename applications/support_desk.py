@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from applications import gate
-from applications.openai_api import ChatBody, CompletionBody, Piece, Question, answer, events, question
+from applications.openai_api import ChatBody, CompletionBody, Piece, Question, answer, events, question, refused
+from labkit.serving import gate
 
 EXAMPLES = {
     "refund": ("I want my money back", "please refund my order", "you charged me twice"),
@@ -184,7 +185,7 @@ class Summariser:
         return whole.text.strip()
 
 
-class Message(BaseModel):
+class Message(BaseModel, extra="forbid"):
     """What a customer sends; `max_tokens` is the longest reply."""
 
     text: Annotated[str, Field(min_length=1, max_length=4000)]
@@ -208,6 +209,7 @@ async def _from(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece
 
 api = FastAPI(title="Support desk")
 api.add_middleware(gate.Gate)
+api.add_exception_handler(RequestValidationError, refused)
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)

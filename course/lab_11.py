@@ -3,9 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from fractions import Fraction
+from itertools import product
 
-from labkit.advice.costs.prices import MILLION, SECONDS_PER_HOUR, dated_models, exact, figures, show_number, show_usd
+from labkit.advice.costs import calculate
+from labkit.advice.costs.article import figures, question
+from labkit.advice.costs.prices import (
+    MILLION,
+    SECONDS_PER_HOUR,
+    dated_models,
+    exact,
+    known_models,
+    show_number,
+    show_usd,
+)
 from labkit.errors import require
 from labkit.teaching import solution
 
@@ -158,13 +170,66 @@ def break_even_millions(usd_per_day: Fraction, model: str, mix: str) -> Fraction
     return exact(usd_per_day) / article_usd_per_million(model, mix)
 
 
+def least_millions() -> float:
+    """The smallest break-even that follows from the article's own prices and its 8-hour day, whatever the mix."""
+    models = ("article/claude-3.5-sonnet", "article/gpt-4o")
+    return float(min(break_even_millions(figures().usd_per_day, model, mix) for model in models for mix in MIXES))
+
+
+def article_evidence(today_usd_per_hour: Fraction) -> dict[str, dict[str, float]]:
+    """What the article's prices come to, by claim: dollars, and break-evens in millions."""
+    f = figures()
+    claude, gpt, gpt_then = "article/claude-3.5-sonnet", "article/gpt-4o", "dated/gpt-4o-2024-08-06"
+    day, usd = f.usd_per_hour * 24, {mix: float(article_usd_per_million(claude, mix)) for mix in MIXES}
+
+    def span(model: str, usd_per_day: Fraction, suffix: str = "") -> dict[str, float]:
+        found = [float(break_even_millions(usd_per_day, model, mix)) for mix in MIXES]
+        return {f"least_millions{suffix}": min(found), f"most_millions{suffix}": max(found)}
+
+    return {
+        "C58": {
+            "usd_least": float(dated_models()[claude].input_usd_per_million),
+            "usd_half_half": usd["half and half"],
+            "usd_most": usd["written only"],
+        },
+        "C59": {
+            "usd_per_hour": float(f.usd_per_hour),
+            "usd_eight_hours": float(f.usd_per_hour * f.hours),
+            "usd_day": float(day),
+            "usd_day_today": float(today_usd_per_hour * 24),
+        },
+        "C60": span(claude, f.usd_per_day) | span(claude, day, "_day"),
+        "C61": span(gpt, f.usd_per_day) | span(gpt_then, f.usd_per_day, "_true_price"),
+    }
+
+
+# Machines with a throughput of their own: the article's p4d (at its price and at the list's), and modelled GPUs.
+SURVEYED = ("g6e.xlarge", "rented-h100", "p5.48xlarge", "runpod-h200", "runpod-b200")
+
+
+def survey(on: date) -> dict[tuple[str, str, str], float | None]:
+    """Break-evens of an 8B model in million tokens a day by machine, API and mix; None: hosting never pays."""
+    start = question().changed(prices_on=on)
+    p4d = {"p4d.24xlarge at $40": start, "p4d.24xlarge": start.changed(usd_per_hour=None)}
+    modelled = {
+        name: start.changed(instance=name, usd_per_hour=None, throughput=None, model_gb=None) for name in SURVEYED
+    }
+    apis = ["article/claude-3.5-sonnet", "article/gpt-4o", "article/gpt-4o-mini"]
+    apis += [name for name, known in known_models().items() if known.kind == "closed" or "8B" in known.name]
+    found: dict[tuple[str, str, str], float | None] = {}
+    for (machine, asked), api, (mix, (read, written)) in product((p4d | modelled).items(), apis, MIXES.items()):
+        answer = calculate(asked.changed(api=(api,), input_tokens=200 * read, output_tokens=200 * written))
+        first = answer.against.break_even.first
+        found[machine, api, mix] = None if first is None else float(first / MILLION)
+    return found
+
+
 def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
     """The article's contradictions, each with the sum that shows it. `today_usd_per_hour`: its machine's price now."""
     f = figures()
     day = f.usd_per_hour * 24
     claude, gpt = "article/claude-3.5-sonnet", "article/gpt-4o"
     machines = math.ceil(Fraction(f.requests_per_s * f.output_tokens * SECONDS_PER_HOUR, f.tokens_per_hour))
-    least = min(break_even_millions(f.usd_per_day, model, mix) for model in (claude, gpt) for mix in MIXES)
     busy = Fraction(f.break_even_claude[0], 24 * f.tokens_per_hour)
     return (
         Sum(
@@ -203,7 +268,7 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
             says=f"in general above {f.break_even_typical / MILLION:g}M",
             lines=(
                 "three figures for one question, and none of them follows from the prices beside it: the smallest that"
-                f" does is {show_number(least)}M, for written tokens and an 8-hour day",
+                f" does is {show_number(least_millions())}M, for written tokens and an 8-hour day",
             ),
         ),
         Sum(

@@ -66,6 +66,11 @@ class LabError(LabkitError):
     """A lab that failed while it ran."""
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its beginning and how long it is."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 # --- checks of parameters: each raises a UsageError with the value and the remedy ---
 
 

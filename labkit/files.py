@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from labkit.errors import RecordError, UsageError, require
+from labkit.errors import RecordError, UsageError, require, shortened
 
 FORMAT = 1
 """The format version of records and of run.json. A reader refuses another."""
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CORRECT_IT = "correct the entry named above"
+MOST_BYTES = 10_000_000  # of a YAML file
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,18 +36,28 @@ def read_yaml(path: Path, kind: type[T], *, remedy: str = CORRECT_IT) -> T:
     UsageError names the file, the position in it and `remedy`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        text = content.decode("utf-8-sig")  # editors on Windows put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", remedy="restore it, or name another file") from None
-    return parse_yaml(text, kind, where=str(path), remedy=remedy)
+    require(len(content) <= MOST_BYTES, f"{path} has more than {MOST_BYTES:,} bytes", fix="name a shorter file")
+    ours = path.is_relative_to(root() / "data")
+    return parse_yaml(text, kind, where=str(path), remedy=remedy, ours=ours)
 
 
-def parse_yaml(text: str, kind: type[T], *, where: str, remedy: str = CORRECT_IT) -> T:
-    """YAML `text` as `kind`; see `read_yaml`. `where` names the text in the error."""
+def parse_yaml(text: str, kind: type[T], *, where: str, remedy: str = CORRECT_IT, ours: bool = False) -> T:
+    """YAML `text` as `kind`; see `read_yaml`. `where` names the text in the error; `ours`: it need not be checked."""
     try:
-        tree = yaml.load(text, Loader=FAST_LOADER)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not valid YAML: {error}", remedy=remedy) from None
+        if ours:
+            tree = yaml.load(text, Loader=FAST_LOADER)
+        else:
+            from labkit.checked_yaml import load
+
+            tree = load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, brackets without end
+        raise UsageError(f"{where} is not valid YAML: {shortened(str(error), 600)}", remedy=remedy) from None
+    require(tree is not None, f"{where} is not valid: it is empty", fix=remedy)
     return validated(tree, kind, where=where, remedy=remedy)
 
 
@@ -184,34 +194,25 @@ def runs_path() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else root() / "runs"
 
 
-# --- values as people type them on the command line: sizes with a unit, KEY=VALUE ---
+# --- values as people type them on the command line: KEY=VALUE ---
 
 # vLLM 0.32's default block sizes.
 CPU_BLOCK_SIZE, GPU_BLOCK_SIZE = 128, 16
-UNITS = {"": 1, "b": 1} | {
-    f"{prefix}{ending}": base ** (power + 1)
-    for power, prefix in enumerate("kmgt")
-    for base, endings in ((1000, ("", "b")), (1024, ("i", "ib")))
-    for ending in endings
-}
-
-
-def parse_bytes(text: str) -> int:
-    """ "1GiB", "500 MB", "2g" or plain bytes. UsageError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if not match or match[2] not in UNITS:
-        raise UsageError(f"{text!r} is not a number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G")
-    return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`["prefix_words=400"]` as names and values; a value is a number, true, false or text. UsageError without `=`."""
+    from labkit.checked_yaml import load
+
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        require(bool(equals and name.strip()), f"{setting!r} sets nothing", fix="write KEY=VALUE")
+        require(bool(equals and name.strip()), f"{shortened(setting)!r} sets nothing", fix="write KEY=VALUE")
+        key = name.strip().replace("-", "_")
         try:
-            values[name.strip().replace("-", "_")] = yaml.safe_load(text)
+            values[key] = load(text)
         except yaml.YAMLError:
-            values[name.strip().replace("-", "_")] = text
+            values[key] = text
+        except ValueError as error:  # a date that is none, thousands of digits
+            raise UsageError(f"{shortened(setting)}: {error}", remedy="give another value") from None
     return values

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, StrictStr, TypeAdapter, model_valid
 from pydantic_core import from_json
 
 from labkit.cuda import engine_needs
-from labkit.errors import ModelError, UsageError, did_you_mean, require
+from labkit.errors import ModelError, UsageError, did_you_mean, require, shortened
 from labkit.files import Frozen, data_path, read_named, read_yaml
 from labkit.machine import Gpu, Machine, java
 from labkit.machine.gpu_share import require_share
@@ -206,7 +206,7 @@ def _checked(where: str, parameter: Parameter, value: object) -> object:
         return parameter.convert(value)
     except ValueError:  # pydantic's ValidationError is one
         raise UsageError(
-            f"{where} is {value!r}; it must be {parameter.describe()}",
+            f"{where} is {shortened(repr(value))}; it must be {parameter.describe()}",
             remedy=f"give it such a value ({parameter.help})",
         ) from None
 
@@ -307,7 +307,7 @@ def parse_overrides(settings: Sequence[str], labs: Mapping[str, Lab] = LABS) -> 
         lab_name, dot, name = target.partition(".")
         require(
             all((equals, dot, lab_name, name)),
-            f"{setting!r} sets no parameter",
+            f"{shortened(setting)!r} sets no parameter",
             fix="write LAB.NAME=VALUE, such as -p 01_first_deployment.repeats=3",
         )
         if lab_name == EVERY_LAB:

@@ -1,6 +1,9 @@
 """Numbers as people read them: three significant digits, the unit beside the number, a factor in words."""
 
 import math
+import re
+
+from labkit.errors import UsageError, shortened
 
 
 def number(value: float, *, digits: int = 3) -> str:
@@ -58,3 +61,21 @@ def clock(seconds: float) -> str:
     """Minutes and seconds: "3:07"."""
     whole = max(0, round(seconds))
     return f"{whole // 60}:{whole % 60:02d}"
+
+
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{ending}": base ** (power + 1)
+    for power, prefix in enumerate("kmgt")
+    for base, endings in ((1000, ("", "b")), (1024, ("i", "ib")))
+    for ending in endings
+}
+
+
+def parse_bytes(text: str) -> int:
+    """ "1GiB", "500 MB", "2g" or plain bytes. UsageError for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)\s*", text.lower())
+    if not match or match[2] not in UNITS:
+        raise UsageError(
+            f"{shortened(text)!r} is not a number of bytes", remedy="write it as 1073741824, 1GiB, 500MB or 2G"
+        )
+    return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]

@@ -18,7 +18,7 @@ from labkit.vega import FONT, SCHEMA, Spec, config, describe
 
 VEGA_LITE = "5.8"  # the oldest that vl-convert draws with, nearest to JupyterLab's 5.6
 SCALE = 2
-COLOURS = 128
+COLOURS = 256  # fewer would merge the colours of thin lines
 
 _caption = {"text": ""}
 

@@ -3,18 +3,21 @@
 Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 130 stopped by the user.
 """
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from labkit.cli import simulate
+from labkit.cli import load, simulate
 from labkit.cli.output import Json, answer, say
-from labkit.errors import LabkitError, UsageError, require
+from labkit.errors import LabkitError, UsageError, require, whole
 
 INTERRUPTED = 130
+PATHLIB_ERRORS = ("Symlink loop from", "Could not determine home directory")  # RuntimeErrors of resolve and expanduser
+LONG_WORD = r"(\S{60})\S{400,}(\S{20})"
 RUNS = "A run's folder, or a folder of runs, as runs/notebook"
 
 app = typer.Typer(
@@ -147,11 +150,12 @@ def kv(
     as_json: Json = False,
 ) -> None:
     """The arithmetic of a model's KV cache, on one GPU."""
-    from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE, parse_bytes
+    from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
     from labkit.machine import inspect
     from labkit.models import architecture, resolve
     from labkit.theory.kv_pool import type_bytes
     from labkit.theory.kv_size import describe
+    from labkit.words import parse_bytes
 
     path = Path(model).expanduser()
     if block_size is None:
@@ -167,6 +171,31 @@ def kv(
     answer(as_json, cache.to_json, lambda: typer.echo("\n".join(cache.lines)))
 
 
+@app.command(epilog="Example: labkit log vllm.log --model Qwen3-8B/config.json; kubectl logs POD | labkit log -")
+def log(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="What vLLM wrote when it started; - is a pipe.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="Recompute with this config.json, folder or embedded model.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="GPUs of the model. Default: the log's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Explains every line of a vLLM log on memory."""
+    from labkit.models import architecture, resolve
+    from labkit.serving import vllm_log
+    from labkit.serving.log_lines import open_log
+
+    path = Path(model or "").expanduser()
+    config = architecture(path if path.suffix == ".json" else resolve(model, progress=say)) if model else None
+    with open_log(file) as stream:
+        found = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
+    fix = "name the log of `vllm serve` from its start on (INFO lines included)"
+    require(bool(found.lines), f"no vLLM memory line found in {found.lines_read:,} lines of {file}", fix=fix)
+    answer(as_json, found.to_json, lambda: typer.echo(str(found)))
+
+
 @app.command()
 def cost(
     settings: Annotated[
@@ -174,13 +203,15 @@ def cost(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What serving costs, hosted and by API."""
+    """What serving costs, hosted and by API.
+
+    Example: labkit cost --set model=llama-3.1-70b --set instance=p5.48xlarge --set hourly_load=office"""
     from labkit.advice import costs
-    from labkit.advice.costs.words import text
+    from labkit.advice.costs.words import text, to_json
     from labkit.files import parse_settings
 
     result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
-    answer(as_json, result.to_json, lambda: typer.echo(text(result)))
+    answer(as_json, lambda: to_json(result), lambda: typer.echo(text(result)))
 
 
 @app.command()
@@ -212,13 +243,23 @@ def select(
     )
 
 
-@app.command()
+@app.command(
+    epilog="Example: labkit fractions serve_config.yaml --gpu-gib 80 --gpus 8 --nodes 2. "
+    "A file of your own: {gpu: {memory_gib: 80, count: 2}, deployments: [{name: chat, num_gpus: 0.5, "
+    "engine_share: 0.45, weight_gib: 15, replicas: 4}]}"
+)
 def fractions(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments as YAML.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments, a Ray Serve config or a RayService.")],
     gpu_gib: Annotated[
         float | None, typer.Option(metavar="N", help="GiB of a GPU. Default: FILE's, or this one's.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="How many. Default: FILE's, or those here.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="GPUs of a node. Default: FILE's, or those here.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes alike. Default: FILE's, or 1.")] = None,
+    scheduling: Annotated[
+        str | None, typer.Option(metavar="spread|pack", help="Of Ray Serve over nodes. Default: FILE's, or both.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audits fractions of GPUs: what fits.
@@ -227,61 +268,21 @@ def fractions(
     from labkit.advice import fractions as auditor
     from labkit.machine import inspect
 
-    default: dict[str, float] = {}
+    default: dict[str, Any] = {}
     if here := inspect().gpus:
-        total, free = here[0].memory_total_bytes, here[0].memory_free_bytes
-        default = {"memory_gib": total / 2**30, "used_gib": (total - free) / 2**30, "count": len(here)}
-    audit = auditor.audit(*auditor.read(file, gpu={"memory_gib": gpu_gib, "count": gpus}, default=default))
+        memories = [gpu.memory_total_bytes / 2**30 for gpu in here]
+        used = max(gpu.memory_total_bytes - gpu.memory_free_bytes for gpu in here) / 2**30
+        alike = len(set(memories)) == 1
+        default = {"memory_gib": memories[0] if alike else memories, "used_gib": used, "count": len(here)}
+    asked = {"memory_gib": gpu_gib, "count": gpus, "nodes": nodes, "scheduling": scheduling}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    audit = auditor.audit(*auditor.read(file, gpu=asked, default=default))
     answer(as_json, lambda: auditor.as_json(audit), lambda: typer.echo("\n".join(auditor.lines(audit))))
     if not audit.ok:
         raise typer.Exit(1)
 
 
-@app.command()
-def load(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root or its .../v1.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
-    workload: Annotated[str, typer.Option(metavar="NAME", help="chat, shared-prefix, interference or file.")] = "chat",
-    options: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
-    rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
-    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
-    requests: Annotated[int, typer.Option(metavar="N", help="How many requests.")] = 32,
-    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent before, and kept apart.")] = 1,
-    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Of an open loop.")] = "poisson",
-    api: Annotated[str, typer.Option(metavar="completions|chat", help="The OpenAI protocol.")] = "completions",
-    timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
-    api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Loads a server and measures it."""
-    from labkit.cli import tables
-    from labkit.files import parse_settings
-    from labkit.load import run_blocking
-    from labkit.load.metrics import summarise
-    from labkit.load.workloads import build
-
-    if rate is None and concurrency is None:
-        concurrency = 1
-    with tables.counting("requests") as progress:
-        result = run_blocking(
-            url,
-            model,
-            build(workload, n=requests, seed=seed, **parse_settings(options or ())),
-            concurrency=concurrency,
-            rate=rate,
-            arrival=arrival,
-            api=api,  # type: ignore[arg-type]  # checked there, with the choices in the message
-            warmup=warmup,
-            timeout_s=timeout_s,
-            api_key=api_key,
-            progress=progress,
-        )
-    summary = summarise(result)
-    answer(as_json, summary.to_dict, lambda: tables.show_load(summary))
-    if not summary.completed:
-        first = next((f": {record.outcome} {record.error}".rstrip() for record in result.records), "")
-        raise LabkitError(f"none of {summary.failed} requests succeeded{first}", remedy="look at the server's log")
+app.command()(load.load)
 
 
 @app.command()
@@ -308,8 +309,12 @@ def serve(
     if gpu is not None:
         fix = "use `labkit serve vllm --gpu ...`, or leave --gpu out"
         require(server == "vllm", f"--gpu models vLLM, not {server}", fix=fix)
+        whole("--tensor-parallel", tensor_parallel, at_least=1)
         servers.serve_modelled(gpu, model or "llama-3.1-8b", port=port, tensor_parallel=tensor_parallel)
-    elif server == "torchserve":
+        return
+    fix = "use --gpu CARD too, or leave --tensor-parallel out"
+    require(tensor_parallel == 1, "--tensor-parallel is for modelled cards", fix=fix)
+    if server == "torchserve":
         servers.serve_torchserve(model or CHAT, port=port)
     else:
         start = servers.serve_vllm if server == "vllm" else servers.serve_ray
@@ -368,9 +373,9 @@ def workshop_check(
     if summary is not None:
         if labs or first_answer or save:
             raise UsageError("--summary looks at no machine", remedy="leave --lab, --answer and --save out")
-        whole = room.read_room(summary)
-        answer(as_json, whole.to_json, lambda: tables.show_room(whole))
-        ready = whole.ok
+        everyone = room.read_room(summary)
+        answer(as_json, everyone.to_json, lambda: tables.show_room(everyone))
+        ready = everyone.ok
     else:
         ask = (lambda: room.first_answer(now_and_then(say))) if first_answer else None
         check = room.check_room(labs=labs, answer=ask)
@@ -383,18 +388,26 @@ def workshop_check(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point: a LabkitError becomes a message on stderr and its exit code, never a traceback."""
+    """The entry point: a LabkitError, or a path that cannot be used, is a message on stderr and an exit code."""
     try:
         app(arguments, prog_name="labkit")
     except LabkitError as error:
-        typer.echo(f"labkit: {error}", err=True)
-        sys.exit(error.exit_code)
+        _exit(error)
+    except (OSError, RuntimeError) as error:
+        path = getattr(error, "filename", None)
+        if path is None and not str(error).startswith(PATHLIB_ERRORS):  # not about a path that somebody chose
+            raise
+        what = f"{path}: {error.strerror}" if path and isinstance(error, OSError) else str(error)
+        _exit(UsageError(what, remedy="choose a path that exists and that you may use"))
     except ModuleNotFoundError as error:  # an install of the pages alone has no engines and no load client
         package = (error.name or "").partition(".")[0]
         if package in ("", "labkit", "course", "applications"):
             raise
         fix = "run make in the repository, or pip install -e '.[cpu]'"
-        typer.echo(f"labkit: {UsageError(f'this command needs the package {package}', remedy=fix)}", err=True)
-        sys.exit(UsageError.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        _exit(UsageError(f"this command needs the package {package}", remedy=fix))
+
+
+def _exit(error: LabkitError) -> NoReturn:
+    """Say the error, in which a word of thousands of characters (a number, brackets) is cut, and end."""
+    typer.echo(re.sub(LONG_WORD, r"\1...\2", f"labkit: {error}"), err=True)
+    sys.exit(error.exit_code)

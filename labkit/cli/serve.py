@@ -3,19 +3,23 @@
 Of labkit's modules only this one imports `applications`.
 """
 
+import contextlib
 import os
 import re
 import secrets
 import shlex
+import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from labkit.cli.output import say
+from labkit.errors import ServerError
 from labkit.machine import inspect
 from labkit.models import CHAT, architecture, resolve
-from labkit.runs.notebook import stop_on_signals
+from labkit.runs.notebook import stop_on_signals, stop_signals_call
 from labkit.runs.runner import now_and_then
 from labkit.serving import ray_serve, torchserve, vllm
 from labkit.serving.process import require_free_port
@@ -23,6 +27,7 @@ from labkit.serving.process import require_free_port
 POLL_S = 0.5
 KEY = "LABKIT_API_KEY"
 LONGEST = 4096  # prompt and answer in tokens; TorchServe's handler keeps a whole batch of them, padded to the longest
+LONGEST_ANSWER = 256  # a batch is written to its end, also when its clients have left (handlers/README.md)
 TOO_SLOW = "modelled GPU: this machine is too slow"
 
 
@@ -54,10 +59,9 @@ def serve_modelled(card: str, model: str, *, port: int, tensor_parallel: int) ->
 
 
 def _run_vllm(command: str, env: dict[str, str], name: str, port: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder:
-        # Ctrl-C while it starts is Python's own: a KeyboardInterrupt, upon which `start` ends what it has started.
+    with _private_folder() as folder:
         key, waiting = os.environ.get(KEY), now_and_then(say)
-        server = vllm.start(command, folder=Path(folder), env=env, port=port, api_key=key, progress=waiting)
+        server = vllm.start(command, folder=folder, env=env, port=port, api_key=key, progress=waiting)
         seen = 0
 
         def check() -> None:
@@ -86,7 +90,10 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
     key = os.environ.get(KEY) or secrets.token_urlsafe(16)
     gpus = 1 if machine.gpus else 0
     say("Ray and Ray Serve: starting")
-    with ray_serve.start(num_gpus=gpus, port=port, progress=say) as running:
+    with (
+        stop_signals_call(signal.default_int_handler),
+        ray_serve.start(num_gpus=gpus, port=port, progress=say) as running,
+    ):
         from applications.support_desk import DeskSettings, build
 
         desk = DeskSettings(
@@ -111,20 +118,17 @@ def serve_torchserve(model: str, *, port: int) -> None:
     model_folder = resolve(model, progress=say)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1]).lstrip("_.-")  # what its URLs take
     positions = min(architecture(model_folder).max_positions or LONGEST, LONGEST)
-    settings = {
-        "model_path": str(model_folder),
-        "max_new_tokens": positions // 4,
-        "max_prompt_tokens": positions - positions // 4,
-    }
+    answer = min(positions // 4, LONGEST_ANSWER)
+    settings = {"model_path": str(model_folder), "max_new_tokens": answer, "max_prompt_tokens": positions - answer}
     if os.environ.get(KEY):
         say(f"TorchServe makes its own keys: {KEY} is not used")
-    with tempfile.TemporaryDirectory(prefix="labkit-serve-") as folder:
+    with _private_folder() as folder:
         made = torchserve.archive(
-            "text_generation", folder=Path(folder) / "archives", model_name=name, handler_settings=settings
+            "text_generation", folder=folder / "archives", model_name=name, handler_settings=settings
         )
         say(made.command)
         waiting = now_and_then(say)
-        with torchserve.start([made], folder=Path(folder) / "run", port=port, progress=waiting) as server:
+        with torchserve.start([made], folder=folder / "run", port=port, progress=waiting) as server:
             say(f"{server.command}\nmetrics: {server.metrics_url}")
             root = server.base_url(name).removesuffix("/v1")
             _stay(root, name, server.keys.inference, server.process.check)
@@ -133,6 +137,21 @@ def serve_torchserve(model: str, *, port: int) -> None:
 def served_name(model: str) -> str:
     """The name by which requests call the model: an embedded one's, a hub id, or the folder's last part."""
     return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder that is removed at the end, also when a signal ends a start; a server that failed leaves its log."""
+    folder, failed = Path(tempfile.mkdtemp(prefix="labkit-serve-")), False
+    with stop_signals_call(signal.default_int_handler):
+        try:
+            yield folder
+        except ServerError:
+            failed = True
+            raise
+        finally:
+            if not failed:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stay(url: str, name: str, key: str, check: Callable[[], None]) -> None:

@@ -105,7 +105,7 @@ def _traffic(name: str, requests: int | None, seed: int, rate: float | None, set
     from labkit.modelled.traffic import tokenised
     from labkit.models import CHAT, resolve
 
-    known = [*TOKEN_WORKLOADS, *WORKLOADS]
+    known = dict.fromkeys([*TOKEN_WORKLOADS, *WORKLOADS])
     require(
         name.replace("-", "_") in WORKLOADS,
         f"there is no workload {name!r}",

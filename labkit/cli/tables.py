@@ -1,5 +1,6 @@
 """Results as tables on a terminal. Values come ready; here they only get rows."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from labkit.records.ledger import Row
 from labkit.words import amount, clock, number, share, span
 
 if TYPE_CHECKING:
+    from labkit.load.sweep import Sweep
     from labkit.modelled.simulate import Simulation
     from labkit.workshop.learners import Hurdle, Learner
     from labkit.workshop.room import MachineState, Room, RoomCheck
@@ -106,19 +108,50 @@ def show_claims(ledger: Sequence[Row]) -> None:
 
 def show_load(summary: Summary) -> None:
     """A load in figures."""
+    tokens_in, tokens_out = (
+        "unknown" if n is None else f"{n:,}" for n in (summary.input_tokens, summary.output_tokens)
+    )
     put(
         f"{summary.completed} completed, {summary.failed} failed in {number(summary.duration_s)} s; "
-        f"{summary.input_tokens:,} tokens in, {summary.output_tokens:,} out\n"
-        f"{number(summary.request_throughput)} requests/s, {number(summary.output_throughput)} output tokens/s; "
-        f"this client used {share(summary.client_cpu_share)} of a core"
+        f"{tokens_in} tokens in, {tokens_out} out\n"
+        f"{number(summary.request_throughput)} requests/s, {_known(summary.output_throughput)} output tokens/s; "
+        f"this client used {share(summary.client_cpu_share)} of a core ({_known(summary.requests_per_core_s)} "
+        "requests per second and core)"
     )
+    names = list(LATENCIES)
+    if summary.first_answer_token_s != summary.ttft_s:
+        names.insert(1, "first_answer_token_s")
+    if summary.e2e_from_send_s != summary.e2e_s:  # an open loop
+        names += ["ttft_from_send_s", "e2e_from_send_s"]
     rows = table("seconds", "mean", "p50", "p90", "p99")
-    for name in LATENCIES:
+    for name in names:
         quantity: Quantity = getattr(summary, name)
         values = (quantity.mean, quantity.p50, quantity.p90, quantity.p99)
-        rows.add_row(name.removesuffix("_s").upper(), *(number(value) if quantity.count else "-" for value in values))
+        title = name.removesuffix("_s").replace("_", " ").replace("ttft", "TTFT").replace("e2e", "E2E")
+        rows.add_row(title.upper() if name in LATENCIES else title, *map(_known, values))
     put(rows)
+    if summary.e2e_from_send_s != summary.e2e_s:
+        put("TTFT and E2E count from the time at which a request was due.")
     for warning in summary.warnings:
+        put(f"warning: {warning}")
+
+
+def _known(value: float) -> str:
+    return "-" if math.isnan(value) else number(value)
+
+
+def show_sweep(sweep: "Sweep") -> None:
+    """The ladder, and its knee."""
+    rows = table(sweep.kind, "requests/s", "output tokens/s", "TTFT p50", "E2E p50", "E2E p99", "in the SLO", "failed")
+    for step in sweep.steps:
+        summary = step.summary
+        values = (summary.output_throughput, summary.ttft_s.p50, summary.e2e_s.p50, summary.e2e_s.p99)
+        kept = "-" if step.good_share is None else share(step.good_share)
+        rows.add_row(number(step.level), number(step.throughput), *map(_known, values), kept, str(summary.failed))
+    put(rows)
+    put(f"knee: {'not found' if sweep.knee is None else f'{sweep.kind} {number(sweep.knee)}'}; {sweep.why}")
+    put(f"rule: {sweep.rule}")
+    for warning in dict.fromkeys(said for step in sweep.steps for said in step.summary.warnings):
         put(f"warning: {warning}")
 
 
@@ -128,7 +161,7 @@ def show_simulation(answer: "Simulation") -> None:
     put(
         f"{answer.gpu.label}\n"
         f"{summary.completed} completed, {summary.failed} failed in {number(summary.duration_s)} modelled s; "
-        f"{summary.input_tokens:,} tokens in, {summary.output_tokens:,} out\n"
+        f"{summary.input_tokens or 0:,} tokens in, {summary.output_tokens or 0:,} out\n"
         f"{number(summary.request_throughput)} requests/s, {number(summary.output_throughput)} output tokens/s: "
         f"{share(answer.load_share)} of a capacity of {number(answer.capacity_per_s)} requests/s "
         f"({answer.promise.region})\n"

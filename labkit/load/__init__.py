@@ -1,6 +1,7 @@
 """Asks: an asyncio client for OpenAI completions and chat, closed and open loop, for all servers alike."""
 
-from labkit.load.client import Api, run, run_blocking
+from labkit.load.address import Api
+from labkit.load.client import run, run_blocking
 from labkit.load.results import LoadResult, Outcome, RequestRecord
 
 __all__ = ["Api", "LoadResult", "Outcome", "RequestRecord", "run", "run_blocking"]

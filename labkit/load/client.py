@@ -1,130 +1,76 @@
 """Runs a workload against a server: closed loop (a number of requests under way) or open loop (a rate of arrivals)."""
 
 import asyncio
-import contextlib
 import resource
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from threading import Event, Thread
+from itertools import pairwise
 from time import perf_counter, process_time
-from typing import Any, Literal, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import aiohttp
 import msgspec
 
 from labkit import errors
-from labkit.errors import LoadError, require
-from labkit.load.results import LoadResult, Outcome, RequestRecord, find_doubts
-from labkit.load.workloads import Request, Workload, constant_arrivals_s, poisson_arrivals_s
+from labkit.errors import require
+from labkit.load.address import PATHS, Address, Api, parse
+from labkit.load.answers import Answer, error_text
+from labkit.load.blocking import blocking
+from labkit.load.preflight import check_server
+from labkit.load.results import LoadResult, Outcome, RequestRecord
+from labkit.load.workloads import (
+    Request,
+    Turn,
+    Workload,
+    constant_arrivals_s,
+    poisson_arrivals_s,
+    rising_arrivals_s,
+)
 
-Api = Literal["completions", "chat", "plain"]
-PATHS: dict[Api, str] = {"completions": "/completions", "chat": "/chat/completions", "plain": ""}
 ARRIVALS = ("poisson", "constant")
-PREFLIGHT_TIMEOUT_S = 10.0
-TORCHSERVE_REFUSAL = b"Token Authorization failed"  # said with a 400
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 KEEP_ALIVE_S = 4.0
 """Idle connections are given up before the server does it (uvicorn, and so vLLM, after 5 s): a request sent into a
 connection that is just being closed fails without the server ever having seen it."""
 TIMER_S = 0.001
 """Resolution of the event loop's timers: a request is sent up to this much late, never early."""
+READ_BUFFER_BYTES = 2**20
+"""What aiohttp reads ahead: with its default of 64 KiB, one long event stops and starts the reading many times."""
+AFTER_DONE_S = 1.0
+"""How long a connection may stay open after [DONE] until we close it."""
 OnFinished = Callable[[int, int], None]
 """Called with (measured requests finished, measured requests in all), in the thread that runs the load."""
 
 
-# What is read of an answer or a chunk; other fields are skipped while decoding.
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How requests are written. `limit_field` names the limit of an answer's length (None: the API's own). `body` adds
+    fields to each request; None leaves one out."""
 
+    model: str
+    api: Api
+    stream: bool
+    limit_field: str | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
 
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Content(msgspec.Struct, gc=False):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    text: str | None = None  # of completions
-    delta: _Content | None = None  # of a chat's chunk
-    message: _Content | None = None  # of a chat's whole answer
-    finish_reason: str | None = None
-
-    def content(self) -> str:
-        part = self.delta or self.message
-        return (part.content if part else self.text) or ""
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-    response: str | None = None  # of the plain API
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_NO_USAGE = _Usage()
-
-
-def api_root(base_url: str) -> str:
-    """`base_url`, which may be the server's root or its .../v1, as .../v1. UsageError if it is not an http address."""
-    parts = urlsplit(base_url)
-    is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
-    require(is_http, f"{base_url!r} is not an http address", fix="pass one such as http://127.0.0.1:8000/v1")
-    root = base_url.rstrip("/")
-    return root if root.endswith("/v1") else f"{root}/v1"
-
-
-def _body(request: Request, *, model: str, api: Api, stream: bool) -> bytes:
-    if api == "plain":
-        return msgspec.json.encode({"prompt": request.prompt})
-    fields: dict[str, Any] = {"model": model, "temperature": request.temperature}
-    if api == "chat":
-        fields["messages"] = request.messages or [{"role": "user", "content": request.prompt}]
-        fields["max_completion_tokens"] = request.max_tokens
-    else:
-        fields |= {"prompt": request.prompt, "max_tokens": request.max_tokens}
-    if request.seed is not None:
-        fields["seed"] = request.seed
-    if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
-        fields["ignore_eos"] = True
-    if stream:
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
-    return msgspec.json.encode(fields)
-
-
-def error_text(raw: bytes) -> str:
-    """The message in an error's body: OpenAI's, FastAPI's or TorchServe's form, else its first 300 characters."""
-    with contextlib.suppress(msgspec.DecodeError):
-        message = msgspec.json.decode(raw)
-        while isinstance(message, dict):
-            message = message.get("error") or message.get("message") or message.get("detail")
-        if message:
-            return str(message)
-    return raw[:300].decode("utf-8", "replace").strip()
-
-
-class EventLines:
-    """Cuts a stream of server-sent events into the payloads of its `data:` lines, wherever the network cut the bytes.
-
-    OpenAI's events have one data line each, so a line is an event; comments (`: ping`) and other fields are skipped."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, received: bytes) -> list[bytes]:
-        """The payloads that `received` completes."""
-        *lines, self._rest = (self._rest + received).split(b"\n")
-        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+    def encode(self, request: Request) -> bytes:
+        """The body of a request."""
+        if self.api == "plain":
+            return msgspec.json.encode({"prompt": request.prompt})
+        fields: dict[str, Any] = {"model": self.model, "temperature": request.temperature}
+        if self.api == "chat":
+            fields["messages"] = request.said
+            fields[self.limit_field or "max_completion_tokens"] = request.max_tokens
+        else:
+            fields |= {"prompt": request.prompt, self.limit_field or "max_tokens": request.max_tokens}
+        if request.seed is not None:
+            fields["seed"] = request.seed
+        if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
+            fields["ignore_eos"] = True
+        if self.stream:
+            fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        fields |= self.body
+        return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 # --- one request and its answer ---
@@ -135,52 +81,35 @@ class Exchange:
     """A request under way. Times are on the clock `time.perf_counter`; `record` moves them to the load's start."""
 
     index: int
+    request: Request
     body: bytes = b""  # encoded before the load starts, so that it costs nothing while measuring
     warmup: bool = False
-    group: str = ""
     scheduled: float | None = None  # None: no schedule, it is due when it starts
     started: float = 0.0
     finished: float = 0.0
-    chunk_times: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    usage: _Usage = _NO_USAGE
-    ended: bool = False  # the server said that the answer is complete
-    outcome: Outcome = Outcome.OK
     status: int | None = None
-    error: str = ""
+    answer: Answer = field(default_factory=Answer)
 
-    def end(self, outcome: Outcome, error: str) -> None:
-        self.outcome, self.error = outcome, error
-
-    def take(self, chunk: _Chunk) -> None:
-        """Adds what a chunk, or a whole answer, brings."""
-        if chunk.choices:
-            self.texts.append(chunk.choices[0].content())
-            self.ended |= chunk.choices[0].finish_reason is not None
-        if chunk.response is not None:
-            self.texts.append(chunk.response)
-        if chunk.usage is not None:
-            self.usage = chunk.usage
-        if chunk.error is not None:
-            said = error_text(msgspec.json.encode(chunk.error))
-            self.end(Outcome.HTTP_ERROR, f"the server reported in its answer: {said}")
-
-    def record(self, zero: float) -> RequestRecord:
+    def record(self, zero: float, address: Address) -> RequestRecord:
         """The finished record, on a clock that is 0 at `zero`."""
+        answer = self.answer
         return RequestRecord(
             index=self.index,
             scheduled_s=(self.started if self.scheduled is None else self.scheduled) - zero,
             started_s=self.started - zero,
-            chunk_times_s=tuple(time - zero for time in self.chunk_times),
+            chunk_times_s=tuple(time - zero for time in answer.chunk_times),
             finished_s=self.finished - zero,
-            input_tokens=self.usage.prompt_tokens,
-            output_tokens=self.usage.completion_tokens,
-            outcome=self.outcome,
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            outcome=answer.outcome,
             status=self.status,
-            error=self.error,
-            text="".join(self.texts),
+            error=address.hide(answer.error),
+            text=answer.text,
             warmup=self.warmup,
-            group=self.group,
+            group=self.request.group,
+            answer_token_s=None if answer.answer_time is None else answer.answer_time - zero,
+            limit_tokens=self.request.max_tokens,
+            notes=tuple(map(address.hide, answer.notes)),
         )
 
 
@@ -189,60 +118,62 @@ async def _carry_out(
 ) -> None:
     """Whatever happens becomes the exchange's outcome; only a cancellation goes on, once noted."""
     exchange.started = perf_counter()
+    answer = exchange.answer
+    content_type = ""
     try:
         async with (
-            asyncio.timeout(timeout_s),
+            asyncio.timeout(timeout_s) as limit,
             session.post(url, data=exchange.body, allow_redirects=False) as response,
         ):
             exchange.status = response.status
-            if response.status != 200:
-                exchange.end(Outcome.HTTP_ERROR, f"{response.status}: {error_text(await response.read())}")
+            content_type = response.content_type
+            if not 200 <= response.status < 300:
+                answer.fail(Outcome.HTTP_ERROR, await _refusal(response))
             elif stream:
-                await _read_stream(exchange, response)
+                async for received in response.content.iter_any():
+                    answer.feed(received, perf_counter())
+                    if answer.done:  # some servers leave the connection open
+                        limit.reschedule(asyncio.get_running_loop().time() + AFTER_DONE_S)
+                answer.finish(content_type, perf_counter())
             else:
-                exchange.take(_decode_chunk(await response.read()))
-                if exchange.outcome is Outcome.OK and not exchange.texts:
-                    exchange.end(Outcome.MALFORMED, "the answer has no choices")
-    except TimeoutError:
-        exchange.end(Outcome.TIMEOUT, f"no complete answer within {timeout_s:g} s")
+                answer.take_whole(await response.read(), perf_counter())
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        if answer.done:
+            answer.finish(content_type, perf_counter())
+        else:
+            answer.fail(*_failure(error, timeout_s))
     except asyncio.CancelledError:
-        exchange.end(Outcome.CANCELLED, "the load was stopped")
+        answer.fail(Outcome.CANCELLED, "the load was stopped")
         raise
-    except (msgspec.DecodeError, aiohttp.ClientResponseError) as error:
-        exchange.end(Outcome.MALFORMED, f"the answer cannot be read: {error}")
-    except (aiohttp.ClientError, OSError) as error:
-        exchange.end(Outcome.CONNECTION, str(error) or type(error).__name__)
+    except ValueError as error:
+        answer.fail(*_failure(error, timeout_s))
     finally:
         exchange.finished = perf_counter()
 
 
-async def _read_stream(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
-    lines = EventLines()
-    async for received in response.content.iter_any():
-        now = perf_counter()
-        for payload in lines.feed(received):
-            if payload == b"[DONE]":
-                exchange.ended = True
-                continue
-            chunk = _decode_chunk(payload)
-            # vLLM's rule: content is what has choices, even with an empty text; the usage chunk has none.
-            if chunk.choices:
-                exchange.chunk_times.append(now)
-            exchange.take(chunk)
-    if exchange.outcome is not Outcome.OK:
-        return
-    if not exchange.chunk_times:
-        exchange.end(Outcome.MALFORMED, f"no content chunk in an answer of type {response.content_type}")
-    elif not exchange.ended:
-        exchange.end(Outcome.MALFORMED, f"the stream ended after {len(exchange.chunk_times)} chunks without [DONE]")
+def _failure(error: Exception, timeout_s: float) -> tuple[Outcome, str]:
+    if isinstance(error, TimeoutError):
+        return Outcome.TIMEOUT, f"no complete answer within {timeout_s:g} s"
+    if isinstance(error, ValueError | aiohttp.ClientResponseError):
+        return Outcome.MALFORMED, f"the answer cannot be read: {error}"
+    return Outcome.CONNECTION, str(error) or type(error).__name__
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    wait = response.headers.get("Retry-After")
+    after = f" (Retry-After: {wait})" if wait else ""
+    return f"{response.status}{after}: {error_text(await response.read())}"
 
 
 # --- before a load starts ---
 
 
-def _check_loop(concurrency: int | None, rate: float | None, arrival: str) -> None:
+def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_from: float | None, own: bool) -> None:
+    """`own`: the workload has arrival times of its own."""
+    fix = "leave the rate out (a trace has `speed`), or take another workload"
+    require(rate is None or not own, f"rate is {rate}; this workload has arrival times of its own", fix=fix)
     require(
-        (concurrency is None) != (rate is None),
+        own or (concurrency is None) != (rate is None),
         f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load",
         fix="pass concurrency=N (closed loop) or rate=R in requests per second (open loop)",
     )
@@ -250,55 +181,25 @@ def _check_loop(concurrency: int | None, rate: float | None, arrival: str) -> No
         errors.whole("concurrency", concurrency, at_least=1)
     if rate is not None:
         errors.above_zero("rate", rate, unit="requests per second")
+    if ramp_from is not None:
+        errors.above_zero("ramp_from", ramp_from, unit="what it rises to")
+        top = rate if concurrency is None else concurrency
+        low_enough = top is not None and ramp_from < top
+        require(low_enough, f"ramp_from is {ramp_from:g}, the load rises to {top}", fix="start below that")
+        if concurrency is not None:
+            errors.whole("ramp_from", ramp_from, at_least=1)
     require(arrival in ARRIVALS, f"arrival is {arrival!r}", fix=f"choose one of {', '.join(ARRIVALS)}")
 
 
-def _check_requests(workload: Workload, api: Api, stream: bool) -> None:
+def _check_requests(workload: Workload, api: Api, stream: bool, limit_field: str | None) -> None:
     require(bool(workload.requests), f"workload {workload.name!r} has 0 requests", fix="build it with n=1 or more")
-    require(api in PATHS, f"api is {api!r}", fix=f"choose one of {', '.join(PATHS)}")
+    require(api in PATHS, f"api is {api!r}", fix="choose one of completions, chat")
     require(api != "plain" or not stream, "a plain answer comes whole", fix="pass stream=False")
-    takes_them = api == "chat" or not any(request.messages for request in workload.requests)
-    require(takes_them, f"the workload holds chat messages; {api} takes none", fix='pass api="chat"')
-
-
-async def _check_server(session: aiohttp.ClientSession, root: str, model: str) -> None:
-    """One GET of `root`/models: does anything listen, is the key accepted, is the model known?"""
-    url = f"{root}/models"
-    status, raw = await _get(session, url)
-    if status in (401, 403) or (status == 400 and TORCHSERVE_REFUSAL in raw):
-        raise LoadError(
-            f"the server refused the API key ({status} at {url})", remedy="pass the key that it started with"
-        )
-    if status != 200:
-        raise LoadError(
-            f"{url} answered {status}: no OpenAI-compatible API there",
-            remedy="pass the server's root or its /v1; for a server that lists no models pass preflight=False",
-        )
-    try:
-        names = [entry.id for entry in msgspec.json.decode(raw, type=_Models).data]
-    except msgspec.DecodeError as error:
-        raise LoadError(
-            f"{url} lists no models: {raw[:80]!r}", remedy="is an OpenAI-compatible server there?"
-        ) from error
-    known = ", ".join(names) or "none served"
-    require(model in names, f"the server has no model {model!r}", fix=f"choose one of: {known}")
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> tuple[int, bytes]:
-    try:
-        async with asyncio.timeout(PREFLIGHT_TIMEOUT_S), session.get(url) as response:
-            return response.status, await response.read()
-    except TimeoutError as error:
-        raise LoadError(
-            f"{url} gave no answer within {PREFLIGHT_TIMEOUT_S:g} s",
-            remedy="look into the server's log: is it still starting?",
-        ) from error
-    except aiohttp.ClientConnectorError as error:
-        raise LoadError(f"nothing listens at {url} ({error})", remedy="start the server, or correct the URL") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise LoadError(
-            f"{url} cannot be read ({error or type(error).__name__})", remedy="is an OpenAI-compatible server there?"
-        ) from error
+    chats = any(request.messages or isinstance(request, Turn) for request in workload.requests)
+    takes_them = api == "chat" or not chats
+    require(takes_them, f"the workload holds chat messages; {api} takes none", fix='pass api="chat" (--api chat)')
+    known = limit_field in (None, *LIMIT_FIELDS)
+    require(known, f"limit_field is {limit_field!r}", fix=f"choose one of {', '.join(LIMIT_FIELDS)}")
 
 
 def _reversed(request: Request) -> Request:
@@ -322,6 +223,7 @@ async def run(
     *,
     concurrency: int | None = None,
     rate: float | None = None,
+    ramp_from: float | None = None,
     arrival: str = "poisson",
     api: Api = "completions",
     stream: bool = True,
@@ -331,74 +233,129 @@ async def run(
     seed: int | None = None,
     api_key: str | None = None,
     preflight: bool = True,
+    limit_field: str | None = None,
+    body: Mapping[str, Any] | None = None,
     progress: OnFinished | None = None,
+    on_cancel: Callable[[LoadResult], None] | None = None,
 ) -> LoadResult:
-    """Sends `workload` to the OpenAI-compatible server at `base_url` (its root or its .../v1) and records every answer.
+    """Sends `workload` to the OpenAI-compatible server at `base_url` (its root, its .../v1 or other version, or an
+    endpoint) and records every answer.
 
     Exactly one of `concurrency` (closed loop) and `rate` in requests per second (open loop, each request sent when due
-    whatever is still under way) drives it; `arrival` is "poisson" (seeded by `seed`, else by the workload's seed) or
-    "constant". Before that, `warmup` requests of the same words in another order are sent and kept apart. A request
-    that takes longer than `timeout_s` ends as TIMEOUT; after `stop_after_s` no more are sent and those under way end as
-    CANCELLED. Cancelling this coroutine closes its connections.
+    whatever is still under way) drives it, unless the workload has arrival times of its own; with `ramp_from` it rises
+    linearly from there. `arrival` is "poisson" (seeded by `seed`, else by the workload's seed) or "constant". The turns
+    of a conversation follow each other; concurrency and rate then count conversations. Before the load, `warmup`
+    requests of the same words in another order are sent and kept apart. A request that takes longer than `timeout_s`
+    ends as TIMEOUT; after `stop_after_s` no more are sent and those under way end as CANCELLED. Cancelling this
+    coroutine closes its connections; `on_cancel` then gets what was measured so far.
+
+    `limit_field` is the field that limits an answer's tokens (default: max_tokens, in a chat max_completion_tokens);
+    `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
 
     Raises UsageError (an argument, an unknown model) or LoadError (no server, key refused) before anything is sent,
     unless `preflight` is off. A request that fails is an outcome, not an error.
 
     `api` "plain" ({"prompt": ...} in, {"response": ...} out; no stream, no usage) asks without it."""
-    _check_requests(workload, api, stream)
-    _check_loop(concurrency, rate, arrival)
+    _check_requests(workload, api, stream, limit_field)
+    _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
     if stop_after_s is not None:
         errors.above_zero("stop_after_s", stop_after_s, unit="seconds")
-    root, requests = api_root(base_url), workload.requests
+    address = parse(base_url, api_key=api_key)
+    protocol = Protocol(model=model, api=api, stream=stream, limit_field=limit_field, body=body or {})
     seed = workload.parameters.get("seed") if seed is None else seed
-    due_s: tuple[float, ...] = ()
-    if rate is not None and arrival == "constant":
-        due_s = constant_arrivals_s(len(requests), rate=rate)
-    elif rate is not None:
-        due_s = poisson_arrivals_s(len(requests), rate=rate, seed=seed or 0)
+    warmers = [_reversed(request) for request in workload.requests if not isinstance(request, Turn)]
+    before = [Exchange(k, warmers[k % len(warmers)], warmup=True) for k in range(warmup)]
+    measured = [Exchange(k, request) for k, request in enumerate(workload.requests)]
+    for exchange in (*before, *measured):
+        exchange.body = protocol.encode(exchange.request)
+    chains = _chains(measured)
+    due_s = workload.due_s
+    if rate is not None:
+        due_s = _arrivals_s(len(chains), rate, ramp_from, arrival, seed or 0)
     _allow_many_connections()
-    async with _session(api_key) as session:
+    async with _session(address) as session:
         if preflight and api != "plain":
-            await _check_server(session, root, model)
+            await check_server(session, address, model)
         finished = 0
 
         async def send(exchange: Exchange) -> None:
             nonlocal finished
-            await _carry_out(exchange, session, url=root + PATHS[api], stream=stream, timeout_s=timeout_s)
+            await _carry_out(exchange, session, url=address.url(PATHS[api]), stream=stream, timeout_s=timeout_s)
             if progress is not None and not exchange.warmup:
                 finished += 1
                 progress(finished, len(measured))
 
-        def prepared(asked: Sequence[Request], *, warmup: bool) -> list[Exchange]:
-            bodies = [_body(request, model=model, api=api, stream=stream) for request in asked]
-            return [Exchange(k, bodies[k], warmup, request.group) for k, request in enumerate(asked)]
+        async def converse(chain: Sequence[Exchange]) -> None:
+            await send(chain[0])
+            for earlier, exchange in pairwise(chain):
+                if earlier.answer.outcome is not Outcome.OK:
+                    return
+                if isinstance(exchange.request, Turn):
+                    await _think(exchange, exchange.request, earlier)
+                exchange.body = protocol.encode(exchange.request)
+                await send(exchange)
 
-        before = prepared([_reversed(requests[k % len(requests)]) for k in range(warmup)], warmup=True)
-        measured = prepared(requests, warmup=False)
-        await _closed_loop(before, send, concurrency or warmup)
+        await _closed_loop([[exchange] for exchange in before], converse, concurrency or warmup)
         zero, cpu_before_s = perf_counter(), process_time()
-        if concurrency is not None:
-            await _within(stop_after_s, _closed_loop(measured, send, concurrency))
+
+        def result() -> LoadResult:
+            return LoadResult(
+                records=tuple(exchange.record(zero, address) for exchange in measured if exchange.started),
+                duration_s=perf_counter() - zero,
+                client_cpu_s=process_time() - cpu_before_s,
+                concurrency=concurrency,
+                rate=rate,
+                workload=workload.name,
+                seed=seed,
+                warmup_records=tuple(exchange.record(zero, address) for exchange in before),
+                model=model,
+                api=api,
+                stream=stream,
+                arrival=arrival if rate is not None else None,
+            ).doubted(asked=len(measured), ramp_from=ramp_from)
+
+        try:
+            if concurrency is not None:
+                load = _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
+            else:
+                load = _open_loop(chains, converse, due_s, zero)
+            await _within(stop_after_s, load)
+        except asyncio.CancelledError:
+            if on_cancel is not None:
+                on_cancel(result())
+            raise
+        return result()
+
+
+def _chains(exchanges: Sequence[Exchange]) -> list[list[Exchange]]:
+    """The turns of each conversation, in order; a request without any is a chain of one."""
+    chain_of: dict[int, list[Exchange]] = {}
+    chains: list[list[Exchange]] = []
+    for exchange in exchanges:
+        if isinstance(exchange.request, Turn):
+            chain = chain_of[exchange.request.follows]
         else:
-            await _within(stop_after_s, _open_loop(measured, send, due_s, zero))
-        duration_s, cpu_s = perf_counter() - zero, process_time() - cpu_before_s
-    result = LoadResult(
-        records=tuple(exchange.record(zero) for exchange in measured if exchange.started),
-        duration_s=duration_s,
-        client_cpu_s=cpu_s,
-        concurrency=concurrency,
-        rate=rate,
-        workload=workload.name,
-        seed=seed,
-        warmup_records=tuple(exchange.record(zero) for exchange in before),
-        model=model,
-        api=api,
-        stream=stream,
-        arrival=arrival if rate is not None else None,
-    )
-    return replace(result, warnings=tuple(find_doubts(result, asked=len(measured))))
+            chains.append(chain := [])
+        chain.append(exchange)
+        chain_of[exchange.index] = chain
+    return chains
+
+
+async def _think(exchange: Exchange, turn: Turn, earlier: Exchange) -> None:
+    """Waits as a user does who reads the `earlier` answer, then puts all that was said before into the request."""
+    exchange.scheduled = earlier.finished + turn.think_s
+    await _until(exchange.scheduled)
+    answered = {"role": "assistant", "content": earlier.answer.text}
+    exchange.request = replace(turn, prompt="", messages=(*earlier.request.said, answered, *turn.said))
+
+
+def _arrivals_s(n: int, rate: float, ramp_from: float | None, arrival: str, seed: int) -> tuple[float, ...]:
+    average = rate if ramp_from is None else 1.0
+    constant = arrival == "constant"
+    due_s = constant_arrivals_s(n, rate=average) if constant else poisson_arrivals_s(n, rate=average, seed=seed)
+    return due_s if ramp_from is None else rising_arrivals_s(due_s, low=ramp_from, high=rate)
 
 
 def _allow_many_connections() -> None:
@@ -407,14 +364,15 @@ def _allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _session(api_key: str | None) -> aiohttp.ClientSession:
-    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+def _session(address: Address) -> aiohttp.ClientSession:
+    key = {"Authorization": address.authorization} if address.authorization else {}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
         # Nothing compressed: a compressor would hold chunks back.
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **key},
         timeout=aiohttp.ClientTimeout(total=None),  # each request has a time-out of its own
         cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=READ_BUFFER_BYTES,
     )
 
 
@@ -430,81 +388,45 @@ async def _within(stop_after_s: float | None, load: Awaitable[None]) -> None:
         raise group.exceptions[0] from None
 
 
-Send = Callable[[Exchange], Coroutine[Any, Any, None]]
+Converse = Callable[[Sequence[Exchange]], Coroutine[Any, Any, None]]
 
 
-async def _closed_loop(exchanges: Sequence[Exchange], send: Send, concurrency: int) -> None:
-    queue = iter(exchanges)
+async def _closed_loop(
+    chains: Sequence[Sequence[Exchange]], converse: Converse, concurrency: int, *, start: int | None = None
+) -> None:
+    """`concurrency` chains under way; from `start` they become more with each that begins, up to three in four."""
+    queue = iter(enumerate(chains, start=1))
+    low, workers = concurrency if start is None else start, 0
 
     async def worker() -> None:
-        for exchange in queue:
-            await send(exchange)
+        for begun, chain in queue:
+            add(min(concurrency, low + (concurrency - low) * begun * 4 // (3 * len(chains))))
+            await converse(chain)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(min(concurrency, len(exchanges))):
-            tasks.create_task(worker())
+
+        def add(wanted: int) -> None:
+            nonlocal workers
+            while workers < min(wanted, len(chains)):
+                workers += 1
+                tasks.create_task(worker())
+
+        add(low)
 
 
-async def _open_loop(exchanges: Sequence[Exchange], send: Send, due_s: Sequence[float], zero: float) -> None:
+async def _open_loop(
+    chains: Sequence[Sequence[Exchange]], converse: Converse, due_s: Sequence[float], zero: float
+) -> None:
     async with asyncio.TaskGroup() as tasks:
-        for exchange, after_s in zip(exchanges, due_s, strict=True):
-            exchange.scheduled = due = zero + after_s
-            while (wait_s := due - perf_counter()) > 0:
-                await asyncio.sleep(max(wait_s, TIMER_S))
-            tasks.create_task(send(exchange))
+        for chain, after_s in zip(chains, due_s, strict=True):
+            chain[0].scheduled = zero + after_s
+            await _until(zero + after_s)
+            tasks.create_task(converse(chain))
 
 
-# --- blocking ---
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:  # slower, and just as exact
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
-
-
-def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """`function` as a call that returns when its coroutine is done, which runs in a thread with an event loop of its
-    own: so it works inside a running loop too. Ctrl-C cancels the coroutine, waits for its clean end, and goes on as
-    usual."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        loop = _new_loop()
-        task = loop.create_task(function(*args, **kwargs))
-        done = Event()
-        thread = Thread(target=_drive, args=(loop, task, done), name="labkit-load", daemon=True)
-        thread.start()
-        try:
-            done.wait()  # not join(): Python 3.11 takes a thread whose join was interrupted for a finished one
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # the loop may just have closed: then there is nothing to cancel
-                loop.call_soon_threadsafe(task.cancel)
-            done.wait()
-            raise
-        finally:
-            thread.join()
-        return task.result()
-
-    return call
-
-
-def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], done: Event) -> None:
-    try:
-        with contextlib.suppress(BaseException):  # it stays in the task, for the caller
-            loop.run_until_complete(task)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-    finally:
-        loop.close()
-        done.set()
+async def _until(due: float) -> None:
+    while (wait_s := due - perf_counter()) > 0:
+        await asyncio.sleep(max(wait_s, TIMER_S))
 
 
 run_blocking = blocking(run)

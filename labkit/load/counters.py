@@ -2,19 +2,40 @@
 
 import difflib
 import math
+import re
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from labkit import errors
 from labkit.errors import ServerError, UsageError, require
+from labkit.load import address
 
 Labels = frozenset[tuple[str, str]]
 Series = tuple[str, Labels]
 # Goes straight to the server, as the load client does: a proxy set for the outside knows nothing of loopback.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# What no sum over series means anything for: shares, averages, extremes, moments, labels in the form of a metric.
+NOT_ADDED = re.compile(
+    r"[_:](perc|percent|percentage|ratio|rate|share|fraction|util|utili[sz]ation|usage|mean|avg|average|median|min|max"
+    r"|p\d+|info|created|timestamp|time_seconds)$|Utili[sz]ation$"
+)
+# Ray exports its counters as gauges too (RAY_EXPORT_COUNTER_AS_GAUGE, on by default), some versions as gauges alone. A
+# gauge counts up if its name or its help says so, and does not speak of a state.
+COUNTS_UP = re.compile(
+    r"_counter:|\b(number|count|total) of\b.*\b(processed|occurred|errored|failed|served|received|completed|finished"
+    r"|sent|have been|has been)\b|\bnumber of times\b|\bDEPRECATED, use \w+_total\b",
+    re.IGNORECASE,
+)
+IS_A_STATE = re.compile(
+    r"\b(current|currently|ongoing|pending|waiting|running|queued|being|last|average)\b", re.IGNORECASE
+)
+SUFFIXES = ("_total", "_bucket", "_sum", "_count")
+EMPTY = (
+    "is the server's metrics page on (TorchServe: metrics_mode=prometheus; vLLM: no --disable-log-stats), and has it "
+    "answered a request?"
+)
 
 
 @dataclass(frozen=True)
@@ -60,19 +81,20 @@ class Counters:
     def value(self, name: str, **labels: str) -> float:
         """The counter or gauge `name`, summed over all its series that carry `labels` (such as a server's engines).
 
-        UsageError if there is none, or if a share (its name ends in _perc or _ratio) would have to be summed."""
+        UsageError if there is none, or if they cannot be added: shares, averages, extremes, moments (NOT_ADDED)."""
         series = self.series(name, **labels)
         if not series:
             raise self._unknown(name, labels)
+        added = len(series) == 1 or not (NOT_ADDED.search(name) or self.kinds.get(name) == "summary")
         seen = "; ".join(sorted(str(dict(sorted(key))) for key in series))
-        one_share = len(series) == 1 or not name.endswith(("_perc", "_ratio"))
-        require(one_share, f"{name} is a share with {len(series)} series: {seen}", fix="choose one by its labels")
+        what = f"{name} has {len(series)} series, and shares, averages and the like cannot be added: {seen}"
+        require(added, what, fix="choose one by its labels")
         return math.fsum(series.values())
 
     def series(self, name: str, **labels: str) -> dict[Labels, float]:
         """All series of the counter or gauge `name` that carry `labels`: {their labels: value}."""
-        sample = f"{name}_total" if self.kinds.get(name) == "counter" else name
-        return dict(self._matching(sample, labels))
+        totals = dict(self._matching(f"{name}_total", labels)) if self.kinds.get(name) == "counter" else {}
+        return totals or dict(self._matching(name, labels))
 
     def histogram(self, name: str, **labels: str) -> Histogram:
         """The histogram `name`, summed over all its series that carry `labels`. UsageError if there is none."""
@@ -97,7 +119,23 @@ class Counters:
         return ((key, value) for (name, key), value in self.samples.items() if name == sample and wanted <= set(key))
 
     def _unknown(self, name: str, labels: Mapping[str, str]) -> UsageError:
-        near = difflib.get_close_matches(name.removesuffix("_total"), self.names)
+        if not self.samples:
+            return UsageError(f"the page is empty: there is no metric {name!r} on it", remedy=EMPTY)
+        family = name if name in self.kinds else name.removesuffix("_total")
+        names = {name, *(f"{family}{end}" for end in SUFFIXES)}
+        has = [key for (sample, key) in self.samples if sample in names]
+        if has and not any(labels.items() <= set(key) for key in has):
+            seen = "; ".join(sorted({str(dict(sorted(key))) for key in has})[:5])
+            return UsageError(f"no series of {name!r} has the labels {dict(labels)}", remedy=f"choose among {seen}")
+        if has:
+            fix = "read a histogram with .histogram(), anything else with .value()"
+            return UsageError(f"{name!r} is a {self.kinds.get(family, 'part of another metric')}", remedy=fix)
+        if family in self.kinds:
+            return UsageError(
+                f"the server declares {name!r}, and no value of it yet",
+                remedy="it appears when the first event of its kind has happened: read the page again then",
+            )
+        near = difflib.get_close_matches(family, self.names)
         return UsageError(
             f"the server has no metric {name!r}{f' with labels {dict(labels)}' if labels else ''}",
             remedy=f"did you mean {', '.join(near)}?" if near else f"see .names: it has {len(self.names)} metrics",
@@ -117,15 +155,24 @@ def parse(text: str, *, taken_s: float = 0.0) -> Counters:
         for family in families
         for sample in family.samples
     }
-    return Counters(taken_s, samples, {family.name: family.type for family in families})
+    kinds: dict[str, str] = {}
+    for family in families:
+        counts_up = family.type == "gauge" and _counts_up(family.name, family.documentation)
+        if kinds.get(family.name) != "counter":  # a counter and its twin, a gauge, have one name
+            kinds[family.name] = "counter" if counts_up else family.type
+    return Counters(taken_s, samples, kinds)
+
+
+def _counts_up(name: str, help_text: str) -> bool:
+    said = f"{name}: {help_text}"
+    return bool(COUNTS_UP.search(said)) and not IS_A_STATE.search(said.replace("_", " "))
 
 
 def scrape(url: str, *, timeout_s: float = 10.0) -> Counters:
     """Reads the metrics page of the server at `url`: its root, its .../v1 or its .../metrics. ServerError if it cannot
     be read."""
-    is_http = urlsplit(url).scheme in ("http", "https")
-    require(is_http, f"{url!r} is not an http address", fix="pass one such as http://127.0.0.1:8000")
-    page = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1") + "/metrics"
+    root = address.parse(url).root
+    page = root.removesuffix("/v1").removesuffix("/metrics").removesuffix("/v1") + "/metrics"
     try:
         with DIRECT.open(page, timeout=timeout_s) as response:
             text = response.read().decode("utf-8")
@@ -157,4 +204,4 @@ def _grows(sample: str, kinds: Mapping[str, str]) -> bool:
     family, _, part = sample.rpartition("_")
     if part in ("bucket", "sum", "count") and kinds.get(family) in ("histogram", "summary"):
         return True
-    return kinds.get(sample.removesuffix("_total")) == "counter"
+    return "counter" in (kinds.get(sample), kinds.get(sample.removesuffix("_total")))

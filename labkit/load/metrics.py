@@ -1,8 +1,9 @@
 """What a load's records amount to, in vLLM's definitions.
 
-Names and formulas are those of `vllm bench serve` (vllm/benchmarks/serve.py, `calculate_metrics`): only requests that
-ended OK count, percentiles are numpy's linear ones, and throughput is over the whole duration. Other tools give other
-quantities the same names. Quantities for which nothing was measured are NaN (None in `to_dict`).
+Names and formulas are those of `vllm bench serve` (vllm/benchmarks/serve.py, `calculate_metrics`), but latencies count
+from the time at which a request was due (vLLM's own are the `..._from_send_s`). Only requests that ended OK count,
+percentiles are numpy's linear ones, and throughput is over the whole duration. Other tools give other quantities the
+same names. Quantities for which nothing was measured are NaN (None in `to_dict`).
 """
 
 import math
@@ -48,13 +49,15 @@ def quantity(values: Iterable[float | None]) -> Quantity:
 
 @dataclass(frozen=True)
 class Summary:
-    """A load in figures. Latencies count from the moment a request was sent; the two `..._from_schedule_s` count from
-    the moment it was due, which is what users feel if the server (or the client) cannot keep up with an open loop."""
+    """A load in figures. Latencies count from the moment a request was due, which is what users feel if the server (or
+    the client) cannot keep up with an open loop; the two `..._from_send_s` count from the moment it was sent, as vLLM's
+    do. In a closed loop they are the same. Token counts are None, and what rests on them NaN, where an answer's are
+    unknown."""
 
     completed: int
     failed: int
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int | None
+    output_tokens: int | None
     duration_s: float
     request_throughput: float
     """Completed requests / duration."""
@@ -63,16 +66,20 @@ class Summary:
     total_token_throughput: float
     """(Input + output tokens) / duration."""
     ttft_s: Quantity
-    """Time to first token: first content chunk - start."""
+    """Time to first token: first content chunk - due."""
+    first_answer_token_s: Quantity
+    """Time to the first token of the answer itself, after any reasoning."""
     tpot_s: Quantity
     """Time per output token after the first: (E2E - TTFT) / (output tokens - 1), of answers with two tokens or more."""
     itl_s: Quantity
     """Inter-token latency: the gaps between content chunks, of all requests together."""
     e2e_s: Quantity
-    """End to end: last content chunk - start."""
-    ttft_from_schedule_s: Quantity
-    e2e_from_schedule_s: Quantity
+    """End to end: last content chunk - due."""
+    ttft_from_send_s: Quantity
+    e2e_from_send_s: Quantity
     client_cpu_share: float
+    requests_per_core_s: float
+    """Completed requests for each second of a core that this client used."""
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,8 +117,9 @@ def summarise_records(
 ) -> Summary:
     """The figures of `records` that took `duration_s` together."""
     done = [record for record in records if record.ok]
-    inputs = sum(record.input_tokens or 0 for record in done)
-    outputs = sum(record.output_tokens or 0 for record in done)
+    inputs = _total(record.input_tokens for record in done)
+    outputs = _total(record.output_tokens for record in done)
+    both = _total((inputs, outputs))
     return Summary(
         completed=len(done),
         failed=len(records) - len(done),
@@ -120,20 +128,32 @@ def summarise_records(
         duration_s=duration_s,
         request_throughput=_per_second(len(done), duration_s),
         output_throughput=_per_second(outputs, duration_s),
-        total_token_throughput=_per_second(inputs + outputs, duration_s),
-        ttft_s=quantity(record.ttft_s for record in done),
+        total_token_throughput=_per_second(both, duration_s),
+        ttft_s=quantity(record.ttft_from_schedule_s for record in done),
+        first_answer_token_s=quantity(record.first_answer_token_from_schedule_s for record in done),
         tpot_s=quantity(record.tpot_s for record in done),
         itl_s=quantity(gap for record in done for gap in record.itl_s),
-        e2e_s=quantity(record.e2e_s for record in done),
-        ttft_from_schedule_s=quantity(record.ttft_from_schedule_s for record in done),
-        e2e_from_schedule_s=quantity(record.e2e_from_schedule_s for record in done),
+        e2e_s=quantity(record.e2e_from_schedule_s for record in done),
+        ttft_from_send_s=quantity(record.ttft_s for record in done),
+        e2e_from_send_s=quantity(record.e2e_s for record in done),
         client_cpu_share=client_cpu_share,
+        requests_per_core_s=_per_second(len(done), client_cpu_share * duration_s),
         warnings=warnings,
     )
 
 
-def _per_second(count: int, duration_s: float) -> float:
-    return count / duration_s if duration_s > 0 else math.nan
+def _total(counts: Iterable[int | None]) -> int | None:
+    """Their sum; None if one is unknown, since the sum of the others would pass for it."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _per_second(count: int | None, seconds: float) -> float:
+    return count / seconds if count is not None and seconds > 0 else math.nan
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 Times are seconds on one clock (`time.perf_counter`) since the load began; warm-up requests have times below 0.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
@@ -13,6 +14,13 @@ from labkit.experiments.cautions import client_bound
 
 LATE_S = 0.1
 """A request of an open loop that is sent this long after it was due was held up by the client."""
+
+
+OPEN_S = 0.5
+"""An answer that ends this long after its last token held its place in a closed loop for nothing."""
+FEW_TOKENS = 8
+FASTEST_TOKEN_S = 1e-4
+"""No engine generates one answer faster than 10,000 tokens/s."""
 
 
 class Outcome(StrEnum):
@@ -41,17 +49,24 @@ class RequestRecord:
     """When it was due. In a closed loop the same as `started_s`."""
     started_s: float
     chunk_times_s: tuple[float, ...]
-    """Arrival of each content chunk (one that has `choices`; not a token). Empty if the answer was not streamed."""
+    """Arrival of each content chunk: one that has `choices`, from the first with a token on (a chunk is not a token).
+    Empty if the answer was not streamed, or had no token that shows."""
     finished_s: float
     input_tokens: int | None
     output_tokens: int | None
-    """Tokens by the server's usage; None if it sent none."""
+    """Tokens by the server's usage; None if it sent none that can be right."""
     outcome: Outcome
     status: int | None = None
     error: str = ""
     text: str = ""
     warmup: bool = False
     group: str = ""
+    answer_token_s: float | None = None
+    """Arrival of the first token of the answer itself, after any reasoning."""
+    limit_tokens: int | None = None
+    """The most output tokens that were asked for."""
+    notes: tuple[str, ...] = ()
+    """Doubts about how the answer was read."""
 
     @property
     def ok(self) -> bool:
@@ -92,14 +107,27 @@ class RequestRecord:
         return self.started_s - self.scheduled_s
 
     @property
+    def first_answer_token_s(self) -> float | None:
+        """First token of the answer itself - start; the same as TTFT where there is no reasoning."""
+        return self.answer_token_s - self.started_s if self.ok and self.answer_token_s is not None else None
+
+    @property
     def ttft_from_schedule_s(self) -> float | None:
         """First content chunk - scheduled time: what a user who came at that time waited."""
-        return None if self.ttft_s is None else self.chunk_times_s[0] - self.scheduled_s
+        return self._from_schedule(self.ttft_s)
 
     @property
     def e2e_from_schedule_s(self) -> float | None:
         """End - scheduled time. Counting from a late start would hide the wait (coordinated omission)."""
-        return self._ended_s - self.scheduled_s if self.ok else None
+        return self._from_schedule(self.e2e_s)
+
+    @property
+    def first_answer_token_from_schedule_s(self) -> float | None:
+        """First token of the answer itself - scheduled time."""
+        return self._from_schedule(self.first_answer_token_s)
+
+    def _from_schedule(self, from_start_s: float | None) -> float | None:
+        return None if from_start_s is None else from_start_s + self.waited_s
 
 
 @dataclass(frozen=True)
@@ -124,24 +152,82 @@ class LoadResult:
     stream: bool = True
     arrival: str | None = None
 
+    def doubted(self, *, asked: int, ramp_from: float | None = None) -> "LoadResult":
+        """The same with its warnings."""
+        return replace(self, warnings=tuple(find_doubts(self, asked=asked, ramp_from=ramp_from)))
+
     @property
     def client_cpu_share(self) -> float:
         """CPU time of this process / duration: 1.0 is one core, which is all that a client of one thread can use."""
         return self.client_cpu_s / self.duration_s if self.duration_s > 0 else 0.0
 
 
-def find_doubts(result: LoadResult, *, asked: int) -> Iterator[str]:
+def find_doubts(result: LoadResult, *, asked: int, ramp_from: float | None = None) -> Iterator[str]:
     """One sentence for each doubt about `result`, of a run that was to send `asked` requests."""
     yield from _failures(result.records, "requests")
     yield from _failures(result.warmup_records, "warm-up requests")
     if missing := asked - len(result.records):
-        yield f"{missing} of {asked} requests were not sent: stopped after {result.duration_s:.1f} s"
-    if blind := sum(record.ok and record.output_tokens is None for record in result.records):
-        yield f"{blind} answers came without usage: their tokens are unknown, and chunks are not tokens"
+        why = f"the load was stopped after {result.duration_s:.1f} s, or the turn before them failed"
+        yield f"{missing} of {asked} requests were not sent: {why}"
+    yield from _token_doubts([record for record in result.records if record.ok])
+    if result.stream:
+        yield from _stream_doubts([record for record in result.records if record.ok])
     if busy := client_bound(result.client_cpu_share):
         yield busy.what
     if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
         yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"
+    if ramp_from is not None:
+        yield f"the load rose from {ramp_from:g}: these figures are over the whole ramp, not of one level"
+
+
+def _token_doubts(done: Sequence[RequestRecord]) -> Iterator[str]:
+    if blind := sum(record.output_tokens is None for record in done):
+        yield (
+            f"{blind} of {len(done)} answers came without usage, or with one that cannot be right: their tokens are "
+            "unknown, and chunks are not tokens"
+        )
+    over = [record for record in done if record.limit_tokens is not None and _tokens(record) > record.limit_tokens]
+    if over:
+        worst = max(over, key=_tokens)
+        yield (
+            f"{len(over)} of {len(done)} answers are longer than asked (up to {_tokens(worst):,} tokens where "
+            f"{worst.limit_tokens:,} were the limit): the server ignores the limit, or its count of tokens is wrong"
+        )
+    if few := sum(len(record.chunk_times_s) > 2 * (record.output_tokens or math.inf) + 2 for record in done):
+        yield f"{few} of {len(done)} answers have fewer tokens by their usage than half their chunks: is it their sum?"
+
+
+def _tokens(record: RequestRecord) -> int:
+    """Output tokens, or where they are unknown the chunks, less the two that may hold none."""
+    return len(record.chunk_times_s) - 2 if record.output_tokens is None else record.output_tokens
+
+
+def _stream_doubts(done: Sequence[RequestRecord]) -> Iterator[str]:
+    if whole := sum(_came_whole(record) for record in done):
+        yield (
+            f"{whole} of {len(done)} answers arrived all at once: the server, or something before it, does not stream; "
+            "ITL and TPOT say nothing, and TTFT is the time of the whole answer"
+        )
+    if empty := sum(not record.chunk_times_s for record in done):
+        yield f"{empty} of {len(done)} answers hold no token that shows: they have no TTFT"
+    if thinking := sum(bool(record.chunk_times_s) and record.answer_token_s is None for record in done):
+        yield f"{thinking} of {len(done)} answers ended inside their reasoning: no token of the answer itself came"
+    if noted := [record.notes[0] for record in done if record.notes]:
+        yield f"{len(noted)} of {len(done)} answers were read with a doubt; the first: {noted[0]}"
+    lasted_s = [record.finished_s - record.chunk_times_s[-1] for record in done if record.chunk_times_s]
+    if kept := [seconds for seconds in lasted_s if seconds > OPEN_S]:
+        yield (
+            f"{len(kept)} of {len(done)} answers ended up to {max(kept):.1f} s after their last token: in a closed "
+            "loop, that lowers the throughput"
+        )
+
+
+def _came_whole(record: RequestRecord) -> bool:
+    """Several tokens in one chunk, or faster one after the other than any server generates them."""
+    times, tokens = record.chunk_times_s, record.output_tokens or 0
+    if len(times) == 1:
+        return tokens > 1
+    return len(times) > 1 and tokens >= FEW_TOKENS and times[-1] - times[0] < (tokens - 1) * FASTEST_TOKEN_S
 
 
 def _failures(records: Sequence[RequestRecord], what: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ bit by bit, and a longer workload begins with the shorter one."""
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
@@ -16,6 +17,8 @@ import msgspec
 
 from labkit import errors
 from labkit.errors import UsageError, require
+from labkit.load import traces
+from labkit.load.traces import read_lines
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -49,6 +52,15 @@ _QUESTIONS = (
     "List the open questions and who could answer them.",
     "Explain the likely cause to somebody without any background.",
 )
+ONE_TOKEN_WORDS = _words(
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city community name president team minute idea body information"
+)
+"""Common words, which the vocabularies of language models hold whole."""
+MOST_WORDS = 50_000_000
+"""Of all prompts together: some hundred megabytes of text, made before the first request is sent."""
 _OPENER_WORDS = 6
 SHORTEST_PROMPT_WORDS = _OPENER_WORDS + 1 + max(len(question.split()) for question in _QUESTIONS)
 
@@ -99,14 +111,31 @@ class Request:
     messages: Messages | None = None
     group: str = ""
 
+    @property
+    def said(self) -> Messages:
+        """The chat messages; the prompt is one of a user."""
+        return self.messages or ({"role": "user", "content": self.prompt},)
+
+
+@dataclass(frozen=True)
+class Turn(Request):
+    """A later turn of a conversation: sent `think_s` seconds after the answer to the request with the index `follows`,
+    with all that was said before in front of it."""
+
+    follows: int = 0
+    think_s: float = 0.0
+
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order in which they are sent, and the parameters that made them."""
+    """Requests in the order in which they are sent, and the parameters that made them. `due_s` are arrival times that
+    they came with, in seconds; `notes` say what was changed or left out."""
 
     name: str
     requests: tuple[Request, ...]
     parameters: dict[str, Any] = field(default_factory=dict)
+    due_s: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -129,6 +158,21 @@ def constant_arrivals_s(n: int, *, rate: float) -> tuple[float, ...]:
     """`n` arrival times in seconds since the start, 1/rate apart, the first at 0."""
     _check(n, rate)
     return tuple(index / rate for index in range(n))
+
+
+def rising_arrivals_s(steady_s: Sequence[float], *, low: float, high: float) -> tuple[float, ...]:
+    """Arrivals at 1 per second, `steady_s`, moved so that their rate rises linearly from `low` to `high` per second.
+
+    It reaches `high` at the time T = 2n / (low + high) at which n arrivals are expected, and stays there. An arrival
+    that is due at s comes at the t at which the rates up to t add up to s."""
+    n = len(steady_s)
+    end_s = 2 * n / (low + high)
+    slope = (high - low) / end_s
+
+    def moved(s: float) -> float:
+        return end_s + (s - n) / high if s > n else 2 * s / (low + math.sqrt(low**2 + 2 * slope * s))
+
+    return tuple(map(moved, steady_s))
 
 
 def _check(n: int, rate: float) -> None:
@@ -171,7 +215,7 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, s
     errors.whole("max_tokens", max_tokens, at_least=1)
     errors.whole("n", 1 if n is None else n, at_least=1)
     requests: list[Request] = []
-    for number, text in enumerate(_read_lines(Path(path)), start=1):
+    for number, text in enumerate(read_lines(path), start=1):
         if text.strip() and len(requests) != n:
             requests.append(_request(text, max_tokens, where=f"{path}, line {number}"))
     enough = len(requests) >= (n or 1)
@@ -197,18 +241,6 @@ def _line(request: Request) -> dict[str, Any]:
     return {**asked, "output_tokens": request.max_tokens, **more}
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        # Not splitlines(): a prompt may hold U+2028 and its like, which end no line in JSONL.
-        return path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}", remedy="check the path of the requests file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: {error}", remedy="save the requests file as UTF-8") from error
-
-
 def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
     try:
         line = msgspec.json.decode(text, type=_Line)
@@ -220,9 +252,10 @@ def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
     )
 
 
-def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
-    """The workload called `name` in WORKLOADS (hyphens allowed). UsageError on an unknown name or option or a bad
-    value."""
+def build(name: str, *, n: int | None, seed: int = 0, **options: Any) -> Workload:
+    """The workload called `name` in WORKLOADS (hyphens allowed); `n` None is all that a file or trace holds.
+
+    UsageError on an unknown name or option, a bad value, or more than MOST_WORDS words of prompts."""
     builder = WORKLOADS.get(name.replace("-", "_"))
     if builder is None:
         raise UsageError(f"there is no workload {name!r}", remedy=f"choose one of {', '.join(WORKLOADS)}")
@@ -233,6 +266,10 @@ def build(name: str, *, n: int, seed: int = 0, **options: Any) -> Workload:
     for option, parameter in known.items():
         given = parameter.default is not parameter.empty or option in options
         require(given, f"workload {name!r} needs the option {option!r}", fix=f"pass {option}=...")
+    for option, value in options.items():
+        words = value if option.endswith("_words") and isinstance(value, int) else 0
+        fix = "pass fewer or shorter requests: they are all made before the first is sent"
+        require((n or 1) * words <= MOST_WORDS, f"{n or 1} prompts of {words} words are too many", fix=fix)
     return builder(n=n, seed=seed, **options)
 
 
@@ -325,9 +362,77 @@ def interference(
     return Workload("interference", tuple(map(request, range(n))), parameters)
 
 
+def conversations(
+    n: int,
+    *,
+    seed: int = 0,
+    turns: int = 4,
+    system_words: int = 100,
+    user_words: int = 30,
+    max_tokens: int = 64,
+    think_s: float = 1.0,
+) -> Workload:
+    """`n` conversations of `turns` turns behind one system prompt. A turn's messages are all that was said before, with
+    the server's own answers, and `user_words` more; it comes an exponential time of mean `think_s` after the last
+    answer. For a chat API. UsageError on a value out of range."""
+    parameters = dict(locals())
+    for name in ("n", "turns", "max_tokens"):
+        errors.whole(name, parameters[name], at_least=1)
+    errors.whole("system_words", system_words, at_least=0)
+    errors.whole("user_words", user_words, at_least=SHORTEST_PROMPT_WORDS)
+    errors.number("think_s", think_s)
+    system = {"role": "system", "content": " ".join(passage(Random(f"system/{seed}"), system_words))}
+    requests: list[Request] = []
+    for conversation in range(n):
+        rng = Random(f"conversations/{seed}/{conversation}")
+        for turn in range(turns):
+            said = {"role": "user", "content": message(rng, seed=seed, index=len(requests), words=user_words)}
+            asked: dict[str, Any] = {"prompt": "", "max_tokens": max_tokens, "group": f"turn-{turn + 1}"}
+            if turn:
+                wait_s = rng.expovariate(1 / think_s) if think_s else 0.0
+                requests.append(Turn(**asked, messages=(said,), follows=len(requests) - 1, think_s=wait_s))
+            else:
+                requests.append(Request(**asked, messages=(system, said) if system_words else (said,)))
+    return Workload("conversations", tuple(requests), parameters)
+
+
+def mooncake(
+    path: str | Path,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    speed: float = 1.0,
+    block_tokens: int = 512,
+    longest: int | None = None,
+) -> Workload:
+    """A recorded trace in the Mooncake format (see labkit.load.traces), with its arrival times divided by `speed`.
+
+    A trace has no text. Each block becomes words that are about one token each, the same for the same `hash_ids`; the
+    server's usage says how many tokens they were. UsageError as of `traces.read`."""
+    trace = traces.read(path, n=n, speed=speed, block_tokens=block_tokens, longest=longest)
+    tokens = sum(line.input_length for line in trace.lines)
+    fix = "ask for fewer requests (n), or leave long ones out (longest)"
+    require(tokens <= MOST_WORDS, f"{path} asks for {tokens:,} input tokens, more than {MOST_WORDS:,}", fix=fix)
+    words: dict[int, list[str]] = {}
+
+    def prompt(line: traces.Line) -> str:
+        text: list[str] = []
+        for block in line.hash_ids:
+            if block not in words:
+                words[block] = Random(f"block/{seed}/{block}").choices(ONE_TOKEN_WORDS, k=block_tokens)
+            text += words[block]
+        return " ".join(text[: line.input_length])
+
+    requests = tuple(Request(prompt(line), max(line.output_length, 1), group="trace") for line in trace.lines)
+    parameters = {"file": Path(path).name, "n": len(requests), "speed": speed, "seed": seed}
+    return Workload("mooncake", requests, parameters, due_s=trace.due_s, notes=trace.notes)
+
+
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     "chat": chat,
     "shared_prefix": shared_prefix,
     "interference": interference,
+    "conversations": conversations,
     "file": from_file,
+    "mooncake": mooncake,
 }

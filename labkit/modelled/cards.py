@@ -34,14 +34,6 @@ class Efficiency(Frozen):
     source: str
 
 
-class Price(Frozen):
-    """USD for an hour of the card, with its source and date."""
-
-    value: float = Field(gt=0)
-    source: str
-    date: str | object
-
-
 class Card(Frozen):
     """One GPU: its data sheet, and what is known about how long kernels take on it. `nvml`: the name NVML reports.
 
@@ -62,7 +54,6 @@ class Card(Frozen):
     kernels: KernelTables | None = None
     efficiency: Efficiency | None = None
     evidence: Evidence
-    usd_per_hour: Price | None = None
 
     @property
     def memory_bytes(self) -> int:

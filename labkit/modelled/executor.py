@@ -28,6 +28,8 @@ from labkit.modelled.settings import Settings
 from labkit.modelled.shapes import Shape, shape_of
 from labkit.modelled.step_time import Step
 from labkit.modelled.tracking import Tracked, Tracker
+from labkit.models import architecture
+from labkit.theory.kv_pool import heads_per_rank
 
 logger = init_logger("vllm.labkit.modelled")  # under vLLM's own logger, so that it goes where vLLM's log goes
 
@@ -79,6 +81,9 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
             "multi-head latent attention (no KV spec and no checked kernel times here)": model.use_mla,
             "layers that keep a state instead of a KV cache (no step times)": model.is_hybrid
             or model.is_attention_free,
+            "layers that attend to chunks (chunked_attention: no step times)": (
+                "chunked_attention" in (getattr(model.hf_text_config, "layer_types", None) or ())
+            ),
             f"a KV cache in {self.cache_config.cache_dtype} (step times are for 16 bits)": (
                 self.cache_config.cache_dtype not in ("auto", "bfloat16", "float16")
             ),
@@ -105,19 +110,15 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
         return _done(results) if non_block else results
 
     def _rpc_get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
-        kinds = _layer_kinds(self.model_config.hf_text_config)
-        size = {
-            "block_size": self.cache_config.block_size,
-            "num_kv_heads": self.model_config.get_num_kv_heads(self.parallel_config),
-            "head_size": self.model_config.get_head_size(),
-            "dtype": self.model_config.dtype,
-        }
-        return {
-            f"model.layers.{index}.self_attn.attn": (
-                SlidingWindowSpec(sliding_window=window, **size) if window else FullAttentionSpec(**size)
-            )
-            for index, window in enumerate(kinds)
-        }
+        known, tensor_parallel = architecture(self.model_config.model), self.parallel_config.tensor_parallel_size
+        size = {"block_size": self.cache_config.block_size, "dtype": self.model_config.dtype}
+        specs: list[KVCacheSpec] = []
+        for layers in known.storing_layers:
+            heads = heads_per_rank(layers, known, tensor_parallel)
+            shape = {"num_kv_heads": heads, "head_size": layers.key_size, "head_size_v": layers.value_size, **size}
+            window = {} if layers.window is None else {"sliding_window": layers.window}
+            specs += [(SlidingWindowSpec if window else FullAttentionSpec)(**shape, **window)] * layers.count
+        return {f"model.layers.{index}.self_attn.attn": spec for index, spec in enumerate(specs)}
 
     def _rpc_get_supported_kv_cache_layouts(self) -> list[str]:
         return ["NHD"]
@@ -232,21 +233,6 @@ def _done(result: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(result)
     return future
-
-
-def _layer_kinds(config: Any) -> list[int | None]:
-    """For each layer its sliding window in tokens, or None for full attention. UsageError for other kinds."""
-    layers = config.num_hidden_layers
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise UsageError(
-            f"the model has layers of the kind {', '.join(unknown)}: the modelled GPU has no KV spec and no step times "
-            "for them",
-            remedy="choose a model of full or sliding attention",
-        )
-    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def _filler_tokens(config: Any) -> tuple[list[int], int | None]:

@@ -1,6 +1,5 @@
 """What a forward pass has to compute and read, from a model's config.json alone: no weights are needed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +8,9 @@ from typing import Any
 
 from labkit.errors import ModelError, UsageError
 from labkit.files import data_path
+from labkit.models.architecture import architecture, read_fields
 from labkit.models.examples import decoder_parameters
+from labkit.theory.kv_size import bytes_per_token
 
 BYTES_16_BIT = 2
 DENSE_TYPES = ("llama", "mistral", "qwen2")
@@ -18,7 +19,7 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A decoder's sizes, in parameters unless the name says bytes.
+    """A decoder's sizes, in parameters unless the name says bytes. `kv_bytes_per_token`: over all layers, in 16 bits.
 
     `active_parameters`: those that one token uses (all of them in a dense model; attention and the chosen experts in a
     mixture of experts). `head_parameters`: the output matrix, used once for each row that is sampled. Neither counts
@@ -28,8 +29,8 @@ class Shape:
     layers: int
     hidden_size: int
     attention_heads: int
-    kv_heads: int
     head_dim: int
+    kv_bytes_per_token: int
     parameters: int
     active_parameters: int
     head_parameters: int
@@ -42,11 +43,6 @@ class Shape:
     def read_bytes(self) -> int:
         """Bytes of weights that a step reads when every expert is used: all but the input embedding."""
         return self.weight_bytes - self.embedding_parameters * BYTES_16_BIT
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache of one token over all layers, in 16 bits."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES_16_BIT
 
 
 def model_folder(model: str | Path) -> Path:
@@ -88,16 +84,11 @@ def shape_of(folder: Path) -> Shape:
             f"{folder / 'config.json'} is not a decoder that transformers can build: {error}",
             remedy="name the config.json of a model that generates text",
         ) from error
-    heads = config.num_attention_heads
     sizes = _sizes(model, config)
     linear_bytes = _bytes_per_weight(read_config(folder))
     quantised = sizes["linear"] * (BYTES_16_BIT - linear_bytes)
     return Shape(
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        attention_heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        **_attention(folder),
         parameters=sizes["all"],
         active_parameters=sizes["active"],
         head_parameters=sizes["head"],
@@ -114,16 +105,11 @@ def dense_shape(folder: Path) -> Shape | None:
     config = read_config(folder)
     if config.get("model_type") not in DENSE_TYPES or not is_dense_16_bit(folder):
         return None
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
     parameters = decoder_parameters({**config, "qkv_bias": config["model_type"] == "qwen2"})
-    matrix = config["vocab_size"] * hidden
+    matrix = config["vocab_size"] * config["hidden_size"]
     embedding = 0 if config.get("tie_word_embeddings") else matrix
     return Shape(
-        layers=config["num_hidden_layers"],
-        hidden_size=hidden,
-        attention_heads=heads,
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or hidden // heads,
+        **_attention(folder),
         parameters=parameters,
         active_parameters=parameters - matrix - embedding,
         head_parameters=matrix,
@@ -132,6 +118,17 @@ def dense_shape(folder: Path) -> Shape | None:
         weight_bytes=parameters * BYTES_16_BIT,
         bytes_per_weight=BYTES_16_BIT,
     )
+
+
+def _attention(folder: Path) -> dict[str, int]:
+    known = architecture(folder)
+    return {
+        "layers": known.layers,
+        "hidden_size": known.hidden_size,
+        "attention_heads": known.attention_heads,
+        "head_dim": known.head_dim,
+        "kv_bytes_per_token": bytes_per_token(known, kv_dtype_bytes=BYTES_16_BIT),
+    }
 
 
 def _sizes(model: Any, config: Any) -> dict[str, int]:
@@ -167,13 +164,7 @@ def _first(config: Any, *names: str) -> int:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The text model's part of the folder's config.json. ModelError where it is not a JSON object."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {**content, **content.get("text_config", {})}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{folder / 'config.json'} is not a model's config: {error}", remedy="fetch the model again"
-        ) from error
+    return read_fields(folder / "config.json")
 
 
 def is_dense_16_bit(folder: Path) -> bool:

@@ -1,42 +1,25 @@
-"""Request traces for a modelled GPU: read from a file in the Mooncake format, or generated.
+"""Request traces for a modelled GPU: read from a file in the Mooncake format (labkit.load.traces), or generated.
 
-The format is JSONL, one request per line (github.com/kvcache-ai/Mooncake, FAST25-release/README.md):
-
-    {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 48, ..., 2353, 2354]}
-
-`timestamp` is in milliseconds. Each of `hash_ids` names a block of 512 tokens together with everything before it: equal
-ids are a shared prefix. The last block may be partial, so a request has input_length / 512 ids, rounded up. This holds
-for every line of Mooncake's conversation and synthetic traces (12,031 and 3,993 lines); NVIDIA's aiperf refuses other
-lines, too. A trace contains no text: the token ids are invented here, and only their sharing comes from the trace."""
+A trace contains no text: the token ids are invented here, and only their sharing comes from the trace."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from random import Random
 from statistics import NormalDist
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from labkit import errors
-from labkit.errors import UsageError, require
+from labkit.errors import require
+from labkit.load.traces import Line, counted, read
 from labkit.modelled.traffic import FIRST_TOKEN, TOKENS, TokenRequest, Traffic, bursty_arrivals_s, prompt_tokens
 
 P90_SIGMAS = NormalDist().inv_cdf(0.9)
 """Standard deviations from the median of a normal distribution to its 90th percentile: 1.28."""
 GENERATED_BLOCK_TOKENS = 16
 """Tokens in a block of a generated trace: vLLM's own block size."""
-
-
-class _Line(msgspec.Struct):
-    """One line of a trace. Other keys are ignored."""
-
-    timestamp: Annotated[float, msgspec.Meta(ge=0)]
-    input_length: Annotated[int, msgspec.Meta(ge=1)]
-    output_length: Annotated[int, msgspec.Meta(ge=0)]
-    hash_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=TOKENS**2)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,65 +45,13 @@ def from_mooncake(
 ) -> Trace:
     """Read a trace in the Mooncake format: the first `n` requests in order of time, or all.
 
-    The first request is due at 0 and times are divided by `speed`: 2.0 doubles the rate. Requests of more than
-    `longest` tokens, prompt and output together, are left out. A request with no output gets 1 token, because an engine
-    cannot generate fewer. `notes` count both, and lines that were out of order. Prompts take 8 bytes per token.
-
-    UsageError names the file and line of bad JSON, a missing key, a negative number, an empty prompt, or a number of
-    `hash_ids` that contradicts `input_length`; and it refuses a file with fewer than `n` requests."""
-    errors.whole("n", 1 if n is None else n, at_least=1)
-    errors.whole("block_tokens", block_tokens, at_least=2)
-    errors.whole("longest", 2 if longest is None else longest, at_least=2)
-    errors.above_zero("speed", speed, unit="times the recorded rate")
-    lines = _read(Path(path), block_tokens)
-    kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
-    too_long = f" of at most {longest} tokens" if longest else ""
-    require(
-        len(kept) >= (n or 1),
-        f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
-        fix="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
-    )
-    ordered = sorted(kept, key=lambda line: line.timestamp)[:n]
-    start = ordered[0].timestamp
-    due_s = [(line.timestamp - start) / 1000 / speed for line in ordered]
-    notes = _notes(
-        (len(lines) - len(kept), f"of {len(lines)} requests have more than {longest} tokens: left out"),
-        (sum(b.timestamp < a.timestamp for a, b in pairwise(kept)), "steps back in time: sorted"),
-        (sum(not line.output_length for line in ordered), "requests without output: 1 token each"),
-    )
-    return _trace(ordered, due_s, block_tokens, notes)
+    Arguments, notes and errors are those of `labkit.load.traces.read`. A request with no output gets 1 token, because
+    an engine cannot generate fewer. Prompts take 8 bytes per token."""
+    recorded = read(path, n=n, speed=speed, block_tokens=block_tokens, longest=longest)
+    return _trace(recorded.lines, recorded.due_s, block_tokens, recorded.notes)
 
 
-def _read(path: Path, block_tokens: int) -> list[_Line]:
-    try:
-        texts = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", remedy="check the path of the trace") from error
-    decoder = msgspec.json.Decoder(_Line)
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = decoder.decode(text)
-        except msgspec.DecodeError as error:
-            raise UsageError(f"{path}, line {number}: {error}", remedy="correct or remove that line") from error
-        blocks = math.ceil(line.input_length / block_tokens)
-        require(
-            len(line.hash_ids) == blocks,
-            f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
-            f" {blocks} blocks of {block_tokens} tokens",
-            fix="pass the block_tokens that the trace was recorded with, or correct that line",
-        )
-        lines.append(line)
-    return lines
-
-
-def _notes(*counted: tuple[int, str]) -> tuple[str, ...]:
-    return tuple(f"{number} {text}" for number, text in counted if number)
-
-
-def _trace(lines: Sequence[_Line], due_s: Iterable[float], block_tokens: int, notes: tuple[str, ...]) -> Trace:
+def _trace(lines: Sequence[Line], due_s: Iterable[float], block_tokens: int, notes: tuple[str, ...]) -> Trace:
     filler = prompt_tokens(block_tokens - 2, key="block")
     requests = [
         TokenRequest(token_ids=_token_ids(line, filler), output_tokens=max(line.output_length, 1), due_s=time_s)
@@ -129,7 +60,7 @@ def _trace(lines: Sequence[_Line], due_s: Iterable[float], block_tokens: int, no
     return Trace(requests=requests, shared_tokens=_shared_tokens(lines, block_tokens), notes=notes)
 
 
-def _token_ids(line: _Line, filler: Sequence[int]) -> list[int]:
+def _token_ids(line: Line, filler: Sequence[int]) -> list[int]:
     """A block's tokens are its id, written as two of them, and a filler that is the same in all blocks: a prefix cache
     hashes whole prefixes, so blocks that begin differently share nothing."""
     token_ids: list[int] = []
@@ -141,7 +72,7 @@ def _token_ids(line: _Line, filler: Sequence[int]) -> list[int]:
     return token_ids
 
 
-def _shared_tokens(lines: Iterable[_Line], block_tokens: int) -> int:
+def _shared_tokens(lines: Iterable[Line], block_tokens: int) -> int:
     seen: set[int] = set()
     shared = 0
     for line in lines:
@@ -256,11 +187,11 @@ def generated(
     due_s = bursty_arrivals_s(n, rate=rate, burstiness=model.burstiness, seed=seed)
     lines = list(_lines(n, model, Random(f"trace/{seed}")))
     plain = sum(line.input_length <= model.template_tokens for line in lines)
-    notes = _notes((plain, f"of {n} prompts have at most {model.template_tokens} tokens: without a template"))
+    notes = counted((plain, f"of {n} prompts have at most {model.template_tokens} tokens: without a template"))
     return _trace(lines, due_s, GENERATED_BLOCK_TOKENS, notes)
 
 
-def _lines(n: int, model: Kind, rng: Random) -> Iterable[_Line]:
+def _lines(n: int, model: Kind, rng: Random) -> Iterable[Line]:
     template_blocks = model.template_tokens // GENERATED_BLOCK_TOKENS
     numbers = count(model.templates * template_blocks)
     weights = [rank**-model.zipf for rank in range(1, model.templates + 1)]
@@ -270,4 +201,4 @@ def _lines(n: int, model: Kind, rng: Random) -> Iterable[_Line]:
         first = template * template_blocks
         shared = range(first, first + template_blocks) if input_length > model.template_tokens else range(0)
         own = math.ceil(input_length / GENERATED_BLOCK_TOKENS) - len(shared)
-        yield _Line(0.0, input_length, output_length, [*shared, *(next(numbers) for _ in range(own))])
+        yield Line(0.0, input_length, output_length, [*shared, *(next(numbers) for _ in range(own))])

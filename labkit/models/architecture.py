@@ -7,7 +7,7 @@ vLLM itself is not imported (that takes five seconds): tests/unit/test_kv_cases.
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from labkit.models.attention import Fields, KvLayers, first, required, size
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a longer one is a damaged length
 # A config without a dtype means float32: what transformers assumes too.
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+SERVED_PARTS = {"F64": 0.25, "F32": 0.5}  # of a tensor's bytes, once vLLM's dtype auto has it in 16 bits
 POSITIONS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
     "max_sequence_length", "max_seq_length", "seq_len",
@@ -47,7 +48,8 @@ class Architecture:
 
     `kv_layers`: the layers that store keys and values; by default all `layers`, with `kv_heads` of `head_dim`.
     `state_layers`: those that keep a fixed state, perhaps beside keys and values. `kv_dtype`: the KV cache's type under
-    vLLM's `auto`; by default that of the weights. `no_kv_cache` says why there is none; "" for a model that has one.
+    vLLM's `auto`; by default that of the weights. `served_bytes`: the weights as vLLM loads them, where they are there.
+    `no_kv_cache` says why there is none; "" for a model that has one.
     """
 
     model_type: str
@@ -60,6 +62,7 @@ class Architecture:
     max_positions: int
     sliding_window: int | None = None
     parameters: int | None = None
+    served_bytes: int | None = field(default=None, repr=False)
     kv_dtype: str = ""
     kv_layers: tuple[KvLayers, ...] = field(default=(), repr=False)
     state_layers: int = field(default=0, repr=False)
@@ -94,7 +97,8 @@ def architecture(path: Path | str) -> Architecture:
         beside = file.with_name("hf_quant_config.json")
         config |= {"quantization_config": _read_json(beside)} if beside.is_file() else {}
     try:
-        return from_config(_complete(config), parameters=parameter_count(file.parent))
+        model = from_config(_complete(config), parameters=parameter_count(file.parent))
+        return replace(model, served_bytes=served_bytes(file.parent))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.what}", remedy=error.remedy) from None
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -103,8 +107,28 @@ def architecture(path: Path | str) -> Architecture:
 
 def parameter_count(folder: Path) -> int | None:
     """Counts the parameters in the headers of the folder's safetensors files; None when there are none."""
+    return _sum_of(folder, lambda tensor: math.prod(tensor["shape"]))
+
+
+def served_bytes(folder: Path) -> int | None:
+    """Bytes of the folder's weights as vLLM loads them: as stored, quantised or not, but floats of 32 bits in 16."""
+    return _sum_of(folder, lambda tensor: math.ceil(_span(tensor) * SERVED_PARTS.get(tensor["dtype"], 1)))
+
+
+def _span(tensor: Mapping[str, Any]) -> int:
+    begin, end = tensor["data_offsets"]
+    return int(end - begin)
+
+
+def _sum_of(folder: Path, size_of: Callable[[Mapping[str, Any]], int]) -> int | None:
+    """The sum over all tensors. Where an index names the files (others repeat them), all of them have to be there."""
     files = sorted(folder.glob("*.safetensors"))
-    return sum(_elements(file) for file in files) if files else None
+    index = folder / "model.safetensors.index.json"
+    if files and index.is_file() and isinstance(named := _read_json(index).get("weight_map"), dict):
+        files = sorted({folder / str(name) for name in named.values()})
+        if not all(file.is_file() for file in files):
+            return None
+    return sum(_sum_in(file, size_of) for file in files) if files else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -125,6 +149,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 # --- which fields ---
 
 
+def read_fields(file: Path) -> dict[str, Any]:
+    """The fields of the language model in a config.json, as they stand there."""
+    return text_fields(_read_json(file))
+
+
 def text_fields(config: Fields) -> dict[str, Any]:
     """The language model's own fields, and what the whole model says about types and quantisation."""
     name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
@@ -143,25 +172,31 @@ def _complete(config: Fields) -> dict[str, Any]:
     holds those only that differ, and other files anything.
     """
     fields = text_fields(config)
-    named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
-    whole = not any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS) and "transformers_version" in config
-    unpatterned = attention.sliding_window(fields) and not any(
-        fields.get(name) for name in ("layer_types", "use_sliding_window", "hybrid_layer_pattern")
-    )
-    if whole and all(first(fields, names) is not None for names in named) and not unpatterned:
-        return fields
     given = {name: value for name, value in fields.items() if value is not None}
+    named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
+    part = any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS)
+    whole = "transformers_version" in config and not part and all(first(given, names) is not None for names in named)
+    somewhere = attention.sliding_window(given) is not None and first(given, attention.WINDOW_PATTERNS) is None
+    if whole and not somewhere:
+        return given
     known = _class_fields(config, fields)
+    if known is None and part and somewhere:
+        raise ConfigError(
+            "config.json names a window and not the layers that have it",
+            remedy="install transformers, whose class for this model knows them",
+        )
+    known = known or {}
     counted = {name: value for name, value in known.items() if name == "num_hidden_layers"}  # some classes work it out
     return known | given | counted
 
 
-def _class_fields(config: Fields, fields: Fields) -> dict[str, Any]:
-    """What transformers' class for this model says of the fields that this package reads; {} where there is none."""
+def _class_fields(config: Fields, fields: Fields) -> dict[str, Any] | None:
+    """What transformers' class for this model says of the fields that this package reads; {} where it has none, None
+    where transformers is not installed."""
     try:
         from transformers import CONFIG_MAPPING
     except ImportError:
-        return {}
+        return None
     for source in (config, fields):
         kind = source.get("model_type")
         if isinstance(kind, str) and kind in CONFIG_MAPPING:
@@ -213,7 +248,7 @@ def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Archite
         layers=len(kinds),
         attention_heads=attention.attention_heads(fields),
         kv_heads=stored[0].kv_heads,
-        head_dim=stored[0].key_size if stored[0].replicated else attention.head_size(fields),
+        head_dim=stored[0].key_size,
         max_positions=limit or DEFAULT_POSITIONS,
         sliding_window=attention.sliding_window(fields) if attention.WINDOWED in kinds else None,
         kv_dtype=kv_dtype(fields, dtype),
@@ -285,12 +320,12 @@ def _notes(kinds: list[str], *, named_positions: bool, dtype: str) -> list[str]:
     return [text for text, applies in said.items() if applies]
 
 
-def _elements(file: Path) -> int:
-    """A safetensors file starts with the header's length (8 bytes, little endian) and a JSON header of shapes."""
+def _sum_in(file: Path, size_of: Callable[[Mapping[str, Any]], int]) -> int:
+    """A safetensors file starts with the header's length (8 bytes, little endian) and a JSON header of tensors."""
     try:
         with file.open("rb") as stream:
             length = struct.unpack("<Q", stream.read(8))[0]
             header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return sum(size_of(tensor) for name, tensor in header.items() if name != "__metadata__")
     except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} is not a whole safetensors file: {error}", remedy="fetch the model again") from error

@@ -17,11 +17,16 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
 HEAD_SIZE = ("head_dim", "hidden_size_per_head", "attention_head_dim", "kv_channels")
-HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
 WINDOW = ("sliding_window", "sliding_window_size", "attn_window_size", "attention_window_size")
+MOST_LAYERS = 10_000
 LARGEST = 10**9  # far above every size in use: what is larger is a damaged file
 
 PATTERNS = ("layer_types", "layers_block_type", "attn_type_list", "hybrid_override_pattern")
+WINDOW_PATTERNS = (
+    "layer_types", "use_sliding_window", "hybrid_layer_pattern", "sliding_window_pattern", "_sliding_window_pattern",
+    "block_types", "attn_logit_softcapping",
+)  # fmt: skip
 SPARSE = ("compress_ratios", "sparse_attention_config", "index_head_dim")
 STATES = ("mamba_d_state", "mamba_d_conv", "ssm_state_size", "linear_num_value_heads", "conv_L_cache", "lru_width")
 
@@ -91,6 +96,11 @@ def size(fields: Fields, *names: str) -> int | None:
     )
 
 
+def _if_any(fields: Fields, name: str) -> int | None:
+    """The same, where 0 means none."""
+    return size(fields, name) if fields.get(name) else None
+
+
 def required(fields: Fields, *names: str) -> int:
     """The same, of a field that has to be there."""
     value = size(fields, *names)
@@ -142,6 +152,8 @@ def kv_head_count(fields: Fields) -> int:
 def layer_kinds(fields: Fields) -> list[str]:
     """FULL, WINDOWED, CHUNKED, STATE or NONE for each layer. ConfigError for a layer that is none of these."""
     layers = size(fields, *LAYERS) or len(first(fields, PATTERNS) or ()) or required(fields, *LAYERS)
+    if layers > MOST_LAYERS:
+        raise ConfigError(f"it has {layers:,} layers", remedy="correct config.json, or fetch the model again")
     if fields.get("zero_expert_num") is not None and fields.get("num_hidden_layers") is None:
         layers *= 2  # LongCat: two attentions in each of its `num_layers`
     sparse = next((name for name in SPARSE if fields.get(name)), None)
@@ -169,12 +181,12 @@ def _listed(fields: Fields, layers: int) -> list[str]:
     for name in PATTERNS:
         if fields.get(name):
             return _known(name, fields[name], layers)
-    if pattern := fields.get("hybrid_layer_pattern"):
-        return _known("hybrid_layer_pattern", ["local" if entry == 1 else "global" for entry in pattern], layers)
+    if entries := fields.get("hybrid_layer_pattern"):
+        return _known("hybrid_layer_pattern", ["local" if entry == 1 else "global" for entry in entries], layers)
     if blocks := fields.get("block_configs"):
         return _fitting("block_configs", [FULL if _attends(block) else NONE for block in blocks], layers)
     linear = fields.get("linear_attn_config")
-    attending: list[int] | None = first(fields, ("full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids"))
+    attending = first(fields, ("full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids"))
     if isinstance(linear, Mapping) and linear.get("full_attn_layers"):
         attending = [number - 1 for number in linear["full_attn_layers"]]
     return [] if attending is None else [FULL if n in attending else STATE for n in range(layers)]
@@ -272,7 +284,7 @@ def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
         if kind in (FULL, WINDOWED, CHUNKED)
     )
     groups = [KvLayers(**{**vars(layer), "count": count}) for layer, count in stored.items()]
-    if indexer := size(fields, "index_head_dim"):  # 8-bit keys, and four bytes of scale for every 128 numbers
+    if indexer := _if_any(fields, "index_head_dim"):  # 8-bit keys, and four bytes of scale for every 128 numbers
         width = indexer + indexer // 128 * 4
         count = _indexing(fields, [n for n, kind in enumerate(kinds) if kind == FULL])
         groups.append(KvLayers(count=count, kv_heads=1, key_size=width, value_size=0, replicated=True, number_bytes=1))
@@ -281,7 +293,7 @@ def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
 
 def _latent(fields: Fields) -> int | None:
     """Numbers in the one vector that MLA keeps of a token; None for a model that keeps keys and values."""
-    width = (size(fields, "kv_lora_rank") or 0) + (fields.get("qk_rope_head_dim") or 0)
+    width = (_if_any(fields, "kv_lora_rank") or 0) + (_if_any(fields, "qk_rope_head_dim") or 0)
     return width if fields.get("kv_lora_rank") and width in MLA_WIDTHS else None
 
 
@@ -298,8 +310,8 @@ def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
     window = sliding_window(fields) if windowed else None
     if latent := _latent(fields):
         return KvLayers(count=1, kv_heads=1, key_size=latent, value_size=0, window=window, replicated=True)
-    if size(fields, "kv_lora_rank"):
-        rope, nope = size(fields, "qk_rope_head_dim") or 0, size(fields, "qk_nope_head_dim") or 0
+    if fields.get("kv_lora_rank"):
+        rope, nope = _if_any(fields, "qk_rope_head_dim") or 0, _if_any(fields, "qk_nope_head_dim") or 0
         return KvLayers(
             count=1, kv_heads=attention_heads(fields), key_size=nope + rope, value_size=nope + rope, window=window
         )
@@ -312,7 +324,7 @@ def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
             remedy="correct config.json, or fetch the model again",
         )
     return KvLayers(
-        count=1, kv_heads=kv_heads, key_size=key, value_size=size(fields, "v_head_dim") or key, window=window
+        count=1, kv_heads=kv_heads, key_size=key, value_size=_if_any(fields, "v_head_dim") or key, window=window
     )
 
 

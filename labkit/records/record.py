@@ -1,6 +1,8 @@
 """The result record of one lab, <lab>.json, and the description of a whole run, run.json."""
 
 import math
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +19,7 @@ Scalar = StrictBool | StrictInt | Number | StrictStr
 Status = Literal["running", "done", "failed"]
 
 RUN_FILE = "run.json"
+LAB_NAME = r"[0-9]{2}_[a-z0-9_]+"
 
 
 class Measured(Frozen):
@@ -104,6 +107,12 @@ class LabRun(Frozen):
     seconds: Number | None = None
     error: str = ""
 
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """How the lab of a record went."""
+        seconds = (record.ended - record.started).total_seconds() if record.ended else None
+        return cls(name=record.lab, status=record.status, seconds=seconds)
+
 
 class RunInfo(_Described):
     """run.json: where, with what and when a run of several labs took place.
@@ -129,7 +138,8 @@ class RunInfo(_Described):
 
 def read(path: Path) -> Record:
     """Read one record. One that is corrupt or of another format: RecordError with file, position and remedy."""
-    remedy = f"run the lab again: labkit run {path.stem} --out {path.parent}"
+    again = f"labkit run {path.stem} --out {shlex.quote(str(path.parent))} --resume"
+    remedy = f"rm {shlex.quote(str(path))}; {again}" if re.fullmatch(LAB_NAME, path.stem) else "remove or rename it"
     record = read_model(path, Record, remedy=remedy)
     if record.lab != path.stem:
         raise RecordError(f"{path} holds the record of {record.lab!r}", remedy=f"rename it to {record.lab}.json")

@@ -22,7 +22,7 @@ class RunData:
         """How each lab went: by run.json, else by its record."""
         listed = self.info.labs if self.info else ()
         names = {lab.name for lab in listed}
-        return (*listed, *(_by_record(record) for lab, record in self.records.items() if lab not in names))
+        return (*listed, *(LabRun.of(record) for lab, record in self.records.items() if lab not in names))
 
     @property
     def described(self) -> RunInfo | Record | None:
@@ -51,8 +51,3 @@ def load(run_dir: Path) -> RunData:
     if info is None and not records and not broken:
         records = dict(read_newest(run_dir))
     return RunData(folder=run_dir, info=info, records=records, broken=broken)
-
-
-def _by_record(record: Record) -> LabRun:
-    seconds = (record.ended - record.started).total_seconds() if record.ended else None
-    return LabRun(name=record.lab, status=record.status, seconds=seconds)

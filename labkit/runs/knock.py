@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.serving.ray_serve import TOKEN_FILE
 
 MODE, TOKEN, TOKEN_PATH, ADDRESS = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"
@@ -22,8 +22,8 @@ def knock(address: str) -> str:
     """
     found = _started_here() if address == AUTO else address
     host, _, port = found.rpartition(":")
-    if not host or not port.isdecimal() or "/" in found:
-        raise UsageError(f"{found!r} is no address of a Ray cluster", remedy=ON_A_NODE)
+    valid = host and "/" not in found and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
+    require(bool(valid), f"{found!r} is no address of a Ray cluster", fix=ON_A_NODE)
     if _lets_in(found, token=""):
         os.environ[MODE] = "disabled"  # a token of ours, from another Ray, would make us deaf to its nodes
     elif not (token := _token()):

@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from labkit.machine.processes import Scope
+from labkit.serving import guard
+from labkit.serving.process import SOCKET_NAME_BYTES, temporary_folder
 
 INTERRUPT_GRACE_S = 10.0  # for the lab's own clean-up: a server's clean stop takes some seconds
 LEFTOVER_GRACE_S = 2.0
@@ -33,7 +36,6 @@ class NotebookEnd:
     seconds: float
     cell: str = ""
     error: str = ""
-    left_processes: int = 0
 
 
 @dataclass
@@ -52,16 +54,24 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Turn Ctrl-C, SIGTERM and a closed terminal into a `Stop` while the block runs (in the main thread only)."""
     stop = Stop()
+    with stop_signals_call(lambda *_: stop.ask()):
+        yield stop
+
+
+@contextlib.contextmanager
+def stop_signals_call(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """`handler` for Ctrl-C, SIGTERM and a closed terminal while the block runs; what `nohup` ignores stays ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, lambda *_: stop.ask()) for number in signals}
+        signals = []
+    previous = {number: signal.signal(number, handler) for number in signals}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def execute(
@@ -79,8 +89,12 @@ def execute(
     """
     stop, started = stop or Stop(), time.monotonic()
     log_path.write_text("", encoding="utf-8")
-    with Scope() as scope, log_path.open("a", encoding="utf-8") as log:  # appending: the kernel writes to it too
-        run = _Run(notebook, output, dict(parameters), log, stop, on_cell)
+    with (
+        temporary_files() as temporary,
+        Scope() as scope,
+        log_path.open("a", encoding="utf-8") as log,  # appending: the kernel writes to it too
+    ):
+        run = _Run(notebook, output, dict(parameters), log, stop, on_cell, temporary)
         run.thread.start()
         _wait(run.thread, stop.asked)
         interrupted = run.thread.is_alive()
@@ -96,8 +110,18 @@ def execute(
         seconds=time.monotonic() - started,
         cell=cell,
         error="stopped by the user" if interrupted else error,
-        left_processes=left,
     )
+
+
+@contextlib.contextmanager
+def temporary_files() -> Iterator[Path]:
+    """A folder for a lab's temporary files. It goes at the end, also when this process is killed."""
+    folder = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES)
+    watch = guard.start_watch(str(folder), ())
+    try:
+        yield folder
+    finally:
+        watch.communicate()  # closes its pipe, upon which it removes the folder and ends
 
 
 def _wait(thread: threading.Thread, until: threading.Event, *, timeout_s: float = math.inf) -> None:
@@ -127,6 +151,7 @@ class _Run:
     log: TextIO
     stop: Stop
     on_cell: Callable[[int, int], None]
+    temporary: Path
     kernel_pid: int | None = None
     error: BaseException | None = None
 
@@ -182,6 +207,7 @@ def _register_engine() -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
 
     class LabEngine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
@@ -200,8 +226,10 @@ def _register_engine() -> None:
                 stdout_file=run.log,
                 stderr_file=run.log,
                 on_cell_start=on_cell_start,
+                config=Config({"KernelManager": {"connection_file": str(run.temporary / "kernel.json")}}),
             )
-            kernel = {"cwd": str(run.notebook.parent), "env": kernel_environment()}
+            env = {**kernel_environment(), "TMPDIR": str(run.temporary)}
+            kernel = {"cwd": str(run.notebook.parent), "env": env}
             try:
                 return client.execute(**kernel, stdout=run.log, stderr=run.log)
             except DeadKernelError:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError, RecordError, UsageError, did_you_mean, require
+from labkit.errors import LabError, UsageError, did_you_mean, require
 from labkit.files import notebooks_path, runs_path
 from labkit.labs import (
     LABS,
@@ -191,11 +191,7 @@ def _is_done(record_file: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether the record is complete and of the same parameters. RecordError: a corrupt one, which is kept."""
     if not record_file.exists():
         return False
-    try:
-        record = read(record_file)
-    except RecordError as error:
-        remedy = f"remove {record_file} to run the lab again, or run without --resume into a new folder"
-        raise RecordError(error.what, remedy=remedy) from None
+    record = read(record_file)
     return record.status == "done" and dict(record.parameters) == dict(parameters)
 
 

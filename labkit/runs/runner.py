@@ -17,7 +17,7 @@ from rich.progress import MofNCompleteColumn, Task, TextColumn, TimeElapsedColum
 from labkit.errors import RecordError
 from labkit.files import root, runs_path
 from labkit.machine import to_json
-from labkit.records import LabRun, Recorder, RunInfo, read, read_run, set_status
+from labkit.records import RUN_FILE, LabRun, Recorder, RunInfo, read, read_run, set_status
 from labkit.runs import minutes
 from labkit.runs.minutes import Estimate
 from labkit.runs.notebook import NotebookEnd, Stop, execute, stop_on_signals
@@ -147,10 +147,10 @@ def run_labs(plan: Plan, *, executor: Executor = one_by_one, stream: TextIO | No
     One lab's failure leaves the others running; Ctrl-C ends all of it. `executor`: where and in which order. run.json
     is rewritten whenever a lab starts or ends. A record says "failed" whenever its notebook did not end well.
     """
-    info = _opening(plan)
-    info.write(plan.out_dir)
     expected_s = {name: estimate.seconds for name, estimate in estimates(plan).items()}
     with Progress(expected_s, stream=stream) as progress, stop_on_signals() as stop:
+        info = _opening(plan, progress.note)
+        info.write(plan.out_dir)
         for job, end in executor(plan.running, plan, stop, progress):
             if end is None:
                 plan.record_file(job).unlink(missing_ok=True)  # the previous attempt's
@@ -220,8 +220,16 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _opening(plan: Plan) -> RunInfo:
-    commit = git_commit()
+def _opening(plan: Plan, note: Callable[[str], None]) -> RunInfo:
+    """The run as it begins. What a resumed run does not run again stays in it, with the commits that measured it."""
+    commit, jobs = git_commit(), {job.lab.name: job for job in plan.jobs}
+    earlier = _earlier(plan.out_dir, note) if (plan.out_dir / RUN_FILE).exists() else None
+    kept = {lab.name: _not_running(lab) for lab in (earlier.labs if earlier else _recorded(plan.out_dir))}
+    names = sorted({*kept, *jobs})  # a lab's name begins with its number
+    commits: dict[str | None, None] = {}
+    measured = [name for name, lab in kept.items() if lab.status in ("done", "failed")]
+    if earlier and any(name not in jobs or jobs[name].done for name in measured):
+        commits = dict.fromkeys((earlier.git_commit, *earlier.earlier_commits))
     return RunInfo(
         machine=to_json(plan.machine),
         versions=dict(plan.versions),
@@ -229,26 +237,39 @@ def _opening(plan: Plan) -> RunInfo:
         started=datetime.now(UTC),
         profile=plan.profile.name,
         git_commit=commit,
-        earlier_commits=_earlier_commits(plan, commit),
-        labs=tuple(_not_started(job, plan) for job in plan.jobs),
+        earlier_commits=tuple(other for other in commits if other and other != commit),
+        labs=tuple(_not_started(jobs[name], plan) if name in jobs else kept[name] for name in names),
     )
 
 
-def _earlier_commits(plan: Plan, commit: str | None) -> tuple[str, ...]:
-    """The commits, other than this run's, under which the labs were measured that a resumed run keeps."""
-    if not any(job.done for job in plan.jobs):
-        return ()
+def _earlier(folder: Path, note: Callable[[str], None]) -> RunInfo | None:
+    """The folder's run.json. One that cannot be read is kept under another name, and said."""
     try:
-        earlier = read_run(plan.out_dir)
-    except RecordError:  # no run.json: the records' commits are unknown
-        return ()
-    known = dict.fromkeys((earlier.git_commit, *earlier.earlier_commits))
-    return tuple(other for other in known if other and other != commit)
+        return read_run(folder)
+    except RecordError as error:
+        aside = folder / f"{RUN_FILE}.unreadable"
+        (folder / RUN_FILE).replace(aside)
+        note(f"{error.what}. It is kept as {aside.name}; {RUN_FILE} is made anew from the records in the folder")
+        return None
+
+
+def _recorded(folder: Path) -> Iterator[LabRun]:
+    """The labs whose records are in the folder; the commits that measured them are unknown."""
+    for file in folder.glob("[0-9]*.json"):
+        try:
+            yield LabRun.of(read(file))
+        except RecordError as error:
+            yield LabRun(name=file.stem, status="failed", error=error.what)
+
+
+def _not_running(lab: LabRun) -> LabRun:
+    """The lab as the earlier run left it, which may have been killed while the lab ran."""
+    if lab.status != "running":
+        return lab
+    return lab.model_copy(update={"status": "failed", "error": "the run was ended from outside"})
 
 
 def _not_started(job: Job, plan: Plan) -> LabRun:
     if not job.done:
         return LabRun(name=job.lab.name, status="skipped" if job.refused else "waiting", error=job.refused)
-    record = read(plan.record_file(job))
-    seconds = round((record.ended - record.started).total_seconds(), 3) if record.ended else None
-    return LabRun(name=job.lab.name, status="done", seconds=seconds)
+    return LabRun.of(read(plan.record_file(job)))

@@ -1,18 +1,21 @@
 """Ends what a process started when that process is gone, however it went. Runs by its file and needs only psutil.
 
-    python guard.py GRACE_S COMMAND ...    starts a command and ends it, with everything that it started
-    python guard.py --watch PID ...        ends processes that are already running, and everything below them
+    python guard.py FOLDER GRACE_S COMMAND ...    starts a command and ends it, with everything that it started
+    python guard.py --watch FOLDER [PID ...]      ends processes that are already running, and everything below them
 
-Both hold the read end of a pipe (their stdin) whose other end their parent holds. When the parent ends - normally, by
-Ctrl-C, by a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes. The guard of a command adopts
-orphans (PR_SET_CHILD_SUBREAPER), so a worker whose own parent died is found too. The watch is for Ray, whose processes
-end themselves when their driver is killed, except two agents that stay for ever.
+FOLDER has their temporary files and is removed at the end, by a watch of no process when its parent is gone. Both hold
+the read end of a pipe (their stdin) whose other end their parent holds. When the parent ends - normally, by Ctrl-C, by
+a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes. A command has two guards, one inside the
+other: when one is killed, the other ends the command. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so a worker whose
+own parent died is found too. The watch is for Ray, whose processes end themselves when their driver is killed, except
+two agents that stay for ever, and for a lab's temporary files.
 """
 
 import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,43 +28,51 @@ import psutil
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.2
 LOOK_S = 2.0  # between two looks at the process table, which would be felt by what is measured meanwhile
-OWN_END_S, TERMINATE_GRACE_S = 3.0, 3.0
+OWN_END_S, TERMINATE_GRACE_S, REMOVAL_S = 3.0, 3.0, 20.0
 CANNOT_START = 127  # what a shell says of a command that does not exist
 
 
-def run(grace_s: float, command: list[str]) -> int:
-    """Runs `command` until it ends or we are asked to stop. Returns its exit code; 128 + N when signal N ended it."""
-    parent = os.getppid()
+def run(folder: str, grace_s: float, command: list[str]) -> int:
+    """Run `command` until it ends or we are asked to stop.
+
+    Return its exit code, 128 + N when signal N ended it, or 128 + SIGTERM or the signal that asked when we ended it.
+    """
+    parent, outer = os.getppid(), os.getpid()
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stop_signals: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:  # no more: the loop below ends the tree in order
+    def note(number: int, _frame: FrameType | None) -> None:  # no more: `_guard` ends the tree in order
         stop_signals.append(number)
 
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, note)
+    child = os.fork()
+    if child == 0:  # the inner guard
+        parent = outer
+        try:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            ).pid
+        except OSError as error:
+            print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
+            return CANNOT_START
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    code = None
     try:
-        # Should the guard itself be killed (out of memory), the kernel ends the server.
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        )
-    except OSError as error:
-        print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
-        return CANNOT_START
-    try:
-        while child.poll() is None and not stop_signals and not _parent_gone(parent):
-            _reap_adopted(child.pid)
+        while (code := _reaped(child)) is None and not stop_signals and not _parent_gone(parent):
+            pass
     finally:
         _end_descendants(psutil.Process(), grace_s=grace_s)
-    code = child.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+    if code is None:
+        code = -(stop_signals or [signal.SIGTERM])[0]
     return code if code >= 0 else 128 - code
 
 
-def start_watch(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """Starts a watch of these processes of ours; it ends by itself when they have ended."""
+def start_watch(folder: str, pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Start a watch of these processes of ours; it ends by itself when they have ended."""
     return subprocess.Popen(
-        [sys.executable, "-P", __file__, "--watch", *map(str, pids)],
+        [sys.executable, "-P", __file__, "--watch", folder, *map(str, pids)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -69,16 +80,16 @@ def start_watch(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
     )
 
 
-def watch(pids: list[int]) -> None:
-    """Waits until the parent is gone, or nothing of what was seen is left; then ends what is."""
+def watch(folder: str, pids: list[int]) -> None:
+    """Wait until the parent is gone, or nothing of what was seen is left; then end what is."""
     parent, seen, looked = os.getppid(), set[psutil.Process](), 0.0
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             seen.add(psutil.Process(pid))
-    while not _parent_gone(parent) and _alive(seen):
-        if time.monotonic() - looked > LOOK_S:
+    while not _parent_gone(parent) and (_alive(seen) or not pids):
+        if pids and time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
             seen = _alive(seen) | _below(seen)
     seen |= _below(seen)
@@ -86,6 +97,10 @@ def watch(pids: list[int]) -> None:
     _signal_all(_alive(seen), signal.SIGTERM)
     _wait(seen, TERMINATE_GRACE_S)
     _signal_all(_alive(seen), signal.SIGKILL)
+    deadline = time.monotonic() + REMOVAL_S
+    while os.path.exists(folder) and time.monotonic() < deadline:  # those that end may still write there
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(POLL_S)
 
 
 def _parent_gone(parent: int) -> bool:
@@ -97,11 +112,14 @@ def _parent_gone(parent: int) -> bool:
     return os.getppid() != parent or (bool(readable) and os.read(0, 1) == b"")
 
 
-def _reap_adopted(server: int) -> None:
-    """Collects orphans that ended, which would stay in the process table; the server's own exit code is Popen's."""
-    peek = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while (ended := os.waitid(os.P_ALL, 0, peek)) and ended.si_pid != server:
-        os.waitpid(ended.si_pid, 0)
+def _reaped(child: int) -> int | None:
+    """Collect orphans that ended, which would stay in the process table; return the exit code of an ended `child`."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            return None
 
 
 def _end_descendants(root: psutil.Process, *, grace_s: float) -> None:
@@ -151,6 +169,6 @@ def _signal_all(processes: Iterable[psutil.Process], number: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--watch":
-        watch([int(pid) for pid in sys.argv[2:]])
+        watch(sys.argv[2], [int(pid) for pid in sys.argv[3:]])
     else:
-        sys.exit(run(float(sys.argv[1]), sys.argv[2:]))
+        sys.exit(run(sys.argv[1], float(sys.argv[2]), sys.argv[3:]))

@@ -7,14 +7,17 @@ import contextlib
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +29,9 @@ from labkit.serving import guard
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
+PREFIX = "labkit-"  # of temporary folders
+SOCKET_PATH_BYTES = 107  # unix(7)
+SOCKET_NAME_BYTES = 48  # "/" and a UUID (vLLM), "/pymp-xxxxxxxx/listener-xxxxxxxx" (multiprocessing), "/.ts.sock.65535"
 Say = Callable[[str], None]
 Failures = Sequence[tuple[str, str, str]]
 """What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group."""
@@ -62,6 +68,18 @@ def require_free_port(port: int) -> int:
     return port
 
 
+def temporary_folder(*, sockets_bytes: int, inside: str | None = None) -> Path:
+    """A new folder for temporary files in `inside` (default: TMPDIR), or in /tmp where that is too long for sockets.
+
+    `sockets_bytes`: the longest path of a socket that is made in it, from its own "/" on.
+    """
+    path = tempfile.mkdtemp(prefix=PREFIX, dir=inside)
+    if len(os.fsencode(path)) + sockets_bytes > SOCKET_PATH_BYTES:
+        os.rmdir(path)
+        path = tempfile.mkdtemp(prefix=PREFIX, dir="/tmp")
+    return Path(path)
+
+
 def poll(every_s: float, *, timeout_s: float) -> Iterator[float]:
     """The seconds that have passed, at every look; at least one look, and none after `timeout_s`."""
     began = time.monotonic()
@@ -90,8 +108,8 @@ class ServerProcess(Stoppable):
     """A server that runs as a child process, until `stop`, the end of a `with` block, or the end of this process.
 
     `command` runs in the private folder `folder`, its output goes to `folder/server.log`; it counts as ready when
-    `health_url` answers 200. `failures` explain the log of a failed start; `elsewhere` finds in the log files that the
-    server leaves outside its folder, to be removed with it.
+    `health_url` answers 200. `failures` explain the log of a failed start. Its temporary files and sockets are in a
+    folder that goes with it.
     """
 
     def __init__(
@@ -105,7 +123,6 @@ class ServerProcess(Stoppable):
         start_timeout_s: float = 300.0,
         stop_grace_s: float = 20.0,
         failures: Failures = (),
-        elsewhere: Callable[[str], Iterable[Path]] = lambda _: (),
     ) -> None:
         self.command = tuple(command)
         self.name = name
@@ -117,7 +134,7 @@ class ServerProcess(Stoppable):
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
         self._failures = failures
-        self._elsewhere = elsewhere
+        self._temporary: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -130,7 +147,8 @@ class ServerProcess(Stoppable):
         """The server's own process first, then everything that it started."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if self._guard is not None and self.running:
-                return tuple(process.pid for process in psutil.Process(self._guard.pid).children(recursive=True))
+                family = psutil.Process(self._guard.pid).children(recursive=True)
+                return tuple(process.pid for process in family[1:])  # the first is the inner guard
         return ()
 
     def start(self, *, progress: Say = lambda _: None) -> Self:
@@ -170,12 +188,10 @@ class ServerProcess(Stoppable):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             server.wait(10)
+        self._cleaner.join(10)
         self._guard = None  # ended because we asked: no death to report
-        # vLLM leaves the sockets through which it spoke to its own processes.
-        sockets = [file for file in self.folder.iterdir() if file.is_socket()] if self.folder.is_dir() else []
-        for file in (*sockets, *self._elsewhere(self.log_text())):
-            with contextlib.suppress(OSError):
-                file.unlink()
+        if self._temporary is not None:  # it is still there when the guard was killed
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def check(self) -> None:
         """Raises `ServerError` with the end of the log when the server has died; one that we stopped has not."""
@@ -190,26 +206,53 @@ class ServerProcess(Stoppable):
 
     def error(self, what: str) -> ServerError:
         """`what` happened, with the reason and the remedy that the log gives, and the log's last lines."""
-        reason, remedy = explain(self.log_text(), self._failures) or ("", f"read the whole log: {self.log_path}")
+        whole_log = f"the whole log: {self.log_path}"
+        reason, remedy = explain(self.log_text(), self._failures) or ("", "")
+        remedy = f"{remedy} ({whole_log})" if remedy else f"read {whole_log}"
         log_tail = "\n".join(self.log_text().splitlines()[-15:])
         return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=log_tail)
 
     def _launch(self) -> None:
         # By its file and without a path of its own (-P): nothing in the server's folder can stand in for a module.
-        guarded = [sys.executable, "-P", guard.__file__, str(self._stop_grace_s), *self.command]
+        self._temporary = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES)
+        temporary = str(self._temporary)
+        guarded = [sys.executable, "-P", guard.__file__, temporary, str(self._stop_grace_s), *self.command]
         with self.log_path.open("wb") as log:
             self._guard = subprocess.Popen(
                 guarded,
                 cwd=self.folder,
-                env={**os.environ, **self._env},
+                env={**os.environ, **self._env, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches us, and we stop the server in order
             )
+        self._cleaner = threading.Thread(target=_end_session, args=(self._guard,), daemon=True)
+        self._cleaner.start()
 
     def __enter__(self) -> Self:
         return self.start()
+
+
+def _end_session(leader: "subprocess.Popen[bytes]") -> None:
+    """Waits for the outer guard's end; where both guards were killed, ends what is left of their session."""
+    leader.wait()
+    while left := _session(leader.pid):
+        if not any(guard.__file__ in (process.info["cmdline"] or ()) for process in left):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        time.sleep(POLL_S)
+
+
+def _session(pid: int) -> list[psutil.Process]:
+    """The running processes of the session that `pid` began."""
+    left = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                left.append(process)
+    return left
 
 
 def answers_http(port: int, *, timeout_s: float = 0.5) -> bool:
@@ -242,4 +285,4 @@ def _ending(code: int) -> str:
         return "was killed (SIGKILL: someone's, or the kernel's when memory runs out)"
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(number).name}"
-    return f"died with exit code {code}"
+    return f"died with exit code {code}" if code else "ended by itself, with exit code 0"

@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,15 @@ from labkit.errors import ServerError, UsageError, require
 from labkit.machine.facts import vllm_version
 from labkit.machine.processes import end_processes, has_ended, wait_for_end
 from labkit.serving import guard
-from labkit.serving.process import LOOPBACK, Say, Stoppable, free_port, poll, require_free_port
+from labkit.serving.process import (
+    LOOPBACK,
+    Say,
+    Stoppable,
+    free_port,
+    poll,
+    require_free_port,
+    temporary_folder,
+)
 
 BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
 CALM_WAIT_S = 20.0  # and this much longer after each failed try
@@ -42,8 +50,7 @@ TRANSIENT = (
 )
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 TOKEN_FILE = Path("~/.ray/auth_token")
-TEMPORARY = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-RAYS_FOLDER = str(Path(TEMPORARY) / "ray")
+SOCKET_NAME_BYTES = len("/session_2026-11-30_05-09-03_123456_1234567/sockets/plasma_store.1")
 # Read when ray is imported. The two warnings tell after seconds, not half a minute, why a replica does not start.
 ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,9 +59,6 @@ ENV = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything busy its replicas would be measured as slow
 }
-# For a Ray of our own, whose folder then exists: an engine in a replica leaves sockets and a file behind, there instead
-# of among everybody's temporary files.
-OWN_ENV = {"VLLM_RPC_BASE_PATH": RAYS_FOLDER, "TMPDIR": RAYS_FOLDER, "RAY_TMPDIR": TEMPORARY}
 T = TypeVar("T")
 
 
@@ -62,13 +66,15 @@ class RayServe(Stoppable):
     """A running Ray with Ray Serve's HTTP proxy on the loopback interface. Use it in a `with` block, or call `stop`.
 
     `url` is the proxy's root. On a cluster that ran before, `stop` takes away what was deployed since and leaves the
-    rest.
+    rest. `folder`: of a Ray that is ours, with its sessions, logs and temporary files; it goes with it.
     """
 
-    def __init__(self, *, port: int, processes: list[psutil.Process], others: frozenset[str] | None) -> None:
+    def __init__(
+        self, *, port: int, processes: list[psutil.Process], others: frozenset[str] | None, folder: Path | None = None
+    ) -> None:
         self.url = f"http://{LOOPBACK}:{port}"
-        self._processes = processes
-        self._watch = guard.start_watch([process.pid for process in processes]) if processes else None
+        self._processes, self._folder = processes, folder
+        self._watch = guard.start_watch(str(folder), [process.pid for process in processes]) if processes else None
         self._others = others  # applications that ran before; None: Serve is ours altogether
         self._stopped = False
 
@@ -99,6 +105,8 @@ class RayServe(Stoppable):
                 _end(left)
                 if self._watch is not None:
                     self._watch.communicate()  # closes its pipe, upon which it ends
+                if self._folder is not None:
+                    shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def start(
@@ -127,6 +135,7 @@ def start(
     running = ray.is_initialized()
     require(not running, "Ray runs in this process already", fix="stop it first: .stop(), or ray.shutdown()")
     if address is None:
+        folder = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES, inside=os.environ.get("RAY_TMPDIR"))
         settings = {
             "address": "local",  # also where RAY_ADDRESS or a node of a cluster on this machine would be joined
             "num_cpus": num_cpus,
@@ -135,10 +144,18 @@ def start(
             "log_to_driver": False,
             "logging_level": logging.ERROR,
             "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": str(folder),
         }
-        unbound = own_numbers or vllm_version().endswith("+cpu")  # which uses no GPU, shown or hidden
-        with _without(VISIBLE_GPUS) if unbound else contextlib.nullcontext():
-            return _retried(lambda: _own(settings, chosen), progress)
+        # An engine in a replica leaves sockets and a file behind.
+        environment: dict[str, str | None] = {"TMPDIR": str(folder), "VLLM_RPC_BASE_PATH": str(folder)}
+        if own_numbers or vllm_version().endswith("+cpu"):  # which uses no GPU, shown or hidden
+            environment[VISIBLE_GPUS] = None
+        try:
+            with _environment(environment):
+                return _retried(lambda: _own(settings, chosen, folder), progress)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     connect(address)
     try:
         others = _applications()
@@ -174,7 +191,7 @@ def prepare_environment(address: str | None = None) -> None:
 
     A cluster that is named by its address is asked with the user's token, if there is one (~/.ray/auth_token).
     """
-    for name, value in (ENV if address else ENV | OWN_ENV).items():
+    for name, value in ENV.items():
         os.environ.setdefault(name, value)
     if address and (os.environ.get("RAY_AUTH_TOKEN") or TOKEN_FILE.expanduser().is_file()):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -233,13 +250,13 @@ def _retried(start_once: Callable[[], T], progress: Say) -> T:
                 pass
 
 
-def _own(settings: dict[str, Any], port: int) -> RayServe:
+def _own(settings: dict[str, Any], port: int, folder: Path) -> RayServe:
     import ray
 
     before = _children()
     ray.init(**settings)
     processes = list(_children() - before)
-    return RayServe(port=_start_serve(port, processes), processes=processes, others=None)
+    return RayServe(port=_start_serve(port, processes), processes=processes, others=None, folder=folder)
 
 
 def _start_serve(port: int, processes: list[psutil.Process]) -> int:
@@ -292,14 +309,17 @@ def _in_background(work: Callable[[], T]) -> "Future[T]":
 
 
 @contextlib.contextmanager
-def _without(name: str) -> Iterator[None]:
-    """The environment without this variable, which comes back afterwards."""
-    value = os.environ.pop(name, None)
+def _environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """The environment with these variables, or without those that are None; it is put back afterwards."""
+    before = {name: os.environ.pop(name, None) for name in changes}
+    os.environ.update({name: value for name, value in changes.items() if value is not None})
     try:
         yield
     finally:
-        if value is not None:
-            os.environ[name] = value
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _reread_environment() -> None:

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -46,8 +45,6 @@ CONFIG = "model-config.yaml"
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 REQUEST_LIMIT_BYTES = 2**20
 KEYS_LAST_MIN = 60 * 24 * 365  # TorchServe's own 60 would end a longer session in refusals
-# A Unix socket's path has at most 107 characters, and "/.ts.sock.65535" comes after the folder's.
-LONGEST_FOLDER = 107 - len("/.ts.sock.65535")
 # TorchServe starts a worker that dies again and again, and predictions wait: this often is once and for all.
 FAILED_LOADS = 2
 KNOWN_FAILURES = (
@@ -175,22 +172,6 @@ class Control:
         what = f"{ready} workers of {model} were ready after {timeout_s:.0f} s"
         raise ServerError(what, remedy="the server's log says what the others met")
 
-    def drain(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
-        """Waits until nothing has been queued for the version for `quiet_s`. Send it no more requests before that.
-
-        TorchServe reports what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
-        default version gets the requests that name none: make another one the default first.
-        """
-        waiting, quiet_since = 0, 0.0
-        for _ in poll(POLL_S, timeout_s=timeout_s):
-            # Two looks bound the quiet: one alone says nothing about a pause between them.
-            waiting, now = self.describe(model, version)["jobQueueStatus"]["pendingRequests"], time.monotonic()
-            quiet_since = 0.0 if waiting else quiet_since or now
-            if quiet_since and now - quiet_since >= quiet_s:
-                return
-        what = f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s"
-        raise ServerError(what, remedy="stop sending to it, and drain again")
-
 
 def _path(model: str, version: str | None) -> str:
     return "/".join(["/models", *(urllib.parse.quote(part, safe="") for part in (model, version) if part)])
@@ -308,11 +289,6 @@ class TorchServe(Stoppable):
     def stop(self) -> None:
         """Ends Java and the workers and waits until they are gone. Safe to call again."""
         self.process.stop()
-        inside = self.process.folder / "tmp"
-        if inside.is_symlink():
-            with contextlib.suppress(OSError):
-                shutil.rmtree(inside.resolve())
-                inside.unlink()
 
 
 def properties(
@@ -403,15 +379,13 @@ def start(
 
 
 def environment(folder: Path, java: Path) -> dict[str, str]:
-    """What keeps this TorchServe apart from every other: its own folder for logs, pid file, sockets and archives."""
-    temporary = str(_temporary_folder(folder))
+    """What keeps this TorchServe apart from every other, beside its process's own folder for the pid file, sockets and
+    unpacked archives: its configuration and its logs."""
     return {
         "JAVA_HOME": str(java.parent.parent),
         "TS_CONFIG_FILE": str(folder / "config.properties"),  # it would go before --ts-config
         "LOG_LOCATION": str(folder / "logs"),
         "METRICS_LOCATION": str(folder / "logs"),
-        "TMPDIR": temporary,  # the pid file: another TorchServe's would stop this one from starting
-        "TEMP": temporary,  # Java's temporary folder: unpacked archives, sockets to the workers
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # spinning threads on few busy cores cost many times
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -445,15 +419,3 @@ def _lay_out(folder: Path, config: str, archives: Sequence[Archive]) -> None:
         if not (kept.exists() and kept.samefile(made.path)):
             shutil.copyfile(made.path, kept)
     (folder / "config.properties").write_text(config, encoding="utf-8")
-
-
-def _temporary_folder(folder: Path) -> Path:
-    """In `folder`, unless a socket's path there would be too long; then `folder/tmp` links to one that is not."""
-    inside = folder / "tmp"
-    if len(str(inside)) <= LONGEST_FOLDER:
-        inside.mkdir(exist_ok=True)
-        return inside
-    if not inside.is_symlink() or not inside.exists():
-        inside.unlink(missing_ok=True)
-        inside.symlink_to(tempfile.mkdtemp(prefix="labkit-ts-", dir="/tmp"))
-    return inside.resolve()

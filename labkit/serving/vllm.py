@@ -5,7 +5,6 @@ The engine's own command and arguments stay visible: nothing here renames or hid
 
 import logging
 import os
-import re
 import secrets
 import shlex
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from labkit.errors import UsageError, require
 from labkit.machine import Machine
 from labkit.machine.gpu_share import require_share
+from labkit.serving import gate
 from labkit.serving.process import LOOPBACK, Say, ServerProcess, Stoppable, free_port, require_free_port
 
 KNOWN_FAILURES = (
@@ -71,9 +71,21 @@ KNOWN_FAILURES = (
         # vLLM's last lines only say "See root cause above": this is the cause.
         r"(?m)^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$",
         "{0}",
-        "change what the message names; the whole log says more",
+        "change what the message names",
+    ),
+    (
+        r"Value error, (.*?) \[type=",  # of vLLM's configuration classes
+        "{0}",
+        "change the option that the message names",
+    ),
+    (
+        r"engine core exited unexpectedly",  # upon which the server itself ends in order, with exit code 0
+        "its engine core was ended from outside: by a signal, or by the kernel when memory runs out",
+        "look for an out-of-memory message of the kernel (`dmesg`), free memory, and start it again",
     ),
 )
+OPEN_PATHS = ("/health", "/metrics")  # Prometheus and health checks of a loopback server send no key
+BODY_LIMIT_BYTES = 64 << 20
 GPU_ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 WHY_ON_GPU = {
     "VLLM_USE_FLASHINFER_SAMPLER": (
@@ -130,8 +142,9 @@ def settings(
     cores have no fast bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which is what
     vLLM takes up front for weights and cache together.
     """
-    offline = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     # A notebook shows errors; a server's log, where more is wanted, has the level of its own (see `start`).
+    offline = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    require(0 < gpu_memory_share <= 1, f"gpu_memory_share is {gpu_memory_share}", fix="pass a number from 0.01 to 1")
     quiet = {**offline, "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if machine.gpus:
         require_share(machine.gpus[0], gpu_memory_share, weight_bytes=weight_bytes)
@@ -174,8 +187,8 @@ def settings(
 class Server(Stoppable):
     """A running `vllm serve`. Use it in a `with` block, or call `stop`.
 
-    `command` is what was started, whole; `base_url` ends in /v1; requests need `api_key` (the server made for you
-    refuses others, /metrics and /health excepted). `model_path` is what it serves, a folder or a hub id: the
+    `command` is what was started, whole; `base_url` ends in /v1. Every request to any route needs `api_key` but for
+    /health and /metrics (see `gate`). `model_path` is what it serves, a folder or a hub id: the
     tokenizer is there. `model_name` is what requests call it.
     """
 
@@ -208,23 +221,24 @@ def start(
 ) -> Server:
     """Starts a `vllm serve MODEL ...` command on a loopback port and waits until it answers.
 
-    What is added to the command: --host, --port, and a key by environment (VLLM_API_KEY), unless you gave them.
+    What is added to the command: --host, --port, and --middleware, which asks for a key on every route but /health and
+    /metrics. vLLM's own key (VLLM_API_KEY), the same one, covers a part of them.
     `folder` takes the log; `env` comes from `settings`. Raises `UsageError` for a command that cannot work, and
     `ServerError` with the reason and the end of the log when the server does not come up.
     """
     words = _checked_command(command)
     chosen = free_port() if port is None else require_free_port(port)
     key = api_key or secrets.token_urlsafe(16)
-    words += ["--host", LOOPBACK, "--port", str(chosen)]
+    words += ["--host", LOOPBACK, "--port", str(chosen), "--middleware", f"{gate.__name__}.Gate"]
+    guarded = gate.environment(api_key=key, open_paths=OPEN_PATHS, body_limit_bytes=BODY_LIMIT_BYTES)
     process = ServerProcess(
         [str(executable("vllm")), *words[1:]],
         name="vllm serve",
         folder=folder,
         health_url=f"http://{LOOPBACK}:{chosen}/health",
-        env={**env, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_RPC_BASE_PATH": "."},  # its sockets: here
+        env={**env, **guarded, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"},
         start_timeout_s=start_timeout_s,
         failures=KNOWN_FAILURES,
-        elsewhere=meeting_files,
     )
     process.start(progress=progress)
     return Server(
@@ -260,11 +274,6 @@ def _served_name(words: list[str]) -> str:
     arguments = [part for word in words for part in word.split("=", 1)]
     flag = "--served-model-name"
     return arguments[arguments.index(flag) + 1] if flag in arguments else words[2]
-
-
-def meeting_files(log: str) -> list[Path]:
-    """The files by which a server's workers met, as its log names them; they stay among everybody's temporary files."""
-    return [Path(found) for found in re.findall(r"distributed_init_method=file://(\S*/vllm_dist_\w+)", log)]
 
 
 def executable(name: str) -> Path:

@@ -5,7 +5,6 @@ From vLLM 0.32, v1/core/kv_cache_utils.py: `get_kv_cache_groups`, `unify_kv_cach
 """
 
 from bisect import bisect_right
-from collections import Counter
 from dataclasses import dataclass
 
 from labkit.errors import require, whole
@@ -110,20 +109,19 @@ def pool_of(
 ) -> Pool:
     """The groups that vLLM makes of a model's layers, with `block_size` tokens in a block of full attention."""
     whole("block_size", block_size, at_least=1)
-    pages = Counter[tuple[int, int | None]]()
-    for layers in architecture.storing_layers:
-        token_bytes = layer_bytes(layers, architecture, tensor_parallel, kv_dtype_bytes)
-        pages[token_bytes * block_size, layers.window] += layers.count
-    if len({window for _, window in pages}) == 1:  # one kind of layer, of whatever sizes: one group holds all of them
-        (window,) = {window for _, window in pages}
-        group = Group(layers=pages.total(), block_size=block_size, window=window)
-        return Pool(groups=(group,), bytes_per_block=sum(page * count for (page, _), count in pages.items()))
-    page = max(page for page, _ in pages)
-    fewest, most = min(pages.values()), max(pages.values())
-    in_group = most if most < 1.5 * fewest else fewest
+    storing = architecture.storing_layers
+    pages = [layer_bytes(layers, architecture, tensor_parallel, kv_dtype_bytes) * block_size for layers in storing]
+    windows = {layers.window for layers in storing}
+    if len(windows) == 1:  # one kind of layer, of whatever sizes: one group holds all of them
+        group = Group(layers=sum(layers.count for layers in storing), block_size=block_size, window=windows.pop())
+        per_block = sum(page * layers.count for page, layers in zip(pages, storing, strict=True))
+        return Pool(groups=(group,), bytes_per_block=per_block)
+    largest, counts = max(pages), [layers.count for layers in storing]
+    in_group = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
     groups = []
-    for (own_page, window), count in pages.items():
+    for page, layers in zip(pages, storing, strict=True):
         # A smaller page takes more tokens where they fill it exactly, and is padded otherwise.
-        tokens = block_size * (page // own_page) if page % own_page == 0 else block_size
-        groups += [Group(layers=in_group, block_size=tokens, window=window)] * -(-count // in_group)
-    return Pool(groups=tuple(groups), bytes_per_block=in_group * page)
+        tokens = block_size * (largest // page) if largest % page == 0 else block_size
+        group = Group(layers=in_group, block_size=tokens, window=layers.window)
+        groups += [group] * -(-layers.count // in_group)
+    return Pool(groups=tuple(groups), bytes_per_block=in_group * largest)

@@ -16,6 +16,7 @@ from labkit.theory.kv_pool import Pool, heads_per_rank, layer_bytes, number_byte
 
 CPU_BLOCK_MULTIPLE = 32  # vLLM's cpu_attn.py, get_supported_kernel_block_sizes
 GPU_BLOCK_MULTIPLE = 16  # vLLM's flash_attn.py; single kernels ask for more
+MOST = 10**15  # bytes or tokens: far above any cache
 IN_FLIGHT_TOKENS = 8192
 """Tokens of the steps under way, for which layers with a window reserve blocks: max_num_batched_tokens of `vllm serve`
 on a GPU of 70 GiB or more. vLLM counts it once for each step that it runs ahead."""
@@ -138,7 +139,9 @@ class KvPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, with its lines."""
-        return {**asdict(self), "notes": list(self.notes), "lines": self.lines}
+        plan = asdict(self)
+        del plan["size_lines"]  # the first of the lines
+        return {**plan, "notes": list(self.notes), "lines": self.lines}
 
 
 def describe(
@@ -161,6 +164,7 @@ def describe(
         length = architecture.default_length or architecture.max_positions
     for name, value in (("max_model_len", length), ("memory_bytes", memory_bytes)):
         whole(name, value, at_least=1)
+        require(value <= MOST, f"{name} has {len(str(value))} digits", fix=f"pass at most {MOST:,}")
     split: dict[str, Any] = {"tensor_parallel": tensor_parallel, "kv_dtype_bytes": kv_dtype_bytes}
     pool = pool_of(architecture, block_size=block_size, **split)
     per_block = pool.bytes_per_block
@@ -266,8 +270,9 @@ def _notes(architecture: Architecture, pool: Pool, *, length: int, usable: int, 
     said = {
         f"{state} of {architecture.layers} layers keep a fixed state for each sequence, which takes blocks too: it is "
         "not counted here, so fewer tokens fit, and the concurrency is not known": state > 0,
-        f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight; vLLM's figures are lower "
+        f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight: vLLM's figures are lower "
         "with a larger max_num_batched_tokens or asynchronous scheduling": windowed,
+        "on a CPU vLLM keeps all tokens in the layers with a window too, and fewer sequences fit": len(pool.groups) > 1,
         f"max_model_len {length:,} is above the model's {limit:,} positions: vLLM refuses it unless "
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1": 0 < limit < length,
         f"no sequence of {length:,} tokens fits: vLLM refuses to start; the longest that fits has "

@@ -33,14 +33,15 @@ def best_fit(asked: Sequence[float], gpus: int) -> list[tuple[int, ...]]:
     TryAllocate in src/ray/common/scheduling/resource_instance_set.cc. UsageError: a number that Ray refuses.
     """
     free = [PRECISION] * gpus
-    placed = []
-    for fraction in asked:
-        units = units_of(fraction)
-        chosen = _whole(free, units // PRECISION) if units >= PRECISION else _least_left(free, units)
-        for gpu in chosen:
-            free[gpu] -= min(units, PRECISION)
-        placed.append(chosen)
-    return placed
+    return [take(free, units_of(fraction)) for fraction in asked]
+
+
+def take(free: list[int], units: int) -> tuple[int, ...]:
+    """The GPUs of a node that Ray gives to a request for `units`, taken off `free`; () where none has so much left."""
+    chosen = _whole(free, units // PRECISION) if units >= PRECISION else _least_left(free, units)
+    for gpu in chosen:
+        free[gpu] -= min(units, PRECISION)
+    return chosen
 
 
 def units_of(num_gpus: float) -> int:

@@ -4,13 +4,19 @@ python -m tests.engine.kvcache_oracle
 """
 
 import json
+import math
 import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
-from labkit.models import Architecture
-from labkit.theory.kv_pool import Group
-from labkit.theory.kv_size import bytes_per_block
+from labkit.models import Architecture, architecture
+from labkit.models.attention import KvLayers
+from labkit.theory.kv_size import bytes_per_block, describe
 from labkit.theory.prefix_cache import BlockPool
+
+CASES = Path(__file__).parents[1] / "data" / "cases" / "kv"
 
 
 def manager(blocks: int, block_size: int) -> Any:
@@ -55,31 +61,113 @@ def disagreements(seed: int, *, prompts: int = 40) -> tuple[list[str], dict[str,
 
 
 def wrong_sizes(seed: int) -> list[str]:
-    """Bytes of a block and blocks of a sequence with a window, for a random architecture, where they differ."""
+    """Blocks, tokens, concurrency and the longest sequence of a random model's layers in a random memory, where they
+    differ from what vLLM plans."""
     import torch
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+    from vllm.v1.core import kv_cache_utils as theirs
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec
+    from vllm.v1.kv_cache_layout import KVCacheLayout
 
     chance = random.Random(seed)
-    kv_heads, block_size = chance.randint(1, 16), 16 * chance.randint(1, 16)
-    ours = Architecture(
-        model_type="llama",
-        layers=chance.randint(1, 80),
-        attention_heads=kv_heads,
-        kv_heads=kv_heads,
-        head_dim=chance.choice([64, 80, 128]),
+    model = random_model(chance)
+    block_size, in_flight, length = 16 * chance.randint(1, 8), chance.randint(1, 9000), chance.randint(1, 40_000)
+    specs: dict[str, Any] = {}
+    for layers in model.storing_layers:
+        kind = {"block_size": block_size, "num_kv_heads": layers.kv_heads, "head_size": layers.key_size}
+        kind["dtype"] = torch.bfloat16
+        spec: Any = MLAAttentionSpec(**kind)
+        if not layers.replicated:
+            kind["head_size_v"] = layers.value_size
+            window = {} if layers.window is None else {"sliding_window": layers.window}
+            spec = (SlidingWindowSpec if window else FullAttentionSpec)(**kind, **window)
+        specs |= {f"layer.{len(specs) + number}": spec for number in range(layers.count)}
+    config: Any = SimpleNamespace(
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+        cache_config=SimpleNamespace(
+            get_resolved_kv_cache_layout=lambda: KVCacheLayout.LBNHC,
+            num_gpu_blocks_override=None,
+            prefix_cache_retention_interval=None,
+        ),
+        attention_config=SimpleNamespace(hisparse_config=None),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+        model_config=SimpleNamespace(max_model_len=length),
+        speculative_config=None,
+        max_in_flight_tokens=in_flight,
+    )
+    groups = theirs.get_kv_cache_groups(config, specs)
+    block = bytes_per_block(model, block_size=block_size)
+    memory = block * chance.randint(2, 3000) + chance.randint(0, block - 1)
+    planned = theirs.get_kv_cache_config_from_groups(config, groups, memory)
+    tokens, concurrency = theirs.get_kv_cache_capacity(config, planned)
+    longest = theirs._estimate_max_model_len_from_groups(config, groups, memory - block)
+    plan = describe(model, memory_bytes=memory, block_size=block_size, max_model_len=length, in_flight_tokens=in_flight)
+    said = (plan.blocks, plan.logged_tokens, plan.max_concurrency, plan.longest_tokens)
+    right = (planned.num_blocks, tokens, concurrency, longest)
+    return [] if said == right else [f"seed {seed}: vLLM {right}, ours {said} for {model.storing_layers}"]
+
+
+def random_model(chance: random.Random) -> Architecture:
+    """A model of one to three kinds of layers: full attention, MLA, or windows, with heads of several sizes."""
+    if chance.random() < 0.2:
+        kinds = [KvLayers(count=chance.randint(1, 60), kv_heads=1, key_size=576, value_size=0, replicated=True)]
+    else:
+        shapes = chance.sample([(1, 64, 64), (2, 128, 128), (4, 192, 128), (8, 256, 256), (3, 80, 80)], 2)
+        windows = [None, *chance.sample([128, 512, 1000], 2)]
+        kinds = [
+            KvLayers(count=chance.randint(1, 40), kv_heads=heads, key_size=key, value_size=value, window=window)
+            for window in chance.sample(windows, chance.randint(1, 3))
+            for heads, key, value in [chance.choice(shapes)]
+        ]
+    return Architecture(
+        model_type="random",
+        layers=sum(kind.count for kind in kinds),
+        attention_heads=24,
+        kv_heads=kinds[0].kv_heads,
+        head_dim=64,
         hidden_size=1,
         dtype_bytes=2,
         max_positions=8192,
+        kv_layers=tuple(sorted(kinds, key=lambda kind: kind.window is not None)),
     )
-    kind = {"num_kv_heads": kv_heads, "head_size": ours.head_dim, "dtype": torch.bfloat16, "block_size": block_size}
-    window, flight, length = (chance.randint(1, 5000) for _ in range(3))
-    held = Group(layers=1, block_size=block_size, window=window).blocks(length, in_flight_tokens=flight)
-    theirs = SlidingWindowSpec(sliding_window=window, **kind).max_admission_blocks_per_request(flight, length)
-    pairs = [
-        (FullAttentionSpec(**kind).page_size_bytes * ours.layers, bytes_per_block(ours, block_size=block_size)),
-        (theirs, held),
-    ]
-    return [f"seed {seed}: vLLM {a}, ours {b}" for a, b in pairs if a != b]
+
+
+def wrong_readings() -> tuple[int, list[str]]:
+    """The cases' configs that vLLM's convertor can read: how many, and where layers, heads or lengths differ."""
+    from vllm.transformers_utils.config import get_config, get_hf_text_config
+    from vllm.transformers_utils.model_arch_config_convertor import (
+        MODEL_ARCH_CONFIG_CONVERTORS,
+        ModelArchConfigConvertorBase,
+    )
+
+    read, wrong = 0, []
+    for file in sorted(CASES.glob("*.json")):
+        with TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_bytes(file.read_bytes())
+            try:
+                config = get_config(folder, trust_remote_code=False)
+                ours = architecture(folder)
+            except Exception:  # a type that only remote code knows; and the refusals, which have tests of their own
+                continue
+        if ours.no_kv_cache:
+            continue
+        convertor = MODEL_ARCH_CONFIG_CONVERTORS.get(config.model_type, ModelArchConfigConvertorBase)
+        right = convertor(config, get_hf_text_config(config)).convert()
+        length = right.derived_max_model_len_and_key[0]
+        kinds = getattr(get_hf_text_config(config), "layer_types", None) or ["full_attention"]
+        layer = right[kinds.index("full_attention")] if "full_attention" in kinds else right
+        full = ours.storing_layers[0]
+        expanded = hasattr(config, "kv_lora_rank") and not right.is_deepseek_mla  # wider than the convertor says
+        pairs = {
+            "layers": (right.total_num_hidden_layers, ours.layers),
+            "heads": (right.total_num_attention_heads, ours.attention_heads),
+            "positions": (2048 if length == math.inf else length, ours.max_positions),
+            "MLA": (right.is_deepseek_mla, full.replicated),
+            "head size": (layer.head_size, layer.head_size if expanded else ours.head_dim),
+            "KV heads": (1 if right.is_deepseek_mla else layer.total_num_kv_heads, full.kv_heads),
+        }
+        read += 1
+        wrong += [f"{file.name}: {name}: vLLM {a}, ours {b}" for name, (a, b) in pairs.items() if a != b]
+    return read, wrong
 
 
 def main(trials: int = 200) -> None:
@@ -88,11 +176,12 @@ def main(trials: int = 200) -> None:
     from vllm.v1.core.kv_cache_utils import init_none_hash
 
     init_none_hash(sha256)
-    wrong, seen = list[str](), dict[str, int]()
+    read, wrong = wrong_readings()
+    seen = {"configs": read}
     for seed in range(trials):
         differences, happened = disagreements(seed)
         wrong += differences + wrong_sizes(seed)
-        seen = {name: seen.get(name, 0) + count for name, count in happened.items()}
+        seen |= {name: seen.get(name, 0) + count for name, count in happened.items()}
     print(json.dumps({"trials": trials, "wrong": wrong, "seen": seen}))
 
 

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.engine
 
 
 def test_pool_and_sizes_are_vllms() -> None:
-    """Over random prompts both find the same, so they evict the same; bytes and windows agree for random models."""
+    """Over random prompts both find the same, so they evict the same. For random layers both plan the same blocks,
+    tokens and concurrency; and vLLM's convertor reads the public configs as we do."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.kvcache_oracle"],
         capture_output=True,
@@ -26,3 +27,4 @@ def test_pool_and_sizes_are_vllms() -> None:
     assert result["wrong"] == []
     # Without sharing and eviction the agreement would say little.
     assert all(result["seen"][name] > result["trials"] for name in ("hits", "evictions"))
+    assert result["seen"]["configs"] >= 20

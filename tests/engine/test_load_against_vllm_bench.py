@@ -92,8 +92,8 @@ def test_the_engine_counted_the_same(vllm_server: vllm.Server, api: load.Api) ->
     def grown(name: str) -> Callable[[], float]:
         return lambda: counters.difference(before, counters.scrape(vllm_server.base_url)).value(name)
 
-    assert eventually(grown("vllm:generation_tokens"), summary.output_tokens)
-    assert eventually(grown("vllm:prompt_tokens"), summary.input_tokens)
+    assert eventually(grown("vllm:generation_tokens"), summary.output_tokens or 0)
+    assert eventually(grown("vllm:prompt_tokens"), summary.input_tokens or 0)
 
 
 def test_a_greedy_request_repeats(vllm_server: vllm.Server) -> None:

@@ -19,10 +19,10 @@ import psutil
 import pytest
 import requests
 
-from applications.gate import DEFAULT_LIMIT_BYTES
 from applications.support_desk import SUMMARY
 from labkit import load, models
 from labkit.load import Outcome, metrics, workloads
+from labkit.serving.gate import DEFAULT_LIMIT_BYTES
 from labkit.serving.process import free_port
 from tests.unit.standin import survivors
 

@@ -22,6 +22,7 @@ import requests
 from labkit.errors import ServerError
 from labkit.models import EMBEDDING, resolve
 from labkit.serving import torchserve
+from labkit.serving.process import poll
 from labkit.serving.torchserve import TorchServe
 from tests.unit.standin import survivors, wait_for
 
@@ -200,7 +201,7 @@ def test_a_new_version_takes_over_without_a_loss(server: TorchServe, tmp_path: P
             assert control.call("POST", "/models", url="swap-2.0.mar", synchronous="true").ok
             control.wait_ready("swap", "2.0")
             assert control.call("PUT", "/models/swap/2.0/set-default").ok
-            control.drain("swap", "1.0")
+            wait_until_idle(control, "swap", "1.0")
             assert control.call("DELETE", "/models/swap/1.0").ok
             time.sleep(1)
         finally:
@@ -209,6 +210,17 @@ def test_a_new_version_takes_over_without_a_loss(server: TorchServe, tmp_path: P
     assert {status for status, _ in answers} == {200}
     assert {version for _, version in answers} == {"1.0", "2.0"}
     assert post(server, "swap/1.0", {}).status_code == 404
+
+
+def wait_until_idle(control: torchserve.Control, model: str, version: str) -> None:
+    """Waits until nothing has been queued for the version for a second, longer than a batch takes here."""
+    idle_looks = 0
+    for _ in poll(0.1, timeout_s=60):
+        pending = control.describe(model, version)["jobQueueStatus"]["pendingRequests"]
+        idle_looks = 0 if pending else idle_looks + 1
+        if idle_looks == 10:
+            return
+    pytest.fail(f"{pending} requests still waited for {model} {version}")
 
 
 def ask_until(server: TorchServe, path: str, stop: Path) -> list[tuple[int, str]]:

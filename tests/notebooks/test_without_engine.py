@@ -33,7 +33,9 @@ def test_lab_11_ends_with_verdicts_without_a_click_or_an_engine(tmp_path: Path) 
     """Predictions as parameters and a measurement as `labkit load --json` prints it: verdicts on all its claims."""
     (tmp_path / "load.json").write_text('{"completed": 64, "failed": 0, "output_throughput": 812.5}')
     guesses = {"guess_break_even": 18.0, "guess_wait": 3.0, "guess_matters": "throughput"}
-    record = run("11_cost_calculator", tmp_path, throughput_from=str(tmp_path / "load.json"), **guesses)
+    record = run(
+        "11_cost_calculator", tmp_path, throughput_from=str(tmp_path / "load.json"), instance="m7g.large", **guesses
+    )
     assert record is not None
     assert record.status == "done"
     assert {str(guess["id"]) for guess in record.predictions} == {"11.break_even", "11.wait", "11.matters"}
@@ -47,7 +49,7 @@ def test_what_the_calculator_exported_leads_to_the_same_price(tmp_path: Path) ->
     """A state, given as lab 11's parameter, is the question that is answered."""
     given = costs.settings_from(
         {"requests_per_s": 20, "instance": "p5.48xlarge", "throughput_tokens_per_s": 9000},
-        costs.default(prices_on=date(2026, 11, 24), throughput=costs.article_throughput()),
+        costs.default(prices_on=date(2026, 11, 24)),
     )
     record = run("11_cost_calculator", tmp_path, state=given.to_json())
     price = costs.calculate(given).hosted.usd_per_million_tokens

@@ -45,6 +45,8 @@ if "family" in modes:
     with open("family.tmp", "w") as file:
         file.write(" ".join(map(str, pids)))
     os.rename("family.tmp", "family")
+if "worker" in modes:
+    sleeper(SLEEP)
 if "storm" in modes:
     if os.fork() == 0:
         os.setsid()

@@ -33,17 +33,23 @@ class Behaviour:
     tokens_per_chunk: int = 1
     usage: bool = True
     done: bool = True
-    finish_reason: bool = True
     error_status: int | None = None
     error_every: int = 1  # answer with error_status every so many requests
     hang: bool = False  # accept the request and never answer
     cut_after_chunks: int | None = None  # close the connection in the middle of the stream
-    malformed_after_chunks: int | None = None  # send a chunk that is no JSON
-    error_after_chunks: int | None = None  # send an error object in the stream, as vLLM does when its engine fails
     api_key: str | None = None
     models: tuple[str, ...] = (MODEL,)
     models_status: int = 200
     models_error: str = "no models here"
+    models_body: str | None = None  # the list of models, as it is
+    prefix: str = "/v1"  # the path before the routes
+    raw: tuple[bytes | float, ...] | None = (
+        None  # the answer's body, piece by piece; a number is a pause in seconds, -1 a cut
+    )
+    content_type: str = "text/event-stream"
+    refuses: str | None = None  # a field of the request that is answered with a 400
+    slots: int | None = None  # requests that are answered at a time; others queue
+    headers: dict[str, str] = field(default_factory=dict)  # of an error
 
 
 @dataclass
@@ -53,11 +59,16 @@ class Stub:
     behaviour: Behaviour
     base_url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    credentials: list[str] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
     hung_up: int = 0  # requests whose client went away before the answer was complete
     under_way: int = 0
     most_under_way: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = asyncio.Semaphore(self.behaviour.slots or 1_000_000)
 
     @property
     def root(self) -> str:
@@ -67,10 +78,11 @@ class Stub:
     def app(self) -> web.Application:
         """The stub as an aiohttp application."""
         app = web.Application()
-        app.router.add_get("/v1/models", self._models)
+        prefix = self.behaviour.prefix
+        app.router.add_get(f"{prefix}/models", self._models)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/v1/completions", self._answer)
-        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post(f"{prefix}/completions", self._answer)
+        app.router.add_post(f"{prefix}/chat/completions", self._answer)
         return app
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -78,6 +90,8 @@ class Stub:
             return _error(401, "Unauthorized")
         if self.behaviour.models_status != 200:
             return _error(self.behaviour.models_status, self.behaviour.models_error)
+        if self.behaviour.models_body is not None:
+            return web.Response(text=self.behaviour.models_body, content_type="application/json")
         data = [{"id": name, "object": "model", "root": name} for name in self.behaviour.models]
         return web.json_response({"object": "list", "data": data})
 
@@ -90,11 +104,14 @@ class Stub:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.urls.append(str(request.rel_url))
+        self.credentials.append(request.headers.get("Authorization", ""))
         self.bodies.append(body)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            return await self._reply(request, body)
+            async with self.slots:
+                return await self._reply(request, body)
         except (asyncio.CancelledError, ConnectionError):
             self.hung_up += 1
             raise
@@ -108,12 +125,17 @@ class Stub:
         if body["model"] not in behaviour.models:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if behaviour.error_status is not None and len(self.bodies) % behaviour.error_every == 0:
-            return _error(behaviour.error_status, f"the stub answers {behaviour.error_status}")
+            return _error(behaviour.error_status, f"the stub answers {behaviour.error_status}", behaviour.headers)
+        if behaviour.refuses in body:
+            return _error(400, f"Unrecognized request argument supplied: {behaviour.refuses}")
         if behaviour.hang:
             await asyncio.Event().wait()
         chat = request.path.endswith("/chat/completions")
         prompt = " ".join(message["content"] for message in body["messages"]) if chat else body["prompt"]
-        tokens, words = body["max_completion_tokens" if chat else "max_tokens"], len(prompt.split())
+        if behaviour.raw is not None:
+            return await self._send(request, behaviour.raw)
+        limits = (body[name] for name in ("max_completion_tokens", "max_tokens") if name in body)
+        tokens, words = next(limits), len(prompt.split())
         usage = {"prompt_tokens": words, "completion_tokens": tokens, "total_tokens": words + tokens}
         self.tokens += tokens
         self.prompt_tokens += words
@@ -123,6 +145,20 @@ class Stub:
         said = {"message": {"role": "assistant", "content": _text(0, tokens)}} if chat else {"text": _text(0, tokens)}
         choices = [{"index": 0, "finish_reason": "length", **said}]
         return web.json_response({"choices": choices, **({"usage": usage} if behaviour.usage else {})})
+
+    async def _send(self, request: web.Request, pieces: tuple[bytes | float, ...]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": self.behaviour.content_type})
+        await response.prepare(request)
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                await response.write(piece)
+            elif piece >= 0:
+                await asyncio.sleep(piece)
+            elif request.transport is not None:
+                request.transport.abort()
+                return response
+        await response.write_eof()
+        return response
 
     async def _stream(self, request: web.Request, chat: bool, tokens: int, usage: dict[str, int]) -> web.StreamResponse:
         behaviour = self.behaviour
@@ -135,7 +171,7 @@ class Stub:
             if count == behaviour.cut_after_chunks and request.transport is not None:
                 request.transport.abort()
                 return response
-            await response.write(self._chunk(chat, count, begin, tokens))
+            await response.write(self._chunk(chat, begin, tokens))
         if behaviour.usage:
             await response.write(_event({"choices": [], "usage": usage}))
         if behaviour.done:
@@ -143,14 +179,10 @@ class Stub:
         await response.write_eof()
         return response
 
-    def _chunk(self, chat: bool, count: int, begin: int, tokens: int) -> bytes:
-        if count == self.behaviour.malformed_after_chunks:
-            return b'data: {"choices": [{"text"\n\n'
-        if count == self.behaviour.error_after_chunks:
-            return _event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
+    def _chunk(self, chat: bool, begin: int, tokens: int) -> bytes:
         end = min(begin + self.behaviour.tokens_per_chunk, tokens)
         said = {"delta": {"content": _text(begin, end)}} if chat else {"text": _text(begin, end)}
-        reason = "length" if end == tokens and self.behaviour.finish_reason else None
+        reason = "length" if end == tokens else None
         choices = [{"index": 0, "logprobs": None, "finish_reason": reason, **said}]
         return _event({"id": "stub-1", "object": "chunk", "model": MODEL, "choices": choices})
 
@@ -163,8 +195,8 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "code": status}}, status=status)
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": {"message": message, "code": status}}, status=status, headers=headers)
 
 
 async def _started(stub: Stub) -> web.AppRunner:
@@ -172,7 +204,7 @@ async def _started(stub: Stub) -> web.AppRunner:
     runner = web.AppRunner(stub.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    stub.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    stub.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}{stub.behaviour.prefix}"
     return runner
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,17 @@ import pytest
 from labkit.cli import main
 from labkit.errors import ServerError, UsageError
 from labkit.experiments import paired_ratio
-from labkit.files import parse_bytes, parse_settings
+from labkit.files import parse_settings
 from labkit.modelled import cards
 from labkit.records import Recorder
 from labkit.serving.process import free_port
+from labkit.words import parse_bytes
 from tests.unit import synthetic
 from tests.unit.stub_server import MODEL, serving
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = {"doctor", "fetch", "select", "simulate", "run", "report", "compare", "claims", "kv", "cost", "fractions",
-            "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
+            "log", "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
 HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp")
@@ -97,6 +101,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert ended.stderr.strip() == "[]"
 
 
+BIG = "9" * 5000
 LOAD = "load http://127.0.0.1:9 --model m"
 WRONG = {
     "frobnicate": "No such command",
@@ -118,10 +123,35 @@ WRONG = {
     "kv {tmp}/config.json --memory 1 --json": "one block takes",
     "kv {tmp}/config.json --block-size 0 --json": "block_size is 0",
     "kv {tmp}/config.json --block-size x": "valid integer",
+    "log {tmp}/none.log --json": "there is no log file",
+    "log {tmp}/empty --json": "there is no log file",
+    "log {tmp}/config.json --json": "no vLLM memory line found in 1 lines",
+    "log {tmp}/config.json --tensor-parallel 0": "greater than or equal to 1",
+    "log {tmp}/config.json --model {tmp}/broken.yaml": "broken.yaml",
     "fractions {tmp}/nothing.yaml --json": "there is no file",
     f"{LOAD} --workload nonsense --json": "no workload 'nonsense'",
     f"{LOAD} --rate 1 --concurrency 2": "concurrency",
-    f"{LOAD} --requests 0": "0",
+    f"{LOAD} --requests 0": "--requests=1 or more",
+    f"{LOAD} --requests 1000000000": "the most are 100,000",
+    f"{LOAD} --warmup 1000000000": "the most are 100,000",
+    f"{LOAD} --warmup -1": "--warmup=0 or more",
+    f"{LOAD} --timeout 0": "--timeout is 0",
+    f"{LOAD} --set prompt_words=1000000000": "too many",
+    f"{LOAD} --set prompt_words=" + "9" * 5000: "too large a number",
+    f"{LOAD} --workload file --set path=/dev/zero": "no regular file",
+    f"{LOAD} --workload mooncake --set path=/dev/zero": "no regular file",
+    f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
+    f"{LOAD} --api-key a\x01b": "line break",
+    f"{LOAD} --api embeddings": "completions",
+    f"{LOAD} --ramp-from 2": "say what it rises to",
+    f"{LOAD} --sweep users=1,2,3": "not 'users'",
+    f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
+    f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out",
+    f"{LOAD} --slo ttft_s=1": "add --sweep",
+    f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
+    f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "is no number",
+    "load http://127.0.0.1:99999 --model m": "Port out of range",
+    "load http://me:secret@127.0.0.1:port --model m": "cannot be read",
     f"{LOAD} --set nonsense": "KEY=VALUE",
     f"{LOAD} --set nonsense=1": "no option 'nonsense'",
     "load nonsense --model m": "nonsense",
@@ -130,6 +160,24 @@ WRONG = {
     "serve vllm --port 0": "port 0",
     "serve ray --port 0": "port 0",
     "serve torchserve --port 0": "port 0",
+    "serve vllm --port 99999": "port 99999 does not exist\n  To fix it: use a port from 1024 to 65535",
+    "serve vllm --tensor-parallel 2": "--tensor-parallel is for modelled cards",
+    "serve vllm --gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
+    "serve vllm --gpu-memory-share nan": "gpu_memory_share is nan",
+    "serve vllm --gpu-memory-share 5": "gpu_memory_share is 5.0",
+    "run 00 --ray 127.0.0.1:99999": "no address of a Ray cluster",
+    "run 00 --out {tmp}/loop/run": "Symlink loop",
+    "run 00 --out ~nobody-of-that-name/run": "home directory",
+    "report {tmp}/loop": "is not a folder",
+    f"run 00 --out {{tmp}}/{BIG}": "File name too long",
+    f"run --profile {BIG}": "File name too long",
+    f"claims {BIG}": "File name too long",
+    f"run 00 -p 00.seed={BIG}": "it must be an int",
+    f"run 01 -p 01.concurrencies=[{BIG}]": "it must be a list of ints",
+    f"run 01 -p 01.concurrencies={'[' * 100_000}": "it must be a list of ints",
+    "run 01 -p 01.concurrencies=[Infinity]": "it must be a list of ints",
+    r'run 01 -p 01.concurrencies=["\ud800"]': "it must be a list of ints",
+    "run \udcff": "there is no lab called",
     "progress": "Missing argument",
     "progress {tmp}/nowhere --json": "is not a folder",
     "solutions 99": "there is no lab called '99'",
@@ -144,9 +192,11 @@ def test_bad_input_ends_with_2_and_one_message(labkit: Callable[..., Ended], con
     a model's folder without its file)."""
     (config.parent / "broken.yaml").write_text("{name: x")
     (config.parent / "empty").mkdir()
+    (config.parent / "loop").symlink_to("loop")
     for line, says in WRONG.items():
         ended = labkit(*line.replace("{tmp}", str(config.parent)).split())
         assert says in ended.stderr, line
+        assert len(ended.stderr) < 3000, line
         code = 1 if says in ("no config.json", "there is no none.json") else 2
         assert (ended.code, ended.stdout, "Traceback" in ended.stderr) == (code, "", False), line
     bare = labkit()
@@ -197,6 +247,22 @@ def test_ctrl_c_ends_with_130(labkit: Callable[..., Ended], monkeypatch: pytest.
     assert (ended.code, "Traceback" in ended.stderr) == (130, False)
 
 
+def test_log(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+    """The lines with what they mean and whether they agree, and the cache's tokens; a pipe is read like a file."""
+    file = ROOT / "tests" / "data" / "cases" / "log" / "v0_7_v1_blocks.log"
+    found = labkit("log", file, "--json").json
+    assert (found["kv_tokens"], found["agrees"], found["lines_read"]) == (22_096, True, 3)
+    assert [line["agrees"] for line in found["lines"]] == [None, None, True]
+    assert all(line["kind"] and line["meaning"] for line in found["lines"])
+    assert "22,096 / 2,048 = 10.79x - agrees" in labkit("log", file).stdout
+    command = [sys.executable, "-m", "labkit", "log", "-", "--json"]
+    piped = subprocess.run(command, input=file.read_bytes(), capture_output=True, check=True, timeout=60)
+    assert json.loads(piped.stdout) == found
+    (tmp_path / "empty.log").touch()
+    assert "in 0 lines" in labkit("log", tmp_path / "empty.log").stderr
+    assert "Example: labkit log" in labkit("log", "--help").stdout
+
+
 def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Callable[..., Ended], config: Path) -> None:
     """2 x layers x KV heads x head_dim x bytes a token; whole blocks; the lines show the same numbers."""
     found = labkit("kv", config, "--memory", "1MiB", "--block-size", "16", "--json").json
@@ -232,6 +298,54 @@ def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Callable[..., Ende
 
     assert sent("--seed", 5) == sent("--seed", 5) != sent("--seed", 6)
     assert max(max_tokens for _, max_tokens in sent("--set", "max_tokens=7")) <= 7
+
+
+def test_load_goes_on_where_a_server_refuses(labkit: Callable[..., Ended]) -> None:
+    """A refused field is named with the switch that leaves it out, and the switch does; a server without a list of
+    models is loaded with --no-preflight; a pasted chat endpoint is one."""
+    for field, switch in (("ignore_eos", ["--no-ignore-eos"]), ("stream_options", ["--no-stream-options"]),
+                          ("max_tokens", ["--limit-field", "max_completion_tokens"])):  # fmt: skip
+        with serving(refuses=field, models_status=404, token_delay_s=0.001) as stub:
+            called = ("load", stub.base_url, "--model", MODEL, "--requests", 2, "--json", "--no-preflight")
+            refused, done = labkit(*called), labkit(*called, *switch)
+        assert (refused.code, " ".join(switch) in refused.stderr) == (1, True)
+        assert (done.code, done.json["completed"]) == (0, 2)
+    with serving() as stub:
+        assert labkit("load", f"{stub.base_url}/chat/completions", "--model", MODEL, "--requests", 2).code == 0
+        assert labkit("load", stub.base_url, "--model", MODEL, "--requests", 2, "--workload", "conversations",
+                      "--set", "think_s=0").code == 0  # fmt: skip
+        assert set(stub.urls) == {"/v1/chat/completions"}
+
+
+def test_a_sweep_prints_its_steps_and_its_knee(labkit: Callable[..., Ended]) -> None:
+    """As words, with the rule, and as one object whose steps have a load's keys."""
+    with serving(slots=1, first_token_delay_s=0.01) as stub:
+        called = ("load", stub.base_url, "--model", MODEL, "--requests", 12, "--sweep", "concurrency=1,2,4")
+        found, shown = labkit(*called, "--json"), labkit(*called, "--slo", "e2e_s=9")
+    assert (found.json["knee"], [step["concurrency"] for step in found.json["steps"]]) == (1, [1, 2, 4])
+    assert {"completed", "ttft_s", "output_throughput", "warnings"} <= set(found.json["steps"][0])
+    assert "knee: not found; never saturated" in " ".join(shown.stdout.split())
+
+
+def test_ctrl_c_prints_what_was_measured() -> None:
+    """An interrupted load ends with 130, and prints the requests that were answered before."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from labkit.cli import main"
+    with serving(first_token_delay_s=0.05) as stub:
+        arguments = ["load", stub.base_url, "--model", MODEL, "--requests", "2000", "--json"]
+        command = [sys.executable, "-c", f"{code}; main.main({arguments!r})"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as client:
+            try:
+                deadline = time.monotonic() + 60
+                while len(stub.bodies) < 5 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                client.send_signal(signal.SIGINT)
+                printed, _ = client.communicate(timeout=60)
+            finally:
+                client.kill()
+    assert client.returncode == 130
+    assert json.loads(printed)["completed"] >= 3
+    assert "were not sent" in " ".join(json.loads(printed)["warnings"])
 
 
 def test_a_load_that_fails_ends_with_1(labkit: Callable[..., Ended]) -> None:
@@ -323,10 +437,11 @@ class Serving:
     url = "http://127.0.0.1:8123"
     base_url = f"{url}/v1"
     api_key = "secret"
-    log_path = Path(os.devnull)
 
-    def __init__(self, command: str, *, dies: bool = False, **options: Any) -> None:
+    def __init__(self, command: str, *, dies: bool = False, folder: Path, **options: Any) -> None:
         self.command, self.options, self.dies, self.stopped, self.process = command, options, dies, False, self
+        self.log_path = folder / "server.log"
+        self.log_path.write_text("out of memory")
 
     def check(self) -> None:
         """A dead server says so; a live one gets Ctrl-C from the user."""
@@ -361,6 +476,28 @@ def test_serve_runs_until_it_is_stopped(
     assert started[0].stopped
     assert ended.stdout == ""
     assert ("out of memory" in ended.stderr) == dies
+    assert started[0].log_path.exists() == dies  # the message names it
+    shutil.rmtree(started[0].log_path.parent, ignore_errors=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_server_that_is_stopped_before_it_is_ready_leaves_no_folder(
+    labkit: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Exit 130, whichever signal it was, and the signals mean what they meant before."""
+    folders: list[Path] = []
+
+    def start(_command: str, *, folder: Path, **_options: Any) -> None:
+        folders.append(folder)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("labkit.serving.vllm.start", start)
+    before = signal.getsignal(number)
+    ended = labkit("serve", "vllm", "--model", config.parent, "--port", free_port())
+    assert (ended.code, "Traceback" in ended.stderr) == (130, False)
+    assert not folders[0].exists()
+    assert signal.getsignal(number) is before
 
 
 def test_sizes() -> None:
@@ -386,6 +523,16 @@ def test_settings_have_the_type_that_they_look_like() -> None:
     """Numbers, booleans, text and an equals sign inside a value."""
     parsed = parse_settings(["n=3", "share=0.5", "on=true", "path=a=b", "prefix-words=4"])
     assert parsed == {"n": 3, "share": 0.5, "on": True, "path": "a=b", "prefix_words": 4}
+    doubling = "".join(f"&a{n} [*a{n - 1}, *a{n - 1}], " for n in range(1, 30))
+    bombs = {
+        "n=" + "9" * 5000: "too large a number",
+        "n=" + "[" * 100_000: "nested",
+        f"n=[&a0 [x, x], {doubling}]": "more than",
+        "day=2026-99-99": "month",
+    }
+    for bomb, said in bombs.items():
+        with pytest.raises(UsageError, match=said):
+            parse_settings([bomb])
 
 
 def test_a_missing_package_is_named_with_what_installs_it(

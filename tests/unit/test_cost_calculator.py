@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from labkit.advice import costs
-from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
+from labkit.advice.costs.charts import HOSTING, break_even_chart
+from labkit.advice.costs.decision_charts import sensitivity_chart, utilisation_chart
+from labkit.advice.costs.explain import explain
 from labkit.advice.costs.form import VIEWS, CostCalculator, show_calculator
-from labkit.advice.costs.words import text
+from labkit.advice.costs.sensitivity import sensitivity
+from labkit.advice.costs.words import text, to_json
 from labkit.charts.render import svg
 from labkit.cli.main import app, main
 from labkit.vega import MIME
@@ -26,7 +29,7 @@ START = costs.settings_from(
         "throughput_tokens_per_s": 500,
         "api": "article/claude-3.5-sonnet,openai/gpt-4o-mini,aws/meta.llama3-1-8b-instruct-v1:0",
     },
-    costs.default(prices_on=date(2026, 11, 24), throughput=costs.article_throughput()),
+    costs.default(prices_on=date(2026, 11, 24)),
 )
 
 
@@ -55,9 +58,12 @@ def test_every_field_asks_what_the_function_asks() -> None:
         "tokens_per_s": (900.0, {"throughput_tokens_per_s": 900}),
         "counts": ("read and written", {"throughput_tokens_per_s": 500, "throughput_counts": "total"}),
         "instance": ("p5.48xlarge", {"instance": "p5.48xlarge"}),
+        "tensor_parallel": ("1", {"tensor_parallel": 1}),
         "usd_per_hour": ("1.25", {"usd_per_hour": 1.25}),
         "min_instances": (3, {"min_instances": 3}),
-        "model_gb": (40.0, {"model_gb": 40}),
+        "cached_input": (0.5, {"cached_input": 0.5}),
+        "batch": (True, {"batch": True}),
+        "hourly_load": ("office", {"hourly_load": "office"}),
         "engineering_hours_per_month": (99.0, {"engineering_hours_per_month": 99}),
         "engineer_usd_per_hour": (55.0, {"engineer_usd_per_hour": 55}),
         "paid_hours_per_day": (24.0, {}),
@@ -69,7 +75,8 @@ def test_every_field_asks_what_the_function_asks() -> None:
         assert json.loads(calculator.state) == calculator.settings.to_dict()
         assert "alert" not in calculator.message.value
         assert drawn(calculator)["description"]
-    assert set(CostCalculator(START).fields) == {*changes, "traffic", "source", "against"}
+    others = {"traffic", "source", "against", "model", "purchase"}
+    assert set(CostCalculator(START).fields) == {*changes, *others}
 
 
 def test_traffic_in_tokens_keeps_its_amount(calculator: CostCalculator) -> None:
@@ -89,14 +96,24 @@ def test_another_api_comes_first_and_the_list_does_not_grow(calculator: CostCalc
         assert len({api.price.id for api in calculator.result.api}) == len(calculator.result.api) == 3
 
 
-def test_the_articles_figure_and_an_entered_one_are_called_so(calculator: CostCalculator) -> None:
-    """The source of the throughput moves its figure; a figure that is typed over makes it an entered one."""
-    calculator.fields["source"].value = "the article's figure"
-    assert calculator.fields["tokens_per_s"].value == 5555.56
-    assert calculator.settings.throughput == costs.article_throughput()
+def test_the_modelled_throughput_follows_the_machine_and_a_typed_one_does_not(calculator: CostCalculator) -> None:
+    """The modelled figure is that of the machine's card; a figure that is typed over makes it an entered one."""
+    calculator.fields["instance"].value = "runpod-h200"
+    calculator.fields["source"].value = "modelled GPU"
+    shown = calculator.fields["tokens_per_s"].value
+    assert shown == round(calculator.settings.used_throughput.tokens_per_s, 2) > 500
+    calculator.fields["model"].value = "llama-3.1-70b"
+    assert (calculator.settings.replica_gpus, calculator.result.hosted.gpus) == (2, 2)
+    calculator.fields["instance"].value = "coreweave-hgx-h100"
+    calculator.fields["purchase"].value = "spot"
+    assert (calculator.settings.replica_gpus, calculator.result.hosted.gpus) == (4, 8)
+    assert "19.71" in "".join(explain(calculator.result))
+    calculator.fields["purchase"].value = "on_demand"
+    calculator.fields["instance"].value = "g6.xlarge"
+    assert "no throughput is known for llama-3.1-70b on g6.xlarge" in calculator.message.value
     calculator.fields["tokens_per_s"].value = 100.0
     assert calculator.fields["source"].value == "entered"
-    assert not calculator.settings.throughput.measured
+    assert not calculator.settings.used_throughput.measured
 
 
 def test_a_wrong_value_is_told_and_the_last_answer_stays(calculator: CostCalculator) -> None:
@@ -120,7 +137,7 @@ def test_each_view_has_its_content_also_without_traffic(calculator: CostCalculat
         assert [box.layout.display for box in boxes].count("none") == 2
         seen.add(drawn(calculator)["description"])
         if view == "The sums":
-            assert calculator.sums.value.count("<li>") == len(calculator.result.lines)
+            assert calculator.sums.value.count("<li>") == len(explain(calculator.result))
     assert len(seen) == 3
     assert calculator.exported.value == calculator.state
     calculator.fields["volume"].value = 0.0
@@ -197,9 +214,9 @@ def test_charts_are_drawn_with_what_they_say() -> None:
     """Each chart draws offline and its drawing holds its own words and a description."""
     result = costs.calculate(START)
     for spec, words in (
-        (break_even_chart(result), "break-even 8.706M"),
+        (break_even_chart(result), "break-even 8.699M"),
         (utilisation_chart(result), "40.0% busy"),
-        (sensitivity_chart(result, costs.sensitivity(START), share=0.25), "25% less of it"),
+        (sensitivity_chart(result, sensitivity(START), share=0.25), "25% less of it"),
     ):
         drawing = svg(spec)
         for text_in_chart in (words, "Claude 3.5 Sonnet (article)", spec["description"][:20]):
@@ -214,7 +231,7 @@ def test_the_command_line_gives_the_same_answer() -> None:
     state = ["cost", "--set", f"state={START.to_json()}"]
     done = CliRunner().invoke(app, [*state, "--json", "--set", "requests_per_s=8"])
     expected = costs.calculate(costs.settings_from({"requests_per_s": 8}, START))
-    assert (done.exit_code, json.loads(done.stdout)) == (0, json.loads(json.dumps(expected.to_json())))
+    assert (done.exit_code, json.loads(done.stdout)) == (0, json.loads(json.dumps(to_json(expected))))
     done = CliRunner().invoke(app, state)
     assert (done.exit_code, done.stdout.strip()) == (0, text(costs.calculate(START)).strip())
     assert done.stdout.startswith("Hosting: 2 x g6.xlarge")

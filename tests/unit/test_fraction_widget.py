@@ -69,6 +69,24 @@ def test_a_state_travels(auditor: FractionAuditor, capsys: pytest.CaptureFixture
     fresh.exported.value = auditor.state
     assert (fresh.state, fresh.rows[1]["replicas"].value) == (auditor.state, "2")
     fresh.exported.value = "{"
-    assert "no YAML" in fresh.message.value
-    with pytest.raises(UsageError, match="no YAML"):
+    assert "not valid YAML" in fresh.message.value
+    with pytest.raises(UsageError, match="not valid YAML"):
         show_auditor("{")
+
+
+def test_what_has_no_field_is_kept() -> None:
+    """Unequal nodes, how Ray schedules, and keys of a deployment without a field survive a change of another."""
+    content = {
+        "gpu": [{"memory_gib": 80, "count": 2}, {"memory_gib": [24, 48]}],
+        "scheduling": "spread",
+        "deployments": [
+            {"name": "a", "num_gpus": [0.6, 0.6], "strategy": "STRICT_PACK", "engine_share": 0.3, "weight_gib": 2},
+        ],
+    }
+    form = FractionAuditor(content)
+    assert (form.gpu["count"].disabled, form.rows[0]["num_gpus"].value) == (True, "[0.6, 0.6]")
+    form.rows[0]["engine_share"].value = "0.4"
+    state = yaml.safe_load(form.state)
+    assert [row["memory_gib"] for row in state["gpu"]] == [80, [24, 48]]
+    assert (state["scheduling"], state["deployments"][0]["strategy"]) == ("spread", "STRICT_PACK")
+    assert (state["deployments"][0]["num_gpus"], state["deployments"][0]["engine_share"]) == ([0.6, 0.6], 0.4)

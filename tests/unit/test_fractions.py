@@ -5,17 +5,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.advice import fractions as auditor
-from labkit.advice.fractions import Deployment, Gpus
+from labkit.advice.fractions import Cluster, Deployment, Gpus
 from labkit.cli import main
 from labkit.models.examples import example_models
 from labkit.theory import kv_size
 from tests.unit.refusals import not_refused
+from tests.unit.test_files import BOMB
 
 GIB = 2**30
 quick = settings(max_examples=120, deadline=None)
@@ -27,7 +29,7 @@ deployments:
 """
 
 
-def question(text: str = EXAMPLE, **gpu: float) -> tuple[list[Deployment], Gpus]:
+def question(text: str = EXAMPLE, **gpu: float) -> tuple[list[Deployment], Cluster]:
     return auditor.parse(yaml.safe_load(text), gpu=gpu)
 
 
@@ -66,12 +68,38 @@ contents = st.builds(
     st.sampled_from([0, 0.7, 6]),
 )
 
+split = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_gpus": st.sampled_from([[0.45, 0.45], [0.6, 0.6], [1, 1]]),
+        "strategy": st.sampled_from(["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"]),
+        "max_replicas_per_node": st.integers(1, 2),
+    },
+)
+rows = st.fixed_dictionaries(
+    {
+        "memory_gib": st.sampled_from([16, 80, [24, 48], [80, 16]]),
+        "nodes": st.integers(1, 3),
+        "used_gib": st.sampled_from([0, 0.7]),
+    }
+)
+clusters = st.builds(
+    lambda entries, row, scheduling: {
+        "gpu": row,
+        "scheduling": scheduling,
+        "deployments": [{"name": f"d{n}", **entry, **more} for n, (entry, more) in enumerate(entries)],
+    },
+    st.lists(st.tuples(st.one_of(engines, plain), split), min_size=1, max_size=3),
+    st.lists(rows, min_size=1, max_size=2),
+    st.sampled_from([None, "spread", "pack"]),
+)
+
 
 # --- properties
 
 
 @quick
-@given(contents)
+@given(st.one_of(contents, clusters))
 def test_no_gpu_is_promised_or_filled_above_what_it_is(content: dict[str, Any]) -> None:
     """Fractions add up to one at most; what starts never takes more memory than there is; ok means all of it fits.
 
@@ -79,16 +107,19 @@ def test_no_gpu_is_promised_or_filled_above_what_it_is(content: dict[str, Any]) 
     file gives the same audit."""
     deployments, gpus = auditor.parse(content)
     result = auditor.audit(deployments, gpus)
-    for gpu in result.gpus:
+    for gpu, card in zip(result.gpus, gpus.cards, strict=True):
         assert gpu.num_gpus <= 1 + 1e-9
-        running = [replica for replica in result.replicas if gpu.index in replica.gpus and replica.starts]
-        assert gpus.used_bytes + sum(replica.rest_bytes for replica in running) <= gpus.total_bytes
+        running = [(replica, n) for replica in result.replicas if replica.starts for n in replica.gpus]
+        held = [replica.deployment.rest_bytes(card) or 0 for replica, n in running if n == gpu.index]
+        assert card.used_bytes + sum(held) <= card.total_bytes
     assert not result.ok or all(part.starts for part in result.replicas)
     assert not result.ok or all(gpu.fits for gpu in result.gpus)
     if (suggestion := result.suggestion) is None:
         assert result.ok
     elif not suggestion.deployments:
-        assert suggestion.gpus_needed > gpus.count or suggestion.impossible
+        simple = len({card[1:] for card in gpus.cards}) == len(gpus.gpus_per_node) == 1
+        simple = simple and not any(entry.max_replicas_per_node or entry.is_group for entry in deployments)
+        assert suggestion.gpus_needed > len(gpus.cards) or suggestion.impossible or not simple
     else:
         repaired = auditor.audit(suggestion.deployments, gpus)
         assert repaired.ok, auditor.lines(repaired)
@@ -104,7 +135,8 @@ def test_more_memory_never_hurts(content: dict[str, Any], times: float) -> None:
     """With larger GPUs and the same shares no replica that started is refused, and no cache gets smaller."""
     deployments, gpus = auditor.parse(content)
     small = auditor.audit(deployments, gpus)
-    large = auditor.audit(deployments, gpus.model_copy(update={"memory_gib": gpus.memory_gib * times}))
+    content["gpu"]["memory_gib"] *= times
+    large = auditor.audit(*auditor.parse(content))
     assert large.ok or not small.ok
     if small.ok:
         for before, after in zip(small.replicas, large.replicas, strict=True):
@@ -201,6 +233,61 @@ def test_impossible_is_said_with_a_way_out() -> None:
     assert audited(single(replicas=9), count=more.suggestion.gpus_needed).suggestion.deployments  # type: ignore[union-attr]
 
 
+@quick
+@given(st.integers(1, 12), st.integers(1, 6), st.sampled_from([None, 0.9]))
+def test_proposals_use_the_gpus_there_are(replicas: int, count: int, share: float | None) -> None:
+    """Replicas alike get the largest part with which all are placed, and an engine no more than vLLM's own default."""
+    entry = {"name": "a", "num_gpus": 0.7, "weight_gib": 1, "replicas": replicas, "engine_share": share}
+    asked = [{**entry, "num_gpus": 1.5}]
+    suggestion = auditor.audit(
+        *auditor.parse({"gpu": {"memory_gib": 80, "count": count}, "deployments": asked})
+    ).suggestion
+    assert suggestion is not None
+    (proposed,) = suggestion.deployments
+    assert proposed.part == math.floor(100 / math.ceil(replicas / count)) / 100
+    assert (proposed.engine_share or 0) <= 0.92
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_more_nodes_are_named_where_these_do_not_do(nodes: int) -> None:
+    """The number of GPUs that is named does, in nodes like the last."""
+    gpu = {"memory_gib": 80, "count": 2, "nodes": nodes}
+    entry = {"name": "a", "num_gpus": 0.6, "weight_gib": 70, "replicas": 9}
+    suggestion = auditor.audit(*auditor.parse({"gpu": gpu, "deployments": [entry]})).suggestion
+    assert suggestion is not None
+    assert suggestion.gpus_needed == 10
+    more = auditor.parse({"gpu": {**gpu, "nodes": 5}, "deployments": [{**entry, "num_gpus": 1}]})
+    assert auditor.audit(*more).ok
+
+
+def test_weights_are_as_stored(tmp_path: Path) -> None:
+    """Packed integers and 8-bit floats count as they lie there, 32-bit floats as vLLM serves them. Of files that an
+    index names none may lack, and what it does not name is a copy."""
+    from safetensors.numpy import save_file
+
+    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+              "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "float16", "vocab_size": 8,
+              "quantization_config": {"quant_method": "gptq", "bits": 4}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"q": np.zeros(1000, np.int32), "s": np.zeros(10, np.float16)}, tmp_path / "model-1.safetensors")
+    save_file({"f": np.zeros(100, np.float32)}, tmp_path / "model-2.safetensors")
+    save_file({"q": np.zeros(1000, np.int32)}, tmp_path / "consolidated.safetensors")
+    index = {"weight_map": {"q": "model-1.safetensors", "s": "model-1.safetensors", "f": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    content = {"gpu": {"memory_gib": 8}, "deployments": [{"name": "a", "num_gpus": 0.5, "model": str(tmp_path)}]}
+    assert auditor.parse(content)[0][0].model_bytes == 4_000 + 20 + 200
+    (tmp_path / "model-2.safetensors").unlink()
+    assert not_refused(auditor.parse, [(content, "no weights lie beside the config")]) == []
+
+
+def test_notes_of_the_cache_are_shown() -> None:
+    """What `labkit kv` says of a model's cache is said here, too."""
+    audit = audited(single(max_model_len=65_536, engine_share=0.9))
+    plan = audit.deployments[0].kv_plan(audit.replicas[0].kv_bytes)
+    assert plan.notes
+    assert all(note in "\n".join(auditor.lines(audit)) for note in plan.notes)
+
+
 # --- bad input
 
 
@@ -215,6 +302,10 @@ def test_a_bad_file_is_told_with_the_place() -> None:
         ({"gpu": {"memory_gib": 8, "used_gib": 8}, "deployments": [plain]}, "nothing is free"),
         ({"gpu": {"memory_gib": 8, "count": 0}, "deployments": [plain]}, "gpu.count is 0"),
         ({"gpu": {"memory": 8}, "deployments": [plain]}, "no key called gpu.memory"),
+        ({"gpu": {"memory_gib": [8, 8], "count": 3}, "deployments": [plain]}, "memory_gib lists 2 cards, count is 3"),
+        ({"gpu": [{"memory_gib": 8}, {"memory_gib": math.inf}], "deployments": [plain]}, "gpu[1].memory_gib is inf"),
+        ({"gpu": {"memory_gib": 8, "count": 900, "nodes": 900}, "deployments": [plain]}, "at most 1,024 are audited"),
+        ({"gpu": {"memory_gib": 8}, "scheduling": "luck", "deployments": [plain]}, "scheduling is 'luck'"),
     ]
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"num_gpus": None}, "no deployments[1].num_gpus"),
@@ -227,22 +318,34 @@ def test_a_bad_file_is_told_with_the_place() -> None:
         ({"share": 1}, "no key called deployments[1].share"),
         ({"architecture": {}}, "no key called deployments[1].architecture"),
         ({"name": "a"}, "two deployments are called a"),
+        ({"num_gpus": [0.5, "x"]}, "num_gpus is 'x' (deployments[1].num_gpus[1])"),
+        ({"num_gpus": 1e300}, "num_gpus is 1e+300"),
+        ({"weight_gib": 1e308}, "weight_gib is 1e+308"),
+        ({"num_gpus": 4, "tensor_parallel": 2}, "tensor_parallel is 2, and a replica asks for 4 GPUs"),
+        ({"strategy": "CROWD"}, "it should be 'PACK'"),
+        ({"kv_cache_dtype": "int3"}, "the KV cache's type is 'int3'"),
+        ({"model": "z" * 5_000}, "(5,002 characters)"),
     ]
     for keys, says in wrong:
         deployments = [{**plain, "name": "a"}, {**plain, "name": "b", **keys}]
         bad.append(({"gpu": {"memory_gib": 8}, "deployments": deployments}, says))
     assert not_refused(auditor.parse, bad) == []
-    asked = [(([], question()[1]), "free bytes"), ((question()[0], Gpus(memory_gib=1, used_gib=1)), "free bytes")]
+    full = Cluster(rows=(Gpus(memory_gib=1, used_gib=1),))
+    asked = [(([], question()[1]), "no deployments"), ((question()[0], full), "nothing is free")]
     assert not_refused(lambda parts: auditor.audit(*parts), asked) == []
 
 
 def test_this_machines_gpu_is_the_last_resort() -> None:
-    """What the caller says goes before the file, and the file before the machine's own GPU, key by key."""
+    """What the caller says goes before the file. This machine's own GPU holds, key by key, where neither names a card:
+    what it has in use says nothing about another one."""
     content = {"gpu": {"count": 2}, "deployments": [{"name": "a", "num_gpus": 1, "weight_gib": 1}]}
     machine = {"memory_gib": 24, "count": 1, "used_gib": 2}
-    gpus = auditor.parse(content, default=machine)[1]
-    assert gpus == Gpus(memory_gib=24, count=2, used_gib=2)
-    assert auditor.parse(content, gpu={"memory_gib": 80, "count": None}, default=machine)[1].memory_gib == 80
+
+    def gpus(asked: dict[str, Any] | None = None) -> Gpus:
+        return auditor.parse(content, gpu=asked, default=machine)[1].rows[0]
+
+    assert gpus() == Gpus(memory_gib=24, count=2, used_gib=2)
+    assert gpus({"memory_gib": 80, "count": None}) == Gpus(memory_gib=80, count=2, used_gib=0)
 
 
 def test_a_config_and_an_encoder(tmp_path: Path) -> None:
@@ -251,7 +354,7 @@ def test_a_config_and_an_encoder(tmp_path: Path) -> None:
               "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
     entry: dict[str, Any] = {"name": "a", "num_gpus": 0.5, "model": "config.json", "engine_share": 0.45}
 
-    def parsed(changes: dict[str, Any]) -> tuple[list[Deployment], Gpus]:
+    def parsed(changes: dict[str, Any]) -> tuple[list[Deployment], Cluster]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         return auditor.parse({"gpu": {"memory_gib": 8}, "deployments": [entry]}, folder=tmp_path)
 
@@ -292,7 +395,13 @@ def test_the_command_says_what_the_function_says(tmp_path: Path, capsys: pytest.
     assert run(capsys, str(path))[0] == 0
     code, out, _ = run(capsys, str(path), "--gpu-gib", "24", "--gpus", "3", "--json")
     assert (code, [gpu["total_bytes"] for gpu in json.loads(out)["gpus"]]) == (1, [24 * GIB] * 3)
-    for text, says in (("{", f"labkit: {path}"), ("\x00", f"labkit: {path}"), ("- 1", "labkit: the file is")):
+    path.write_text(EXAMPLE.replace("0.92", "0.49").replace("0.5,", "0.6,"))
+    nodes = ("--gpus", "1", "--nodes", "2", "--json")
+    code, out, _ = run(capsys, str(path), *nodes)
+    assert (code, json.loads(out)["waits_if_packed"]) == (0, [])
+    bomb = "gpu: {memory_gib: 80}\ndeployments: [{num_gpus: [" + BOMB.replace("\n", "")
+    bad = [("{", f"labkit: {path}"), ("\x00", f"labkit: {path}"), ("- 1", "labkit: the file is"), ("", "it is empty")]
+    for text, says in [*bad, (BOMB, "more than 1,000,000 values"), (bomb, "not valid YAML")]:
         path.write_text(text)
         code, out, err = run(capsys, str(path), "--json")
         assert (code, out, says in err) == (2, "", True)

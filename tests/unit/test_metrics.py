@@ -65,8 +65,8 @@ def test_vllm_bench_is_reproduced(saved: dict[str, Any]) -> None:
     summary = summarise(result)
     slo = Slo(*(float(saved[f"slo_{name}_ms"]) / 1000 for name in ("ttft", "tpot", "e2el")))
     ours: dict[str, float] = {
-        "total_input_tokens": summary.input_tokens,
-        "total_output_tokens": summary.output_tokens,
+        "total_input_tokens": summary.input_tokens or 0,
+        "total_output_tokens": summary.output_tokens or 0,
         "duration": summary.duration_s,
         "request_goodput": goodput(result, slo),
     }
@@ -126,11 +126,11 @@ def test_counts_add_up(result: LoadResult) -> None:
     assert summary.itl_s.count == sum(len(record.chunk_times_s) - 1 for record in done)
     assert summary.output_tokens == sum(record.output_tokens or 0 for record in done)
     assert summary.request_throughput * result.duration_s == pytest.approx(summary.completed)
-    tokens = summary.input_tokens + summary.output_tokens
+    tokens = (summary.input_tokens or 0) + (summary.output_tokens or 0)
     assert summary.total_token_throughput == pytest.approx(tokens / result.duration_s)
     parts = [metrics.summarise_group(result, group) for group in {record.group for record in result.records}]
     assert sum(part.completed for part in parts) == summary.completed
-    assert sum(part.output_tokens for part in parts) == summary.output_tokens
+    assert sum(part.output_tokens or 0 for part in parts) == summary.output_tokens
     with pytest.raises(UsageError, match="no request is of group 'c'"):
         metrics.summarise_group(result, "c")
 

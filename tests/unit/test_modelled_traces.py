@@ -127,7 +127,7 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path) -> None:
     for line, said in (
         ("not json", "malformed"),
         ("[1]", "object"),
-        ("\xff\xfe", "malformed"),
+        ("\xff\xfe", "not UTF-8"),
         ('{"timestamp": 0, "input_length": 600, "output_length": 5}', "hash_ids"),
         ('{"input_length": 600, "output_length": 5, "hash_ids": [1, 2]}', "timestamp"),
         ({"timestamp": -1}, "$.timestamp"),

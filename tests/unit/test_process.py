@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,6 @@ import psutil
 import pytest
 
 from labkit.errors import ServerError, UsageError
-from labkit.serving import vllm
 from labkit.serving.process import LOOPBACK, ServerProcess, free_port, require_free_port
 from tests.unit.standin import (
     ROOT,
@@ -70,19 +71,20 @@ def all_processes(tmp_path: Path) -> list[psutil.Process]:
     return [*running(wait_for(tmp_path / "parent")), *family_of(tmp_path)]
 
 
-def test_what_a_server_leaves_behind_goes_with_it(tmp_path: Path) -> None:
-    """The sockets in its folder and, of vLLM's files among everybody's temporary ones, the one that its log names go;
-    its log, its other files and another server's stay."""
-    own, other = tmp_path / "vllm_dist_0a1b", tmp_path / "vllm_dist_2c3d"
-    with stand_in(tmp_path, elsewhere=vllm.meeting_files) as server, socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(server.folder / "left"))
-        for file in (own, other, server.folder / "kept"):
-            file.touch()
-        with server.log_path.open("a") as log:
-            log.write(f"INFO world_size=1 rank=0 distributed_init_method=file://{own} backend=gloo\n")
-    assert {path.name for path in server.folder.iterdir()} >= {"kept", "server.log"}
-    assert not (server.folder / "left").exists()
-    assert (own.exists(), other.exists()) == (False, True)
+def test_a_servers_temporary_files_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They and its sockets are in a folder of its own, also below a TMPDIR with a blank; where that is too long for a
+    socket's path, the folder is in /tmp."""
+    for prefix in ("with a blank ", "x" * 100):
+        with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp") as users:
+            monkeypatch.setattr(tempfile, "tempdir", users)
+            with stand_in(tmp_path, "facts") as server:
+                own = Path(psutil.Process(server.pids[0]).environ()["TMPDIR"])
+                assert str(own.parent) == (users if " " in prefix else "/tmp")
+                (own / "vllm_dist_0a1b").touch()
+                with socket.socket(socket.AF_UNIX) as left:
+                    left.bind(f"{own}/{uuid.uuid4()}")
+            assert not own.exists()
+            assert server.log_path.exists()
 
 
 def test_ready_when_200(tmp_path: Path) -> None:
@@ -243,11 +245,18 @@ def test_dies_later(tmp_path: Path) -> None:
         assert "the last words" in how_it_ended(server)
 
 
-def test_guard_killed(tmp_path: Path) -> None:
-    """When even the guard is killed, the server ends with it and `check` says so."""
-    with stand_in(tmp_path) as server:
+@pytest.mark.parametrize("killed", ["outer", "inner", "both"])
+def test_guard_killed(tmp_path: Path, killed: str) -> None:
+    """When even a guard is killed, or both are, the server ends with its workers and `check` says so."""
+    with stand_in(tmp_path, "worker" if killed == "both" else "family") as server:
         processes = processes_of(server)
-        psutil.Process(server.pids[0]).parent().kill()  # type: ignore[union-attr]
+        assert len(processes) == (2 if killed == "both" else 6)
+        inner = psutil.Process(server.pids[0]).parent()
+        assert inner is not None
+        outer = inner.parent()
+        assert outer is not None
+        for guard in {"outer": [outer], "inner": [inner], "both": [outer, inner]}[killed]:
+            guard.kill()
         assert not survivors(processes)
         how_it_ended(server)
 

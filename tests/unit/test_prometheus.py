@@ -1,7 +1,10 @@
 """Prometheus readings: counters, gauges and histograms of a vLLM page, their differences, and quantiles."""
 
 import math
+import re
 from bisect import bisect_left
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from labkit import load
 from labkit.errors import ServerError, UsageError
 from labkit.load import counters
-from labkit.load.counters import Histogram, difference, parse
+from labkit.load.counters import Counters, Histogram, difference, parse
 from labkit.load.workloads import chat
 from tests.unit.stub_server import MODEL, serving
 
@@ -51,10 +54,10 @@ def test_values_by_the_names_in_vllms_documentation_and_by_labels() -> None:
     assert BEFORE.value("vllm:kv_cache_usage_perc", engine="1") == 0.5
     assert [dict(labels)["finished_reason"] for labels in BEFORE.series("vllm:request_success")] == ["stop", "length"]
     refused: list[tuple[str, dict[str, str], str]] = [
-        ("vllm:kv_cache_usage_perc", {}, "share with 2 series"),
+        ("vllm:kv_cache_usage_perc", {}, "2 series, and shares"),
         ("nothing_like_it", {}, "no metric 'nothing_like_it'"),
         ("vllm:prefix_cache_hit", {}, "did you mean"),
-        ("vllm:prefix_cache_hits", {"engine": "7"}, "with labels"),
+        ("vllm:prefix_cache_hits", {"engine": "7"}, "has the labels"),
     ]
     for name, labels, message in refused:
         with pytest.raises(UsageError, match=message):
@@ -79,6 +82,89 @@ def test_difference_takes_growth_of_counters_only() -> None:
     assert all(map(math.isnan, (nothing.mean, nothing.quantile(0.5))))
     with pytest.raises(ServerError, match="fell by 128"):
         difference(AFTER, BEFORE)
+
+
+CASES = Path(__file__).parent.parent / "data" / "cases" / "metrics"
+REQUESTS = "ray_serve_deployment_request_counter"
+LATENCY = "ray_serve_deployment_processing_latency_ms"
+# Pages as TorchServe 0.9, Ray 2.52 and vLLM (two engines, LoRA) serve them: what is asked, and its value or message.
+PAGES: list[tuple[str, Callable[[Counters], float], float | str]] = [
+    ("torchserve_0_9_trailing_comma", lambda page: page.value("MemoryUtilization"), 15.1),
+    ("torchserve_0_9_trailing_comma", lambda page: page.value("ts_inference_requests"), 4.0),
+    ("torchserve_0_9_trailing_comma", lambda page: page.value("NameOfHistogramMetric"), "declares .*, and no value"),
+    ("torchserve_0_9_trailing_comma", lambda page: page.histogram("NameOfHistogramMetric").count, "no value of it yet"),
+    ("vllm_v1_dp2_lora", lambda page: page.value("vllm:num_requests_running"), 5.0),
+    ("vllm_v1_dp2_lora", lambda page: page.value("vllm:kv_cache_usage_perc"), "cannot be added"),
+    ("vllm_v1_dp2_lora", lambda page: page.value("vllm:kv_cache_usage_perc", engine="1"), 0.5),
+    ("vllm_v1_dp2_lora", lambda page: page.value("vllm:request_success"), 9.0),
+    ("vllm_v1_dp2_lora", lambda page: page.value("vllm:request_success", engine="7"), "has the labels"),
+    ("vllm_v1_dp2_lora", lambda page: page.histogram("vllm:iteration_tokens_total").count, 9.0),
+    (
+        "vllm_v1_dp2_lora",
+        lambda page: page.value("vllm:iteration_tokens_total"),
+        r"is a histogram(.|\n)*\.histogram\(\)",
+    ),
+    ("empty", lambda page: page.value("ts_inference_requests"), r"page is empty(.|\n)*metrics_mode"),
+    ("empty", lambda page: page.histogram("vllm:e2e").count, "page is empty"),
+]
+
+
+def test_pages_of_the_field() -> None:
+    """Each has the right value, or says why there is none."""
+    wrong = []
+    for name, ask, right in PAGES:
+        page = parse((CASES / f"{name}.prom").read_text(encoding="utf-8"))
+        try:
+            found: float | str = ask(page)
+        except UsageError as error:
+            found = str(error)
+        matches = isinstance(right, str) and isinstance(found, str) and re.search(right, found)
+        if not matches and found != right:
+            wrong.append((name, found, right))
+    assert wrong == []
+
+
+TWINS = """\
+# HELP ray_serve_num_http_requests_total The number of HTTP requests processed.
+# TYPE ray_serve_num_http_requests_total counter
+ray_serve_num_http_requests_total{{WorkerId="a"}} {a}
+ray_serve_num_http_requests_total{{WorkerId="b"}} {b}
+# HELP ray_serve_num_http_requests (DEPRECATED, use ray_serve_num_http_requests_total metric instead) The number of.
+# TYPE ray_serve_num_http_requests gauge
+ray_serve_num_http_requests{{WorkerId="a"}} {a}
+ray_serve_num_http_requests{{WorkerId="b"}} {b}
+# HELP ray_serve_num_router_requests The number of requests processed by the router.
+# TYPE ray_serve_num_router_requests gauge
+ray_serve_num_router_requests{{WorkerId="a"}} {a}
+# HELP ray_serve_replica_processing_queries The current number of queries being processed.
+# TYPE ray_serve_replica_processing_queries gauge
+ray_serve_replica_processing_queries{{WorkerId="a"}} {a}
+# HELP ray_node_mem_total Total memory on a ray node
+# TYPE ray_node_mem_total gauge
+ray_node_mem_total{{ip="x"}} {b}
+# HELP ray_serve_replica_utilization_percent The utilization of a replica.
+# TYPE ray_serve_replica_utilization_percent gauge
+ray_serve_replica_utilization_percent{{WorkerId="a"}} 10
+ray_serve_replica_utilization_percent{{WorkerId="b"}} 20
+"""
+
+
+def test_counters_that_ray_calls_gauges() -> None:
+    """In Ray's pages a counter may come as a gauge, beside itself or alone: its growth counts, once. Gauges that are
+    states stay what they are now."""
+    before, after = (
+        parse((CASES / f"ray_2_52_counter_as_gauge_{part}.prom").read_text()) for part in ("before", "after")
+    )
+    grown = difference(before, after)
+    assert (grown.value(REQUESTS), grown.histogram(LATENCY).count) == (16.0, 2.0)
+    twins = difference(parse(TWINS.format(a=100, b=10)), parse(TWINS.format(a=107, b=12)))
+    for name in ("ray_serve_num_http_requests", "ray_serve_num_http_requests_total"):
+        assert twins.value(name) == 9.0
+    assert twins.value("ray_serve_num_router_requests") == 7.0
+    assert twins.value("ray_serve_replica_processing_queries") == 107.0
+    assert twins.value("ray_node_mem_total") == 12.0
+    with pytest.raises(UsageError, match="cannot be added"):
+        twins.value("ray_serve_replica_utilization_percent")
 
 
 def test_quantile_inside_a_bucket() -> None:

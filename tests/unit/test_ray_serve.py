@@ -1,11 +1,14 @@
 """Starting and stopping Ray, with a stand-in for Ray itself: what is retried, what is ended, what is told."""
 
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +16,7 @@ import pytest
 
 from labkit.errors import ServerError, UsageError
 from labkit.serving import guard, ray_serve
+from labkit.serving.process import SOCKET_PATH_BYTES
 from tests.unit.standin import survivors
 
 BUSY = "The current node timed out during startup. This could happen because some of the Ray processes failed"
@@ -27,7 +31,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setattr(ray_serve, "_start_serve", lambda port, *_: port)
     monkeypatch.setattr(ray_serve, "CALM_WAIT_S", 0.0)
     monkeypatch.setattr(ray_serve, "STOP_WAIT_S", 0.2)
-    for name, value in {**ray_serve.ENV, **ray_serve.OWN_ENV}.items():
+    for name, value in ray_serve.ENV.items():
         monkeypatch.setenv(name, value)  # and taken back after the test: a start leaves its own in the environment
     ray.is_initialized = lambda: False
     ray.shutdown = lambda: None
@@ -150,13 +154,34 @@ def test_on_a_users_cluster(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert left == ["shutdown"]
 
 
-def test_only_for_a_ray_of_our_own_do_temporary_files_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go into Ray's folder, which stays where it is; beside somebody's cluster there may be no such folder."""
-    here = ray_serve.TEMPORARY
-    for address, expected in ((None, (f"{here}/ray", here)), ("127.0.0.1:1", (None, None))):
-        monkeypatch.setattr(os, "environ", {})
-        ray_serve.prepare_environment(address)
-        assert (os.environ.get("TMPDIR"), os.environ.get("RAY_TMPDIR")) == expected
+def test_a_ray_of_our_own_has_a_folder_that_goes_with_it(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sessions and its processes' temporary files are there; where TMPDIR is too long for Ray's sockets, in /tmp.
+
+    The folder goes after a stop and after a failed start, and the environment is what it was."""
+    folders: list[Path] = []
+
+    def init(*, fails: bool = False, **given: Any) -> None:
+        folders.append(Path(given["_temp_dir"]))
+        assert os.environ["TMPDIR"] == os.environ["VLLM_RPC_BASE_PATH"] == given["_temp_dir"]
+        assert folders[-1].is_dir()
+        if fails:
+            raise ValueError("it fails")
+
+    for prefix in ("short", "x" * 100):
+        with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp") as users:
+            monkeypatch.setenv("TMPDIR", users)
+            monkeypatch.setattr(tempfile, "tempdir", None)
+            fake_ray.init = init
+            ray_serve.start().stop()
+            fake_ray.init = functools.partial(init, fails=True)
+            with pytest.raises(ValueError, match="it fails"):
+                ray_serve.start()
+            assert {str(folder.parent) for folder in folders[-2:]} == {users if prefix == "short" else "/tmp"}
+            assert os.environ["TMPDIR"] == users
+            assert "VLLM_RPC_BASE_PATH" not in os.environ
+    assert [folder for folder in folders if folder.exists()] == []
+    longest = max(len(f"{folder}{' ' * ray_serve.SOCKET_NAME_BYTES}") for folder in folders)
+    assert longest <= SOCKET_PATH_BYTES
 
 
 def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,26 +215,30 @@ child = subprocess.Popen([sys.executable, "-S", "-c", "import subprocess, sys, t
     "p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'], start_new_session=True); "
     "print(p.pid, flush=True); time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True)
 grandchild = int(child.stdout.readline())
-watcher = guard.start_watch([child.pid])
+watcher = guard.start_watch(sys.argv[1], [child.pid])
 time.sleep(5)
 print(child.pid, grandchild, watcher.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
 
-def test_the_watcher_ends_what_a_killed_process_left() -> None:
-    """Children and grandchildren in sessions of their own end after their parent's SIGKILL, and so does the watcher."""
-    ended = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60, check=False)
+def test_the_watcher_ends_what_a_killed_process_left(tmp_path: Path) -> None:
+    """Children and grandchildren in sessions of their own end after their parent's SIGKILL, and so does the watcher.
+
+    Their temporary files go too."""
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     pids = [int(word) for word in ended.stdout.split()]
     assert len(pids) == 3
     processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     assert not survivors(processes, within_s=15)
+    assert not tmp_path.exists()
 
 
-def test_the_watcher_ends_with_what_it_watches() -> None:
+def test_the_watcher_ends_with_what_it_watches(tmp_path: Path) -> None:
     """Where everything has ended by itself, no watcher is left."""
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1)"])
-    watcher = guard.start_watch([child.pid])
+    watcher = guard.start_watch(str(tmp_path), [child.pid])
     child.wait()
     assert watcher.wait(20) == 0
 

@@ -145,8 +145,8 @@ def test_the_fingerprint_sees_data_and_code_but_no_notebook(tmp_path: Path, monk
 
 def test_an_address_where_no_cluster_answers_is_refused_at_once() -> None:
     """Ray itself would try for a minute."""
-    no_address = ("127.0.0.1", "ray://127.0.0.1:1", "", "here:x")
-    silent = [("127.0.0.1:1", "Connection refused"), ("127.0.0.1:99999", "no Ray cluster answers")]
+    no_address = ("127.0.0.1", "ray://127.0.0.1:1", "", "here:x", "127.0.0.1:99999")
+    silent = [("127.0.0.1:1", "Connection refused")]
     began = time.monotonic()
     assert not_refused(knock, [*((address, "no address of a Ray cluster") for address in no_address), *silent]) == []
     assert time.monotonic() - began < 2 * TIMEOUT_S

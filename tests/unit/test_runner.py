@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from labkit.errors import LabError, LabkitError, RecordError, ServerError
 from labkit.labs import Lab
 from labkit.machine import Machine
 from labkit.machine.processes import Scope, adopts_orphans
-from labkit.records import Record, RunInfo, read, read_run
+from labkit.records import LabRun, Record, RunInfo, read, read_run
 from labkit.runs import plan as plans
 from labkit.runs.notebook import kernel_environment, one_line, stop_on_signals
 from labkit.runs.plan import Plan, make_plan, read_defaults
@@ -99,9 +100,12 @@ def test_a_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path: Pat
     assert not_refused(lambda folder: plan(GOOD, out_dir=folder), folders.items()) == []
     corrupt = tmp_path / f"{GOOD}.json"
     corrupt.write_text('{"format": 1, "lab": ')
-    with pytest.raises(RecordError, match=f"remove {corrupt}"):
+    with pytest.raises(RecordError) as refused:
         plan(GOOD, out_dir=tmp_path, resume=True)
     assert (corrupt.read_text(), (tmp_path / "run.json").read_text()) == ('{"format": 1, "lab": ', "{}")
+    assert refused.value.remedy == f"rm {corrupt}; labkit run {GOOD} --out {tmp_path} --resume"
+    corrupt.unlink()  # the remedy is accepted
+    assert plan(GOOD, out_dir=tmp_path, resume=True).running
 
 
 def test_what_would_fail_later_is_refused_with_its_numbers(
@@ -216,6 +220,54 @@ def test_a_resumed_run_keeps_what_was_done_and_names_its_commits(
     assert not (tmp_path / f"{GOOD}.ipynb").exists()
 
 
+def resumed(folder: Path, *names: str) -> tuple[RunInfo, str]:
+    """run.json, and what was said, after the labs of a run were resumed, all of which are done already."""
+    stream = io.StringIO()
+    run_labs(plan(*names, out_dir=folder, resume=True, settings=["all.guess=1.9"]), stream=stream)
+    return read_run(folder), stream.getvalue()
+
+
+@pytest.mark.notebook
+def test_a_resumed_run_keeps_the_labs_that_it_does_not_run(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resuming one lab leaves the others' entries, and their commit; one that was killed has failed."""
+    for file in finished.out_dir.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = read_run(tmp_path).model_copy(update={"git_commit": "aaa"})
+    before.with_lab(LabRun(name=SLEEPS, status="running")).write(tmp_path)
+    monkeypatch.setattr("labkit.runs.runner.git_commit", lambda: "bbb")
+    info, said = resumed(tmp_path, GOOD)
+    killed = LabRun(name=SLEEPS, status="failed", error="the run was ended from outside")
+    assert {lab.name: lab for lab in info.labs if lab.name != GOOD} == {
+        **{lab.name: lab for lab in before.labs if lab.name != GOOD},
+        SLEEPS: killed,
+    }
+    assert [lab.name for lab in info.labs] == sorted(lab.name for lab in info.labs)
+    assert (info.git_commit, info.earlier_commits, said) == ("bbb", ("aaa",), "")
+    # A lab that runs again under this commit does not make the others' commit go.
+    monkeypatch.setattr("labkit.runs.runner.git_commit", lambda: "ccc")
+    run_labs(plan(FAILS, out_dir=tmp_path, resume=True), executor=lambda *_: iter(()), stream=io.StringIO())
+    assert read_run(tmp_path).earlier_commits == ("bbb", "aaa")
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("text", ["", "{", '{"format": 2}', '{"format": 1, "seed": Infinity}', "[" * 100_000, "\udc80"])
+def test_a_corrupt_run_file_is_said_and_made_anew(finished: RunResult, tmp_path: Path, text: str) -> None:
+    """It is kept under another name; every lab whose record is in the folder is in the new one, as it ended."""
+    for file in finished.out_dir.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "run.json").write_text(text, errors="surrogateescape")
+    (tmp_path / f"{SLEEPS}.json").write_text("{")
+    info, said = resumed(tmp_path, GOOD)
+    assert {lab.name: lab.status for lab in info.labs} == {
+        GOOD: "done",
+        **dict.fromkeys((FAILS, SLEEPS, DIES, FORGETS), "failed"),
+    }
+    assert "run.json.unreadable" in said
+    assert (tmp_path / "run.json.unreadable").read_text(errors="surrogateescape") == text
+
+
 def test_resume_without_a_folder_takes_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`labkit run --resume` completes the run that was written last, and says so where there is none."""
     for folder in ("data", "notebooks"):
@@ -264,11 +316,11 @@ def test_an_error_is_told_in_one_line_without_the_servers_log() -> None:
 # --- stopping
 
 
-def start_run(tmp_path: Path, token: str) -> "subprocess.Popen[str]":
+def start_run(tmp_path: Path, token: str, **environment: str) -> "subprocess.Popen[str]":
     """`labkit run` of a good lab, a sleeping one and one more; every process below it carries the token."""
     return subprocess.Popen(
         [sys.executable, "-m", "labkit", "run", "90", "92", "93", "--out", str(tmp_path)],
-        env={**os.environ, "LABKIT_TEST_TOKEN": token},
+        env={**os.environ, **environment, "LABKIT_TEST_TOKEN": token},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -313,6 +365,28 @@ def test_a_stopped_run_leaves_no_process_and_keeps_its_records(tmp_path: Path, h
     assert [lab.status for lab in info.labs] == ["done", "failed", "waiting"]
     assert nbformat.read(tmp_path / f"{SLEEPS}.ipynb", 4).cells
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_leaves_no_temporary_file(tmp_path: Path, how: signal.Signals) -> None:
+    """The kernel's connection file and what the lab makes in TMPDIR are in one folder, which goes with the lab."""
+    token = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        run = start_run(tmp_path, token, TMPDIR=temporary)
+        end = time.monotonic() + 120
+        while not (tmp_path / "asleep").exists() and run.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        (folder,) = Path(temporary).iterdir()
+        assert (folder / "kernel.json").exists()
+        run.send_signal(how)
+        run.communicate(timeout=120)
+        end = time.monotonic() + 30
+        while any(Path(temporary).iterdir()) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert list(Path(temporary).iterdir()) == []
+    for process in with_token(token):  # a killed run cannot end what its lab had started
+        process.kill()
 
 
 def test_the_second_request_to_stop_is_urgent() -> None:

@@ -133,7 +133,7 @@ def test_a_command_that_cannot_work_is_refused(tmp_path: Path, monkeypatch: pyte
 # A stand-in for the console command: it answers like a server and writes down how it was called.
 FAKE_VLLM = f"""#!{sys.executable}
 import http.server, json, os, sys
-print(json.dumps([sys.argv[1:], {{k: v for k, v in os.environ.items() if k.startswith("VLLM")}}]), flush=True)
+print(json.dumps([sys.argv[1:], {{k: v for k, v in os.environ.items() if k.startswith(("VLLM", "GATE"))}}]), flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -144,8 +144,8 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def test_started_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs is what the command says plus host and port; the key travels by environment. Two servers have their own
-    keys and ports; a relative folder means the one that the user sees; the served name is the command's."""
+    """What runs is what the command says plus host, port and gate; the key travels by environment. Two servers have
+    their own keys and ports; a relative folder means the one that the user sees; the served name is the command's."""
     script, model = tmp_path / "vllm", tmp_path / "model"
     script.write_text(FAKE_VLLM)
     script.chmod(0o755)
@@ -163,9 +163,10 @@ def test_started_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert len(second.api_key) >= 16
         assert first.url != second.url
     port = first.url.rsplit(":", 1)[1]
-    assert arguments == ["serve", str(model), "--max-num-seqs", "16", "--host", "127.0.0.1", "--port", port]
+    gated = ["--middleware", "labkit.serving.gate.Gate"]
+    assert arguments == ["serve", str(model), "--max-num-seqs", "16", "--host", "127.0.0.1", "--port", port, *gated]
     assert first.command == " ".join(["vllm", *arguments])
-    assert (environment["VLLM_API_KEY"], environment["VLLM_X"]) == ("key", "1")
+    assert (environment["VLLM_API_KEY"], environment["GATE_API_KEY"], environment["VLLM_X"]) == ("key", "key", "1")
     assert (first.base_url, first.metrics_url) == (f"{first.url}/v1", f"{first.url}/metrics")
     assert first.model_path == first.model_name == second.model_path == str(model)
     assert second.model_name == "chat"

@@ -169,7 +169,7 @@ def test_what_is_written_to_a_file_is_read_back(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("chatt", {}, "chat, shared_prefix, interference, file"),
+    ("chatt", {}, "chat, shared_prefix, interference, conversations, file, mooncake"),
     ("chat", {"n": 0}, "n is 0"),
     ("chat", {"share": 1}, "no option 'share'"),
     ("file", {}, "needs the option 'path'"),

@@ -5,129 +5,59 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from labkit.advice.costs.calculate import CostResult, Swing
-from labkit.advice.costs.explain import millions
-from labkit.advice.costs.prices import MILLION, show_number, show_usd
+from labkit.advice.costs.calculate import CostResult
+from labkit.advice.costs.prices import MILLION, millions, show_number, show_usd
 from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, Spec, config
 
 HOSTING = "hosting it yourself"
 APIS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 SAMPLES = 32
-NEAR = 4
 STEPS = 16  # corners of the staircase that are drawn exactly; beyond them steps are narrower than a line
 RING = {"type": "point", "size": 160, "stroke": INK, "strokeWidth": 3, "fill": "white", "opacity": 1}
 HALO = {"stroke": "white", "strokeWidth": 6, "strokeJoin": "round", "aria": False}
 
 
-def break_even_chart(
-    result: CostResult, *, title: str | None = "Where does hosting become cheaper?", width: int = 640, height: int = 300
-) -> Spec:
+def break_even_chart(result: CostResult, *, titled: bool = True, width: int = 640, height: int = 300) -> Spec:
     """Dollars a day against tokens a day, both logarithmic: the staircase of machines, and each API's straight line."""
     low, high = _range(result)
     bottom, top = _dollars(result, low, high)
-    x = _quantity("tokens", "million tokens a day (log)", _ticks(low, high), _log(low, high))
-    y = _quantity("usd", "dollars a day (log)", _ticks(bottom, top) | {"format": "~s"}, _log(bottom, top))
+    x = quantity("tokens", "million tokens a day (log)", ticks(low, high), log_scale(low, high))
+    y = quantity("usd", "dollars a day (log)", ticks(bottom, top) | {"format": "~s"}, log_scale(bottom, top))
     stroke = {"condition": {"test": f"datum.series === '{HOSTING}'", "value": 3.5}, "value": 2}
     rows = [*_staircase(result, low, high), *_api_lines(result, low, high)]
     own = float(result.demand.tokens_per_day / MILLION)
-    encoding = {"x": x, "y": y, "color": _series(result), "strokeWidth": stroke}
-    layers = [_layer({"type": "line", "clip": True}, encoding, rows)]
+    encoding = {"x": x, "y": y, "color": series(result), "strokeWidth": stroke}
+    layers = [layer({"type": "line", "clip": True}, encoding, rows)]
     if low < own < high:
-        layers += _rule(own, GREY, f"you: {show_number(own)}M", _log(low, high), [4, 3])
+        layers += labelled(own, GREY, f"you: {show_number(own)}M", log_scale(low, high), "bottom", [4, 3])
     at = result.against.break_even.first
     usd = float(result.stairs.usd_per_day(at)) if at is not None else 0
     if at is not None and bottom < usd < top:
         point = {"tokens": float(at / MILLION), "usd": usd, "text": f"break-even {millions(at)}"}
-        layers += _marked(point, {"align": "left", "baseline": "top", "dx": 8, "dy": 8})
+        layers += marked(point, {"align": "left", "baseline": "top", "dx": 8, "dy": 8})
     description = (
         f"Dollars a day against tokens a day. At {show_number(own)}M tokens a day hosting costs "
-        f"{show_usd(result.hosted.usd_per_day)}. {_api_words(result)}"
+        f"{show_usd(result.hosted.usd_per_day)}. {api_words(result)}"
     )
-    return _finished(layers, title, description, width, height)
+    title = f"Hosting never pays against {result.against.price.name}"
+    if at is not None:
+        title = f"Hosting pays from {millions(at)} tokens a day on, against {result.against.price.name}"
+    return finished(layers, title if titled else "", description, width, height)
 
 
-def utilisation_chart(
-    result: CostResult, *, title: str | None = "Idle machines are paid, too", width: int = 640, height: int = 300
-) -> Spec:
-    """Dollars per million tokens against how busy the machines are: half as busy, twice the price."""
-    hosted, now = result.hosted, result.hosted.usd_per_million_tokens
-    full = float(now * hosted.utilisation) if now is not None else 0.0
-    flat = [
-        {"busy": busy, "usd": float(api.usd_per_million_tokens), "series": api.price.name}
-        for api in result.api
-        for busy in (0.01, 1.0)
-    ]
-    curve = [{"busy": share / 100, "usd": full / (share / 100), "series": HOSTING} for share in range(1, 101)]
-    prices = [float(api.usd_per_million_tokens) for api in result.api if api.usd_per_million_tokens] + [full or 1.0]
-    bottom, top = min(prices) / 1.5, max(prices) * 30
-    share = "share of the paid time in which the machines compute"
-    x = _quantity("busy", share, {"format": ".0%", "tickCount": 6}, {"domain": [0, 1]})
-    y = _quantity("usd", "dollars per 1M tokens (log)", _ticks(bottom, top), _log(bottom, top))
-    encoding = {"x": x, "y": y, "color": _series(result)}
-    layers = [_layer({"type": "line", "clip": True, "strokeWidth": 2.5}, encoding, [*curve, *flat] if full else flat)]
-    busy = float(hosted.utilisation)
-    words = f"{busy:.1%} busy" + (f": {show_usd(now)} per 1M" if now is not None else "")
-    if full:
-        side = {"align": "right", "dx": -8} if busy > 0.5 else {"align": "left", "dx": 8}
-        layers += _marked({"busy": min(1.0, busy), "usd": float(now or 0), "text": words}, {**side, "dy": -14})
-    description = f"Price of a million tokens against how busy the machines are. Now {words}. {_api_words(result)}"
-    return _finished(layers, title, description, width, height)
-
-
-def sensitivity_chart(
-    result: CostResult,
-    swings: Sequence[Swing],
-    *,
-    share: float,
-    title: str | None = "Which input matters most?",
-    width: int = 640,
-    height: int = 300,
-) -> Spec:
-    """Cost of hosting over the API's, with each input lowered and raised; the one that moves it most on top."""
-    api = result.against
-    now = float(result.hosted.usd_per_day / api.usd_per_day) if api.usd_per_day else 0.0
-    less, more = f"{share:.0%} less of it", f"{share:.0%} more of it"
-    rows = [
-        {"input": swing.name, "from": now, "to": value, "change": change}
-        for swing in swings
-        for change, value in ((less, swing.lowered), (more, swing.raised))
-    ]
-    ends = [value for swing in swings for value in (swing.lowered, swing.raised)] + [now]
-    even = max(ends) * NEAR > 1 > min(ends) / NEAR  # farther away, the line would leave no room for the bars
-    ends += [1.0] if even else []
-    scale = _log(min(ends) / 1.08, max(ends) * 1.08)
-    axis = {"tickCount": 6, "format": "~g"}
-    colour = {"field": "change", "type": "nominal", "scale": {"domain": [less, more], "range": [SKY, VERMILLION]}}
-    encoding = {
-        "y": {"field": "input", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 160}},
-        "x": _quantity("from", f"hosting over {api.price.name} (log)", axis, scale),
-        "x2": {"field": "to"},
-        "color": {**colour, "legend": {"title": None, "orient": "top", "labelFontSize": 12}},
-    }
-    layers = [_layer({"type": "bar", "height": {"band": 0.7}}, encoding, rows)]
-    layers += _rule(now, INK, f"now {show_number(now)}", scale)
-    if even:
-        layers += _rule(1.0, GREEN, "same cost", scale, [5, 4], left=now < 1)
-    description = f"Hosting costs {show_number(now)} times what {api.price.name} does. " + "; ".join(
-        f"{swing.name}: {show_number(swing.lowered)} with {less}, {show_number(swing.raised)} with {more}"
-        for swing in swings
-    )
-    return _finished(layers, title, description, width, height)
-
-
-def _layer(mark: Spec, encoding: Spec, rows: list[Spec]) -> Spec:
+def layer(mark: Spec, encoding: Spec, rows: list[Spec]) -> Spec:
     return {"mark": mark, "encoding": encoding, "data": {"values": rows}}
 
 
-def _quantity(field: str, title: str, axis: Spec, scale: Spec) -> Spec:
+def quantity(field: str, title: str, axis: Spec, scale: Spec) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "axis": axis, "scale": scale}
 
 
-def _log(low: float, high: float) -> Spec:
+def log_scale(low: float, high: float) -> Spec:
     return {"type": "log", "domain": [low, high], "nice": False}
 
 
-def _ticks(low: float, high: float) -> Spec:
+def ticks(low: float, high: float) -> Spec:
     """The ticks of a logarithmic axis: 1, 2 and 5 of each decade, or the decades alone where there are many.
 
     Vega-Lite would draw a line for every digit, which makes a live chart slower.
@@ -138,7 +68,7 @@ def _ticks(low: float, high: float) -> Spec:
     return {"values": [value for value in values if low <= value <= high], "format": "~g"}
 
 
-def _series(result: CostResult) -> Spec:
+def series(result: CostResult) -> Spec:
     names = list(dict.fromkeys(api.price.name for api in result.api))
     colours = [BLACK, *(APIS[n % len(APIS)] for n in range(len(names)))]
     legend = {"title": None, "orient": "top", "columns": 2, "labelLimit": 0, "labelFontSize": 12, "symbolSize": 60}
@@ -150,21 +80,24 @@ def _range(result: CostResult) -> tuple[float, float]:
     """Million tokens a day, with room on both sides of your volume and of the break-even."""
     volumes = [result.demand.tokens_per_day, result.against.break_even.first or Fraction(0)]
     points = [float(volume / MILLION) for volume in volumes if volume > 0]
-    points = points or [float(result.stairs.machine_tokens / MILLION)]
+    points = points or [float(1 / max(share for _, share in result.stairs.steps) / MILLION)]
     return min(points) / 6, max(points) * 6
 
 
 def _dollars(result: CostResult, low: float, high: float) -> tuple[float, float]:
+    """From where the cheapest API's line is seen at its right end, to above everything."""
     ends = [float(result.stairs.usd_per_day(Fraction(end) * MILLION)) for end in (low, high)]
-    line = [float(result.against.usd_per_million_tokens) * end for end in (low, high)]
-    return max(min(ends[0], line[0] or ends[0]) / 2, ends[0] / 1000, 1e-6), max(ends[1], line[1], 1e-5) * 2
+    lines = [float(api.usd_per_million_tokens) for api in result.api if api.usd_per_million_tokens]
+    bottom = min([ends[0], *(price * high / 3 for price in lines)], default=ends[0]) / 2
+    return max(bottom, ends[0] / 1e6, 1e-6), max([ends[1], *(price * high for price in lines), 1e-5]) * 2
 
 
 def _staircase(result: CostResult, low: float, high: float) -> Iterator[Spec]:
     stairs = result.stairs
     ratio = (high / low) ** (1 / SAMPLES)
-    corners = [float(stairs.machine_tokens * n / MILLION) for n in range(stairs.least, stairs.least + STEPS)]
-    inside = {corner for corner in corners if low < corner < high}
+    counts = range(stairs.least, stairs.least + STEPS)
+    corners = sorted(float(n / share / MILLION) for _, share in stairs.steps if share for n in counts)
+    inside = set([corner for corner in corners if low < corner < high][:STEPS])
     for volume in sorted({low * ratio**n for n in range(SAMPLES + 1)} | inside):
         tokens, shift = Fraction(volume) * MILLION, Fraction(1, MILLION)
         # Both ends of a step, whatever the rounding of its corner.
@@ -180,38 +113,40 @@ def _api_lines(result: CostResult, low: float, high: float) -> Iterator[Spec]:
                 yield {"tokens": volume, "usd": usd, "series": api.price.name}
 
 
-def _marked(point: dict[str, Any], place: Spec) -> list[Spec]:
+def marked(point: dict[str, Any], place: Spec) -> list[Spec]:
     """A ring at the point, whose first two values are x and y, and its text beside it."""
     x, y, _ = point
     encoding = {axis: {"field": field, "type": "quantitative"} for axis, field in (("x", x), ("y", y))}
-    return [_layer(RING, encoding, [point]), *_text({"type": "text", **place, "fontWeight": "bold"}, encoding, point)]
+    return [layer(RING, encoding, [point]), *_text({"type": "text", **place, "fontWeight": "bold"}, encoding, point)]
 
 
-def _rule(
-    at: float, colour: str, words: str, scale: Spec, dash: Sequence[int] = (), *, left: bool = False
+def labelled(
+    at: float, colour: str, words: str, scale: Spec, end: str, dash: Sequence[int] = (), *, left: bool = False
 ) -> list[Spec]:
+    """A vertical line with words: above its top, or beside its bottom end."""
     row = {"at": at, "text": words}
     encoding = {"x": {"field": "at", "type": "quantitative", "scale": scale}}
     mark = {"type": "rule", "color": colour, "strokeWidth": 2, "strokeDash": list(dash)}
     side = {"align": "right", "dx": -5} if left else {"align": "left", "dx": 5}
-    text = {"type": "text", **side, "baseline": "bottom", "y": {"expr": "height - 4"}, "color": INK}
-    return [_layer(mark, encoding, [row]), *_text(text, encoding, row)]
+    height = -4 if end == "top" else {"expr": "height - 4"}
+    text = {"type": "text", **side, "baseline": "bottom", "y": height, "color": INK}
+    return [layer(mark, encoding, [row]), *_text(text, encoding, row)]
 
 
 def _text(mark: Spec, encoding: Spec, row: dict[str, Any]) -> list[Spec]:
     """Text with a white halo, so that it can be read where it crosses a line."""
     encoding = {**encoding, "text": {"field": "text"}}
-    return [_layer({**mark, **HALO}, encoding, [row]), _layer(mark, encoding, [row])]
+    return [layer({**mark, **HALO}, encoding, [row]), layer(mark, encoding, [row])]
 
 
-def _finished(layers: list[Spec], title: str | None, description: str, width: int, height: int) -> Spec:
-    """`title` None: none, where the text around the chart says what it is."""
+def finished(layers: list[Spec], title: str, description: str, width: int, height: int) -> Spec:
+    """`title` empty: none, where the text around the chart says what it is."""
     heading = {"title": {"text": title}} if title else {}
     size = {"width": width, "height": height}
     return {"$schema": SCHEMA, **heading, "description": description, **size, "config": config(), "layer": layers}
 
 
-def _api_words(result: CostResult) -> str:
+def api_words(result: CostResult) -> str:
     parts = []
     for api in result.api:
         at = api.break_even.first

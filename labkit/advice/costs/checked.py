@@ -35,7 +35,7 @@ class Checked(Frozen):
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values, checked again."""
-        return type(self)(**{**dict(self), **changes})
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
     @classmethod
     def refusal(cls, name: str, kind: str, value: Any) -> UsageError:

@@ -1,44 +1,34 @@
 """The sums behind an answer, one per line: traffic, one machine, how many, what they cost, the APIs, the break-even."""
 
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator
 
-from labkit.advice.costs.machines import (
-    BreakEven,
-    Demand,
-    Fleet,
-    MachineCost,
-    engineering_per_day,
-    gpu_factor,
-    machine,
-)
-from labkit.advice.costs.prices import MILLION, ApiPrice, exact, find_instance, show_number, show_usd
+from labkit.advice.costs.calculate import CostResult
+from labkit.advice.costs.machines import BreakEven, Demand, Fleet, MachineCost, engineering_per_day, machine, staircase
+from labkit.advice.costs.prices import MILLION, ApiPrice, exact, find_instance, millions, show_number, show_usd
 from labkit.advice.costs.settings import CostSettings
 
 
-def explain(
-    settings: CostSettings,
-    wanted: Demand,
-    hosted: Fleet,
-    ends: tuple[Fleet, Fleet],
-    api: Sequence[tuple[ApiPrice, BreakEven]],
-) -> Iterator[str]:
-    """All sums in order. `ends`: hosting at the low and at the high end of the throughput's interval."""
-    single = machine(settings)
+def explain(result: CostResult) -> tuple[str, ...]:
+    """All sums in order."""
+    return tuple(_sums(result))
+
+
+def _sums(result: CostResult) -> Iterator[str]:
+    settings, wanted, single = result.settings, result.demand, machine(result.settings)
     yield from _traffic(settings, wanted)
     yield from _machine(settings, single)
-    yield from _fleet(settings, wanted, hosted, single)
-    yield from _interval(settings, *ends)
-    for price, crossing in api:
-        requests, usd = wanted.requests_per_day, price.usd_per_request
-        a_day = f"x {show_number(requests)} = {show_usd(usd * requests)} a day"
-        yield f"{price.name}: {price.words} = {show_usd(usd)} a request; {a_day}"
-        yield _break_even(settings, price, crossing)
+    yield from _fleet(settings, wanted, result.hosted, single)
+    yield from _interval(settings, result.dearest, result.cheapest)
+    for api in result.api:
+        requests, usd = wanted.requests_per_day, api.price.usd_per_request
+        a_day = f"x {show_number(requests)} = {show_usd(api.usd_per_day)} a day"
+        yield f"{api.price.name}: {api.price.words} = {show_usd(usd)} a request; {a_day}"
+        yield _break_even(settings, api.price, api.break_even)
 
 
-def millions(tokens: Fraction) -> str:
-    """Tokens in millions: 35.56M."""
-    return f"{show_number(tokens / MILLION)}M"
+def gpus_in_words(count: int) -> str:
+    """1 GPU, 8 GPUs."""
+    return f"{count:,} GPU{'' if count == 1 else 's'}"
 
 
 def _traffic(settings: CostSettings, wanted: Demand) -> Iterator[str]:
@@ -51,52 +41,62 @@ def _traffic(settings: CostSettings, wanted: Demand) -> Iterator[str]:
         yield f"requests a day = {settings.requests_per_s:g} requests/s x 3,600 s x {hours} = {requests}"
         yield f"tokens a day = {requests} requests x {per_request} = {tokens}"
     yield f"mean rate = {requests} requests / (3,600 s x {hours}) = {mean} requests/s"
+    busiest = mean
+    if settings.hourly_load:
+        share = max(settings.hourly_load) / sum(settings.hourly_load)
+        busiest = show_number(wanted.requests_per_day * exact(share) / 3600)
+        yield f"busiest hour = {share:.2%} of the day's requests / 3,600 s = {busiest} requests/s"
     yield (
-        f"planned for = {mean} requests/s x peak factor {settings.peak_factor:g} "
+        f"planned for = {busiest} requests/s x peak factor {settings.peak_factor:g} "
         f"x (1 + buffer {settings.buffer:g}) = {show_number(wanted.planned_per_s)} requests/s"
     )
 
 
 def _machine(settings: CostSettings, single: MachineCost) -> Iterator[str]:
-    throughput, instance = settings.throughput, find_instance(settings.instance)
-    outputs = throughput.counts == "output"
+    used, instance = settings.used_throughput, find_instance(settings.instance)
+    outputs = used.counts == "output"
     kind, counted = (
         ("written", settings.output_tokens) if outputs else ("read and written", settings.tokens_per_request)
     )
-    rate, factor = show_number(throughput.tokens_per_s), gpu_factor(settings, instance)
-    yield f"throughput = {rate} {kind} tokens/s: {throughput.label}"
-    if factor != 1:
-        whole = show_number(exact(throughput.tokens_per_s) * factor)
+    rate, whole = show_number(used.tokens_per_s), show_number(single.requests_per_s * (counted or 1))
+    yield f"throughput = {rate} {kind} tokens/s: {used.label}"
+    if used.gpus and single.gpus:
         yield (
-            f"one {settings.instance} = {rate} tokens/s x {instance.gpus} GPUs / {throughput.gpus} measured = "
-            f"{whole} tokens/s (each GPU by itself)"
+            f"one machine = {rate} tokens/s / {gpus_in_words(used.gpus)} x {single.replicas} whole replicas of "
+            f"{gpus_in_words(settings.replica_gpus)} = {whole} tokens/s"
         )
-        rate = whole
     yield (
-        f"requests of one machine = {rate} tokens/s / {counted:,} {kind} tokens = "
+        f"requests of one machine = {whole} tokens/s / {counted:,} {kind} tokens = "
         f"{show_number(single.requests_per_s)} requests/s"
     )
-    price = instance.price(settings.prices_on)
-    source = "entered" if settings.usd_per_hour is not None or not price else f"{price.source}, read {price.read}"
-    yield f"price of an hour = {show_usd(single.usd_per_hour)}: {source}"
+    price = instance.price(settings.prices_on, settings.purchase)
+    source = "entered" if settings.usd_per_hour is not None or not price else price.words
+    times = f" for {single.gpus} GPUs" if single.gpus > instance.gpus else ""
+    yield f"price of an hour = {show_usd(single.usd_per_hour)}{times}: {source}"
 
 
 def _fleet(settings: CostSettings, wanted: Demand, hosted: Fleet, single: MachineCost) -> Iterator[str]:
-    capacity, paid = show_number(single.requests_per_s), f"{settings.paid_hours_per_day:g} h"
+    capacity = show_number(single.requests_per_s)
     yield (
         f"machines = {show_number(wanted.planned_per_s)} / {capacity} requests/s = "
         f"{show_number(wanted.planned_per_s / single.requests_per_s)}, rounded up, at least {settings.min_instances} = "
-        f"{hosted.machines:,} ({hosted.gpus:,} GPUs)"
+        f"{hosted.machines:,} ({hosted.replicas:,} replicas, {gpus_in_words(hosted.gpus)})"
     )
+    hours = show_number(hosted.machine_hours)
+    if settings.hourly_load:
+        yield f"machine hours a day = {hours}: {_by_hour(settings, wanted)}"
+    else:
+        each = show_number(hosted.machine_hours / hosted.machines)
+        yield f"machine hours a day = {hosted.machines:,} x {each} h = {hours}"
     yield (
-        f"utilisation = {show_number(wanted.requests_per_day)} requests / ({hosted.machines:,} x "
-        f"{capacity} requests/s x 3,600 s x {paid}) = {float(hosted.utilisation):.2%}"
+        f"utilisation = {show_number(wanted.requests_per_day)} requests / ({hours} h x "
+        f"{capacity} requests/s x 3,600 s) = {float(hosted.utilisation):.2%}"
     )
-    hours = single.usd_per_hour * exact(settings.paid_hours_per_day)
+    machines, storage = single.usd_per_hour * hosted.machine_hours, single.storage_usd * hosted.machines
+    yield f"machines a day = {hours} h x {show_usd(single.usd_per_hour)} = {show_usd(machines)}"
     yield (
-        f"a machine a day = {show_usd(single.usd_per_hour)} x {paid} + storage "
-        f"{settings.model_gb:g} GB x {show_usd(exact(settings.storage_usd_per_gb_month))} x 12 / 365 = "
-        f"{show_usd(hours)} + {show_usd(single.usd_per_day - hours)} = {show_usd(single.usd_per_day)}"
+        f"storage a day = {hosted.machines:,} x {settings.weights_gb:g} GB x "
+        f"{show_usd(exact(settings.storage_usd_per_gb_month))} x 12 / 365 = {show_usd(storage)}"
     )
     people = engineering_per_day(settings)
     yield (
@@ -104,7 +104,7 @@ def _fleet(settings: CostSettings, wanted: Demand, hosted: Fleet, single: Machin
         f"{show_usd(exact(settings.engineer_usd_per_hour))} x 12 / 365 = {show_usd(people)}"
     )
     yield (
-        f"hosting a day = {hosted.machines:,} x {show_usd(single.usd_per_day)} + {show_usd(people)} = "
+        f"hosting a day = {show_usd(machines)} + {show_usd(storage)} + {show_usd(people)} = "
         f"{show_usd(hosted.usd_per_day)}; a month (x 365 / 12) = {show_usd(hosted.usd_per_month)}"
     )
     per_million = hosted.usd_per_million_tokens
@@ -115,12 +115,21 @@ def _fleet(settings: CostSettings, wanted: Demand, hosted: Fleet, single: Machin
         )
 
 
+def _by_hour(settings: CostSettings, wanted: Demand) -> str:
+    """The machines of each hour of the day."""
+    if settings.purchase.startswith("reserved"):
+        return "the busiest hour's machines, reserved for 24 h"
+    counts = staircase(settings).machines(wanted.tokens_per_day)
+    machines = dict(zip(sorted(set(settings.hourly_load)), counts, strict=True))
+    return "machines from midnight on: " + " ".join(str(machines[load]) for load in settings.hourly_load)
+
+
 def _interval(settings: CostSettings, dearest: Fleet, cheapest: Fleet) -> Iterator[str]:
-    low, high = settings.throughput.bounds
-    if low == high or dearest.usd_per_million_tokens is None or cheapest.usd_per_million_tokens is None:
+    bounds = settings.used_throughput.bounds
+    if bounds is None or dearest.usd_per_million_tokens is None or cheapest.usd_per_million_tokens is None:
         return
     yield (
-        f"interval: {show_number(low)} to {show_number(high)} tokens/s measured -> {dearest.machines:,} to "
+        f"interval: {show_number(bounds[0])} to {show_number(bounds[1])} tokens/s -> {dearest.machines:,} to "
         f"{cheapest.machines:,} machines -> {show_usd(cheapest.usd_per_day)} to {show_usd(dearest.usd_per_day)} a day, "
         f"{show_usd(cheapest.usd_per_million_tokens)} to {show_usd(dearest.usd_per_million_tokens)} per 1M"
     )

@@ -10,65 +10,30 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, sensitivity
-from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
-from labkit.advice.costs.explain import millions
+from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
+from labkit.advice.costs.charts import break_even_chart
 from labkit.advice.costs.prices import (
     OWN,
-    cents,
+    PURCHASES,
     dated_models,
     instances,
     known_models,
+    millions,
     model_name,
     rounded,
     show_usd,
 )
-from labkit.advice.costs.settings import NUMBERS, CostSettings, default, settings_from
-from labkit.advice.costs.throughput import Throughput, article_throughput
-from labkit.advice.costs.words import headline, text
+from labkit.advice.costs.settings import LOADS, NUMBERS, CostSettings, default, settings_from
+from labkit.advice.costs.throughput import Throughput, modelled_models
 from labkit.advice.form import Form, made
 from labkit.display import LEAVE_ARROWS
+from labkit.files import Frozen, data_path, read_yaml
 from labkit.vega import Spec, live_bundle
 
 REQUESTS, TOKENS = "requests a second", "tokens a day"
-MEASURED, ARTICLE, ENTERED = "measured here", "the article's figure", "entered"
+MODELLED, MEASURED, ENTERED = "modelled GPU", "measured here", "entered"
+OWN_LOAD = "hours of your own"
 COUNTS = {"written only": "output", "read and written": "total"}
-LABELS = {
-    "traffic": "Traffic in",
-    "volume": "How many",
-    "input_tokens": "Tokens in a request",
-    "output_tokens": "Tokens out",
-    "hours_per_day": "Traffic (h a day)",
-    "peak_factor": "Peak over mean",
-    "buffer": "Buffer above peak",
-    "source": "Throughput",
-    "tokens_per_s": "Tokens a second",
-    "counts": "It counts tokens",
-    "instance": "Machine",
-    "usd_per_hour": "Price, USD/h",
-    "paid_hours_per_day": "Paid (h a day)",
-    "min_instances": "Machines at least",
-    "model_gb": "Weights (GB)",
-    "engineering_hours_per_month": "People, h a month",
-    "engineer_usd_per_hour": "People, USD/h",
-    "against": "Compare with",
-}
-TIPS = {  # of what is no setting with a meaning of its own
-    "traffic": "How the traffic is given: mean arrivals a second, or tokens a day of the mix below",
-    "volume": "How much of it",
-    "source": "Where the throughput is from: your newest record under runs/, the article, or what you enter",
-    "tokens_per_s": "Tokens a second of one machine when it is fully loaded",
-    "counts": "Whether the throughput counts only tokens that are written, or those that are read as well",
-    "instance": "The machine that is rented, with its GPUs and its dated price",
-    "usd_per_hour": "Your own price of an hour; empty: the price list's",
-    "against": "The API that the break-even and the picture are for",
-}
-SLIDERS = {  # smallest, largest, step, format; a state may hold values outside, and then the slider is at its end
-    "hours_per_day": (1, 24, 1, ".0f"),
-    "peak_factor": (1, 10, 0.1, ".1f"),
-    "buffer": (0, 1, 0.05, ".0%"),
-    "paid_hours_per_day": (1, 24, 1, ".0f"),
-}
 STYLE = {"description_width": "128px"}
 LAYOUT = {"width": "334px", "height": "28px", "margin": "1px 0"}
 SUMS, SHARING = "The sums", "Share it"
@@ -86,6 +51,12 @@ HOW_TO_SHARE = (
     "<p style='line-height:1.4;margin:2px 0'>The same question elsewhere: the lab's parameter <code>state</code>, "
     "or <code>labkit cost --set 'state=...'</code>. Or paste another one here.</p>"
 )
+
+
+class _Field(Frozen):
+    label: str
+    tip: str = ""
+    slider: tuple[float, float, float, str] | None = None
 
 
 class CostCalculator(Form[CostResult]):
@@ -114,16 +85,19 @@ class CostCalculator(Form[CostResult]):
         return calculate(settings_from({"state": text}, self.settings))
 
     def plain(self) -> str:
-        return text(self.result)
+        return self.result.headline
 
     def html(self) -> str:
-        return f"<p>{escape(headline(self.result))}</p>{answer_html(self.result)}"
+        return f"<p>{escape(self.result.headline)}</p>{answer_html(self.result)}"
 
     def build(self) -> Any:
         """Fields on the left; answer, views and message on the right."""
         import ipywidgets as widgets
 
-        self.fields = {name: _field(name, self.settings) for name in LABELS}
+        tabs = read_yaml(data_path("cost_form.yaml"), dict[str, dict[str, _Field]])
+        self.fields = {
+            name: _widget(name, field, self.settings) for fields in tabs.values() for name, field in fields.items()
+        }
         for name, field in self.fields.items():
             field.observe(partial(self._changed, name), names="value")
         self.view = widgets.ToggleButtons(
@@ -144,7 +118,8 @@ class CostCalculator(Form[CostResult]):
         self.sharing = widgets.VBox([widgets.HTML(HOW_TO_SHARE), self.exported], layout={"height": PICTURE})
         style = widgets.HTML(LOOK + LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
         shown = [style, self.table, self.view, self.picture, self.sums, self.sharing, self.message]
-        left = widgets.VBox(list(self.fields.values()), layout={"width": "338px", "flex": "0 0 auto"})
+        columns = [widgets.VBox([self.fields[name] for name in fields]) for fields in tabs.values()]
+        left = widgets.Tab(columns, titles=list(tabs), layout={"width": "376px", "flex": "0 0 auto"})
         right = widgets.VBox(shown, layout={"width": "580px", "flex": "0 0 auto", "margin": "0 0 0 8px"})
         box = widgets.HBox([left, right], layout={"width": "max-content"})
         box.add_class("labkit-costs")
@@ -152,15 +127,17 @@ class CostCalculator(Form[CostResult]):
 
     def fill(self) -> None:
         settings = self.settings
-        by_tokens = settings.tokens_per_day is not None
-        values = {name: getattr(settings, name) for name in LABELS if name in CostSettings.model_fields}
+        by_tokens, used = settings.tokens_per_day is not None, settings.used_throughput
+        values = {name: getattr(settings, name) for name in self.fields if name in CostSettings.model_fields}
         values |= {
             "traffic": TOKENS if by_tokens else REQUESTS,
             "volume": settings.tokens_per_day if by_tokens else settings.requests_per_s,
-            "source": _source(settings.throughput),
-            "tokens_per_s": round(settings.throughput.tokens_per_s, 2),
-            "counts": next(word for word, kind in COUNTS.items() if kind == settings.throughput.counts),
+            "hourly_load": next((name for name, load in LOADS.items() if load == settings.hourly_load), OWN_LOAD),
+            "source": MODELLED if settings.throughput is None else MEASURED if used.measured else ENTERED,
+            "tokens_per_s": round(used.tokens_per_s, 2),
+            "counts": next(word for word, kind in COUNTS.items() if kind == used.counts),
             "usd_per_hour": "" if settings.usd_per_hour is None else f"{settings.usd_per_hour:g}",
+            "tensor_parallel": str(settings.tensor_parallel or ""),
             "against": settings.api[0],
         }
         for name, value in values.items():
@@ -176,21 +153,31 @@ class CostCalculator(Form[CostResult]):
         self.picture.layout.display = "" if chart is not None else "none"
         self.sums.layout.display = "" if view == SUMS else "none"
         self.sharing.layout.display = "" if view == SHARING else "none"
-        items = "".join(f"<li>{escape(line)}</li>" for line in self.result.lines)
-        self.sums.value = f"<ol class='labkit-sums' style='margin:0;padding-left:24px;font-size:12.5px'>{items}</ol>"
+        if view == SUMS:
+            from labkit.advice.costs.explain import explain
+
+            items = "".join(f"<li>{escape(line)}</li>" for line in explain(self.result))
+            style = "margin:0;padding-left:24px;font-size:12.5px"
+            self.sums.value = f"<ol class='labkit-sums' style='{style}'>{items}</ol>"
 
     def notes(self) -> str:
-        return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in self.result.warnings)
+        told = filter(None, (self.result.compared, *self.result.warnings))
+        return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in told)
 
     def _chart(self) -> Spec | None:
         if self.view.value == "Break-even":
-            return break_even_chart(self.result, title=None, width=WIDTH, height=HEIGHT)
+            return break_even_chart(self.result, titled=False, width=WIDTH, height=HEIGHT)
+        if self.view.value in (SUMS, SHARING):
+            return None
+        from labkit.advice.costs.decision_charts import sensitivity_chart, utilisation_chart
+        from labkit.advice.costs.sensitivity import sensitivity
+
         if self.view.value == "Busy share":
-            return utilisation_chart(self.result, title=None, width=WIDTH, height=HEIGHT)
-        if self.view.value == "What matters" and self.result.against.usd_per_day:
-            swings = sensitivity(self.settings, share=SHARE)
-            return sensitivity_chart(self.result, swings, share=SHARE, title=None, width=WIDTH - 60, height=HEIGHT + 30)
-        return None
+            return utilisation_chart(self.result, titled=False, width=WIDTH, height=HEIGHT)
+        if not self.result.against.usd_per_day:
+            return None
+        swings = sensitivity(self.settings, share=SHARE)
+        return sensitivity_chart(self.result, swings, share=SHARE, titled=False, width=WIDTH - 60, height=HEIGHT + 30)
 
     def _changed(self, name: str, change: dict[str, Any]) -> None:
         self.ask(lambda: calculate(self._asked(name, change["new"])))
@@ -200,16 +187,16 @@ class CostCalculator(Form[CostResult]):
         settings = self.settings
         if name in ("traffic", "volume"):
             return self._traffic(settings)
-        if name == "source" and value == MEASURED:
-            return settings_from({"throughput_from": ""}, settings)
         if name == "source":
-            known = settings.throughput
-            entered = Throughput(tokens_per_s=known.tokens_per_s, counts=known.counts)
-            return settings.changed(throughput=article_throughput() if value == ARTICLE else entered)
+            if value == ENTERED:
+                return settings.changed(throughput=_entered(settings))
+            return settings_from({"throughput_from": "" if value == MEASURED else "modelled"}, settings)
         if name in ("tokens_per_s", "counts"):
-            rate = value if name == "tokens_per_s" else settings.throughput.tokens_per_s
+            rate = value if name == "tokens_per_s" else settings.used_throughput.tokens_per_s
             counts = COUNTS[self.fields["counts"].value]
             return settings_from({"throughput_tokens_per_s": rate, "throughput_counts": counts}, settings)
+        if name == "hourly_load" and value == OWN_LOAD:
+            return settings
         if name == "against":
             others = settings.api if value in settings.api else settings.api[1:]
             return settings.changed(api=(value, *(model for model in others if model != value)))
@@ -232,29 +219,33 @@ def show_calculator(state: str | Mapping[str, Any] = "", *, settings: CostSettin
     return CostCalculator(settings_from({"state": state}, settings) if state else settings or default()).show()
 
 
-def _field(name: str, settings: CostSettings) -> Any:
+def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
     import ipywidgets as widgets
 
     choices: dict[str, Any] = {
         "traffic": [REQUESTS, TOKENS],
-        "source": [MEASURED, ARTICLE, ENTERED],
+        "source": [MODELLED, MEASURED, ENTERED],
         "counts": list(COUNTS),
+        "batch": [("at once", False), ("in a batch", True)],
+        "hourly_load": [*LOADS, OWN_LOAD],
+        "purchase": [(purchase.replace("_", " "), purchase) for purchase in PURCHASES],
+        "model": list(dict.fromkeys([*modelled_models(), settings.model])),
         "instance": _machines(settings),
         "against": _models(settings),
     }
     kind, options = widgets.FloatText, {}
-    if name in SLIDERS:
-        low, high, step, form = SLIDERS[name]
+    if field.slider:
+        low, high, step, form = field.slider
         kind, options = widgets.FloatSlider, {"min": low, "max": high, "step": step, "readout_format": form}
     elif name in choices:
         kind, options = widgets.Dropdown, {"options": choices[name]}
-    elif name == "usd_per_hour":
-        kind, options = widgets.Text, {"placeholder": "of the price list"}
+    elif name in ("usd_per_hour", "tensor_parallel"):
+        kind, options = widgets.Text, {"placeholder": "of the price list" if name == "usd_per_hour" else "the fewest"}
     elif name in NUMBERS and isinstance(getattr(settings, name), int):
         kind = widgets.IntText
     if kind not in (widgets.FloatSlider, widgets.Dropdown):
         options["continuous_update"] = False  # a number that is half typed is no number
-    return made(kind, LABELS[name], TIPS.get(name) or _meaning(name), style=STYLE, layout=LAYOUT, **options)
+    return made(kind, field.label, field.tip or _meaning(name), style=STYLE, layout=LAYOUT, **options)
 
 
 def _meaning(name: str) -> str:
@@ -267,10 +258,10 @@ def _models(settings: CostSettings) -> list[tuple[str, str]]:
     return [(model_name(model), model) for model in models]
 
 
-def _source(throughput: Throughput) -> str:
-    if throughput.measured:
-        return MEASURED
-    return ARTICLE if throughput == article_throughput() else ENTERED
+def _entered(settings: CostSettings) -> Throughput:
+    """What counts now, as a figure of the user's own."""
+    used = settings.used_throughput
+    return Throughput(tokens_per_s=used.tokens_per_s, counts=used.counts)
 
 
 def _machines(settings: CostSettings) -> list[tuple[str, str]]:
@@ -278,7 +269,7 @@ def _machines(settings: CostSettings) -> list[tuple[str, str]]:
     for name, instance in instances().items():
         price = instance.price(settings.prices_on)
         gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
-        words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else "enter its price"
+        words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
         choices.append((f"{name if name != OWN else 'a machine of yours'}: {words}", name))
     return choices
 
@@ -322,21 +313,27 @@ def _hosting_row(result: CostResult) -> str:
     fleet = result.hosted
     gpus = f", {fleet.gpus} GPUs" if fleet.gpus else ""
     label = f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
+    low, high = result.cheapest, result.dearest
     per_million = "-" if fleet.usd_per_million_tokens is None else show_usd(fleet.usd_per_million_tokens)
-    low, high = result.cheapest.usd_per_million_tokens, result.dearest.usd_per_million_tokens
-    interval = "" if low is None or high is None or low == high else f" ({cents(low)} to {cents(high)})"
-    cells = (label, show_usd(fleet.usd_per_day), _dollars(fleet.usd_per_month), f"{per_million}{interval}", "")
+    cells = (
+        label,
+        f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}",
+        _dollars(fleet.usd_per_month),
+        f"{per_million}{span(low.usd_per_million_tokens, high.usd_per_million_tokens)}",
+        "",
+    )
     return f"<tr class='labkit-mine'>{_cells(cells)}</tr>"
 
 
 def _api_row(api: ApiCost) -> str:
     first = api.break_even.first
+    ends = " to ".join("never" if end is None else millions(end) for end in api.break_even_bounds)
     cells = (
         f"<span title='{escape(api.price.source, quote=True)}'>{escape(api.price.name)}</span>",
         show_usd(api.usd_per_day),
         _dollars(api.usd_per_month),
         show_usd(api.usd_per_million_tokens),
-        "never" if first is None else f"{millions(first)} a day",
+        f"<span title='{ends}'>{'never' if first is None else f'{millions(first)} a day'}</span>",
     )
     return f"<tr>{_cells(cells)}</tr>"
 

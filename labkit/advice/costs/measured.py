@@ -1,13 +1,14 @@
 """Throughput that was measured: in a lab's record, or by `labkit load --json`. Loaded only where there are runs."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from labkit.advice.costs.prices import OWN, instances
 from labkit.advice.costs.throughput import Throughput
-from labkit.errors import LabkitError, UsageError
+from labkit.errors import LabkitError, UsageError, require
 from labkit.files import runs_path
 from labkit.models.examples import example_models
 from labkit.records.record import Record, read
@@ -69,16 +70,34 @@ def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
 
 
 def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
+    """What `labkit load --json` or `labkit simulate --json` printed."""
     value = tree["output_throughput"]
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UsageError(f"{file}: output_throughput is {value!r}", remedy="pass what labkit load --json printed")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise UsageError(
+            f"{file}: output_throughput is {value!r}", remedy="pass what labkit load --json or labkit simulate printed"
+        )
+    if "tensor_parallel" in tree:
+        return _of_simulation(tree, value, file)
     label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests)"
     return Throughput(tokens_per_s=value, label=label, measured=True)
 
 
+def _of_simulation(tree: Mapping[str, Any], value: float, file: Path) -> Throughput:
+    """A modelled card is no measurement; its known error is the interval."""
+    error = (tree["error"].get("capacity") or tree["error"].get("tpot") or {}).get("worst")
+    card, gpus = tree["gpu"], tree["tensor_parallel"] * tree["replicas"]
+    gpu = next((one.gpu for one in instances().values() if one.card == card), card)
+    off = "error not known" if error is None else f"off by up to {error:.0%}"
+    interval = {} if error is None else {"low": value / (1 + error), "high": value / (1 - error)}
+    machine = f"{gpus} modelled {card}, {tree['model']}"
+    label = f"{tree['source']} ({file.name}; {off})"
+    return Throughput(tokens_per_s=value, gpus=gpus, gpu=gpu, label=label, machine=machine, **interval)
+
+
 def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
     """The quantities in tokens/s that a lab measured."""
-    gpus = record.machine.get("gpus")
+    listed = record.machine.get("gpus")
+    gpus = [gpu for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
     for quantity in record.measured:
         if quantity.unit != UNIT:
             continue
@@ -87,7 +106,8 @@ def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
             tokens_per_s=quantity.value,
             low=quantity.low,
             high=quantity.high,
-            gpus=len(gpus) if isinstance(gpus, list) else 0,
+            gpus=len(gpus),
+            gpu=_known_gpu(str(gpus[0]["name"])) if gpus else "",
             label=f"measured by lab {record.lab} on {record.when:%Y-%m-%d} ({quantity.name.replace('_', ' ')})",
             measured=True,
             machine=f"{record.machine_line}, {record.parameters.get('model', 'model unknown')}",
@@ -95,14 +115,28 @@ def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
         yield throughput, ONE_USER if quantity.name.endswith(ONE_AT_A_TIME) else repeated
 
 
+def _known_gpu(name: str) -> str:
+    """The price list's name of a GPU that the driver calls `name`; that name itself where the list has none."""
+    known = dict.fromkeys(instance.gpu for instance in instances().values() if instance.gpu)
+    return next((gpu for gpu in known if re.search(rf"\b{gpu}\b", name)), name)
+
+
 def measured_instance(throughput: Throughput) -> str:
-    """The instance that is nearest to the machine on which a throughput was measured."""
+    """The instance that is nearest to the machine on which a throughput was measured; `own` where none is like it.
+
+    UsageError: nothing says which machine it was.
+    """
+    require(
+        bool(throughput.machine),
+        f"nothing says on which machine this was measured: {throughput.label}",
+        fix="set instance to that machine, or to own with its usd_per_hour",
+    )
     if throughput.gpus == 0:
         return next(name for name, instance in instances().items() if not instance.gpus and name != OWN)
-    words = throughput.machine.split()
-    fitting = [name for name, instance in instances().items() if instance.gpu and instance.gpu in words]
-    same_number = [name for name in fitting if instances()[name].gpus == throughput.gpus]
-    return (same_number or fitting or list(instances()))[0]
+    fitting = {name: one for name, one in instances().items() if one.gpu and one.gpu == throughput.gpu}
+    same_memory = [name for name, one in fitting.items() if f"{one.gpu_gb:g}GB" in throughput.machine.replace(" ", "")]
+    same_number = [name for name in same_memory or fitting if fitting[name].gpus == throughput.gpus]
+    return next(iter([*same_number, *same_memory, *fitting, OWN]))
 
 
 def measured_model_gb(throughput: Throughput) -> float | None:

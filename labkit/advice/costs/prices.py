@@ -1,4 +1,4 @@
-"""Prices with their dates: machines and the article's models from data/prices, today's models from genai-prices."""
+"""Prices with their dates: machines and dated models from data/prices, today's models from genai-prices."""
 
 import math
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from labkit.errors import UsageError, did_you_mean
+from labkit.errors import UsageError, did_you_mean, require
 from labkit.files import Frozen, data_path, read_yaml, validated
 
 MILLION = 1_000_000
@@ -19,6 +19,10 @@ SECONDS_PER_HOUR = 3600
 NOTHING = Fraction(1, 10**12)  # of a dollar, or of whatever is shown: anything smaller is shown as zero
 DAYS_PER_MONTH = Fraction(365, 12)  # a month is 730 hours, as on cloud bills
 OWN = "own"
+"""The machine, or the API, whose price the user enters."""
+
+Purchase = Literal["on_demand", "spot", "reserved_1y", "reserved_3y"]
+PURCHASES: tuple[Purchase, ...] = get_args(Purchase)
 
 
 def exact(value: int | float | str | Decimal | Fraction) -> Fraction:
@@ -53,36 +57,54 @@ def show_number(value: Fraction | float) -> str:
     return f"{rounded(number, digits):,}".rstrip("0").rstrip(".") if digits else f"{rounded(number, 0):,}"
 
 
+def millions(tokens: Fraction) -> str:
+    """Tokens in millions: 35.56M."""
+    return f"{show_number(tokens / MILLION)}M"
+
+
 Money = Annotated[Fraction, BeforeValidator(exact)]
 
 
 class HourPrice(Frozen):
-    """The price of an hour until a day (None: still), with the day it was read and its source."""
+    """The price of an hour until a day (None: still), how it is bought, the day it was read, and its source."""
 
     usd_per_hour: Money
     read: date
     source: str
+    purchase: Purchase = "on_demand"
     until: date | None = None
+
+    @property
+    def words(self) -> str:
+        """How it is bought, its source and its day."""
+        return f"{self.purchase.replace('_', ' ')}, {self.source}, read {self.read}"
 
 
 class Instance(Frozen):
-    """A machine to rent. Without a GPU `gpu` is empty; `gpu_gb` is one GPU's memory in 10^9 bytes."""
+    """A machine to rent, whole, or by the GPU up to `most` in one machine. Without a GPU `gpu` is empty.
+
+    `gpu_gb` is one GPU's memory in 10^9 bytes, `card` its name in data/gpus.yaml.
+    """
 
     gpus: int
     gpu: str = ""
     gpu_gb: float = 0
+    card: str = ""
+    most: int = 0
     prices: tuple[HourPrice, ...]
 
-    def price(self, on: date) -> HourPrice | None:
-        """The price on a day; None for a machine whose price has to be entered."""
-        return next((price for price in self.prices if price.until is None or on <= price.until), None)
+    def price(self, on: date, purchase: str = "on_demand") -> HourPrice | None:
+        """The price on a day; None where it is not known."""
+        valid = (price for price in self.prices if price.until is None or on <= price.until)
+        return next((price for price in valid if price.purchase == purchase), None)
 
 
 class KnownModel(Frozen):
-    """A model of the genai-prices catalogue that the calculator offers by name."""
+    """A model of the genai-prices catalogue that the calculator offers. `like`: a modelled model of its size."""
 
     name: str
     kind: Literal["closed", "open"]
+    like: str = ""
 
 
 class DatedModel(KnownModel):
@@ -93,26 +115,6 @@ class DatedModel(KnownModel):
     day: date
     source: str
     since: str
-
-
-class Figures(Frozen):
-    """The article's figures. Dollars, hours, tokens, shares; `model_gb` are its 8B model's weights in 16 bits."""
-
-    usd_per_hour: Money
-    instance: str
-    hours: int
-    usd_per_day: Money
-    tokens_per_hour: int
-    gpus: int
-    model_gb: float
-    api_usd_per_day: Money
-    break_even_claude: tuple[int, int]
-    break_even_gpt_4o: tuple[int, int]
-    break_even_typical: int
-    requests_per_s: int
-    output_tokens: int
-    utilisation: Money
-    buffer: Money
 
 
 @cache
@@ -142,10 +144,9 @@ def known_models() -> Mapping[str, KnownModel]:
     return _models().catalogue
 
 
-@cache
-def figures() -> Figures:
-    """The article's figures."""
-    return read_yaml(data_path("prices/article.yaml"), Figures)
+def models_like(model: str) -> tuple[str, ...]:
+    """The hosted models of the same size as a modelled model."""
+    return tuple(name for name, known in known_models().items() if known.like and known.like == model)
 
 
 def find_instance(name: str) -> Instance:
@@ -163,40 +164,80 @@ def model_name(model: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ApiPrice:
-    """The exact price of one request at an API, the sum in words, and the price's source."""
+    """The exact price of one request at an API, the sum in words, its source, and what limits it."""
 
     id: str
     name: str
     usd_per_request: Fraction
     words: str
     source: str
+    notes: tuple[str, ...] = ()
 
 
-def price_of_request(model: str, *, input_tokens: int, output_tokens: int, on: date) -> ApiPrice:
-    """The price of one request at `model` on a day: a model of data/prices/api.yaml, or any `provider/model`.
+class OwnPrices(Frozen):
+    """An API's prices as the user entered them, dollars per million tokens. Without `cached` a hit costs `input`."""
 
-    UsageError for an unknown model. It is the price of one request: long prompts may cost more per token.
+    input: Money
+    output: Money
+    cached: Money | None = None
+
+
+def price_of_request(
+    model: str,
+    *,
+    input_tokens: int,
+    output_tokens: int,
+    on: date,
+    cached_tokens: int = 0,
+    batch: bool = False,
+    own: OwnPrices | None = None,
+) -> ApiPrice:
+    """The price of one request at `model` on a day: a model of data/prices/api.yaml, `own`, or any `provider/model`.
+
+    `cached_tokens` of the input are read from the prompt cache; writes to it are not priced. `batch`: at the batch
+    price. UsageError for an unknown model. Long prompts may cost more per token.
     """
+    tokens = (input_tokens, cached_tokens, output_tokens)
+    if model == OWN and own is not None:
+        return _by_sum(OWN, "API at your prices", own, tokens, batch, "entered")
     if model in dated_models():
-        return _dated(model, dated_models()[model], input_tokens, output_tokens)
-    usd = _catalogue_price(model, input_tokens, output_tokens, on)
+        dated = dated_models()[model]
+        prices = OwnPrices(input=dated.input_usd_per_million, output=dated.output_usd_per_million)
+        return _by_sum(model, dated.name, prices, tokens, batch, f"{dated.source} ({dated.day}; {dated.since})")
+    require(
+        model != OWN, "the API 'own' has no prices", fix="set api_input_usd_per_million and api_output_usd_per_million"
+    )
+    usd, notes = _catalogue_price(model, tokens, batch, on)
+    cached = f" ({cached_tokens:,} of them cached)" if cached_tokens else ""
+    how = f"{' in a batch' if batch else ''}, priced by {_catalogue_version()}"
     return ApiPrice(
         id=model,
         name=model_name(model),
         usd_per_request=usd,
-        words=f"a request with {input_tokens:,} tokens in and {output_tokens:,} out, priced by {_catalogue_version()}",
+        words=f"a request with {input_tokens:,} tokens in{cached} and {output_tokens:,} out{how}",
         source=f"{_catalogue_version()}, as of {on}",
+        notes=notes,
     )
 
 
-def _dated(model: str, price: DatedModel, input_tokens: int, output_tokens: int) -> ApiPrice:
-    usd = (price.input_usd_per_million * input_tokens + price.output_usd_per_million * output_tokens) / MILLION
-    words = (
-        f"({input_tokens:,} x {show_usd(price.input_usd_per_million)} + "
-        f"{output_tokens:,} x {show_usd(price.output_usd_per_million)}) / 1,000,000"
+def _by_sum(
+    model: str, name: str, prices: OwnPrices, tokens: tuple[int, int, int], batch: bool, source: str
+) -> ApiPrice:
+    read, cached, written = tokens
+    notes: tuple[str, ...] = (f"{name}: no batch price is known; the sum is without one.",) if batch else ()
+    if cached and prices.cached is None:
+        notes += (f"{name}: no price of cached input is known; it is counted as input.",)
+        cached = 0
+    parts = [(read - cached, prices.input), (cached, prices.cached or prices.input), (written, prices.output)]
+    shown = [f"{count:,} x {show_usd(usd)}" for count, usd in parts if count or usd is not parts[1][1]]
+    return ApiPrice(
+        id=model,
+        name=name,
+        usd_per_request=sum((count * usd for count, usd in parts), Fraction(0)) / MILLION,
+        words=f"({' + '.join(shown)}) / 1,000,000",
+        source=source,
+        notes=notes,
     )
-    source = f"{price.source} ({price.day}; {price.since})"
-    return ApiPrice(id=model, name=price.name, usd_per_request=usd, words=words, source=source)
 
 
 @cache
@@ -207,20 +248,34 @@ def _catalogue_version() -> str:
 
 
 @cache
-def _catalogue_price(model: str, input_tokens: int, output_tokens: int, on: date) -> Fraction:
+def _catalogue_price(
+    model: str, tokens: tuple[int, int, int], batch: bool, on: date
+) -> tuple[Fraction, tuple[str, ...]]:
+    """The catalogue's price, and which discounts it does not list: it then takes the full price without a word."""
     from genai_prices import Usage, calc_price
 
     known = [*dated_models(), *known_models()]
     provider, slash, name = model.partition("/")
     if not slash or provider not in _providers():
         raise UsageError(f"there is no API model {model!r}", remedy=f"{did_you_mean(model, known)} (or provider/model)")
-    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-    noon = datetime.combine(on, time(12), UTC)
+
+    def usd(cached: int, context: dict[str, str] | None) -> Fraction:
+        noon = datetime.combine(on, time(12), UTC)
+        usage = Usage(input_tokens=tokens[0], cache_read_tokens=cached, output_tokens=tokens[2])
+        price = calc_price(usage, name, provider_id=provider, genai_request_timestamp=noon, price_context=context)
+        return exact(price.total_price)
+
+    context = {"processing": "batch"} if batch else None
     try:
-        price = calc_price(usage, name, provider_id=provider, genai_request_timestamp=noon)
+        price = usd(tokens[1], context)
     except LookupError:
         raise UsageError(f"{_catalogue_version()} has no {model}", remedy=did_you_mean(model, known)) from None
-    return exact(price.total_price)
+    notes = []
+    if tokens[1] and price == usd(0, context):
+        notes.append(f"{model_name(model)}: no price of cached input is listed; it is counted as input.")
+    if batch and price == usd(tokens[1], None):
+        notes.append(f"{model_name(model)}: no batch price is listed; the standard one is used.")
+    return price, tuple(notes)
 
 
 @cache

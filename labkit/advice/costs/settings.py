@@ -1,83 +1,85 @@
 """The calculator's question: traffic, machine, throughput, prices. Checked here for every caller."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import date
-from typing import Any, Self
+from functools import cached_property
+from typing import Annotated, Any, Self, cast
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from labkit.advice.costs.checked import Checked, limits, quantity
-from labkit.advice.costs.prices import figures, find_instance
-from labkit.advice.costs.throughput import Throughput, article_throughput
+from labkit.advice.costs.prices import OWN, PURCHASES, OwnPrices, Purchase, exact, find_instance, models_like
+from labkit.advice.costs.throughput import ModelledReplica, Throughput, modelled, modelled_models, modelled_replicas
 from labkit.errors import UsageError, did_you_mean, require
-from labkit.files import runs_path
 
 HOURS = 24.0
-DEFAULT_API = (
-    "anthropic/claude-sonnet-5-5",
-    "openai/gpt-5.4-nano",
-    "huggingface_nebius/meta-llama/Llama-3.1-8B-Instruct",
-    "aws/meta.llama3-1-8b-instruct-v1:0",
-    "article/claude-3.5-sonnet",
-)
+MODEL, INSTANCE = "llama-3.1-8b", "rented-h100"
+SMALL_CLOSED = ("openai/gpt-6-luna", "openai/gpt-5.4-nano")
+# Requests of each hour over those of the busiest; assumptions: take your own log's counts where you have them.
+LOADS: Mapping[str, tuple[float, ...]] = {
+    "flat": (),
+    "office": (0.1,) * 8 + (1.0,) * 10 + (0.1,) * 6,
+    "day": tuple(round(0.6 + 0.4 * math.cos(2 * math.pi * (hour - 14) / 24), 3) for hour in range(24)),
+    "nights": (1.0,) * 6 + (0.0,) * 16 + (1.0,) * 2,
+}
+ROOM = 0.8
+"""Largest share of the GPUs' memory that the weights may take: vLLM uses 0.9 of it, and the KV cache needs room."""
+
+
+def _names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value or ()
+
+
+def _hours(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        value = LOADS[value] if value in LOADS else _names(value.strip("[]"))
+    return tuple(float(hour) for hour in value or ())
+
+
+def _day(value: Any) -> date:
+    return value if isinstance(value, date) else date.fromisoformat(str(value))
 
 
 class CostSettings(Checked):
     """One question to the calculator.
 
-    Traffic is `requests_per_s` or `tokens_per_day`, one of the two. `api`: models to compare with, the first one for
-    the break-even. `prices_on`: the day whose prices count. UsageError: what cannot be, with number and remedy.
+    Traffic is `requests_per_s` or `tokens_per_day`, one of the two; `hourly_load` distributes it over a day (24 numbers
+    or a name of LOADS). `throughput` None: the modelled GPU's for `model`. `api`: models to compare with, the first one
+    for the break-even; `own` is the one at the user's prices. `prices_on`: the day whose prices count.
+    UsageError: what cannot be, with number and remedy.
     """
 
-    requests_per_s: float | None = quantity(
-        0, 1e7, "requests/s", "mean arrivals a second in the hours in which requests come"
-    )
-    tokens_per_day: float | None = quantity(0, 1e15, "tokens", "tokens a day, read and written together; needs the mix")
-    input_tokens: int | None = quantity(
-        0, 1e7, "tokens a request", "tokens that a request brings: prompt, documents, history"
-    )
-    output_tokens: int | None = quantity(
-        0, 1e7, "tokens a request", "tokens that a request has written for it: the answer"
-    )
+    requests_per_s: float | None = quantity(0, 1e7, "requests/s", "mean arrivals a second while requests come")
+    tokens_per_day: float | None = quantity(0, 1e15, "tokens", "input and output tokens a day; needs the mix")
+    input_tokens: int | None = quantity(0, 1e7, "tokens a request", "input: prompt, documents, history")
+    output_tokens: int | None = quantity(0, 1e7, "tokens a request", "output: the answer")
+    cached_input: float = quantity(0, 1e7, "share, or tokens above 1", "input that is read from the prompt cache", 0.0)
+    batch: bool = False
+    hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = ()
     hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which requests come", HOURS)
     peak_factor: float = quantity(1, 1000, "x", "arrivals in the busiest minutes, as a multiple of the mean", 1.0)
-    buffer: float = quantity(
-        0, 100, "share of the peak", "capacity held in reserve above the peak, for bursts and failures", 0.0
-    )
+    buffer: float = quantity(0, 100, "share of the peak", "capacity held above the peak, for bursts and failures", 0.0)
     instance: str
-    usd_per_hour: float | None = quantity(
-        0, 1e6, "$/h of one machine", "your own price of an hour; without it the price list's"
-    )
-    paid_hours_per_day: float = quantity(
-        0.01, HOURS, "h", "hours a day in which the machines are switched on, and paid", HOURS
-    )
+    purchase: Purchase = "on_demand"
+    usd_per_hour: float | None = quantity(0, 1e6, "$/h of one machine", "your own price; without it the price list's")
+    paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which machines run and are paid", HOURS)
     min_instances: int = quantity(1, 1e6, "machines", "machines at least: two survive the loss of one", 1)
-    throughput: Throughput
-    model_gb: float = quantity(
-        0, 1e6, "GB", "size of the weights, which every machine stores: 2 bytes a parameter in 16 bits", 0.0
-    )
-    storage_usd_per_gb_month: float = quantity(
-        0, 1000, "$/GB and month", "price of storing a gigabyte; an assumption", 0.0
-    )
+    model: str = MODEL
+    throughput: Throughput | None = None
+    tensor_parallel: int | None = quantity(1, 1024, "GPUs", "GPUs of one replica; without it the fewest that fit")
+    model_gb: float | None = quantity(0, 1e6, "GB", "size of the weights; without it the modelled model's, in 16 bits")
+    storage_usd_per_gb_month: float = quantity(0, 1000, "$/GB and month", "price of storage; an assumption", 0.0)
     engineering_hours_per_month: float = quantity(
-        0, 1e6, "h a month", "people's time to keep it running; an assumption", 0.0
+        0, 1e6, "h a month", "people's time to keep it running, without a rota on call; an assumption", 0.0
     )
     engineer_usd_per_hour: float = quantity(0, 1e5, "$/h", "what an hour of theirs costs; an assumption", 0.0)
-    api: tuple[str, ...] = DEFAULT_API
-    prices_on: date
-
-    @field_validator("api", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value or ()
-        return [part.strip() for part in value.split(",") if part.strip()]
-
-    @field_validator("prices_on", mode="before")
-    @classmethod
-    def _day(cls, value: Any) -> date:
-        return value if isinstance(value, date) else date.fromisoformat(str(value))
+    api: Annotated[tuple[str, ...], BeforeValidator(_names)]
+    api_input_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of input")
+    api_output_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of output")
+    api_cached_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of cached input")
+    prices_on: Annotated[date, BeforeValidator(_day)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,21 +98,140 @@ class CostSettings(Checked):
         )
         require(self.tokens_per_request > 0, "a request has 0 tokens", fix="set input_tokens or output_tokens above 0")
         require(
-            self.output_tokens != 0 or self.throughput.counts == "total",
-            "output_tokens is 0, and the throughput counts only tokens that are written",
-            fix="give the throughput as a total (throughput_counts=total)",
-        )
-        require(
             self.paid_hours_per_day >= self.hours_per_day,
             f"requests come in {self.hours_per_day:g} hours a day and the machines are paid for only "
             f"{self.paid_hours_per_day:g}",
             fix="raise paid_hours_per_day, or lower hours_per_day",
         )
-        price = find_instance(self.instance).price(self.prices_on)
-        known = price is not None or self.usd_per_hour is not None
-        require(known, f"the price of {self.instance!r} is not known", fix="set usd_per_hour")
+        require(
+            self.cached_tokens <= (self.input_tokens or 0),
+            f"cached_input is {self.cached_input:g} tokens of {self.input_tokens}",
+            fix="give a share from 0 to 1, or tokens up to input_tokens",
+        )
+        self._check_load()
+        self._check_machine()
         require(len(self.api) > 0, "there is no API to compare with", fix="set api to one model or more")
         return self
+
+    def _check_load(self) -> None:
+        load = self.hourly_load
+        if not load:
+            return
+        require(
+            len(load) == HOURS and min(load) >= 0 and 0 < sum(load) < math.inf,
+            f"hourly_load has {len(load)} numbers with a sum of {sum(load):g}",
+            fix=f"give 24 of 0 and more, one above 0, or a name: {', '.join(LOADS)}",
+        )
+        require(
+            self.hours_per_day == self.paid_hours_per_day == HOURS,
+            "hourly_load says when requests come, and hours_per_day or paid_hours_per_day says so, too",
+            fix="leave both at 24; an hour without requests is a 0 in hourly_load",
+        )
+
+    def _check_machine(self) -> None:
+        instance = find_instance(self.instance)
+        if self.usd_per_hour is None and instance.price(self.prices_on, self.purchase) is None:
+            known = [name for name in PURCHASES if instance.price(self.prices_on, name)]
+            raise UsageError(
+                f"the price of {self.instance!r} {self.purchase} is not known",
+                remedy="set usd_per_hour" + (f", or purchase to {' or '.join(known)}" if known else ""),
+            )
+        used = self.used_throughput
+        require(
+            self.output_tokens != 0 or used.counts == "total",
+            "output_tokens is 0, and the throughput counts only tokens that are written",
+            fix="give the throughput as a total (throughput_counts=total)",
+        )
+        require(
+            not (used.gpu and instance.gpus) or used.gpu == instance.gpu,
+            f"the throughput is of {used.gpu} and {self.instance} has {instance.gpu}: {used.label}",
+            fix="measure or enter it for this machine, or name one with that GPU",
+        )
+        require(
+            not (used.machine and instance.gpus) or used.gpus > 0,
+            f"the throughput was measured without a GPU ({used.machine}) and {self.instance} has {instance.gpu}",
+            fix="set instance to a machine like the one that was measured, such as m7g.large",
+        )
+        if not instance.gpus:
+            return
+        gpus, most = self.replica_gpus, instance.most or instance.gpus
+        require(
+            gpus <= most,
+            f"a replica takes {gpus} GPUs and {self.instance} has {most}",
+            fix="take a machine with more or larger GPUs, or a smaller tensor_parallel or model_gb",
+        )
+        weights, memory = self.weights_gb, gpus * instance.gpu_gb
+        require(
+            weights < memory,
+            f"{weights:g} GB of weights do not fit into {gpus} x {instance.gpu_gb:g} GB",
+            fix="raise tensor_parallel, or take larger GPUs",
+        )
+        require(
+            used.gpus == 0 or used.gpus % gpus == 0,
+            f"the throughput is of {used.gpus} GPUs and a replica takes {gpus}",
+            fix="measure a replica of that size, or set tensor_parallel to what was measured",
+        )
+
+    @cached_property
+    def modelled_replica(self) -> ModelledReplica | None:
+        """The replica of the modelled GPU whose throughput counts; None where one was measured or entered."""
+        if self.throughput is not None:
+            return None
+        replicas, card = modelled_replicas(self.model), find_instance(self.instance).card
+        for replica in replicas:
+            if replica.card == card and self.tensor_parallel in (None, replica.tensor_parallel):
+                return replica
+        known = ", ".join(f"{row.tensor_parallel} x {row.card}" for row in replicas)
+        size = f" with tensor_parallel={self.tensor_parallel}" if self.tensor_parallel else ""
+        raise UsageError(
+            f"no throughput is known for {self.model} on {self.instance}{size}",
+            remedy="measure it (throughput_from: labkit load's JSON or a record), or enter throughput_tokens_per_s; "
+            + (f"modelled are {known}" if known else f"modelled models: {did_you_mean(self.model, modelled_models())}"),
+        )
+
+    @cached_property
+    def used_throughput(self) -> Throughput:
+        """The throughput that counts: measured or entered, else modelled for these requests."""
+        replica = self.modelled_replica
+        if replica is None:
+            return cast(Throughput, self.throughput)
+        gpu = find_instance(self.instance).gpu
+        return modelled(replica, gpu, self.input_tokens or 0, self.output_tokens or 0, self.cached_tokens)
+
+    @property
+    def weights_gb(self) -> float:
+        """The weights of one replica in GB; 0 where nothing is known of them."""
+        if self.model_gb is not None:
+            return self.model_gb
+        replica = self.modelled_replica
+        return replica.weights_gb if replica else 0.0
+
+    @property
+    def replica_gpus(self) -> int:
+        """GPUs of one replica: set, modelled, or the fewest (1, 2, 4 ...) whose memory has ROOM for the weights."""
+        if self.tensor_parallel:
+            return self.tensor_parallel
+        if replica := self.modelled_replica:
+            return replica.tensor_parallel
+        gpus, room_gb = 1, ROOM * find_instance(self.instance).gpu_gb
+        while room_gb and gpus * room_gb < self.weights_gb:
+            gpus *= 2
+        return gpus
+
+    @property
+    def cached_tokens(self) -> int:
+        """Input tokens of a request that are read from the cache."""
+        return round(self.cached_input * (self.input_tokens or 0) if self.cached_input <= 1 else self.cached_input)
+
+    @property
+    def own_prices(self) -> OwnPrices | None:
+        """The API's prices that were entered, or None."""
+        given = (self.api_input_usd_per_million, self.api_output_usd_per_million, self.api_cached_usd_per_million)
+        if given[0] is None or given[1] is None:
+            return None
+        return OwnPrices(
+            input=exact(given[0]), output=exact(given[1]), cached=None if given[2] is None else exact(given[2])
+        )
 
     @classmethod
     def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
@@ -118,7 +239,9 @@ class CostSettings(Checked):
         if name == "prices_on":
             return UsageError(f"prices_on is {value!r}, not a day", remedy="write it as 2026-11-24")
         if name not in NUMBERS:
-            return UsageError(f"{name} is {value!r}", remedy="labkit cost --json shows every setting with a value")
+            known = {"purchase": PURCHASES, "hourly_load": [*LOADS, "24 numbers"], "batch": ("yes", "no")}.get(name)
+            fix = f"use one of: {', '.join(known)}" if known else "labkit cost --json shows every setting with a value"
+            return UsageError(f"{name} is {value!r}", remedy=fix)
         (low, high), meaning = limits(NUMBERS[name]), NUMBERS[name].description
         span = f"from {low:g} to {high:,.0f} ({NUMBERS[name].title})"
         if kind in ("greater_than_equal", "less_than_equal"):
@@ -136,8 +259,9 @@ class CostSettings(Checked):
     def to_dict(self) -> dict[str, Any]:
         """All settings flat, as the command line and a notebook's `state` take them, without those that are not set."""
         flat = self.model_dump(mode="json", exclude={"throughput"})
-        flat |= {f"throughput_{name}": value for name, value in self.throughput.model_dump().items()}
-        return {name: value for name, value in flat.items() if value not in (None, "")}
+        throughput = self.throughput.model_dump() if self.throughput else {}
+        flat |= {f"throughput_{name}": value for name, value in throughput.items()}
+        return {name: value for name, value in flat.items() if value not in (None, "", [])}
 
     def to_json(self) -> str:
         """The settings as one line of JSON: paste it as the parameter `state`, or give it to a colleague."""
@@ -152,30 +276,16 @@ SETTINGS = [
 ]
 
 
-def article() -> CostSettings:
-    """The article's own example: a p4d at its price and its throughput, all tokens of one mix, nothing added."""
-    article_figures = figures()
-    return CostSettings(
-        tokens_per_day=article_figures.break_even_claude[0],
-        input_tokens=1,
-        output_tokens=1,
-        instance=article_figures.instance,
-        usd_per_hour=float(article_figures.usd_per_hour),
-        throughput=article_throughput(),
-        api=("article/claude-3.5-sonnet", "article/gpt-4o", "article/gpt-4o-mini"),
-        prices_on=date.today(),
-    )
-
-
 def default(*, prices_on: date | None = None, throughput: Throughput | None = None) -> CostSettings:
-    """A small service to begin with, on the newest throughput that was measured under runs/, or the article's."""
-    instance, model_gb = figures().instance, figures().model_gb
-    if (throughput and throughput.measured) or (not throughput and runs_path().is_dir()):
-        from labkit.advice.costs.measured import find, measured_instance, measured_model_gb
+    """A small service to begin with: an 8B on one modelled H100 against hosted models of its class.
 
-        throughput = throughput or find(runs_path())
-        if throughput:
-            instance, model_gb = measured_instance(throughput), measured_model_gb(throughput) or model_gb
+    With a `throughput`: on the machine of the price list that is nearest to the one it was measured on.
+    """
+    instance, model_gb = INSTANCE, None
+    if throughput:
+        from labkit.advice.costs.measured import measured_instance, measured_model_gb
+
+        instance, model_gb = measured_instance(throughput), measured_model_gb(throughput)
     return CostSettings(
         requests_per_s=2.0,
         input_tokens=600,
@@ -183,8 +293,9 @@ def default(*, prices_on: date | None = None, throughput: Throughput | None = No
         peak_factor=2.0,
         buffer=0.2,
         instance=instance,
-        throughput=throughput or article_throughput(),
+        throughput=throughput,
         model_gb=model_gb,
+        api=api_like(MODEL),
         storage_usd_per_gb_month=0.08,
         engineering_hours_per_month=10.0,
         engineer_usd_per_hour=100.0,
@@ -195,20 +306,40 @@ def default(*, prices_on: date | None = None, throughput: Throughput | None = No
 def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -> CostSettings:
     """`start` (by default `default()`) with the values of `given`: settings by name, `state` (JSON or a mapping) first.
 
-    `throughput_from` reads a record or folder. UsageError: an unknown name, a wrong type, what cannot be.
+    `throughput_from` reads a record or a folder; "modelled" takes the modelled GPU's. A machine that is not named
+    follows what was measured. UsageError: an unknown name, a wrong type, what cannot be.
     """
     values = dict(given)
     state = _state(values.pop("state", None))
-    if state:  # what an exported question does not set, such as a price of its own, it has not
-        start = settings_from({"usd_per_hour": None, **state}, start)
+    if state:  # what an exported question does not set, it has not
+        blank = dict.fromkeys(name for name in NUMBERS if name.startswith(("usd_", "tensor_", "model_", "api_")))
+        start = settings_from({**blank, "throughput_from": "modelled", **state}, start)
     for name in values:
         if name not in SETTINGS:
             raise UsageError(f"the cost calculator has no setting {name!r}", remedy=did_you_mean(name, SETTINGS))
-    throughput = _throughput(values, start)
     changes = {name: value for name, value in values.items() if name in CostSettings.model_fields}
-    if throughput is not None:
+    throughput = _throughput(values, start)
+    if throughput is not None or "throughput_from" in values:
         changes["throughput"] = throughput
-    return (start or default(throughput=throughput)).changed(**_one_traffic(changes))
+    if throughput is not None and "throughput_from" in values and "instance" not in values:
+        nearest = default(throughput=throughput)
+        changes = {"instance": nearest.instance, "model_gb": nearest.model_gb, "tensor_parallel": None, **changes}
+    start = start or default()
+    return start.changed(**_api(_one_traffic(changes), start))
+
+
+def api_like(model: str) -> tuple[str, ...]:
+    """What a model is compared with: hosted ones of its size first, then small closed ones."""
+    return (*models_like(model), *SMALL_CLOSED)
+
+
+def _api(changes: dict[str, Any], start: CostSettings) -> dict[str, Any]:
+    """Where no list of APIs is given, it is that of another model, and own prices come first."""
+    if "api" in changes:
+        return changes
+    others = api_like(str(changes["model"])) if "model" in changes else start.api
+    own = (OWN,) if changes.get("api_input_usd_per_million") not in (None, "") else ()
+    return {**changes, "api": (*own, *(model for model in others if model not in own))}
 
 
 def _one_traffic(changes: dict[str, Any]) -> dict[str, Any]:
@@ -222,17 +353,16 @@ def _one_traffic(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _throughput(values: Mapping[str, Any], start: CostSettings | None) -> Throughput | None:
-    """The throughput that is asked for; None to keep what there is."""
+    """The throughput that is asked for; None to keep what there is, or for the modelled one."""
     fields = {name: values[f"throughput_{name}"] for name in Throughput.model_fields if f"throughput_{name}" in values}
     if "tokens_per_s" in fields:  # a new figure: nothing of the old one holds any more
         return Throughput(**fields)
-    if start and fields and "throughput_from" not in values:
-        return start.throughput.changed(**fields)
-    if not fields and "throughput_from" not in values:
-        return None
+    where = str(values.get("throughput_from", "modelled"))
+    if where == "modelled":
+        return start.throughput.changed(**fields) if start and start.throughput and fields else None
     from labkit.advice.costs.measured import measured
 
-    return measured(str(values.get("throughput_from", ""))).changed(**fields)
+    return measured(where).changed(**fields)
 
 
 def _state(state: Any) -> dict[str, Any]:

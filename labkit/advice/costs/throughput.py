@@ -1,22 +1,25 @@
-"""Throughput as the calculator takes it: entered, the article's, or measured (see `measured.py`)."""
+"""Throughput as the calculator takes it: modelled (data/modelled_throughput.json), entered, or measured."""
 
+from collections.abc import Sequence
+from datetime import date
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field
 
 from labkit.advice.costs.checked import Checked
-from labkit.advice.costs.prices import figures
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
+from labkit.files import Frozen, data_path, read_yaml
 
 Counts = Literal["output", "total"]
 ENTERED = "entered, not measured"
 
 
 class Throughput(Checked):
-    """Tokens/s of `gpus` GPUs (0: of a whole machine, whatever is in it), with their interval where measured.
+    """Tokens/s of `gpus` GPUs (0: of a whole machine, whatever is in it), with their interval where there is one.
 
     `counts`: output tokens only, or input tokens as well ("total"): two very different figures of the same machine.
-    `label` says where it is from, `machine` on what it was measured.
+    `label` says where it is from, `machine` on what it was measured, `gpu` of which GPU it is ("": not known).
     """
 
     tokens_per_s: float = Field(gt=0, strict=True)
@@ -24,15 +27,18 @@ class Throughput(Checked):
     high: float | None = Field(default=None, gt=0, strict=True)
     counts: Counts = "output"
     gpus: int = Field(default=0, ge=0, le=1024, strict=True)
+    gpu: str = ""
     label: str = ENTERED
     measured: bool = False
     machine: str = ""
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """The interval's ends; twice the value where there is no interval."""
-        low = self.tokens_per_s if self.low is None else min(self.low, self.tokens_per_s)
-        return low, self.tokens_per_s if self.high is None else max(self.high, self.tokens_per_s)
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval's ends, around the value; None where no interval is known."""
+        if self.low is None and self.high is None:
+            return None
+        ends = [self.tokens_per_s, *(end for end in (self.low, self.high) if end is not None)]
+        return min(ends), max(ends)
 
     @classmethod
     def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
@@ -49,8 +55,94 @@ class Throughput(Checked):
         return UsageError(f"throughput_{name} is {value!r}, not a number", remedy="give it a number above 0")
 
 
-def article_throughput() -> Throughput:
-    """The article's figure for a p4d: the fallback where nothing has been measured."""
-    article = figures()
-    label = f"the article's figure ({article.tokens_per_hour:,} tokens an hour on {article.gpus} GPUs), not measured"
-    return Throughput(tokens_per_s=article.tokens_per_hour / 3600, counts="total", gpus=article.gpus, label=label)
+class Mix(Frozen):
+    """One point of the modelled GPU: a closed loop of requests of one length."""
+
+    input_tokens: int
+    output_tokens: int
+    requests_per_s: float
+
+
+class ModelledReplica(Frozen):
+    """One replica of a model on `tensor_parallel` modelled cards, and the seconds of it that a request takes.
+
+    A request takes prefill x computed input + output x (decode + context x (input + output / 2)): each output token is
+    a step that all running requests share, and the longer their contexts, the fewer run and the more each reads.
+    `error`: of the modelled capacity against real cards, `fit_error`: of this formula against `points`; both the worst.
+    """
+
+    model: str
+    card: str
+    tensor_parallel: int
+    weights_gb: float
+    source: str
+    warnings: tuple[str, ...]
+    error: float
+    fit_error: float
+    prefill_s: float
+    decode_s: float
+    context_s: float
+    points: tuple[Mix, ...]
+
+    def request_s(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+        """Seconds of the replica's time for one request."""
+        decode_s = self.decode_s + self.context_s * (input_tokens + output_tokens / 2)
+        return self.prefill_s * (input_tokens - cached_tokens) + output_tokens * decode_s
+
+
+class _Table(Frozen):
+    vllm: str
+    date: date
+    concurrency: int
+    requests: int
+    max_model_len: int
+    rows: tuple[ModelledReplica, ...]
+
+
+@cache
+def _table() -> _Table:
+    return read_yaml(data_path("modelled_throughput.json"), _Table, remedy="renew it: make modelled-throughput")
+
+
+def modelled_models() -> Sequence[str]:
+    """The models of the table."""
+    return list(dict.fromkeys(row.model for row in _table().rows))
+
+
+@cache
+def modelled_replicas(model: str) -> tuple[ModelledReplica, ...]:
+    """The replicas of a model, the smallest first."""
+    return tuple(sorted((row for row in _table().rows if row.model == model), key=lambda row: row.tensor_parallel))
+
+
+def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_tokens: int, cached: int) -> Throughput:
+    """The replica's throughput for requests of one length, with the model's error as its interval."""
+    table, total = _table(), input_tokens + output_tokens
+    require(
+        total <= table.max_model_len,
+        f"a request has {total:,} tokens; the modelled GPU was run with {table.max_model_len:,} at most",
+        fix="measure the throughput, or enter it (throughput_tokens_per_s)",
+    )
+    counted = output_tokens or total
+    rate = counted / replica.request_s(input_tokens, output_tokens, cached)
+    error = replica.error + replica.fit_error
+    gpus = f"{replica.tensor_parallel} x {replica.card}" if replica.tensor_parallel > 1 else replica.card
+    return Throughput(
+        tokens_per_s=rate,
+        low=rate / (1 + error),
+        high=rate / (1 - error),
+        counts="output" if output_tokens else "total",
+        gpus=replica.tensor_parallel,
+        gpu=gpu,
+        label=f"modelled: {replica.model} on {gpus}, {table.concurrency} requests at a time, vLLM {table.vllm}, "
+        f"{table.date}; off by up to {error:.0%}",
+    )
+
+
+def outside(replica: ModelledReplica, input_tokens: int, output_tokens: int) -> bool:
+    """Whether a request is shorter or longer than all that were modelled."""
+    reads, writes = (
+        {point.input_tokens for point in replica.points},
+        {point.output_tokens for point in replica.points},
+    )
+    return not (min(reads) <= input_tokens <= max(reads) and min(writes) <= output_tokens <= max(writes))

@@ -1,36 +1,127 @@
-"""The text of `labkit cost`: the answer first, then the APIs, then every sum."""
+"""The answer for a terminal, and as plain data: `labkit cost` and `labkit cost --json`."""
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
-from labkit.advice.costs.calculate import CostResult
-from labkit.advice.costs.explain import millions
-from labkit.advice.costs.prices import show_usd
+from labkit.advice.costs.calculate import ApiCost, CostResult
+from labkit.advice.costs.explain import explain
+from labkit.advice.costs.machines import Fleet, fleet
+from labkit.advice.costs.prices import PURCHASES, exact, find_instance, millions, rounded, show_usd
+from labkit.advice.costs.sensitivity import flips
+from labkit.advice.costs.settings import CostSettings
 
 
 def text(result: CostResult) -> str:
-    """The answer for a terminal."""
-    sums = [f"  {line}" for line in result.lines]
+    """The answer first, then the APIs, what would change it, and every sum."""
+    changed = [f"  {flip}" for flip in flips(result.settings)] or ["  no single setting, up to 20 times less or more"]
+    sums = [f"  {line}" for line in explain(result)]
     notes = [f"Note: {warning}" for warning in result.warnings]
-    return "\n".join([headline(result), "", *_apis(result), "", "The sums:", *sums, *notes])
+    blocks = [
+        result.headline,
+        _bought(result),
+        result.compared,
+        "",
+        *_apis(result),
+        "",
+        "What would flip it:",
+        *changed,
+    ]
+    return "\n".join([*blocks, "", "The sums:", *sums, *notes])
 
 
-def headline(result: CostResult) -> str:
-    """The cost of hosting in one sentence."""
-    hosted, settings = result.hosted, result.settings
-    per_million, low, high = (fleet.usd_per_million_tokens for fleet in (hosted, result.cheapest, result.dearest))
-    interval = "" if low is None or high is None or low == high else f" ({show_usd(low)} to {show_usd(high)})"
-    token_price = "" if per_million is None else f", {show_usd(per_million)} per 1M tokens{interval}"
-    gpus = f" ({hosted.gpus:,} GPUs)" if hosted.gpus else ""
-    return (
-        f"Hosting: {hosted.machines:,} x {settings.instance}{gpus}, {float(hosted.utilisation):.1%} busy: "
-        f"{show_usd(hosted.usd_per_day)} a day, {show_usd(hosted.usd_per_month)} a month{token_price}"
-    )
+def to_json(result: CostResult) -> dict[str, Any]:
+    """Plain data for scripts and records. What is not known, an interval or a price, is null."""
+    low, high = _fleet_json(result.cheapest), _fleet_json(result.dearest)
+    known = result.has_interval
+    bounded = ("usd_per_day", "usd_per_million_tokens", "machines")
+    ends = {f"{name}_interval": [low[name], high[name]] if known else None for name in bounded}
+    crossing, bounds = result.against.break_even, [_tokens(bound) for bound in result.against.break_even_bounds]
+    used = result.settings.used_throughput
+    return {
+        "self_hosted": _fleet_json(result.hosted) | ends,
+        "purchase": purchases(result.settings),
+        "throughput": {"label": used.label, "measured": used.measured, "tokens_per_s": used.tokens_per_s},
+        "api": [_api_json(api) for api in result.api],
+        "compared": result.compared,
+        "break_even_tokens_per_day": _tokens(crossing.first),
+        "break_even_for_good_tokens_per_day": _tokens(crossing.for_good),
+        "break_even_interval": bounds if known else None,
+        "flips": [flip.to_json() for flip in flips(result.settings)],
+        "lines": list(explain(result)),
+        "warnings": list(result.warnings),
+        "settings": result.settings.to_dict(),
+    }
+
+
+def purchases(settings: CostSettings) -> list[dict[str, Any]]:
+    """The machine on demand, on the spot market and reserved: what an hour costs, and the day; null: not known."""
+    instance, rows = find_instance(settings.instance), []
+    for purchase in PURCHASES:
+        price = instance.price(settings.prices_on, purchase)
+        row: dict[str, Any] = {"purchase": purchase, "usd_per_hour": None, "usd_per_day": None, "source": None}
+        if price:
+            day = fleet(settings.changed(purchase=purchase, usd_per_hour=None)).usd_per_day
+            row |= {"usd_per_hour": float(price.usd_per_hour), "usd_per_day": _float(day, 2), "source": price.words}
+        rows.append(row)
+    return rows
+
+
+def _bought(result: CostResult) -> str:
+    rows = purchases(result.settings)
+    if not any(row["usd_per_hour"] for row in rows):
+        return f"No price of {result.settings.instance} is listed."
+    days = [
+        "not known" if row["usd_per_day"] is None else f"{show_usd(exact(row['usd_per_day']))} a day" for row in rows
+    ]
+    names = (row["purchase"].replace("_", " ") for row in rows)
+    return "By the price list: " + ", ".join(f"{name} {day}" for name, day in zip(names, days, strict=True))
 
 
 def _apis(result: CostResult) -> Iterator[str]:
     width = max(len(api.price.name) for api in result.api)
     for api in result.api:
         costs = f"{show_usd(api.usd_per_day):>12} a day {show_usd(api.usd_per_million_tokens):>10} per 1M"
-        first = api.break_even.first
+        first, (low, high) = api.break_even.first, api.break_even_bounds
         pays = "hosting never pays" if first is None else f"hosting pays from {millions(first)} tokens a day on"
+        if result.has_interval and low != high:
+            ends = ["never" if end is None else millions(end) for end in (low, high)]
+            pays += f" ({ends[0]} to {ends[1]})"
         yield f"  {api.price.name:<{width}} {costs}   {pays}"
+
+
+def _api_json(api: ApiCost) -> dict[str, Any]:
+    """Dollars to the cent, of a request to a billionth and of a million tokens to a millionth."""
+    return {
+        "model": api.price.id,
+        "name": api.price.name,
+        "usd_per_request": _float(api.price.usd_per_request, 9),
+        "usd_per_day": _float(api.usd_per_day, 2),
+        "usd_per_month": _float(api.usd_per_month, 2),
+        "usd_per_million_tokens": _float(api.usd_per_million_tokens, 6),
+        "break_even_tokens_per_day": _tokens(api.break_even.first),
+        "source": api.price.source,
+    }
+
+
+def _fleet_json(hosted: Fleet) -> dict[str, Any]:
+    per_million = hosted.usd_per_million_tokens
+    return {
+        "usd_per_day": _float(hosted.usd_per_day, 2),
+        "usd_per_month": _float(hosted.usd_per_month, 2),
+        "usd_per_million_tokens": _float(per_million, 6),
+        "machines": hosted.machines,
+        "machine_hours_per_day": _float(hosted.machine_hours, 2),
+        "gpus": hosted.gpus,
+        "replicas": hosted.replicas,
+        "utilisation": _float(hosted.utilisation, 6),
+    }
+
+
+def _float(value: Fraction | None, digits: int) -> float | None:
+    return None if value is None else float(rounded(value, digits))
+
+
+def _tokens(value: Fraction | None) -> int | None:
+    return None if value is None else math.ceil(value)

@@ -1,102 +1,124 @@
 """What is audited: deployments with their fractions, shares and models, and the GPUs; in Python or as YAML."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
-from labkit.errors import UsageError, require
-from labkit.files import GPU_BLOCK_SIZE, Frozen, position, read_yaml
+from labkit.advice.fractions.cluster import (
+    GIB,
+    MOST_GPUS,
+    AboveZero,
+    Card,
+    Cluster,
+    Entry,
+    FromZero,
+    Gpus,
+    Scheduling,
+    memory_gib_of,
+)
+from labkit.errors import LabkitError, UsageError, require, shortened
+from labkit.files import GPU_BLOCK_SIZE, position, read_yaml
 from labkit.models import EMBEDDED, Architecture, architecture, resolve
 from labkit.models.examples import example_models
 from labkit.theory import kv_size
-from labkit.theory.kv_pool import pool_of
+from labkit.theory.kv_pool import type_bytes
+from labkit.theory.nodes import Strategy
 
-GIB = 2**30
 SERVED_BYTES = 2  # vLLM's dtype auto serves float32 weights in 16 bits
 # Assumptions, since only a start can tell: CUDA's context, activations and graphs of a vLLM engine; the context of any
 # other process that computes on a GPU. `other_gib` replaces them by what your own log or nvidia-smi says.
 ENGINE_OTHER_GIB, PLAIN_OTHER_GIB = 3.0, 0.5
 
-FromZero = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+Ranks = Annotated[int, Field(ge=1, le=MOST_GPUS)]
+Bundles = Annotated[list[Annotated[float, Field(gt=0, le=MOST_GPUS)]], Field(min_length=1, max_length=MOST_GPUS)]
 
 
-class _Entry(Frozen):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_keys(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {key: value for key, value in values.items() if value is not None}
-
-
-class Gpus(_Entry):
-    """The GPUs of one node, all alike: memory of each, how many, and what other processes use on each of them."""
-
-    memory_gib: AboveZero
-    count: int = Field(default=1, ge=1, le=1024)
-    used_gib: FromZero = 0.0
-
-    @property
-    def total_bytes(self) -> int:
-        """The memory of one GPU."""
-        return round(self.memory_gib * GIB)
-
-    @property
-    def used_bytes(self) -> int:
-        """What other processes use of it."""
-        return round(self.used_gib * GIB)
-
-    @property
-    def free_share(self) -> float:
-        """The free share of a GPU's memory."""
-        return (self.total_bytes - self.used_bytes) / self.total_bytes
-
-
-class DeploymentEntry(_Entry):
-    """One Ray Serve deployment as the file has it. `num_gpus` is what each replica asks of Ray; `engine_share` the
-    engine's own gpu_memory_utilization, None where the replica runs no engine that takes a share up front.
+class DeploymentEntry(Entry):
+    """One Ray Serve deployment as the file has it. `num_gpus` is what each replica asks of Ray: its actor's number, or
+    a list with the GPUs of each bundle of its placement group. `engine_share`: the engine's own gpu_memory_utilization,
+    None where the replica runs no engine that takes a share up front.
 
     `model`: an example model's name, an embedded model, a folder or a config.json. `weight_gib` takes precedence over
-    the model's files. `max_model_len`: tokens, None: the model's own limit.
+    the model's files. `tensor_parallel`: the GPUs over which an engine is split, with a `num_gpus` up to 1 a bundle
+    for each. `max_model_len`: tokens, None: the model's own limit. `min_replicas`: where Serve scales up to `replicas`.
     """
 
-    name: str = ""
-    model: str | None = None
+    name: Annotated[str, Field(max_length=200)] = ""
+    model: Annotated[str, Field(max_length=4096)] | None = None
     weight_gib: AboveZero | None = None
-    num_gpus: FromZero
+    num_gpus: Annotated[float, Field(ge=0, le=MOST_GPUS)] | Bundles
+    tensor_parallel: Ranks | None = None
+    strategy: Strategy = "PACK"
+    accelerator_type: str | None = None
     engine_share: float | None = Field(default=None, gt=0, le=1)
-    replicas: int = Field(default=1, ge=1, le=1000)
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    min_replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
+    max_replicas_per_node: Count | None = None
     max_model_len: Count | None = None
     max_num_seqs: Count | None = None
+    kv_cache_dtype: Annotated[str, Field(max_length=40)] | None = None
     other_gib: FromZero | None = None
 
     @field_validator("name", mode="before")
     @classmethod
-    def _name_is_text(cls, name: Any) -> str:
-        return str(name)
+    def _name_is_text(cls, name: Any) -> Any:
+        return str(name) if isinstance(name, int | float) else name
 
 
 class Deployment(DeploymentEntry):
-    """A deployment with the architecture of its model, where that is known."""
+    """A deployment with the architecture of its model, where that is known; `unknown` says why its memory is not."""
 
     architecture: Architecture | None = Field(default=None, exclude=True)
+    unknown: str = Field(default="", exclude=True)
+
+    @property
+    def is_group(self) -> bool:
+        """Whether a replica is a placement group, whose bundles may lie on several nodes, in place of one actor."""
+        return isinstance(self.num_gpus, list) or ((self.tensor_parallel or 1) > 1 and self.num_gpus <= 1)
+
+    @property
+    def bundles(self) -> tuple[float, ...]:
+        """The GPUs of each bundle, or of the one actor."""
+        if isinstance(self.num_gpus, list):
+            return tuple(self.num_gpus)
+        return (self.num_gpus,) * (self.tensor_parallel or 1 if self.is_group else 1)
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """What a replica asks of each of its GPUs: a part of one, or 1."""
+        return tuple(min(1.0, asked) for asked in self.bundles for _ in range(max(1, int(asked))))
+
+    @property
+    def part(self) -> float:
+        """The smallest of its parts."""
+        return min(self.parts)
+
+    @property
+    def asks(self) -> str:
+        """`num_gpus` in words."""
+        if len(self.bundles) > 1 and len(set(self.bundles)) == 1:
+            return f"{len(self.bundles)} x {self.part:g}"
+        return " + ".join(f"{asked:g}" for asked in self.bundles)
 
     @property
     def valid(self) -> bool:
         """Whether Ray takes num_gpus: a part of one GPU, or whole ones."""
-        return self.num_gpus <= 1 or self.num_gpus == int(self.num_gpus)
+        return all(asked <= 1 or asked == int(asked) for asked in self.bundles)
 
     @property
     def gpus_each(self) -> int:
-        """The GPUs over which a replica is split (tensor parallel): num_gpus where it is whole, otherwise one."""
-        return max(1, int(self.num_gpus))
+        """The GPUs over which a replica is split (tensor parallel)."""
+        return len(self.parts)
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether it takes a share of each GPU when it starts, as vLLM does."""
+        return self.engine_share is not None
 
     @property
     def generates(self) -> bool:
@@ -111,44 +133,72 @@ class Deployment(DeploymentEntry):
         known = self.architecture
         if known is None or known.parameters is None:
             return None
-        return known.parameters * min(known.dtype_bytes, SERVED_BYTES)
+        if known.served_bytes is not None:
+            return known.served_bytes
+        return known.parameters * min(known.dtype_bytes, SERVED_BYTES)  # an example model, of which there is no file
 
     @property
-    def weight_bytes(self) -> int:
-        """The weights on each of its GPUs."""
-        return -(-(self.model_bytes or 0) // self.gpus_each)
+    def weight_bytes(self) -> int | None:
+        """The weights on each of its GPUs; None where they are not known."""
+        return None if self.model_bytes is None else -(-self.model_bytes // self.gpus_each)
 
     @property
     def besides_bytes(self) -> int:
         """What a replica takes on each GPU besides weights and cache."""
-        default = PLAIN_OTHER_GIB if self.engine_share is None else ENGINE_OTHER_GIB
+        default = ENGINE_OTHER_GIB if self.is_engine else PLAIN_OTHER_GIB
         return round((default if self.other_gib is None else self.other_gib) * GIB)
 
     @property
     def context_tokens(self) -> int:
         """The longest request, in tokens; 0 for a model that generates nothing."""
-        return self.max_model_len or (self.architecture.max_positions if self.architecture else 0)
+        known = self.architecture
+        return self.max_model_len or (known.default_length or known.max_positions if known else 0)
 
     @property
-    def least_bytes(self) -> int:
-        """What a replica needs on each GPU: weights, the rest of the process, and for an engine one request's cache."""
-        if self.engine_share is None or self.architecture is None:
-            return self.weight_bytes + self.besides_bytes
-        pool = pool_of(self.architecture, block_size=GPU_BLOCK_SIZE)
-        blocks = pool.blocks(self.context_tokens, in_flight_tokens=1) + kv_size.NULL_BLOCKS
-        # Fewer KV heads than GPUs are repeated, never split further.
-        split = min(self.gpus_each, self.architecture.kv_heads)
-        return self.weight_bytes + self.besides_bytes + -(-blocks * pool.bytes_per_block // split)
+    def least_bytes(self) -> int | None:
+        """What a replica needs on each GPU: weights, the rest of the process, and for an engine one request's cache.
+
+        None: the weights are not known.
+        """
+        if self.weight_bytes is None:
+            return None
+        least = self.weight_bytes + self.besides_bytes
+        if not self.is_engine or self.architecture is None:
+            return least
+        try:
+            plan = self.kv_plan(2**60)
+        except UsageError:  # its heads cannot be split over the GPUs: it will be refused when it starts
+            return least
+        return least + plan.bytes_per_sequence + plan.bytes_per_block  # the block is vLLM's placeholder
+
+    def kv_plan(self, kv_bytes: int) -> kv_size.KvPlan:
+        """Its KV cache in so many bytes on each GPU. UsageError: less than a block, heads that cannot be split."""
+        assert self.architecture is not None
+        return kv_size.describe(
+            self.architecture,
+            memory_bytes=kv_bytes,
+            block_size=GPU_BLOCK_SIZE,
+            max_model_len=self.context_tokens,
+            tensor_parallel=self.gpus_each,
+            kv_dtype_bytes=type_bytes(self.kv_cache_dtype) if self.kv_cache_dtype else None,
+        )
+
+    def rest_bytes(self, card: Card) -> int | None:
+        """What a running replica holds on such a card: an engine all of its share, whatever it uses of it."""
+        if self.engine_share is not None:
+            return -int(-card.total_bytes * self.engine_share // 1)
+        return None if self.weight_bytes is None else self.weight_bytes + self.besides_bytes
 
 
-class _Question(_Entry):
-    gpu: Gpus
+class _File(Entry):
+    gpu: Annotated[list[Gpus], Field(min_length=1)]
+    scheduling: Scheduling | None = None
     deployments: list[DeploymentEntry] = Field(default_factory=list)
 
 
 def read(
     path: Path, *, gpu: Mapping[str, Any] | None = None, default: Mapping[str, Any] | None = None
-) -> tuple[list[Deployment], Gpus]:
+) -> tuple[list[Deployment], Cluster]:
     """The deployments and GPUs of a YAML file (see `parse`); paths of models in it are relative to its folder."""
     require(path.exists(), f"there is no file {path}", fix="name a YAML file of deployments")
     return parse(read_yaml(path, Any, remedy="correct it"), gpu=gpu, default=default, folder=path.parent)
@@ -160,36 +210,56 @@ def parse(
     gpu: Mapping[str, Any] | None = None,
     default: Mapping[str, Any] | None = None,
     folder: Path = Path(),
-) -> tuple[list[Deployment], Gpus]:
-    """Deployments and GPUs from plain data; `gpu` takes precedence over the content, and the content over `default`.
+) -> tuple[list[Deployment], Cluster]:
+    """Deployments and GPUs from plain data; `gpu` takes precedence over the content, and `default` (this machine's
+    GPUs) holds where neither has a memory_gib.
 
-    `{"gpu": {"memory_gib", "count", "used_gib"}, "deployments": [{"name", "num_gpus", "model" or "weight_gib",
-    "engine_share", "replicas", "max_model_len", "max_num_seqs", "other_gib"}]}`
+    `{"gpu": {"memory_gib", "count", "nodes", "used_gib", "accelerator_type"} or a list of them, "scheduling",
+    "deployments": [{"name", "num_gpus", "model" or "weight_gib", "engine_share", ...}]}`, or a Ray Serve config or a
+    RayService as they are (see `serve_config`).
 
     UsageError: an unknown key, a missing one or a wrong value, with its place.
     """
-    if isinstance(content, Mapping) and isinstance(content.get("gpu") or {}, Mapping):
-        layers = [default or {}, content.get("gpu") or {}, gpu or {}]
-        merged = {key: value for layer in layers for key, value in layer.items() if value is not None}
-        content = {**content, "gpu": merged}
+    from labkit.advice.fractions import serve_config
+
+    left = serve_config.Left([], [])
+    unknown: Mapping[str, str] = {}
+    if serve_config.is_one(content):
+        content, unknown, left = serve_config.translated(content, folder)
+        rows = content["gpu"] if isinstance(content["gpu"], list) else [content["gpu"] or {}]
+        counted = all("count" in {**(default or {}), **row, **(gpu or {})} for row in rows)
+        require(counted, "a Serve config does not say how many GPUs there are", fix=GIVE_GPUS)
+    if not isinstance(content, Mapping):
+        raise UsageError(f"the file is {shortened(repr(content))}", remedy="write KEY: VALUE")
+    content = {**content, **_merged_gpus(content, gpu or {}, default or {})}
     try:
-        question = _Question.model_validate(content)
+        file = _File.model_validate(content)
     except ValidationError as error:
         raise _refusal(error, content) from None
-    gpus, fix = question.gpu, "list at least one under `deployments:`"
-    require(bool(question.deployments), "there are no deployments to audit", fix=fix)
-    used = f"gpu: used_gib is {gpus.used_gib:g} of {gpus.memory_gib:g} GiB: nothing is free"
-    require(gpus.used_gib < gpus.memory_gib, used, fix="stop what uses it, or take another")
-    deployments = [_resolved(entry, number, folder) for number, entry in enumerate(question.deployments, 1)]
+    cluster = Cluster(
+        rows=tuple(file.gpu),
+        scheduling=file.scheduling,
+        unread=tuple(left.unread),
+        without_gpu=tuple(left.without_gpu),
+    )
+    cluster.check()
+    nothing = "; ".join(["there are no deployments to audit", *left.unread, *cluster.on_cpus])
+    require(bool(file.deployments), nothing, fix="list at least one under `deployments:`")
+    deployments = [_resolved(entry, number, folder, unknown) for number, entry in enumerate(file.deployments, 1)]
     names = [deployment.name for deployment in deployments]
     twice = sorted({name for name in names if names.count(name) > 1})
-    require(not twice, f"two deployments are called {', '.join(twice)}", fix="give each its own name")
-    return deployments, gpus
+    require(not twice, f"two deployments are called {shortened(', '.join(twice))}", fix="give each its own name")
+    return deployments, cluster
 
 
-def as_yaml(deployments: Sequence[Deployment], gpus: Gpus) -> str:
+def as_yaml(deployments: Sequence[Deployment], cluster: Cluster) -> str:
     """The file that `labkit fractions` reads, for these deployments."""
-    content = {"gpu": gpus.model_dump(), "deployments": [as_entry(deployment) for deployment in deployments]}
+    rows = [row.model_dump(exclude_none=True, exclude={"nodes"} if row.nodes == 1 else None) for row in cluster.rows]
+    content = {
+        "gpu": rows[0] if len(rows) == 1 else rows,
+        **({"scheduling": cluster.scheduling} if cluster.scheduling else {}),
+        "deployments": [as_entry(deployment) for deployment in deployments],
+    }
     return str(yaml.safe_dump(content, sort_keys=False))
 
 
@@ -198,51 +268,99 @@ def as_entry(deployment: Deployment) -> dict[str, Any]:
     return deployment.model_dump(exclude_defaults=True)
 
 
+def _merged_gpus(content: Mapping[str, Any], asked: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """The GPUs (and scheduling) with what the caller says above the file, the card's memory, and this machine's."""
+    given = {key: value for key, value in asked.items() if value is not None}
+    scheduling = {"scheduling": given.pop("scheduling")} if "scheduling" in given else {}
+    gpu = content.get("gpu") or {}
+    rows = gpu if isinstance(gpu, list) else [gpu]
+    if not all(isinstance(row, Mapping) for row in rows):
+        return {"gpu": rows, **scheduling}
+    several = f"the file has {len(rows)} rows of GPUs: {', '.join(given)} cannot be said of all"
+    require(len(rows) == 1 or not given.keys() - {"memory_gib", "used_gib"}, several, fix="change it in the file")
+    merged = []
+    for row in rows:
+        new = {key: value for key, value in row.items() if value is not None} | given
+        card = new.get("accelerator_type")
+        if "memory_gib" not in new and isinstance(card, str) and (gib := memory_gib_of(card)) is not None:
+            new["memory_gib"] = gib
+        merged.append(new if "memory_gib" in new or card else {**default, **new})
+    return {"gpu": merged, **scheduling}
+
+
 def _refusal(error: ValidationError, content: Any) -> UsageError:
     """The first problem, unknown keys before all others: its place in the file, its value and what it should be."""
-    problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    steps, value = problem["loc"], problem["input"]
-    place = position(*steps) or "the file"
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    same = [problem for problem in problems if problem["loc"][:3] == problems[0]["loc"][:3]]
+    problem = max(same, key=lambda problem: len(problem["loc"]))  # of a number or a list: what is wrong in the list
+    steps = tuple(step for step in problem["loc"] if not isinstance(step, str) or not step.startswith(KINDS))
+    if len(content["gpu"]) == 1 and steps[:2] == ("gpu", 0):
+        steps = ("gpu", *steps[2:])
+    value, place = shortened(repr(problem["input"])), shortened(position(*steps)) or "the file"
     if problem["type"] == "extra_forbidden":
-        section: type[_Entry] = (_Question, Gpus, DeploymentEntry)[len(steps) - 1]
+        section: type[Entry] = _File if len(steps) == 1 else Gpus if steps[0] == "gpu" else DeploymentEntry
         return UsageError(f"there is no key called {place}", remedy=f"use {', '.join(section.model_fields)}")
     if problem["type"] == "missing":
-        return UsageError(f"there is no {place}", remedy="give it a value")
+        return UsageError(f"there is no {place}", remedy=GIVE_GPUS if steps[0] == "gpu" else "give it a value")
     if problem["type"] == "model_type":
-        return UsageError(f"{place} is {value!r}", remedy="write KEY: VALUE")
-    name = content["deployments"][steps[1]].get("name") if len(steps) == 3 else None
-    what = f"{name}: {steps[-1]} is {value!r} ({place})" if name else f"{place} is {value!r}"
-    return UsageError(what, remedy=problem["msg"].replace("Input should", "it should"))
+        return UsageError(f"{place} is {value}", remedy="write KEY: VALUE")
+    name = content["deployments"][steps[1]].get("name") if len(steps) > 2 and steps[0] == "deployments" else None
+    named = shortened(name) if isinstance(name, str) else None
+    what = f"{named}: {steps[2]} is {value} ({place})" if named else f"{place} is {value}"
+    return UsageError(what, remedy=problem["msg"].replace("Input should", "it should").removeprefix("Value error, "))
 
 
-def _resolved(entry: DeploymentEntry, number: int, folder: Path) -> Deployment:
+KINDS = ("float", "constrained-", "list[")  # pydantic's names of a union's members, which are no places in the file
+GIVE_GPUS = "name the GPUs: --gpu-gib N and --gpus N, --nodes N where there are several; or gpu: in the file"
+
+
+def _resolved(entry: DeploymentEntry, number: int, folder: Path, unknown: Mapping[str, str]) -> Deployment:
     name, model = entry.name or f"deployment {number}", entry.model
+    reason = unknown.get(name, "")
     given = model is not None or entry.weight_gib is not None
-    require(given, f"{name} has neither model nor weight_gib", fix="give one of the two")
-    known = None if model is None else _architecture(model, name, folder)
+    require(given or bool(reason), f"{name} has neither model nor weight_gib", fix="give one of the two")
+    known = None
+    try:
+        known = None if model is None else _architecture(model, name, folder)
+    except LabkitError:
+        if not reason:
+            raise
     deployment = Deployment(**{**dict(entry), "name": name, "architecture": known})
-    no_weights = f"{name}: no weights lie beside the config of {model}"
-    require(deployment.model_bytes is not None, no_weights, fix="give weight_gib too, or the whole folder")
+    if deployment.model_bytes is None:
+        no_weights = f"{name}: no weights lie beside the config of {model}"
+        require(bool(reason), no_weights, fix="give weight_gib too, or the whole folder")
+        deployment = deployment.model_copy(update={"unknown": reason})
+    ranks, gpus = entry.tensor_parallel, deployment.gpus_each
+    unequal = f"{name}: tensor_parallel is {ranks}, and a replica asks for {gpus} GPUs (num_gpus {deployment.asks})"
+    require(ranks in (None, gpus), unequal, fix="give as many bundles or GPUs as ranks")
     if known is not None and entry.engine_share is not None and not deployment.generates:
         raise UsageError(
             f"{name} has an engine_share, but a model of type {known.model_type} is {known.no_kv_cache}",
             remedy="leave engine_share out, or name a model that generates text",
         )
+    if entry.kv_cache_dtype is not None:
+        type_bytes(entry.kv_cache_dtype)
     has_length = not deployment.generates or deployment.context_tokens > 0
     require(has_length, f"{name}: its config names no longest request", fix="give max_model_len, in tokens")
     return deployment
 
 
+@cache
+def _examples() -> dict[str, Architecture]:
+    return example_models()
+
+
 def _architecture(model: str, name: str, folder: Path) -> Architecture:
-    examples = example_models()
+    examples = _examples()
     if model in examples:
         return examples[model]
     if model in EMBEDDED:
         return architecture(resolve(model))
     for path in (folder / model, Path(model).expanduser()):
-        if path.exists():
+        if "\0" not in model and path.exists():
             return architecture(path)
     known = ", ".join([*EMBEDDED, *examples])
     raise UsageError(
-        f"{name}: there is no model {model!r} here", remedy=f"use a folder, a config.json, or one of {known}"
+        f"{name}: there is no model {shortened(model)!r} here",
+        remedy=f"use a folder, a config.json, or one of {known}",
     )

@@ -4,6 +4,7 @@ auditor = show_auditor(state)      # `state`: YAML as `labkit fractions` reads i
 auditor.audit, auditor.state       # the audit and the question, in Python
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,22 +13,24 @@ import yaml
 from labkit.advice import fractions
 from labkit.advice.form import Form
 from labkit.display import LEAVE_ARROWS
-from labkit.errors import UsageError
+from labkit.files import parse_yaml
 from labkit.models import EMBEDDED
 from labkit.models.examples import example_models
 
 WIDE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
 # Key: (label, width in pixels, what the field is for)
 GPU_FIELDS = {
-    "memory_gib": ("Memory of a GPU (GiB)", 220, "All of it, as nvidia-smi says"),
-    "count": ("GPUs", 110, "On one node"),
+    "memory_gib": ("Memory of a GPU (GiB)", 220, "All of it, as nvidia-smi says; [24, 48] for unequal cards"),
+    "count": ("GPUs", 110, "On each node"),
+    "nodes": ("Nodes", 110, "Alike; empty: 1"),
     "used_gib": ("Used by others (GiB)", 210, "On each GPU, before anything of this starts"),
 }
 DEPLOYMENT_FIELDS = {
     "name": ("Name", 180, "Of the deployment"),
     "model": ("Model", 240, "An example or embedded model, a folder, a config.json; empty: its weights alone"),
     "weight_gib": ("or weights (GiB)", 200, "Goes before what the model's files say"),
-    "num_gpus": ("num_gpus", 140, "What each replica asks of Ray"),
+    "num_gpus": ("num_gpus", 200, "What each replica asks of Ray; [0.6, 0.6] for the bundles of a placement group"),
+    "tensor_parallel": ("Tensor parallel", 160, "GPUs over which an engine is split; empty: those it asks for"),
     "engine_share": ("Engine's share", 160, "gpu_memory_utilization; empty: no engine that takes a share"),
     "replicas": ("Replicas", 120, "Empty: 1"),
     "max_model_len": ("Longest request (tokens)", 240, "max_model_len; empty: the model's own limit"),
@@ -90,9 +93,10 @@ class FractionAuditor(Form[fractions.Audit]):
     def fill(self) -> None:
         import ipywidgets as widgets
 
-        content = yaml.safe_load(self.state)
+        content = self._question = yaml.safe_load(self.state)
+        several = isinstance(content["gpu"], list)  # unequal nodes: the text field has them
         for key, field in self.gpu.items():
-            field.value = _shown(content["gpu"].get(key))
+            field.value, field.disabled = "" if several else _shown(content["gpu"].get(key)), several
         self.rows = [
             {key: self._field(key, *shape, entry.get(key)) for key, shape in DEPLOYMENT_FIELDS.items()}
             for entry in content["deployments"]
@@ -136,7 +140,10 @@ class FractionAuditor(Form[fractions.Audit]):
         self.ask(lambda: fractions.audit(*fractions.parse(content())), fill=fill)
 
     def _content(self) -> dict[str, Any]:
-        return {"gpu": _values(self.gpu), "deployments": [_values(row) for row in self.rows]}
+        """The question in the fields, with what has none."""
+        gpu, entries = self._question["gpu"], self._question["deployments"]
+        rows = [_filled(entry, row) for entry, row in zip(entries, self.rows, strict=True)]
+        return {**self._question, "gpu": gpu if isinstance(gpu, list) else _filled(gpu, self.gpu), "deployments": rows}
 
     def _one_more(self) -> dict[str, Any]:
         content = self._content()
@@ -165,25 +172,25 @@ def show_auditor(state: str | Mapping[str, Any]) -> FractionAuditor:
 
 
 def _loaded(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"this is no YAML: {error}", remedy="paste what an auditor exported") from error
+    return parse_yaml(text, dict[str, Any], where="this", remedy="paste what an auditor exported")
 
 
 def _shown(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in the fields, without the empty ones."""
-    filled = {key: field.value.strip() for key, field in fields.items() if field.value.strip()}
-    return {key: value if key in TEXT else _number(value) for key, value in filled.items()}
+def _filled(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with what is in the fields, without the empty ones."""
+    values = {key: field.value.strip() for key, field in fields.items() if field.value.strip()}
+    kept = {key: value for key, value in entry.items() if key not in fields}
+    return kept | {key: value if key in TEXT else _number(value) for key, value in values.items()}
 
 
 def _number(text: str) -> object:
-    """A number as people write it, 1,200 or 0.5; other text stays, and is refused with its field's name."""
+    """A number as people write it, 1,200 or 0.5, or a list of them; other text stays, and is refused with its field."""
     try:
+        if text.startswith("["):
+            return json.loads(text)
         number = float(text.replace(",", ""))
     except ValueError:
         return text

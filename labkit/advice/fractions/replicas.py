@@ -4,119 +4,164 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from labkit.advice.fractions.deployments import Deployment, Gpus
+from labkit.advice.fractions.cluster import Card, Cluster
+from labkit.advice.fractions.deployments import Deployment
 from labkit.errors import UsageError
-from labkit.files import GPU_BLOCK_SIZE, Frozen
+from labkit.files import Frozen
 from labkit.theory import kv_size
-from labkit.theory.placement import best_fit
+from labkit.theory.nodes import Place, Request, place
 
 
 class Replica(Frozen):
     """One replica: the GPUs that Ray gives it (none: it waits), and what it finds there when it starts.
 
-    `rest_bytes`: what it holds on each of its GPUs once it runs. `free_bytes`: what it finds free, on the fullest of
-    them. `kv_tokens` and `at_full_length` (requests of the longest kind that fit at once): None where the model's
-    architecture is not known. `refused` says why it does not start; "" if it does, or is not placed.
+    `waits_on`: the node that Ray chose for it, though none of its GPUs has enough left. `rest_bytes` and `free_bytes`:
+    what it holds once it runs and what it finds free, on the tightest of its GPUs. `kv_tokens` and `at_full_length`
+    (requests of the longest kind that fit at once): None where weights or architecture are not known. `refused` says
+    why it does not start; "" if it does, or is not placed.
     """
 
     name: str
     deployment: Deployment
     gpus: tuple[int, ...]
-    rest_bytes: int
+    waits_on: int | None = None
+    rest_bytes: int | None
     free_bytes: int = 0
     kv_bytes: int = 0
     kv_tokens: int | None = None
     longest_tokens: int | None = None
     at_full_length: float | None = None
+    kv_notes: tuple[str, ...] = ()
     refused: str = ""
 
     @property
     def starts(self) -> bool:
-        """Placed, and enough memory is free when its turn comes."""
+        """Placed, and as far as is known enough memory is free when its turn comes."""
         return bool(self.gpus) and not self.refused
 
 
 class GpuAudit(Frozen):
-    """One GPU: the replicas that Ray puts there, the sum of their num_gpus, and the memory that all want at rest."""
+    """One GPU: the replicas that Ray puts there, the sum of their num_gpus, and the memory that all want at rest.
+
+    `unknown`: the replicas whose memory is not in the sum.
+    """
 
     index: int
+    node: int
     replicas: tuple[str, ...]
     num_gpus: float
     rest_bytes: int
     total_bytes: int
+    unknown: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """Whether all of it fits at rest."""
+        """Whether all of it that is known fits at rest."""
         return self.rest_bytes <= self.total_bytes
 
 
-def start_replicas(deployments: Sequence[Deployment], gpus: Gpus) -> Iterator[Replica]:
-    """Place all replicas as Ray does and start the placed ones in turn; each finds what those before it have left.
-
-    A replica that Ray refuses or leaves waiting has no GPUs.
-    """
+def placed(deployments: Sequence[Deployment], cluster: Cluster, *, packed: bool) -> list[tuple[Deployment, int, Place]]:
+    """Each replica with its number and where Ray puts it. A deployment that Ray refuses gets no GPU."""
     copies = [(deployment, n) for deployment in deployments for n in range(deployment.replicas)]
-    asked = [deployment.num_gpus if deployment.valid else 0.0 for deployment, _ in copies]
-    free = [gpus.total_bytes - gpus.used_bytes] * gpus.count
-    for (deployment, n), placed in zip(copies, best_fit(asked, gpus.count), strict=True):
-        name = f"{deployment.name}#{n}" if deployment.replicas > 1 else deployment.name
-        facts = _start(deployment, gpus, min(free[gpu] for gpu in placed)) if placed else {}
-        replica = Replica(
-            name=name, deployment=deployment, gpus=placed, rest_bytes=_rest_bytes(deployment, gpus), **facts
+    requests = [
+        Request(
+            bundles=deployment.bundles if deployment.valid else (0.0,),
+            strategy=deployment.strategy if deployment.is_group else None,
+            nodes=cluster.nodes_with(deployment.accelerator_type),
+            deployment=deployment.name,
+            per_node=deployment.max_replicas_per_node,
         )
-        for gpu in placed if replica.starts else ():
-            free[gpu] -= replica.rest_bytes
+        for deployment, _ in copies
+    ]
+    places = place(requests, cluster.gpus_per_node, packed=packed)
+    return [(deployment, n, where) for (deployment, n), where in zip(copies, places, strict=True)]
+
+
+def start_replicas(deployments: Sequence[Deployment], cluster: Cluster) -> Iterator[Replica]:
+    """Place all replicas as Ray does and start the placed ones in turn; each finds what those before it have left."""
+    cards = cluster.cards
+    free = [card.total_bytes - card.used_bytes for card in cards]
+    for deployment, n, where in placed(deployments, cluster, packed=cluster.scheduling == "pack"):
+        facts: dict[str, Any] = {"rest_bytes": deployment.rest_bytes(cards[0])}
+        if where.gpus:
+            shared = {gpu: free[gpu] // where.gpus.count(gpu) for gpu in where.gpus}  # two bundles may get the same GPU
+            facts |= _start(deployment, [(cards[gpu], free_bytes) for gpu, free_bytes in shared.items()])
+            facts |= _same_gpu(deployment, where.gpus)
+        name = f"{deployment.name}#{n}" if deployment.replicas > 1 else deployment.name
+        replica = Replica(name=name, deployment=deployment, gpus=where.gpus, waits_on=where.waits_on, **facts)
+        for gpu in where.gpus if replica.starts else ():
+            free[gpu] -= deployment.rest_bytes(cards[gpu]) or 0
         yield replica
 
 
-def _rest_bytes(deployment: Deployment, gpus: Gpus) -> int:
-    """What a running replica holds on each of its GPUs: an engine all of its share, whatever it uses of it."""
-    if deployment.engine_share is None:
-        return deployment.weight_bytes + deployment.besides_bytes
-    return math.ceil(gpus.total_bytes * deployment.engine_share)
+def _same_gpu(deployment: Deployment, gpus: Sequence[int]) -> dict[str, Any]:
+    """Bundles of at most half a GPU may get the same one, where an engine's ranks cannot both be."""
+    if not deployment.is_engine or len(set(gpus)) == len(gpus):
+        return {}
+    shared = next(gpu for gpu in gpus if gpus.count(gpu) > 1)
+    return {
+        "refused": f"Ray puts {gpus.count(shared)} of its bundles on GPU {shared}, and NCCL refuses two ranks there"
+    }
 
 
-def _start(deployment: Deployment, gpus: Gpus, free_bytes: int) -> dict[str, Any]:
-    """What a replica finds when it starts."""
+def _start(deployment: Deployment, cards: Sequence[tuple[Card, int]]) -> dict[str, Any]:
+    """What a replica finds when it starts on GPUs with so many bytes free."""
+
+    def left(card_and_free: tuple[Card, int]) -> int:
+        return card_and_free[1] - (deployment.rest_bytes(card_and_free[0]) or 0)
+
+    card, free_bytes = min(cards, key=left)
+    rest_bytes = deployment.rest_bytes(card)
+    found: dict[str, Any] = {"rest_bytes": rest_bytes, "free_bytes": free_bytes}
     if deployment.engine_share is None:
-        fits = _rest_bytes(deployment, gpus) <= free_bytes
-        return {"free_bytes": free_bytes, "refused": "" if fits else "out of memory"}
+        fits = rest_bytes is None or rest_bytes <= free_bytes
+        return {**found, "refused": "" if fits else "out of memory"}
     share = kv_size.EngineShare(
         utilization=deployment.engine_share,
-        weights_bytes=deployment.weight_bytes,
+        weights_bytes=deployment.weight_bytes or 0,
         other_bytes=deployment.besides_bytes,
     )
-    (budget,) = kv_size.start_in_turn([share], total_bytes=gpus.total_bytes, used_bytes=gpus.total_bytes - free_bytes)
-    started = {"free_bytes": free_bytes, "kv_bytes": budget.kv_bytes, "refused": budget.refused}
-    if budget.refused or deployment.architecture is None:
-        return started
+    budgets = [
+        kv_size.start_in_turn([share], total_bytes=card.total_bytes, used_bytes=card.total_bytes - free)[0]
+        for card, free in cards
+    ]
+    refused = next((budget.refused for budget in budgets if budget.refused), "")
+    if deployment.weight_bytes is None:  # its share is known, what the weights leave of it is not
+        return {**found, "refused": refused}
+    kv_bytes = min(budget.kv_bytes for budget in budgets)  # the smallest rank sizes the cache of all
+    found |= {"kv_bytes": kv_bytes, "refused": refused}
+    return found if refused or deployment.architecture is None else found | _cache(deployment, kv_bytes)
+
+
+def _cache(deployment: Deployment, kv_bytes: int) -> dict[str, Any]:
     try:
-        cache = kv_size.describe(
-            deployment.architecture,
-            memory_bytes=budget.kv_bytes,
-            block_size=GPU_BLOCK_SIZE,
-            max_model_len=deployment.context_tokens,
-            tensor_parallel=deployment.gpus_each,
-        )
+        cache = deployment.kv_plan(kv_bytes)
     except UsageError as error:  # less than a block, or heads that cannot be split over the GPUs
-        return {**started, "refused": error.what}
+        return {"refused": error.what}
     return {
-        **started,
         "kv_tokens": cache.tokens,
         "longest_tokens": cache.longest_tokens,
         "at_full_length": cache.max_concurrency,
+        "kv_notes": cache.notes if cache.fits else (),
         "refused": "" if cache.fits else f"the longest request that fits has {cache.longest_tokens:,} tokens",
     }
 
 
-def on_gpu(index: int, replicas: Sequence[Replica], gpus: Gpus) -> GpuAudit:
+def on_gpu(index: int, card: Card, replicas: Sequence[Replica]) -> GpuAudit:
     """What the replicas on one GPU ask for and hold."""
-    here = [replica for replica in replicas if index in replica.gpus]
+    here = [
+        (replica, part)
+        for replica in replicas
+        for gpu, part in zip(replica.gpus, replica.deployment.parts if replica.gpus else (), strict=True)
+        if gpu == index
+    ]
+    held = {replica.name: replica.deployment.rest_bytes(card) for replica, _ in here}
     return GpuAudit(
         index=index,
-        replicas=tuple(replica.name for replica in here),
-        num_gpus=math.fsum(min(1.0, replica.deployment.num_gpus) for replica in here),
-        rest_bytes=gpus.used_bytes + sum(replica.rest_bytes for replica in here),
-        total_bytes=gpus.total_bytes,
+        node=card.node,
+        replicas=tuple(held),
+        num_gpus=math.fsum(part for _, part in here),
+        rest_bytes=card.used_bytes + sum(held[replica.name] or 0 for replica, _ in here),
+        total_bytes=card.total_bytes,
+        unknown=tuple(name for name, size in held.items() if size is None),
     )

@@ -10,7 +10,7 @@ from labkit.advice.fractions.replicas import Replica
 
 HEADS = ("replica", "num_gpus", "GPU", "takes", "finds free", "KV tokens", "start")
 CELL = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
-MARKS = {"error": "ERROR", "warning": "WARNING", "note": "note"}
+MARKS = {"error": "ERROR", "unknown": "UNKNOWN", "warning": "WARNING", "note": "note"}
 
 
 def lines(audit: Audit) -> list[str]:
@@ -29,8 +29,17 @@ def in_a_sentence(audit: Audit) -> str:
     """Whether it fits, and what does not."""
     starting = sum(replica.starts for replica in audit.replicas)
     waiting = sum(not replica.gpus for replica in audit.replicas)
+    all_start = starting == len(audit.replicas)
     if audit.ok:
         return f"It fits: all {starting} replicas are placed, start one after the other, and fit at rest."
+    if audit.fails and audit.waits_if_packed and all_start:
+        return (
+            f"It fits only where Ray spreads replicas over the nodes: packed, {len(audit.waits_if_packed)} of "
+            f"{len(audit.replicas)} wait."
+        )
+    if not audit.fails:
+        open_ends = sum(finding.level == "unknown" for finding in audit.findings)
+        return f"It cannot be told: Ray places all {starting} replicas, but {open_ends} things are not known (UNKNOWN)."
     return f"It does not fit: of {len(audit.replicas)} replicas {starting} start, {waiting} are not placed."
 
 
@@ -40,6 +49,7 @@ def as_json(audit: Audit) -> dict[str, Any]:
     return {
         "ok": audit.ok,
         "verdict": in_a_sentence(audit),
+        "waits_if_packed": list(audit.waits_if_packed),
         "replicas": [
             {
                 **replica.model_dump(mode="json", exclude={"deployment"}),
@@ -82,26 +92,37 @@ def _row(replica: Replica) -> tuple[str, ...]:
     start = "waits" if not replica.gpus else "starts" if replica.starts else "refused"
     where = ", ".join(map(str, replica.gpus)) or "-"
     free = gib(replica.free_bytes) if replica.gpus else "-"
-    return replica.name, f"{replica.deployment.num_gpus:g}", where, gib(replica.rest_bytes), free, tokens, start
+    takes = "?" if replica.rest_bytes is None else gib(replica.rest_bytes)
+    return replica.name, replica.deployment.asks, where, takes, free, tokens, start
 
 
 def _gpu_lines(audit: Audit) -> list[str]:
+    several = len(audit.gpus_asked.gpus_per_node) > 1
     return [
-        f"GPU {gpu.index}: num_gpus {gpu.num_gpus:.2f}, memory at rest {gib(gpu.rest_bytes)} of {gib(gpu.total_bytes)}"
+        f"GPU {gpu.index}{f' (node {gpu.node})' if several else ''}: num_gpus {gpu.num_gpus:.2f}, memory at rest "
+        f"{gib(gpu.rest_bytes)} of {gib(gpu.total_bytes)}{f' and {len(gpu.unknown)} unknown' if gpu.unknown else ''}"
         f"{'' if gpu.fits else ' - too much'}"
         for gpu in audit.gpus
     ]
 
 
 def _advice(audit: Audit) -> list[str]:
-    suggestion = audit.suggestion
+    suggestion, asked = audit.suggestion, audit.gpus_asked
+    if any(deployment.unknown for deployment in audit.deployments):
+        question = as_yaml(audit.deployments, asked).rstrip()
+        return ["The same as a file, to which weight_gib can be added where it is missing:", question]
     if suggestion is None:
         return []
     if suggestion.deployments:
-        numbers = as_yaml(suggestion.deployments, audit.gpus_asked).rstrip()
+        numbers = as_yaml(suggestion.deployments, asked).rstrip()
         return ["Numbers that fit, to be deployed in this order:", numbers]
     if suggestion.impossible:
         ways_out = "Take a larger GPU, a shorter max_model_len, or more than one GPU."
         return [f"No numbers help: {suggestion.impossible}. {ways_out}"]
-    needed = suggestion.gpus_needed or "many more"
-    return [f"No numbers help on {audit.gpus_asked.count} of these GPUs; {needed} would do."]
+    found = f"No numbers were found for {len(asked.cards)} of these GPUs"
+    if suggestion.gpus_needed:
+        return [f"{found}; {suggestion.gpus_needed} would do."]
+    limits = (
+        "max_replicas_per_node and a STRICT strategy limit a node; accelerator_type keeps a replica off small cards"
+    )
+    return [f"{found}: {limits}."]

@@ -1,27 +1,31 @@
-"""What stands before an ingress: a key, and a limit on a request's size. Ray Serve's HTTP proxy has neither.
+"""A key and a limit on a request's size before an ASGI application.
 
-An ASGI middleware, so that a body which is too large is refused while it arrives and not when all of it is in memory.
-Its settings are environment variables of the replica (`environment` makes them).
+Ray Serve's proxy has neither; vLLM's own key leaves many routes open (in 0.32 /invocations, /tokenize, /load, /docs and
+others). `vllm serve --middleware labkit.serving.gate.Gate`, or `api.add_middleware(Gate)` in an ingress. A body that is
+too large is refused while it arrives. The settings are environment variables of the server (`environment` makes them).
 """
 
 import contextlib
 import json
 import os
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-KEY, LIMIT = "GATE_API_KEY", "GATE_BODY_LIMIT_BYTES"
+KEY, OPEN, LIMIT = "GATE_API_KEY", "GATE_OPEN_PATHS", "GATE_BODY_LIMIT_BYTES"
 DEFAULT_LIMIT_BYTES = 1 << 20
+POLICY_VIOLATION = 1008  # RFC 6455; before the handshake servers answer 403
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
-def environment(*, api_key: str = "", body_limit_bytes: int = DEFAULT_LIMIT_BYTES) -> dict[str, str]:
-    """The replica's environment for this key ("" asks for none) and this limit."""
-    return {KEY: api_key, LIMIT: str(body_limit_bytes)}
+def environment(
+    *, api_key: str = "", open_paths: Sequence[str] = (), body_limit_bytes: int = DEFAULT_LIMIT_BYTES
+) -> dict[str, str]:
+    """The server's environment for this key ("" asks for none), the paths that need none, and this limit."""
+    return {KEY: api_key, OPEN: " ".join(open_paths), LIMIT: str(body_limit_bytes)}
 
 
 class TooLargeError(Exception):
@@ -29,29 +33,31 @@ class TooLargeError(Exception):
 
 
 class Gate:
-    """Answers 401 without the key, and 413 to a body above the limit."""
+    """Answers 401 without the key (to a WebSocket 403), whatever the method, and 413 to a body above the limit."""
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._key = os.environ.get(KEY, "")
+        self._open = frozenset(os.environ.get(OPEN, "").split())
         self._limit_bytes = int(os.environ.get(LIMIT, DEFAULT_LIMIT_BYTES))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if self._key and not self._knows(headers.get(b"authorization", b"")):
-            await _refuse(send, 401, "the key is missing or wrong: send Authorization: Bearer KEY")
+        if self._key and scope["path"] not in self._open and not self._knows(headers.get(b"authorization", b"")):
+            await _refuse(scope, send, 401, "the key is missing or wrong: send Authorization: Bearer KEY")
             return
         if int(headers.get(b"content-length", b"0")) > self._limit_bytes:
-            await _refuse(send, 413, f"the body is larger than {self._limit_bytes} bytes")
+            await _refuse(scope, send, 413, f"the body is larger than {self._limit_bytes} bytes")
             return
         await self._forward(scope, receive, send)
 
     def _knows(self, authorization: bytes) -> bool:
-        return secrets.compare_digest(authorization, f"Bearer {self._key}".encode())
+        scheme, _, key = authorization.partition(b" ")
+        return secrets.compare_digest(key, self._key.encode()) and scheme.lower() == b"bearer"
 
     async def _forward(self, scope: Message, receive: Receive, send: Send) -> None:
         received, answered = 0, False
@@ -73,10 +79,13 @@ class Gate:
         with contextlib.suppress(TooLargeError):
             await self._app(scope, counted, noted)
         if received > self._limit_bytes and not answered:
-            await _refuse(send, 413, f"the body is larger than {self._limit_bytes} bytes")
+            await _refuse(scope, send, 413, f"the body is larger than {self._limit_bytes} bytes")
 
 
-async def _refuse(send: Send, status: int, message: str) -> None:
+async def _refuse(scope: Message, send: Send, status: int, message: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+        return
     body = json.dumps({"error": {"message": message, "code": status}}).encode()
     head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": head})

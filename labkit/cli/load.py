@@ -1,0 +1,216 @@
+"""`labkit load`: the load client."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from labkit import errors
+from labkit.cli.output import Json, answer, say
+from labkit.errors import LabkitError, UsageError, require
+
+if TYPE_CHECKING:
+    from labkit.load import LoadResult
+    from labkit.load.metrics import Slo
+
+REQUESTS, CONVERSATIONS = 32, 8
+MOST_REQUESTS = 100_000
+"""All are made, and kept until the end: some kilobytes each."""
+RECORDED = ("file", "mooncake")  # workloads that have a number of requests of their own
+SLO_BOUNDS = ("ttft_s", "tpot_s", "e2e_s")
+WAYS_ON = {
+    "stream_options": "pass --no-stream-options",
+    "ignore_eos": "pass --no-ignore-eos",
+    "max_completion_tokens": "pass --limit-field max_tokens",
+    "max_tokens": "pass --limit-field max_completion_tokens",
+}
+"""What to do if a server's refusal names a field."""
+INTERRUPTED = 130
+Run = Callable[..., "LoadResult"]
+
+
+def load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root, its .../v1 or an endpoint.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
+    workload: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="chat, shared-prefix, interference, conversations, file or mooncake."),
+    ] = "chat",
+    options: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
+    ramp_from: Annotated[
+        float | None, typer.Option(metavar="X", help="Rise linearly from X to --rate or --concurrency.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="rate=1,2,4,8", help="A ladder of rates or concurrencies; finds the knee.")
+    ] = None,
+    slo: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="ttft_s, tpot_s or e2e_s: the knee by an SLO.")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests, or conversations. Default: 32, 8, or all of a file's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent before, and kept apart.")] = 1,
+    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Of an open loop.")] = "poisson",
+    api: Annotated[
+        Literal["completions", "chat"] | None, typer.Option(help="Default: what URL or the workload needs.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
+    api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Do not ask for the server's models.")] = False,
+    no_stream_options: Annotated[
+        bool, typer.Option("--no-stream-options", help="For servers that refuse them; tokens may be unknown.")
+    ] = False,
+    no_ignore_eos: Annotated[
+        bool, typer.Option("--no-ignore-eos", help="For servers that refuse vLLM's extension.")
+    ] = False,
+    limit_field: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="max_tokens or max_completion_tokens. Default: the API's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Loads a server and measures it.
+
+    Example: labkit load http://127.0.0.1:8000 --model my-model --sweep rate=1,2,4,8 --slo ttft_s=0.5"""
+    _check(requests, warmup, timeout_s)
+    one = rate is None or concurrency is None
+    require(one, "both --concurrency and --rate are given", fix="one of them drives a load")
+    aimless = ramp_from is not None and rate is None and concurrency is None
+    require(not aimless, "--ramp-from without --rate or --concurrency", fix="say what it rises to")
+    ladder = _ladder(sweep, rate, concurrency, ramp_from)
+    bounds = _slo(slo, sweep)
+    from labkit.cli import tables
+    from labkit.files import parse_settings
+    from labkit.load import run_blocking
+    from labkit.load.address import parse
+    from labkit.load.workloads import build
+
+    chats = parse(url, api_key=api_key).api == "chat"
+    settings = parse_settings(options or ())
+    count = requests or {"conversations": CONVERSATIONS, **dict.fromkeys(RECORDED)}.get(workload, REQUESTS)
+    kept: list[LoadResult] = []
+    leave_out = {"stream_options": no_stream_options, "ignore_eos": no_ignore_eos}
+
+    def run(fresh_seed: int, least: int, driven: Mapping[str, Any] | None) -> "LoadResult":
+        made = build(workload, n=count and max(count, least), seed=fresh_seed, **settings)
+        for note in made.notes:
+            say(note)
+        if driven is None:
+            driven = {} if made.due_s else {"concurrency": 1}
+        with tables.counting("requests") as progress:
+            return run_blocking(
+                url,
+                model,
+                made,
+                **driven,
+                arrival=arrival,
+                api=api or ("chat" if chats or any(one.messages for one in made.requests) else "completions"),
+                warmup=warmup,
+                timeout_s=timeout_s,
+                api_key=api_key,
+                preflight=not no_preflight,
+                limit_field=limit_field,
+                body={name: None for name, out in leave_out.items() if out},
+                progress=progress,
+                on_cancel=kept.append,
+            )
+
+    if ladder is not None:
+        _sweep(run, *ladder, slo=bounds, seed=seed, as_json=as_json)
+        return
+    default = rate is None and concurrency is None and ramp_from is None
+    driven = {"rate": rate, "concurrency": concurrency, "ramp_from": ramp_from}
+    try:
+        result = run(seed, 0, None if default else driven)
+    except KeyboardInterrupt:
+        for result in kept:
+            _show(result, as_json)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(result, as_json)
+    if not any(record.ok for record in result.records):
+        _none_succeeded(result)
+
+
+def _check(requests: int | None, warmup: int, timeout_s: float) -> None:
+    """By the names of the command line, and before anything is made."""
+    errors.whole("--requests", REQUESTS if requests is None else requests, at_least=1)
+    errors.whole("--warmup", warmup, at_least=0)
+    errors.above_zero("--timeout", timeout_s, unit="seconds")
+    for name, number in (("--requests", requests or 0), ("--warmup", warmup)):
+        fix = "several loads with other seeds measure as well"
+        require(number <= MOST_REQUESTS, f"{name} is {number:,}; the most are {MOST_REQUESTS:,}", fix=fix)
+
+
+def _ladder(
+    sweep: str | None, rate: float | None, concurrency: int | None, ramp_from: float | None
+) -> tuple[str, list[float]] | None:
+    if sweep is None:
+        return None
+    alone = rate is None and concurrency is None and ramp_from is None
+    require(alone, "--sweep comes with --rate, --concurrency or --ramp-from", fix="leave those out")
+    from labkit.load.sweep import check_levels
+
+    kind, _, steps = sweep.partition("=")
+    try:
+        levels = [float(text) for text in steps.split(",")]
+    except ValueError:
+        raise UsageError(f"--sweep is {sweep!r}", remedy="write it as rate=1,2,4,8") from None
+    check_levels(kind, levels)
+    return kind, levels
+
+
+def _slo(bounds: Sequence[str] | None, sweep: str | None) -> "Slo | None":
+    if not bounds:
+        return None
+    from labkit.load.metrics import Slo
+
+    require(sweep is not None, "--slo without --sweep", fix="add --sweep rate=1,2,4,8")
+    values = {}
+    for bound in bounds:
+        name, _, text = bound.partition("=")
+        require(name in SLO_BOUNDS, f"--slo {bound!r} bounds nothing", fix=f"name one of {', '.join(SLO_BOUNDS)}")
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise UsageError(f"--slo {bound!r} is no number", remedy=f"write {name}=0.5, in seconds") from None
+    return Slo(**values)
+
+
+def _show(result: "LoadResult", as_json: bool) -> None:
+    from labkit.cli import tables
+    from labkit.load.metrics import summarise
+
+    summary = summarise(result)
+    answer(as_json, summary.to_dict, lambda: tables.show_load(summary))
+
+
+def _none_succeeded(result: "LoadResult") -> NoReturn:
+    record = result.records[0]
+    fix = next((fix for word, fix in WAYS_ON.items() if word in record.error), "look at the server's log")
+    what = f"none of {len(result.records)} requests succeeded: {record.outcome} {record.error}".rstrip()
+    raise LabkitError(what, remedy=fix)
+
+
+def _sweep(run: Run, kind: str, levels: Sequence[float], *, slo: "Slo | None", seed: int, as_json: bool) -> None:
+    """Fresh prompts for each step, or a prefix cache would answer the later ones."""
+    from labkit.cli import tables
+    from labkit.load.sweep import judge, step
+
+    steps = []
+    interrupted = False
+    for index, level in enumerate(levels):
+        driven = {kind: level if kind == "rate" else int(level)}
+        try:
+            result = run(seed + index, 4 * int(level) if kind == "concurrency" else 0, driven)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        steps.append(step(result, level, slo))
+        say(f"{kind} {level:g}: {steps[-1].throughput:.3g} requests/s, p50 {steps[-1].summary.e2e_s.p50:.3g} s")
+    if steps:
+        found = judge(kind, steps, slo)  # type: ignore[arg-type]  # check_levels knows the kinds
+        answer(as_json, found.to_dict, lambda: tables.show_sweep(found))
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,92 @@
+"""Before a load: does anything listen, is the key accepted, is the model known?"""
+
+import asyncio
+import difflib
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from labkit.errors import LoadError, require
+from labkit.load.address import Address
+
+TIMEOUT_S = 10.0
+TORCHSERVE_REFUSAL = b"Token Authorization failed"  # said with a 400
+MOST_MODELS = 20
+
+
+async def check_server(session: aiohttp.ClientSession, address: Address, model: str) -> None:
+    """One GET of the models: does anything listen, is the key accepted, is the model known?"""
+    url = f"{address.root}/models"
+    status, raw = await _get(session, address)
+    if status in (401, 403) or (status == 400 and TORCHSERVE_REFUSAL in raw):
+        raise LoadError(
+            f"the server refused the API key ({status} at {url})", remedy="pass the key that it started with"
+        )
+    if status != 200:
+        raise LoadError(
+            f"{url} answered {status}: no OpenAI-compatible API there",
+            remedy="pass the server's root, its /v1 or the whole address of an endpoint; for a server that lists no "
+            "models pass --no-preflight (preflight=False)",
+        )
+    _check_model(raw, model, url=url)
+
+
+async def _get(session: aiohttp.ClientSession, address: Address) -> tuple[int, bytes]:
+    url = f"{address.root}/models"
+    try:
+        async with asyncio.timeout(TIMEOUT_S), session.get(address.url("/models")) as response:
+            return response.status, await response.read()
+    except TimeoutError as error:
+        raise LoadError(
+            f"{url} gave no answer within {TIMEOUT_S:g} s",
+            remedy="look into the server's log: is it still starting?",
+        ) from error
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise LoadError(
+            f"the certificate of {url} is not trusted ({error.certificate_error})",
+            remedy="name the file of the authority that signed it in SSL_CERT_FILE, or use the name that it is for",
+        ) from error
+    except aiohttp.ClientSSLError as error:
+        raise LoadError(f"{url} does not speak TLS ({error})", remedy="use http:// if that is meant") from error
+    except aiohttp.ClientConnectorDNSError as error:
+        raise LoadError(f"no host of the name in {url} is known ({error})", remedy="correct the URL") from error
+    except aiohttp.ClientConnectorError as error:
+        raise LoadError(f"nothing listens at {url} ({error})", remedy="start the server, or correct the URL") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise LoadError(
+            f"{url} cannot be read ({address.hide(str(error)) or type(error).__name__})",
+            remedy="is an OpenAI-compatible server there?",
+        ) from error
+
+
+def _check_model(raw: bytes, model: str, *, url: str) -> None:
+    """Is `model` in a server's list? LoadError if `raw` is no list of models, UsageError if `model` is not in it."""
+    try:
+        tree = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        tree = None
+    for key in ("data", "models"):
+        if isinstance(tree, dict) and isinstance(tree.get(key), list):
+            tree = tree[key]
+    if not isinstance(tree, list):
+        raise LoadError(
+            f"{url} lists no models: {raw[:80]!r}",
+            remedy="is an OpenAI-compatible server there? If so, pass --no-preflight (preflight=False)",
+        )
+    names = list(_names(tree))
+    known = any(model in (name, name.removesuffix(":latest"), name.removeprefix("models/")) for name in names)
+    known = known or any("*" in name and fnmatchcase(model, name) for name in names)  # a gateway's wildcard
+    shown = names if len(names) <= MOST_MODELS else difflib.get_close_matches(model, names, n=5, cutoff=0.3)
+    fix = f"choose one of: {', '.join(shown) or 'none served'}"
+    require(known, f"the server has no model {model!r} among its {len(names)}", fix=fix)
+
+
+def _names(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, dict):
+            yield from dict.fromkeys(str(entry[key]) for key in ("id", "name", "model") if entry.get(key))

@@ -1,0 +1,123 @@
+"""Request traces in the Mooncake format: lengths, times and what prompts share, without their text.
+
+The format is JSONL, one request per line (github.com/kvcache-ai/Mooncake, FAST25-release/README.md):
+
+    {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 48, ..., 2353, 2354]}
+
+`timestamp` is in milliseconds. Each of `hash_ids` names a block of 512 tokens together with everything before it: equal
+ids are a shared prefix. The last block may be partial, so a request has input_length / 512 ids, rounded up. This holds
+for every line of Mooncake's conversation and synthetic traces (12,031 and 3,993 lines); NVIDIA's aiperf refuses other
+lines, too."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from labkit import errors
+from labkit.errors import UsageError, require
+
+MOST_FILE_BYTES = 2**30
+MOST_BLOCKS = 40_000**2
+"""Ids are below this: a modelled prompt names its block by two of 40,000 token ids."""
+
+
+class Line(msgspec.Struct):
+    """One line of a trace. Other keys are ignored."""
+
+    timestamp: Annotated[float, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(ge=1)]
+    output_length: Annotated[int, msgspec.Meta(ge=0)]
+    hash_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=MOST_BLOCKS)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Lines in order of time, when each is due in seconds, and notes on what was changed or left out."""
+
+    lines: Sequence[Line]
+    due_s: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+def read(path: str | Path, *, n: int | None, speed: float, block_tokens: int, longest: int | None) -> Recorded:
+    """The first `n` requests of a trace in order of time, or all.
+
+    The first request is due at 0 and times are divided by `speed`: 2.0 doubles the rate. Requests of more than
+    `longest` tokens, prompt and output together, are left out.
+
+    UsageError names the file and line of bad JSON, a missing key, a negative number, an empty prompt, or a number of
+    `hash_ids` that contradicts `input_length`; and it refuses a file with fewer than `n` requests."""
+    errors.whole("n", 1 if n is None else n, at_least=1)
+    errors.whole("block_tokens", block_tokens, at_least=2)
+    errors.whole("longest", 2 if longest is None else longest, at_least=2)
+    errors.above_zero("speed", speed, unit="times the recorded rate")
+    lines = _lines(path, block_tokens)
+    kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
+    too_long = f" of at most {longest} tokens" if longest else ""
+    require(
+        len(kept) >= (n or 1),
+        f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
+        fix="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
+    )
+    ordered = sorted(kept, key=lambda line: line.timestamp)[:n]
+    start = ordered[0].timestamp
+    return Recorded(
+        lines=ordered,
+        due_s=tuple((line.timestamp - start) / 1000 / speed for line in ordered),
+        notes=counted(
+            (len(lines) - len(kept), f"of {len(lines)} requests have more than {longest} tokens: left out"),
+            (sum(b.timestamp < a.timestamp for a, b in pairwise(kept)), "steps back in time: sorted"),
+            (sum(not line.output_length for line in ordered), "requests without output: 1 token each"),
+        ),
+    )
+
+
+def counted(*notes: tuple[int, str]) -> tuple[str, ...]:
+    """A note for each number that is not 0."""
+    return tuple(f"{number} {text}" for number, text in notes if number)
+
+
+def _lines(path: str | Path, block_tokens: int) -> list[Line]:
+    decoder = msgspec.json.Decoder(Line)
+    lines = []
+    for number, text in enumerate(read_lines(path), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = decoder.decode(text)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path}, line {number}: {error}", remedy="correct or remove that line") from error
+        blocks = math.ceil(line.input_length / block_tokens)
+        require(
+            len(line.hash_ids) == blocks,
+            f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
+            f" {blocks} blocks of {block_tokens} tokens",
+            fix="pass the block_tokens that the trace was recorded with, or correct that line",
+        )
+        lines.append(line)
+    return lines
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a JSONL file. UsageError for no file, one that never ends (/dev/zero) or is too long, and no
+    text."""
+    file = Path(str(path))
+    try:
+        whole = not file.exists() or file.is_file()
+        require(whole, f"{path} is no regular file", fix="save the requests in one")
+        length = file.stat().st_size
+        require(length <= MOST_FILE_BYTES, f"{path} has {length:,} bytes, more than 1 GiB", fix="take a part of it")
+        raw = file.read_bytes()
+        # Not splitlines(): a prompt may hold U+2028 and its like, which end no line in JSONL.
+        return raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path}, line {line}: not UTF-8 text", remedy="save the file as UTF-8") from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {said}", remedy="check the path of the requests file") from error

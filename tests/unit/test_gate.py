@@ -1,0 +1,79 @@
+"""The gate before an ASGI application: who gets in, and with how much."""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from labkit.serving import gate
+
+KEY = "the-key"
+RIGHT = b"Bearer the-key"
+
+
+def asked(
+    path: str = "/v1/models",
+    *,
+    authorization: bytes | None = None,
+    method: str = "GET",
+    kind: str = "http",
+    body: tuple[bytes, ...] = (b"",),
+) -> list[MutableMapping[str, Any]]:
+    """What the gate sends for one request; behind it an application that reads everything and answers 200."""
+    chunks, sent = list(body), list[MutableMapping[str, Any]]()
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def app(scope: MutableMapping[str, Any], receive: gate.Receive, send: gate.Send) -> None:
+        while scope["type"] == "http" and (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    headers = [] if authorization is None else [(b"authorization", authorization)]
+    scope = {"type": kind, "path": path, "method": method, "headers": headers}
+    asyncio.run(gate.Gate(app)(scope, receive, send))
+    return sent
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in gate.environment(api_key=KEY, open_paths=("/health", "/metrics"), body_limit_bytes=100).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
+def test_every_path_but_the_open_ones_asks_for_the_key(method: str) -> None:
+    """Also those that vLLM's own key leaves open, and paths that only look like an open one."""
+    guarded = (
+        "/v1/models /invocations /tokenize /load /docs /openapi.json /version /ping / /metrics/x /healthy //health"
+    )
+    for path in guarded.split():
+        for authorization in (None, b"", b"Bearer", b"Bearer wrong", b"Basic the-key", b"the-key", b"Bearer the-keys"):
+            assert asked(path, method=method, authorization=authorization)[0]["status"] == 401, (path, authorization)
+        assert asked(path, method=method, authorization=RIGHT)[0]["status"] == 200
+    for path in ("/health", "/metrics"):
+        assert asked(path, method=method)[0]["status"] == 200
+
+
+def test_a_websocket_is_closed_without_the_key_and_the_lifespan_passes() -> None:
+    """A WebSocket gets no HTTP status before its handshake: it is closed; the server's own start needs no key."""
+    assert asked("/v1/realtime", kind="websocket") == [{"type": "websocket.close", "code": 1008}]
+    assert asked("/v1/realtime", kind="websocket", authorization=RIGHT)[0]["status"] == 200
+    assert asked("", kind="lifespan")[0]["status"] == 200
+
+
+def test_no_key_is_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that was built without a key answers everybody."""
+    monkeypatch.setenv(gate.KEY, "")
+    assert asked()[0]["status"] == 200
+
+
+def test_a_body_without_a_length_is_refused_while_it_arrives() -> None:
+    """The limit holds for what arrives, chunk by chunk."""
+    assert asked(authorization=RIGHT, body=(b"x" * 50, b"x" * 50))[0]["status"] == 200
+    assert asked(authorization=RIGHT, body=(b"x" * 50, b"x" * 51, b"never read"))[0]["status"] == 413

@@ -1,0 +1,206 @@
+"""`labkit kv` on public configs: each has the right value, or a refusal with the reason."""
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from labkit.cli import main
+from labkit.errors import ConfigError
+from labkit.models.architecture import architecture, from_config
+from labkit.theory.kv_size import bytes_per_token, describe, window_bytes
+
+CASES = Path(__file__).parents[1] / "data" / "cases" / "kv"
+TABLE: dict[str, dict[str, Any]] = yaml.safe_load((CASES / "cases.yaml").read_text(encoding="utf-8"))
+
+
+Kv = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def kv(capsys: pytest.CaptureFixture[str]) -> Kv:
+    """`labkit kv` in this process: its exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main.main(["kv", *map(str, arguments), "--block-size", "16", "--json"])
+        return (int(caught.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def wrong(case: dict[str, Any], kv: Kv) -> str:
+    """How the answer to a case differs from the right one; "" where it does not."""
+    code, out, err = kv(CASES / case["file"], *shlex.split(case.get("options", "")))
+    if "refused" in case:
+        return "" if (code, out) == (2, "") and case["refused"] in err else f"exit code {code}: {out or err}"
+    if code:
+        return f"exit code {code}: {err}"
+    plan = json.loads(out)
+    known = architecture(CASES / case["file"])
+    windowed = [layers for layers in known.storing_layers if layers.window]
+    said = {
+        **{name: plan.get(name) for name in case},
+        "window_layers": sum(layers.count for layers in windowed),
+        "window_tokens": max((layers.window for layers in windowed if layers.window), default=0),
+        "max_concurrency": round(plan["max_concurrency"] or 0, 2),
+    }
+    right = {name: value for name, value in case.items() if name not in ("file", "source", "options")}
+    different = {name: (said[name], value) for name, value in right.items() if said[name] != value}
+    return f"said, right: {different}" if different else ""
+
+
+def test_public_configs_have_the_right_value(kv: Kv) -> None:
+    """Bytes of a token, lengths, windows and states of all cases, or words of the refusal."""
+    assert {name: said for name, case in TABLE.items() if (said := wrong(case, kv))} == {}
+
+
+def test_without_transformers_the_fields_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers are those that transformers' classes give, or a field is said to be missing: gemma-3-4b-it's heads."""
+    files = sorted({CASES / case["file"] for name, case in TABLE.items() if name != "K02"})
+    known = {file: architecture(file) for file in files}
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    different = []
+    for file in files:
+        if file.stem == "gemma3_4b_it":
+            with pytest.raises(ConfigError, match="names a window and not the layers"):
+                architecture(file)
+            continue
+        here, there = architecture(file), known[file]
+        same = [(one.storing_layers, one.state_layers, one.kv_dtype, one.no_kv_cache) for one in (here, there)]
+        different += [file.name] if same[0] != same[1] else []
+    assert different == []
+
+
+PLAIN = {
+    "num_hidden_layers": 8, "num_attention_heads": 8, "hidden_size": 512, "max_position_embeddings": 4096,
+    "dtype": "bfloat16",
+}  # fmt: skip
+LAYER = 2 * 64 * 2  # bytes of a token and KV head in a layer: key and value of 64 numbers in 16 bits
+MHA = 8 * LAYER
+WINDOW = {"sliding_window": 512}
+SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
+    # What a config says beside PLAIN; bytes of a token; layers with a window.
+    "grouped": ({"num_key_value_heads": 2}, 8 * 2 * LAYER, 0),
+    "GPT-2's names": ({"num_hidden_layers": None, "n_layer": 4, "n_head": 8, "n_embd": 512}, 4 * MHA, 0),
+    "MPT": ({"attn_config": {"kv_n_heads": 2}, "d_model": 512, "n_heads": 8}, 8 * 2 * LAYER, 0),
+    "MPT, one head": ({"attn_config": {"attn_type": "multiquery_attention"}}, 8 * LAYER, 0),
+    "StarCoder": ({"multi_query": True}, 8 * LAYER, 0),
+    "Falcon 40B": ({"multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 4}, 8 * 4 * LAYER, 0),
+    "RefinedWeb 40B": ({"multi_query": True, "n_head_kv": 4}, 8 * 4 * LAYER, 0),
+    "ChatGLM without groups": ({"multi_query_attention": False, "multi_query_group_num": 2}, 8 * MHA, 0),
+    "OpenELM": ({"num_kv_heads": [1, 1, 2, 2, 2, 2, 4, 4]}, 18 * LAYER, 0),
+    "a head size of its own": ({"head_dim": 128}, 8 * 2 * MHA, 0),
+    "window on all": (WINDOW, 8 * MHA, 8),
+    "window turned off": ({**WINDOW, "use_sliding_window": False}, 8 * MHA, 0),
+    "window of 0": ({"sliding_window": 0}, 8 * MHA, 0),
+    "window on the last": ({**WINDOW, "use_sliding_window": True, "max_window_layers": 6}, 6 * MHA, 2),
+    "one in four is full": ({**WINDOW, "sliding_window_pattern": 4}, 2 * MHA, 6),
+    "LLLG": ({**WINDOW, "sliding_window_pattern": "LLLG"}, 2 * MHA, 6),
+    "Gemma 2": ({**WINDOW, "attn_logit_softcapping": 50.0}, 4 * MHA, 4),
+    "layer_types": ({**WINDOW, "layer_types": ["sliding_attention"] * 7 + ["full_attention"]}, MHA, 7),
+    "KV sharing": ({**WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 4, "num_kv_shared_layers": 4},
+                   2 * MHA, 2),
+    "Llama 4's chunks": ({"attention_chunk_size": 128, "no_rope_layers": [1, 1, 1, 0] * 2}, 8 * MHA, 0),
+    "Jamba": ({"attn_layer_period": 4, "attn_layer_offset": 1, "mamba_d_state": 16}, 2 * MHA, 0),
+    "Bamba": ({"attn_layer_indices": [1, 5], "mamba_d_state": 16}, 2 * MHA, 0),
+    "Falcon-H1": ({"mamba_d_ssm": 512, "mamba_d_state": 16}, 8 * MHA, 0),
+    "Zamba 2": ({"layers_block_type": ["mamba", "mamba", "mamba", "hybrid"] * 2}, 2 * MHA, 0),
+    "Nemotron-H": ({"hybrid_override_pattern": "M-M*EM-*", "num_hidden_layers": None}, 2 * MHA, 0),
+    "LFM2": ({"full_attn_idxs": [2, 5], "conv_L_cache": 3}, 2 * MHA, 0),
+    "Qwen3-Next": ({"full_attention_interval": 4, "linear_num_value_heads": 4}, 2 * MHA, 0),
+    "MiniMax-Text": ({"attn_type_list": [0, 0, 0, 1] * 2}, 2 * MHA, 0),
+    "Ring": ({"layer_group_size": 3}, 4 * MHA, 0),
+    "Kimi Linear": ({"linear_attn_config": {"full_attn_layers": [4, 8]}, "kv_lora_rank": 512, "qk_rope_head_dim": 64},
+                    2 * 576 * 2, 0),
+    "LongCat": ({"num_hidden_layers": None, "num_layers": 4, "zero_expert_num": 2, "kv_lora_rank": 512,
+                 "qk_rope_head_dim": 64}, 8 * 576 * 2, 0),
+    "DeepSeek V3.2": ({"kv_lora_rank": 512, "qk_rope_head_dim": 64, "index_head_dim": 128, "index_topk": 2048},
+                      8 * (576 * 2 + 132), 0),
+    "Nemotron-NAS": ({"block_configs": [{"attention": {"no_op": True, "n_heads_in_group": None}},
+                                        {"attention": {"no_op": False, "n_heads_in_group": 4}}] * 4}, 4 * 2 * LAYER, 0),
+    "Step 3.5": ({**WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 4, "num_attention_groups": 2,
+                  "attention_other_setting": {"attention_type": "sliding_attention", "num_attention_groups": 4}},
+                 4 * 2 * LAYER, 4),
+    "unequal layers": ({"per_layer_config": {"03": {"num_key_value_heads": 1}}}, 7 * MHA + LAYER, 0),
+    "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors",
+                            "kv_cache_scheme": {"num_bits": 8, "type": "float"}}}, 4 * MHA, 0),
+    "weights in 4 bits": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, 8 * MHA, 0),
+    "DeepSeek-VL2's zeros": ({"kv_lora_rank": None, "qk_rope_head_dim": 0, "v_head_dim": 0}, 8 * MHA, 0),
+    "float32": ({"dtype": "float32"}, 8 * MHA, 0),
+    "thinker": ({"thinker_config": {"text_config": {**PLAIN, "num_hidden_layers": 2}}}, 2 * MHA, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_layers_and_heads_are_told_by_their_fields(name: str) -> None:
+    """Every way in which configs say how many heads and which layers keep what."""
+    beside, right, windowed = SHAPES[name]
+    known = from_config({**PLAIN, **beside}, parameters=None)
+    assert bytes_per_token(known) == right
+    assert sum(layers.count for layers in known.storing_layers if layers.window) == windowed
+    assert (window_bytes(known) > 0) == (windowed > 0)
+
+
+def test_positions() -> None:
+    """The least of the names that vLLM reads, times the factor of a scaling that is not in it; 2,048 without a name."""
+    none = {"max_position_embeddings": None}
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"n_positions": 1024}, 1024),
+        ({"model_max_length": 8192}, 8192),
+        ({**none, "max_seq_len": 300}, 300),
+        (none, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 4096),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024}, 4096),
+    ]
+    for beside, right in cases:
+        assert from_config({**PLAIN, **beside}, parameters=None).max_positions == right, beside
+    longrope = from_config({**PLAIN, **cases[-1][0]}, parameters=None)
+    assert describe(longrope, memory_bytes=2**30, block_size=16).max_model_len == 1024
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown kind of layer": ({"layer_types": ["full_attention", "telepathy"] * 4}, "of the kind telepathy"),
+    "a list that is too short": ({"layer_types": ["full_attention"] * 3}, "names 3 of 8 layers"),
+    "states in unknown places": ({"mamba_d_state": 16}, "does not say which layers"),
+    "an indexer without MLA": ({"index_head_dim": 128}, "sparse caches"),
+    "a million layers": ({"num_hidden_layers": 10**6}, "it has 1,000,000 layers"),
+    "no head": ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+    "an infinite layer": ({"num_hidden_layers": math.inf}, "num_hidden_layers is inf"),
+    "RWKV": ({"rescale_every": 6}, "no keys and values"),
+    "BART": ({"is_encoder_decoder": True}, "encoder-decoder"),
+    "RoBERTa": ({"type_vocab_size": 1, "architectures": ["RobertaModel"]}, "an encoder"),
+    "a type without a size": ({"quantization_config": {"quant_method": "modelopt", "kv_cache_quant_algo": "NVFP4"}},
+                              "type is 'nvfp4'"),
+}  # fmt: skip
+
+
+def test_what_is_not_known_is_refused_by_name(tmp_path: Path, kv: Kv) -> None:
+    """Each refusal has the reason, and exit code 2."""
+    offenders = {}
+    for name, (beside, says) in REFUSED.items():
+        (tmp_path / "config.json").write_text(json.dumps({**PLAIN, **beside}))
+        code, out, err = kv(tmp_path)
+        if (code, out) != (2, "") or says not in err:
+            offenders[name] = (code, out, err)
+    assert offenders == {}
+
+
+def test_options_that_are_wrong(kv: Kv) -> None:
+    """Heads that cannot be split and types without a known size are refused with what can be chosen."""
+    wrong = {
+        "--tensor-parallel 3": "does not divide",
+        "--kv-dtype fp7": "choose one of auto",
+        f"--max-model-len {10**30}": "max_model_len has 31 digits",
+        f"--memory {'9' * 5000}": "is not a number of bytes",
+    }
+    for options, says in wrong.items():
+        code, _, err = kv(CASES / "mixtral_8x7b.json", *options.split())
+        assert (code, says in err) == (2, True)

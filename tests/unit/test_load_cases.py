@@ -1,0 +1,406 @@
+"""The load client on what servers really send and on what people really pass: read, doubted or refused by name."""
+
+import contextlib
+import json
+import math
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import load
+from labkit.errors import LabkitError, LoadError, UsageError
+from labkit.load import address, metrics, traces, workloads
+from labkit.load.answers import Answer
+from labkit.load.preflight import _check_model
+from labkit.load.workloads import Request, Workload, rising_arrivals_s
+from tests.unit.stream_shapes import SHAPES, UNKNOWN, Shape, delta, event, usage
+from tests.unit.stub_server import MODEL, Stub, serving
+
+ONE = Workload("one", (Request("say hello", 8),))
+
+
+def ask(stub: Stub, url: str = "", **options: Any) -> load.LoadResult:
+    return load.run_blocking(url or stub.base_url, MODEL, ONE, **{"concurrency": 1, "api": "chat", **options})
+
+
+def offences(shape: Shape) -> Iterator[str]:
+    """What is not right about the client's reading."""
+    with serving(raw=shape.pieces, content_type=shape.content_type) as stub:
+        result = ask(stub)
+    (record,) = result.records
+    summary = metrics.summarise(result).to_dict()
+    if record.outcome.value != shape.outcome or shape.error not in record.error:
+        yield f"{record.outcome}: {record.error}"
+    if shape.outcome != "ok":
+        if summary["completed"] or not any("1 of 1 requests failed" in said for said in result.warnings):
+            yield f"counted as completed, or no warning: {result.warnings}"
+        return
+    tokens = None if shape.tokens == UNKNOWN else shape.tokens
+    known = (record.output_tokens, summary["output_tokens"], record.text)
+    if known != (tokens, tokens, shape.text):
+        yield f"tokens and text {known}"
+    if tokens is None and (summary["output_throughput"], summary["tpot_s"]["mean"]) != (None, None):
+        yield f"a throughput or TPOT of unknown tokens: {summary}"
+    if record.ttft_s is not None and record.ttft_s < shape.ttft_from_s:
+        yield f"TTFT {record.ttft_s}"
+    if not shape.warning and [said for said in result.warnings if "Client-bound" not in said and "at once" not in said]:
+        yield f"doubted: {result.warnings}"
+    if shape.warning and not any(shape.warning in said for said in result.warnings):
+        yield f"no doubt: {result.warnings}"
+
+
+def test_every_shape_is_read_doubted_or_refused() -> None:
+    """Each shape has the right outcome, tokens, text and TTFT; a doubt or a failure is said."""
+    wrong = {name: found for name, shape in SHAPES.items() if (found := list(offences(shape)))}
+    assert wrong == {}
+
+
+FIELDS = ("choices", "delta", "message", "content", "text", "reasoning", "usage", "completion_tokens", "error",
+          "detail", "finish_reason", "x_groq", "code", "type", "total_tokens", "prompt_tokens")  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_infinity=False) | st.text(max_size=3),
+    lambda tree: st.lists(tree, max_size=2) | st.dictionaries(st.sampled_from(FIELDS), tree, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(ANYTHING, max_size=4))
+def test_nothing_that_is_sent_raises_or_makes_tokens_up(chunks: list[Any]) -> None:
+    """Any JSON in a stream ends as an outcome; tokens are whole and above 0, or unknown; times belong to chunks."""
+    answer = Answer()
+    for chunk in chunks:
+        answer.feed(event(chunk), 1.0)
+    answer.finish("text/event-stream", 2.0)
+    assert all(
+        count is None or (type(count) is int and count > 0) for count in (answer.input_tokens, answer.output_tokens)
+    )
+    assert len(answer.chunk_times) <= len(chunks)
+    assert answer.outcome is load.Outcome.OK or answer.error
+    assert answer.text.encode() is not None
+
+
+def test_the_first_token_and_the_first_of_the_answer() -> None:
+    """TTFT is the first token's, reasoning or not; the answer's own first token comes after the reasoning, whether the
+    server separates it, sends it as a part, or leaves it in the text before </think>."""
+    wait_s = 0.06
+    answer, end = (wait_s, event(delta("Hi"))), (event(delta(reason="stop")), event(usage(3)), event("[DONE]"))
+    part = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
+    for first in (delta(reasoning_content="hm"), delta(reasoning="hm"), delta(part), delta("<think>hm</think>\n")):
+        with serving(raw=(event(first), *answer, *end)) as stub:
+            (record,) = ask(stub).records
+        assert (record.ttft_s or 9) < wait_s <= (record.first_answer_token_s or 0), first
+    with serving(raw=(*answer, *end)) as stub:
+        (record,) = ask(stub).records
+    assert record.first_answer_token_s == record.ttft_s
+
+
+def test_usage_is_known_for_all_or_for_none() -> None:
+    """One answer without usage makes the sum unknown: the others' sum would pass for it."""
+    records = [load.RequestRecord(k, 0.0, 0.0, (1.0, 2.0), 2.0, 5, n, load.Outcome.OK) for k, n in enumerate((8, None))]
+    summary = metrics.summarise_records(records, duration_s=2.0)
+    assert (summary.output_tokens, summary.input_tokens, math.isnan(summary.output_throughput)) == (None, 10, True)
+    known = metrics.summarise_records(records[:1], duration_s=2.0)
+    assert (known.output_tokens, known.output_throughput) == (8, 4.0)
+
+
+# --- addresses, models, keys ---
+
+ROOTS = {
+    "http://h:8000": "http://h:8000/v1",
+    "http://h:8000/": "http://h:8000/v1",
+    "http://h/llm": "http://h/llm/v1",
+    " http://h/v1/ ": "http://h/v1",
+    "https://h/v1beta/openai/": "https://h/v1beta/openai",
+    "https://h/api/v3": "https://h/api/v3",
+    "https://h/openai/v1": "https://h/openai/v1",
+    "https://h/api/paas/v4": "https://h/api/paas/v4",
+    "https://h/v1/chat/completions": "https://h/v1",
+    "https://h/v1/completions/": "https://h/v1",
+    "https://h/inference/chat/completions": "https://h/inference",
+    "https://h/v1/models": "https://h/v1",
+    "https://h/openai/deployments/d": "https://h/openai/deployments/d",
+    "https://h/openai/deployments/d/chat/completions?api-version=2": "https://h/openai/deployments/d",
+    "http://me:secret-word@h:1/v1": "http://h:1/v1",
+    "http://[::1]:8000": "http://[::1]:8000/v1",
+}
+NO_ADDRESSES = (
+    "localhost:8000",
+    "ftp://h",
+    "http://",
+    "http://h:99999",
+    "http://h:port",
+    "http://[::1",
+    "",
+    "http://h:0",
+)
+
+
+def test_addresses_are_understood() -> None:
+    """A root gets /v1; another version, or the path before a pasted endpoint, is used as it is."""
+    assert {url: address.parse(url).root for url in ROOTS} == ROOTS
+    assert address.parse("http://h/v1/chat/completions").api == "chat"
+    for url in NO_ADDRESSES:
+        with pytest.raises(UsageError):
+            address.parse(url)
+
+
+def test_requests_go_where_the_address_says() -> None:
+    """Under any prefix, with the query in each request, and with user and password in the header alone."""
+    for prefix in ("/v1beta/openai", "/api/v3", "/openai/deployments/d", "/inference"):
+        with serving(prefix=prefix) as stub:
+            url = f"{stub.base_url}/chat/completions?api-version=2024-10-21"
+            assert ask(stub, url).records[0].ok
+            assert stub.urls == [f"{prefix}/chat/completions?api-version=2024-10-21"]
+    with serving() as stub:
+        assert ask(stub, stub.base_url.replace("//", "//me:secret-word@")).records[0].ok
+        assert stub.credentials == ["Basic bWU6c2VjcmV0LXdvcmQ="]
+
+
+def test_no_secret_is_printed() -> None:
+    """A password, key or query in a refusal of the server, in an error or in an address does not come out."""
+    echo = "bad key secret-word"
+    places = ["//me:secret-word@", "//", "//"]
+    keys = [None, "secret-word", None]
+    for place, key, query in zip(places, keys, ["", "", "?key=secret-word"], strict=True):
+        for behaviour in (
+            {"error_status": 401, "raw": None},
+            {"models_status": 404},
+            {"raw": (event({"error": echo}),)},
+        ):
+            with serving(**behaviour) as stub:
+                try:
+                    said = repr(ask(stub, stub.base_url.replace("//", place) + query, api_key=key))
+                except LabkitError as error:
+                    said = str(error)
+            assert "secret-word" not in said
+        with pytest.raises(LoadError) as caught:
+            ask(stub, stub.base_url.replace("//", place) + query, api_key=key)
+        assert "secret-word" not in str(caught.value)
+    with pytest.raises(UsageError) as refused:
+        address.parse("ftp://me:secret-word@h")
+    assert "secret-word" not in str(refused.value)
+    for key in ("secret-word\r\nX: y", "secret-word\n", "secret-w\u00f6rd"):
+        with pytest.raises(UsageError, match="line break") as refused:
+            address.parse("http://h", api_key=key)
+        assert "secret-w" not in str(refused.value)
+    with pytest.raises(UsageError, match="a user, and an API key"):
+        address.parse("http://me:pw@h", api_key="k")
+
+
+LISTS: list[Any] = [
+    {"data": [{"id": "m"}]},
+    [{"id": "m"}],
+    ["m"],
+    {"data": ["m"]},
+    {"models": [{"name": "m:latest", "model": "m:latest"}]},
+    {"models": ["m"]},
+    {"data": [{"id": "models/m"}]},
+    {"data": [{"id": "a/b", "name": "m"}]},
+    {"data": [{"id": "*"}]},
+]
+NO_LISTS: list[Any] = [{}, {"data": None}, 3, "m", None]
+
+
+def test_lists_of_models_in_every_form() -> None:
+    """A model is found in the lists of OpenAI, Together, Ollama, Gemini and LiteLLM; in none of 300 the close ones are
+    offered; what is no list says how to go on without."""
+    for tree in LISTS:
+        _check_model(json.dumps(tree).encode(), "m", url="u")
+    for tree in NO_LISTS:
+        with pytest.raises(LoadError, match="--no-preflight"):
+            _check_model(json.dumps(tree).encode(), "m", url="u")
+    many = [f"model-{k}" for k in range(300)]
+    with pytest.raises(UsageError, match="among its 300") as caught:
+        _check_model(json.dumps(many).encode(), "model-77x", url="u")
+    assert "model-77" in caught.value.remedy
+    assert len(caught.value.remedy) < 200
+    with pytest.raises(UsageError, match="none served"):
+        _check_model(b'{"data": []}', "m", url="u")
+
+
+def test_no_trust_is_not_no_server(tmp_path: Path) -> None:
+    """A certificate that nobody trusts, a server without TLS and a port where nothing listens are told apart."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_self_signed(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server, context.wrap_socket(server, server_side=True) as secure:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):  # the client hangs up in the handshake
+                secure.accept()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(LoadError, match=r"not trusted(.|\n)*SSL_CERT_FILE"):
+            load.run_blocking(f"https://127.0.0.1:{secure.getsockname()[1]}", MODEL, ONE, concurrency=1)
+        thread.join()
+    with serving() as stub, pytest.raises(LoadError, match="does not speak TLS"):
+        ask(stub, stub.base_url.replace("http:", "https:"))
+    with pytest.raises(LoadError, match="nothing listens"):
+        ask(stub)
+
+
+def _self_signed(folder: Path) -> Path:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "self.pem"
+    path.write_bytes(private + builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+# --- what is sent ---
+
+
+def test_fields_are_left_out_or_renamed() -> None:
+    """For servers that refuse a field: without it, or with the limit under its other name."""
+    with serving(refuses="stream_options") as stub:
+        assert "stream_options" in ask(stub).records[0].error
+        assert ask(stub, body={"stream_options": None, "ignore_eos": None, "top_k": 1}).records[0].ok
+        assert {"stream_options", "ignore_eos"}.isdisjoint(stub.bodies[-1])
+        assert stub.bodies[-1]["top_k"] == 1
+    with serving(refuses="max_completion_tokens") as stub:
+        assert ask(stub, limit_field="max_tokens").records[0].ok
+        assert stub.bodies[-1]["max_tokens"] == 8
+        with pytest.raises(UsageError, match="limit_field is 'length'"):
+            ask(stub, limit_field="length")
+    with serving(error_status=429, headers={"Retry-After": "7"}) as stub:
+        assert "429 (Retry-After: 7)" in ask(stub).records[0].error
+
+
+def test_turns_follow_each_other() -> None:
+    """A turn is sent after the answer to the one before, and its messages hold all that was said; conversations run
+    side by side. After a failed turn the rest of its conversation is not sent, and a warning says so."""
+    made = workloads.conversations(3, turns=3, user_words=25, max_tokens=2, think_s=0.01)
+    with serving(token_delay_s=0.005) as stub:
+        result = load.run_blocking(stub.base_url, MODEL, made, concurrency=3, api="chat", warmup=1)
+        assert all(record.ok for record in result.records)
+        assert stub.most_under_way == 3
+    for first in (0, 3, 6):
+        for earlier, later in pairwise(result.records[first : first + 3]):
+            assert earlier.finished_s < later.scheduled_s <= later.started_s
+    longest = max(stub.bodies[1:], key=lambda body: len(body["messages"]))["messages"]
+    roles = [said["role"] for said in longest]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert longest[2]["content"] == " w0 w1"
+    with serving(error_status=500) as stub:
+        failed = load.run_blocking(stub.base_url, MODEL, made, rate=100.0, api="chat")
+    assert len(failed.records) == 3
+    assert any("6 of 9 requests were not sent" in said for said in failed.warnings)
+    with pytest.raises(UsageError, match="--api chat"):
+        load.run_blocking("http://127.0.0.1:9", MODEL, made, concurrency=1)
+
+
+def test_a_trace_is_sent_as_recorded(tmp_path: Path) -> None:
+    """Requests come at the trace's times, with prompts of as many words as it has tokens, which share what it shares;
+    another rate is refused."""
+    path = tmp_path / "trace.jsonl"
+    lines = [(0, 5, 3, [1, 2]), (100, 8, 2, [1, 3]), (200, 4, 0, [4])]
+    names = ("timestamp", "input_length", "output_length", "hash_ids")
+    path.write_text("\n".join(json.dumps(dict(zip(names, line, strict=True))) for line in lines))
+    made = workloads.build("mooncake", n=None, path=path, block_tokens=4, speed=2.0)
+    with serving() as stub:
+        result = load.run_blocking(stub.base_url, MODEL, made)
+        with pytest.raises(UsageError, match="arrival times of its own"):
+            load.run_blocking(stub.base_url, MODEL, made, rate=1.0)
+        assert len(load.run_blocking(stub.base_url, MODEL, made, concurrency=2).records) == 3
+    assert [record.scheduled_s for record in result.records] == pytest.approx([0.0, 0.05, 0.1])
+    assert [record.input_tokens for record in result.records] == [5, 8, 4]
+    assert [record.limit_tokens for record in result.records] == [3, 2, 1]
+    first, second, third = (request.prompt.split() for request in made.requests)
+    assert (first[:4] == second[:4], first[4:] == second[4:5], first[:4] == third) == (True, False, False)
+    assert made.notes == ("1 requests without output: 1 token each",)
+
+
+def test_words_of_a_trace_are_one_token_each() -> None:
+    """In the embedded model's vocabulary, so that a prompt has about the tokens that the trace recorded."""
+    from tokenizers import Tokenizer
+
+    from labkit.models import CHAT, resolve
+
+    tokenizer = Tokenizer.from_file(str(Path(resolve(CHAT)) / "tokenizer.json"))
+    counts = {word: len(tokenizer.encode(f" {word}")) for word in workloads.ONE_TOKEN_WORDS}
+    assert {word: count for word, count in counts.items() if count != 1} == {}
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/stdin", "/proc/self", 5, "a\0b"])
+def test_a_file_that_never_ends_is_refused(path: Any) -> None:
+    """A device, a folder and what is no path are refused before they are read."""
+    for read in (workloads.from_file, traces.read_lines):
+        with pytest.raises(UsageError, match=r"no regular file|cannot be read"):
+            read(path)
+
+
+def test_no_workload_fills_the_memory() -> None:
+    """Prompts of too many words together are refused before they are made."""
+    with pytest.raises(UsageError, match="too many"):
+        workloads.build("chat", n=10, prompt_words=10**9)
+
+
+@given(st.integers(1, 300), st.floats(0.1, 50), st.floats(1.01, 20))
+def test_a_ramp_rises_linearly(n: int, low: float, factor: float) -> None:
+    """The arrivals up to t are the rates up to t added up, and the gaps only shrink."""
+    high = low * factor
+    due_s = rising_arrivals_s(workloads.constant_arrivals_s(n, rate=1.0), low=low, high=high)
+    end_s = 2 * n / (low + high)
+    assert [low * t + (high - low) * t * t / (2 * end_s) for t in due_s] == pytest.approx(list(range(n)), abs=1e-6)
+    gaps = [later - earlier for earlier, later in pairwise(due_s)]
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(gaps))
+
+
+def test_a_load_can_rise() -> None:
+    """A closed loop begins with `ramp_from` under way and ends with `concurrency`; a warning says what the figures
+    are."""
+    many = workloads.chat(24, max_tokens=2)
+    with serving(first_token_delay_s=0.05) as stub:
+        result = load.run_blocking(stub.base_url, MODEL, many, concurrency=6, ramp_from=1)
+        assert stub.most_under_way == 6
+    starts = sorted(record.started_s for record in result.records)
+    assert starts[1] - starts[0] < 0.01 or starts[1] - starts[0] >= 0.05
+    assert starts[5] >= 0.05
+    assert any("whole ramp" in said for said in result.warnings)
+    with serving() as stub:
+        rising = load.run_blocking(stub.base_url, MODEL, many, rate=400.0, ramp_from=50.0, arrival="constant")
+        dues = [record.scheduled_s for record in rising.records]
+        assert dues[1] - dues[0] > 3 * (dues[-1] - dues[-2])
+        with pytest.raises(UsageError, match="ramp_from is 9"):
+            load.run_blocking(stub.base_url, MODEL, many, concurrency=2, ramp_from=9)
+
+
+def test_a_stopped_load_keeps_what_it_measured() -> None:
+    """`on_cancel` gets the finished requests when the load is cancelled, those under way as cancelled."""
+    import asyncio
+
+    kept: list[load.LoadResult] = []
+
+    async def stopped(url: str) -> None:
+        made = workloads.chat(20, max_tokens=2)
+        task = asyncio.create_task(load.run(url, MODEL, made, concurrency=1, on_cancel=kept.append))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with serving(first_token_delay_s=0.05) as stub:
+        asyncio.run(stopped(stub.base_url))
+    outcomes = [record.outcome.value for record in kept[0].records]
+    assert outcomes[:2] == ["ok", "ok"]
+    assert outcomes[-1] in ("ok", "cancelled")
+    assert any(re.search(r"\d+ of 20 requests were not sent", said) for said in kept[0].warnings)

@@ -1,0 +1,376 @@
+"""`labkit log` on logs from public reports, in every wrapping that logs travel in."""
+
+import gzip
+import json
+import random
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkit import models
+from labkit.models import Architecture
+from labkit.serving.log_failures import FAILURES
+from labkit.serving.log_lines import open_log
+from labkit.serving.vllm_log import KEPT, MemoryLog, read
+
+FOLDER = Path(__file__).parents[1] / "data" / "cases" / "log"
+CASES = yaml.safe_load((FOLDER / "cases.yaml").read_text())
+LLAMA_8B = Architecture(
+    model_type="llama", layers=32, attention_heads=32, kv_heads=8, head_dim=128, hidden_size=4096, dtype_bytes=2,
+    max_positions=131_072, parameters=8_030_261_248,
+)  # fmt: skip
+MODELS = {
+    "llama-3.1-8b": LLAMA_8B,
+    "qwen3-235b-a22b": replace(
+        LLAMA_8B, model_type="qwen3_moe", layers=94, attention_heads=64, kv_heads=4, parameters=None
+    ),
+}
+
+
+def model_of(case: dict[str, str]) -> Architecture | None:
+    name = case.get("model", "")
+    return models.architecture(FOLDER.parent / name) if name.endswith(".json") else MODELS.get(name)
+
+
+def said(found: MemoryLog) -> list[list[object]]:
+    return [[line.kind, line.agrees] for line in found.lines]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['id']} {case['source']}")
+def test_the_case_is_read_right(case: dict[str, Any]) -> None:
+    """Every line on memory is found, explained and compared only where there is something to compare with."""
+    found = read((FOLDER / case["file"]).read_text(), architecture=model_of(case))
+    assert said(found) == case["lines"]
+    assert found.kv_tokens == case["kv_tokens"]
+    assert case.get("says", "") in str(found)
+    assert any(case.get("fix", "") in line.fix for line in found.lines)
+    assert any(case.get("recomputed", "") in line.recomputed for line in found.lines)
+    assert all(line.meaning for line in found.lines)
+
+
+# --- what carries a log changes nothing
+
+
+def wrapped(width: int) -> Callable[[str], str]:
+    return lambda log: "\n".join(
+        line[at : at + width] for line in log.splitlines() for at in range(0, len(line), width)
+    )
+
+
+def each(form: str) -> Callable[[str], str]:
+    return lambda log: "\n".join(form.format(line) for line in log.splitlines())
+
+
+WRAPPINGS: dict[str, Callable[[str], str]] = {
+    "journald": each("Nov 28 10:00:00 gpu-node-1 vllm[123]: {}"),
+    "kubernetes": each("2026-11-28T10:00:00.123456789Z stdout F {}"),
+    "kubectl --timestamps": each("2026-11-28T10:00:00.123456789Z {}"),
+    "stern": each("vllm-7d4b9-x2x vllm {}"),
+    "docker compose": each("vllm-1  | {}"),
+    "ray": each("\x1b[36m(ServeReplica:app:LLMServer pid=4021, ip=10.0.0.2)\x1b[0m {}"),
+    "rsyslog": each("Nov 28 10:00:00 host vllm: #033[1;36m{}#033[0m"),
+    "a paste": each("[36m{}[0m"),
+    "torchserve": each("2026-11-28T10:00:00,123 [INFO ] W-9000-vllm_1.0-stdout MODEL_LOG - {}"),
+    "docker json": lambda log: "\n".join(
+        json.dumps({"log": f"{line}\n", "stream": "stderr", "time": "2026-11-28T10:00:00.123456789Z"})
+        for line in log.splitlines()
+    ),
+    "json message": lambda log: "\n".join(
+        json.dumps({"level": "INFO", "message": line, "pid": 7}) for line in log.splitlines()
+    ),
+    "journald json": lambda log: "\n".join(
+        json.dumps({"_HOSTNAME": "h", "MESSAGE": list(f"\x1b[32m{line}\x1b[0m".encode())}) for line in log.splitlines()
+    ),
+    "carriage returns": lambda log: log.replace("\n", "\r\n"),
+    "progress bars": each("Loading shards:  50% 1/2\rLoading shards: 100% 2/2\r{}"),
+    "80 columns": wrapped(80),
+    "100 columns": wrapped(100),
+    "120 columns": wrapped(120),
+    "120 columns of kubernetes": lambda log: wrapped(120)(WRAPPINGS["kubernetes"](log)),
+    "80 columns without trailing spaces": lambda log: "\n".join(
+        line.rstrip() for line in wrapped(80)(log).splitlines()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_what_carries_a_log_changes_nothing(name: str) -> None:
+    """Prefixes, colours, JSON, line ends and a terminal's width leave every line, rank and number as it was."""
+    wrong = []
+    for case in CASES:
+        text = (FOLDER / case["file"]).read_text()
+        plain, carried = (read(log, architecture=model_of(case)) for log in (text, WRAPPINGS[name](text)))
+        rows = [[(line.kind, line.text, line.agrees, line.rank) for line in found.lines] for found in (plain, carried)]
+        if rows[0] != rows[1] or plain.kv_tokens != carried.kv_tokens:
+            wrong.append((case["id"], case["file"], rows))
+    assert wrong == []
+
+
+def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
+    """UTF-16 (a PowerShell redirect), a byte order mark, gzip, and bytes that are no text."""
+    text = (FOLDER / "v0_7_v1_blocks.log").read_text()
+    contents = {
+        "utf-16": text.encode("utf-16"),
+        "mark": b"\xef\xbb\xbf" + text.encode(),
+        "gzip": gzip.compress(text.encode()),
+        "bytes": b"\xff\xfa\x00\n" + text.encode(),
+    }
+    tokens = {}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with open_log(tmp_path / name) as stream:
+            tokens[name] = read(stream).kv_tokens
+    assert tokens == dict.fromkeys(contents, 22_096)
+
+
+# --- the wordings of other versions
+
+
+V0 = """INFO 05-21 18:16:50 [__init__.py:239] Automatically detected platform cuda.
+INFO 05-21 18:16:51 [llm_engine.py:240] Initializing a V0 LLM engine (v0.8.5) with config: model='m', \
+speculative_config=None, dtype=torch.float16, max_seq_len=8192, tensor_parallel_size=1, quantization=None, \
+enforce_eager=False, kv_cache_dtype=auto,  device_config=cuda
+INFO 05-21 18:17:01 [model_runner.py:1146] Model loading took 14.9888 GiB and 30.643008 seconds
+INFO 05-21 18:17:06 [worker.py:267] Memory profiling takes 5.29 seconds
+INFO 05-21 18:17:06 [worker.py:267] the current vLLM instance can use total_gpu_memory (23.58GiB) x \
+gpu_memory_utilization (0.90) = 21.22GiB
+INFO 05-21 18:17:06 [worker.py:267] model weights take 14.99GiB; non_torch_memory takes 0.35GiB; PyTorch \
+activation peak memory takes 2.99GiB; the rest of the memory reserved for KV Cache is 2.89GiB.
+INFO 05-21 18:17:07 [executor_base.py:112] # cuda blocks: 1478, # CPU blocks: 512
+INFO 05-21 18:17:07 [executor_base.py:117] Maximum concurrency for 8192 tokens per request: 2.89x
+INFO 05-21 18:17:30 [model_runner.py:1600] Graph capturing finished in 18 secs, took 0.62 GiB
+INFO 05-21 18:18:00 [metrics.py:455] Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 9.1 tokens/s, \
+Running: 1 reqs, Swapped: 2 reqs, Pending: 3 reqs, GPU KV cache usage: 99.3%, CPU KV cache usage: 0.0%.
+WARNING 05-21 18:18:01 [scheduler.py:1754] Sequence group cmpl-1-0 is preempted by PreemptionMode.RECOMPUTE mode \
+because there is not enough KV cache space. This can affect the end-to-end performance.
+"""
+
+
+def test_v0() -> None:
+    """The lines of the engine before V1 add up, with the config and without."""
+    found = read(V0, architecture=LLAMA_8B)
+    assert said(found) == [
+        ["engine", None], ["weights", True], ["share", True], ["parts", True], ["blocks", True], ["concurrency", True],
+        ["graphs", None], ["statistics", None], ["preempted", None],
+    ]  # fmt: skip
+    assert (found.kv_tokens, found.agrees) == (23_648, True)
+    assert not read(V0.replace("1478", "1600"), architecture=LLAMA_8B).agrees
+    assert read(V0.replace("KV Cache is 2.89GiB", "KV Cache is 5.89GiB")).of("parts")[0].agrees is False
+
+
+def test_another_block_size_is_found_from_the_concurrency() -> None:
+    """Blocks alone do not tell their size; with the concurrency they do."""
+    assert read("# GPU blocks: 1000\nMaximum concurrency for 4096 tokens per request: 7.81x").kv_tokens == 32_000
+
+
+TOO_LONG = (
+    "ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is needed, "
+    "which is larger than the available KV cache memory (5.61 GiB). Based on the available memory, the estimated "
+    "maximum model length is {}. Try increasing"
+)
+
+
+def test_too_long_is_recomputed_from_the_message_alone() -> None:
+    """128 KiB a token are 16 GiB for 131,072 tokens and 45,952 in 5.61 GiB; another length or another model differ."""
+    line = read(TOO_LONG.format(45_952), architecture=LLAMA_8B).lines[0]
+    assert line.agrees
+    assert "131,072 tokens take 16.00 GiB" in line.recomputed
+    assert line.fix.startswith("set max_model_len=45952 or less")
+    assert read(TOO_LONG.format(65_536), architecture=LLAMA_8B).agrees is False
+    assert read(TOO_LONG.format(45_952), architecture=replace(LLAMA_8B, layers=80)).agrees is False
+    assert read(TOO_LONG.format(45_952)).agrees is None
+
+
+OUT_OF_MEMORY = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.58 GiB "
+    "of which 1.10 GiB is free."
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "phase", "fix"),
+    [
+        ("", "before the weights were loaded", "tensor_parallel_size"),
+        ("Model loading took 14.9 GiB and 3 seconds", "in the profiling run", "max_num_batched_tokens"),
+        ("GPU KV cache size: 23,648 tokens", "CUDA graphs", "enforce_eager"),
+        ("Graph capturing finished in 18 secs, took 0.62 GiB", "while it served", "gpu_memory_utilization"),
+    ],
+)
+def test_out_of_memory_names_when_and_what_to_change(before: str, phase: str, fix: str) -> None:
+    """What helps depends on how far the start had come."""
+    line = read(f"{before}\n{OUT_OF_MEMORY}").of("out_of_memory")[0]
+    assert phase in line.meaning
+    assert "of 23.58 GiB only 1.10 GiB were free" in line.meaning
+    assert fix in line.fix
+
+
+FAILED = {
+    "nothing_left": "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
+    "warm_up": "CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please try lowering",
+    "no_room_for_weights": "Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization",
+    "kv_not_free": "Available memory on node 0 (5.1/23.5 GiB) on kv cache allocation is less than requested memory for "
+    "kv (8.0 GiB)",
+    "weights_elsewhere": "Externally held weights on device cuda:0 (15.1/23.5 GiB) exceed the desired",
+    "profiling_disturbed": "AssertionError: Error in memory profiling. Initial free memory 10.5 GiB, current",
+    "too_few_states": "ValueError: max_num_seqs (1024) exceeds available Mamba cache blocks (614). Each",
+    "beyond_positions": "User-specified max_model_len (32768) is greater than the derived max_model_len "
+    "(max_position_embeddings=8192 or model_max_length=None in model's config.json).",
+    "batch_below_length": "max_num_batched_tokens (2048) is smaller than max_model_len (4096). This effectively limits",
+    "swap_space": "Too large swap space. 16.00 GiB out of the 15.60 GiB total CPU memory is allocated",
+    "shared_memory": "Error while creating shared memory segment /dev/shm/nccl-CV4Hgf (size 9637888)",
+    "host_memory": "Nov 28 10:00:00 host kernel: Out of memory: Killed process 4021 (python3) total-vm:98765432kB",
+    "driver_memory": "ncclUnhandledCudaError: Call to CUDA function failed. Last error: Cuda failure 2 'out of memory'",
+}  # fmt: skip
+
+
+def test_every_failure_is_explained_with_what_to_change() -> None:
+    """Each kind of failure is found by its own words, and a rank's repetition of it is not shown again."""
+    assert FAILED.keys() == FAILURES.keys()
+    for kind, text in FAILED.items():
+        found = read(f"(Worker_TP0 pid=1) ERROR {text}\n(Worker_TP1 pid=2) ERROR {text}\n")
+        assert [line.kind for line in found.lines] == [kind]
+        assert found.lines[0].fix
+        assert found.agrees is None
+
+
+def test_less_than_nothing_for_the_cache() -> None:
+    """A negative figure is a failure, not a cache."""
+    line = read("INFO [gpu_worker.py:276] Available KV cache memory: -2.31 GiB").lines[0]
+    assert "2.31 GiB are missing" in line.meaning
+    assert line.fix
+
+
+def test_what_a_request_says_is_not_the_engines() -> None:
+    """A prompt with such a line in it, or an error that quotes one, is no statement of the engine."""
+    prompt = "INFO [logger.py:43] Received request cmpl-1: prompt: 'why GPU KV cache size: 5 tokens', params: x"
+    assert read(prompt).lines == ()
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(["0", "-1", "", "9" * 5000, "1.5.2", ",", "\u0663", "\u00b2", "nan", "9" * 11]),
+)
+@settings(max_examples=60, deadline=None)
+def test_numbers_of_any_form_end_in_no_error(seed: int, number: str) -> None:
+    """A damaged log is read to its end, with a model and without, whatever stands where a number was."""
+    rng = random.Random(seed)
+    lines = [*V0.splitlines(), *FAILED.values(), TOO_LONG.format(9), OUT_OF_MEMORY]
+    lines += [line for case in CASES for line in (FOLDER / case["file"]).read_text().splitlines()]
+    text = "\n".join(
+        re.sub(r"\d[\d.,]*", lambda found: number if rng.random() < 0.3 else found[0], line)
+        for line in rng.sample(lines, k=20)
+    )
+    for model in (None, LLAMA_8B):
+        read(text, architecture=model).to_json()
+
+
+# --- ranks, engines and starts
+
+
+def test_only_what_the_log_tells_of_the_ranks_is_compared() -> None:
+    """Where some ranks do not write their memory, fewer tokens than one rank could hold are no difference; more are."""
+    line = "(Worker_TP0 pid=1) Available KV cache memory: 8.11 GiB\nGPU KV cache size: {:,} tokens"
+    config = MODELS["qwen3-235b-a22b"]
+    verdicts = [
+        read(line.format(tokens), architecture=config, tensor_parallel=4).of("cache_size")[0].agrees
+        for tokens in (178_880, 180_928, 190_000)
+    ]
+    assert verdicts == [None, True, False]
+
+
+@pytest.mark.parametrize("setting", ["'pipeline_parallel_size': 2", "'speculative_config': {'method': 'eagle3'}",
+                                     "'kv_cache_dtype': 'nvfp4'", "'decode_context_parallel_size': 2"])  # fmt: skip
+def test_what_cannot_be_recomputed_is_not_compared(setting: str) -> None:
+    """Layers over stages, a draft model, other layouts: the reason is said, and nothing agrees or differs."""
+    text = f"non-default args: {{{setting}}}\nAvailable KV cache memory: 2.89 GiB\n"
+    found = read(f"{text}GPU KV cache size: 9,999 tokens", architecture=LLAMA_8B)
+    assert found.agrees is None
+    assert "not recomputed" in str(found)
+
+
+def test_a_rank_alone_does_not_tell_how_many_there_are() -> None:
+    """Since 0.10 only the first rank writes its memory: without the settings the split is unknown, not 1."""
+    text = "(Worker_TP0 pid=1) Available KV cache memory: 8.02 GiB\nGPU KV cache size: 178,880 tokens"
+    config = MODELS["qwen3-235b-a22b"]
+    assert read(text, architecture=config).agrees is None
+    assert "--tensor-parallel" in str(read(text, architecture=config))
+    assert read(text, architecture=config, tensor_parallel=4).agrees
+    assert read(text.replace("178,880", "44,720"), architecture=config, tensor_parallel=5).agrees is None
+
+
+def test_every_prefix_names_its_rank() -> None:
+    """The names that workers have had since 0.6, and that Ray gives them."""
+    prefixes = {
+        "(VllmWorker rank=3 pid=12)": "rank 3",
+        "(VllmWorker TP3 pid=12)": "TP3",
+        "(Worker_TP3 pid=12)": "TP3",
+        "(Worker_DP1_PP0_TP3_EP3 pid=12)": "PP0 TP3",
+        "(VllmWorkerProcess pid=12)": "process 12",
+        "(RayWorkerWrapper pid=12, ip=10.0.0.2)": "process 12 on 10.0.0.2",
+        "(ServeReplica:a:LLM pid=9) (RayWorkerWrapper pid=12)": "process 12",
+        "(EngineCore_DP0 pid=12)": "",
+        "": "",
+    }
+    ranks = {prefix: read(f"{prefix} Available KV cache memory: 1.0 GiB").lines[0].rank for prefix in prefixes}
+    assert ranks == prefixes
+
+
+@pytest.mark.parametrize("tokens", [(178_880, 180_928), (180_928, 178_880)])
+def test_every_rank_may_log_its_own_cache(tokens: tuple[int, int]) -> None:
+    """From 0.7 to 0.10 each rank logs its size, in any order: each agrees, and the fewest are the cache's."""
+    text = "".join(
+        f"(VllmWorker TP{rank} pid=1) Available KV cache memory: {gib} GiB\n" for rank, gib in enumerate((8.11, 8.02))
+    )
+    text += "".join(
+        f"(EngineCore_0 pid=9) GPU KV cache size: {count:,} tokens\n"
+        f"(EngineCore_0 pid=9) Maximum concurrency for 40,960 tokens per request: {count / 40_960:.2f}x\n"
+        for count in tokens
+    )
+    config = replace(MODELS["qwen3-235b-a22b"], kv_heads=2)  # on 2 GPUs what 4 heads are on 4
+    found = read(text, architecture=config)
+    assert (found.kv_tokens, found.agrees, found.starts) == (178_880, True, 1)
+    assert [line.agrees for line in found.of("cache_size")] == [True, True]
+    assert read(text.replace("178,880", "170,000"), architecture=config).agrees is False
+
+
+def test_data_parallel_engines_have_a_cache_each() -> None:
+    """Each engine's tokens are compared with its own rank's memory."""
+    text = "\n".join(
+        f"(EngineCore_DP{n} pid={n}) Available KV cache memory: {gib} GiB\n"
+        f"(EngineCore_DP{n} pid={n}) GPU KV cache size: {tokens:,} tokens"
+        for n, gib, tokens in ((0, 2.89, 23_648), (1, 1.0, 8_192))
+    )
+    found = read(text, architecture=LLAMA_8B)
+    assert [line.agrees for line in found.of("cache_size")] == [True, True]
+    assert "2 engines" in found.notes[0]
+
+
+def test_the_last_of_several_starts_is_read() -> None:
+    """A log to which a restarting service appends is read from its last start on, and says so."""
+    first = (FOLDER / "v0_10_fp8_qwen3_30b.log").read_text()
+    found = read(first * 2 + (FOLDER / "v0_2x_tp2_qwen36_fp8.log").read_text())
+    assert (found.starts, found.kv_tokens, found.lines[0].number) == (3, 300_220, 11)
+    assert "3 starts" in found.notes[0]
+    lines = "(VllmWorker TP{} pid=1) Available KV cache memory: 1.0 GiB\n"
+    once = lines.format(0) + lines.format(1) + "(EngineCore_0 pid=1) GPU KV cache size: 9,999 tokens\n"
+    assert read(once * 2).starts == 2
+
+
+def test_a_large_log_is_read_in_bounded_memory() -> None:
+    """Months of statistics, and one line without an end, leave the last lines of a kind and their number."""
+    line = "Engine 000: Running: {} reqs, Waiting: 0 reqs, GPU KV cache usage: 3.1%\n"
+    stream = StringIO("x" * 1_000_000 + "\n" + "".join(line.format(n) for n in range(KEPT + 7)))
+    found = read(stream)
+    assert (len(found.lines), found.lines_read) == (KEPT, KEPT + 8)
+    assert found.lines[-1].text.startswith(f"Running: {KEPT + 6} reqs")
+    assert sys.getsizeof(str(found)) < 100_000
+    assert found.notes[0].startswith("7 earlier lines")

@@ -1,0 +1,150 @@
+"""Ray Serve configs and RayServices as files of deployments: what they say, and what they leave to code."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from labkit.advice import fractions as auditor
+from labkit.advice.fractions.serve_config import translated
+from tests.unit.refusals import not_refused
+from tests.unit.test_fraction_cases import CASES
+
+GPUS = {"memory_gib": 24.0, "count": 8}
+
+
+def entries(*deployments: dict[str, Any], **application: Any) -> dict[str, dict[str, Any]]:
+    """What is read of an application, by name."""
+    config = {"applications": [{"name": "app", "import_path": "a:b", "deployments": [*deployments], **application}]}
+    return {entry["name"]: entry for entry in translated(config, Path())[0]["deployments"]}
+
+
+def llm(**config: Any) -> dict[str, Any]:
+    """What is read of one LLMConfig."""
+    config = {"model_loading_config": {"model_id": "m"}, **config}
+    (entry,) = entries(import_path="ray.serve.llm:build_openai_app", args={"llm_configs": [config]}).values()
+    return entry
+
+
+def test_a_deployments_numbers() -> None:
+    """Replicas at their most, bundles with GPUs, strategies, limits and types; no GPU: not an entry."""
+    read = entries(
+        {"name": "plain", "num_replicas": 3, "ray_actor_options": {"num_gpus": 0.5, "accelerator_type": "L4"}},
+        {"name": "auto", "num_replicas": "auto", "ray_actor_options": {"num_gpus": 1}},
+        {"name": "scaled", "autoscaling_config": {"min_replicas": 2, "max_replicas": 6},
+         "ray_actor_options": {"num_gpus": 1}, "max_replicas_per_node": 2},
+        {"name": "group", "placement_group_bundles": [{"CPU": 1}, {"GPU": 0.5, "CPU": 1}, {"GPU": 1}],
+         "placement_group_strategy": "STRICT_PACK"},
+        {"name": "on CPUs", "ray_actor_options": {"num_cpus": 1}},
+    )  # fmt: skip
+    assert read == {
+        "plain": {"name": "plain", "num_gpus": 0.5, "replicas": 3, "accelerator_type": "L4"},
+        "auto": {"name": "auto", "num_gpus": 1, "replicas": 100, "min_replicas": 1},
+        "scaled": {"name": "scaled", "num_gpus": 1, "replicas": 6, "min_replicas": 2, "max_replicas_per_node": 2},
+        "group": {"name": "group", "num_gpus": [0.5, 1], "strategy": "STRICT_PACK"},
+    }
+
+
+def test_an_llm_configs_numbers() -> None:
+    """A bundle for each rank, the replica's own GPUs in the first, vLLM's default share; pipelines are not computed."""
+    assert llm() == {"name": "m", "num_gpus": [1], "tensor_parallel": 1, "engine_share": 0.92, "model": "m"}
+    parallel = {
+        "tensor_parallel_size": 2,
+        "max_model_len": 4096,
+        "kv_cache_dtype": "fp8",
+        "gpu_memory_utilization": 0.4,
+    }
+    split = llm(
+        engine_kwargs=parallel,
+        placement_group_config={"bundle_per_worker": {"GPU": 0.6, "CPU": 1}, "strategy": "SPREAD"},
+        deployment_config={"num_replicas": 2, "ray_actor_options": {"num_gpus": 0.1}},
+    )
+    assert split["num_gpus"] == [pytest.approx(0.7), 0.6]
+    assert {key: split[key] for key in ("tensor_parallel", "strategy", "replicas", "kv_cache_dtype")} == {
+        "tensor_parallel": 2, "strategy": "SPREAD", "replicas": 2, "kv_cache_dtype": "fp8",
+    }  # fmt: skip
+    staged = llm(engine_kwargs={"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
+    assert (staged["num_gpus"], "model" in staged) == ([1] * 4, False)
+    on_cpus = {"model_loading_config": {"model_id": "m"}, "placement_group_config": {"bundles": [{"CPU": 1}]}}
+    assert entries(args={"llm_configs": [on_cpus]}) == {}
+
+
+def test_other_forms(tmp_path: Path) -> None:
+    """One application without a list, prefill and decode apart, an LLMConfig in a file of its own, a RayService whose
+    head has a GPU: the same entries."""
+    one = {"import_path": "a:b", "deployments": [{"name": "x", "ray_actor_options": {"num_gpus": 1}}]}
+    assert translated(one, Path())[0]["deployments"] == [{"name": "x", "num_gpus": 1}]
+    configs = {"prefill_config": {"model_loading_config": {"model_id": "p"}},
+               "decode_config": {"model_loading_config": {"model_id": "d"}}}  # fmt: skip
+    assert list(entries(args=configs)) == ["p", "d"]
+    (tmp_path / "m.yaml").write_text("model_loading_config: {model_id: m}\naccelerator_type: L4\n")
+    beside = {"applications": [{"args": {"llm_configs": ["m.yaml"]}}]}
+    (path := tmp_path / "serve.yaml").write_text(yaml.safe_dump(beside))
+    (deployment,), cluster = auditor.read(path, gpu={"count": 2})
+    assert (deployment.accelerator_type, cluster.cards[0].total_bytes) == ("L4", 22.5 * 2**30)
+    service = yaml.safe_load((CASES / "rayservice_two_workers.yaml").read_text())
+    container = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    container["resources"]["limits"]["nvidia.com/gpu"] = 4
+    workers = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    workers |= {"numOfHosts": 2, "maxReplicas": 3}
+    assert auditor.parse(service, gpu={"memory_gib": 24.0})[1].gpus_per_node == [4, 1, 1, 1, 1]
+    service["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] = True
+    assert auditor.parse(service, gpu={"memory_gib": 24.0})[1].gpus_per_node == [4] + [1] * 6
+
+
+def test_what_is_not_known_is_never_ok() -> None:
+    """A deployment without numbers in the file; a model that is not here; what is exported lacks just that."""
+    config = {"applications": [{"deployments": [{"name": "x", "ray_actor_options": {"num_gpus": 0.5}},
+                                                {"name": "y"}]}]}  # fmt: skip
+    audit = auditor.audit(*auditor.parse(config, gpu=GPUS))
+    assert (audit.ok, audit.fails, [finding.level for finding in audit.findings]) == (False, False, ["unknown"] * 2)
+    exported = yaml.safe_load(auditor.as_yaml(audit.deployments, audit.gpus_asked))
+    assert not_refused(auditor.parse, [(exported, "x has neither model nor weight_gib")]) == []
+    exported["deployments"][0]["weight_gib"] = 3
+    assert auditor.audit(*auditor.parse(exported)).ok
+
+
+def test_deployments_without_a_gpu_are_named() -> None:
+    """Their code may add bundles that the file does not show; alone there is nothing to audit."""
+    cpu = {"name": "Ingress", "ray_actor_options": {"num_cpus": 1}}
+    gpu = {"name": "x", "ray_actor_options": {"num_gpus": 0.5}}
+    says = "no GPU is asked for by Ingress, unless their code has placement_group_bundles"
+    audit = auditor.audit(*auditor.parse({"applications": [{"deployments": [cpu, gpu]}]}, gpu=GPUS))
+    assert says in [finding.text for finding in audit.findings]
+    alone = {"applications": [{"deployments": [cpu]}]}
+    assert not_refused(lambda content: auditor.parse(content, gpu=GPUS), [(alone, says)]) == []
+
+
+def test_bad_configs_are_refused_by_name() -> None:
+    """Each with what is wrong, and the place or the deployment."""
+    plain = {"name": "x", "ray_actor_options": {"num_gpus": 1}}
+    applications: list[tuple[Any, str]] = [
+        ("x", "applications is 'x'"),
+        ([3], "applications[0] is 3"),
+        ([{"deployments": {}, "import_path": "a:b", "name": "n"}], "application n names no deployment"),
+        ([{"deployments": "x"}], "deployments is 'x'"),
+        ([{"deployments": [{"name": "x", "ray_actor_options": 3}]}], "x: ray_actor_options is 3"),
+        ([{"deployments": [{**plain, "autoscaling_config": 3}]}], "x: autoscaling_config is 3"),
+        ([{"deployments": [{**plain, "num_replicas": "many"}]}], "x: replicas is 'many'"),
+        ([{"deployments": [{**plain, "placement_group_bundles": 3}]}], "x: bundles are 3"),
+        ([{"args": {"llm_configs": 3}}], "llm_configs is 3"),
+        ([{"args": {"llm_configs": [{"engine_kwargs": {"tensor_parallel_size": 0}}]}}], "tensor_parallel_size is 0"),
+        ([{"args": {"llm_configs": ["none.yaml"]}}], "none.yaml cannot be read"),
+    ]
+    bad = [({"applications": given}, says) for given, says in applications]
+    bad += [({"kind": "Deployment"}, "Deployment without the text serveConfigV2")]
+    bad += [({"kind": "RayService", "spec": {"serveConfigV2": "[" * 1_000}}, "serveConfigV2 is not valid YAML")]
+    assert not_refused(lambda content: auditor.parse(content, gpu=GPUS), bad) == []
+    assert (
+        not_refused(auditor.parse, [({"applications": [{"deployments": [plain]}]}, "does not say how many GPUs")]) == []
+    )
+
+
+def test_ray_takes_the_configs_of_the_cases() -> None:
+    """They are Serve configs by Ray's own schema."""
+    schema = pytest.importorskip("ray.serve.schema")
+    for path in CASES.glob("*serve_*.yaml"):
+        schema.ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    service = yaml.safe_load((CASES / "rayservice_two_workers.yaml").read_text())
+    schema.ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
