@@ -20,6 +20,7 @@ import requests
 
 from labkit.advice.selector import complete, configure
 from labkit.advice.selector.configs import EMBEDDING_MODEL
+from labkit.machine.processes import end_processes
 from labkit.models import EMBEDDING, resolve
 from labkit.serving import torchserve
 from labkit.serving.process import free_port
@@ -58,10 +59,10 @@ def written(folder: Path, stack: str, answers: Mapping[str, str], replacing: Map
 @contextmanager
 def running(folder: Path, *command: str, ready: str) -> Iterator[list[psutil.Process]]:
     """The command in the folder until `ready` answers 200; at the end no process of it is left."""
-    log = folder / "log"
+    log = folder / f"{command[0]}.log"
     with log.open("wb") as output:
         process = psutil.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
-    family: list[psutil.Process] = [process]
+    family: list[psutil.Process] = []
     try:
         for _ in range(START_TIMEOUT_S):
             assert process.poll() is None, log.read_text()[-4000:]
@@ -70,15 +71,11 @@ def running(folder: Path, *command: str, ready: str) -> Iterator[list[psutil.Pro
             time.sleep(1)
         else:
             pytest.fail(f"{ready} did not answer: {log.read_text()[-4000:]}")
-        family += process.children(recursive=True)
-        yield family
+        yield process.children(recursive=True)
     finally:
-        family += [child for child in process.children(recursive=True) if child not in family] if process.is_running() else []
-        for member in family:
-            if member.is_running():
-                member.terminate()
-        for member in survivors(family, within_s=30):
-            member.kill()
+        family += [*process.children(recursive=True), process] if process.is_running() else []
+        end_processes(family)
+    assert not survivors(family, within_s=0)
 
 
 def answers(url: str) -> bool:
@@ -96,7 +93,7 @@ def post(url: str, body: Mapping[str, Any], key: str = "") -> requests.Response:
 
 
 def test_vllm_alone_starts_and_hides_its_key(chat_model: Path, tmp_path: Path) -> None:
-    """`bash start.sh` serves the model as `main`, to clients with the key in vllm.key only; no command line shows it."""
+    """`bash start.sh` serves the model as `main`, only to clients with vllm.key's key, which no command line shows."""
     port = free_port()
     folder = written(tmp_path, "vllm", {}, {"8000": str(port)}, model=str(chat_model))
     with running(folder, "bash", "start.sh", ready=f"http://127.0.0.1:{port}/health") as family:
@@ -152,9 +149,7 @@ def test_vllm_starts_inside_ray_serve(chat_model: Path, tmp_path: Path) -> None:
 def test_your_own_models_start_in_ray_serve(models: str, tmp_path: Path) -> None:
     """`serve run` finds your_models.py in its folder; the frame answers before a model is in it."""
     port = free_port()
-    folder = written(
-        tmp_path, "own-ray-serve", {"kind": "other", "models": models}, {"port: 8000": f"port: {port}"}
-    )
+    folder = written(tmp_path, "own-ray-serve", {"kind": "other", "models": models}, {"port: 8000": f"port: {port}"})
     with running(folder, "serve", "run", "serve_config.yaml", ready=f"http://127.0.0.1:{port}/-/healthz"):
         answer = post(f"http://127.0.0.1:{port}/", {"text": "hello"})
         assert (answer.status_code, answer.text) == (200, "HELLO")
@@ -170,7 +165,9 @@ def test_torchserve_starts_with_both_files(tmp_path: Path) -> None:
     )
     settings = dict(line.split(": ") for line in (folder / "model-config.yaml").read_text().splitlines())
     numbers = {name: int(value) for name, value in settings.items()}
-    torchserve.archive("sleep", folder=store, model_name="nap", settings={**numbers, "maxWorkers": numbers["minWorkers"]})
+    torchserve.archive(
+        "sleep", folder=store, model_name="nap", settings={**numbers, "maxWorkers": numbers["minWorkers"]}
+    )
     command = ("torchserve", "--start", "--foreground", "--ncs", "--ts-config", "config.properties")
     with running(folder, *command, ready=f"http://127.0.0.1:{ports['8080']}/ping"):
         key = json.loads((folder / "key_file.json").read_text())["inference"]["key"]

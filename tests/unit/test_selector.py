@@ -33,7 +33,7 @@ BASES = [complete(case["answers"]) for case in CASES.values()]
 
 
 def drawn(rng: random.Random, when: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, str]:
-    """Answers at random for which the conditions hold; from none to all of the others are those of a public question."""
+    """Answers at random for which the conditions hold; none to all of the others are those of a public question."""
     while True:
         base, kept = rng.choice(BASES), rng.random()
         wide = {name: [base[name]] if rng.random() < kept else options for name, options in OPTIONS.items()}
@@ -49,7 +49,7 @@ def drawn(rng: random.Random, when: Mapping[str, tuple[str, ...]] | None = None)
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_public_question_gets_a_knowledgeable_answer(case: str) -> None:
-    """The first place is one that an engineer would name, and the neighbours that belong to the answer are in the text."""
+    """The first place is one that an engineer would name, and the neighbours that belong to it are in the text."""
     asked = CASES[case]
     selection = select(asked["answers"])
     text = selector.to_text(selection, configure(selection.winner.name, selection.answers))

@@ -107,7 +107,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     """`labkit select --json` has the keys that scripts rely on, and agrees with Python."""
-    data = json.loads(run(capsys, "--set", "kind=both", "--set", "pattern=pipeline", "--set", "model=org/mine", "--json"))
+    data = json.loads(
+        run(capsys, "--set", "kind=both", "--set", "pattern=pipeline", "--set", "model=org/mine", "--json")
+    )
     expected = select({"kind": "both", "pattern": "pipeline"})
     assert [ranked["name"] for ranked in data["ranking"]] == [ranked.name for ranked in expected.ranking]
     assert {"name", "score", "reasons", "excluded"} <= set(data["ranking"][0])
@@ -115,14 +117,26 @@ def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     flips = [tuple(getattr(flip, key) for key in keys) for flip in expected.flips]
     assert [tuple(flip[key] for key in keys) for flip in data["flips"]] == flips
     assert "org/mine" in data["config"]["serve_config.yaml"]["text"]
-    assert {other["name"]: bool(other["why"]) for other in data["landscape"]}.items() >= {"SGLang": True, "KServe": False}.items()
+    assert {other["name"]: bool(other["why"]) for other in data["landscape"]}.items() >= {
+        "SGLang": True,
+        "KServe": False,
+    }.items()
     assert "Started by the tests" in data["config_proof"]
 
 
 def test_select_takes_what_it_and_the_form_export(capsys: pytest.CaptureFixture[str]) -> None:
     """In words: ranking, reasons, flips, configuration, the way back; `--answers` reads a state, `--set` changes it."""
     text = run(capsys)
-    for part in ("Ranking", "Why not the others", "Look at these too", "SGLang", "Started by the tests", "What single answer", "What the article says", "vllm serve"):
+    for part in (
+        "Ranking",
+        "Why not the others",
+        "Look at these too",
+        "SGLang",
+        "Started by the tests",
+        "What single answer",
+        "What the article says",
+        "vllm serve",
+    ):
         assert part in text
     assert f"--answers '{write_state(KNOWN.defaults)}'" in text
     state = write_state({**KNOWN.defaults, "kind": "other", "team": "torchserve"})

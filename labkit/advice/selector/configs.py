@@ -17,7 +17,11 @@ from labkit.advice.selector.fit import NO_GPU, PER_MACHINE, cards_needed, number
 from labkit.files import Frozen, data_path, parse_yaml
 
 T = TypeVar("T")
-CPU_MODEL, EMBEDDING_MODEL, SPEECH_MODEL = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-Embedding-0.6B", "openai/whisper-large-v3"
+CPU_MODEL, EMBEDDING_MODEL, SPEECH_MODEL = (
+    "Qwen/Qwen2.5-0.5B-Instruct",
+    "Qwen/Qwen3-Embedding-0.6B",
+    "openai/whisper-large-v3",
+)
 GPU_MODELS = {
     "4b": "Qwen/Qwen3-4B-Instruct-2507",
     "9b": "Qwen/Qwen3-8B",
@@ -68,7 +72,7 @@ def proof(stack: str, answers: Mapping[str, str]) -> str:
         return f"Not started by this course, which would need {needs}: read it before you use it."
     if answers["hardware"] in NO_GPU:
         return "Started by the tests of this course on two CPUs, with a small model."
-    return "Started by the tests of this course on two CPUs; with GPUs it was read by the engine's own parser, not started."
+    return "Started by the tests of this course on two CPUs; with GPUs it was only read by the engine's own parser."
 
 
 def _lines(file: ConfigFile) -> str:
@@ -114,12 +118,20 @@ def _gguf(model: str | None, answers: Mapping[str, str]) -> str:
 def _second(answers: Mapping[str, str]) -> dict[str, Any] | None:
     """The second server: embeddings beside chat, or one more model."""
     if answers["kind"] in ("rag", "both"):
-        engine = engine_settings({**answers, "kind": "pooling", "size": "4b", "gpu": "shared" if _shared_gpu(answers) else "dedicated"})
-        why = "Embeddings have a path of their own, so nginx need not read the request. Add /rerank and /v1/audio likewise."
-        return {"model": EMBEDDING_MODEL, "name": "embeddings", "engine": engine, "location": "/v1/embeddings", "why": why}
+        engine = engine_settings(
+            {**answers, "kind": "pooling", "size": "4b", "gpu": "shared" if _shared_gpu(answers) else "dedicated"}
+        )
+        why = "Embeddings have their own path, so nginx need not read the request. Add /rerank and /v1/audio likewise."
+        return {
+            "model": EMBEDDING_MODEL,
+            "name": "embeddings",
+            "engine": engine,
+            "location": "/v1/embeddings",
+            "why": why,
+        }
     if answers["models"] == "one":
         return None
-    why = "The second model's base address is http://HOST/model-2/v1. A gateway that reads the model's name (LiteLLM) hides it."
+    why = "The second model's base address is http://HOST/model-2/v1; a gateway that reads the model's name hides it."
     engine = engine_settings(answers)
     return {"model": "ANOTHER/MODEL", "name": "model-2", "engine": engine, "location": "/model-2/", "why": why}
 
