@@ -190,10 +190,11 @@ def select(
     """Which framework for which workload, and why."""
     from labkit import records
     from labkit.advice import selector
+    from labkit.files import parse_settings
     from labkit.records.ledger import ledger
 
     known, model = selector.read_state(answers)
-    known, other = selector.read_state({**known, **selector.from_settings(settings or ())})
+    known, other = selector.read_state({**known, **parse_settings(settings or ())})
     found, model = selector.select(known), other or model
     config = selector.configure(found.winner.name, found.answers, model=model)
     rows = ledger(records.read_newest(runs).values()) if runs else []

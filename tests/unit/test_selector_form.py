@@ -148,6 +148,8 @@ def test_bad_input_ends_with_two_and_a_remedy(capsys: pytest.CaptureFixture[str]
     """A message on stderr, nothing on stdout, exit code 2, from each of the three options."""
     for arguments, message in (
         (["--set", "kind=lmm"], "did you mean llm"),
+        (["--set", "kind"], "sets nothing"),
+        (["--set", "prefixs=no"], "did you mean prefixes"),
         (["--answers", "{"], "no JSON"),
         (["--runs", "/nowhere"], "not a folder"),
     ):

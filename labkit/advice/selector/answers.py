@@ -1,8 +1,8 @@
-"""Answers as people give them: as options or labels, as KEY=VALUE, and as one line of JSON that the form exports."""
+"""Answers as people give them: as options or labels, and as one line of JSON that the form exports."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from labkit.advice.selector.catalogue import Question, catalogue
@@ -74,16 +74,3 @@ def check_model(name: Any) -> str | None:
         remedy = "give a hub id (Qwen/Qwen2.5-7B-Instruct) or a path"
         raise UsageError(f"{str(name)[:80]!r} is no model's name", remedy=remedy)
     return name
-
-
-def from_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`["pattern=pipeline", "model=Qwen/Qwen2.5-7B-Instruct"]` as a mapping. UsageError without `=` or for a repeat."""
-    answers: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        name = name.strip().replace("-", "_")
-        fix = "write KEY=VALUE, such as pattern=pipeline"
-        require(bool(equals and name), f"{setting!r} sets nothing", fix=fix)
-        require(name not in answers, f"{name} is set twice", fix="leave one of the two")
-        answers[name] = value.strip()
-    return answers
