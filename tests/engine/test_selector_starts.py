@@ -57,8 +57,8 @@ def written(folder: Path, stack: str, answers: Mapping[str, str], replacing: Map
 
 
 @contextmanager
-def running(folder: Path, *command: str, ready: str) -> Iterator[list[psutil.Process]]:
-    """The command in the folder until `ready` answers 200; at the end no process of it is left."""
+def running(folder: Path, *command: str, ready: str, status: int = 200) -> Iterator[list[psutil.Process]]:
+    """The command in the folder until `ready` answers with the status; at the end no process of it is left."""
     log = folder / f"{command[0]}.log"
     with log.open("wb") as output:
         process = psutil.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
@@ -66,7 +66,7 @@ def running(folder: Path, *command: str, ready: str) -> Iterator[list[psutil.Pro
     try:
         for _ in range(START_TIMEOUT_S):
             assert process.poll() is None, log.read_text()[-4000:]
-            if answers(ready):
+            if answers(ready, status):
                 break
             time.sleep(1)
         else:
@@ -78,10 +78,10 @@ def running(folder: Path, *command: str, ready: str) -> Iterator[list[psutil.Pro
     assert not survivors(family, within_s=0)
 
 
-def answers(url: str) -> bool:
-    """Whether the address answers 200."""
+def answers(url: str, status: int) -> bool:
+    """Whether the address answers with the status."""
     try:
-        return requests.get(url, timeout=5).status_code == 200
+        return requests.get(url, timeout=5).status_code == status
     except requests.RequestException:
         return False
 
@@ -169,7 +169,9 @@ def test_torchserve_starts_with_both_files(tmp_path: Path) -> None:
         "sleep", folder=store, model_name="nap", settings={**numbers, "maxWorkers": numbers["minWorkers"]}
     )
     command = ("torchserve", "--start", "--foreground", "--ncs", "--ts-config", "config.properties")
-    with running(folder, *command, ready=f"http://127.0.0.1:{ports['8080']}/ping"):
+    with running(
+        folder, *command, ready=f"http://127.0.0.1:{ports['8080']}/ping", status=400
+    ):  # it wants a key there, too
         key = json.loads((folder / "key_file.json").read_text())["inference"]["key"]
         url = f"http://127.0.0.1:{ports['8080']}/predictions/nap"
         assert post(url, {}).status_code == 400

@@ -85,7 +85,12 @@ def to_text(
         parts.append(_section("What speaks against it", (_line(reason, verdicts) for reason in winner.cons)))
     parts.append(_section("Why not the others", (_why_not(ranked, verdicts) for ranked in others)))
     if selection.neighbours:
-        parts.append(_section("Look at these too", (_neighbour(*pair) for pair in selection.neighbours)))
+        parts.append(
+            _section(
+                "Look at these too (that they suit is our judgement)",
+                (_neighbour(*pair) for pair in selection.neighbours),
+            )
+        )
     parts.append(_section("What single answer would change it", _flips(selection)))
     parts.append(_article(selection))
     parts.append("\n\n".join((proof(winner.name, selection.answers), *(_config(file) for file in config))))
