@@ -66,6 +66,7 @@ def running(folder: Path, *command: str, ready: str, status: int = 200) -> Itera
     try:
         for _ in range(START_TIMEOUT_S):
             assert process.poll() is None, log.read_text()[-4000:]
+            family = process.children(recursive=True)  # known also when the first process dies
             if answers(ready, status):
                 break
             time.sleep(1)
@@ -73,7 +74,7 @@ def running(folder: Path, *command: str, ready: str, status: int = 200) -> Itera
             pytest.fail(f"{ready} did not answer: {log.read_text()[-4000:]}")
         yield process.children(recursive=True)
     finally:
-        family += [*process.children(recursive=True), process] if process.is_running() else []
+        family += [process, *(process.children(recursive=True) if process.is_running() else ())]
         end_processes(family)
     assert not survivors(family, within_s=0)
 
