@@ -176,7 +176,7 @@ def cost(
     answer(as_json, result.to_json, lambda: typer.echo(text(result)))
 
 
-@app.command(epilog="Example: labkit select --set kind=rag --set size=80b --set card=80gb --set hardware=several")
+@app.command(epilog="Example: labkit select --set kind=rag --set size=70b --set card=80gb --set hardware=several")
 def select(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")

@@ -121,7 +121,8 @@ def test_a_model_gets_the_cards_that_hold_it() -> None:
         ("80b", "80gb", 4),  # 176 in 294.4
         ("250b", "80gb", 8),  # 550 in 588.8
         ("700b", "141gb", 16),  # 1,540 in 2,075.5
-        ("700b", "192gb", 16),  # 1,540 in 2,826.2; eight hold 1,413.1
+        ("700b", "180gb", 16),  # 1,540 in 2,649.6; eight hold 1,324.8
+        ("9b", "8gb", 4),  # 19.8 in 29.4
     ]
     for size, card, cards in table:
         answers = complete({"size": size, "card": card, "hardware": "several"})
@@ -272,6 +273,25 @@ def test_labels_and_truth_values_are_understood() -> None:
     assert complete({"hardware": "several machines"})["hardware"] == "cluster"
     assert complete({"prefixes": True})["prefixes"] == "yes"
     assert read_state("")[0] == KNOWN.defaults
+
+
+def test_other_numbers_are_rounded_to_the_safe_side() -> None:
+    """A model or a request counts as the next larger option, a card as the next smaller one."""
+    table = [
+        ("size", "70b", "80b"),
+        ("size", "0.6B", "4b"),
+        ("size", 8, "9b"),
+        ("context", "16k", "32k"),
+        ("context", "131072", "128k"),
+    ]
+    table += [("card", "48GB", "40gb"), ("card", "96 gb", "80gb"), ("card", 192, "180gb"), ("card", "141GiB", "141gb")]
+    assert [complete({name: value})[name] for name, value, _ in table] == [option for _, _, option in table]
+    refused = [
+        ({"size": "1000b"}, "must be one of"),
+        ({"card": "4gb"}, "must be one of"),
+        ({"rate": "5"}, "must be one of"),
+    ]
+    assert not_refused(complete, refused) == []
 
 
 # --- configurations

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from labkit.advice.selector.catalogue import Question, catalogue
+from labkit.advice.selector.fit import number
 from labkit.errors import UsageError, did_you_mean, require
 
 MODEL = "model"
 MAX_STATE = 10_000
 # A hub id, a folder or one of the course's names: what a command line takes without quoting.
+NUMBER = re.compile(r"(\d+(?:\.\d+)?) *(?:b|gi?b|k)?")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_~./-][A-Za-z0-9_.:/@~+-]{0,199}")
 
 
@@ -35,9 +37,24 @@ def _option(name: str, question: Question, value: Any) -> str:
         return text
     if text in by_label:
         return by_label[text]
+    if (rounded := _rounded(question, text)) is not None:
+        return rounded
     listed = ", ".join(f"{option} ({label})" for option, label in question.options.items())
     remedy = did_you_mean(text.lower()[:80], question.options)
     raise UsageError(f"{name} is {text[:80]!r}; it must be one of {listed}", remedy=remedy)
+
+
+def _rounded(question: Question, text: str) -> str | None:
+    """The option that stands for a number such as 70b, 96GB or 16k; None for other questions and for no number."""
+    found = NUMBER.fullmatch(text.lower())
+    if question.rounds is None or found is None:
+        return None
+    value, options = float(found[1]), list(question.options)
+    if options[0].endswith("k") and value >= 1000:
+        value /= 1024  # tokens
+    if question.rounds == "up":
+        return next((option for option in options if number(option) >= value), None)
+    return next((option for option in reversed(options) if number(option) <= value), None)
 
 
 def read_state(state: str | Mapping[str, Any] | None) -> tuple[dict[str, str], str | None]:

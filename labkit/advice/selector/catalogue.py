@@ -16,12 +16,13 @@ FIT = "fit"  # what conditions call the result of `fit`
 
 
 class Question(Frozen):
-    """One question. `options`: their labels by value, in order; `help`: a tooltip."""
+    """One question. `options`: their labels by value, in order; `help`: a tooltip; `rounds`: see questions.yaml."""
 
     label: str
     question: str
     help: str
     asked_by: Literal["article", "ours"]
+    rounds: Literal["up", "down"] | None = None
     default: str
     options: dict[str, str] = Field(min_length=2)
 
