@@ -121,7 +121,7 @@ def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         "SGLang": True,
         "KServe": False,
     }.items()
-    assert "Started by the tests" in data["config_proof"]
+    assert "Started by this course's tests" in data["config_proof"]
 
 
 def test_select_takes_what_it_and_the_form_export(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +132,7 @@ def test_select_takes_what_it_and_the_form_export(capsys: pytest.CaptureFixture[
         "Why not the others",
         "Look at these too",
         "SGLang",
-        "Started by the tests",
+        "Started by this course's tests",
         "What single answer",
         "What the article says",
         "vllm serve",

@@ -339,7 +339,7 @@ class SelectorForm(Form[Chosen]):
     def _draw_view(self) -> None:
         drawn = ""
         if self.view == CONFIGURATION:
-            tried = proof(self.selection.winner.name, self.answers)
+            tried = proof(self.selection.winner.name)
             drawn = f"<div><b>{escape(tried)}</b></div>{configuration(self.config)}"
         drawn = drawn or VIEWS[self.view](self.selection, self.verdicts)
         self.detail.value = f"<div style='{TEXT}'>{drawn}</div>"

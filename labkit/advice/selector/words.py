@@ -34,7 +34,7 @@ def to_json(selection: Selection, config: Sequence[ConfigFile], *, model: str | 
         "flips": [flip.model_dump() for flip in selection.flips],
         "warnings": [warning.model_dump(include={"id", "text", "claim", "lab"}) for warning in selection.warnings],
         "config": {file.name: file.model_dump() for file in config},
-        "config_proof": proof(selection.winner.name, selection.answers),
+        "config_proof": proof(selection.winner.name),
         "article": {
             "tree": article.framework,
             "question": article.question,
@@ -93,7 +93,7 @@ def to_text(
         )
     parts.append(_section("What single answer would change it", _flips(selection)))
     parts.append(_article(selection))
-    parts.append("\n\n".join((proof(winner.name, selection.answers), *(_config(file) for file in config))))
+    parts.append("\n\n".join((proof(winner.name), *(_config(file) for file in config))))
     parts.append(f"The answers, to be given again:\n  labkit select --answers '{state}'")
     return "\n\n".join(parts)
 
