@@ -71,8 +71,8 @@ def proof(stack: str) -> str:
     if needs := catalogue().stacks[stack].needs:
         return f"Not started by this course, which would need {needs}: read it before you use it."
     return (
-        "Started by this course's tests on two CPUs with a small model; what a GPU and other answers add was only checked "
-        "against the engine's own parser."
+        "Started by this course's tests on two CPUs with a small model; what a GPU or other answers add was only "
+        "checked against the engine's own parser."
     )
 
 
