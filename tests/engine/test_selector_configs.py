@@ -15,7 +15,7 @@ from labkit.advice.selector import ConfigFile, catalogue, configure
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 KNOWN = catalogue()
-DRAWN = 3000
+DRAWN = 1500
 
 
 @cache
