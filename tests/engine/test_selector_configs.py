@@ -2,6 +2,8 @@
 
 import random
 import shlex
+import shutil
+import subprocess
 import zipfile
 from functools import cache
 from importlib.util import find_spec
@@ -162,3 +164,16 @@ def test_torchserves_frontend_knows_every_property() -> None:
             assert line.partition("=")[0].encode() in known, line
     for text in files("torchserve", "model-config.yaml"):
         assert all(key.encode() in model for key in yaml.safe_load(text))
+
+
+def test_nginx_takes_every_gateway(tmp_path: Path) -> None:
+    """Each nginx.conf passes nginx's own check."""
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    for number, text in enumerate(files("vllm-gateway", "nginx.conf")):
+        conf = tmp_path / f"{number}.conf"
+        conf.write_text(text, encoding="utf-8")
+        command = [nginx, "-t", "-p", str(tmp_path), "-c", str(conf), "-g", "pid nginx.pid;"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
