@@ -214,7 +214,7 @@ def cost(
     answer(as_json, lambda: to_json(result), lambda: typer.echo(text(result)))
 
 
-@app.command()
+@app.command(epilog="Example: labkit select --set kind=rag --set size=70b --set card=80gb --set hardware=several")
 def select(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
@@ -228,10 +228,11 @@ def select(
     """Which framework for which workload, and why."""
     from labkit import records
     from labkit.advice import selector
+    from labkit.files import parse_settings
     from labkit.records.ledger import ledger
 
     known, model = selector.read_state(answers)
-    known, other = selector.read_state({**known, **selector.from_settings(settings or ())})
+    known, other = selector.read_state({**known, **parse_settings(settings or ())})
     found, model = selector.select(known), other or model
     config = selector.configure(found.winner.name, found.answers, model=model)
     rows = ledger(records.read_newest(runs).values()) if runs else []

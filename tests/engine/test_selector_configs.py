@@ -1,11 +1,12 @@
-"""The selector's configurations, read by the engines' own readers. vLLM and Ray are imported, nothing is started."""
+"""The selector's configurations, read by the engines' own readers. Nothing is started: test_selector_starts.py does."""
 
 import random
 import shlex
+import shutil
+import subprocess
 import zipfile
 from functools import cache
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from labkit.advice.selector import ConfigFile, catalogue, configure
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 KNOWN = catalogue()
-ASKED = ("hardware", "gpu", "priority", "prefixes", "slo", "models", "kind", "pattern")
+DRAWN = 1500
 
 
 @cache
 def files(stack: str, name: str) -> dict[str, ConfigFile]:
-    """Each different text of a stack's file, over every combination of the answers that it depends on."""
+    """Each different text of a stack's file, over answers drawn at random among those that vLLM can serve."""
     rng, found = random.Random(1), {}
-    for values in product(*(KNOWN.questions[one].options for one in ASKED)):
+    kinds = [
+        kind for kind in KNOWN.questions["kind"].options if kind != "other" or stack in ("own-ray-serve", "torchserve")
+    ]
+    for _ in range(DRAWN):
         drawn = {one: rng.choice(list(question.options)) for one, question in KNOWN.questions.items()}
-        for file in configure(stack, {**drawn, **dict(zip(ASKED, values, strict=True))}):
+        for file in configure(stack, {**drawn, "kind": rng.choice(kinds)}):
             if file.name == name:
                 found[file.text] = file
     assert found
@@ -34,7 +38,7 @@ def files(stack: str, name: str) -> dict[str, ConfigFile]:
 
 def commands(text: str) -> list[list[str]]:
     """The arguments of each `vllm serve` in a script."""
-    joined = text.replace("\\\n", " ").replace('"$VLLM_API_KEY"', "key")
+    joined = text.replace("\\\n", " ")
     return [
         shlex.split(line.partition("vllm serve")[2].rstrip(" &"))
         for line in joined.splitlines()
@@ -49,15 +53,33 @@ def test_vllms_own_parser_takes_every_command() -> None:
 
     parser = make_arg_parser(FlexibleArgumentParser())
     seen = set()
-    for stack in ("vllm", "vllm-replicas"):
-        for text in files(stack, "start.sh"):
+    for stack, name in (("vllm", "start.sh"), ("vllm", "start_second.sh"), ("vllm-gateway", "start.sh")):
+        for text in files(stack, name):
             for arguments in commands(text):
                 read = parser.parse_args(["--model", *arguments])
                 assert read.host == "127.0.0.1"
-                assert read.max_model_len == 8192
+                assert (read.max_model_len in (8192, 32_768, 131_072)) == ("--max-model-len" in arguments)
+                assert (read.runner == "pooling") == ("--runner" in arguments)
+                assert read.tensor_parallel_size in (1, 2, 4, 8)
                 assert ("--enable-prefix-caching" in arguments) == (read.enable_prefix_caching is True)
                 seen |= {one for one in arguments if one.startswith("--")}
-    assert {"--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens"} <= seen
+    assert {"--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens", "--tensor-parallel-size"} <= seen
+    assert {"--pipeline-parallel-size", "--enable-lora", "--max-loras", "--runner"} <= seen
+
+
+def test_vllms_own_parser_takes_the_arguments_of_every_pod() -> None:
+    """Each Deployment is YAML with vLLM's own arguments, and the key from a secret."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    for text in files("vllm-kubernetes", "vllm.yaml"):
+        deployment, service = yaml.safe_load_all(text)
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        read = parser.parse_args(["--model", *container["args"]])
+        assert read.served_model_name == ["main"]
+        assert "valueFrom" in container["env"][0]
+        assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
 
 
 def serve_configs() -> list[dict[str, Any]]:
@@ -90,6 +112,7 @@ def test_ray_serve_llm_takes_every_model_entry() -> None:
         for application in tree["applications"]:
             for entry in application.get("args", {}).get("llm_configs", []):
                 assert LLMConfig.model_validate(entry).model_id
+                assert bool(entry.get("lora_config")) == bool(entry.get("engine_kwargs", {}).get("enable_lora"))
                 options = entry["deployment_config"]
                 AutoscalingConfig.model_validate(options.get("autoscaling_config", {}))
                 router = RequestRouterConfig.model_validate(options.get("request_router_config", {}))
@@ -108,7 +131,7 @@ def test_the_engine_settings_inside_ray_are_vllms() -> None:
     for tree in serve_configs():
         for application in tree["applications"]:
             for entry in application.get("args", {}).get("llm_configs", []):
-                assert set(entry["engine_kwargs"]) <= known
+                assert set(entry.get("engine_kwargs", {})) <= known
 
 
 def test_shares_of_one_gpu_never_add_up_to_more_than_one() -> None:
@@ -119,9 +142,10 @@ def test_shares_of_one_gpu_never_add_up_to_more_than_one() -> None:
             for entry in application.get("args", {}).get("llm_configs", []):
                 bundles = entry.get("placement_group_config", {}).get("bundles", [])
                 share = sum(one.get("GPU", 0) for one in bundles)
-                if share < 1 and "gpu_memory_utilization" in entry["engine_kwargs"] and bundles:
-                    assert entry["engine_kwargs"]["gpu_memory_utilization"] <= share
-                    fractions, memory = fractions + share, memory + entry["engine_kwargs"]["gpu_memory_utilization"]
+                used = entry.get("engine_kwargs", {}).get("gpu_memory_utilization")
+                if share < 1 and used and bundles:
+                    assert used <= share
+                    fractions, memory = fractions + share, memory + used
         assert fractions <= 1
         assert memory < 1
 
@@ -140,3 +164,16 @@ def test_torchserves_frontend_knows_every_property() -> None:
             assert line.partition("=")[0].encode() in known, line
     for text in files("torchserve", "model-config.yaml"):
         assert all(key.encode() in model for key in yaml.safe_load(text))
+
+
+def test_nginx_takes_every_gateway(tmp_path: Path) -> None:
+    """Each nginx.conf passes nginx's own check."""
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    for number, text in enumerate(files("vllm-gateway", "nginx.conf")):
+        conf = tmp_path / f"{number}.conf"
+        conf.write_text(text, encoding="utf-8")
+        command = [nginx, "-t", "-p", str(tmp_path), "-c", str(conf), "-g", "pid nginx.pid;"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -120,7 +120,6 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
             ({"answers": "pipeline"}, "the state is no JSON"),
             ({"served_model": "a b"}, "'a b' is no model's name"),
             ({"requests_per_s": -1}, "from 0.001 to 1e+06 (requests/s)"),
-            ({"guess_question": "Weather"}, "one of Kind of model"),
             ({"runs_dir": "nowhere"}, "nowhere is not a folder"),
         ],
     ),

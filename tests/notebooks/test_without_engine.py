@@ -67,8 +67,7 @@ def test_the_calculators_page_runs_alone(tmp_path: Path) -> None:
 def test_lab_10_ends_with_a_colleagues_answers(tmp_path: Path) -> None:
     """The record has the colleague's recommendation and the verdict's evidence."""
     answers = '{"pattern": "pipeline", "kind": "both", "complexity": "features", "model": "org/mine"}'
-    guesses = {"guess_agreement": 50.0, "guess_question": "Hardware", "guess_instances": 4}
-    record = run("10_framework_selector", tmp_path, answers=answers, **guesses)
+    record = run("10_framework_selector", tmp_path, answers=answers, guess_instances=4)
     assert record is not None
     assert record.status == "done"
     assert record.exact["recommended"] == "vllm-ray-serve"

@@ -1,128 +1,136 @@
-"""The selector: every combination of answers, no dead rule, flips that flip, and bad input in words."""
+"""The selector: public questions, thousands of drawn answers, no dead rule, flips that flip, and bad input in words."""
 
 import json
-import math
 import random
 import shutil
-from collections.abc import Iterable
-from functools import reduce
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course.survey import Survey, article_frameworks, mask, survey
 from labkit.advice import selector
 from labkit.advice.selector import catalogue, complete, configure, read_state, select
-from labkit.advice.selector.catalogue import Entry
+from labkit.advice.selector.catalogue import Entry, Exclusion, Rule
 from labkit.advice.selector.choose import exclusions, first, points
-from labkit.files import data_path
+from labkit.advice.selector.configs import GPU_MODELS
+from labkit.advice.selector.fit import FITS, cards_needed, fit, number
+from labkit.files import data_path, read_yaml
 from labkit.records.ledger import load_claims
 from tests.unit.refusals import not_refused
 
 KNOWN = catalogue()
 STACKS = list(KNOWN.stacks)
-QUESTIONS = list(KNOWN.questions)
 OPTIONS = {name: list(question.options) for name, question in KNOWN.questions.items()}
 ANSWERS = st.fixed_dictionaries({name: st.sampled_from(options) for name, options in OPTIONS.items()})
-OUT = 5000  # points: more than all rules together
+CASES = read_yaml(Path(__file__).parents[1] / "data" / "cases" / "select" / "cases.yaml", dict[str, dict[str, Any]])
+
+BASES = [complete(case["answers"]) for case in CASES.values()]
 
 
-@pytest.fixture(scope="module")
-def surveyed() -> Survey:
-    """The winners of all situations."""
-    return survey()
+def drawn(rng: random.Random, when: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, str]:
+    """Answers at random for which the conditions hold; none to all of the others are those of a public question."""
+    while True:
+        base, kept = rng.choice(BASES), rng.random()
+        wide = {name: [base[name]] if rng.random() < kept else options for name, options in OPTIONS.items()}
+        if "fit" in (when or {}):
+            wide |= {name: OPTIONS[name] for name in ("size", "card", "hardware")}
+        answers = {name: rng.choice((when or {}).get(name) or options) for name, options in wide.items()}
+        if fit(answers) in (when or {}).get("fit", FITS):
+            return answers
 
 
-def situation(index: tuple[int, ...]) -> dict[str, str]:
-    """The answers at a place of the survey's arrays."""
-    return {name: options[n] for (name, options), n in zip(OPTIONS.items(), index, strict=True)}
+# --- public questions
 
 
-def anywhere(entries: Iterable[Entry]) -> Any:
-    """Where at least one of the entries holds."""
-    nowhere = np.zeros([len(options) for options in OPTIONS.values()], dtype=bool)
-    return reduce(np.logical_or, (mask(KNOWN, entry.when) for entry in entries), nowhere)
+@pytest.mark.parametrize("case", CASES)
+def test_a_public_question_gets_a_knowledgeable_answer(case: str) -> None:
+    """The first place is one that an engineer would name, and the neighbours that belong to it are in the text."""
+    asked = CASES[case]
+    selection = select(asked["answers"])
+    text = selector.to_text(selection, configure(selection.winner.name, selection.answers))
+    assert selection.winner.name in asked["first"]
+    assert [name for name in asked["named"] if name not in text] == []
+    data = selector.to_json(selection, ())
+    suggested = [entry["name"] for entry in data["landscape"] if entry["why"]]
+    ranked = [f"{place['title']} {place['orchestrator']}" for place in data["ranking"] if not place["excluded"]]
+    warned = [warning["text"] for warning in data["warnings"]]
+    assert [name for name in asked["named"] if name not in " ".join((*suggested, *ranked, *warned))] == []
 
 
-def drawn(count: int, *, seed: int) -> list[tuple[int, ...]]:
-    """So many places of the survey's arrays, at random."""
-    rng = random.Random(seed)
-    return [tuple(rng.randrange(len(options)) for options in OPTIONS.values()) for _ in range(count)]
+# --- drawn answers
 
 
-# --- every combination of answers
+def test_every_stack_wins_somewhere_and_with_a_reason() -> None:
+    """In 3,000 drawn situations the winner has no exclusion and a rule speaks for it; each stack wins somewhere."""
+    rng, winners = random.Random(3), set()
+    for _ in range(3000):
+        answers = drawn(rng)
+        winner = first(KNOWN, answers)
+        winners.add(winner)
+        holding = [rule for rule in KNOWN.rules if rule.holds(answers)]
+        assert not exclusions(KNOWN, answers)[winner]
+        assert any(rule.points.get(winner, 0) > 0 for rule in holding), answers
+        if winner == "torchserve":
+            assert answers["team"] == "torchserve"
+            assert "archived" in {warning.id for warning in select(answers).warnings}
+        if winner in ("hosted-api", "managed-endpoint"):
+            assert answers["host"] != "must"
+    assert winners == set(STACKS)
 
 
-def test_every_combination_is_won_and_explained(surveyed: Survey) -> None:
-    """In more than a million situations the winner is not excluded and a rule speaks for it.
+def test_nothing_in_the_rules_is_dead() -> None:
+    """Without any one rule or exclusion another stack wins somewhere; warnings and neighbours are shown somewhere."""
+    rng = random.Random(5)
 
-    Each other stack has a reason, too: an exclusion, or a rule that gave or took points."""
-    assert surveyed.winners.shape == tuple(map(len, OPTIONS.values()))
-    assert surveyed.situations > 1_000_000
-    for number, name in enumerate(STACKS):
-        wins = surveyed.winners == number
-        excluded = anywhere(entry for entry in KNOWN.exclusions if name in entry.stacks)
-        praised = anywhere(rule for rule in KNOWN.rules if rule.points.get(name, 0) > 0)
-        blamed = anywhere(rule for rule in KNOWN.rules if rule.points.get(name, 0) < 0)
-        assert wins.any(), f"{name} never wins"
-        assert not (wins & excluded).any(), f"{name} wins although it is excluded"
-        assert praised[wins].all(), f"{name} wins without a reason"
-        assert (excluded | praised | blamed).all(), f"nothing is said of {name}"
+    def decides(entry: Rule | Exclusion) -> bool:
+        without = KNOWN.model_copy(
+            update={
+                "rules": tuple(rule for rule in KNOWN.rules if rule is not entry),
+                "exclusions": tuple(exclusion for exclusion in KNOWN.exclusions if exclusion is not entry),
+            }
+        )
+        tried = (drawn(rng, entry.when) for _ in range(3000))
+        return any(first(KNOWN, answers) != first(without, answers) for answers in tried)
 
+    def shown(entry: Entry, winner: tuple[str, ...]) -> bool:
+        return any(first(KNOWN, drawn(rng, entry.when)) in (winner or STACKS) for _ in range(1000))
 
-def test_the_survey_and_the_selector_agree(surveyed: Survey) -> None:
-    """Over a thousand situations drawn at random the arrays name the selector's winner and its branch of the tree."""
-    frameworks = article_frameworks(KNOWN)
-    for index in drawn(1000, seed=7):
-        answers = situation(index)
-        branch = next(branch for branch in KNOWN.tree if branch.holds(answers))
-        assert (STACKS[surveyed.winners[index]], frameworks[index]) == (first(KNOWN, answers), branch.framework)
-
-
-def test_nothing_in_the_rules_is_dead(surveyed: Survey) -> None:
-    """Without any one rule or exclusion the winner is another one somewhere; each warning is shown somewhere."""
-    sums = np.zeros((len(STACKS), *surveyed.winners.shape), dtype=np.int16)
-    weights = [(rule.id, rule.when, rule.points) for rule in KNOWN.rules]
-    weights += [(entry.id, entry.when, dict.fromkeys(entry.stacks, -OUT)) for entry in KNOWN.exclusions]
-    for _, when, values in weights:
-        for name, value in values.items():
-            sums[STACKS.index(name)] += mask(KNOWN, when) * np.int16(value)
-    assert (sums.argmax(axis=0) == surveyed.winners).all()
-    dead = []
-    for entry, when, values in weights:
-        without = sums.copy()
-        for name, value in values.items():
-            without[STACKS.index(name)] -= mask(KNOWN, when) * np.int16(value)
-        dead += [entry] if (without.argmax(axis=0) == surveyed.winners).all() else []
-    for warning in KNOWN.warnings:
-        numbers = [STACKS.index(name) for name in warning.winner or STACKS]
-        dead += [] if np.isin(surveyed.winners[mask(KNOWN, warning.when)], numbers).any() else [warning.id]
-    assert not dead
+    entries: list[Rule | Exclusion] = [*KNOWN.rules, *KNOWN.exclusions]
+    dead = [entry.id for entry in entries if not decides(entry)]
+    dead += [warning.id for warning in KNOWN.warnings if not shown(warning, warning.winner)]
+    dead += [
+        f"{project.name}: {entry.why}"
+        for project in KNOWN.landscape
+        for entry in project.here
+        if all(project.why(drawn(rng, entry.when)) != entry.why for _ in range(1000))
+    ]
+    assert dead == []
 
 
-def test_what_must_never_be_recommended(surveyed: Survey) -> None:
-    """TorchServe, archived: only to those who run it, with the warning. A hosted API: never where data must stay."""
-    kept = surveyed.winners == STACKS.index("torchserve")
-    assert not (kept & ~mask(KNOWN, {"team": ("torchserve",)})).any()
-    shown = select(situation(tuple(np.argwhere(kept)[0]))).warnings
-    assert "archived" in {warning.id for warning in shown}
-    assert not ((surveyed.winners == STACKS.index("hosted-api")) & mask(KNOWN, {"host": ("must",)})).any()
-
-
-def test_the_surveys_shares_are_counted_right(surveyed: Survey) -> None:
-    """Shares add up to one, agreement is a part of them, and a question's flips are those of its pairs of answers."""
-    assert math.isclose(sum(surveyed.shares().values()), 1)
-    parts = surveyed.against_article().values()
-    assert math.isclose(sum(share for shares in parts for share in shares.values()), 1)
-    assert 0 < surveyed.agreement() < 1
-    no, yes = (surveyed.winners.take(n, axis=QUESTIONS.index("prefixes")) for n in (0, 1))
-    assert math.isclose(surveyed.flip_shares()["prefixes"], (no != yes).mean())
+def test_a_model_gets_the_cards_that_hold_it() -> None:
+    """A table worked out by hand: 2 bytes per parameter and a tenth, in 92% of each card, a power of two."""
+    table = [
+        ("9b", "24gb", 1),  # 19.8 GB in 22.1
+        ("15b", "24gb", 2),  # 33 in 44.2
+        ("34b", "80gb", 2),  # 74.8 in 147.2
+        ("80b", "80gb", 4),  # 176 in 294.4
+        ("250b", "80gb", 8),  # 550 in 588.8
+        ("700b", "141gb", 16),  # 1,540 in 2,075.5
+        ("700b", "180gb", 16),  # 1,540 in 2,649.6; eight hold 1,324.8
+        ("9b", "8gb", 4),  # 19.8 in 29.4
+    ]
+    for size, card, cards in table:
+        answers = complete({"size": size, "card": card, "hardware": "several"})
+        assert cards_needed(answers) == cards, (size, card)
+        assert fit(answers) == ("one" if cards == 1 else "cards" if cards <= 8 else "machines")
+    assert fit(complete({"size": "700b", "hardware": "cpu"})) == "one"
+    assert list(GPU_MODELS) == OPTIONS["size"]
+    assert [number(option) for option in OPTIONS["context"]] == [8, 32, 128]
 
 
 # --- one selection
@@ -173,21 +181,6 @@ def test_without_opinions_only_what_was_measured_or_read_counts(answers: dict[st
     assert selection.without_opinions == next(name for name in STACKS if sums.get(name) == best)
 
 
-def test_plain_cases_are_as_a_practitioner_would_say() -> None:
-    """Cases whose answer is beyond dispute, so that a changed weight cannot turn the selector upside down."""
-    cases: list[tuple[dict[str, str], str]] = [
-        ({}, "vllm"),
-        ({"prefixes": "yes"}, "vllm"),
-        ({"rate": "high", "hardware": "several"}, "vllm-replicas"),
-        ({"pattern": "pipeline", "kind": "both", "complexity": "features"}, "vllm-ray-serve"),
-        ({"kind": "other"}, "own-ray-serve"),
-        ({"rate": "low", "host": "may"}, "hosted-api"),
-        ({"team": "torchserve", "kind": "other", "releases": "versions"}, "torchserve"),
-        ({"team": "torchserve"}, "vllm"),
-    ]
-    assert [select(answers).winner.name for answers, _ in cases] == [winner for _, winner in cases]
-
-
 def test_the_article_beside_ours() -> None:
     """A difference is said for each of the article's patterns that ours answers otherwise."""
     rows = selector.compare_patterns()
@@ -234,12 +227,13 @@ def test_a_broken_entry_is_named(tmp_path: Path) -> None:
         catalogue(folder)
 
     bad = [
-        (("when: {kind: [llm, both]}", "when: {knd: [x]}"), "question 'knd'"),
-        (("when: {kind: [llm, both]}", "when: {kind: [x]}"), "option of kind 'x'"),
+        (("when: {kind: [llm, rag, both]}", "when: {knd: [x]}"), "question 'knd'"),
+        (("when: {kind: [llm, rag, both]}", "when: {kind: [x]}"), "option of kind 'x'"),
+        (("fit: [cards]", "fit: [crads]"), "option of fit 'crads'"),
         (("points: {vllm: 2", "points: {vlm: 2"), "stack 'vlm'"),
         (("lab: 01_first_deployment", ""), "names its lab"),
         (("checked: 2026-11-24", ""), "source and day"),
-        (("- id: data-stays", "- id: torchserve-archived"), "stands there twice"),
+        (("- id: no-api", "- id: torchserve-archived"), "stands there twice"),
         (("points:", "pionts:"), "rules.yaml is not valid: rules[0].points: Field required"),
     ]
     assert not_refused(edited, bad) == []
@@ -257,7 +251,7 @@ def test_a_state_comes_back_as_it_went(answers: dict[str, str], model: str | Non
 
 
 def test_a_bad_state_is_told_what_is_wrong() -> None:
-    """JSON that is none, unknown questions and options, odd model names, and settings that set nothing or twice."""
+    """JSON that is none, unknown questions and options, and odd model names."""
     states = [
         ("[1]", "no object"),
         ("{", "no JSON"),
@@ -272,8 +266,6 @@ def test_a_bad_state_is_told_what_is_wrong() -> None:
         ('{"model": 3}', "no model's name"),
     ]
     assert not_refused(read_state, states) == []
-    set_nothing = [(["kind"], "sets nothing"), (["=x"], "sets nothing"), (["a=1", "a=2"], "twice")]
-    assert not_refused(selector.from_settings, set_nothing) == []
 
 
 def test_labels_and_truth_values_are_understood() -> None:
@@ -281,6 +273,25 @@ def test_labels_and_truth_values_are_understood() -> None:
     assert complete({"hardware": "several machines"})["hardware"] == "cluster"
     assert complete({"prefixes": True})["prefixes"] == "yes"
     assert read_state("")[0] == KNOWN.defaults
+
+
+def test_other_numbers_are_rounded_to_the_safe_side() -> None:
+    """A model or a request counts as the next larger option, a card as the next smaller one."""
+    table = [
+        ("size", "70b", "80b"),
+        ("size", "0.6B", "4b"),
+        ("size", 8, "9b"),
+        ("context", "16k", "32k"),
+        ("context", "131072", "128k"),
+    ]
+    table += [("card", "48GB", "40gb"), ("card", "96 gb", "80gb"), ("card", 192, "180gb"), ("card", "141GiB", "141gb")]
+    assert [complete({name: value})[name] for name, value, _ in table] == [option for _, _, option in table]
+    refused = [
+        ({"size": "1000b"}, "must be one of"),
+        ({"card": "4gb"}, "must be one of"),
+        ({"rate": "5"}, "must be one of"),
+    ]
+    assert not_refused(complete, refused) == []
 
 
 # --- configurations
@@ -293,8 +304,8 @@ def test_the_model_is_in_the_configuration() -> None:
         (entry,) = yaml.safe_load(config.text)["applications"][0]["args"]["llm_configs"]
         assert entry["model_loading_config"]["model_source"] == model
         assert f"vllm serve {model} " in configure("vllm", complete(), model=model)[0].text
-    assert "Qwen2.5-7B" in configure("vllm-ray-serve", complete())[0].text
-    assert "SmolLM2-135M" in configure("vllm", complete({"hardware": "cpu"}))[0].text
+    assert "Qwen3-8B" in configure("vllm-ray-serve", complete())[0].text
+    assert "Qwen2.5-0.5B" in configure("vllm", complete({"hardware": "cpu"}))[0].text
 
 
 def test_no_configuration_listens_to_strangers_and_all_settings_are_explained() -> None:
@@ -302,14 +313,15 @@ def test_no_configuration_listens_to_strangers_and_all_settings_are_explained() 
 
     Servers bind to loopback, a vLLM server asks for a key, and what is explained is set in the file."""
     asked = ("hardware", "gpu", "models", "kind", "pattern")
-    combinations = list(product(*(OPTIONS[name] for name in asked)))
-    for values, index in zip(combinations, drawn(len(combinations), seed=5), strict=True):
-        answers = {**situation(index), **dict(zip(asked, values, strict=True))}
+    rng = random.Random(5)
+    for values in product(*(OPTIONS[name] for name in asked)):
+        answers = {**drawn(rng), **dict(zip(asked, values, strict=True))}
         for file in (file for stack in STACKS for file in configure(stack, answers)):
             assert "0.0.0.0" not in file.text
+            assert "--api-key" not in file.text  # it would show in ps
             for command in file.text.split("vllm serve")[1:]:
                 assert "--host 127.0.0.1" in command
-                assert '--api-key "$VLLM_API_KEY"' in command
+                assert "export VLLM_API_KEY=$(cat vllm.key)" in file.text
             for setting in file.settings:
                 name = setting.name.split(".")[-1]
                 assert name in file.text or name.replace("-", "_") in file.text, (file.name, setting.name)

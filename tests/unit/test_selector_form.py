@@ -60,11 +60,12 @@ def test_a_models_name_stands_in_the_configuration() -> None:
 
 
 def test_every_view_draws_for_each_winner() -> None:
-    """All views draw something for six situations with six winners, and the shown one follows its button."""
+    """All views draw something for situations with different winners, and the shown one follows its button."""
     situations: list[dict[str, str]] = [
         {},
         {"rate": "high", "hardware": "several"},
         {"pattern": "pipeline", "kind": "both"},
+        {"hardware": "laptop"},
         {"kind": "other"},
         {"rate": "low", "host": "may"},
         {"team": "torchserve", "kind": "other", "releases": "versions"},
@@ -87,8 +88,8 @@ def test_verdicts_of_this_machine_stand_beside_the_reasons() -> None:
 
 def test_shown_without_a_notebook_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     """Outside a kernel the result is printed, and the form can still be asked; a bad state is refused before."""
-    assert show({"kind": "both"}).selection.winner.name == "vllm-ray-serve"
-    assert "vLLM inside Ray Serve" in capsys.readouterr().out
+    assert show({"kind": "both"}).selection.winner.name == "vllm-gateway"
+    assert "vLLM servers behind a gateway" in capsys.readouterr().out
     assert not_refused(show, [('{"kind": "lmm"}', "did you mean")]) == []
     assert capsys.readouterr().out == ""
 
@@ -106,21 +107,36 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     """`labkit select --json` has the keys that scripts rely on, and agrees with Python."""
-    data = json.loads(run(capsys, "--set", "kind=both", "--set", "model=org/mine", "--json"))
-    expected = select({"kind": "both"})
+    data = json.loads(
+        run(capsys, "--set", "kind=both", "--set", "pattern=pipeline", "--set", "model=org/mine", "--json")
+    )
+    expected = select({"kind": "both", "pattern": "pipeline"})
     assert [ranked["name"] for ranked in data["ranking"]] == [ranked.name for ranked in expected.ranking]
     assert {"name", "score", "reasons", "excluded"} <= set(data["ranking"][0])
     keys = ("question", "answer", "winner")
     flips = [tuple(getattr(flip, key) for key in keys) for flip in expected.flips]
     assert [tuple(flip[key] for key in keys) for flip in data["flips"]] == flips
     assert "org/mine" in data["config"]["serve_config.yaml"]["text"]
-    assert {other["name"] for other in data["landscape"]} >= {"SGLang", "KServe"}
+    assert {other["name"]: bool(other["why"]) for other in data["landscape"]}.items() >= {
+        "SGLang": True,
+        "KServe": False,
+    }.items()
+    assert "Started by this course's tests" in data["config_proof"]
 
 
 def test_select_takes_what_it_and_the_form_export(capsys: pytest.CaptureFixture[str]) -> None:
     """In words: ranking, reasons, flips, configuration, the way back; `--answers` reads a state, `--set` changes it."""
     text = run(capsys)
-    for part in ("Ranking", "Why not the others", "What single answer", "What the article says", "vllm serve"):
+    for part in (
+        "Ranking",
+        "Why not the others",
+        "Look at these too",
+        "SGLang",
+        "Started by this course's tests",
+        "What single answer",
+        "What the article says",
+        "vllm serve",
+    ):
         assert part in text
     assert f"--answers '{write_state(KNOWN.defaults)}'" in text
     state = write_state({**KNOWN.defaults, "kind": "other", "team": "torchserve"})
@@ -132,6 +148,8 @@ def test_bad_input_ends_with_two_and_a_remedy(capsys: pytest.CaptureFixture[str]
     """A message on stderr, nothing on stdout, exit code 2, from each of the three options."""
     for arguments, message in (
         (["--set", "kind=lmm"], "did you mean llm"),
+        (["--set", "kind"], "sets nothing"),
+        (["--set", "prefixs=no"], "did you mean prefixes"),
         (["--answers", "{"], "no JSON"),
         (["--runs", "/nowhere"], "not a folder"),
     ):

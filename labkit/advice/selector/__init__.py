@@ -3,7 +3,7 @@
 `select(answers)` is a pure function over `data/selector/`; the command line, lab 10 and the form show what it returns.
 """
 
-from labkit.advice.selector.answers import check_model, complete, from_settings, read_state, write_state
+from labkit.advice.selector.answers import check_model, complete, read_state, write_state
 from labkit.advice.selector.catalogue import Catalogue, catalogue
 from labkit.advice.selector.choose import Comparison, Ranked, Reason, Selection, compare_patterns, select
 from labkit.advice.selector.configs import ConfigFile, configure
@@ -21,7 +21,6 @@ __all__ = [
     "compare_patterns",
     "complete",
     "configure",
-    "from_settings",
     "read_state",
     "select",
     "to_json",

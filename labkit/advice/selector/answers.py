@@ -1,16 +1,18 @@
-"""Answers as people give them: as options or labels, as KEY=VALUE, and as one line of JSON that the form exports."""
+"""Answers as people give them: as options or labels, and as one line of JSON that the form exports."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from labkit.advice.selector.catalogue import Question, catalogue
+from labkit.advice.selector.fit import number
 from labkit.errors import UsageError, did_you_mean, require
 
 MODEL = "model"
 MAX_STATE = 10_000
 # A hub id, a folder or one of the course's names: what a command line takes without quoting.
+NUMBER = re.compile(r"(\d+(?:\.\d+)?) *(?:b|gi?b|k)?")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_~./-][A-Za-z0-9_.:/@~+-]{0,199}")
 
 
@@ -35,9 +37,24 @@ def _option(name: str, question: Question, value: Any) -> str:
         return text
     if text in by_label:
         return by_label[text]
+    if (rounded := _rounded(question, text)) is not None:
+        return rounded
     listed = ", ".join(f"{option} ({label})" for option, label in question.options.items())
     remedy = did_you_mean(text.lower()[:80], question.options)
     raise UsageError(f"{name} is {text[:80]!r}; it must be one of {listed}", remedy=remedy)
+
+
+def _rounded(question: Question, text: str) -> str | None:
+    """The option that stands for a number such as 70b, 96GB or 16k; None for other questions and for no number."""
+    found = NUMBER.fullmatch(text.lower())
+    if question.rounds is None or found is None:
+        return None
+    value, options = float(found[1]), list(question.options)
+    if options[0].endswith("k") and value >= 1000:
+        value /= 1024  # tokens
+    if question.rounds == "up":
+        return next((option for option in options if number(option) >= value), None)
+    return next((option for option in reversed(options) if number(option) <= value), None)
 
 
 def read_state(state: str | Mapping[str, Any] | None) -> tuple[dict[str, str], str | None]:
@@ -74,16 +91,3 @@ def check_model(name: Any) -> str | None:
         remedy = "give a hub id (Qwen/Qwen2.5-7B-Instruct) or a path"
         raise UsageError(f"{str(name)[:80]!r} is no model's name", remedy=remedy)
     return name
-
-
-def from_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`["pattern=pipeline", "model=Qwen/Qwen2.5-7B-Instruct"]` as a mapping. UsageError without `=` or for a repeat."""
-    answers: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        name = name.strip().replace("-", "_")
-        fix = "write KEY=VALUE, such as pattern=pipeline"
-        require(bool(equals and name), f"{setting!r} sets nothing", fix=fix)
-        require(name not in answers, f"{name} is set twice", fix="leave one of the two")
-        answers[name] = value.strip()
-    return answers

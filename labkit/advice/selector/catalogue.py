@@ -8,17 +8,21 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from labkit.advice.selector.fit import FITS, fit
 from labkit.errors import require
 from labkit.files import Frozen, data_path, read_yaml
 
+FIT = "fit"  # what conditions call the result of `fit`
+
 
 class Question(Frozen):
-    """One question. `options`: their labels by value, in order; `help`: a tooltip."""
+    """One question. `options`: their labels by value, in order; `help`: a tooltip; `rounds`: see questions.yaml."""
 
     label: str
     question: str
     help: str
     asked_by: Literal["article", "ours"]
+    rounds: Literal["up", "down"] | None = None
     default: str
     options: dict[str, str] = Field(min_length=2)
 
@@ -30,23 +34,28 @@ class Question(Frozen):
 
 
 class Stack(Frozen):
-    """What may be recommended: an engine and what surrounds it. `frameworks`: those of the article in it."""
+    """What may be recommended: an engine and what surrounds it. `frameworks`: those of the article in it.
+
+    `needs`: what keeps this course from starting its configuration; empty where the tests do.
+    """
 
     title: str
     engine: str
     orchestrator: str
     frameworks: tuple[str, ...]
+    needs: str = ""
     what: str
 
 
 class Conditional(Frozen):
-    """An entry that holds if every question in `when` is answered with one of its options."""
+    """An entry that holds if every question in `when`, or what `fit` computes, has one of the named options."""
 
     when: dict[str, tuple[str, ...]]
 
     def holds(self, answers: Mapping[str, str]) -> bool:
         """Whether all conditions hold."""
-        return all(answers[question] in options for question, options in self.when.items())
+        known = {FIT: fit(answers), **answers} if FIT in self.when else answers
+        return all(known[question] in options for question, options in self.when.items())
 
 
 class Entry(Conditional):
@@ -126,14 +135,26 @@ class Pattern(Frozen):
     difference: str
 
 
+class Here(Conditional):
+    """The answers for which a neighbour is worth a look, and `why`: our judgement."""
+
+    why: str
+
+
 class Neighbour(Frozen):
-    """A project that the article leaves out, in one line, as of the day `checked`."""
+    """A project that this course does not run, in one line, from `source` as of the day `checked`."""
 
     name: str
-    layer: Literal["engine", "orchestrator"]
+    layer: Literal["engine", "orchestrator", "service"]
     status: str
-    checked: date
     line: str
+    source: str = Field(min_length=1)
+    checked: date
+    here: tuple[Here, ...] = ()
+
+    def why(self, answers: Mapping[str, str]) -> str | None:
+        """Why it is worth a look for these answers: the first reason that holds, or None."""
+        return next((entry.why for entry in self.here if entry.holds(answers)), None)
 
 
 class RulesFile(Frozen):
@@ -193,11 +214,12 @@ def _names_used(known: Catalogue) -> Iterator[tuple[str, str, Collection[str]]]:
     conditions = [(entry.id, entry.when) for entry in known.entries]
     conditions += [(branch.question, branch.when) for branch in known.tree]
     conditions += [(row.id, {name: (value,) for name, value in row.answers.items()}) for row in known.patterns]
+    conditions += [(project.name, entry.when) for project in known.landscape for entry in project.here]
+    options_of = {FIT: FITS, **{name: tuple(question.options) for name, question in known.questions.items()}}
     for where, when in conditions:
         for question, options in when.items():
-            yield f"{where}: question", question, known.questions
-            for option in options:
-                yield f"{where}: option of {question}", option, known.questions[question].options
+            yield f"{where}: question", question, options_of
+            yield from ((f"{where}: option of {question}", option, options_of[question]) for option in options)
     for rule in known.rules:
         yield from ((f"{rule.id}: stack", name, known.stacks) for name in rule.points)
     for exclusion in known.exclusions:

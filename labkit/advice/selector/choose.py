@@ -14,6 +14,7 @@ from labkit.advice.selector.catalogue import (
     Exclusion,
     Grounded,
     Grounds,
+    Neighbour,
     Pattern,
     SelectionWarning,
     Stack,
@@ -87,12 +88,14 @@ class Flip(Frozen):
 class Selection:
     """The result. `without_opinions`: what comes first when only measured and cited reasons count.
 
+    `neighbours`: the projects of the landscape that are worth a look for these answers, with the reason.
     `article`: the branch at which the article's tree ends.
     """
 
     answers: Mapping[str, str]
     ranking: tuple[Ranked, ...]
     flips: tuple[Flip, ...]
+    neighbours: tuple[tuple[Neighbour, str], ...]
     warnings: tuple[SelectionWarning, ...]
     without_opinions: str
     article: Branch
@@ -118,6 +121,7 @@ def select(given: Mapping[str, Any] | None = None) -> Selection:
         answers=answers,
         ranking=tuple(_ranked(known, answers, name, winner) for name in names),
         flips=tuple(_flips(known, answers, winner)),
+        neighbours=tuple((project, why) for project in known.landscape if (why := project.why(answers))),
         warnings=tuple(
             warning
             for warning in known.warnings

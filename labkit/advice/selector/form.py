@@ -1,4 +1,4 @@
-"""The selector's form: fourteen questions on the left, the answer on the right. It decides nothing: `select` does.
+"""The selector's form: the questions on the left, the answer on the right. It decides nothing: `select` does.
 
 form = selector.show()          # or show(state), with what a form exported
 form.answers, form.selection    # the answers in the form, and what they lead to
@@ -23,6 +23,8 @@ from labkit.advice.selector import (
     select,
     write_state,
 )
+from labkit.advice.selector.configs import proof
+from labkit.advice.selector.fit import in_words as fit_in_words
 from labkit.advice.selector.words import by_winner, grounds, to_text
 from labkit.display import LEAVE_ARROWS
 
@@ -43,7 +45,8 @@ def summary(found: Selection) -> str:
     second = f"With opinions left out: <b>{escape(known.stacks[found.without_opinions].title)}</b>."
     return (
         f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
-        f"</div><div>{layers}</div>{_bars(found)}<div>{article}</div><div>{second}</div></div>"
+        f"</div><div>{layers}</div>{_bars(found)}<div>{fit_in_words(found.answers)}</div><div>{article}</div>"
+        f"<div>{second}</div></div>"
     )
 
 
@@ -108,6 +111,16 @@ def warnings(found: Selection, _: Mapping[str, str]) -> str:
     return _list(f"{escape(one.text)} {_where(one.claim, one.lab)}" for one in found.warnings)
 
 
+def neighbours(found: Selection, _: Mapping[str, str]) -> str:
+    """The projects beside those ranked that are worth a look for these answers."""
+    if not found.neighbours:
+        return "<div>None for these answers.</div>"
+    return table(
+        {"name": project.name, "why": why, "what": project.line, "source": f"{project.source}, {project.checked}"}
+        for project, why in found.neighbours
+    )
+
+
 def article(found: Selection, _: Mapping[str, str]) -> str:
     """The article's tree for these answers, and its six patterns beside ours."""
     said = f"Its tree stops at <i>{escape(found.article.question)}</i> and says <b>{found.article.framework}</b>."
@@ -118,6 +131,7 @@ VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
     "Why": why,
     "Why not": why_not,
     "What if": what_if,
+    "Neighbours": neighbours,
     "Warnings": warnings,
     "Article": article,
 }
@@ -205,11 +219,13 @@ def _list(items: Iterable[str]) -> str:
 
 HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
+COLUMN_WIDTH = "336px"  # of the questions, with their scroll bar
 CONFIGURATION = "Configuration"
 TIPS = {
     "Why": "The reasons for the first place, and what each rests on",
     "Why not": "Why the others are not first, or not ranked at all",
     "What if": "Which single other answer would change the first place",
+    "Neighbours": "Projects that are not ranked here and worth a look for these answers",
     "Warnings": "What to mind with this choice",
     CONFIGURATION: "Commands and files, ready to use, each setting explained",
     "Article": "What the article says of the same situation",
@@ -278,7 +294,7 @@ class SelectorForm(Form[Chosen]):
         right = widgets.VBox(
             [self.summary, buttons, detail], layout={"flex": "1 1 0", "min_width": "0", "margin": "0 0 0 14px"}
         )
-        left = widgets.VBox(self._questions(), layout={"flex": f"0 0 {QUESTIONS_WIDTH}", "overflow": "hidden"})
+        left = widgets.VBox(self._questions(), layout={"flex": f"0 0 {COLUMN_WIDTH}", "overflow": "hidden auto"})
         body = widgets.HBox([left, right], layout={"height": HEIGHT})
         below = widgets.HBox([self.served, self.exported], layout={"overflow": "hidden"})
         return widgets.VBox([body, below, self.message], layout={"max_width": "1180px"})
@@ -321,7 +337,10 @@ class SelectorForm(Form[Chosen]):
         self._draw_view()
 
     def _draw_view(self) -> None:
-        drawn = configuration(self.config) if self.view == CONFIGURATION else ""
+        drawn = ""
+        if self.view == CONFIGURATION:
+            tried = proof(self.selection.winner.name)
+            drawn = f"<div><b>{escape(tried)}</b></div>{configuration(self.config)}"
         drawn = drawn or VIEWS[self.view](self.selection, self.verdicts)
         self.detail.value = f"<div style='{TEXT}'>{drawn}</div>"
         for name, button in self.buttons.items():

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from labkit.advice.selector.answers import write_state
-from labkit.advice.selector.catalogue import catalogue
+from labkit.advice.selector.catalogue import Neighbour, catalogue
 from labkit.advice.selector.choose import Flip, Ranked, Reason, Selection, compare_patterns
-from labkit.advice.selector.configs import ConfigFile
+from labkit.advice.selector.configs import ConfigFile, proof
+from labkit.advice.selector.fit import cards_needed, in_words
 
 PROS = 5
 Verdicts = Mapping[str, str]
@@ -14,13 +15,18 @@ Verdicts = Mapping[str, str]
 
 
 def to_json(selection: Selection, config: Sequence[ConfigFile], *, model: str | None = None) -> dict[str, Any]:
-    """Everything as plain data. Scripts rely on `ranking`, `flips` and `config`."""
+    """Everything as plain data. Scripts rely on `ranking`, `flips`, `config` and `landscape`.
+
+    In `landscape`, `why` says why a neighbour is worth a look for these answers; where it is not, it is null.
+    """
     stack, article = selection.winner.stack, selection.article
+    suggested = {project.name: why for project, why in selection.neighbours}
     return {
         "recommended": selection.winner.name,
         "engine": stack.engine,
         "orchestrator": stack.orchestrator,
         "margin": selection.margin,
+        "cards_per_replica": cards_needed(selection.answers),
         "without_opinions": selection.without_opinions,
         "answers": dict(selection.answers),
         "state": write_state(selection.answers, model),
@@ -28,13 +34,17 @@ def to_json(selection: Selection, config: Sequence[ConfigFile], *, model: str | 
         "flips": [flip.model_dump() for flip in selection.flips],
         "warnings": [warning.model_dump(include={"id", "text", "claim", "lab"}) for warning in selection.warnings],
         "config": {file.name: file.model_dump() for file in config},
+        "config_proof": proof(selection.winner.name),
         "article": {
             "tree": article.framework,
             "question": article.question,
             "contained": article.in_stack(stack),
             "patterns": [row.to_json() for row in compare_patterns()],
         },
-        "landscape": [neighbour.model_dump(mode="json") for neighbour in catalogue().landscape],
+        "landscape": [
+            {**project.model_dump(mode="json", exclude={"here"}), "why": suggested.get(project.name)}
+            for project in catalogue().landscape
+        ],
     }
 
 
@@ -66,16 +76,24 @@ def to_text(
     """The whole result for a terminal. `verdicts`: of this machine's runs, by claim."""
     winner, others = selection.winner, selection.ranking[1:]
     state = write_state(selection.answers, model)
-    parts = [f"{winner.title}\n  engine: {winner.stack.engine}; orchestrator: {winner.stack.orchestrator}"]
+    layers = f"  engine: {winner.stack.engine}; orchestrator: {winner.stack.orchestrator}"
+    parts = [_section(winner.title, filter(None, (layers, in_words(selection.answers))))]
     parts += [f"warning: {warning.text}" for warning in selection.warnings]
     parts.append(_section("Ranking", (_rank(ranked) for ranked in selection.ranking)))
     parts.append(_section("Why", (_line(reason, verdicts) for reason in winner.pros[:PROS])))
     if winner.cons:
         parts.append(_section("What speaks against it", (_line(reason, verdicts) for reason in winner.cons)))
     parts.append(_section("Why not the others", (_why_not(ranked, verdicts) for ranked in others)))
+    if selection.neighbours:
+        parts.append(
+            _section(
+                "Look at these too (that they suit is our judgement)",
+                (_neighbour(*pair) for pair in selection.neighbours),
+            )
+        )
     parts.append(_section("What single answer would change it", _flips(selection)))
     parts.append(_article(selection))
-    parts += [_config(file) for file in config]
+    parts.append("\n\n".join((proof(winner.name), *(_config(file) for file in config))))
     parts.append(f"The answers, to be given again:\n  labkit select --answers '{state}'")
     return "\n\n".join(parts)
 
@@ -98,6 +116,10 @@ def _why_not(ranked: Ranked, verdicts: Verdicts | None) -> str:
         return f"  {ranked.title}: out. {reasons}"
     ahead = "".join(f"\n    {reason.points:+d} for the first one: {reason.text}" for reason in ranked.behind)
     return f"  {ranked.title}:{ahead}"
+
+
+def _neighbour(project: Neighbour, why: str) -> str:
+    return f"  {project.name}: {why}\n    {project.line} [{project.status}; {project.source}, read {project.checked}]"
 
 
 def _flips(selection: Selection) -> Iterable[str]:
