@@ -5,6 +5,7 @@ vLLM itself is not imported (that takes five seconds): tests/unit/test_kv_cases.
 """
 
 import json
+import logging
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -101,7 +102,7 @@ def architecture(path: Path | str) -> Architecture:
         return replace(model, served_bytes=served_bytes(file.parent))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.what}", remedy=error.remedy) from None
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, ArithmeticError, KeyError, AttributeError, IndexError) as error:
         raise ConfigError(f"{file} has a field of a form that is not known: {error!r}", remedy="correct it") from error
 
 
@@ -197,17 +198,21 @@ def _class_fields(config: Fields, fields: Fields) -> dict[str, Any] | None:
         from transformers import CONFIG_MAPPING
     except ImportError:
         return None
-    for source in (config, fields):
-        kind = source.get("model_type")
-        if isinstance(kind, str) and kind in CONFIG_MAPPING:
-            try:
-                built = CONFIG_MAPPING[kind].from_dict(dict(source)).get_text_config()
-            except Exception:  # classes raise errors of many kinds for values that they do not take
-                continue
-            asked = (*attention.FIELDS, *POSITIONS, "is_encoder_decoder", "rope_parameters", *ENCODER_FIELDS)
-            values = {name: _value(built, name) for name in asked}
-            return {name: value for name, value in values.items() if value is not None}
-    return {}
+    source = next((part for part in (config, fields) if str(part.get("model_type")) in CONFIG_MAPPING), None)
+    if source is None:
+        return {}
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what a class thinks of single fields is not for the reader of a size
+    try:
+        built = CONFIG_MAPPING[source["model_type"]].from_dict(dict(source)).get_text_config()
+    except Exception:  # classes raise errors of many kinds for values that they do not take
+        return {}
+    finally:
+        logger.setLevel(level)
+    asked = (*attention.FIELDS, *POSITIONS, "is_encoder_decoder", "rope_parameters", *ENCODER_FIELDS)
+    values = {name: _value(built, name) for name in asked}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _value(built: Any, name: str) -> Any:

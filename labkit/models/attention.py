@@ -124,7 +124,10 @@ def attention_heads(fields: Fields) -> int:
 def head_size(fields: Fields) -> int:
     """Numbers in a key. A `head_dim` of 0 counts as none, as in vLLM."""
     given = {name: value for name in HEAD_SIZE if (value := fields.get(name))}
-    return size(given, *HEAD_SIZE) or required(fields, *HIDDEN) // attention_heads(fields)
+    if stated := size(given, *HEAD_SIZE):
+        return stated
+    shared = {"hidden_size / num_attention_heads": required(fields, *HIDDEN) // attention_heads(fields)}
+    return required(shared, *shared)
 
 
 def kv_head_count(fields: Fields) -> int:
@@ -311,7 +314,7 @@ def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
     if latent := _latent(fields):
         return KvLayers(count=1, kv_heads=1, key_size=latent, value_size=0, window=window, replicated=True)
     if fields.get("kv_lora_rank"):
-        rope, nope = _if_any(fields, "qk_rope_head_dim") or 0, _if_any(fields, "qk_nope_head_dim") or 0
+        rope, nope = _if_any(fields, "qk_rope_head_dim") or 0, required(fields, "qk_nope_head_dim")
         return KvLayers(
             count=1, kv_heads=attention_heads(fields), key_size=nope + rope, value_size=nope + rope, window=window
         )

@@ -1,5 +1,6 @@
 """`labkit kv` on public configs: each has the right value, or a refusal with the reason."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labkit.cli import main
-from labkit.errors import ConfigError
-from labkit.models.architecture import architecture, from_config
+from labkit.errors import ConfigError, UsageError
+from labkit.models.architecture import TEXT_CONFIGS, architecture, from_config
+from labkit.models.attention import FIELDS
 from labkit.theory.kv_size import bytes_per_token, describe, window_bytes
 
 CASES = Path(__file__).parents[1] / "data" / "cases" / "kv"
@@ -172,6 +176,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "states in unknown places": ({"mamba_d_state": 16}, "does not say which layers"),
     "an indexer without MLA": ({"index_head_dim": 128}, "sparse caches"),
     "a million layers": ({"num_hidden_layers": 10**6}, "it has 1,000,000 layers"),
+    "more heads than numbers": ({"hidden_size": 4}, "hidden_size / num_attention_heads is 0"),
+    "a pattern of nothing": ({**WINDOW, "sliding_window_pattern": ""}, "a field of a form that is not known"),
     "no head": ({"num_attention_heads": 0}, "num_attention_heads is 0"),
     "an infinite layer": ({"num_hidden_layers": math.inf}, "num_hidden_layers is inf"),
     "RWKV": ({"rescale_every": 6}, "no keys and values"),
@@ -204,3 +210,19 @@ def test_options_that_are_wrong(kv: Kv) -> None:
     for options, says in wrong.items():
         code, _, err = kv(CASES / "mixtral_8x7b.json", *options.split())
         assert (code, says in err) == (2, True)
+
+
+ODD = st.sampled_from(
+    [None, True, -1, 0, 1, 3.5, 1e308, 10**8, "x", "LLLG", [], [1], [None], ["x"], {}, {"a": 1}, {"factor": -1}]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(beside=st.dictionaries(st.sampled_from([*FIELDS, *TEXT_CONFIGS, "rope_scaling", "dtype"]), ODD, max_size=4))
+def test_odd_fields_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Any]) -> None:
+    """Whatever a field holds, the answer is a plan or an error of ours."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps({**PLAIN, **beside}))
+    with contextlib.suppress(ConfigError, UsageError):
+        plan = describe(architecture(folder), memory_bytes=2**30, block_size=16)
+        assert json.loads(json.dumps(plan.to_json()))["bytes_per_token"] > 0
