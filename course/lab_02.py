@@ -23,6 +23,7 @@ OTHER_GIB = 3.0  # activations, context and CUDA graphs of an engine: an assumpt
 DEFAULT_SHARE = 0.92  # vLLM 0.32's gpu_memory_utilization
 Parts = list[tuple[str, float]]
 
+
 def _overtaking(waiting: list[tuple[int, int]], free: int, running: int, most: int, size: int) -> int:
     admitted = 0
     for prompt, _ in waiting:
@@ -142,7 +143,11 @@ def card_memory(gpu: ModelledGpu) -> dict[str, tuple[Parts, int]]:
         tokens = 0
         for budget in kv_size.start_in_turn(engines, total_bytes=total):
             if not budget.refused:
-                parts += [("weights", size / GIB), ("activations, graphs", OTHER_GIB), ("KV cache", budget.kv_bytes / GIB)]
+                parts += [
+                    ("weights", size / GIB),
+                    ("activations, graphs", OTHER_GIB),
+                    ("KV cache", budget.kv_bytes / GIB),
+                ]
                 tokens += int(budget.kv_bytes / (shape.kv_bytes_per_token * keys))
         return [*parts, ("free", max(0.0, total / GIB - sum(value for _, value in parts)))], tokens
 
@@ -252,7 +257,9 @@ def paging_evidence(
     worst, size = kv_allocation.worst_empty_tokens(chats), 16
     room = 0.15  # of the crowded cache: three of its requests at their full length
     pairs = zip(crowded, crowded[1:], strict=False)
-    holes = sum(0 < one.waiting <= after.waiting and max(one.kv_usage, after.kv_usage) < 1 - room for one, after in pairs)
+    holes = sum(
+        0 < one.waiting <= after.waiting and max(one.kv_usage, after.kv_usage) < 1 - room for one, after in pairs
+    )
     lab.evidence("C03", empty_share=round(kv_allocation.waste_share(chats), 5), worst_empty_tokens=worst, holes=holes)
     lab.evidence("C03", worst_over_block=worst / size, block_size=size)
     lab.evidence("C03", contiguous_share=round(reserved_share(chats, reserve), 5))
@@ -272,4 +279,6 @@ def length_evidence(lab: LabSession, message: str, fitted: Any) -> None:
     longest = int(stated[1]) if stated else 0
     lab.evidence("C23", refused_at_start=bool(message), longest_stated=longest, long_prompt_refused=refused)
     lab.exact("longest_length_error_and_fit", [longest, fits])
-    print(f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; a longer prompt is refused: {refused}")
+    print(
+        f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; a longer prompt is refused: {refused}"
+    )

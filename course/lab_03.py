@@ -1,8 +1,20 @@
-"""Exercises of lab 03: what a prefix cache finds, what that is worth, and how to be fooled by it."""
+"""Lab 03: what a prefix cache finds (exercise), the lab's traffic and tables, and a router's rule (exercise)."""
 
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
 
+from course import page_prompts
+from labkit.load import metrics
+from labkit.load.workloads import poisson_arrivals_s
+from labkit.modelled import Drive, TokenRequest, Traffic
+from labkit.modelled.traffic import prompt_tokens
+from labkit.session import LabSession
 from labkit.teaching import solution
+
+QUESTIONS = {"A": "\nWhat does the letter W mean?", "B": "\nAnd how do I silence the buzzer?"}
+PAGE_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 2000, 40, 16
+MOST_EXTRA = 8
 
 
 def common_tokens(before: list[int], prompt: list[int]) -> int:
@@ -59,89 +71,151 @@ solution(
 )
 
 
-def hit_rate(system_tokens: int, question_tokens: int, requests: int, block_size: int) -> float:
-    found = (requests - 1) * (system_tokens // block_size * block_size)
-    return found / (requests * (system_tokens + question_tokens))
+def route(cached_tokens: list[int], in_flight: list[int]) -> int:
+    least = min(in_flight)
+    open_to = [n for n, under_way in enumerate(in_flight) if under_way <= least + 8]
+    return max(open_to, key=lambda n: (cached_tokens[n], -in_flight[n]))
+
+
+def _most_cached(cached_tokens: list[int], in_flight: list[int]) -> int:
+    return max(range(len(in_flight)), key=lambda n: (cached_tokens[n], -in_flight[n]))
+
+
+def _least_loaded(_cached_tokens: list[int], in_flight: list[int]) -> int:
+    return min(range(len(in_flight)), key=in_flight.__getitem__)
+
+
+def _first_of_equal(cached_tokens: list[int], in_flight: list[int]) -> int:
+    return max((n for n, m in enumerate(in_flight) if m <= min(in_flight) + 8), key=cached_tokens.__getitem__)
 
 
 solution(
-    "03.hit_rate",
-    hit_rate,
-    unit="tokens found for each token asked for",
-    tolerance=2e-3,
+    "03.route",
+    route,
+    exact=True,
+    cases=[
+        ([0, 2000, 0, 512], [3, 5, 2, 0]),
+        ([2000, 0, 0, 0], [12, 4, 3, 7]),
+        ([0, 0, 0, 0], [4, 1, 3, 2]),
+        ([2000, 2000, 0, 0], [8, 2, 0, 1]),
+        ([16, 2000, 1024, 0], [0, 9, 8, 1]),
+        ([2000, 0, 0, 0], [8, 0, 0, 0]),
+    ],
     wrong={
-        "a partial block counted": [
-            lambda system_tokens, question_tokens, requests: hit_rate(system_tokens, question_tokens, requests, 1),
-            lambda system_tokens, question_tokens: system_tokens / (system_tokens + question_tokens),
-        ],
-        "the first request finds nothing": lambda system_tokens, question_tokens, block_size: (
-            system_tokens // block_size * block_size / (system_tokens + question_tokens)
-        ),
-        "the questions left out": [
-            lambda system_tokens, requests, block_size: hit_rate(system_tokens, 0, requests, block_size),
-            lambda system_tokens, block_size: system_tokens // block_size * block_size / system_tokens,
-        ],
-        "requests for tokens": lambda requests: (requests - 1) / requests,
-    },
-)
-
-
-def cache_speedup(prefill_s: float, decode_s: float, found_share: float) -> float:
-    with_cache_s = prefill_s * (1 - found_share) + decode_s
-    return (prefill_s + decode_s) / with_cache_s
-
-
-solution(
-    "03.speedup",
-    cache_speedup,
-    unit="times",
-    tolerance=2e-3,
-    wrong={
-        "decoding forgotten": lambda found_share: 1 / (1 - found_share),
-        "time saved taken for speed gained": [
-            lambda prefill_s, decode_s, found_share: 1 + prefill_s * found_share / (prefill_s + decode_s),
-            lambda prefill_s, decode_s, found_share: prefill_s * found_share / (prefill_s + decode_s),
-        ],
-        "the hit rate taken for the gain": [lambda found_share: 1 + found_share, lambda found_share: found_share],
-        "turned upside down": lambda prefill_s, decode_s, found_share: (
-            1 / cache_speedup(prefill_s, decode_s, found_share)
+        "the fullest cache, however long its queue": _most_cached,
+        "the caches not looked at": _least_loaded,
+        "equal caches, unequal queues": _first_of_equal,
+        "every lead in requests too much": lambda cached, under_way: max(
+            (n for n, m in enumerate(under_way) if m == min(under_way)), key=lambda n: cached[n]
         ),
     },
 )
 
 
-def pages_found(pages: list[str], replicas: int) -> int:
-    known: list[set[str]] = [set() for _ in range(replicas)]
-    found = 0
-    for number, page in enumerate(pages):
-        cache = known[number % replicas]
-        found += page in cache
-        cache.add(page)
-    return found
+# --- the real engine's prompts ---
 
 
-solution(
-    "03.pages_found",
-    pages_found,
-    unit="requests",
-    cases=[(list("abacbadabcaabd"), replicas) for replicas in (1, 2, 3, 5)] + [(["a"] * 7, 3), (["a", "b"] * 4, 2)],
-    wrong={
-        "one cache for all": [
-            lambda pages, _replicas: len(pages) - len(set(pages)),
-            lambda pages, _replicas: pages_found(pages, 1),
-        ],
-        "divided by the replicas": [
-            lambda pages, replicas: pages_found(pages, 1) / replicas,
-            lambda pages, replicas: pages_found(pages, 1) // replicas,
-        ],
-        "every page in every engine once": [
-            lambda pages, replicas: len(pages) - len(set(pages)) * replicas,
-            lambda pages, replicas: max(0, len(pages) - len(set(pages)) * replicas),
-        ],
-        "misses for hits": lambda pages, replicas: len(pages) - pages_found(pages, replicas),
-        "only the request before": [
-            lambda pages, replicas: sum(a == b for a, b in zip(pages, pages[replicas:], strict=False)),
-            lambda pages, _replicas: sum(a == b for a, b in pairwise(pages)),
-        ],
-    },
-)
+def page_and_question(
+    documents: Any, encode: page_prompts.Encode, *, page_tokens: int, block_size: int
+) -> dict[str, list[int]]:
+    """A page before and after two questions. UsageError for a page that does not fill a block."""
+    page_prompts.check_pages(documents, encode, page_tokens=page_tokens, pages=len(documents), block_size=block_size)
+    page = list(encode(documents[3].text))[:page_tokens]
+    asked = {name: list(encode(text)) for name, text in QUESTIONS.items()}
+    before = {f"page, then question {name}": page + question for name, question in asked.items()}
+    return before | {f"question {name}, then page": question + page for name, question in asked.items()}
+
+
+def default_evidence(lab: LabSession) -> None:
+    """C17: is the cache on by default?"""
+    from importlib.metadata import version
+
+    from vllm.config import CacheConfig
+
+    lab.evidence("C17", enabled_by_default=bool(CacheConfig().enable_prefix_caching), vllm_version=version("vllm"))
+
+
+# --- the modelled card's traffic and tables ---
+
+
+def _ask(page: int, key: str, *, due_s: float = 0.0) -> TokenRequest:
+    tokens = prompt_tokens(PAGE_TOKENS, key=f"page/{page}") + prompt_tokens(QUESTION_TOKENS, key=f"question/{key}")
+    return TokenRequest(token_ids=tokens, output_tokens=ANSWER_TOKENS, due_s=due_s)
+
+
+def page_requests(pages: int, *, order: str, seed: int) -> list[TokenRequest]:
+    """One round: each of `pages` pages "in turn", or as many draws "at random"."""
+    rng = Random(f"{order}/{seed}")
+    chosen = range(pages) if order == "in turn" else [rng.randrange(pages) for _ in range(pages)]
+    return [_ask(page, f"{seed}/{number}") for number, page in enumerate(chosen)]
+
+
+def random_pages(pages: int, *, n: int, rate: float, seed: int) -> Traffic:
+    """`n` questions about pages drawn at random, arriving as a Poisson process of `rate` per second."""
+    rng = Random(f"random/{seed}")
+    due = poisson_arrivals_s(n, rate=rate, seed=seed)
+    return [_ask(rng.randrange(pages), f"{seed}/{number}", due_s=due_s) for number, due_s in enumerate(due)]
+
+
+def pressure(driven: Drive) -> str:
+    """How many requests ran at most, and the share of KV blocks in use at most."""
+    moments = driven.moments[0]
+    running, usage = max(moment.running for moment in moments), max(moment.kv_usage for moment in moments)
+    return (
+        f"{running} requests at most at a time, KV usage at most {usage:.0%}, {driven.result.duration_s:.2f} s for all"
+    )
+
+
+def by_turn(driven: Drive) -> Any:
+    """Prompt tokens, hit rate and median TTFT of each turn of conversations; a DataFrame."""
+    import pandas as pd
+
+    rows: dict[str, dict[str, float]] = {}
+    records = driven.result.records
+    for group in dict.fromkeys(record.group for record in records):
+        mine = [n for n, record in enumerate(records) if record.group == group]
+        asked = sum(records[n].input_tokens or 0 for n in mine)
+        rows[group] = {
+            "prompt tokens, mean": round(asked / len(mine)),
+            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / asked, 3),
+            "TTFT p50, ms": round(1000 * metrics.quantity([records[n].ttft_s for n in mine]).p50, 1),
+        }
+    return pd.DataFrame(rows).T
+
+
+def fleet_table(fleets: Mapping[str, Drive]) -> Any:
+    """Hit rate, TTFT p50 and p90, and the busiest replica's share of requests, for each fleet; a DataFrame."""
+    import pandas as pd
+
+    rows = {}
+    for name, driven in fleets.items():
+        ttft = metrics.quantity([record.ttft_s for record in driven.result.records])
+        busiest = max(driven.replica_of.count(n) for n in set(driven.replica_of)) / len(driven.replica_of)
+        rows[name] = {
+            "hit rate, %": round(100 * driven.prefix_hit_rate, 1),
+            "TTFT p50, ms": round(1000 * ttft.p50, 1),
+            "TTFT p90, ms": round(1000 * ttft.p90, 1),
+            "busiest replica's share": round(busiest, 2),
+        }
+    return pd.DataFrame(rows).T
+
+
+def speedup_evidence(
+    lab: LabSession, times: Mapping[tuple[int, int], float], on: Mapping[tuple[int, int], Drive]
+) -> None:
+    """C05: the least and the most that a shared prefix gained."""
+    shared = {key: ratio for key, ratio in times.items() if key[0]}
+    lab.exact("modelled_speedups", {f"{s} shared, answers of {n}": round(ratio, 3) for (s, n), ratio in times.items()})
+    for name, key in {
+        "least": min(shared, key=shared.__getitem__),
+        "most": max(shared, key=shared.__getitem__),
+    }.items():
+        ratio = round(shared[key], 3)
+        lab.evidence("C05", **{f"{name}_low": ratio, f"{name}_value": ratio, f"{name}_high": ratio})
+        lab.evidence("C05", **{f"{name}_hit_rate": round(on[key].prefix_hit_rate, 3), f"{name}_output_tokens": key[1]})
+
+
+def fleet_evidence(lab: LabSession, table: Any, *, replicas: int) -> None:
+    """C52: hit rates of one replica, of several in turn, and behind a prefix-aware router."""
+    few, many, routed = (float(value) for value in table["hit rate, %"][:3])
+    lab.evidence("C52", few=1, many=replicas, few_hits_percent=few, many_hits_percent=many, routed_hits_percent=routed)

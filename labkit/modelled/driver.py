@@ -17,15 +17,20 @@ from labkit.modelled.traffic import TokenRequest, Traffic
 class Drive:
     """A load on engines that were driven: `result` is the load client's, for metrics, charts and comparisons.
 
-    `replica_of`: which replica took each request. `moments`: each replica after each of its steps. `cached_tokens`
-    of `result`'s input tokens were found in a prefix cache.
+    `replica_of`: which replica took each request. `moments`: each replica after each of its steps. `cached_by_record`:
+    how many of each record's prompt tokens were found in a prefix cache.
     """
 
     result: LoadResult
     moments: Sequence[Sequence[Moment]]
     replica_of: Sequence[int]
     preemptions: int
-    cached_tokens: int
+    cached_by_record: Sequence[int]
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens found in a prefix cache."""
+        return sum(self.cached_by_record)
 
     @property
     def prefix_hit_rate(self) -> float:
@@ -199,7 +204,7 @@ class _Run:
             moments=[replica.moments for replica in self._replicas],
             replica_of=self._replica_of,
             preemptions=sum(after) - sum(self._preempted_before),
-            cached_tokens=sum(state.cached_tokens for state in self._open if state is not None),
+            cached_by_record=[state.cached_tokens for state in self._open if state is not None and state.started],
         )
 
     def _record(self, index: int, state: _Open) -> RequestRecord:
