@@ -16,7 +16,7 @@ from labkit.theory.kv_pool import Pool, heads_per_rank, layer_bytes, number_byte
 
 CPU_BLOCK_MULTIPLE = 32  # vLLM's cpu_attn.py, get_supported_kernel_block_sizes
 GPU_BLOCK_MULTIPLE = 16  # vLLM's flash_attn.py; single kernels ask for more
-MOST = 10**15  # bytes or tokens: far above any cache
+MOST = 10**19  # bytes or tokens: far above any cache
 IN_FLIGHT_TOKENS = 8192
 """Tokens of the steps under way, for which layers with a window reserve blocks: max_num_batched_tokens of `vllm serve`
 on a GPU of 70 GiB or more. vLLM counts it once for each step that it runs ahead."""

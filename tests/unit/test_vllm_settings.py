@@ -67,7 +67,7 @@ def test_nothing_is_sent_home() -> None:
 REFUSED: list[tuple[Machine, dict[str, Any], str]] = [
     (on(gpu_gib=24, free_gib=6), {"gpu_memory_share": 0.9},
      r"share 0.9 asks for 21.6 GiB of GPU 0 \(Test GPU\), but only 6.0 of its 24.0(.|\n)*at most 0.25"),
-    *((FREE_GPU, {"gpu_memory_share": share}, f"share is {share}, not a share") for share in (0.0, -0.1, 1.01, 90)),
+    *((FREE_GPU, {"gpu_memory_share": share}, f"gpu_memory_share is {share}") for share in (0.0, -0.1, 1.01, 90)),
     (on(memory_gib=9.5), {"kv_cache_gib": 8}, r"KV cache of 8 GiB .* do not fit: 9\.5 GiB of memory are available"),
     *((on(), {"kv_cache_gib": size}, f"kv_cache_gib is {size}") for size in (0, -1, 1.5)),
 ]  # fmt: skip
