@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from labkit.errors import require
 from labkit.files import data_path
 from labkit.load import workloads
-from labkit.models import architecture
-from labkit.models.examples import example_models
 from labkit.modelled import Drive, ModelledGpu, shape_of
 from labkit.modelled.replica import Moment
+from labkit.models import architecture
+from labkit.models.examples import example_models
 from labkit.serving import vllm_log, vllm_steps
 from labkit.session import LabSession
 from labkit.teaching import solution
@@ -256,7 +256,7 @@ def paging_evidence(
     """C03: what paging leaves empty; and steps after which a request still waits although there is room for any."""
     worst, size = kv_allocation.worst_empty_tokens(chats), 16
     room = 0.15  # of the crowded cache: three of its requests at their full length
-    pairs = zip(crowded, crowded[1:], strict=False)
+    pairs = pairwise(crowded)
     holes = sum(
         0 < one.waiting <= after.waiting and max(one.kv_usage, after.kv_usage) < 1 - room for one, after in pairs
     )
@@ -280,5 +280,6 @@ def length_evidence(lab: LabSession, message: str, fitted: Any) -> None:
     lab.evidence("C23", refused_at_start=bool(message), longest_stated=longest, long_prompt_refused=refused)
     lab.exact("longest_length_error_and_fit", [longest, fits])
     print(
-        f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; a longer prompt is refused: {refused}"
+        f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; "
+        f"a longer prompt is refused: {refused}"
     )

@@ -1,6 +1,6 @@
 """Lab 03: what a prefix cache finds (exercise), the lab's traffic and tables, and a router's rule (exercise)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 

@@ -170,15 +170,13 @@ def _moments_words(moments: Iterable[Moment]) -> str:
 TIMES = 80  # at which requests under way are counted
 
 
-def under_way(
-    loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None
-) -> Chart:
+def under_way(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None) -> Chart:
     """Requests that were due and had not ended, over time, a line for each load. UsageError without requests."""
-    rows = []
+    rows: list[LinePoint] = []
     for name, records in loads.items():
         end_s = max((record.finished_s for record in records), default=0.0)
-        for at_s in (end_s * n / TIMES for n in range(TIMES + 1)):
-            rows.append(LinePoint(at_s, sum(r.scheduled_s <= at_s < r.finished_s for r in records), name))
+        times_s = [end_s * n / TIMES for n in range(TIMES + 1)]
+        rows += [LinePoint(at, sum(r.scheduled_s <= at < r.finished_s for r in records), name) for at in times_s]
     return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running", caption=caption)
 
 

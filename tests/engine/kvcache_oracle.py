@@ -14,50 +14,8 @@ from typing import Any
 from labkit.models import Architecture, architecture
 from labkit.models.attention import KvLayers
 from labkit.theory.kv_size import bytes_per_block, describe
-from labkit.theory.prefix_cache import BlockPool
 
 CASES = Path(__file__).parents[1] / "data" / "cases" / "kv"
-
-
-def manager(blocks: int, block_size: int) -> Any:
-    """vLLM's KVCacheManager over `blocks` usable blocks (one more, since it keeps one as a placeholder)."""
-    import torch
-    from vllm.v1.core.kv_cache_manager import KVCacheManager
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-
-    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    config = KVCacheConfig(
-        num_blocks=blocks + 1, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
-    )
-    sizes = {"scheduler_block_size": block_size, "hash_block_size": block_size}
-    return KVCacheManager(config, max_model_len=8192, **sizes)
-
-
-def disagreements(seed: int, *, prompts: int = 40) -> tuple[list[str], dict[str, int]]:
-    """Random prompts of few different tokens, one after the other: where the two find different prefixes, and how many
-    tokens were found, and blocks evicted, on our side."""
-    from vllm.sampling_params import SamplingParams
-    from vllm.utils.hashing import sha256
-    from vllm.v1.core.kv_cache_utils import get_request_block_hasher
-    from vllm.v1.request import Request
-
-    chance = random.Random(seed)
-    block_size, blocks = chance.choice([1, 2, 4]), chance.randint(12, 30)
-    theirs, ours = manager(blocks, block_size), BlockPool(blocks, block_size=block_size)
-    hasher = get_request_block_hasher(block_size, sha256)
-    seen = {"hits": 0, "evictions": 0}
-    for number in range(prompts):
-        tokens = [chance.randint(0, 1) for _ in range(chance.randint(1, 12))]
-        request = Request(f"{seed}-{number}", tokens, SamplingParams(max_tokens=1), None, block_hasher=hasher)
-        blocks_found, hit_tokens, *_ = theirs.get_computed_blocks(request)
-        theirs.allocate_slots(request, len(tokens) - hit_tokens, hit_tokens, blocks_found)
-        request.num_computed_tokens = len(tokens)
-        theirs.free(request)
-        our_hits = ours.compute(tokens)
-        if our_hits != hit_tokens:
-            return [f"seed {seed}, prompt {number}: vLLM found {hit_tokens} tokens, ours {our_hits}"], seen
-        seen["hits"] += our_hits
-    return [], seen | {"evictions": ours.evictions}
 
 
 def wrong_sizes(seed: int) -> list[str]:
@@ -171,18 +129,11 @@ def wrong_readings() -> tuple[int, list[str]]:
 
 
 def main(trials: int = 200) -> None:
-    """Runs the trials and prints what differed and how much happened."""
-    from vllm.utils.hashing import sha256
-    from vllm.v1.core.kv_cache_utils import init_none_hash
-
-    init_none_hash(sha256)
+    """Runs the trials and prints what differed and how many configs were read."""
     read, wrong = wrong_readings()
-    seen = {"configs": read}
     for seed in range(trials):
-        differences, happened = disagreements(seed)
-        wrong += differences + wrong_sizes(seed)
-        seen |= {name: seen.get(name, 0) + count for name, count in happened.items()}
-    print(json.dumps({"trials": trials, "wrong": wrong, "seen": seen}))
+        wrong += wrong_sizes(seed)
+    print(json.dumps({"configs": read, "wrong": wrong}))
 
 
 if __name__ == "__main__":

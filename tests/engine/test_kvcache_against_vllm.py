@@ -1,4 +1,4 @@
-"""Our block pool and arithmetic against vLLM's own classes, which need neither a model nor a server."""
+"""The KV cache's arithmetic against vLLM's own classes, which need neither a model nor a server."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 pytestmark = pytest.mark.engine
 
 
-def test_pool_and_sizes_are_vllms() -> None:
-    """Over random prompts both find the same, so they evict the same. For random layers both plan the same blocks,
-    tokens and concurrency; and vLLM's convertor reads the public configs as we do."""
+def test_sizes_are_vllms() -> None:
+    """For random layers both plan the same blocks, tokens and concurrency; and vLLM's convertor reads the public
+    configs as we do."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.kvcache_oracle"],
         capture_output=True,
@@ -25,6 +25,4 @@ def test_pool_and_sizes_are_vllms() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["wrong"] == []
-    # Without sharing and eviction the agreement would say little.
-    assert all(result["seen"][name] > result["trials"] for name in ("hits", "evictions"))
-    assert result["seen"]["configs"] >= 20
+    assert result["configs"] >= 20
