@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ def race(
 
     ways = {"vLLM": (vllm, [slice(None)]), "static batch": (static, batches), "one by one": (one_by_one, batches)}
 
-    def useful_tokens(name: str) -> Iterator[None]:
+    def useful_tokens(name: str) -> Generator[None, None, int]:
         answer, parts = ways[name]
         tokens = 0
         for part in parts:

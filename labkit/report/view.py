@@ -147,8 +147,7 @@ def _prediction(record: Record, prediction: Mapping[str, Any]) -> View:
         "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
         "guess": _quantity(guess, unit) or "no guess",
         "confidence": "" if confidence is None else share(confidence),
-        "measured": (_quantity(measured, unit) or "not measured")
-        + (" (modelled)" if prediction.get("modelled") else ""),
+        "measured": (_quantity(measured, unit) or "not measured") + " (modelled)" * bool(prediction.get("modelled")),
         "interval": span(low, high, unit) if low is not None and high is not None else "",
         "recorded": _recorded(record, prediction),
         "outcome": _outcome(prediction, unit),

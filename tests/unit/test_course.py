@@ -46,8 +46,9 @@ KINDS = lab(
 
 
 def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
-    """Declared are the names that the cells tagged `parameters` and `defaults` assign; the values are allowed ones; claims are the ledger's; an engine's lab has the common parameters (one on Ray may serve no model of
-    its own; a plain handler on TorchServe takes what its model takes, and no share)."""
+    """Declared are the names that the cells tagged `parameters` and `defaults` assign; the values are allowed ones;
+    claims are the ledger's; an engine's lab has the common parameters (one on Ray may serve no model of its own; a
+    plain handler on TorchServe takes what its model takes, and no share)."""
     wrong = []
     for lab, notebook in EXISTING:
         defaults = read_defaults(notebook)

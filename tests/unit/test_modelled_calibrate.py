@@ -222,7 +222,7 @@ def predicted_at(rate: float, monkeypatch: pytest.MonkeyPatch, made: Step | None
 
     def drive(*_: Any, **__: Any) -> Drive:
         executor.steps.append((0.06, 0.06, made or step(8, 100, ())))
-        return Drive(result=result, moments=[[]], replica_of=[0] * 40, preemptions=0, cached_tokens=0)
+        return Drive(result=result, moments=[[]], replica_of=[0] * 40, preemptions=0, cached_by_record=[])
 
     monkeypatch.setattr(module, "drive", drive)
     sent = [TokenRequest(token_ids=[1], output_tokens=32, due_s=due) for due in due_s]
