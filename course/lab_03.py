@@ -100,6 +100,7 @@ solution(
         ([2000, 2000, 0, 0], [8, 2, 0, 1]),
         ([16, 2000, 1024, 0], [0, 9, 8, 1]),
         ([2000, 0, 0, 0], [8, 0, 0, 0]),
+        ([0, 1000], [2, 2]),
     ],
     wrong={
         "the fullest cache, however long its queue": _most_cached,

@@ -217,7 +217,7 @@ def test_an_automatic_share_is_free_on_the_gpu(total: float, used: float) -> Non
 
 
 def test_too_little_gpu_memory_is_told_with_the_numbers() -> None:
-    """What is asked, what is free, what the weights take - shared by the engines of labs 01 and 03, so that a 7B which
+    """What is asked, what is free, what the weights take - shared by the engines of lab 01, so that a 7B which
     fits a card of 24 GB alone is refused there - and what to change. Without a GPU, a share or a size, which may be
     read from the model's name, nothing is refused on a guess."""
     weights = labs.load_profile("gpu", synthetic.machine(gpu_gib=80)).weights
@@ -233,7 +233,7 @@ def test_too_little_gpu_memory_is_told_with_the_numbers() -> None:
         with pytest.raises(UsageError) as caught:
             check_gpu_memory({"gpu_memory_share": share, "model": model}, machine, weights, engines=engines)
         assert [words for words in says if words not in str(caught.value)] == []
-    assert {name for name, lab in labs.LABS.items() if lab.needs.engines == 2} == {FIRST, "03_prefix_caching"}
+    assert {name for name, lab in labs.LABS.items() if lab.needs.engines == 2} == {FIRST}
     check_gpu_memory({"gpu_memory_share": 0.9, "model": seven}, synthetic.machine(gpu_gib=24), weights)
     big = {"gpu_memory_share": 0.9, "model": "org/Huge-400B"}
     check_gpu_memory(big, synthetic.machine(), {})

@@ -89,7 +89,7 @@ def test_nothing_a_learner_passes_raises() -> None:
     hostile = [[], {}, object(), "words", -1, 0, float("nan"), True, len, lambda: 1, ["A", 3], 1j, "nonsense"]
     hostile += [Decimal(7), numpy.arange(3), lambda *_: Decimal(7), lambda *_: numpy.arange(3), lambda *_: sys.exit(3)]
     hostile += [lambda *_: None, lambda *_: object(), lambda *_: float("inf"), lambda *_: "text", lambda *_: 0]
-    kinds = (VALUE, FUNCTION, CHOICE, "01.tpots", "05.status", "11.break_even")
+    kinds = (VALUE, FUNCTION, CHOICE, "03.hit_tokens", "05.status", "11.break_even")
     assert [(kind, answer) for kind in kinds for answer in hostile if find(kind).judge(answer).passed] == []
 
 
@@ -133,14 +133,6 @@ def test_a_measured_request_takes_the_place_of_the_exercises_own() -> None:
     assert "unit" in in_ms.diagnosis
 
 
-@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=64))
-def test_padding_counts_the_rectangle(lengths: list[int]) -> None:
-    """The padding factor is the drawn rectangle over its filled cells."""
-    cells = [[step < length for step in range(max(lengths))] for length in lengths]
-    factor = sum(map(len, cells)) / sum(map(sum, cells))
-    assert find("01.padding").judge(factor, {"output_lengths": lengths, "prompt_lengths": [1] * len(lengths)}).passed
-
-
 def test_a_function_is_judged_by_what_it_returns() -> None:
     """A loop in place of a sum passes, twice, though it empties the list it is given. What a function raises is part
     of the diagnosis; with a blank left in there is no answer yet."""
@@ -155,11 +147,11 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
     raised = find("01.goodput").judge(lambda *_: 1 / 0)
     assert "ZeroDivisionError" in raised.diagnosis
     assert raised.answered
-    tpots = find("01.tpots")
-    assert isinstance(tpots, SolvedExercise)
-    assert tpots.judge(lambda requests: numpy.array(tpots.solution(requests))).passed
+    statuses = find("07.statuses")
+    assert isinstance(statuses, SolvedExercise)
+    assert statuses.judge(lambda data: numpy.array(statuses.solution(data))).passed
     for id, blank, filled in [
-        ("01.tpots", "- ...)", "- 1)"),
+        ("03.hit_tokens", "- ...  #", "- 1  #"),
         ("07.throughput", "min(..., ...)", "min(clients, batch_size)"),
     ]:
         assert not find(id).judge(run_cell(find(id), find(id).cell().replace(blank, filled, 1))).answered
@@ -181,14 +173,12 @@ def test_a_choice_is_no_guess_by_letter() -> None:
 
 
 def test_goodput_at_endless_objectives_is_the_rate_of_completed_requests() -> None:
-    """The two SLO exercises fit together."""
-    goodput, tpots = find("01.goodput"), find("01.tpots")
+    """Without objectives, good is whatever completed."""
+    goodput = find("01.goodput")
     assert isinstance(goodput, SolvedExercise)
-    assert isinstance(tpots, SolvedExercise)
     requests, duration_s = goodput.cases[0][:2]
     completed = [request for request in requests if request.outcome == "ok"]
     assert goodput.solution(requests, duration_s, 1e9, 1e9) == len(completed) / duration_s
-    assert len(tpots.solution(requests)) == sum(request.output_tokens > 1 for request in completed)
 
 
 def test_a_choice_is_read_in_any_writing_and_every_wrong_decision_is_told() -> None:

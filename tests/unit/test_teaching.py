@@ -117,7 +117,7 @@ def test_a_reveal_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None
     )
     assert capsys.readouterr().out == "\n".join(rows) + "\n"
     asked = {"id": "q", "question": "How many?", "unit": "tok/s", "guess": 50, "confidence": 0.7, "source": "parameter"}
-    told = {"measured": 100.0, "low": 90.0, "high": 110.0, "article": "2-4x", "model": 105.0, "hit": False}
+    told = {"measured": 100.0, "low": 90.0, "high": 110.0, "article": "2-4x", "model": 105.0, "hit": False, "modelled": ""}
     assert result.to_dict() == asked | told
 
 
@@ -190,8 +190,8 @@ def test_ask_fills_in_the_context(shown: list[dict[str, str]]) -> None:
     ask("01.tpot", {"started_s": 5.0, "chunk_times_s": [6.0, 7.25], "output_tokens": 99})
     assert "7.25" in shown[-1]["text/plain"]
     assert "99" in shown[-1]["text/plain"]
-    ask("01.tpots")
-    assert "def ttfts_s" in shown[-1]["text/markdown"]
+    ask("03.hit_tokens")
+    assert "def common_tokens" in shown[-1]["text/markdown"]
     check("01.tpot", None)
     assert all(ord(letter) < 0x2000 for bundle in shown for text in bundle.values() for letter in text)
 
