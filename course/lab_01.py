@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from labkit.experiments import in_turns
+from labkit.load import LoadResult
 from labkit.teaching import solution
 
 Ways = dict[str, list[float]]
@@ -68,6 +69,14 @@ def race(
         for name, turn in turns.items():
             rates[name].append(turn.result / turn.seconds)
     return rates
+
+
+def goodput_falls_first(kept: Mapping[int, float], loads: Mapping[int, LoadResult]) -> bool:
+    """Whether from some arrival rate to the next goodput falls and throughput grows."""
+    rates = list(kept)
+    throughput = [len(loads[rate].records) / loads[rate].duration_s for rate in rates]
+    good = [rate * kept[rate] for rate in rates]
+    return any(good[n + 1] < good[n] and throughput[n + 1] > throughput[n] for n in range(len(rates) - 1))
 
 
 def http_ports() -> int:

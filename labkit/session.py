@@ -151,6 +151,15 @@ class LabSession:
         if on_gpu or not self.machine.gpus:
             self.recorder.exact(name, value)
 
+    def says(self, sentence: str, holds: bool) -> None:
+        """Record whether a sentence of the lab, or a chart's title, holds in this run; warn where it does not.
+
+        A direction in prose that nothing computes goes through here: the course's run fails where one does not hold.
+        """
+        self.recorder.exact(f"says: {sentence}", bool(holds))
+        if not holds:
+            self.warn(f"this lab says: {sentence}. In this run it came out otherwise.")
+
     def measure(
         self, name: str, unit: str, values: Sequence[float] | float, interval: Interval | None = None
     ) -> Measured:

@@ -117,7 +117,15 @@ def test_a_reveal_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None
     )
     assert capsys.readouterr().out == "\n".join(rows) + "\n"
     asked = {"id": "q", "question": "How many?", "unit": "tok/s", "guess": 50, "confidence": 0.7, "source": "parameter"}
-    told = {"measured": 100.0, "low": 90.0, "high": 110.0, "article": "2-4x", "model": 105.0, "hit": False, "modelled": ""}
+    told = {
+        "measured": 100.0,
+        "low": 90.0,
+        "high": 110.0,
+        "article": "2-4x",
+        "model": 105.0,
+        "hit": False,
+        "modelled": "",
+    }
     assert result.to_dict() == asked | told
 
 
