@@ -61,7 +61,7 @@ LOADS = [LoadPoint(2.0**n, 27 * 1.7**n, 0.5 + n, 0.8 + 2 * n, 25 * 1.7**n, 29 * 
 SERIES = {"a": [1.0, 2, 3], "b": [n / 50 for n in range(200)]}
 STREAM = Lane("A", (0.1, 0.2, 1.7, 1.8))
 LATE = Lane("long", (1.7,), arrived_s=0.2, parts=((0.4, 1.0, 90), (1.0, 1.7, 12)), marked=False)
-TRADEOFFS = [Tradeoff("128", 0.5, 3.0, 0.4, 0.6, 2.9, 3.2), Tradeoff("threshold", 0.52, 2.9), Tradeoff("4096", 3, 2)]
+TRADEOFFS = [Tradeoff("128", 0.5, 3.0), Tradeoff("threshold", 0.52, 0.4), Tradeoff("4096", 3, 2)]
 MODEL = [LinePoint(x, 1 + x / 64 * n, f"series {n}") for n in (1, 2) for x in range(0, 129, 16)]
 MEASURED = [
     LinePoint(x, 1 + x / 60 * n, f"series {n}", 1 + x / 70 * n, 1 + x / 50 * n) for n in (1, 2) for x in (0, 64)
@@ -108,7 +108,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "model in steps": lambda: charts.model_and_measured(
         MODEL, MEASURED, guesses=[LinePoint(64, 2.0, "series 1")], steps=True, unit="x", **AXES
     ),
-    "tradeoff": lambda: charts.tradeoff(TRADEOFFS, curve=[(0.5, 3), (3, 2)], slo_s=1.0, guess=2.0, **AXES),
+    "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
     "ecdf": lambda: charts.ecdf(SERIES, **T),
     "tail": lambda: charts.tail(SERIES, **T),
     "timeline": lambda: charts.request_timeline(

@@ -2,11 +2,10 @@
 
 import pytest
 
-from course.lab_04 import Point, largest_budget
+from course.lab_04 import Point, chunk_sizes, largest_budget
 from labkit.records import Scalar
 from labkit.records.ledger import verdict
 from labkit.teaching import find
-from labkit.theory.steps import chunk_sizes
 
 
 def c20(stall: tuple[float, float, float], gain: tuple[float, float, float]) -> dict[str, Scalar]:
