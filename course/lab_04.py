@@ -358,7 +358,7 @@ def prefill_rates(gpu: ModelledGpu, run: Callable[[ModelledGpu, int], Played], b
     """Requests per second by source of the step times and budget; kernels only where they were measured on the card."""
     sources: dict[str, Source] = {"formula: an upper bound of the gain": "formula"}
     if gpu.card.kernels:
-        sources["measured kernels"] = "kernels"
+        sources[f"kernels measured with {gpu.card.kernels.version}"] = "kernels"
     rates = {}
     for name, source in sources.items():
         card = modelled.gpu(gpu.card.name, model=gpu.folder, source=source)
@@ -372,10 +372,13 @@ def _gains(rates: Rates) -> list[float]:
     return [max(rate[budget] for budget in rate if budget > 2048) / rate[2048] for rate in rates.values()]
 
 
-def gain_title(rates: Rates) -> str:
-    """The finding on throughput."""
+def gain_chart(rates: Rates) -> charts.Chart:
+    """Requests per second by budget and source; the title says what budgets above 2,048 gain."""
     formula, *kernels = (f"{gain - 1:.0%}" for gain in _gains(rates))
-    return f"Above 2,048: at most {formula} more" + (f", {kernels[0]} by measured kernels" if kernels else "")
+    title = f"Above 2,048: at most {formula} more" + (f", {kernels[0]} by measured kernels" if kernels else "")
+    points = [charts.LinePoint(budget, rate, name) for name, found in rates.items() for budget, rate in found.items()]
+    axes = {"x_title": "max_num_batched_tokens", "y_title": "requests/s (modelled)"}
+    return charts.lines(points, title=title, log_x=True, **axes)
 
 
 def budget_evidence(lab: LabSession, longest_gap_s: Mapping[int, float], rates: Rates) -> None:

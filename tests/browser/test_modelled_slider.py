@@ -8,7 +8,7 @@ import pytest
 from tests.browser.conftest import Notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
-NOTEBOOK = "04b_at_gpu_scale.ipynb"
+NOTEBOOK = "04_chunked_prefill.ipynb"
 Opener = Callable[[str], Notebook]
 
 
@@ -32,7 +32,7 @@ def test_the_slider_runs_the_engine_and_redraws(open_notebook: Opener, page: Any
     from playwright.sync_api import expect
 
     notebook = open_notebook(NOTEBOOK)
-    notebook.run_all()
+    notebook.run_all(timeout_s=300)
     expect(line(page, "16,384")).to_be_visible()
     expect(drawing(page, "16,384")).to_be_visible()
     slider = explorer(page).get_by_role("slider")
@@ -51,7 +51,7 @@ def test_keys_pressed_in_a_row_end_at_the_last_value(open_notebook: Opener, page
     from playwright.sync_api import expect
 
     notebook = open_notebook(NOTEBOOK)
-    notebook.run_all()
+    notebook.run_all(timeout_s=300)
     expect(line(page, "16,384")).to_be_visible()
     page.evaluate(
         """() => {
