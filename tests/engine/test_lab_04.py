@@ -79,7 +79,7 @@ def test_a_rule_of_ones_own_runs_in_the_scheduler() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     def with_rule(rule: Any) -> type[Scheduler]:
-        class MyScheduler(Scheduler):
+        class MyScheduler(Scheduler):  # type: ignore[misc]  # vLLM is untyped here
             def schedule(self, *args: Any, **kwargs: Any) -> Any:
                 queue: list[Any] = list(self.waiting)
                 order = rule(queue) or queue
