@@ -287,7 +287,8 @@ def picture(budget: int, played: Played, *, caption: str) -> tuple[charts.Chart,
     chunks = len(played.chunks())
     steps = f"{chunks} chunks" if chunks > 1 else "one chunk"
     title = f"Budget {budget:,}: {steps}, and answers pause for up to {gap}"
-    chart = charts.token_streams({"the card": lanes}, title=title, x_title="modelled seconds", caption=caption)
+    panel = f"{len(played.of(STREAM))} answers, {len(lanes) - 2} shown"
+    chart = charts.token_streams({panel: lanes}, title=title, x_title="modelled seconds", caption=caption)
     waits = ", ".join(f"TTFT, {group} {words.amount(max(played.ttfts_s(group)), 's')}" for group in (LONG, NEWCOMER))
     return chart, f"Budget {budget:,}: longest gap {gap}, {waits}, {steps}"
 
@@ -358,7 +359,7 @@ def prefill_rates(gpu: ModelledGpu, run: Callable[[ModelledGpu, int], Played], b
     """Requests per second by source of the step times and budget; kernels only where they were measured on the card."""
     sources: dict[str, Source] = {"formula: an upper bound of the gain": "formula"}
     if gpu.card.kernels:
-        sources[f"kernels measured with {gpu.card.kernels.version}"] = "kernels"
+        sources[f"kernels measured with vLLM {gpu.card.kernels.version}"] = "kernels"
     rates = {}
     for name, source in sources.items():
         card = modelled.gpu(gpu.card.name, model=gpu.folder, source=source)

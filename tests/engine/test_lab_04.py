@@ -55,6 +55,8 @@ def test_the_longest_gap_is_the_longest_step_and_grows_with_the_budget(played: d
     rows = {name: lab_04.figures(run) for name, run in played.items()}
     gaps, newcomers = ({name: row[f"{key} (ms)"] for name, row in rows.items()} for key in ("longest gap", NEWCOMER))
     assert gaps["8192"] > 4 * gaps["512"]
+    assert newcomers["512"] > newcomers["8192"]
+    assert rows["512"]["TTFT, long prompt (ms)"] > 1.25 * rows["8192"]["TTFT, long prompt (ms)"]
     assert newcomers["threshold"] < min(newcomers["512"], newcomers["8192"]) / 2
     for run in played.values():
         steps = [moment for moment in run.driven.moments[0] if moment.end_s > 0.5]
