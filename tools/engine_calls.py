@@ -7,7 +7,7 @@ their arguments need, and notes what they were called with. Engines that a Ray r
 import ast
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +24,6 @@ from labkit.models.examples import decoder_parameters, example_models
 from labkit.runs.plan import read_defaults
 from labkit.serving import vllm as serving
 
-# What only a run can tell, by lab: the value with which the engine is then started here.
-MEASURED: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
-    "04_chunked_prefill": {"chosen": lambda parameters: min(parameters["budgets"])},  # one of them
-}
 Loop = tuple[ast.expr, ast.expr]  # target and what it runs over
 
 
@@ -54,7 +50,7 @@ class _Site:
 def engine_calls(lab: Lab, profile: Profile, machine: Machine) -> list[EngineCall]:
     """What `lab` starts with the profile's parameters on `machine`, each once, in the notebook's order.
 
-    LabError: an argument depends on what only a run can tell, and MEASURED has no value for it.
+    Engines on a modelled card are not among them. LabError: an argument depends on what only a run can tell.
     """
     notebook = notebooks_path() / lab.notebook
     parameters = read_defaults(notebook) | profile.parameters(lab)
@@ -70,7 +66,6 @@ def engine_calls(lab: Lab, profile: Profile, machine: Machine) -> list[EngineCal
 
     given = {
         **parameters,
-        **{name: value(parameters) for name, value in MEASURED.get(lab.name, {}).items()},
         "LLM": llm,
         "serving": SimpleNamespace(settings=serving.settings, start=start, close=lambda _: None),
         "models": SimpleNamespace(resolve=_example, architecture=lambda folder: _architectures()[str(folder)]),
@@ -81,7 +76,7 @@ def engine_calls(lab: Lab, profile: Profile, machine: Machine) -> list[EngineCal
             try:
                 _evaluate(site, given)
             except Exception as error:
-                remedy = "give what only a run can tell a value in tools/engine_calls.MEASURED"
+                remedy = "start the engine with parameters and what follows from them"
                 where = f"{lab.name}: {ast.unparse(site.call)}"
                 raise LabError(f"{where} cannot be read: {type(error).__name__}: {error}", remedy=remedy) from error
     return [call for index, call in enumerate(calls) if call not in calls[:index]]
@@ -150,7 +145,8 @@ def _calls(node: ast.AST, starters: set[str], loops: tuple[Loop, ...]) -> Iterat
         loops = (*loops, *((part.target, part.iter) for part in node.generators))
     elif isinstance(node, ast.Call):
         if ast.unparse(node.func) in starters:
-            yield node, loops
+            if not (node.args and ast.unparse(node.args[0]) == "gpu.model"):  # modelled
+                yield node, loops
         elif node.args and ast.unparse(node.args[0]) in starters:
             yield ast.Call(func=node.args[0], args=node.args[1:], keywords=node.keywords), loops
     for child in ast.iter_child_nodes(node):

@@ -24,7 +24,6 @@ from labkit.records import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-APPENDIX = NOTEBOOKS / "appendix"  # further material: stored like a lab, without its parts in order
 TAGS = (
     "card",
     "recall",
@@ -124,8 +123,7 @@ def faults(path: Path) -> list[str]:
     """What is wrong with a stored notebook, one sentence each; nothing is executed."""
     text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
-    is_lab = path.resolve().parent != APPENDIX
-    structure = _structure_faults(path.stem, notebook) if is_lab else _tag_faults(notebook)
+    structure = _structure_faults(path.stem, notebook)
     found = [*_file_faults(path, text, notebook), *_cell_faults(notebook), *structure]
     return [f"{path.name}: {one}" for one in found]
 
@@ -211,10 +209,10 @@ def sections(notebook: Any) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Stores or checks; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all labs and appendices")
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all labs")
     parser.add_argument("--check", action="store_true", help="execute nothing; say what is wrong with what is stored")
     given = parser.parse_args(arguments)
-    paths = given.notebooks or [*sorted(NOTEBOOKS.glob("*.ipynb")), *sorted(APPENDIX.glob("*.ipynb"))]
+    paths = given.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))
     if not given.check:
         # A kernel that a user installed under the same name must not shadow the environment's own.
         os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

@@ -16,8 +16,7 @@ _NAMES = {
     "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels",
                "under_way"),
     "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
-    "spans": ("Lane", "anatomy", "batch_grid", "gpu_packing", "memory_map", "prefix_blocks", "request_timeline",
-              "token_streams"),
+    "spans": ("Lane", "anatomy", "batch_grid", "gpu_packing", "memory_map", "prefix_blocks", "token_streams"),
 }  # fmt: skip
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

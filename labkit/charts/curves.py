@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 
 from labkit.charts import draw
-from labkit.charts.draw import ARTICLE, MEASURED, STYLES, ReferenceLine
+from labkit.charts.draw import ARTICLE, MEASURED, ReferenceLine
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLUE, GREEN, GREY, INK, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, GREEN, GREY, VERMILLION, WIDTH, Spec
 from labkit.words import amount, number, span
 
 # Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.
@@ -277,15 +277,11 @@ LETTER = 8  # pixels that a letter of a label takes, generously
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """One setting: its two costs in seconds, each with its interval where it has one."""
+    """One setting and its two costs in seconds."""
 
     label: str
     x_s: float
     y_s: float
-    x_low_s: float | None = None
-    x_high_s: float | None = None
-    y_low_s: float | None = None
-    y_high_s: float | None = None
 
 
 def tradeoff(
@@ -294,60 +290,35 @@ def tradeoff(
     title: str,
     x_title: str,
     y_title: str,
-    curve: Sequence[tuple[float, float]] = (),
     slo_s: float | None = None,
-    guess: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A point for each setting, a model's curve behind them; objective and guess are rules on the horizontal axis."""
+    """A point for each setting; the objective is a rule on the horizontal axis."""
     require(bool(points), f"the chart {title!r} has no points", fix="pass at least one Tradeoff")
     points = sorted(points, key=lambda point: point.x_s)
-    references = draw.rules("s", guess=guess, slo=slo_s)
-    right = max([p.x_high_s or p.x_s for p in points] + [r.value for r in references] + [x for x, _ in curve])
-    top = max([p.y_high_s or p.y_s for p in points] + [y for _, y in curve])
-    domain = (0.0, right * 1.12)
+    references = draw.rules("s", slo=slo_s)
+    top = max(p.y_s for p in points)
+    domain = (0.0, 1.12 * max([p.x_s for p in points] + [r.value for r in references]))
     axes = {
         "x": draw.quantity("x", x_title, domain, tickCount=8, format="~g"),
         "y": draw.quantity("y", y_title, (0, top * 1.15), tickCount=6, format="~g"),
     }
+    # Names below the upper points, each on a thin line of its own: points often crowd on one height.
+    highest = min(p.y_s for p in points if p.y_s > 0.3 * top) - 0.06 * top
+    levels = label_levels(points, right=domain[1])
     rows = [
-        {
-            "x": p.x_s,
-            "y": p.y_s,
-            "text": p.label,
-            # Names below all points, each on a thin line of its own: points often crowd on one height.
-            "at": (0.62 - 0.12 * row) * top,
-            "left": p.x_low_s,
-            "right": p.x_high_s,
-            "low": p.y_low_s,
-            "high": p.y_high_s,
-        }
-        for p, row in zip(points, label_levels(points, right=domain[1]), strict=True)
+        {"x": p.x_s, "y": p.y_s, "text": p.label, "at": highest - 0.12 * row * top}
+        for p, row in zip(points, levels, strict=True)
     ]
     marks = [
         draw.mark("rule", {"y2": "at"}, color=GREY, strokeWidth=1),
         draw.words({"y": "at"}, align="center", baseline="top", dy=3),
-        draw.mark("rule", {"x": "left", "x2": "right"}, color=INK, strokeWidth=1.5),
-        draw.mark("rule", {"y": "low", "y2": "high"}, color=INK, strokeWidth=1.5),
         draw.mark("point", filled=True, size=110, opacity=1, color=BLUE),
     ]
-    drawn = [*_model_curve(curve), draw.layers(marks, None, rows)]
-    whole = draw.layers([*draw.upright(references, domain), draw.layers(drawn, axes)], width=WIDTH, height=300)
+    drawn = draw.layers([draw.layers(marks, None, rows)], axes)
+    whole = draw.layers([*draw.upright(references, domain), drawn], width=WIDTH, height=300)
     parts = "; ".join(f"{p.label}: {amount(p.x_s, 's')}, {amount(p.y_s, 's')}" for p in points)
     return finish(whole, title=title, description=f"{y_title} against {x_title}. {parts}.", caption=caption)
-
-
-def _model_curve(curve: Sequence[tuple[float, float]]) -> list[Spec]:
-    if not curve:
-        return []
-    colour, dash = STYLES["the model"]
-    rows = [{"x": x, "y": y, "order": n} for n, (x, y) in enumerate(curve)]
-    order = {"order": {"field": "order", "type": "quantitative"}}
-    x, y = min(curve, key=lambda point: abs(point[0] - (curve[0][0] + curve[-1][0]) * 0.7))
-    name = draw.words(
-        {}, [{"x": x, "y": y, "text": "the model"}], align="center", baseline="bottom", dy=-8, color=colour
-    )
-    return [draw.mark("line", order, rows, color=colour, strokeDash=dash, strokeWidth=2), name]
 
 
 def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:

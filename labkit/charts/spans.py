@@ -51,62 +51,6 @@ def _rows(spans: Iterable[Span], digits: int) -> list[Spec]:
     ]
 
 
-WAITS, TTFT, TOKENS = "waits to be sent", "until the first token (TTFT)", "tokens arrive"
-WHOLE, FAILED = "whole answer, not streamed", "failed"
-PHASES = {WAITS: PALE, TTFT: ORANGE, TOKENS: SKY, WHOLE: BLUE, FAILED: VERMILLION}
-
-
-def request_timeline(
-    records: Sequence["RequestRecord"],
-    *,
-    title: str = "Requests over time",
-    limit: int = 32,
-    caption: str | None = None,
-) -> Chart:
-    """A bar for each request, the first `limit` of them, in the order in which they were due; a tick for each chunk."""
-    require(bool(records), f"the chart {title!r} has no requests", fix="pass the records of a load")
-    shown = sorted(records, key=lambda request: (request.scheduled_s, request.index))[:limit]
-    failed = [request for request in shown if not request.ok]
-    spans = [span for request in shown for span in phases(request)]
-    step = max(12, min(24, 420 // len(shown)))
-    is_cut = len(records) > len(shown)
-    y_title = f"request (the first {len(shown)} of {len(records)})" if is_cut else "request"
-    order = [request.index for request in shown]
-    axes = {
-        "x": draw.quantity("start", "seconds since the load began", tickCount=8, format="~f"),
-        "y": draw.labels("row", title=y_title, sort=order, framed=True, labelOverlap=True, grid=False),
-    }
-    chunks = [{"row": r.index, "at": round(at, 4)} for r in shown if r.ok for at in r.chunk_times_s]
-    present = {phase: PHASES[phase] for phase in PHASES if any(span.kind == phase for span in spans)}
-    drawn = [
-        _boxes(spans, present, height=step * 0.72),
-        draw.mark("tick", {"x": "at"}, chunks, color=BLUE, thickness=1, size=step * 0.72),
-    ]
-    if failed:
-        ends = [{"row": r.index, "at": r.finished_s, "text": str(r.outcome)} for r in failed]
-        drawn.append(draw.mark("text", {"x": "at", "text": "text"}, ends, align="left", dx=5))
-    ttft = [request.ttft_s for request in shown if request.ttft_s is not None]
-    median = f", median TTFT {amount(statistics.median(ttft), 's')}" if ttft else ""
-    count = f"{len(shown)} of {len(records)}" if is_cut else f"{len(shown)}"
-    end = amount(max(request.finished_s for request in shown), "s")
-    text = f"Timeline of {count} requests, the last one done at {end}{median}, {len(failed)} failed."
-    panel = draw.layers(drawn, axes, width=WIDTH, height={"step": step})
-    return finish(panel, title=title, description=text, caption=caption)
-
-
-def phases(request: "RequestRecord") -> list[Span]:
-    """The phases of a request that took time, in order."""
-    start, chunks = request.started_s, request.chunk_times_s
-    parts = [(WAITS, request.scheduled_s, start)]
-    if not request.ok or not chunks:
-        parts.append((WHOLE if request.ok else FAILED, start, request.finished_s))
-    else:
-        parts += [(TTFT, start, chunks[0]), (TOKENS, chunks[0], chunks[-1])]
-    # A millisecond of waiting is the client's own doing and would only add a colour to the legend.
-    least = {WAITS: 1e-3}
-    return [Span(request.index, begin, end, phase) for phase, begin, end in parts if end - begin > least.get(phase, 0)]
-
-
 def anatomy(record: "RequestRecord", *, title: str = "One request, taken apart", caption: str | None = None) -> Chart:
     """One streamed request: what arrived when, and E2E, TTFT, ITL and TPOT drawn to scale, in vLLM's definitions.
 

@@ -75,9 +75,8 @@ def lay_out(folder: Path, profile: Profile) -> Layout:
 
 
 def course_notebooks() -> list[Path]:
-    """The labs in order, then their appendices."""
-    folder = notebooks_path()
-    return [*sorted(folder.glob("*.ipynb")), *sorted((folder / "appendix").glob("*.ipynb"))]
+    """The labs in order."""
+    return sorted(notebooks_path().glob("*.ipynb"))
 
 
 def digest(notebook: Any) -> str:

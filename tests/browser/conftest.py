@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (ROOT / "notebooks", ROOT / "notebooks" / "appendix", Path(__file__).parent / "notebooks")
+SOURCES = (ROOT / "notebooks", Path(__file__).parent / "notebooks")
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",

@@ -43,10 +43,9 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
                 "a prompt of 4000 tokens and its answer are longer than max_model_len, 2048",
             ),
             ({"max_model_len": 9000}, "max_model_len is 9000; the model was made for 8192 positions"),
-            ({"chunked_prefill": False}, "chunked prefill is off and the budget 128 is below max_model_len, 2048"),
             ({"budgets": [256]}, "budgets is [256]: nothing to compare"),
             ({"budgets": [4, 256]}, "from 8 to 131072 (tokens)"),
-            ({"long_prefill_token_threshold": 2048}, "the threshold 2048 does not lie below"),
+            ({"streams": 8}, "8 streams, the long prompt and a newcomer are 10 sequences; max_num_seqs is 8"),
         ],
     ),
     "05_ray_serve_pipelines": (

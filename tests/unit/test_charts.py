@@ -20,7 +20,7 @@ from labkit.charts.bars import Bar, Beside, Reading, two_clients
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
 from labkit.charts.panels import MOST, StepPanel, _thinned, fate_looks, request_fates
 from labkit.charts.render import set_caption
-from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, phases, pieces
+from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 from labkit.theory import placement
@@ -61,7 +61,7 @@ LOADS = [LoadPoint(2.0**n, 27 * 1.7**n, 0.5 + n, 0.8 + 2 * n, 25 * 1.7**n, 29 * 
 SERIES = {"a": [1.0, 2, 3], "b": [n / 50 for n in range(200)]}
 STREAM = Lane("A", (0.1, 0.2, 1.7, 1.8))
 LATE = Lane("long", (1.7,), arrived_s=0.2, parts=((0.4, 1.0, 90), (1.0, 1.7, 12)), marked=False)
-TRADEOFFS = [Tradeoff("128", 0.5, 3.0, 0.4, 0.6, 2.9, 3.2), Tradeoff("threshold", 0.52, 2.9), Tradeoff("4096", 3, 2)]
+TRADEOFFS = [Tradeoff("128", 0.5, 3.0), Tradeoff("threshold", 0.52, 0.4), Tradeoff("4096", 3, 2)]
 MODEL = [LinePoint(x, 1 + x / 64 * n, f"series {n}") for n in (1, 2) for x in range(0, 129, 16)]
 MEASURED = [
     LinePoint(x, 1 + x / 60 * n, f"series {n}", 1 + x / 70 * n, 1 + x / 50 * n) for n in (1, 2) for x in (0, 64)
@@ -108,12 +108,9 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "model in steps": lambda: charts.model_and_measured(
         MODEL, MEASURED, guesses=[LinePoint(64, 2.0, "series 1")], steps=True, unit="x", **AXES
     ),
-    "tradeoff": lambda: charts.tradeoff(TRADEOFFS, curve=[(0.5, 3), (3, 2)], slo_s=1.0, guess=2.0, **AXES),
+    "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
     "ecdf": lambda: charts.ecdf(SERIES, **T),
     "tail": lambda: charts.tail(SERIES, **T),
-    "timeline": lambda: charts.request_timeline(
-        [record(n, due=n / 9, waits=n / 50) for n in range(5)] + [record(5, outcome=Outcome.TIMEOUT)]
-    ),
     "anatomy": lambda: charts.anatomy(record()),
     "batches": lambda: charts.batch_grid([3, 4, 6, 24], batch=2, **T),
     "streams": lambda: charts.token_streams({"one": [STREAM, LATE], "two": [STREAM]}, x_title="s", **T),
@@ -158,7 +155,6 @@ LABELS = {
     "lines": ["your guess: 3"],
     "model": ["your guess: 2.5x"],
     "model in steps": ["your guess: 2x"],
-    "timeline": ["timeout"],
     "packing": ["122%", "planned", "by memory, GPU 0", "dedicated, GPU 2"],
     "beside": ["the article: 30 to 50%", "here: -0.4% (-2 to 1.5%)"],
 }
@@ -186,7 +182,6 @@ def test_figures_are_written_into_the_drawing_and_told_in_its_description() -> N
 
 
 NOTHING: list[Callable[[], Any]] = [
-    lambda: charts.request_timeline([], **T),
     lambda: charts.throughput_latency([], **T),
     lambda: charts.lines([], **AXES),
     lambda: charts.bars_with_intervals([], unit="s", **T),
@@ -280,26 +275,6 @@ def test_the_front_door_opens_on_every_name() -> None:
     assert all(getattr(charts, name) for name in dir(charts))
     with pytest.raises(AttributeError, match="no_such_chart"):
         _ = charts.no_such_chart
-
-
-gap = st.floats(0.01, 5, allow_nan=False)
-
-
-@given(st.builds(record, due=gap, waits=st.floats(0.01, 2), gaps=st.lists(gap, max_size=4).map(tuple)))
-def test_a_timelines_bars_cover_each_request(request_: RequestRecord) -> None:
-    """From when a request was due to its last token its bars follow each other without a hole or an overlap."""
-    bars = phases(request_)
-    end = request_.chunk_times_s[-1] if request_.chunk_times_s else request_.finished_s
-    assert (bars[0].start, bars[-1].end) == (request_.scheduled_s, end)
-    assert all(earlier.end == later.start for earlier, later in pairwise(bars))
-
-
-def test_a_timeline_shows_the_first_ones_and_says_so() -> None:
-    """More requests than fit are cut, and axis and description say how many there were."""
-    chart = charts.request_timeline([record(n, due=n) for n in range(60)], limit=10)
-    assert chart["encoding"]["y"]["title"] == "request (the first 10 of 60)"
-    assert "10 of 60" in chart["description"]
-    assert {row["row"] for row in rows(chart)} == set(range(10))
 
 
 def test_anatomy_draws_the_metrics_to_scale() -> None:

@@ -3,6 +3,7 @@
 import linecache
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def right_words(exercise: Exercise, context: dict[str, Any]) -> set[str]:
     if isinstance(exercise, SolvedExercise) and exercise.cases:
         right = exercise.solution(*exercise.cases[0])
         right = right[0] if isinstance(right, list) else right
-    return {f"{right:g}", f"{right:,.0f}"} if isinstance(right, int | float) else {" ".join(sorted(right))}
+    if isinstance(right, int | float):
+        return {f"{right:g}", f"{right:,.0f}"}
+    return {" ".join(sorted(right)) if isinstance(right, Iterable) else str(right)}
 
 
 def faults(exercise: Exercise) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from labkit.errors import LabError
 from labkit.files import notebooks_path
-from labkit.labs import GPU_PROFILES, LABS, load_profile
-from tools import engine_calls, gpu_arguments, gpu_lock
+from labkit.labs import GPU_PROFILES, LABS
+from tools import gpu_arguments, gpu_lock
 
 RENEW = "run `make gpu-arguments` and commit data/gpu_arguments.jsonl"
 RECORD = gpu_arguments.read_record()
@@ -60,15 +59,6 @@ def test_the_lock_is_whole() -> None:
     for line in LOCK_LINES:
         assert line["packages"] > 300
         assert (line["unmet"], line["collisions"]) == ([], [])
-
-
-def test_an_argument_that_only_a_run_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is never left out: without a value for it there is an error that names the call."""
-    monkeypatch.setattr(engine_calls, "MEASURED", {})
-    machine = gpu_arguments.CARDS["h100"].machine
-    lab = LABS["04_chunked_prefill"]
-    with pytest.raises(LabError, match=r"start_engine\(max_num_batched_tokens=chosen\) cannot be read"):
-        engine_calls.engine_calls(lab, load_profile("gpu", machine), machine)
 
 
 def package(folder: Path, name: str, version: str, *, requires: str = "", record: str = "") -> Distribution:
