@@ -29,8 +29,9 @@ def read(folder: Path, name: str = NAME) -> Any:
 
 
 def parameters_of(notebook: Any) -> str:
-    """The text of its parameters cell."""
-    return str(next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())))
+    """The text of its folded parameters and of those in view."""
+    tagged = [cell for cell in notebook.cells if {"defaults", "parameters"} & set(cell.metadata.get("tags", ()))]
+    return "\n".join(cell.source for cell in tagged)
 
 
 def save(notebook: Any, folder: Path, name: str = NAME) -> None:
