@@ -370,18 +370,14 @@ def test_the_client_knows_its_own_share() -> None:
     st.lists(st.integers(1, 40)),
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from(["data: ", "data:"]),
-    st.booleans(),
 )
-def test_answers_survive_any_cut_of_the_stream(
-    texts: list[str], cuts: list[int], newline: str, prefix: str, spread: bool
-) -> None:
-    """However the network cuts the bytes, and whether an event's JSON is on one data line or on several, the same text
-    comes out; comments, other fields and keep-alives are left out."""
+def test_answers_survive_any_cut_of_the_stream(texts: list[str], cuts: list[int], newline: str, prefix: str) -> None:
+    """However the network cuts the bytes, the same text comes out; comments, other fields and keep-alives are left
+    out."""
     lines = [": ping", "data:", "data: {}", "event: x", "id: 1", "retry: 9"]
     for text in texts:
         chunk = {"choices": [{"delta": {"content": text}}]}
-        shown = json.dumps(chunk, ensure_ascii=False, indent=1 if spread else None)
-        lines += [prefix + part for part in shown.split("\n")] + [""]
+        lines += [prefix + json.dumps(chunk, ensure_ascii=False), ""]
     stream = (newline.join([*lines, f"{prefix}[DONE]"])).encode()
     answer = Answer()
     for cut in cuts:
