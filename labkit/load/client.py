@@ -2,7 +2,7 @@
 
 import asyncio
 import resource
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from time import perf_counter, process_time
@@ -18,14 +18,7 @@ from labkit.load.answers import Answer, error_text
 from labkit.load.blocking import blocking
 from labkit.load.preflight import check_server
 from labkit.load.results import LoadResult, Outcome, RequestRecord
-from labkit.load.workloads import (
-    Request,
-    Turn,
-    Workload,
-    constant_arrivals_s,
-    poisson_arrivals_s,
-    rising_arrivals_s,
-)
+from labkit.load.workloads import Request, Turn, Workload, arrivals_s
 
 ARRIVALS = ("poisson", "constant")
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -137,16 +130,14 @@ async def _carry_out(
                 answer.finish(content_type, perf_counter())
             else:
                 answer.take_whole(await response.read(), perf_counter())
-    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+    except asyncio.CancelledError:
+        answer.fail(Outcome.CANCELLED, "the load was stopped")
+        raise
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
         if answer.done:
             answer.finish(content_type, perf_counter())
         else:
             answer.fail(*_failure(error, timeout_s))
-    except asyncio.CancelledError:
-        answer.fail(Outcome.CANCELLED, "the load was stopped")
-        raise
-    except ValueError as error:
-        answer.fail(*_failure(error, timeout_s))
     finally:
         exchange.finished = perf_counter()
 
@@ -229,7 +220,6 @@ async def run(
     stream: bool = True,
     warmup: int = 0,
     timeout_s: float = 600.0,
-    stop_after_s: float | None = None,
     seed: int | None = None,
     api_key: str | None = None,
     preflight: bool = True,
@@ -246,8 +236,7 @@ async def run(
     linearly from there. `arrival` is "poisson" (seeded by `seed`, else by the workload's seed) or "constant". The turns
     of a conversation follow each other; concurrency and rate then count conversations. Before the load, `warmup`
     requests of the same words in another order are sent and kept apart. A request that takes longer than `timeout_s`
-    ends as TIMEOUT; after `stop_after_s` no more are sent and those under way end as CANCELLED. Cancelling this
-    coroutine closes its connections; `on_cancel` then gets what was measured so far.
+    ends as TIMEOUT. Cancelling this coroutine closes its connections; `on_cancel` then gets what was measured so far.
 
     `limit_field` is the field that limits an answer's tokens (default: max_tokens, in a chat max_completion_tokens);
     `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
@@ -260,8 +249,6 @@ async def run(
     _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
-    if stop_after_s is not None:
-        errors.above_zero("stop_after_s", stop_after_s, unit="seconds")
     address = parse(base_url, api_key=api_key)
     protocol = Protocol(model=model, api=api, stream=stream, limit_field=limit_field, body=body or {})
     seed = workload.parameters.get("seed") if seed is None else seed
@@ -273,8 +260,10 @@ async def run(
     chains = _chains(measured)
     due_s = workload.due_s
     if rate is not None:
-        due_s = _arrivals_s(len(chains), rate, ramp_from, arrival, seed or 0)
-    _allow_many_connections()
+        due_s = arrivals_s(len(chains), rate=rate, ramp_from=ramp_from, arrival=arrival, seed=seed or 0)
+    # An open loop may have thousands of connections: as many open files as this process may have.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     async with _session(address) as session:
         if preflight and api != "plain":
             await check_server(session, address, model)
@@ -318,14 +307,15 @@ async def run(
 
         try:
             if concurrency is not None:
-                load = _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
+                await _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
             else:
-                load = _open_loop(chains, converse, due_s, zero)
-            await _within(stop_after_s, load)
+                await _open_loop(chains, converse, due_s, zero)
         except asyncio.CancelledError:
             if on_cancel is not None:
                 on_cancel(result())
             raise
+        except BaseExceptionGroup as group:  # of the progress callback: nothing else can come up
+            raise group.exceptions[0] from None
         return result()
 
 
@@ -351,19 +341,6 @@ async def _think(exchange: Exchange, turn: Turn, earlier: Exchange) -> None:
     exchange.request = replace(turn, prompt="", messages=(*earlier.request.said, answered, *turn.said))
 
 
-def _arrivals_s(n: int, rate: float, ramp_from: float | None, arrival: str, seed: int) -> tuple[float, ...]:
-    average = rate if ramp_from is None else 1.0
-    constant = arrival == "constant"
-    due_s = constant_arrivals_s(n, rate=average) if constant else poisson_arrivals_s(n, rate=average, seed=seed)
-    return due_s if ramp_from is None else rising_arrivals_s(due_s, low=ramp_from, high=rate)
-
-
-def _allow_many_connections() -> None:
-    """Raises this process's limit on open files to what it may have: an open loop may have thousands under way."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _session(address: Address) -> aiohttp.ClientSession:
     key = {"Authorization": address.authorization} if address.authorization else {}
     return aiohttp.ClientSession(
@@ -374,18 +351,6 @@ def _session(address: Address) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=READ_BUFFER_BYTES,
     )
-
-
-async def _within(stop_after_s: float | None, load: Awaitable[None]) -> None:
-    """An error in the progress callback, the only one that can come up, ends it all."""
-    try:
-        async with asyncio.timeout(stop_after_s) as limit:
-            await load
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
 
 
 Converse = Callable[[Sequence[Exchange]], Coroutine[Any, Any, None]]

@@ -175,6 +175,14 @@ def rising_arrivals_s(steady_s: Sequence[float], *, low: float, high: float) -> 
     return tuple(map(moved, steady_s))
 
 
+def arrivals_s(n: int, *, rate: float, ramp_from: float | None, arrival: str, seed: int) -> tuple[float, ...]:
+    """`n` arrival times, "poisson" or "constant", at `rate` or rising to it from `ramp_from`."""
+    average = rate if ramp_from is None else 1.0
+    constant = arrival == "constant"
+    due_s = constant_arrivals_s(n, rate=average) if constant else poisson_arrivals_s(n, rate=average, seed=seed)
+    return due_s if ramp_from is None else rising_arrivals_s(due_s, low=ramp_from, high=rate)
+
+
 def _check(n: int, rate: float) -> None:
     errors.whole("n", n, at_least=0)
     errors.above_zero("rate", rate, unit="requests per second")
