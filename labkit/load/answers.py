@@ -186,7 +186,6 @@ class Answer:
     # --- a chunk of it, or a whole answer ---
 
     def take_whole(self, raw: bytes, now: float) -> None:
-        """Take an answer that was not streamed."""
         self._take(_decode(raw), raw, now)
         self.chunk_times, self.answer_time = [], None
         if not self._choices:

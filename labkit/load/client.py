@@ -47,7 +47,6 @@ class Protocol:
     body: Mapping[str, Any] = field(default_factory=dict)
 
     def encode(self, request: Request) -> bytes:
-        """The body of a request."""
         if self.api == "plain":
             return msgspec.json.encode({"prompt": request.prompt})
         fields: dict[str, Any] = {"model": self.model, "temperature": request.temperature}

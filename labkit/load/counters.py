@@ -111,7 +111,6 @@ class Counters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all families."""
         return tuple(sorted(self.kinds))
 
     def _matching(self, sample: str, labels: Mapping[str, str]) -> Iterator[tuple[Labels, float]]:

@@ -60,13 +60,11 @@ class Summary:
     output_tokens: int | None
     duration_s: float
     request_throughput: float
-    """Completed requests / duration."""
     output_throughput: float
     """Output tokens by the server's usage / duration."""
     total_token_throughput: float
     """(Input + output tokens) / duration."""
     ttft_s: Quantity
-    """Time to first token: first content chunk - due."""
     first_answer_token_s: Quantity
     """Time to the first token of the answer itself, after any reasoning."""
     tpot_s: Quantity
@@ -74,7 +72,6 @@ class Summary:
     itl_s: Quantity
     """Inter-token latency: the gaps between content chunks, of all requests together."""
     e2e_s: Quantity
-    """End to end: last content chunk - due."""
     ttft_from_send_s: Quantity
     e2e_from_send_s: Quantity
     client_cpu_share: float
@@ -89,7 +86,6 @@ class Summary:
 
 
 def summarise(result: LoadResult) -> Summary:
-    """The figures of a load."""
     return replace(_of(result, result.records), warnings=result.warnings)
 
 

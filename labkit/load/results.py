@@ -24,8 +24,6 @@ FASTEST_TOKEN_S = 1e-4
 
 
 class Outcome(StrEnum):
-    """How a request ended."""
-
     OK = "ok"
     HTTP_ERROR = "http_error"
     """The server answered with an error: a status other than 200, or an error object inside the stream."""
@@ -46,7 +44,6 @@ class RequestRecord:
 
     index: int
     scheduled_s: float
-    """When it was due. In a closed loop the same as `started_s`."""
     started_s: float
     chunk_times_s: tuple[float, ...]
     """Arrival of each content chunk: one that has `choices`, from the first with a token on (a chunk is not a token).
@@ -64,9 +61,7 @@ class RequestRecord:
     answer_token_s: float | None = None
     """Arrival of the first token of the answer itself, after any reasoning."""
     limit_tokens: int | None = None
-    """The most output tokens that were asked for."""
     notes: tuple[str, ...] = ()
-    """Doubts about how the answer was read."""
 
     @property
     def ok(self) -> bool:
@@ -104,12 +99,10 @@ class RequestRecord:
 
     @property
     def waited_s(self) -> float:
-        """How long after its scheduled time it was sent: start - scheduled."""
         return self.started_s - self.scheduled_s
 
     @property
     def e2e_from_schedule_s(self) -> float | None:
-        """End - scheduled time."""
         return self.due.e2e_s
 
     @property
@@ -129,9 +122,7 @@ class LoadResult:
     client_cpu_s: float
     """CPU time of this process in `duration_s`; NaN where it is not known (a result read from a file)."""
     concurrency: int | None
-    """Requests under way at a time (closed loop), or None."""
     rate: float | None
-    """Requests per second (open loop), or None."""
     workload: str
     seed: int | None
     warnings: tuple[str, ...] = ()
@@ -142,7 +133,6 @@ class LoadResult:
     arrival: str | None = None
 
     def doubted(self, *, asked: int, ramp_from: float | None = None) -> "LoadResult":
-        """The same with its warnings."""
         return replace(self, warnings=tuple(find_doubts(self, asked=asked, ramp_from=ramp_from)))
 
     @property

@@ -27,8 +27,6 @@ MOST_BLOCKS = 40_000**2
 
 
 class Line(msgspec.Struct):
-    """One line of a trace. Other keys are ignored."""
-
     timestamp: Annotated[float, msgspec.Meta(ge=0)]
     input_length: Annotated[int, msgspec.Meta(ge=1)]
     output_length: Annotated[int, msgspec.Meta(ge=0)]

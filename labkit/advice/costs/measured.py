@@ -54,7 +54,6 @@ def _newest_first(path: Path) -> list[Path]:
 
 
 def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
-    """The file's throughputs with their ranks, best first."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(tree, dict) and "output_throughput" in tree:
@@ -95,7 +94,6 @@ def _of_simulation(tree: Mapping[str, Any], value: float, file: Path) -> Through
 
 
 def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
-    """The quantities in tokens/s that a lab measured."""
     listed = record.machine.get("gpus")
     gpus = [gpu for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
     for quantity in record.measured:

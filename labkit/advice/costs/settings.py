@@ -7,9 +7,9 @@ from datetime import date
 from functools import cached_property
 from typing import Annotated, Any, Self, cast
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from labkit.advice.costs.checked import Checked, limits, quantity
+from labkit.advice.costs.checked import Checked, quantity
 from labkit.advice.costs.prices import OWN, PURCHASES, OwnPrices, Purchase, exact, find_instance, models_like
 from labkit.advice.costs.throughput import ModelledReplica, Throughput, modelled, modelled_models, modelled_replicas
 from labkit.errors import UsageError, did_you_mean, require
@@ -38,10 +38,6 @@ def _hours(value: Any) -> tuple[float, ...]:
     return tuple(float(hour) for hour in value or ())
 
 
-def _day(value: Any) -> date:
-    return value if isinstance(value, date) else date.fromisoformat(str(value))
-
-
 class CostSettings(Checked):
     """One question to the calculator.
 
@@ -56,13 +52,15 @@ class CostSettings(Checked):
     input_tokens: int | None = quantity(0, 1e7, "tokens a request", "input: prompt, documents, history")
     output_tokens: int | None = quantity(0, 1e7, "tokens a request", "output: the answer")
     cached_input: float = quantity(0, 1e7, "share, or tokens above 1", "input that is read from the prompt cache", 0.0)
-    batch: bool = False
-    hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = ()
+    batch: bool = Field(default=False, description="requests that may wait, at the batch price")
+    hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = Field(
+        default=(), description=f"requests of each of 24 hours, as numbers or as one of {', '.join(LOADS)}"
+    )
     hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which requests come", HOURS)
     peak_factor: float = quantity(1, 1000, "x", "arrivals in the busiest minutes, as a multiple of the mean", 1.0)
     buffer: float = quantity(0, 100, "share of the peak", "capacity held above the peak, for bursts and failures", 0.0)
     instance: str
-    purchase: Purchase = "on_demand"
+    purchase: Purchase = Field(default="on_demand", description="how the machine is bought")
     usd_per_hour: float | None = quantity(0, 1e6, "$/h of one machine", "your own price; without it the price list's")
     paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which machines run and are paid", HOURS)
     min_instances: int = quantity(1, 1e6, "machines", "machines at least: two survive the loss of one", 1)
@@ -75,11 +73,11 @@ class CostSettings(Checked):
         0, 1e6, "h a month", "people's time to keep it running, without a rota on call; an assumption", 0.0
     )
     engineer_usd_per_hour: float = quantity(0, 1e5, "$/h", "what an hour of theirs costs; an assumption", 0.0)
-    api: Annotated[tuple[str, ...], BeforeValidator(_names)]
+    api: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(description="models, such as openai/gpt-5.4-nano")
     api_input_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of input")
     api_output_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of output")
     api_cached_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of cached input")
-    prices_on: Annotated[date, BeforeValidator(_day)]
+    prices_on: date = Field(description="the day whose prices count, such as 2026-11-24")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -233,27 +231,8 @@ class CostSettings(Checked):
             input=exact(given[0]), output=exact(given[1]), cached=None if given[2] is None else exact(given[2])
         )
 
-    @classmethod
-    def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
-        """What is wrong with a setting: its value, its range, and what it means."""
-        if name == "prices_on":
-            return UsageError(f"prices_on is {value!r}, not a day", remedy="write it as 2026-11-24")
-        if name not in NUMBERS:
-            known = {"purchase": PURCHASES, "hourly_load": [*LOADS, "24 numbers"], "batch": ("yes", "no")}.get(name)
-            fix = f"use one of: {', '.join(known)}" if known else "labkit cost --json shows every setting with a value"
-            return UsageError(f"{name} is {value!r}", remedy=fix)
-        (low, high), meaning = limits(NUMBERS[name]), NUMBERS[name].description
-        span = f"from {low:g} to {high:,.0f} ({NUMBERS[name].title})"
-        if kind in ("greater_than_equal", "less_than_equal"):
-            return UsageError(f"{name} is {value:,g}; it must be {span}", remedy=f"it means: {meaning}")
-        if isinstance(value, float) and kind == "int_type":
-            return UsageError(f"{name} is {value!r}; it must be a whole number", remedy=f"it means: {meaning}")
-        what = "not set" if value is None else f"{value!r}, not a number"
-        return UsageError(f"{name} is {what}", remedy=f"give it a number {span}: {meaning}")
-
     @property
     def tokens_per_request(self) -> int:
-        """Input and output tokens of a request."""
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,7 +247,7 @@ class CostSettings(Checked):
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
-NUMBERS = {name: field for name, field in CostSettings.model_fields.items() if field.description}
+NUMBERS = {name: field for name, field in CostSettings.model_fields.items() if field.title}
 SETTINGS = [
     *(name for name in CostSettings.model_fields if name != "throughput"),
     *(f"throughput_{name}" for name in Throughput.model_fields),

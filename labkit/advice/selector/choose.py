@@ -49,21 +49,17 @@ class Ranked:
 
     @property
     def title(self) -> str:
-        """The stack in words."""
         return self.stack.title
 
     @property
     def pros(self) -> tuple[Reason, ...]:
-        """What speaks for it."""
         return tuple(reason for reason in self.reasons if reason.points > 0)
 
     @property
     def cons(self) -> tuple[Reason, ...]:
-        """What speaks against it."""
         return tuple(reason for reason in self.reasons if reason.points < 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the names that scripts rely on."""
         return {
             "name": self.name,
             "title": self.title,
@@ -102,7 +98,6 @@ class Selection:
 
     @property
     def winner(self) -> Ranked:
-        """The first one: there always is one."""
         return self.ranking[0]
 
     @property
@@ -139,7 +134,6 @@ def order(known: Catalogue, answers: Mapping[str, str], *, opinions: bool = True
 
 
 def first(known: Catalogue, answers: Mapping[str, str]) -> str:
-    """The winner alone."""
     return order(known, answers)[0]
 
 
@@ -197,11 +191,9 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether ours contains the article's framework."""
         return self.pattern.framework in self.stack.frameworks
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return {
             "situation": self.pattern.situation,
             "article": self.pattern.framework,

@@ -35,8 +35,6 @@ GPU_MODELS = {
 
 
 class Setting(Frozen):
-    """One setting of a file: its name and value as written there, and why."""
-
     name: str
     value: str
     why: str
