@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from labkit import errors
 from labkit.errors import ServerError, UsageError, require
 from labkit.load import address
 
@@ -50,22 +49,6 @@ class Histogram:
     def mean(self) -> float:
         """Sum / count, which is exact; NaN without observations."""
         return self.sum / self.count if self.count else math.nan
-
-    def quantile(self, q: float) -> float:
-        """The `q`-quantile (0 to 1) as PromQL's histogram_quantile estimates it: linear inside the bucket, from 0 in
-        the first one if its bound is positive; the highest finite bound if it lies beyond; NaN without observations."""
-        errors.number("q", q, high=1.0)
-        total = self.buckets[-1][1] if self.buckets else 0.0
-        if total == 0:
-            return math.nan
-        rank, lower, below = q * total, min(0.0, self.buckets[0][0]), 0.0
-        for upper, up_to in self.buckets:
-            if up_to >= rank and up_to > below:
-                if math.isinf(upper) or math.isinf(lower):
-                    return lower
-                return lower + (upper - lower) * (rank - below) / (up_to - below)
-            lower, below = upper, up_to
-        return lower
 
 
 @dataclass(frozen=True)

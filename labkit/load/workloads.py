@@ -292,24 +292,22 @@ def chat(
     prompt_words_low: int | None = None,
     max_tokens: int = 64,
     max_tokens_low: int | None = None,
-    distinct: int | None = None,
 ) -> Workload:
     """`n` short messages of `prompt_words` words with answers of `max_tokens` tokens.
 
-    With `prompt_words_low` or `max_tokens_low`, lengths are drawn evenly from low to high. All prompts differ, unless
-    `distinct` asks for only so many different ones, repeated in turn. UsageError on a value out of range."""
+    With `prompt_words_low` or `max_tokens_low`, lengths are drawn evenly from low to high. All prompts differ.
+    UsageError on a value out of range."""
     parameters = dict(locals())
     errors.whole("n", n, at_least=1)
     errors.span("prompt_words", prompt_words_low, prompt_words, at_least=SHORTEST_PROMPT_WORDS)
     errors.span("max_tokens", max_tokens_low, max_tokens, at_least=1)
-    errors.whole("distinct", n if distinct is None else distinct, at_least=1)
 
     def request(index: int) -> Request:
         rng = Random(f"chat/{seed}/{index}")
         words, tokens = _draw(rng, prompt_words_low, prompt_words), _draw(rng, max_tokens_low, max_tokens)
         return Request(message(rng, seed=seed, index=index, words=words), tokens, group="chat")
 
-    return Workload("chat", tuple(request(i % (distinct or n)) for i in range(n)), parameters)
+    return Workload("chat", tuple(map(request, range(n))), parameters)
 
 
 def _draw(rng: Random, low: int | None, high: int) -> int:

@@ -392,6 +392,7 @@ def test_what_cannot_be_is_refused_with_the_number_and_a_remedy() -> None:
         ({"throughput_from": "modelled", "model": "llama-3.1-8"}, "did you mean llama-3.1-8b?"),
         ({"throughput_from": "modelled", "instance": "p5.48xlarge", "input_tokens": 9000}, "9,200 tokens"),
         ({"throughput_tokens_per_s": 5, "throughput_gpu": "A100"}, "throughput is of A100 and g6.xlarge has L4"),
+        ({"throughput_tokens_per_s": 5, "throughput_machine": "2 CPUs"}, "measured without a GPU (2 CPUs)"),
         (
             {"throughput_tokens_per_s": 5, "throughput_gpus": 1, "tensor_parallel": 4, "instance": "g6.48xlarge"},
             "takes 4",
@@ -560,11 +561,3 @@ def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path) -> None:
         path.write_text(content)
         assert not_refused(measured, [(path, str(path))]) == []
         assert find(tmp_path) is None
-
-
-def test_a_throughput_of_another_machine_is_refused() -> None:
-    """Measured without a GPU or on another one and priced as this: no number is better than a wrong one."""
-    cpu = Throughput(tokens_per_s=500.0, measured=True, machine="2 CPUs, no GPU, smollm2-135m")
-    other = Throughput(tokens_per_s=500.0, measured=True, gpus=1, gpu="A100", machine="1 NVIDIA A100")
-    bad = [(cpu, "without a GPU (2 CPUs, no GPU, smollm2-135m)"), (other, "is of A100 and g6.xlarge has L4")]
-    assert not_refused(lambda throughput: question(throughput=throughput), bad) == []

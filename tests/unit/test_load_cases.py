@@ -229,7 +229,7 @@ def test_lists_of_models_in_every_form() -> None:
 
 
 def test_no_trust_is_not_no_server(tmp_path: Path) -> None:
-    """A certificate that nobody trusts, a server without TLS and a port where nothing listens are told apart."""
+    """A certificate that nobody trusts and a server without TLS are told apart."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(_self_signed(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server, context.wrap_socket(server, server_side=True) as secure:
@@ -245,8 +245,6 @@ def test_no_trust_is_not_no_server(tmp_path: Path) -> None:
         thread.join()
     with serving() as stub, pytest.raises(LoadError, match="does not speak TLS"):
         ask(stub, stub.base_url.replace("http:", "https:"))
-    with pytest.raises(LoadError, match="nothing listens"):
-        ask(stub)
 
 
 def _self_signed(folder: Path) -> Path:

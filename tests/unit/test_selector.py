@@ -206,14 +206,6 @@ def test_reasons_rest_on_what_they_say() -> None:
     assert used - {None} <= claims.keys()
 
 
-def test_labels_fit_the_form() -> None:
-    """No label or option is longer than the form has room for."""
-    labels = [question.label for question in KNOWN.questions.values()]
-    options = [label for question in KNOWN.questions.values() for label in question.options.values()]
-    assert not [label for label in labels if len(label) > 18]
-    assert not [label for label in options if len(label) > 21]
-
-
 def test_a_broken_entry_is_named(tmp_path: Path) -> None:
     """Names that do not exist, evidence without its ground and misspelt keys are refused with their place."""
     folder = tmp_path / "selector"
