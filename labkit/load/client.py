@@ -162,11 +162,9 @@ def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_
     """`own`: the workload has arrival times of its own."""
     fix = "leave the rate out (a trace has `speed`), or take another workload"
     require(rate is None or not own, f"rate is {rate}; this workload has arrival times of its own", fix=fix)
-    require(
-        own or (concurrency is None) != (rate is None),
-        f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load",
-        fix="pass concurrency=N (closed loop) or rate=R in requests per second (open loop)",
-    )
+    what = f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load"
+    fix = "pass concurrency=N (closed loop) or rate=R in requests per second (open loop)"
+    require(own or (concurrency is None) != (rate is None), what, fix=fix)
     if concurrency is not None:
         errors.whole("concurrency", concurrency, at_least=1)
     if rate is not None:

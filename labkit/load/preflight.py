@@ -15,6 +15,7 @@ from labkit.load.address import Address
 TIMEOUT_S = 10.0
 TORCHSERVE_REFUSAL = b"Token Authorization failed"  # said with a 400
 MOST_MODELS = 20
+WITHOUT = "pass --no-preflight (preflight=False)"
 UNREACHABLE: tuple[tuple[type[Exception], str, str], ...] = (
     (
         TimeoutError,
@@ -39,15 +40,11 @@ async def check_server(session: aiohttp.ClientSession, address: Address, model: 
     url = f"{address.root}/models"
     status, raw = await _get(session, address)
     if status in (401, 403) or (status == 400 and TORCHSERVE_REFUSAL in raw):
-        raise LoadError(
-            f"the server refused the API key ({status} at {url})", remedy="pass the key that it started with"
-        )
+        fix = "pass the key that it started with"
+        raise LoadError(f"the server refused the API key ({status} at {url})", remedy=fix)
     if status != 200:
-        raise LoadError(
-            f"{url} answered {status}: no OpenAI-compatible API there",
-            remedy="pass the server's root, its /v1 or the whole address of an endpoint; for a server that lists no "
-            "models pass --no-preflight (preflight=False)",
-        )
+        fix = f"pass the server's root, its /v1 or the whole address of an endpoint; or, if it lists no models, {WITHOUT}"
+        raise LoadError(f"{url} answered {status}: no OpenAI-compatible API there", remedy=fix)
     _check_model(raw, model, url=url)
 
 
@@ -71,10 +68,8 @@ def _check_model(raw: bytes, model: str, *, url: str) -> None:
         if isinstance(tree, dict) and isinstance(tree.get(key), list):
             tree = tree[key]
     if not isinstance(tree, list):
-        raise LoadError(
-            f"{url} lists no models: {raw[:80]!r}",
-            remedy="is an OpenAI-compatible server there? If so, pass --no-preflight (preflight=False)",
-        )
+        fix = f"is an OpenAI-compatible server there? If so, {WITHOUT}"
+        raise LoadError(f"{url} lists no models: {raw[:80]!r}", remedy=fix)
     names = list(_names(tree))
     known = any(model in (name, name.removesuffix(":latest"), name.removeprefix("models/")) for name in names)
     known = known or any("*" in name and fnmatchcase(model, name) for name in names)  # a gateway's wildcard

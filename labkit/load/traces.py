@@ -56,12 +56,9 @@ def read(path: str | Path, *, n: int | None, speed: float, block_tokens: int, lo
     errors.above_zero("speed", speed, unit="times the recorded rate")
     lines = _lines(path, block_tokens)
     kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
-    too_long = f" of at most {longest} tokens" if longest else ""
-    require(
-        len(kept) >= (n or 1),
-        f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
-        fix="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
-    )
+    what = f"{len(kept)} requests{f' of at most {longest} tokens' if longest else ''}; {n or 1} are needed"
+    fix = "ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer"
+    require(len(kept) >= (n or 1), f"{path} holds {what}", fix=fix)
     ordered = sorted(kept, key=lambda line: line.timestamp)[:n]
     start = ordered[0].timestamp
     return Recorded(
@@ -91,12 +88,10 @@ def _lines(path: str | Path, block_tokens: int) -> list[Line]:
         except msgspec.DecodeError as error:
             raise UsageError(f"{path}, line {number}: {error}", remedy="correct or remove that line") from error
         blocks = math.ceil(line.input_length / block_tokens)
-        require(
-            len(line.hash_ids) == blocks,
-            f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
-            f" {blocks} blocks of {block_tokens} tokens",
-            fix="pass the block_tokens that the trace was recorded with, or correct that line",
-        )
+        ids = f"{len(line.hash_ids)} hash_ids"
+        what = f"{ids}; an input_length of {line.input_length} makes {blocks} blocks of {block_tokens} tokens"
+        fix = "pass the block_tokens that the trace was recorded with, or correct that line"
+        require(len(line.hash_ids) == blocks, f"{path}, line {number}: {what}", fix=fix)
         lines.append(line)
     return lines
 

@@ -62,8 +62,5 @@ class Checked(Frozen):
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0])
             field = cls.model_fields[name]
-            meaning = f" ({field.title})" if field.title else ""
-            raise UsageError(
-                f"{cls.prefix}{name} is {first['input']!r}: {first['msg']}",
-                remedy=f"it means: {field.description}{meaning}",
-            ) from None
+            fix = f"it means: {field.description}{f' ({field.title})' if field.title else ''}"
+            raise UsageError(f"{cls.prefix}{name} is {first['input']!r}: {first['msg']}", remedy=fix) from None

@@ -27,10 +27,8 @@ def measured(where: str | Path = "") -> Throughput:
     path = Path(where).expanduser() if where else runs_path()
     throughput = find(path)
     if throughput is None:
-        raise UsageError(
-            f"{path} holds no measured throughput",
-            remedy="run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it",
-        )
+        fix = "run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it"
+        raise UsageError(f"{path} holds no measured throughput", remedy=fix)
     return throughput
 
 
@@ -72,9 +70,8 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
     """What `labkit load --json` or `labkit simulate --json` printed."""
     value = tree["output_throughput"]
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UsageError(
-            f"{file}: output_throughput is {value!r}", remedy="pass what labkit load --json or labkit simulate printed"
-        )
+        fix = "pass what labkit load --json or labkit simulate printed"
+        raise UsageError(f"{file}: output_throughput is {value!r}", remedy=fix)
     if "tensor_parallel" in tree:
         return _of_simulation(tree, value, file)
     label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests)"
@@ -124,11 +121,9 @@ def measured_instance(throughput: Throughput) -> str:
 
     UsageError: nothing says which machine it was.
     """
-    require(
-        bool(throughput.machine),
-        f"nothing says on which machine this was measured: {throughput.label}",
-        fix="set instance to that machine, or to own with its usd_per_hour",
-    )
+    fix = "set instance to that machine, or to own with its usd_per_hour"
+    what = f"nothing says on which machine this was measured: {throughput.label}"
+    require(bool(throughput.machine), what, fix=fix)
     if throughput.gpus == 0:
         return next(name for name, instance in instances().items() if not instance.gpus and name != OWN)
     fitting = {name: one for name, one in instances().items() if one.gpu and one.gpu == throughput.gpu}

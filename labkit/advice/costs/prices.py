@@ -194,9 +194,8 @@ def price_of_request(
         dated = dated_models()[model]
         prices = OwnPrices(input=dated.input_usd_per_million, output=dated.output_usd_per_million)
         return _by_sum(model, dated.name, prices, tokens, batch, f"{dated.source} ({dated.day}; {dated.since})")
-    require(
-        model != OWN, "the API 'own' has no prices", fix="set api_input_usd_per_million and api_output_usd_per_million"
-    )
+    fix = "set api_input_usd_per_million and api_output_usd_per_million"
+    require(model != OWN, "the API 'own' has no prices", fix=fix)
     usd, notes = _catalogue_price(model, tokens, batch, on)
     cached = f" ({cached_tokens:,} of them cached)" if cached_tokens else ""
     how = f"{' in a batch' if batch else ''}, priced by {_catalogue_version()}"

@@ -104,11 +104,9 @@ def modelled_replicas(model: str) -> tuple[ModelledReplica, ...]:
 def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_tokens: int, cached: int) -> Throughput:
     """The replica's throughput for requests of one length, with the model's error as its interval."""
     table, total = _table(), input_tokens + output_tokens
-    require(
-        total <= table.max_model_len,
-        f"a request has {total:,} tokens; the modelled GPU was run with {table.max_model_len:,} at most",
-        fix="measure the throughput, or enter it (throughput_tokens_per_s)",
-    )
+    what = f"a request has {total:,} tokens; the modelled GPU was run with {table.max_model_len:,} at most"
+    fix = "measure the throughput, or enter it (throughput_tokens_per_s)"
+    require(total <= table.max_model_len, what, fix=fix)
     counted = output_tokens or total
     rate = counted / replica.request_s(input_tokens, output_tokens, cached)
     error = replica.error + replica.fit_error

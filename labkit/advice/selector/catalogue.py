@@ -106,6 +106,9 @@ class SelectionWarning(Entry):
     claim: str | None = None
     lab: str | None = None
 
+    def is_for(self, stack: str) -> bool:
+        return not self.winner or stack in self.winner
+
 
 class Branch(Conditional):
     """A branch of the article's decision tree: the framework at its end."""
