@@ -43,7 +43,9 @@ async def check_server(session: aiohttp.ClientSession, address: Address, model: 
         fix = "pass the key that it started with"
         raise LoadError(f"the server refused the API key ({status} at {url})", remedy=fix)
     if status != 200:
-        fix = f"pass the server's root, its /v1 or the whole address of an endpoint; or, if it lists no models, {WITHOUT}"
+        fix = (
+            f"pass the server's root, its /v1 or the whole address of an endpoint; or, if it lists no models, {WITHOUT}"
+        )
         raise LoadError(f"{url} answered {status}: no OpenAI-compatible API there", remedy=fix)
     _check_model(raw, model, url=url)
 

@@ -25,22 +25,17 @@ def measured(where: str | Path = "") -> Throughput:
     UsageError: no measured throughput there.
     """
     path = Path(where).expanduser() if where else runs_path()
-    throughput = find(path)
-    if throughput is None:
-        fix = "run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it"
-        raise UsageError(f"{path} holds no measured throughput", remedy=fix)
-    return throughput
-
-
-def find(path: Path) -> Throughput | None:
-    """As `measured`, but None where there is none."""
-    best: tuple[Throughput | None, int] = (None, 0)
+    best, best_rank = None, 0
     for file in _newest_first(path):
         for throughput, rank in _read(file, strict=path.is_file()):
-            best = best if best[1] >= rank else (throughput, rank)
-        if best[1] == CAPACITY:
+            if rank > best_rank:
+                best, best_rank = throughput, rank
+        if best_rank == CAPACITY:
             break
-    return best[0]
+    if best is None:
+        fix = "run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it"
+        raise UsageError(f"{path} holds no measured throughput", remedy=fix)
+    return best
 
 
 def _newest_first(path: Path) -> list[Path]:
