@@ -222,10 +222,18 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, s
     `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError names the file and the line."""
     errors.whole("max_tokens", max_tokens, at_least=1)
     errors.whole("n", 1 if n is None else n, at_least=1)
-    requests: list[Request] = []
-    for number, text in enumerate(read_lines(path), start=1):
-        if text.strip() and len(requests) != n:
-            requests.append(_request(text, max_tokens, where=f"{path}, line {number}"))
+    requests = [
+        Request(
+            line.prompt or "",
+            line.max_tokens or line.output_tokens or max_tokens,
+            line.temperature,
+            line.seed,
+            line.ignore_eos,
+            line.messages or None,
+            line.group,
+        )
+        for _, line in islice(read_lines(path, _Line), n)
+    ]
     enough = len(requests) >= (n or 1)
     fix = "add lines to it or ask for fewer"
     require(enough, f"{path} holds {len(requests)} requests; {n or 1} are needed", fix=fix)
@@ -247,17 +255,6 @@ def _line(request: Request) -> dict[str, Any]:
     seed = {} if request.seed is None else {"seed": request.seed}
     more = {"temperature": request.temperature, **seed, "ignore_eos": request.ignore_eos, "group": request.group}
     return {**asked, "output_tokens": request.max_tokens, **more}
-
-
-def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
-    try:
-        line = msgspec.json.decode(text, type=_Line)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{where}: {error}", remedy="correct or remove that line") from error
-    tokens = line.max_tokens or line.output_tokens or default_max_tokens
-    return Request(
-        line.prompt or "", tokens, line.temperature, line.seed, line.ignore_eos, line.messages or None, line.group
-    )
 
 
 def build(name: str, *, n: int | None, seed: int = 0, **options: Any) -> Workload:
