@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.advice.costs.calculate import CostResult
 from labkit.advice.costs.prices import MILLION, millions, show_number, show_usd
-from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, Spec, config
+from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, WIDTH, Spec, config
 
 if TYPE_CHECKING:
     from labkit.advice.costs.sensitivity import Swing
@@ -23,7 +23,7 @@ RING = {"type": "point", "size": 160, "stroke": INK, "strokeWidth": 3, "fill": "
 HALO = {"stroke": "white", "strokeWidth": 6, "strokeJoin": "round", "aria": False}
 
 
-def break_even_chart(result: CostResult, *, titled: bool = True, width: int = 640, height: int = 300) -> Spec:
+def break_even_chart(result: CostResult) -> Spec:
     """Dollars a day against tokens a day, both logarithmic: the staircase of machines, and each API's straight line."""
     low, high = _range(result)
     bottom, top = _dollars(result, low, high)
@@ -48,10 +48,10 @@ def break_even_chart(result: CostResult, *, titled: bool = True, width: int = 64
     title = f"Hosting never pays against {result.against.price.name}"
     if at is not None:
         title = f"Hosting pays from {millions(at)} tokens a day on, against {result.against.price.name}"
-    return _finished(layers, title if titled else "", description, width, height)
+    return _finished(layers, title, description)
 
 
-def utilisation_chart(result: CostResult, *, titled: bool = True, width: int = 640, height: int = 300) -> Spec:
+def utilisation_chart(result: CostResult) -> Spec:
     """Dollars per million tokens against how busy the machines are: half as busy, twice the price."""
     hosted, now = result.hosted, result.hosted.usd_per_million_tokens
     full = float(now * hosted.utilisation) if now is not None else 0.0
@@ -74,21 +74,12 @@ def utilisation_chart(result: CostResult, *, titled: bool = True, width: int = 6
         side = {"align": "right", "dx": -8} if busy > 0.5 else {"align": "left", "dx": 8}
         layers += _marked({"busy": min(1.0, busy), "usd": float(now or 0), "text": words}, {**side, "dy": -14})
     description = f"Price of a million tokens against how busy the machines are. Now {words}. {_api_words(result)}"
-    title = (
-        f"At {busy:.1%} busy a token costs {show_number(1 / busy)} times what it does on full machines" if busy else ""
-    )
-    return _finished(layers, title if titled else "", description, width, height)
+    times = show_number(1 / busy) if busy else ""
+    title = f"At {busy:.1%} busy a token costs {times} times what it does on full machines" if busy else ""
+    return _finished(layers, title, description)
 
 
-def sensitivity_chart(
-    result: CostResult,
-    swings: "Sequence[Swing]",
-    *,
-    share: float,
-    titled: bool = True,
-    width: int = 640,
-    height: int = 300,
-) -> Spec:
+def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: float) -> Spec:
     """Cost of hosting over the API's, with each input lowered and raised; the one that moves it most on top.
 
     Inputs that move nothing have no bar; the description names them."""
@@ -116,11 +107,8 @@ def sensitivity_chart(
     layers = [_layer({"type": "bar", "height": {"band": 0.7}}, encoding, rows)]
     for side, at_left in (("right", True), ("left", False)):
         texts = [row for row in rows if (float(str(row["to"])) < now) == at_left]
-        place = {
-            "y": encoding["y"],
-            "x": {**_quantity("to", "", axis, scale), "title": None},
-            "text": {"field": "text"},
-        }
+        along = {**_quantity("to", "", axis, scale), "title": None}
+        place = {"y": encoding["y"], "x": along, "text": {"field": "text"}}
         mark = {"type": "text", "align": side, "dx": -4 if at_left else 4, "fontSize": 11}
         layers.append(_layer(mark, place, texts))
     layers += _labelled(now, INK, f"now {now:.3g}", scale, "top", left=now > 1)
@@ -136,7 +124,7 @@ def sensitivity_chart(
     title = (
         f"What moves hosting's cost over the API's most: {moving[0].name}" if moving else "No input moves the answer"
     )
-    return _finished(layers, title if titled else "", description, width, height)
+    return _finished(layers, title, description)
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
@@ -242,11 +230,9 @@ def _text(mark: Spec, encoding: Spec, row: dict[str, Any]) -> list[Spec]:
     return [_layer({**mark, **HALO}, encoding, [row]), _layer(mark, encoding, [row])]
 
 
-def _finished(layers: list[Spec], title: str, description: str, width: int, height: int) -> Spec:
-    """`title` empty: none, where the text around the chart says what it is."""
-    heading = {"title": {"text": title}} if title else {}
-    size = {"width": width, "height": height}
-    return {"$schema": SCHEMA, **heading, "description": description, **size, "config": config(), "layer": layers}
+def _finished(layers: list[Spec], title: str, description: str) -> Spec:
+    look = {"width": WIDTH, "height": 300, "config": config()}
+    return {"$schema": SCHEMA, "title": {"text": title}, "description": description, **look, "layer": layers}
 
 
 def _api_words(result: CostResult) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
-from labkit.advice.costs.charts import break_even_chart
+from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.prices import (
     OWN,
     PURCHASES,
@@ -162,19 +162,20 @@ class CostCalculator(Form[CostResult]):
         return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in told)
 
     def _chart(self) -> Spec | None:
-        if self.view.value == "Break-even":
-            return break_even_chart(self.result, titled=False, width=WIDTH, height=HEIGHT)
-        if self.view.value in (SUMS, SHARING):
-            return None
-        from labkit.advice.costs.charts import sensitivity_chart, utilisation_chart
-        from labkit.advice.costs.sensitivity import sensitivity
+        """The view's picture in the form's size, without a title: the chosen button says what it is."""
+        view, size = self.view.value, {"width": WIDTH, "height": HEIGHT}
+        if view == "Break-even":
+            chart = break_even_chart(self.result)
+        elif view == "Busy share":
+            chart = utilisation_chart(self.result)
+        elif view == "What matters" and self.result.against.usd_per_day:
+            from labkit.advice.costs.sensitivity import sensitivity
 
-        if self.view.value == "Busy share":
-            return utilisation_chart(self.result, titled=False, width=WIDTH, height=HEIGHT)
-        if not self.result.against.usd_per_day:
+            chart = sensitivity_chart(self.result, sensitivity(self.settings, share=SHARE), share=SHARE)
+            size = {"width": WIDTH - 60, "height": HEIGHT + 30}
+        else:
             return None
-        swings = sensitivity(self.settings, share=SHARE)
-        return sensitivity_chart(self.result, swings, share=SHARE, titled=False, width=WIDTH - 60, height=HEIGHT + 30)
+        return {name: value for name, value in chart.items() if name != "title"} | size
 
     def _changed(self, name: str, change: dict[str, Any]) -> None:
         self.ask(lambda: calculate(self._asked(name, change["new"])))
