@@ -4,6 +4,7 @@ import asyncio
 import resource
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from time import perf_counter, process_time
 from typing import Any
@@ -35,34 +36,25 @@ OnFinished = Callable[[int, int], None]
 """Called with (measured requests finished, measured requests in all), in the thread that runs the load."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How requests are written. `limit_field` names the limit of an answer's length (None: the API's own). `body` adds
-    fields to each request; None leaves one out."""
-
-    model: str
-    api: Api
-    stream: bool
-    limit_field: str | None = None
-    body: Mapping[str, Any] = field(default_factory=dict)
-
-    def encode(self, request: Request) -> bytes:
-        if self.api == "plain":
-            return msgspec.json.encode({"prompt": request.prompt})
-        fields: dict[str, Any] = {"model": self.model, "temperature": request.temperature}
-        if self.api == "chat":
-            fields["messages"] = request.said
-            fields[self.limit_field or "max_completion_tokens"] = request.max_tokens
-        else:
-            fields |= {"prompt": request.prompt, self.limit_field or "max_tokens": request.max_tokens}
-        if request.seed is not None:
-            fields["seed"] = request.seed
-        if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
-            fields["ignore_eos"] = True
-        if self.stream:
-            fields |= {"stream": True, "stream_options": {"include_usage": True}}
-        fields |= self.body
-        return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+def _encode(
+    request: Request, *, model: str, api: Api, stream: bool, limit_field: str | None, more: Mapping[str, Any]
+) -> bytes:
+    """The body of a request."""
+    if api == "plain":
+        return msgspec.json.encode({"prompt": request.prompt})
+    fields: dict[str, Any] = {"model": model, "temperature": request.temperature}
+    if api == "chat":
+        fields |= {"messages": request.said, limit_field or "max_completion_tokens": request.max_tokens}
+    else:
+        fields |= {"prompt": request.prompt, limit_field or "max_tokens": request.max_tokens}
+    if request.seed is not None:
+        fields["seed"] = request.seed
+    if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
+        fields["ignore_eos"] = True
+    if stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    fields |= more
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 # --- one request and its answer ---
@@ -247,13 +239,13 @@ async def run(
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
     address = parse(base_url, api_key=api_key)
-    protocol = Protocol(model=model, api=api, stream=stream, limit_field=limit_field, body=body or {})
+    encode = partial(_encode, model=model, api=api, stream=stream, limit_field=limit_field, more=body or {})
     seed = workload.parameters.get("seed") if seed is None else seed
     warmers = [_reversed(request) for request in workload.requests if not isinstance(request, Turn)]
     before = [Exchange(k, warmers[k % len(warmers)], warmup=True) for k in range(warmup)]
     measured = [Exchange(k, request) for k, request in enumerate(workload.requests)]
     for exchange in (*before, *measured):
-        exchange.body = protocol.encode(exchange.request)
+        exchange.body = encode(exchange.request)
     chains = _chains(measured)
     due_s = workload.due_s
     if rate is not None:
@@ -280,7 +272,7 @@ async def run(
                     return
                 if isinstance(exchange.request, Turn):
                     await _think(exchange, exchange.request, earlier)
-                exchange.body = protocol.encode(exchange.request)
+                exchange.body = encode(exchange.request)
                 await send(exchange)
 
         await _closed_loop([[exchange] for exchange in before], converse, concurrency or warmup)

@@ -13,6 +13,7 @@ from labkit.advice.costs.checked import Checked, quantity
 from labkit.advice.costs.prices import OWN, PURCHASES, OwnPrices, Purchase, exact, find_instance, models_like
 from labkit.advice.costs.throughput import ModelledReplica, Throughput, modelled, modelled_models, modelled_replicas
 from labkit.errors import UsageError, did_you_mean, require
+from labkit.files import read_state
 
 HOURS = 24.0
 MODEL, INSTANCE = "llama-3.1-8b", "rented-h100"
@@ -255,7 +256,7 @@ def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -
     follows what was measured. UsageError: an unknown name, a wrong type, what cannot be.
     """
     values = dict(given)
-    state = _state(values.pop("state", None))
+    state = read_state(values.pop("state", None))
     if state:  # what an exported question does not set, it has not
         blank = dict.fromkeys(name for name in NUMBERS if name.startswith(("usd_", "tensor_", "model_", "api_")))
         start = settings_from({**blank, "throughput_from": "modelled", **state}, start)
@@ -308,16 +309,3 @@ def _throughput(values: Mapping[str, Any], start: CostSettings | None) -> Throug
     from labkit.advice.costs.measured import measured
 
     return measured(where).changed(**fields)
-
-
-def _state(state: Any) -> dict[str, Any]:
-    if state is None or (isinstance(state, str) and not state.strip()):
-        return {}
-    if isinstance(state, str):
-        try:
-            state = json.loads(state)
-        except ValueError as error:
-            raise UsageError(f"the state is no JSON: {error}", remedy="paste what the calculator exported") from error
-    if not isinstance(state, Mapping):
-        raise UsageError(f"the state is a {type(state).__name__}", remedy="paste what the calculator exported")
-    return dict(state)
