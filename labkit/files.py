@@ -228,6 +228,6 @@ def read_state(state: str | Mapping[str, Any] | None) -> dict[str, Any]:
             state = json.loads(state.strip() or "{}")
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the state is no JSON: {error}", remedy=fix) from error
-    values = {} if state is None else state
-    require(isinstance(values, Mapping), f"the state is a {type(state).__name__}, no object", fix=fix)
-    return dict(values)
+    if state is not None and not isinstance(state, Mapping):
+        raise UsageError(f"the state is a {type(state).__name__}, no object", remedy=fix)
+    return dict(state or {})

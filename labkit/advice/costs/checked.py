@@ -62,5 +62,9 @@ class Checked(Frozen):
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0])
             field = cls.model_fields[name]
-            fix = f"it means: {field.description}{f' ({field.title})' if field.title else ''}"
-            raise UsageError(f"{cls.prefix}{name} is {first['input']!r}: {first['msg']}", remedy=fix) from None
+            unit = f" ({field.title})" if field.title else ""
+            fix = (
+                f"it means: {field.description}{unit}" if field.description else "see labkit cost --json for its value"
+            )
+            said = first["msg"].replace("Input should", "it should")
+            raise UsageError(f"{cls.prefix}{name} is {first['input']!r}; {said}", remedy=fix) from None
