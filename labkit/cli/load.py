@@ -82,8 +82,8 @@ def load(
     require(not aimless, "--ramp-from without --rate or --concurrency", fix="say what it rises to")
     default = rate is None and concurrency is None
     fix = "leave those out"
-    require(default or not sweep, "--sweep comes with --rate, --concurrency or --ramp-from", fix=fix)
-    ladder = _ladder(sweep) if sweep else None
+    require(default or sweep is None, "--sweep comes with --rate, --concurrency or --ramp-from", fix=fix)
+    ladder = None if sweep is None else _ladder(sweep)
     bounds = _slo(slo or (), sweep)
     from labkit.cli import tables
     from labkit.files import parse_settings

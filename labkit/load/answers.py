@@ -192,7 +192,8 @@ class Answer:
             self.fail(Outcome.MALFORMED, "the answer has no choices")
 
     def _take(self, chunk: _Chunk, payload: bytes, now: float) -> None:
-        if chunk.error or chunk.error_code or (chunk.choices is None and (chunk.detail or chunk.message)):
+        says = bool(chunk.detail) or isinstance(chunk.message, str)
+        if chunk.error or chunk.error_code or (says and chunk.choices is None):
             self._refused(payload)
         choice = chunk.choices[0] if chunk.choices else None
         if choice is not None:
