@@ -1,24 +1,27 @@
-"""Lab 11: exercises on bills, mixes, machines and break-evens; and the article's sums, recomputed."""
+"""Lab 11: exercises on bills, mixes, machines and break-evens; and the article's example and sums, recomputed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from fractions import Fraction
+from functools import cache
 from itertools import product
 
-from labkit.advice.costs import calculate
-from labkit.advice.costs.article import figures, question
+from labkit.advice.costs import CostSettings, Throughput, calculate
 from labkit.advice.costs.prices import (
     MILLION,
     SECONDS_PER_HOUR,
+    Money,
     dated_models,
     exact,
     known_models,
     show_number,
     show_usd,
 )
+from labkit.advice.costs.sensitivity import Swing
 from labkit.errors import require
+from labkit.files import Frozen, data_path, read_yaml
 from labkit.teaching import solution
 
 
@@ -140,6 +143,61 @@ solution(
         ),
     },
 )
+
+
+# --- the article's own figures and example ---
+
+
+class Figures(Frozen):
+    """The article's figures. Dollars, hours, tokens, shares; `model_gb` are its 8B model's weights in 16 bits."""
+
+    usd_per_hour: Money
+    instance: str
+    hours: int
+    usd_per_day: Money
+    tokens_per_hour: int
+    gpus: int
+    model_gb: float
+    api_usd_per_day: Money
+    break_even_claude: tuple[int, int]
+    break_even_gpt_4o: tuple[int, int]
+    break_even_typical: int
+    requests_per_s: int
+    output_tokens: int
+    utilisation: Money
+    buffer: Money
+
+
+@cache
+def figures() -> Figures:
+    """The article's figures."""
+    return read_yaml(data_path("prices/article.yaml"), Figures)
+
+
+def question() -> CostSettings:
+    """The article's own example: a p4d at its price and its throughput, all tokens of one mix, nothing added."""
+    article = figures()
+    label = f"the article's figure ({article.tokens_per_hour:,} tokens an hour on {article.gpus} A100), not measured"
+    rate = article.tokens_per_hour / 3600
+    return CostSettings(
+        tokens_per_day=article.break_even_claude[0],
+        input_tokens=1,
+        output_tokens=1,
+        instance=article.instance,
+        usd_per_hour=float(article.usd_per_hour),
+        throughput=Throughput(tokens_per_s=rate, counts="total", gpus=article.gpus, gpu="A100", label=label),
+        model_gb=0.0,
+        api=("article/claude-3.5-sonnet", "article/gpt-4o", "article/gpt-4o-mini"),
+        prices_on=date.today(),
+    )
+
+
+def deciders(swings: Sequence[Swing], share: float) -> str:
+    """What the swings of a question say, in one sentence."""
+    moved = [f"{swing.name} ({swing.width:.2f}x)" for swing in swings if swing.width > 1]
+    still = [swing.name for swing in swings if swing.width == 1]
+    first = f"Between {share:.0%} less and {share:.0%} more, most to least: {', '.join(moved) or 'nothing moves it'}."
+    return first + (f" Without effect here: {', '.join(still)}." if still else "")
 
 
 # --- the article's sums, recomputed: what it says, the sum behind it, and what comes out ---

@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ FORMAT = 1
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CORRECT_IT = "correct the entry named above"
 MOST_BYTES = 10_000_000  # of a YAML file
+MOST_STATE = 10_000  # characters of an exported state
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -216,3 +217,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:  # a date that is none, thousands of digits
             raise UsageError(f"{shortened(setting)}: {error}", remedy="give another value") from None
     return values
+
+
+def read_state(state: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a form exported: its line of JSON, or that as a mapping; empty for nothing. UsageError for anything else."""
+    fix = "paste what the form exported, one line of JSON"
+    if isinstance(state, str):
+        require(len(state) <= MOST_STATE, f"the state has {len(state):,} characters", fix=fix)
+        try:
+            state = json.loads(state.strip() or "{}")
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"the state is no JSON: {error}", remedy=fix) from error
+    if state is not None and not isinstance(state, Mapping):
+        raise UsageError(f"the state is a {type(state).__name__}, no object", remedy=fix)
+    return dict(state or {})

@@ -75,12 +75,16 @@ def load(
 
     Example: labkit load http://127.0.0.1:8000 --model my-model --sweep rate=1,2,4,8 --slo ttft_s=0.5"""
     _check(requests, warmup, timeout_s)
+    driven = {"rate": rate, "concurrency": concurrency, "ramp_from": ramp_from}
     one = rate is None or concurrency is None
     require(one, "both --concurrency and --rate are given", fix="one of them drives a load")
     aimless = ramp_from is not None and rate is None and concurrency is None
     require(not aimless, "--ramp-from without --rate or --concurrency", fix="say what it rises to")
-    ladder = _ladder(sweep, rate, concurrency, ramp_from)
-    bounds = _slo(slo, sweep)
+    default = rate is None and concurrency is None
+    fix = "leave those out"
+    require(default or sweep is None, "--sweep comes with --rate, --concurrency or --ramp-from", fix=fix)
+    ladder = None if sweep is None else _ladder(sweep)
+    bounds = _slo(slo or (), sweep)
     from labkit.cli import tables
     from labkit.files import parse_settings
     from labkit.load import run_blocking
@@ -120,8 +124,6 @@ def load(
     if ladder is not None:
         _sweep(run, *ladder, slo=bounds, seed=seed, as_json=as_json)
         return
-    default = rate is None and concurrency is None and ramp_from is None
-    driven = {"rate": rate, "concurrency": concurrency, "ramp_from": ramp_from}
     try:
         result = run(seed, 0, None if default else driven)
     except KeyboardInterrupt:
@@ -143,13 +145,7 @@ def _check(requests: int | None, warmup: int, timeout_s: float) -> None:
         require(number <= MOST_REQUESTS, f"{name} is {number:,}; the most are {MOST_REQUESTS:,}", fix=fix)
 
 
-def _ladder(
-    sweep: str | None, rate: float | None, concurrency: int | None, ramp_from: float | None
-) -> tuple[str, list[float]] | None:
-    if sweep is None:
-        return None
-    alone = rate is None and concurrency is None and ramp_from is None
-    require(alone, "--sweep comes with --rate, --concurrency or --ramp-from", fix="leave those out")
+def _ladder(sweep: str) -> tuple[str, list[float]]:
     from labkit.load.sweep import check_levels
 
     kind, _, steps = sweep.partition("=")
@@ -161,21 +157,15 @@ def _ladder(
     return kind, levels
 
 
-def _slo(bounds: Sequence[str] | None, sweep: str | None) -> "Slo | None":
-    if not bounds:
-        return None
+def _slo(bounds: Sequence[str], sweep: str | None) -> "Slo | None":
+    from labkit.files import parse_settings
     from labkit.load.metrics import Slo
 
-    require(sweep is not None, "--slo without --sweep", fix="add --sweep rate=1,2,4,8")
-    values = {}
-    for bound in bounds:
-        name, _, text = bound.partition("=")
-        require(name in SLO_BOUNDS, f"--slo {bound!r} bounds nothing", fix=f"name one of {', '.join(SLO_BOUNDS)}")
-        try:
-            values[name] = float(text)
-        except ValueError:
-            raise UsageError(f"--slo {bound!r} is no number", remedy=f"write {name}=0.5, in seconds") from None
-    return Slo(**values)
+    values = parse_settings(bounds)
+    require(sweep is not None or not values, "--slo without --sweep", fix="add --sweep rate=1,2,4,8")
+    for name in values:
+        require(name in SLO_BOUNDS, f"--slo bounds no {name!r}", fix=f"name one of {', '.join(SLO_BOUNDS)}")
+    return Slo(**values) if values else None
 
 
 def _show(result: "LoadResult", as_json: bool) -> None:

@@ -33,7 +33,6 @@ class Address:
 
     @property
     def authorization(self) -> str:
-        """The header, or nothing."""
         if self.user:
             return "Basic " + b64encode(f"{self.user}:{self.password}".encode()).decode()
         return f"Bearer {self.key}" if self.key else ""

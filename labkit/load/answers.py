@@ -6,7 +6,6 @@ or a note of it, never a number."""
 
 import codecs
 import contextlib
-import json
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +16,6 @@ from labkit.load.results import Outcome
 FAILED_REASONS = ("error", "abort", "aborted", "cancelled")
 """`finish_reason`s that mean that the server gave up."""
 NO_REASONS = (None, "", "null")  # some servers send an empty reason, or the word, with each chunk
-PING_EVENTS = (b"ping", b"heartbeat", b"keepalive", b"keep-alive")
 END_OF_REASONING = "</think>"
 """Ends the reasoning of models whose server does not separate it from the answer."""
 
@@ -39,39 +37,25 @@ class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None  # of a chat's chunk
     message: _Delta | None = None  # of a chat's whole answer
     finish_reason: Any = None
-    usage: Any = None  # Moonshot's place for it
     error: Any = None  # OpenRouter's
-
-
-class _Groq(msgspec.Struct, gc=False):
-    usage: Any = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice | None] | None = None
     usage: Any = None
-    x_groq: _Groq | None = None
-    error: Any = None
     response: str | None = None  # of the plain API
+    error: Any = None
+    error_code: Any = None  # FastChat's
+    detail: Any = None  # FastAPI's
+    message: Any = None  # TorchServe's, and vLLM's before 0.10
 
 
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
-
-
-def _decode(payload: bytes) -> _Chunk:
-    """ValueError if it is no JSON object, msgspec.ValidationError (which is one) if it is another."""
-    try:
-        return _decode_chunk(payload)
-    except msgspec.ValidationError:
-        raise
-    except ValueError:
-        # What JSON forbids and some servers send: NaN, and halves of a character, where a token ends within one.
-        return msgspec.convert(json.loads(payload.decode("utf-8", "replace")), _Chunk)
+_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def error_text(raw: bytes) -> str:
     """The message in an error's body: OpenAI's, FastAPI's or TorchServe's form, else its first 300 characters."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(ValueError):
         message = msgspec.json.decode(raw)
         while isinstance(message, dict):
             message = message.get("error") or message.get("message") or message.get("detail")
@@ -80,7 +64,7 @@ def error_text(raw: bytes) -> str:
     return raw[:300].decode("utf-8", "replace").strip()
 
 
-def token_count(value: Any) -> int | None:
+def _token_count(value: Any) -> int | None:
     """A number of tokens in a usage: a whole number above 0, also as a float; None for anything else."""
     whole = isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and value == int(value)
     return int(value) if whole else None
@@ -92,37 +76,8 @@ def _parts(content: Any) -> tuple[str, bool]:
         parts = [_parts(part) for part in content]
         return "".join(text for text, _ in parts), any(thinks for _, thinks in parts)
     if isinstance(content, dict):
-        thinks = bool(content.get("thinking"))
-        return ("", True) if thinks else _parts(content.get("text"))
+        return ("", True) if content.get("thinking") else _parts(content.get("text"))
     return (content, False) if isinstance(content, str) else ("", False)
-
-
-class EventLines:
-    """Cuts a stream of server-sent events into its lines, wherever the network cut the bytes. Line ends are LF or CRLF.
-
-    The bytes of a line are joined once, when it is complete: a line may be megabytes long."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def feed(self, received: bytes) -> list[bytes]:
-        """The lines that `received` completes, without their LF."""
-        head, newline, tail = received.partition(b"\n")
-        if not newline:
-            self._rest.append(received)
-            return []
-        self._rest.append(head)
-        lines = [b"".join(self._rest)]
-        if b"\n" in tail:
-            *more, tail = tail.split(b"\n")
-            lines += more
-        self._rest = [tail]
-        return lines
-
-    def end(self) -> list[bytes]:
-        """The last line, if the stream ended without a line end."""
-        rest, self._rest = b"".join(self._rest), []
-        return [rest] if rest else []
 
 
 class Answer:
@@ -141,14 +96,13 @@ class Answer:
         self.outcome = Outcome.OK
         self.error = ""
         self.notes: list[str] = []
-        self._text_times: list[float] = []  # one for each of `texts`
-        self._choices = 0  # chunks and answers that had any
         self.done = False  # [DONE] came
         self._ended = False  # [DONE] or a reason came: the answer is complete
+        self._text_times: list[float] = []  # one for each of `texts`
+        self._choices = 0  # chunks and answers that had any
         self._more_in_all = False  # the usage has more tokens in all than in and out
         self._event = b""
-        self._held = b""  # the first lines of an event whose JSON spans several data lines
-        self._lines = EventLines()
+        self._rest: list[bytes] = []  # of a line that is not complete; it may be megabytes long
 
     def fail(self, outcome: Outcome, error: str) -> None:
         """End with `outcome`; the first failure counts."""
@@ -158,22 +112,23 @@ class Answer:
     @property
     def text(self) -> str:
         """The answer's text, reasoning that the server separated left out."""
-        whole = "".join(self.texts)
-        # Halves of one character, sent one after the other, are it again.
-        return whole if whole.isascii() else whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return "".join(self.texts)
 
     # --- a stream ---
 
     def feed(self, received: bytes, now: float) -> None:
-        """Take the bytes that arrived at `now`."""
-        for line in self._lines.feed(received):
+        """Take the bytes that arrived at `now`, wherever the network cut them. Line ends are LF or CRLF."""
+        self._rest.append(received)
+        if b"\n" not in received:
+            return
+        *lines, rest = b"".join(self._rest).split(b"\n")
+        self._rest = [rest] if rest else []
+        for line in lines:
             self._line(line, now)
 
     def finish(self, content_type: str, now: float) -> None:
         """The stream is over: was it whole?"""
-        for line in self._lines.end():
-            self._line(line, now)
-        self._line(b"", now)
+        self._line(b"".join(self._rest), now)
         if self.outcome is not Outcome.OK:
             return
         if not self._choices:
@@ -191,11 +146,9 @@ class Answer:
             if payload := line[5:].strip():
                 self._payload(payload, now)
         elif not line or line == b"\r":
-            if self._held:
-                self.fail(Outcome.MALFORMED, f"the answer cannot be read: {_shown(self._held)} is not JSON")
-            self._event = self._held = b""
+            self._event = b""
         elif line.startswith(b"event:"):
-            self._event = line[6:].strip().lower()
+            self._event = line[6:].strip()
         elif line.startswith(b"error:"):  # llama.cpp
             self._refused(line[6:].strip())
         elif line.startswith(codecs.BOM_UTF8):
@@ -207,38 +160,25 @@ class Answer:
                     self._take(chunk, line, now)
 
     def _payload(self, payload: bytes, now: float) -> None:
-        if payload in (b"[DONE]", b'"[DONE]"'):
+        if payload == b"[DONE]":
             self.done = self._ended = True
-            return
-        if self._event == b"error":
+        elif self._event == b"error":
             self._refused(payload)
-            return
-        if self._held:
-            payload = self._held + b"\n" + payload
-        try:
-            chunk = _decode(payload)
-        except msgspec.ValidationError as error:
-            self._held = b""
-            self._other(payload, str(error))
-        except ValueError:
-            if payload.startswith((b"{", b"[")):
-                self._held = payload
-            else:
-                self._other(payload, "it is not JSON")
         else:
-            self._held = b""
-            self._take(chunk, payload, now)
+            try:
+                self._take(_decode(payload), payload, now)
+            except ValueError as error:
+                self._other(payload, error)
 
-    def _other(self, payload: bytes, why: str) -> None:
-        """A data line that is no chunk: a keep-alive, a plain word, or something malformed."""
-        if self._event in PING_EVENTS or payload in (b"null", b"[]", b'""'):
-            return
+    def _other(self, payload: bytes, error: Exception) -> None:
+        """A data line that is no chunk: something malformed, an error in words, a keep-alive."""
+        shown = repr(payload[:80].decode("utf-8", "replace"))
         if payload.startswith((b"{", b"[")):
-            self.fail(Outcome.MALFORMED, f"the answer cannot be read: {why}")
+            self.fail(Outcome.MALFORMED, f"the answer cannot be read: {shown}: {error}")
         elif b"error" in payload[:200].lower():
             self._refused(payload)
-        else:
-            self.notes.append(f"a data line that is no JSON was skipped: {_shown(payload)}")
+        elif payload != b"null":
+            self.notes.append(f"a data line that is no chunk was skipped: {shown}")
 
     def _refused(self, payload: bytes) -> None:
         self.fail(Outcome.HTTP_ERROR, f"the server reported in its answer: {error_text(payload)}")
@@ -246,15 +186,14 @@ class Answer:
     # --- a chunk of it, or a whole answer ---
 
     def take_whole(self, raw: bytes, now: float) -> None:
-        """Take an answer that was not streamed."""
         self._take(_decode(raw), raw, now)
-        self.chunk_times = []
-        self.answer_time = None
+        self.chunk_times, self.answer_time = [], None
         if not self._choices:
             self.fail(Outcome.MALFORMED, "the answer has no choices")
 
     def _take(self, chunk: _Chunk, payload: bytes, now: float) -> None:
-        if chunk.error:
+        says = bool(chunk.detail) or isinstance(chunk.message, str)
+        if chunk.error or chunk.error_code or (says and chunk.choices is None):
             self._refused(payload)
         choice = chunk.choices[0] if chunk.choices else None
         if choice is not None:
@@ -262,12 +201,8 @@ class Answer:
         elif chunk.response is not None:
             self._choices += 1
             self.texts.append(chunk.response)
-        elif chunk.usage is None and _is_error(payload):
-            self._refused(payload)
-        if chunk.usage is not None:
+        if isinstance(chunk.usage, dict):
             self._count(chunk.usage)
-        if chunk.x_groq is not None:
-            self._count(chunk.x_groq.usage)
 
     def _choose(self, choice: _Choice, payload: bytes, now: float) -> None:
         self._choices += 1
@@ -294,38 +229,19 @@ class Answer:
             elif choice.finish_reason in FAILED_REASONS:
                 said = f"the server ended the answer with finish_reason {choice.finish_reason!r}"
                 self.fail(Outcome.HTTP_ERROR, said)
-        if choice.usage is not None:
-            self._count(choice.usage)
 
-    def _count(self, usage: Any) -> None:
+    def _count(self, usage: dict[str, Any]) -> None:
         """The last usable numbers count: some servers send a usage with each chunk."""
-        if not isinstance(usage, dict):
-            return
-        for ours, names in {
-            "input_tokens": ("prompt_tokens", "input_tokens"),
-            "output_tokens": ("completion_tokens", "output_tokens"),
-        }.items():
-            for tokens in map(token_count, map(usage.get, names)):
-                if tokens is not None:
-                    setattr(self, ours, tokens)
-        total, known = token_count(usage.get("total_tokens")), (self.input_tokens, self.output_tokens)
-        self._more_in_all = total is not None and None not in known and total > sum(filter(None, known))
+        self.input_tokens = _token_count(usage.get("prompt_tokens")) or self.input_tokens
+        self.output_tokens = _token_count(usage.get("completion_tokens")) or self.output_tokens
+        total = _token_count(usage.get("total_tokens")) or 0
+        known = self.input_tokens is not None and self.output_tokens is not None
+        self._more_in_all = known and total > (self.input_tokens or 0) + (self.output_tokens or 0)
 
     def _after_reasoning(self) -> float | None:
         """The first arrival of text after the end of the reasoning; None if there is none."""
-        text = "".join(self.texts)
+        text = self.text
         end = text.index(END_OF_REASONING) + len(END_OF_REASONING)
         lengths = accumulate(map(len, self.texts))
         blank = len(text[end:]) - len(text[end:].lstrip())
         return next((time for time, to in zip(self._text_times, lengths, strict=True) if to > end + blank), None)
-
-
-def _is_error(payload: bytes) -> bool:
-    """An error without the key `error`: FastAPI's detail, TorchServe's code and message, FastChat's object."""
-    tree = json.loads(payload.decode("utf-8", "replace"))
-    said = tree.get("detail") or tree.get("error_code") or (tree.get("code") and tree.get("message"))
-    return bool(said) or "error" in (tree.get("object"), tree.get("type"))
-
-
-def _shown(raw: bytes) -> str:
-    return repr(raw[:80].decode("utf-8", "replace"))

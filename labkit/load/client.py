@@ -2,8 +2,9 @@
 
 import asyncio
 import resource
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from time import perf_counter, process_time
 from typing import Any
@@ -18,14 +19,7 @@ from labkit.load.answers import Answer, error_text
 from labkit.load.blocking import blocking
 from labkit.load.preflight import check_server
 from labkit.load.results import LoadResult, Outcome, RequestRecord
-from labkit.load.workloads import (
-    Request,
-    Turn,
-    Workload,
-    constant_arrivals_s,
-    poisson_arrivals_s,
-    rising_arrivals_s,
-)
+from labkit.load.workloads import Request, Turn, Workload, arrivals_s
 
 ARRIVALS = ("poisson", "constant")
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -42,35 +36,25 @@ OnFinished = Callable[[int, int], None]
 """Called with (measured requests finished, measured requests in all), in the thread that runs the load."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How requests are written. `limit_field` names the limit of an answer's length (None: the API's own). `body` adds
-    fields to each request; None leaves one out."""
-
-    model: str
-    api: Api
-    stream: bool
-    limit_field: str | None = None
-    body: Mapping[str, Any] = field(default_factory=dict)
-
-    def encode(self, request: Request) -> bytes:
-        """The body of a request."""
-        if self.api == "plain":
-            return msgspec.json.encode({"prompt": request.prompt})
-        fields: dict[str, Any] = {"model": self.model, "temperature": request.temperature}
-        if self.api == "chat":
-            fields["messages"] = request.said
-            fields[self.limit_field or "max_completion_tokens"] = request.max_tokens
-        else:
-            fields |= {"prompt": request.prompt, self.limit_field or "max_tokens": request.max_tokens}
-        if request.seed is not None:
-            fields["seed"] = request.seed
-        if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
-            fields["ignore_eos"] = True
-        if self.stream:
-            fields |= {"stream": True, "stream_options": {"include_usage": True}}
-        fields |= self.body
-        return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+def _encode(
+    request: Request, *, model: str, api: Api, stream: bool, limit_field: str | None, more: Mapping[str, Any]
+) -> bytes:
+    """The body of a request."""
+    if api == "plain":
+        return msgspec.json.encode({"prompt": request.prompt})
+    fields: dict[str, Any] = {"model": model, "temperature": request.temperature}
+    if api == "chat":
+        fields |= {"messages": request.said, limit_field or "max_completion_tokens": request.max_tokens}
+    else:
+        fields |= {"prompt": request.prompt, limit_field or "max_tokens": request.max_tokens}
+    if request.seed is not None:
+        fields["seed"] = request.seed
+    if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
+        fields["ignore_eos"] = True
+    if stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    fields |= more
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 # --- one request and its answer ---
@@ -137,16 +121,14 @@ async def _carry_out(
                 answer.finish(content_type, perf_counter())
             else:
                 answer.take_whole(await response.read(), perf_counter())
-    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+    except asyncio.CancelledError:
+        answer.fail(Outcome.CANCELLED, "the load was stopped")
+        raise
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
         if answer.done:
             answer.finish(content_type, perf_counter())
         else:
             answer.fail(*_failure(error, timeout_s))
-    except asyncio.CancelledError:
-        answer.fail(Outcome.CANCELLED, "the load was stopped")
-        raise
-    except ValueError as error:
-        answer.fail(*_failure(error, timeout_s))
     finally:
         exchange.finished = perf_counter()
 
@@ -172,11 +154,9 @@ def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_
     """`own`: the workload has arrival times of its own."""
     fix = "leave the rate out (a trace has `speed`), or take another workload"
     require(rate is None or not own, f"rate is {rate}; this workload has arrival times of its own", fix=fix)
-    require(
-        own or (concurrency is None) != (rate is None),
-        f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load",
-        fix="pass concurrency=N (closed loop) or rate=R in requests per second (open loop)",
-    )
+    what = f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load"
+    fix = "pass concurrency=N (closed loop) or rate=R in requests per second (open loop)"
+    require(own or (concurrency is None) != (rate is None), what, fix=fix)
     if concurrency is not None:
         errors.whole("concurrency", concurrency, at_least=1)
     if rate is not None:
@@ -229,7 +209,6 @@ async def run(
     stream: bool = True,
     warmup: int = 0,
     timeout_s: float = 600.0,
-    stop_after_s: float | None = None,
     seed: int | None = None,
     api_key: str | None = None,
     preflight: bool = True,
@@ -246,8 +225,7 @@ async def run(
     linearly from there. `arrival` is "poisson" (seeded by `seed`, else by the workload's seed) or "constant". The turns
     of a conversation follow each other; concurrency and rate then count conversations. Before the load, `warmup`
     requests of the same words in another order are sent and kept apart. A request that takes longer than `timeout_s`
-    ends as TIMEOUT; after `stop_after_s` no more are sent and those under way end as CANCELLED. Cancelling this
-    coroutine closes its connections; `on_cancel` then gets what was measured so far.
+    ends as TIMEOUT. Cancelling this coroutine closes its connections; `on_cancel` then gets what was measured so far.
 
     `limit_field` is the field that limits an answer's tokens (default: max_tokens, in a chat max_completion_tokens);
     `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
@@ -260,21 +238,21 @@ async def run(
     _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
-    if stop_after_s is not None:
-        errors.above_zero("stop_after_s", stop_after_s, unit="seconds")
     address = parse(base_url, api_key=api_key)
-    protocol = Protocol(model=model, api=api, stream=stream, limit_field=limit_field, body=body or {})
+    encode = partial(_encode, model=model, api=api, stream=stream, limit_field=limit_field, more=body or {})
     seed = workload.parameters.get("seed") if seed is None else seed
     warmers = [_reversed(request) for request in workload.requests if not isinstance(request, Turn)]
     before = [Exchange(k, warmers[k % len(warmers)], warmup=True) for k in range(warmup)]
     measured = [Exchange(k, request) for k, request in enumerate(workload.requests)]
     for exchange in (*before, *measured):
-        exchange.body = protocol.encode(exchange.request)
+        exchange.body = encode(exchange.request)
     chains = _chains(measured)
     due_s = workload.due_s
     if rate is not None:
-        due_s = _arrivals_s(len(chains), rate, ramp_from, arrival, seed or 0)
-    _allow_many_connections()
+        due_s = arrivals_s(len(chains), rate=rate, ramp_from=ramp_from, arrival=arrival, seed=seed or 0)
+    # An open loop may have thousands of connections: as many open files as this process may have.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     async with _session(address) as session:
         if preflight and api != "plain":
             await check_server(session, address, model)
@@ -294,7 +272,7 @@ async def run(
                     return
                 if isinstance(exchange.request, Turn):
                     await _think(exchange, exchange.request, earlier)
-                exchange.body = protocol.encode(exchange.request)
+                exchange.body = encode(exchange.request)
                 await send(exchange)
 
         await _closed_loop([[exchange] for exchange in before], converse, concurrency or warmup)
@@ -318,14 +296,15 @@ async def run(
 
         try:
             if concurrency is not None:
-                load = _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
+                await _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
             else:
-                load = _open_loop(chains, converse, due_s, zero)
-            await _within(stop_after_s, load)
+                await _open_loop(chains, converse, due_s, zero)
         except asyncio.CancelledError:
             if on_cancel is not None:
                 on_cancel(result())
             raise
+        except BaseExceptionGroup as group:  # of the progress callback: nothing else can come up
+            raise group.exceptions[0] from None
         return result()
 
 
@@ -351,19 +330,6 @@ async def _think(exchange: Exchange, turn: Turn, earlier: Exchange) -> None:
     exchange.request = replace(turn, prompt="", messages=(*earlier.request.said, answered, *turn.said))
 
 
-def _arrivals_s(n: int, rate: float, ramp_from: float | None, arrival: str, seed: int) -> tuple[float, ...]:
-    average = rate if ramp_from is None else 1.0
-    constant = arrival == "constant"
-    due_s = constant_arrivals_s(n, rate=average) if constant else poisson_arrivals_s(n, rate=average, seed=seed)
-    return due_s if ramp_from is None else rising_arrivals_s(due_s, low=ramp_from, high=rate)
-
-
-def _allow_many_connections() -> None:
-    """Raises this process's limit on open files to what it may have: an open loop may have thousands under way."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _session(address: Address) -> aiohttp.ClientSession:
     key = {"Authorization": address.authorization} if address.authorization else {}
     return aiohttp.ClientSession(
@@ -374,18 +340,6 @@ def _session(address: Address) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=READ_BUFFER_BYTES,
     )
-
-
-async def _within(stop_after_s: float | None, load: Awaitable[None]) -> None:
-    """An error in the progress callback, the only one that can come up, ends it all."""
-    try:
-        async with asyncio.timeout(stop_after_s) as limit:
-            await load
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
 
 
 Converse = Callable[[Sequence[Exchange]], Coroutine[Any, Any, None]]

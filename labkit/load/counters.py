@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from labkit import errors
 from labkit.errors import ServerError, UsageError, require
 from labkit.load import address
 
@@ -50,22 +49,6 @@ class Histogram:
     def mean(self) -> float:
         """Sum / count, which is exact; NaN without observations."""
         return self.sum / self.count if self.count else math.nan
-
-    def quantile(self, q: float) -> float:
-        """The `q`-quantile (0 to 1) as PromQL's histogram_quantile estimates it: linear inside the bucket, from 0 in
-        the first one if its bound is positive; the highest finite bound if it lies beyond; NaN without observations."""
-        errors.number("q", q, high=1.0)
-        total = self.buckets[-1][1] if self.buckets else 0.0
-        if total == 0:
-            return math.nan
-        rank, lower, below = q * total, min(0.0, self.buckets[0][0]), 0.0
-        for upper, up_to in self.buckets:
-            if up_to >= rank and up_to > below:
-                if math.isinf(upper) or math.isinf(lower):
-                    return lower
-                return lower + (upper - lower) * (rank - below) / (up_to - below)
-            lower, below = upper, up_to
-        return lower
 
 
 @dataclass(frozen=True)
@@ -111,7 +94,6 @@ class Counters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all families."""
         return tuple(sorted(self.kinds))
 
     def _matching(self, sample: str, labels: Mapping[str, str]) -> Iterator[tuple[Labels, float]]:
@@ -131,15 +113,12 @@ class Counters:
             fix = "read a histogram with .histogram(), anything else with .value()"
             return UsageError(f"{name!r} is a {self.kinds.get(family, 'part of another metric')}", remedy=fix)
         if family in self.kinds:
-            return UsageError(
-                f"the server declares {name!r}, and no value of it yet",
-                remedy="it appears when the first event of its kind has happened: read the page again then",
-            )
+            fix = "it appears when the first event of its kind has happened: read the page again then"
+            return UsageError(f"the server declares {name!r}, and no value of it yet", remedy=fix)
         near = difflib.get_close_matches(family, self.names)
-        return UsageError(
-            f"the server has no metric {name!r}{f' with labels {dict(labels)}' if labels else ''}",
-            remedy=f"did you mean {', '.join(near)}?" if near else f"see .names: it has {len(self.names)} metrics",
-        )
+        fix = f"did you mean {', '.join(near)}?" if near else f"see .names: it has {len(self.names)} metrics"
+        shown = f" with labels {dict(labels)}" if labels else ""
+        return UsageError(f"the server has no metric {name!r}{shown}", remedy=fix)
 
 
 def parse(text: str, *, taken_s: float = 0.0) -> Counters:
@@ -177,9 +156,8 @@ def scrape(url: str, *, timeout_s: float = 10.0) -> Counters:
         with DIRECT.open(page, timeout=timeout_s) as response:
             text = response.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(
-            f"{page} cannot be read: {error}", remedy="is the server running, with metrics on?"
-        ) from error
+        fix = "is the server running, with metrics on?"
+        raise ServerError(f"{page} cannot be read: {error}", remedy=fix) from error
     return parse(text, taken_s=time.time())
 
 
@@ -193,10 +171,8 @@ def difference(before: Counters, after: Counters) -> Counters:
         if _grows(series[0], after.kinds):
             samples[series] = value - before.samples.get(series, 0.0)
             if samples[series] < 0:
-                raise ServerError(
-                    f"{series[0]} fell by {-samples[series]:g} between two readings",
-                    remedy="did the server start again in between?",
-                )
+                what = f"{series[0]} fell by {-samples[series]:g} between two readings"
+                raise ServerError(what, remedy="did the server start again in between?")
     return Counters(after.taken_s - before.taken_s, samples, after.kinds)
 
 

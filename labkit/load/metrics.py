@@ -8,14 +8,14 @@ same names. Quantities for which nothing was measured are NaN (None in `to_dict`
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 
 from labkit import errors
-from labkit.errors import UsageError
+from labkit.errors import require
 from labkit.load.results import LoadResult, RequestRecord
 
 
@@ -60,13 +60,11 @@ class Summary:
     output_tokens: int | None
     duration_s: float
     request_throughput: float
-    """Completed requests / duration."""
     output_throughput: float
     """Output tokens by the server's usage / duration."""
     total_token_throughput: float
     """(Input + output tokens) / duration."""
     ttft_s: Quantity
-    """Time to first token: first content chunk - due."""
     first_answer_token_s: Quantity
     """Time to the first token of the answer itself, after any reasoning."""
     tpot_s: Quantity
@@ -74,7 +72,6 @@ class Summary:
     itl_s: Quantity
     """Inter-token latency: the gaps between content chunks, of all requests together."""
     e2e_s: Quantity
-    """End to end: last content chunk - due."""
     ttft_from_send_s: Quantity
     e2e_from_send_s: Quantity
     client_cpu_share: float
@@ -89,37 +86,30 @@ class Summary:
 
 
 def summarise(result: LoadResult) -> Summary:
-    """The figures of a load."""
-    return summarise_records(
-        result.records,
-        duration_s=result.duration_s,
-        client_cpu_share=result.client_cpu_share,
-        warnings=result.warnings,
-    )
+    return replace(_of(result, result.records), warnings=result.warnings)
 
 
 def summarise_group(result: LoadResult, group: str) -> Summary:
     """The figures of one group of requests in a load (throughput still over the load's whole duration). UsageError if
     no request is of that group."""
     records = [record for record in result.records if record.group == group]
-    if not records:
-        known = sorted({record.group for record in result.records})
-        raise UsageError(f"no request is of group {group!r}", remedy=f"choose one of {', '.join(map(repr, known))}")
+    known = sorted({record.group for record in result.records})
+    require(bool(records), f"no request is of group {group!r}", fix=f"choose one of {', '.join(map(repr, known))}")
+    return _of(result, records)
+
+
+def _of(result: LoadResult, records: Sequence[RequestRecord]) -> Summary:
     return summarise_records(records, duration_s=result.duration_s, client_cpu_share=result.client_cpu_share)
 
 
 def summarise_records(
-    records: Sequence[RequestRecord],
-    *,
-    duration_s: float,
-    client_cpu_share: float = math.nan,
-    warnings: tuple[str, ...] = (),
+    records: Sequence[RequestRecord], *, duration_s: float, client_cpu_share: float = math.nan
 ) -> Summary:
     """The figures of `records` that took `duration_s` together."""
     done = [record for record in records if record.ok]
+    due = [record.due for record in done]
     inputs = _total(record.input_tokens for record in done)
     outputs = _total(record.output_tokens for record in done)
-    both = _total((inputs, outputs))
     return Summary(
         completed=len(done),
         failed=len(records) - len(done),
@@ -128,17 +118,17 @@ def summarise_records(
         duration_s=duration_s,
         request_throughput=_per_second(len(done), duration_s),
         output_throughput=_per_second(outputs, duration_s),
-        total_token_throughput=_per_second(both, duration_s),
-        ttft_s=quantity(record.ttft_from_schedule_s for record in done),
-        first_answer_token_s=quantity(record.first_answer_token_from_schedule_s for record in done),
+        total_token_throughput=_per_second(_total((inputs, outputs)), duration_s),
+        ttft_s=quantity(record.ttft_s for record in due),
+        first_answer_token_s=quantity(record.first_answer_token_s for record in due),
         tpot_s=quantity(record.tpot_s for record in done),
         itl_s=quantity(gap for record in done for gap in record.itl_s),
-        e2e_s=quantity(record.e2e_from_schedule_s for record in done),
+        e2e_s=quantity(record.e2e_s for record in due),
         ttft_from_send_s=quantity(record.ttft_s for record in done),
         e2e_from_send_s=quantity(record.e2e_s for record in done),
         client_cpu_share=client_cpu_share,
         requests_per_core_s=_per_second(len(done), client_cpu_share * duration_s),
-        warnings=warnings,
+        warnings=(),
     )
 
 
@@ -165,28 +155,27 @@ class Slo:
     e2e_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name, bound in asdict(self).items():
-            if bound is not None:
-                errors.above_zero(name, bound, unit="seconds")
+        for name, bound in self._bounds.items():
+            errors.above_zero(name, bound, unit="seconds")
+
+    @property
+    def _bounds(self) -> dict[str, float]:
+        return {name: bound for name, bound in asdict(self).items() if bound is not None}
 
     def holds(self, record: RequestRecord) -> bool:
         """True if the request ended OK and within every bound. As in vLLM, an answer of one token has a TPOT of 0.
 
         UsageError if a bounded quantity was not measured (no streaming, no usage)."""
-        bounds = {name: bound for name, bound in asdict(self).items() if bound is not None}
-        return record.ok and all(_measured(record, name) <= bound for name, bound in bounds.items())
+        return record.ok and all(_measured(record, name) <= bound for name, bound in self._bounds.items())
 
 
 def _measured(record: RequestRecord, name: str) -> float:
     value: float | None = getattr(record, name)
-    if value is not None:
-        return value
-    if name == "tpot_s" and record.ttft_s is not None and record.output_tokens is not None:
+    if value is None and name == "tpot_s" and record.ttft_s is not None and record.output_tokens is not None:
         return 0.0
-    raise UsageError(
-        f"the SLO bounds {name}, which request {record.index} does not have",
-        remedy="stream the answers from a server that sends usage, or leave that bound out",
-    )
+    fix = "stream the answers from a server that sends usage, or leave that bound out"
+    require(value is not None, f"the SLO bounds {name}, which request {record.index} does not have", fix=fix)
+    return cast(float, value)
 
 
 def goodput(result: LoadResult, slo: Slo) -> float:

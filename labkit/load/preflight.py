@@ -15,6 +15,24 @@ from labkit.load.address import Address
 TIMEOUT_S = 10.0
 TORCHSERVE_REFUSAL = b"Token Authorization failed"  # said with a 400
 MOST_MODELS = 20
+WITHOUT = "pass --no-preflight (preflight=False)"
+UNREACHABLE: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        TimeoutError,
+        f"{{url}} gave no answer within {TIMEOUT_S:g} s",
+        "look into the server's log: is it still starting?",
+    ),
+    (
+        aiohttp.ClientConnectorCertificateError,
+        "the certificate of {url} is not trusted",
+        "name the file of the authority that signed it in SSL_CERT_FILE, or use the name that it is for",
+    ),
+    (aiohttp.ClientSSLError, "{url} does not speak TLS", "use http:// if that is meant"),
+    (aiohttp.ClientConnectorDNSError, "no host of the name in {url} is known", "correct the URL"),
+    (aiohttp.ClientConnectorError, "nothing listens at {url}", "start the server, or correct the URL"),
+    (Exception, "{url} cannot be read", "is an OpenAI-compatible server there?"),
+)
+"""Errors of a connection, the narrower kinds first: what happened, and what to change."""
 
 
 async def check_server(session: aiohttp.ClientSession, address: Address, model: str) -> None:
@@ -22,44 +40,24 @@ async def check_server(session: aiohttp.ClientSession, address: Address, model: 
     url = f"{address.root}/models"
     status, raw = await _get(session, address)
     if status in (401, 403) or (status == 400 and TORCHSERVE_REFUSAL in raw):
-        raise LoadError(
-            f"the server refused the API key ({status} at {url})", remedy="pass the key that it started with"
-        )
+        fix = "pass the key that it started with"
+        raise LoadError(f"the server refused the API key ({status} at {url})", remedy=fix)
     if status != 200:
-        raise LoadError(
-            f"{url} answered {status}: no OpenAI-compatible API there",
-            remedy="pass the server's root, its /v1 or the whole address of an endpoint; for a server that lists no "
-            "models pass --no-preflight (preflight=False)",
+        fix = (
+            f"pass the server's root, its /v1 or the whole address of an endpoint; or, if it lists no models, {WITHOUT}"
         )
+        raise LoadError(f"{url} answered {status}: no OpenAI-compatible API there", remedy=fix)
     _check_model(raw, model, url=url)
 
 
 async def _get(session: aiohttp.ClientSession, address: Address) -> tuple[int, bytes]:
-    url = f"{address.root}/models"
     try:
         async with asyncio.timeout(TIMEOUT_S), session.get(address.url("/models")) as response:
             return response.status, await response.read()
-    except TimeoutError as error:
-        raise LoadError(
-            f"{url} gave no answer within {TIMEOUT_S:g} s",
-            remedy="look into the server's log: is it still starting?",
-        ) from error
-    except aiohttp.ClientConnectorCertificateError as error:
-        raise LoadError(
-            f"the certificate of {url} is not trusted ({error.certificate_error})",
-            remedy="name the file of the authority that signed it in SSL_CERT_FILE, or use the name that it is for",
-        ) from error
-    except aiohttp.ClientSSLError as error:
-        raise LoadError(f"{url} does not speak TLS ({error})", remedy="use http:// if that is meant") from error
-    except aiohttp.ClientConnectorDNSError as error:
-        raise LoadError(f"no host of the name in {url} is known ({error})", remedy="correct the URL") from error
-    except aiohttp.ClientConnectorError as error:
-        raise LoadError(f"nothing listens at {url} ({error})", remedy="start the server, or correct the URL") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise LoadError(
-            f"{url} cannot be read ({address.hide(str(error)) or type(error).__name__})",
-            remedy="is an OpenAI-compatible server there?",
-        ) from error
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        what, fix = next((what, fix) for kind, what, fix in UNREACHABLE if isinstance(error, kind))
+        reason = address.hide(str(error)) or type(error).__name__
+        raise LoadError(f"{what.format(url=f'{address.root}/models')} ({reason})", remedy=fix) from error
 
 
 def _check_model(raw: bytes, model: str, *, url: str) -> None:
@@ -72,10 +70,8 @@ def _check_model(raw: bytes, model: str, *, url: str) -> None:
         if isinstance(tree, dict) and isinstance(tree.get(key), list):
             tree = tree[key]
     if not isinstance(tree, list):
-        raise LoadError(
-            f"{url} lists no models: {raw[:80]!r}",
-            remedy="is an OpenAI-compatible server there? If so, pass --no-preflight (preflight=False)",
-        )
+        fix = f"is an OpenAI-compatible server there? If so, {WITHOUT}"
+        raise LoadError(f"{url} lists no models: {raw[:80]!r}", remedy=fix)
     names = list(_names(tree))
     known = any(model in (name, name.removesuffix(":latest"), name.removeprefix("models/")) for name in names)
     known = known or any("*" in name and fnmatchcase(model, name) for name in names)  # a gateway's wildcard

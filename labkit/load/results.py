@@ -5,7 +5,7 @@ Times are seconds on one clock (`time.perf_counter`) since the load began; warm-
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -24,8 +24,6 @@ FASTEST_TOKEN_S = 1e-4
 
 
 class Outcome(StrEnum):
-    """How a request ended."""
-
     OK = "ok"
     HTTP_ERROR = "http_error"
     """The server answered with an error: a status other than 200, or an error object inside the stream."""
@@ -46,7 +44,6 @@ class RequestRecord:
 
     index: int
     scheduled_s: float
-    """When it was due. In a closed loop the same as `started_s`."""
     started_s: float
     chunk_times_s: tuple[float, ...]
     """Arrival of each content chunk: one that has `choices`, from the first with a token on (a chunk is not a token).
@@ -64,19 +61,11 @@ class RequestRecord:
     answer_token_s: float | None = None
     """Arrival of the first token of the answer itself, after any reasoning."""
     limit_tokens: int | None = None
-    """The most output tokens that were asked for."""
     notes: tuple[str, ...] = ()
-    """Doubts about how the answer was read."""
 
     @property
     def ok(self) -> bool:
         return self.outcome is Outcome.OK
-
-    @property
-    def _ended_s(self) -> float:
-        """Last content chunk: vLLM ends here, not with the usage chunk or [DONE] that follow. For an answer that was
-        not streamed: its arrival."""
-        return self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s
 
     @property
     def ttft_s(self) -> float | None:
@@ -84,9 +73,16 @@ class RequestRecord:
         return self.chunk_times_s[0] - self.started_s if self.ok and self.chunk_times_s else None
 
     @property
+    def first_answer_token_s(self) -> float | None:
+        """First token of the answer itself - start; the same as TTFT where there is no reasoning."""
+        return self.answer_token_s - self.started_s if self.ok and self.answer_token_s is not None else None
+
+    @property
     def e2e_s(self) -> float | None:
-        """End to end: last content chunk (or the whole answer) - start."""
-        return self._ended_s - self.started_s if self.ok else None
+        """End to end: last content chunk (or the whole answer) - start. vLLM ends there, too, not with the usage chunk
+        or [DONE] that follow."""
+        ended_s = self.chunk_times_s[-1] if self.chunk_times_s else self.finished_s
+        return ended_s - self.started_s if self.ok else None
 
     @property
     def tpot_s(self) -> float | None:
@@ -103,31 +99,17 @@ class RequestRecord:
 
     @property
     def waited_s(self) -> float:
-        """How long after its scheduled time it was sent: start - scheduled."""
         return self.started_s - self.scheduled_s
 
     @property
-    def first_answer_token_s(self) -> float | None:
-        """First token of the answer itself - start; the same as TTFT where there is no reasoning."""
-        return self.answer_token_s - self.started_s if self.ok and self.answer_token_s is not None else None
-
-    @property
-    def ttft_from_schedule_s(self) -> float | None:
-        """First content chunk - scheduled time: what a user who came at that time waited."""
-        return self._from_schedule(self.ttft_s)
-
-    @property
     def e2e_from_schedule_s(self) -> float | None:
-        """End - scheduled time. Counting from a late start would hide the wait (coordinated omission)."""
-        return self._from_schedule(self.e2e_s)
+        return self.due.e2e_s
 
     @property
-    def first_answer_token_from_schedule_s(self) -> float | None:
-        """First token of the answer itself - scheduled time."""
-        return self._from_schedule(self.first_answer_token_s)
-
-    def _from_schedule(self, from_start_s: float | None) -> float | None:
-        return None if from_start_s is None else from_start_s + self.waited_s
+    def due(self) -> "RequestRecord":
+        """The same, started when it was due: what a user who came then waited. Counting from a late start would hide
+        the wait (coordinated omission)."""
+        return replace(self, started_s=self.scheduled_s)
 
 
 @dataclass(frozen=True)
@@ -140,9 +122,7 @@ class LoadResult:
     client_cpu_s: float
     """CPU time of this process in `duration_s`; NaN where it is not known (a result read from a file)."""
     concurrency: int | None
-    """Requests under way at a time (closed loop), or None."""
     rate: float | None
-    """Requests per second (open loop), or None."""
     workload: str
     seed: int | None
     warnings: tuple[str, ...] = ()
@@ -153,7 +133,6 @@ class LoadResult:
     arrival: str | None = None
 
     def doubted(self, *, asked: int, ramp_from: float | None = None) -> "LoadResult":
-        """The same with its warnings."""
         return replace(self, warnings=tuple(find_doubts(self, asked=asked, ramp_from=ramp_from)))
 
     @property
@@ -162,64 +141,7 @@ class LoadResult:
         return self.client_cpu_s / self.duration_s if self.duration_s > 0 else 0.0
 
 
-def find_doubts(result: LoadResult, *, asked: int, ramp_from: float | None = None) -> Iterator[str]:
-    """One sentence for each doubt about `result`, of a run that was to send `asked` requests."""
-    yield from _failures(result.records, "requests")
-    yield from _failures(result.warmup_records, "warm-up requests")
-    if missing := asked - len(result.records):
-        why = f"the load was stopped after {result.duration_s:.1f} s, or the turn before them failed"
-        yield f"{missing} of {asked} requests were not sent: {why}"
-    yield from _token_doubts([record for record in result.records if record.ok])
-    if result.stream:
-        yield from _stream_doubts([record for record in result.records if record.ok])
-    if busy := client_bound(result.client_cpu_share):
-        yield busy.what
-    if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
-        yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"
-    if ramp_from is not None:
-        yield f"the load rose from {ramp_from:g}: these figures are over the whole ramp, not of one level"
-
-
-def _token_doubts(done: Sequence[RequestRecord]) -> Iterator[str]:
-    if blind := sum(record.output_tokens is None for record in done):
-        yield (
-            f"{blind} of {len(done)} answers came without usage, or with one that cannot be right: their tokens are "
-            "unknown, and chunks are not tokens"
-        )
-    over = [record for record in done if record.limit_tokens is not None and _tokens(record) > record.limit_tokens]
-    if over:
-        worst = max(over, key=_tokens)
-        yield (
-            f"{len(over)} of {len(done)} answers are longer than asked (up to {_tokens(worst):,} tokens where "
-            f"{worst.limit_tokens:,} were the limit): the server ignores the limit, or its count of tokens is wrong"
-        )
-    if few := sum(len(record.chunk_times_s) > 2 * (record.output_tokens or math.inf) + 2 for record in done):
-        yield f"{few} of {len(done)} answers have fewer tokens by their usage than half their chunks: is it their sum?"
-
-
-def _tokens(record: RequestRecord) -> int:
-    """Output tokens, or where they are unknown the chunks, less the two that may hold none."""
-    return len(record.chunk_times_s) - 2 if record.output_tokens is None else record.output_tokens
-
-
-def _stream_doubts(done: Sequence[RequestRecord]) -> Iterator[str]:
-    if whole := sum(_came_whole(record) for record in done):
-        yield (
-            f"{whole} of {len(done)} answers arrived all at once: the server, or something before it, does not stream; "
-            "ITL and TPOT say nothing, and TTFT is the time of the whole answer"
-        )
-    if empty := sum(not record.chunk_times_s for record in done):
-        yield f"{empty} of {len(done)} answers hold no token that shows: they have no TTFT"
-    if thinking := sum(bool(record.chunk_times_s) and record.answer_token_s is None for record in done):
-        yield f"{thinking} of {len(done)} answers ended inside their reasoning: no token of the answer itself came"
-    if noted := [record.notes[0] for record in done if record.notes]:
-        yield f"{len(noted)} of {len(done)} answers were read with a doubt; the first: {noted[0]}"
-    lasted_s = [record.finished_s - record.chunk_times_s[-1] for record in done if record.chunk_times_s]
-    if kept := [seconds for seconds in lasted_s if seconds > OPEN_S]:
-        yield (
-            f"{len(kept)} of {len(done)} answers ended up to {max(kept):.1f} s after their last token: in a closed "
-            "loop, that lowers the throughput"
-        )
+Doubt = tuple[Callable[[RequestRecord], bool], str]
 
 
 def _came_whole(record: RequestRecord) -> bool:
@@ -230,8 +152,75 @@ def _came_whole(record: RequestRecord) -> bool:
     return len(times) > 1 and tokens >= FEW_TOKENS and times[-1] - times[0] < (tokens - 1) * FASTEST_TOKEN_S
 
 
+TOKEN_DOUBTS: tuple[Doubt, ...] = (
+    (
+        lambda record: record.output_tokens is None,
+        "came without usage, or with one that cannot be right: their tokens are unknown, and chunks are not tokens",
+    ),
+    (
+        lambda record: len(record.chunk_times_s) > 2 * (record.output_tokens or math.inf) + 2,
+        "have fewer tokens by their usage than half their chunks: is it their sum?",
+    ),
+)
+STREAM_DOUBTS: tuple[Doubt, ...] = (
+    (
+        _came_whole,
+        "arrived all at once: the server, or something before it, does not stream; ITL and TPOT say nothing, and TTFT "
+        "is the time of the whole answer",
+    ),
+    (lambda record: not record.chunk_times_s, "hold no token that shows: they have no TTFT"),
+    (
+        lambda record: bool(record.chunk_times_s) and record.answer_token_s is None,
+        "ended inside their reasoning: no token of the answer itself came",
+    ),
+)
+
+
+def find_doubts(result: LoadResult, *, asked: int, ramp_from: float | None = None) -> Iterator[str]:
+    """One sentence for each doubt about `result`, of a run that was to send `asked` requests."""
+    yield from _failures(result.records, "requests")
+    yield from _failures(result.warmup_records, "warm-up requests")
+    if missing := asked - len(result.records):
+        why = f"the load was stopped after {result.duration_s:.1f} s, or the turn before them failed"
+        yield f"{missing} of {asked} requests were not sent: {why}"
+    done = [record for record in result.records if record.ok]
+    for holds, said in TOKEN_DOUBTS + (STREAM_DOUBTS if result.stream else ()):
+        if count := sum(map(holds, done)):
+            yield f"{count} of {len(done)} answers {said}"
+    yield from _extremes(done)
+    if busy := client_bound(result.client_cpu_share):
+        yield busy.what
+    if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
+        yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"
+    if ramp_from is not None:
+        yield f"the load rose from {ramp_from:g}: these figures are over the whole ramp, not of one level"
+
+
 def _failures(records: Sequence[RequestRecord], what: str) -> Iterator[str]:
     if failed := [record for record in records if not record.ok]:
         outcomes = Counter(record.outcome.value for record in failed)
         kinds = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
         yield f"{len(failed)} of {len(records)} {what} failed ({kinds}); the first: {failed[0].error}"
+
+
+def _extremes(done: Sequence[RequestRecord]) -> Iterator[str]:
+    over = [record for record in done if record.limit_tokens is not None and _tokens(record) > record.limit_tokens]
+    if over:
+        worst = max(over, key=_tokens)
+        yield (
+            f"{len(over)} of {len(done)} answers are longer than asked (up to {_tokens(worst):,} tokens where "
+            f"{worst.limit_tokens:,} were the limit): the server ignores the limit, or its count of tokens is wrong"
+        )
+    if noted := [record.notes[0] for record in done if record.notes]:
+        yield f"{len(noted)} of {len(done)} answers were read with a doubt; the first: {noted[0]}"
+    lasted_s = [record.finished_s - record.chunk_times_s[-1] for record in done if record.chunk_times_s]
+    if kept := [seconds for seconds in lasted_s if seconds > OPEN_S]:
+        yield (
+            f"{len(kept)} of {len(done)} answers ended up to {max(kept):.1f} s after their last token: in a closed "
+            "loop, that lowers the throughput"
+        )
+
+
+def _tokens(record: RequestRecord) -> int:
+    """Output tokens, or where they are unknown the chunks, less the two that may hold none."""
+    return len(record.chunk_times_s) - 2 if record.output_tokens is None else record.output_tokens

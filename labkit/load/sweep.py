@@ -7,7 +7,7 @@ shows no knee says so."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
@@ -99,8 +99,7 @@ def step(result: LoadResult, level: float, slo: Slo | None) -> Step:
     """What one load of the ladder gave. The SLO counts from the time at which a request was due."""
     kept = None
     if slo is not None and result.records:
-        due = [replace(record, started_s=record.scheduled_s) for record in result.records]
-        kept = sum(map(slo.holds, due)) / len(due)
+        kept = sum(slo.holds(record.due) for record in result.records) / len(result.records)
     done = sorted((record for record in result.records if record.ok), key=lambda record: record.scheduled_s)
     dues, ends = [record.scheduled_s for record in done], sorted(record.finished_s for record in done)
     latencies_s = [record.e2e_from_schedule_s or 0.0 for record in done]

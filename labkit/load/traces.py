@@ -10,25 +10,24 @@ for every line of Mooncake's conversation and synthetic traces (12,031 and 3,993
 lines, too."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from labkit import errors
 from labkit.errors import UsageError, require
 
+T = TypeVar("T")
 MOST_FILE_BYTES = 2**30
 MOST_BLOCKS = 40_000**2
 """Ids are below this: a modelled prompt names its block by two of 40,000 token ids."""
 
 
 class Line(msgspec.Struct):
-    """One line of a trace. Other keys are ignored."""
-
     timestamp: Annotated[float, msgspec.Meta(ge=0)]
     input_length: Annotated[int, msgspec.Meta(ge=1)]
     output_length: Annotated[int, msgspec.Meta(ge=0)]
@@ -56,14 +55,11 @@ def read(path: str | Path, *, n: int | None, speed: float, block_tokens: int, lo
     errors.whole("block_tokens", block_tokens, at_least=2)
     errors.whole("longest", 2 if longest is None else longest, at_least=2)
     errors.above_zero("speed", speed, unit="times the recorded rate")
-    lines = _lines(path, block_tokens)
+    lines = list(_lines(path, block_tokens))
     kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
-    too_long = f" of at most {longest} tokens" if longest else ""
-    require(
-        len(kept) >= (n or 1),
-        f"{path} holds {len(kept)} requests{too_long}; {n or 1} are needed",
-        fix="ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer",
-    )
+    what = f"{len(kept)} requests{f' of at most {longest} tokens' if longest else ''}; {n or 1} are needed"
+    fix = "ask for fewer, or raise `longest`" if longest else "add lines to it or ask for fewer"
+    require(len(kept) >= (n or 1), f"{path} holds {what}", fix=fix)
     ordered = sorted(kept, key=lambda line: line.timestamp)[:n]
     start = ordered[0].timestamp
     return Recorded(
@@ -82,30 +78,29 @@ def counted(*notes: tuple[int, str]) -> tuple[str, ...]:
     return tuple(f"{number} {text}" for number, text in notes if number)
 
 
-def _lines(path: str | Path, block_tokens: int) -> list[Line]:
-    decoder = msgspec.json.Decoder(Line)
-    lines = []
-    for number, text in enumerate(read_lines(path), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = decoder.decode(text)
-        except msgspec.DecodeError as error:
-            raise UsageError(f"{path}, line {number}: {error}", remedy="correct or remove that line") from error
-        blocks = math.ceil(line.input_length / block_tokens)
-        require(
-            len(line.hash_ids) == blocks,
-            f"{path}, line {number}: {len(line.hash_ids)} hash_ids; an input_length of {line.input_length} makes"
-            f" {blocks} blocks of {block_tokens} tokens",
-            fix="pass the block_tokens that the trace was recorded with, or correct that line",
-        )
-        lines.append(line)
-    return lines
+def _lines(path: str | Path, block_tokens: int) -> Iterator[Line]:
+    for where, line in read_lines(path, Line):
+        blocks, ids = math.ceil(line.input_length / block_tokens), len(line.hash_ids)
+        what = f"{ids} hash_ids; an input_length of {line.input_length} makes {blocks} blocks of {block_tokens} tokens"
+        fix = "pass the block_tokens that the trace was recorded with, or correct that line"
+        require(ids == blocks, f"{where}: {what}", fix=fix)
+        yield line
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a JSONL file. UsageError for no file, one that never ends (/dev/zero) or is too long, and no
-    text."""
+def read_lines(path: str | Path, kind: type[T]) -> Iterator[tuple[str, T]]:
+    """The lines of a JSONL file that are not empty, each with where it is. UsageError for no file, one that never ends
+    (/dev/zero) or is too long, no text, and a line that is no `kind`."""
+    # Not splitlines(): a prompt may hold U+2028 and its like, which end no line in JSONL.
+    for number, text in enumerate(_text(path).split("\n"), start=1):
+        if text.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, msgspec.json.decode(text, type=kind)
+            except msgspec.DecodeError as error:
+                raise UsageError(f"{where}: {error}", remedy="correct or remove that line") from error
+
+
+def _text(path: str | Path) -> str:
     file = Path(str(path))
     try:
         whole = not file.exists() or file.is_file()
@@ -113,8 +108,7 @@ def read_lines(path: str | Path) -> list[str]:
         length = file.stat().st_size
         require(length <= MOST_FILE_BYTES, f"{path} has {length:,} bytes, more than 1 GiB", fix="take a part of it")
         raw = file.read_bytes()
-        # Not splitlines(): a prompt may hold U+2028 and its like, which end no line in JSONL.
-        return raw.decode("utf-8").split("\n")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path}, line {line}: not UTF-8 text", remedy="save the file as UTF-8") from error

@@ -175,6 +175,14 @@ def rising_arrivals_s(steady_s: Sequence[float], *, low: float, high: float) -> 
     return tuple(map(moved, steady_s))
 
 
+def arrivals_s(n: int, *, rate: float, ramp_from: float | None, arrival: str, seed: int) -> tuple[float, ...]:
+    """`n` arrival times, "poisson" or "constant", at `rate` or rising to it from `ramp_from`."""
+    average = rate if ramp_from is None else 1.0
+    constant = arrival == "constant"
+    due_s = constant_arrivals_s(n, rate=average) if constant else poisson_arrivals_s(n, rate=average, seed=seed)
+    return due_s if ramp_from is None else rising_arrivals_s(due_s, low=ramp_from, high=rate)
+
+
 def _check(n: int, rate: float) -> None:
     errors.whole("n", n, at_least=0)
     errors.above_zero("rate", rate, unit="requests per second")
@@ -214,10 +222,18 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, s
     `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError names the file and the line."""
     errors.whole("max_tokens", max_tokens, at_least=1)
     errors.whole("n", 1 if n is None else n, at_least=1)
-    requests: list[Request] = []
-    for number, text in enumerate(read_lines(path), start=1):
-        if text.strip() and len(requests) != n:
-            requests.append(_request(text, max_tokens, where=f"{path}, line {number}"))
+    requests = [
+        Request(
+            line.prompt or "",
+            line.max_tokens or line.output_tokens or max_tokens,
+            line.temperature,
+            line.seed,
+            line.ignore_eos,
+            line.messages or None,
+            line.group,
+        )
+        for _, line in islice(read_lines(path, _Line), n)
+    ]
     enough = len(requests) >= (n or 1)
     fix = "add lines to it or ask for fewer"
     require(enough, f"{path} holds {len(requests)} requests; {n or 1} are needed", fix=fix)
@@ -239,17 +255,6 @@ def _line(request: Request) -> dict[str, Any]:
     seed = {} if request.seed is None else {"seed": request.seed}
     more = {"temperature": request.temperature, **seed, "ignore_eos": request.ignore_eos, "group": request.group}
     return {**asked, "output_tokens": request.max_tokens, **more}
-
-
-def _request(text: str, default_max_tokens: int, *, where: str) -> Request:
-    try:
-        line = msgspec.json.decode(text, type=_Line)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{where}: {error}", remedy="correct or remove that line") from error
-    tokens = line.max_tokens or line.output_tokens or default_max_tokens
-    return Request(
-        line.prompt or "", tokens, line.temperature, line.seed, line.ignore_eos, line.messages or None, line.group
-    )
 
 
 def build(name: str, *, n: int | None, seed: int = 0, **options: Any) -> Workload:
@@ -284,24 +289,22 @@ def chat(
     prompt_words_low: int | None = None,
     max_tokens: int = 64,
     max_tokens_low: int | None = None,
-    distinct: int | None = None,
 ) -> Workload:
     """`n` short messages of `prompt_words` words with answers of `max_tokens` tokens.
 
-    With `prompt_words_low` or `max_tokens_low`, lengths are drawn evenly from low to high. All prompts differ, unless
-    `distinct` asks for only so many different ones, repeated in turn. UsageError on a value out of range."""
+    With `prompt_words_low` or `max_tokens_low`, lengths are drawn evenly from low to high. All prompts differ.
+    UsageError on a value out of range."""
     parameters = dict(locals())
     errors.whole("n", n, at_least=1)
     errors.span("prompt_words", prompt_words_low, prompt_words, at_least=SHORTEST_PROMPT_WORDS)
     errors.span("max_tokens", max_tokens_low, max_tokens, at_least=1)
-    errors.whole("distinct", n if distinct is None else distinct, at_least=1)
 
     def request(index: int) -> Request:
         rng = Random(f"chat/{seed}/{index}")
         words, tokens = _draw(rng, prompt_words_low, prompt_words), _draw(rng, max_tokens_low, max_tokens)
         return Request(message(rng, seed=seed, index=index, words=words), tokens, group="chat")
 
-    return Workload("chat", tuple(request(i % (distinct or n)) for i in range(n)), parameters)
+    return Workload("chat", tuple(map(request, range(n))), parameters)
 
 
 def _draw(rng: Random, low: int | None, high: int) -> int:

@@ -1,6 +1,7 @@
 """Streams as servers and gateways send them, each with what a client must make of it.
 
-The answer is "Hello world", asked for with a limit of 8 tokens, unless the shape is about something else."""
+The answer is "Hello world", asked for with a limit of 8 tokens, unless the shape is about something else. A name begins
+with the report's number or the server that sends it."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ def usage(output: Any = 2, prompt: Any = 5, **more: Any) -> dict[str, Any]:
 
 HELLO, WORLD, STOP = delta("Hello"), delta(" world"), delta(reason="stop")
 DONE = event("[DONE]")
-SURROGATE = r'{"choices": [{"delta": {"content": "\ud83d"}}]}'
 CUT = -1.0  # the connection is cut
 GAP_S = 0.005
 FIRST_S = 0.06
@@ -40,12 +40,16 @@ def stream(*chunks: Any) -> tuple[Piece, ...]:
     return (*(piece for chunk in chunks for piece in (GAP_S, event(chunk))), event(usage()), DONE)
 
 
+def used(*numbers: Any, **more: Any) -> tuple[Piece, ...]:
+    """The whole answer with this usage."""
+    return (*HI, event(STOP), event(usage(*numbers, **more)), DONE)
+
+
 @dataclass(frozen=True)
 class Shape:
     """A stream and what is right for it: outcome, tokens (UNKNOWN: none may be stated), text, a part of the error, a
     part of a warning, and bounds of TTFT in seconds."""
 
-    source: str
     pieces: tuple[Piece, ...]
     outcome: str = "ok"
     tokens: int = 2
@@ -60,217 +64,112 @@ WHOLE = {"choices": [{"message": {"content": "Hello world"}, "finish_reason": "s
 HI = (event(HELLO), GAP_S, event(WORLD))
 ENDED = (event(STOP), event(usage()), DONE)
 EMOJI = event(delta("h\u00e9llo \U0001f600"))
-OLD_ERROR = {"object": "error", "message": "engine died", "code": 50002}
 PARTS = [{"type": "text", "text": "Hello"}, {"type": "text", "text": " world"}]
 THOUGHT = delta([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}])
+TOOL = delta(tool_calls=[{"index": 0, "function": {"arguments": "{"}}])
+DIED = {"message": "engine died"}
+DIED_CHOICE = {"choices": [{"delta": {}, "finish_reason": "error", "error": DIED}]}
+
+# Read without a doubt.
+READ: dict[str, tuple[Piece, ...]] = {
+    "S01 normal": (*HI, *ENDED),
+    "S03 usage in each chunk, ogx#5122, sglang#12241": stream({**HELLO, "usage": usage(1)["usage"]}, WORLD),
+    "S07 no blank, CRLF": tuple(event(c, "\r\n\r\n", "data:") for c in (HELLO, WORLD, STOP, usage(), "[DONE]")),
+    "S12 empty finish reasons": (event(delta("Hello", "")), GAP_S, event(delta(" world", "")), *ENDED),
+    "S23 a null choice, delta and choices": stream(
+        HELLO, {"choices": [None]}, {"choices": [{"delta": None}]}, {"choices": None}, WORLD, STOP
+    ),
+    "S24 content parts, hermes-agent#4748": stream(delta(PARTS[:1]), delta(PARTS[1:]), STOP),
+    "S24 thinking parts, llm-mistral#39": stream(THOUGHT, HELLO, WORLD, STOP),
+    "float usage": used(2.0, 5.0),
+    "usage, then null": (*HI, event(STOP), event(usage()), event({"choices": [], "usage": None}), DONE),
+    "no blank lines between": tuple(event(c, "\n") for c in (HELLO, WORLD, STOP, usage(), "[DONE]")),
+    "a line of 3 MB": (event({**HELLO, "prompt": "x" * 3_000_000}), event(WORLD), *ENDED),
+    "ends in a reason, no [DONE]": (*HI, event(STOP), event(usage())),
+    "a byte order mark": (b"\xef\xbb\xbf" + HI[0], *HI[1:], *ENDED),
+    "a cut after [DONE]": (*HI, *ENDED, CUT),
+}
+# What comes before the first token, and is none.
+BEFORE: dict[str, tuple[bytes, ...]] = {
+    "S06 azure's empty choices": (event({"choices": [], "prompt_filter_results": []}),),
+    "S08 comments, dive#206": (b": OPENROUTER PROCESSING\n\n", b":\n\n"),
+    "S09 empty data keep-alive, llm-gateway#2053": (b"data:\n\n", b"data: \n\n"),
+    "S09 objects as keep-alive": (event({}), event({"type": "ping"}), event("null")),
+    "S12 role alone, OmniRoute#7136": (event(delta(role="assistant")),),
+    "S12 empty content": (event(delta("", role="assistant")), event(delta("", reasoning_content=""))),
+}
+# Errors of an engine that died, in every form.
+ERRORS: dict[str, tuple[Piece, ...]] = {
+    "S13 then [DONE], guidellm#743": (*HI, event({"error": DIED}), DONE),
+    "S14 in the middle, vllm#40986": (event(HELLO), event({"error": "engine died"})),
+    "S15 an event": (event(HELLO), b'event: error\ndata: "engine died"\n\n'),
+    "llama.cpp#14566 a field": (event(HELLO), b'error: {"code": 500, "message": "engine died"}\n\n', DONE),
+    "vLLM before 0.10": (event(HELLO), event({"object": "error", "code": 50002, **DIED}), DONE),
+    "TorchServe": (event(HELLO), event({"code": 500, "type": "InternalServerException", **DIED}), DONE),
+    "FastAPI": (event({"detail": "engine died"}), DONE),
+    "FastChat": (event(HELLO), event({"error_code": 50001, **DIED}), DONE),
+    "in words": (event(HELLO), event("Error: engine died"), DONE),
+    "gateways, a bare object": (event(HELLO), b'{"error": {"message": "engine died"}}\n', DONE),
+    "OpenRouter, in the choice": (event(HELLO), event(DIED_CHOICE), DONE),
+}
+# Not what the protocol says: a part of the error.
+MALFORMED: dict[str, tuple[str, tuple[Piece, ...]]] = {
+    "S16 [DONE] alone, vllm#40978": ("no content chunk", (DONE,)),
+    "S16 keep-alives alone": ("no content chunk", (event({}), DONE)),
+    "S17 cut short, litellm#39748": ("without [DONE]", HI),
+    "S17 half a chunk": ("cannot be read", (event(HELLO), b'data: {"choices": [{"del')),
+    "NaN": ("cannot be read", (event('{"choices": [{"delta": {"content": "a"}, "logprobs": NaN}]}'), *HI, *ENDED)),
+    "half a character": ("cannot be read", (b'data: {"choices": [{"text": "a\xf0\x9f"}]}\n\n', *HI, *ENDED)),
+    "choices of another kind": ("cannot be read", (event({"choices": "Hello"}), DONE)),
+}
 
 SHAPES: dict[str, Shape] = {
-    # read
-    "normal": Shape("S01", (*HI, *ENDED)),
-    "usage in each chunk": Shape("S03 ogx#5122, sglang#12241", stream({**HELLO, "usage": usage(1)["usage"]}, WORLD)),
-    "azure's empty choices": Shape(
-        "S06", (event({"choices": [], "prompt_filter_results": []}), FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S
-    ),
-    "no blank, CRLF": Shape(
-        "S07 openai-python#498", tuple(event(c, "\r\n\r\n", "data:") for c in (HELLO, WORLD, STOP, usage(), "[DONE]"))
-    ),
-    "comments": Shape(
-        "S08 dive#206", (b": OPENROUTER PROCESSING\n\n", FIRST_S, *HI, b":\n\n", *ENDED), ttft_from_s=FIRST_S
-    ),
-    "empty data keep-alive": Shape(
-        "S09 llm-gateway#2053, opencode#50871", (b"data:\n\n", b"data: \n\n", FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S
-    ),
-    "objects as keep-alive": Shape(
-        "S09", (event({}), event({"type": "ping"}), event("null"), FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S
-    ),
-    "a ping event": Shape("S09", (b"event: ping\n" + event('"alive"'), *HI, *ENDED)),
-    "a word as keep-alive": Shape("S09", (event("ping"), *HI, *ENDED), warning="no JSON"),
-    "role alone first": Shape(
-        "S12 OmniRoute#7136", (event(delta(role="assistant")), FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S
-    ),
-    "empty content first": Shape(
-        "S12", (event(delta("", role="assistant")), FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S
-    ),
-    "empty reasoning first": Shape(
-        "S12", (event(delta("", reasoning_content="")), FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S
-    ),
-    "empty finish reasons": Shape(
-        "empty reasons", (event(delta("Hello", "")), GAP_S, event(delta(" world", "")), *ENDED)
-    ),
-    "tool calls": Shape(
-        "S19",
-        stream(delta(tool_calls=[{"index": 0, "function": {"arguments": "{"}}]), delta(reason="tool_calls")),
-        text="",
-    ),
-    "a null choice and delta": Shape(
-        "S23", stream(HELLO, {"choices": [None]}, {"choices": [{"delta": None}]}, {"choices": None}, WORLD, STOP)
-    ),
-    "content parts": Shape("S24 hermes-agent#4748", stream(delta(PARTS[:1]), delta(PARTS[1:]), STOP)),
-    "thinking parts": Shape("llm-mistral#39", stream(THOUGHT, HELLO, WORLD, STOP)),
-    "float usage": Shape("float usage", (*HI, event(STOP), event(usage(2.0, 5.0)), DONE)),
-    "usage, then null": Shape(
-        "usage null last", (*HI, event(STOP), event(usage()), event({"choices": [], "usage": None}), DONE)
-    ),
-    "usage inside the choice": Shape(
-        "Moonshot", (*HI, event({"choices": [{"delta": {}, "finish_reason": "stop", "usage": usage()["usage"]}]}), DONE)
-    ),
-    "groq's usage": Shape("Groq", (*HI, event({**STOP, "x_groq": {"usage": usage()["usage"]}}), DONE)),
+    **{name: Shape(pieces) for name, pieces in READ.items()},
+    **{name: Shape((*pieces, FIRST_S, *HI, *ENDED), ttft_from_s=FIRST_S) for name, pieces in BEFORE.items()},
+    **{name: Shape(pieces, "http_error", error="engine died") for name, pieces in ERRORS.items()},
+    **{name: Shape(pieces, "malformed", error=said) for name, (said, pieces) in MALFORMED.items()},
+    "S19 tool calls": Shape(stream(TOOL, delta(reason="tool_calls")), text=""),
     "a split character": Shape(
-        "cut UTF-8",
         (EMOJI[:-12], GAP_S, EMOJI[-12:-8], GAP_S, EMOJI[-8:], event(WORLD), *ENDED),
         text="h\u00e9llo \U0001f600 world",
     ),
-    "data on several lines": Shape(
-        "SSE's multi-line data",
-        (*HI, b'data: {"choices":\ndata: [{"delta": {},\ndata: "finish_reason": "stop"}]}\n\n', event(usage()), DONE),
-    ),
-    "no blank lines between": Shape(
-        "single line ends", (*(event(c, "\n") for c in (HELLO, WORLD, STOP, usage(), "[DONE]")),)
-    ),
-    "no line end at the end": Shape("open end", (*HI, event(usage()), b"data: [DONE]")),
-    "a line of 3 MB": Shape("long lines", (event({**HELLO, "prompt": "x" * 3_000_000}), event(WORLD), *ENDED)),
-    "ends in a reason, no [DONE]": Shape("no [DONE]", (*HI, event(STOP), event(usage()))),
-    "halves of a character": Shape(
-        "surrogates",
-        (event(SURROGATE), event(SURROGATE.replace("ud83d", "ude00")), *ENDED),
-        text="\U0001f600",
-    ),
-    "half a character in bytes": Shape(
-        "bytes",
-        (b'data: {"choices": [{"delta": {"content": "a\xf0\x9f"}}]}\n\n', *HI, *ENDED),
-        text="a\ufffdHello world",
-    ),
-    "NaN": Shape("NaN", (event('{"choices": [{"delta": {"content": "Hello"}, "logprobs": NaN}]}'), *HI[1:], *ENDED)),
-    "a byte order mark": Shape("BOM", (b"\xef\xbb\xbf" + HI[0], *HI[1:], *ENDED)),
-    "a cut after [DONE]": Shape("closed hard", (*HI, *ENDED, CUT)),
     # doubted
-    "open after [DONE]": Shape("never closed", (*HI, *ENDED, 5.0), warning="after their last token"),
-    "reasoning left out of usage": Shape(
-        "xAI, Gemini", (*HI, event(STOP), event(usage(2, total_tokens=99)), DONE), warning="reasoning are left out"
-    ),
-    "no usage": Shape("S02 vllm#5708", (*HI, event(STOP), DONE), tokens=UNKNOWN, warning="usage"),
-    "usage of zero": Shape("usage zero", (*HI, event(STOP), event(usage(0, 0)), DONE), tokens=UNKNOWN, warning="usage"),
-    "negative usage": Shape(
-        "usage negative", (*HI, event(STOP), event(usage(-1, -1)), DONE), tokens=UNKNOWN, warning="usage"
-    ),
-    "usage of words": Shape(
-        "usage text", (*HI, event(STOP), event(usage("many", None)), DONE), tokens=UNKNOWN, warning="usage"
-    ),
-    "half a token": Shape("usage 2.5", (*HI, event(STOP), event(usage(2.5)), DONE), tokens=UNKNOWN, warning="usage"),
-    "ignores the limit": Shape(
-        "S21 llama-cpp-python#1907",
-        (*HI, event(STOP), event(usage(5000)), DONE),
-        tokens=5000,
-        warning="5,000 tokens where 8 were the limit",
-    ),
-    "ignores the limit, no usage": Shape(
-        "S21", (*HI * 20, event(STOP), DONE), tokens=UNKNOWN, text="Hello world" * 20, warning="8 were the limit"
+    "S09 a word as keep-alive": Shape((event("ping"), *HI, *ENDED), warning="no chunk was skipped"),
+    "open after [DONE]": Shape((*HI, *ENDED, 5.0), warning="after their last token"),
+    "reasoning left out of usage, xAI, Gemini": Shape(used(2, total_tokens=99), warning="reasoning are left out"),
+    "S02 no usage, vllm#5708": Shape((*HI, event(STOP), DONE), tokens=UNKNOWN, warning="usage"),
+    "usage of zero": Shape(used(0, 0), tokens=UNKNOWN, warning="usage"),
+    "half a token": Shape(used(2.5), tokens=UNKNOWN, warning="usage"),
+    "S21 ignores the limit": Shape(used(5000), tokens=5000, warning="5,000 tokens where 8 were the limit"),
+    "S21 ignores the limit, no usage": Shape(
+        (*HI * 20, event(STOP), DONE), tokens=UNKNOWN, text="Hello world" * 20, warning="8 were the limit"
     ),
     "all in one chunk": Shape(
-        "one chunk", (FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE), warning="all at once"
+        (FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE), warning="all at once"
     ),
     "a burst": Shape(
-        "fake stream",
         (FIRST_S, b"".join(event(delta(str(k))) for k in range(8)), event(STOP), event(usage(8)), DONE),
         tokens=8,
         text="01234567",
         warning="all at once",
     ),
-    "usage of one chunk": Shape(
-        "usage is no sum",
-        (*HI * 4, event(STOP), event(usage(1)), DONE),
-        tokens=1,
-        text="Hello world" * 4,
-        warning="fewer tokens",
-    ),
+    "usage of one chunk": Shape((*HI * 3, *used(1)), tokens=1, text="Hello world" * 4, warning="fewer tokens"),
     "no text": Shape(
-        "empty answer",
-        (event(delta("")), event(STOP), event(usage(1)), DONE),
-        tokens=1,
-        text="",
-        warning="no token that shows",
+        (event(delta("")), event(STOP), event(usage(1)), DONE), tokens=1, text="", warning="no token that shows"
     ),
-    "reasoning alone": Shape(
-        "S04 guidellm#737",
+    "S04 reasoning alone, guidellm#737": Shape(
         stream(delta(reasoning_content="hm"), delta(reasoning="so"), delta(reason="length")),
         text="",
         warning="inside their reasoning",
     ),
     # refused by name
-    "an error, then [DONE]": Shape(
-        "S13 guidellm#743", (*HI, event({"error": {"message": "engine died"}}), DONE), "http_error", error="engine died"
-    ),
-    "an error in the middle": Shape(
-        "S14 vllm#40986", (event(HELLO), event({"error": "engine died"})), "http_error", error="engine died"
-    ),
-    "an error event": Shape(
-        "S15", (event(HELLO), b'event: error\ndata: "engine died"\n\n'), "http_error", error="engine died"
-    ),
-    "an error event with an object": Shape(
-        "S15",
-        (event(HELLO), b'event: error\ndata: {"message": "engine died"}\n\n', DONE),
-        "http_error",
-        error="engine died",
-    ),
-    "an error field": Shape(
-        "llama.cpp#14566",
-        (event(HELLO), b'error: {"code": 500, "message": "engine died"}\n\n', DONE),
-        "http_error",
-        error="engine died",
-    ),
-    "an error object": Shape(
-        "FastChat, vLLM before 0.10", (event(HELLO), event(OLD_ERROR), DONE), "http_error", error="engine died"
-    ),
-    "an error code": Shape(
-        "TorchServe",
-        (event(HELLO), event({"code": 500, "type": "InternalServerException", "message": "engine died"}), DONE),
-        "http_error",
-        error="engine died",
-    ),
-    "an error detail": Shape("FastAPI", (event({"detail": "engine died"}), DONE), "http_error", error="engine died"),
-    "an error in words": Shape(
-        "plain text", (event(HELLO), event("Error: engine died"), DONE), "http_error", error="engine died"
-    ),
-    "a bare error": Shape(
-        "gateways", (event(HELLO), b'{"error": {"message": "engine died"}}\n', DONE), "http_error", error="engine died"
-    ),
     "an error as the whole": Shape(
-        "200 with an error",
-        (b'{"error": {"message": "engine died"}}',),
-        "http_error",
-        error="engine died",
-        content_type="application/json",
+        (b'{"error": {"message": "engine died"}}',), "http_error", error="died", content_type="application/json"
     ),
-    "an error reason": Shape(
-        "vllm#40986", (event(HELLO), event(delta("", "error")), DONE), "http_error", error="'error'"
+    "vllm#40986 an error reason": Shape((event(HELLO), event(delta("", "error")), DONE), "http_error", error="'error'"),
+    "SGLang's aborted answer": Shape((event(HELLO), event(delta("", "abort")), DONE), "http_error", error="'abort'"),
+    "S30 a whole answer, LiteLLM": Shape(
+        (event(WHOLE)[6:],), "malformed", error="application/json", content_type="application/json"
     ),
-    "an aborted answer": Shape(
-        "SGLang", (event(HELLO), event(delta("", "abort")), event(usage()), DONE), "http_error", error="'abort'"
-    ),
-    "an error in the choice": Shape(
-        "OpenRouter",
-        (
-            event(HELLO),
-            event({"choices": [{"delta": {}, "finish_reason": "error", "error": {"message": "engine died"}}]}),
-            DONE,
-        ),
-        "http_error",
-        error="engine died",
-    ),
-    "[DONE] alone": Shape("S16 vllm#40978", (DONE,), "malformed", error="no content chunk"),
-    "keep-alives alone": Shape("S16", (event({}), DONE), "malformed", error="no content chunk"),
-    "cut short": Shape("S17 litellm#39748", HI, "malformed", error="without [DONE]"),
-    "cut short, empty reasons": Shape(
-        "S17", (event(delta("Hello", "")), event(delta(" world", "null"))), "malformed", error="without [DONE]"
-    ),
-    "half a chunk": Shape("S17", (event(HELLO), b'data: {"choices": [{"del'), "malformed", error="is not JSON"),
-    "a whole answer": Shape(
-        "S30 LiteLLM", (event(WHOLE)[6:],), "malformed", error="application/json", content_type="application/json"
-    ),
-    "a page": Shape(
-        "a proxy", (b"<html><body>Sign in</body></html>",), "malformed", error="text/html", content_type="text/html"
-    ),
-    "choices of another kind": Shape(
-        "other protocols", (event({"choices": "Hello"}), DONE), "malformed", error="cannot be read"
-    ),
+    "a proxy's page": Shape((b"<html>Sign in</html>",), "malformed", error="text/html", content_type="text/html"),
 }

@@ -149,7 +149,7 @@ WRONG = {
     f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out",
     f"{LOAD} --slo ttft_s=1": "add --sweep",
     f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
-    f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "is no number",
+    f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "ttft_s is 'fast'",
     "load http://127.0.0.1:99999 --model m": "Port out of range",
     "load http://me:secret@127.0.0.1:port --model m": "cannot be read",
     f"{LOAD} --set nonsense": "KEY=VALUE",

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from labkit.advice import costs
-from labkit.advice.costs.charts import HOSTING, break_even_chart
-from labkit.advice.costs.decision_charts import sensitivity_chart, utilisation_chart
+from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.explain import explain
 from labkit.advice.costs.form import VIEWS, CostCalculator, show_calculator
 from labkit.advice.costs.sensitivity import sensitivity

@@ -5,7 +5,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -85,14 +84,6 @@ def test_the_request_says_what_the_workload_says() -> None:
     assert given["messages"] == list(messages)
 
 
-def test_missing_usage_is_unknown_not_guessed() -> None:
-    """Without usage, tokens are None, and a warning says so."""
-    with serving(usage=False) as stub:
-        result = run(stub)
-    assert all(record.ok and record.output_tokens is None for record in result.records)
-    assert any("without usage" in warning for warning in result.warnings)
-
-
 def test_times_are_in_order() -> None:
     """Due, sent, first chunk ... last chunk, finished, end of the load: in this order, and as long as the server
     took."""
@@ -143,7 +134,7 @@ def test_open_loop_counts_latency_from_the_schedule() -> None:
         result = run(stub, rate=50.0, arrival="constant", progress=block)
     for record in result.records:
         assert record.e2e_from_schedule_s == pytest.approx((record.e2e_s or 0) + record.waited_s)
-        assert record.ttft_from_schedule_s == pytest.approx((record.ttft_s or 0) + record.waited_s)
+        assert record.due.ttft_s == pytest.approx((record.ttft_s or 0) + record.waited_s)
     assert max(record.waited_s for record in result.records) > 0.15
     assert any("fell behind" in warning for warning in result.warnings)
 
@@ -235,17 +226,6 @@ def test_nothing_is_sent_to_a_server_that_will_not_do() -> None:
         run(stub)
     with serving(models_status=404, api_key="right") as stub:
         assert only(run(stub, ONE, preflight=False, api_key="right")).ok
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def speak_ssh() -> None:
-            with server.accept()[0] as peer:
-                peer.recv(100)
-                peer.sendall(b"SSH-2.0-nothing\r\n\r\n")
-                peer.recv(100)
-
-        threading.Thread(target=speak_ssh, daemon=True).start()
-        with pytest.raises(LoadError, match="cannot be read"):
-            load.run_blocking(f"http://127.0.0.1:{server.getsockname()[1]}", MODEL, ONE, concurrency=1)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -260,12 +240,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"api": "plain"}, "stream=False"),
     ({"warmup": -1}, "warmup is -1"),
     ({"timeout_s": 0}, "timeout_s is 0"),
-    ({"stop_after_s": -2}, "stop_after_s is -2"),
     ({"workload": Workload("none", ())}, "0 requests"),
     ({"workload": Workload("one", (Request("", 1, messages=({"role": "user"},)),))}, "chat messages"),
     ({"base_url": "localhost:8000"}, "http://127"),
-    ({"base_url": "ftp://host"}, "http://127"),
-    ({"base_url": "http://"}, "http://127"),
 ]
 
 
@@ -294,19 +271,6 @@ async def test_cancelling_closes_connections_and_leaves_no_task() -> None:
             assert asyncio.all_tasks() == before
             while stub.hung_up < most or stub.under_way:  # at worst until the test's time is over
                 await asyncio.sleep(0.01)
-
-
-def test_stop_after_ends_what_is_under_way() -> None:
-    """At the limit, requests under way end as CANCELLED, the others are not sent, and a warning says how many."""
-    loops: list[dict[str, Any]] = [{"concurrency": 2}, {"rate": 10.0, "arrival": "constant"}]
-    for options in loops:
-        with serving(hang=True) as stub:
-            result = run(stub, stop_after_s=0.25, **options)
-            sent = len(result.records)
-            assert len(stub.bodies) <= sent < len(ASKED)
-        assert {record.outcome for record in result.records} == {Outcome.CANCELLED}
-        assert any(f"{len(ASKED) - sent} of {len(ASKED)} requests were not sent" in said for said in result.warnings)
-        assert result.duration_s >= 0.25
 
 
 async def test_run_blocking_works_inside_a_running_loop_and_leaves_no_thread() -> None:
@@ -370,18 +334,14 @@ def test_the_client_knows_its_own_share() -> None:
     st.lists(st.integers(1, 40)),
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from(["data: ", "data:"]),
-    st.booleans(),
 )
-def test_answers_survive_any_cut_of_the_stream(
-    texts: list[str], cuts: list[int], newline: str, prefix: str, spread: bool
-) -> None:
-    """However the network cuts the bytes, and whether an event's JSON is on one data line or on several, the same text
-    comes out; comments, other fields and keep-alives are left out."""
+def test_answers_survive_any_cut_of_the_stream(texts: list[str], cuts: list[int], newline: str, prefix: str) -> None:
+    """However the network cuts the bytes, the same text comes out; comments, other fields and keep-alives are left
+    out."""
     lines = [": ping", "data:", "data: {}", "event: x", "id: 1", "retry: 9"]
     for text in texts:
         chunk = {"choices": [{"delta": {"content": text}}]}
-        shown = json.dumps(chunk, ensure_ascii=False, indent=1 if spread else None)
-        lines += [prefix + part for part in shown.split("\n")] + [""]
+        lines += [prefix + json.dumps(chunk, ensure_ascii=False), ""]
     stream = (newline.join([*lines, f"{prefix}[DONE]"])).encode()
     answer = Answer()
     for cut in cuts:

@@ -1,20 +1,16 @@
-"""Prometheus readings: counters, gauges and histograms of a vLLM page, their differences, and quantiles."""
+"""Prometheus readings: counters, gauges and histograms of a vLLM page, and their differences."""
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from labkit import load
 from labkit.errors import ServerError, UsageError
 from labkit.load import counters
-from labkit.load.counters import Counters, Histogram, difference, parse
+from labkit.load.counters import Counters, difference, parse
 from labkit.load.workloads import chat
 from tests.unit.stub_server import MODEL, serving
 
@@ -79,7 +75,7 @@ def test_difference_takes_growth_of_counters_only() -> None:
     assert (histogram.count, histogram.mean) == (10.0, 0.25)
     assert difference(parse(""), AFTER).value("vllm:prefix_cache_hits") == 224.0, "a new series counts from 0"
     nothing = difference(AFTER, AFTER).histogram("vllm:time_to_first_token_seconds")
-    assert all(map(math.isnan, (nothing.mean, nothing.quantile(0.5))))
+    assert math.isnan(nothing.mean)
     with pytest.raises(ServerError, match="fell by 128"):
         difference(AFTER, BEFORE)
 
@@ -165,28 +161,6 @@ def test_counters_that_ray_calls_gauges() -> None:
     assert twins.value("ray_node_mem_total") == 12.0
     with pytest.raises(UsageError, match="cannot be added"):
         twins.value("ray_serve_replica_utilization_percent")
-
-
-def test_quantile_inside_a_bucket() -> None:
-    """As PromQL's histogram_quantile: linear inside the bucket, from 0 in the first."""
-    histogram = Histogram(((1.0, 4.0), (2.0, 8.0), (math.inf, 10.0)), sum=20.0, count=10.0)
-    assert [histogram.quantile(q) for q in (0.2, 0.4, 0.6, 0.99)] == [0.5, 1.0, 1.5, 2.0]
-    for q in (-0.1, 1.5, math.nan):
-        with pytest.raises(UsageError, match="q is"):
-            histogram.quantile(q)
-
-
-BOUNDS = (0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, math.inf)
-
-
-@given(st.lists(st.floats(0.001, 99), min_size=1, max_size=60), st.floats(0.01, 1))
-def test_quantiles_fall_into_the_right_bucket(data: list[float], q: float) -> None:
-    """The estimate lies in the same bucket as the exact quantile of the observations."""
-    buckets = tuple((bound, float(sum(value <= bound for value in data))) for bound in BOUNDS)
-    exact = float(np.quantile(data, q, method="inverted_cdf"))
-    assume(not math.isclose(q * len(data), round(q * len(data)), rel_tol=1e-9))
-    estimate = Histogram(buckets, sum(data), len(data)).quantile(q)
-    assert bisect_left(BOUNDS, estimate - 1e-9) <= bisect_left(BOUNDS, exact) <= bisect_left(BOUNDS, estimate + 1e-9)
 
 
 def test_scrape_reads_a_server_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,14 +64,6 @@ def test_chat_lengths_are_as_asked_and_prompts_distinct(words: int, n: int, seed
     assert all(low <= request.max_tokens <= low + extra for request in asked)
 
 
-@given(st.integers(1, 8), st.integers(1, 40))
-def test_chat_prompts_repeat_only_if_asked(distinct: int, n: int) -> None:
-    """`distinct` prompts are used in turn."""
-    prompts = [request.prompt for request in workloads.chat(n, distinct=distinct).requests]
-    assert len(set(prompts)) == min(distinct, n)
-    assert prompts == [prompts[i % distinct] for i in range(n)]
-
-
 @given(st.floats(0, 1), st.integers(1, 120), st.integers(2, 12), SEEDS)
 def test_shared_prefix_is_exactly_the_share(share: float, words: int, n: int, seed: int) -> None:
     """All prompts have the same first words, as many as the share says, and differ in the next one."""
@@ -177,7 +169,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"max_tokens": 2.5}, "whole number"),
     ("chat", {"max_tokens": True}, "whole number"),
     ("chat", {"max_tokens": 4, "max_tokens_low": 5}, "max_tokens_low is 5"),
-    ("chat", {"distinct": 0}, "distinct is 0"),
     ("shared_prefix", {"share": 1.2}, "share is 1.2"),
     ("shared_prefix", {"share": math.nan}, "share is nan"),
     ("interference", {"long_every": 0}, "long_every is 0"),

@@ -33,7 +33,6 @@ class ApiCost:
 
     @property
     def usd_per_month(self) -> Fraction:
-        """Of 730 hours."""
         return self.usd_per_day * DAYS_PER_MONTH
 
 
@@ -52,12 +51,10 @@ class CostResult:
 
     @property
     def against(self) -> ApiCost:
-        """The API that the break-even is for: the first one."""
         return self.api[0]
 
     @property
     def has_interval(self) -> bool:
-        """Whether the throughput has an interval, and so the answer."""
         return self.settings.used_throughput.bounds is not None
 
     @property
@@ -73,7 +70,6 @@ class CostResult:
 
     @property
     def headline(self) -> str:
-        """The cost of hosting in one sentence."""
         hosted, low, high = self.hosted, self.cheapest, self.dearest
         gpus = f" ({hosted.gpus:,} GPUs)" if hosted.gpus else ""
         token_price = ""
@@ -138,7 +134,6 @@ def _warnings(settings: CostSettings, hosted: Fleet) -> Iterator[str]:
 
 
 def request_price(settings: CostSettings, model: str) -> ApiPrice:
-    """The price of one request of the settings at one API."""
     return price_of_request(
         model,
         input_tokens=settings.input_tokens or 0,

@@ -1,63 +1,154 @@
-"""Figures of what serving costs, as Vega-Lite 5 specifications: a widget draws them anew between two key presses."""
+"""Figures of what serving costs and of what decides, as Vega-Lite 5 specifications.
+
+A widget draws them anew between two key presses."""
 
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.advice.costs.calculate import CostResult
 from labkit.advice.costs.prices import MILLION, millions, show_number, show_usd
-from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, Spec, config
+from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, WIDTH, Spec, config
+
+if TYPE_CHECKING:
+    from labkit.advice.costs.sensitivity import Swing
 
 HOSTING = "hosting it yourself"
 APIS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 SAMPLES = 32
+NEAR = 4
 STEPS = 16  # corners of the staircase that are drawn exactly; beyond them steps are narrower than a line
 RING = {"type": "point", "size": 160, "stroke": INK, "strokeWidth": 3, "fill": "white", "opacity": 1}
 HALO = {"stroke": "white", "strokeWidth": 6, "strokeJoin": "round", "aria": False}
 
 
-def break_even_chart(result: CostResult, *, titled: bool = True, width: int = 640, height: int = 300) -> Spec:
+def break_even_chart(result: CostResult) -> Spec:
     """Dollars a day against tokens a day, both logarithmic: the staircase of machines, and each API's straight line."""
     low, high = _range(result)
     bottom, top = _dollars(result, low, high)
-    x = quantity("tokens", "million tokens a day (log)", ticks(low, high), log_scale(low, high))
-    y = quantity("usd", "dollars a day (log)", ticks(bottom, top) | {"format": "~s"}, log_scale(bottom, top))
+    x = _quantity("tokens", "million tokens a day (log)", _ticks(low, high), _log_scale(low, high))
+    y = _quantity("usd", "dollars a day (log)", _ticks(bottom, top) | {"format": "~s"}, _log_scale(bottom, top))
     stroke = {"condition": {"test": f"datum.series === '{HOSTING}'", "value": 3.5}, "value": 2}
     rows = [*_staircase(result, low, high), *_api_lines(result, low, high)]
     own = float(result.demand.tokens_per_day / MILLION)
-    encoding = {"x": x, "y": y, "color": series(result), "strokeWidth": stroke}
-    layers = [layer({"type": "line", "clip": True}, encoding, rows)]
+    encoding = {"x": x, "y": y, "color": _series(result), "strokeWidth": stroke}
+    layers = [_layer({"type": "line", "clip": True}, encoding, rows)]
     if low < own < high:
-        layers += labelled(own, GREY, f"you: {show_number(own)}M", log_scale(low, high), "bottom", [4, 3])
+        layers += _labelled(own, GREY, f"you: {show_number(own)}M", _log_scale(low, high), "bottom", [4, 3])
     at = result.against.break_even.first
     usd = float(result.stairs.usd_per_day(at)) if at is not None else 0
     if at is not None and bottom < usd < top:
         point = {"tokens": float(at / MILLION), "usd": usd, "text": f"break-even {millions(at)}"}
-        layers += marked(point, {"align": "left", "baseline": "top", "dx": 8, "dy": 8})
+        layers += _marked(point, {"align": "left", "baseline": "top", "dx": 8, "dy": 8})
     description = (
         f"Dollars a day against tokens a day. At {show_number(own)}M tokens a day hosting costs "
-        f"{show_usd(result.hosted.usd_per_day)}. {api_words(result)}"
+        f"{show_usd(result.hosted.usd_per_day)}. {_api_words(result)}"
     )
     title = f"Hosting never pays against {result.against.price.name}"
     if at is not None:
         title = f"Hosting pays from {millions(at)} tokens a day on, against {result.against.price.name}"
-    return finished(layers, title if titled else "", description, width, height)
+    return _finished(layers, title, description)
 
 
-def layer(mark: Spec, encoding: Spec, rows: list[Spec]) -> Spec:
+def utilisation_chart(result: CostResult) -> Spec:
+    """Dollars per million tokens against how busy the machines are: half as busy, twice the price."""
+    hosted, now = result.hosted, result.hosted.usd_per_million_tokens
+    full = float(now * hosted.utilisation) if now is not None else 0.0
+    flat = [
+        {"busy": busy, "usd": float(api.usd_per_million_tokens), "series": api.price.name}
+        for api in result.api
+        for busy in (0.01, 1.0)
+    ]
+    curve = [{"busy": share / 100, "usd": full / (share / 100), "series": HOSTING} for share in range(1, 101)]
+    prices = [float(api.usd_per_million_tokens) for api in result.api if api.usd_per_million_tokens] + [full or 1.0]
+    bottom, top = min(prices) / 1.5, max(prices) * 30
+    share = "share of the paid time in which the machines compute"
+    x = _quantity("busy", share, {"format": ".0%", "tickCount": 6}, {"domain": [0, 1]})
+    y = _quantity("usd", "dollars per 1M tokens (log)", _ticks(bottom, top), _log_scale(bottom, top))
+    encoding = {"x": x, "y": y, "color": _series(result)}
+    layers = [_layer({"type": "line", "clip": True, "strokeWidth": 2.5}, encoding, [*curve, *flat] if full else flat)]
+    busy = float(hosted.utilisation)
+    words = f"{busy:.1%} busy" + (f": {show_usd(now)} per 1M" if now is not None else "")
+    if full:
+        side = {"align": "right", "dx": -8} if busy > 0.5 else {"align": "left", "dx": 8}
+        layers += _marked({"busy": min(1.0, busy), "usd": float(now or 0), "text": words}, {**side, "dy": -14})
+    description = f"Price of a million tokens against how busy the machines are. Now {words}. {_api_words(result)}"
+    times = show_number(1 / busy) if busy else ""
+    title = f"At {busy:.1%} busy a token costs {times} times what it does on full machines" if busy else ""
+    return _finished(layers, title, description)
+
+
+def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: float) -> Spec:
+    """Cost of hosting over the API's, with each input lowered and raised; the one that moves it most on top.
+
+    Inputs that move nothing have no bar; the description names them."""
+    api, moving = result.against, [swing for swing in swings if swing.width > 1]
+    now = float(result.hosted.usd_per_day / api.usd_per_day) if api.usd_per_day else 0.0
+    less, more = f"{share:.0%} less of it", f"{share:.0%} more of it"
+    rows = [
+        {"input": swing.name, "from": now, "to": value, "change": change, "text": f"{value:.3g}"}
+        for swing in moving
+        for change, value in ((less, swing.lowered), (more, swing.raised))
+        if value != now
+    ]
+    ends = [now, *(value for swing in moving for value in (swing.lowered, swing.raised))]
+    even = max(ends) * NEAR > 1 > min(ends) / NEAR  # farther away, the line would leave no room for the bars
+    ends += [1.0] if even else []
+    low, high = min(ends) / 1.15, max(ends) * 1.15  # room for the numbers at the bars' ends
+    scale, axis = _log_scale(low, high), {"values": _round_ticks(low, high), "format": "~g"}
+    colour = {"field": "change", "type": "nominal", "scale": {"domain": [less, more], "range": [SKY, VERMILLION]}}
+    encoding = {
+        "y": {"field": "input", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 160}},
+        "x": _quantity("from", f"hosting over {api.price.name} (log)", axis, scale),
+        "x2": {"field": "to"},
+        "color": {**colour, "legend": {"title": None, "orient": "top", "labelFontSize": 12, "offset": 24}},
+    }
+    layers = [_layer({"type": "bar", "height": {"band": 0.7}}, encoding, rows)]
+    for side, at_left in (("right", True), ("left", False)):
+        texts = [row for row in rows if (float(str(row["to"])) < now) == at_left]
+        along = {**_quantity("to", "", axis, scale), "title": None}
+        place = {"y": encoding["y"], "x": along, "text": {"field": "text"}}
+        mark = {"type": "text", "align": side, "dx": -4 if at_left else 4, "fontSize": 11}
+        layers.append(_layer(mark, place, texts))
+    layers += _labelled(now, INK, f"now {now:.3g}", scale, "top", left=now > 1)
+    if even:
+        layers += _labelled(1.0, GREEN, "same cost", scale, "bottom", [5, 4], left=now < 1)
+    still = [swing.name for swing in swings if swing.width == 1]
+    moved = [
+        f"{swing.name}: {show_number(swing.lowered)} with {less}, {show_number(swing.raised)} with {more}"
+        for swing in moving
+    ]
+    without = [f"without effect: {', '.join(still)}"] if still else []
+    description = f"Hosting costs {show_number(now)} times what {api.price.name} does. " + "; ".join(moved + without)
+    title = (
+        f"What moves hosting's cost over the API's most: {moving[0].name}" if moving else "No input moves the answer"
+    )
+    return _finished(layers, title, description)
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers from `low` to `high`, 1 among them where it is inside."""
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
+    ticks = [round(step * n, 10) for n in range(math.ceil(low / step), math.floor(high / step) + 1) if n]
+    return sorted({*ticks, *([1.0] if low < 1 < high else [])})
+
+
+def _layer(mark: Spec, encoding: Spec, rows: list[Spec]) -> Spec:
     return {"mark": mark, "encoding": encoding, "data": {"values": rows}}
 
 
-def quantity(field: str, title: str, axis: Spec, scale: Spec) -> Spec:
+def _quantity(field: str, title: str, axis: Spec, scale: Spec) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "axis": axis, "scale": scale}
 
 
-def log_scale(low: float, high: float) -> Spec:
+def _log_scale(low: float, high: float) -> Spec:
     return {"type": "log", "domain": [low, high], "nice": False}
 
 
-def ticks(low: float, high: float) -> Spec:
+def _ticks(low: float, high: float) -> Spec:
     """The ticks of a logarithmic axis: 1, 2 and 5 of each decade, or the decades alone where there are many.
 
     Vega-Lite would draw a line for every digit, which makes a live chart slower.
@@ -68,7 +159,7 @@ def ticks(low: float, high: float) -> Spec:
     return {"values": [value for value in values if low <= value <= high], "format": "~g"}
 
 
-def series(result: CostResult) -> Spec:
+def _series(result: CostResult) -> Spec:
     names = list(dict.fromkeys(api.price.name for api in result.api))
     colours = [BLACK, *(APIS[n % len(APIS)] for n in range(len(names)))]
     legend = {"title": None, "orient": "top", "columns": 2, "labelLimit": 0, "labelFontSize": 12, "symbolSize": 60}
@@ -113,14 +204,14 @@ def _api_lines(result: CostResult, low: float, high: float) -> Iterator[Spec]:
                 yield {"tokens": volume, "usd": usd, "series": api.price.name}
 
 
-def marked(point: dict[str, Any], place: Spec) -> list[Spec]:
+def _marked(point: dict[str, Any], place: Spec) -> list[Spec]:
     """A ring at the point, whose first two values are x and y, and its text beside it."""
     x, y, _ = point
     encoding = {axis: {"field": field, "type": "quantitative"} for axis, field in (("x", x), ("y", y))}
-    return [layer(RING, encoding, [point]), *_text({"type": "text", **place, "fontWeight": "bold"}, encoding, point)]
+    return [_layer(RING, encoding, [point]), *_text({"type": "text", **place, "fontWeight": "bold"}, encoding, point)]
 
 
-def labelled(
+def _labelled(
     at: float, colour: str, words: str, scale: Spec, end: str, dash: Sequence[int] = (), *, left: bool = False
 ) -> list[Spec]:
     """A vertical line with words: above its top, or beside its bottom end."""
@@ -130,23 +221,21 @@ def labelled(
     side = {"align": "right", "dx": -5} if left else {"align": "left", "dx": 5}
     height = -4 if end == "top" else {"expr": "height - 4"}
     text = {"type": "text", **side, "baseline": "bottom", "y": height, "color": INK}
-    return [layer(mark, encoding, [row]), *_text(text, encoding, row)]
+    return [_layer(mark, encoding, [row]), *_text(text, encoding, row)]
 
 
 def _text(mark: Spec, encoding: Spec, row: dict[str, Any]) -> list[Spec]:
     """Text with a white halo, so that it can be read where it crosses a line."""
     encoding = {**encoding, "text": {"field": "text"}}
-    return [layer({**mark, **HALO}, encoding, [row]), layer(mark, encoding, [row])]
+    return [_layer({**mark, **HALO}, encoding, [row]), _layer(mark, encoding, [row])]
 
 
-def finished(layers: list[Spec], title: str, description: str, width: int, height: int) -> Spec:
-    """`title` empty: none, where the text around the chart says what it is."""
-    heading = {"title": {"text": title}} if title else {}
-    size = {"width": width, "height": height}
-    return {"$schema": SCHEMA, **heading, "description": description, **size, "config": config(), "layer": layers}
+def _finished(layers: list[Spec], title: str, description: str) -> Spec:
+    look = {"width": WIDTH, "height": 300, "config": config()}
+    return {"$schema": SCHEMA, "title": {"text": title}, "description": description, **look, "layer": layers}
 
 
-def api_words(result: CostResult) -> str:
+def _api_words(result: CostResult) -> str:
     parts = []
     for api in result.api:
         at = api.break_even.first

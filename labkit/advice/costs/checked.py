@@ -1,6 +1,6 @@
 """The base of the calculator's questions: numbers with unit, range and meaning, and refusals in words."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     ConfigDict,
@@ -32,15 +32,12 @@ class Checked(Frozen):
     """Takes numbers as people write them; raises UsageError for what it refuses, with the value and the remedy."""
 
     model_config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
+    prefix: ClassVar[str] = ""
+    """Of the fields' names in messages."""
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values, checked again."""
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
-
-    @classmethod
-    def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
-        """The error for a field's value; `kind` is pydantic's type of error."""
-        raise NotImplementedError
 
     @field_validator("*", mode="before")
     @classmethod
@@ -63,4 +60,11 @@ class Checked(Frozen):
             return handler(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise cls.refusal(str(first["loc"][0]), first["type"], first["input"]) from None
+            name = str(first["loc"][0])
+            field = cls.model_fields[name]
+            unit = f" ({field.title})" if field.title else ""
+            fix = (
+                f"it means: {field.description}{unit}" if field.description else "see labkit cost --json for its value"
+            )
+            said = first["msg"].replace("Input should", "it should")
+            raise UsageError(f"{cls.prefix}{name} is {first['input']!r}; {said}", remedy=fix) from None

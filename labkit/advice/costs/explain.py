@@ -9,7 +9,6 @@ from labkit.advice.costs.settings import CostSettings
 
 
 def explain(result: CostResult) -> tuple[str, ...]:
-    """All sums in order."""
     return tuple(_sums(result))
 
 
@@ -27,7 +26,6 @@ def _sums(result: CostResult) -> Iterator[str]:
 
 
 def gpus_in_words(count: int) -> str:
-    """1 GPU, 8 GPUs."""
     return f"{count:,} GPU{'' if count == 1 else 's'}"
 
 
@@ -116,7 +114,6 @@ def _fleet(settings: CostSettings, wanted: Demand, hosted: Fleet, single: Machin
 
 
 def _by_hour(settings: CostSettings, wanted: Demand) -> str:
-    """The machines of each hour of the day."""
     if settings.purchase.startswith("reserved"):
         return "the busiest hour's machines, reserved for 24 h"
     counts = staircase(settings).machines(wanted.tokens_per_day)

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
-from labkit.advice.costs.charts import break_even_chart
+from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.prices import (
     OWN,
     PURCHASES,
@@ -69,12 +69,10 @@ class CostCalculator(Form[CostResult]):
 
     @property
     def result(self) -> CostResult:
-        """The answer."""
         return self.answer
 
     @property
     def settings(self) -> CostSettings:
-        """The question."""
         return self.answer.settings
 
     @property
@@ -91,7 +89,6 @@ class CostCalculator(Form[CostResult]):
         return f"<p>{escape(self.result.headline)}</p>{answer_html(self.result)}"
 
     def build(self) -> Any:
-        """Fields on the left; answer, views and message on the right."""
         import ipywidgets as widgets
 
         tabs = read_yaml(data_path("cost_form.yaml"), dict[str, dict[str, _Field]])
@@ -165,31 +162,32 @@ class CostCalculator(Form[CostResult]):
         return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in told)
 
     def _chart(self) -> Spec | None:
-        if self.view.value == "Break-even":
-            return break_even_chart(self.result, titled=False, width=WIDTH, height=HEIGHT)
-        if self.view.value in (SUMS, SHARING):
-            return None
-        from labkit.advice.costs.decision_charts import sensitivity_chart, utilisation_chart
-        from labkit.advice.costs.sensitivity import sensitivity
+        """The view's picture in the form's size, without a title: the chosen button says what it is."""
+        view, size = self.view.value, {"width": WIDTH, "height": HEIGHT}
+        if view == "Break-even":
+            chart = break_even_chart(self.result)
+        elif view == "Busy share":
+            chart = utilisation_chart(self.result)
+        elif view == "What matters" and self.result.against.usd_per_day:
+            from labkit.advice.costs.sensitivity import sensitivity
 
-        if self.view.value == "Busy share":
-            return utilisation_chart(self.result, titled=False, width=WIDTH, height=HEIGHT)
-        if not self.result.against.usd_per_day:
+            chart = sensitivity_chart(self.result, sensitivity(self.settings, share=SHARE), share=SHARE)
+            size = {"width": WIDTH - 60, "height": HEIGHT + 30}
+        else:
             return None
-        swings = sensitivity(self.settings, share=SHARE)
-        return sensitivity_chart(self.result, swings, share=SHARE, titled=False, width=WIDTH - 60, height=HEIGHT + 30)
+        return {name: value for name, value in chart.items() if name != "title"} | size
 
     def _changed(self, name: str, change: dict[str, Any]) -> None:
         self.ask(lambda: calculate(self._asked(name, change["new"])))
 
     def _asked(self, name: str, value: Any) -> CostSettings:
-        """The settings with one field changed. UsageError: what cannot be."""
         settings = self.settings
         if name in ("traffic", "volume"):
             return self._traffic(settings)
         if name == "source":
             if value == ENTERED:
-                return settings.changed(throughput=_entered(settings))
+                used = settings.used_throughput
+                return settings.changed(throughput=Throughput(tokens_per_s=used.tokens_per_s, counts=used.counts))
             return settings_from({"throughput_from": "" if value == MEASURED else "modelled"}, settings)
         if name in ("tokens_per_s", "counts"):
             rate = value if name == "tokens_per_s" else settings.used_throughput.tokens_per_s
@@ -222,6 +220,7 @@ def show_calculator(state: str | Mapping[str, Any] = "", *, settings: CostSettin
 def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
     import ipywidgets as widgets
 
+    models = dict.fromkeys([*settings.api, *known_models(), *dated_models()])
     choices: dict[str, Any] = {
         "traffic": [REQUESTS, TOKENS],
         "source": [MODELLED, MEASURED, ENTERED],
@@ -231,7 +230,7 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
         "purchase": [(purchase.replace("_", " "), purchase) for purchase in PURCHASES],
         "model": list(dict.fromkeys([*modelled_models(), settings.model])),
         "instance": _machines(settings),
-        "against": _models(settings),
+        "against": [(model_name(model), model) for model in models],
     }
     kind, options = widgets.FloatText, {}
     if field.slider:
@@ -251,17 +250,6 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
 def _meaning(name: str) -> str:
     meaning = str(NUMBERS[name].description)
     return f"{meaning[:1].upper()}{meaning[1:]} ({NUMBERS[name].title})"
-
-
-def _models(settings: CostSettings) -> list[tuple[str, str]]:
-    models = dict.fromkeys([*settings.api, *known_models(), *dated_models()])
-    return [(model_name(model), model) for model in models]
-
-
-def _entered(settings: CostSettings) -> Throughput:
-    """What counts now, as a figure of the user's own."""
-    used = settings.used_throughput
-    return Throughput(tokens_per_s=used.tokens_per_s, counts=used.counts)
 
 
 def _machines(settings: CostSettings) -> list[tuple[str, str]]:
@@ -292,8 +280,8 @@ LOOK = f"""<style>
 def answer_html(result: CostResult) -> str:
     """Who is cheaper, and by how much; then hosting and each API: a day, a month, 1M tokens, the break-even."""
     heads = ("", "a day", "a month", "1M tokens", "hosting pays from")
-    head = "".join(f"<th scope='col'>{one}</th>" for one in heads)
-    rows = [_hosting_row(result), *(_api_row(api) for api in result.api)]
+    head = "".join(f"<th scope='col'>{text}</th>" for text in heads)
+    rows = [_row("labkit-mine", _hosting(result)), *(_row("", _api(api)) for api in result.api)]
     sentence = f"<div role='status' style='font-size:15px;line-height:1.3;color:{INK}'><b>{_sentence(result)}</b></div>"
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f"{sentence}<table class='labkit-answer'>{table}</table>"
@@ -309,39 +297,31 @@ def _sentence(result: CostResult) -> str:
     return f"{who}: {show_usd(less)} a day, {beside} {show_usd(more)}"
 
 
-def _hosting_row(result: CostResult) -> str:
-    fleet = result.hosted
+def _row(kind: str, cells: Iterable[str]) -> str:
+    return f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _hosting(result: CostResult) -> Iterable[str]:
+    fleet, low, high = result.hosted, result.cheapest, result.dearest
     gpus = f", {fleet.gpus} GPUs" if fleet.gpus else ""
-    label = f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
-    low, high = result.cheapest, result.dearest
     per_million = "-" if fleet.usd_per_million_tokens is None else show_usd(fleet.usd_per_million_tokens)
-    cells = (
-        label,
-        f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}",
-        _dollars(fleet.usd_per_month),
-        f"{per_million}{span(low.usd_per_million_tokens, high.usd_per_million_tokens)}",
-        "",
-    )
-    return f"<tr class='labkit-mine'>{_cells(cells)}</tr>"
+    yield f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
+    yield f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}"
+    yield _whole_usd(fleet.usd_per_month)
+    yield f"{per_million}{span(low.usd_per_million_tokens, high.usd_per_million_tokens)}"
+    yield ""
 
 
-def _api_row(api: ApiCost) -> str:
+def _api(api: ApiCost) -> Iterable[str]:
     first = api.break_even.first
     ends = " to ".join("never" if end is None else millions(end) for end in api.break_even_bounds)
-    cells = (
-        f"<span title='{escape(api.price.source, quote=True)}'>{escape(api.price.name)}</span>",
-        show_usd(api.usd_per_day),
-        _dollars(api.usd_per_month),
-        show_usd(api.usd_per_million_tokens),
-        f"<span title='{ends}'>{'never' if first is None else f'{millions(first)} a day'}</span>",
-    )
-    return f"<tr>{_cells(cells)}</tr>"
+    yield f"<span title='{escape(api.price.source, quote=True)}'>{escape(api.price.name)}</span>"
+    yield show_usd(api.usd_per_day)
+    yield _whole_usd(api.usd_per_month)
+    yield show_usd(api.usd_per_million_tokens)
+    yield f"<span title='{ends}'>{'never' if first is None else f'{millions(first)} a day'}</span>"
 
 
-def _cells(cells: Iterable[str]) -> str:
-    return "".join(f"<td>{cell}</td>" for cell in cells)
-
-
-def _dollars(usd: Fraction) -> str:
-    """Whole dollars: the cents of a month would be read as precision."""
+def _whole_usd(usd: Fraction) -> str:
+    """Without cents: those of a month would be read as precision."""
     return f"${rounded(usd, 0):,}"

@@ -64,7 +64,6 @@ class Fleet:
 
 
 def demand(settings: CostSettings) -> Demand:
-    """The traffic that the settings describe."""
     hours = exact(settings.hours_per_day)
     if settings.tokens_per_day is not None:
         requests = exact(settings.tokens_per_day) / settings.tokens_per_request
@@ -119,7 +118,6 @@ def hour_price(settings: CostSettings) -> Fraction:
 
 
 def engineering_per_day(settings: CostSettings) -> Fraction:
-    """What people's time costs a day."""
     return exact(settings.engineering_hours_per_month) * exact(settings.engineer_usd_per_hour) / DAYS_PER_MONTH
 
 
@@ -158,12 +156,10 @@ class Staircase:
         return [max(self.least, math.ceil(tokens_per_day * share)) for _, share in self.steps]
 
     def machine_hours(self, tokens_per_day: Fraction) -> Fraction:
-        """Paid hours of all machines together."""
         counts = self.machines(tokens_per_day)
         return sum((hours * count for (hours, _), count in zip(self.steps, counts, strict=True)), Fraction(0))
 
     def usd_per_day(self, tokens_per_day: Fraction) -> Fraction:
-        """The cost of a volume."""
         storage = self.storage_usd * max(self.machines(tokens_per_day))
         return self.fixed_usd + storage + self.hour_usd * self.machine_hours(tokens_per_day)
 

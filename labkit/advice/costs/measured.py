@@ -25,24 +25,17 @@ def measured(where: str | Path = "") -> Throughput:
     UsageError: no measured throughput there.
     """
     path = Path(where).expanduser() if where else runs_path()
-    throughput = find(path)
-    if throughput is None:
-        raise UsageError(
-            f"{path} holds no measured throughput",
-            remedy="run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it",
-        )
-    return throughput
-
-
-def find(path: Path) -> Throughput | None:
-    """As `measured`, but None where there is none."""
-    best: tuple[Throughput | None, int] = (None, 0)
+    best, best_rank = None, 0
     for file in _newest_first(path):
         for throughput, rank in _read(file, strict=path.is_file()):
-            best = best if best[1] >= rank else (throughput, rank)
-        if best[1] == CAPACITY:
+            if rank > best_rank:
+                best, best_rank = throughput, rank
+        if best_rank == CAPACITY:
             break
-    return best[0]
+    if best is None:
+        fix = "run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it"
+        raise UsageError(f"{path} holds no measured throughput", remedy=fix)
+    return best
 
 
 def _newest_first(path: Path) -> list[Path]:
@@ -54,7 +47,6 @@ def _newest_first(path: Path) -> list[Path]:
 
 
 def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
-    """The file's throughputs with their ranks, best first."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(tree, dict) and "output_throughput" in tree:
@@ -73,9 +65,8 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
     """What `labkit load --json` or `labkit simulate --json` printed."""
     value = tree["output_throughput"]
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UsageError(
-            f"{file}: output_throughput is {value!r}", remedy="pass what labkit load --json or labkit simulate printed"
-        )
+        fix = "pass what labkit load --json or labkit simulate printed"
+        raise UsageError(f"{file}: output_throughput is {value!r}", remedy=fix)
     if "tensor_parallel" in tree:
         return _of_simulation(tree, value, file)
     label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests)"
@@ -95,7 +86,6 @@ def _of_simulation(tree: Mapping[str, Any], value: float, file: Path) -> Through
 
 
 def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
-    """The quantities in tokens/s that a lab measured."""
     listed = record.machine.get("gpus")
     gpus = [gpu for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
     for quantity in record.measured:
@@ -126,11 +116,9 @@ def measured_instance(throughput: Throughput) -> str:
 
     UsageError: nothing says which machine it was.
     """
-    require(
-        bool(throughput.machine),
-        f"nothing says on which machine this was measured: {throughput.label}",
-        fix="set instance to that machine, or to own with its usd_per_hour",
-    )
+    fix = "set instance to that machine, or to own with its usd_per_hour"
+    what = f"nothing says on which machine this was measured: {throughput.label}"
+    require(bool(throughput.machine), what, fix=fix)
     if throughput.gpus == 0:
         return next(name for name, instance in instances().items() if not instance.gpus and name != OWN)
     fitting = {name: one for name, one in instances().items() if one.gpu and one.gpu == throughput.gpu}

@@ -35,17 +35,12 @@ def rounded(value: Fraction, digits: int) -> Decimal:
     return Decimal(math.floor(value * 10**digits + Fraction(1, 2))).scaleb(-digits)
 
 
-def cents(usd: Fraction) -> Decimal:
-    """The amount in dollars, to the cent."""
-    return rounded(usd, 2)
-
-
 def show_usd(usd: Fraction) -> str:
     """ "$1,234.56"; an amount below a dime with three significant digits, since cents would hide it."""
     if NOTHING < abs(usd) < Fraction(1, 10):
         digits = 2 - math.floor(math.log10(abs(usd)))
         return f"${rounded(usd, digits).normalize():f}"
-    return f"${cents(usd):,}"
+    return f"${rounded(usd, 2):,}"
 
 
 def show_number(value: Fraction | float) -> str:
@@ -58,7 +53,6 @@ def show_number(value: Fraction | float) -> str:
 
 
 def millions(tokens: Fraction) -> str:
-    """Tokens in millions: 35.56M."""
     return f"{show_number(tokens / MILLION)}M"
 
 
@@ -76,7 +70,6 @@ class HourPrice(Frozen):
 
     @property
     def words(self) -> str:
-        """How it is bought, its source and its day."""
         return f"{self.purchase.replace('_', ' ')}, {self.source}, read {self.read}"
 
 
@@ -119,7 +112,6 @@ class DatedModel(KnownModel):
 
 @cache
 def instances() -> Mapping[str, Instance]:
-    """The machines of data/prices/instances.yaml by name."""
     path = data_path("prices/instances.yaml")
     return validated(read_yaml(path, dict[str, Any])["instances"], dict[str, Instance], where=str(path))
 
@@ -135,7 +127,6 @@ def _models() -> _Models:
 
 
 def dated_models() -> Mapping[str, DatedModel]:
-    """The models of the article's time by id."""
     return _models().dated
 
 
@@ -157,7 +148,6 @@ def find_instance(name: str) -> Instance:
 
 
 def model_name(model: str) -> str:
-    """The name by which a model is shown."""
     known = dated_models().get(model) or known_models().get(model)
     return known.name if known else model
 
@@ -204,9 +194,8 @@ def price_of_request(
         dated = dated_models()[model]
         prices = OwnPrices(input=dated.input_usd_per_million, output=dated.output_usd_per_million)
         return _by_sum(model, dated.name, prices, tokens, batch, f"{dated.source} ({dated.day}; {dated.since})")
-    require(
-        model != OWN, "the API 'own' has no prices", fix="set api_input_usd_per_million and api_output_usd_per_million"
-    )
+    fix = "set api_input_usd_per_million and api_output_usd_per_million"
+    require(model != OWN, "the API 'own' has no prices", fix=fix)
     usd, notes = _catalogue_price(model, tokens, batch, on)
     cached = f" ({cached_tokens:,} of them cached)" if cached_tokens else ""
     how = f"{' in a batch' if batch else ''}, priced by {_catalogue_version()}"

@@ -1,8 +1,8 @@
 """What decides: each input lowered and raised, and the value of each at which the cheaper side changes."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -53,10 +53,6 @@ class Flip:
     to: float | str
     cheaper: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Setting, from, to, and who is cheaper then."""
-        return {("from" if name == "now" else name): value for name, value in asdict(self).items()}
-
     def __str__(self) -> str:
         now, to = (show_number(value) if isinstance(value, float) else value for value in (self.now, self.to))
         return f"{self.setting} from {now} to {to}: {self.cheaper}"
@@ -75,14 +71,6 @@ def sensitivity(settings: CostSettings, *, share: float = 0.25) -> tuple[Swing, 
         if lowered and raised:
             swings.append(Swing(name=words, lowered=lowered, raised=raised))
     return tuple(sorted(swings, key=lambda swing: swing.width, reverse=True))
-
-
-def deciders(swings: Sequence[Swing], share: float) -> str:
-    """What the swings say, in one sentence."""
-    moved = [f"{swing.name} ({swing.width:.2f}x)" for swing in swings if swing.width > 1]
-    still = [swing.name for swing in swings if swing.width == 1]
-    first = f"Between {share:.0%} less and {share:.0%} more, most to least: {', '.join(moved) or 'nothing moves it'}."
-    return first + (f" Without effect here: {', '.join(still)}." if still else "")
 
 
 def flips(settings: CostSettings) -> tuple[Flip, ...]:
@@ -106,7 +94,7 @@ def flips(settings: CostSettings) -> tuple[Flip, ...]:
 
 
 def _word(value: Any) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def _choices(settings: CostSettings) -> Iterator[tuple[str, Any]]:
@@ -141,7 +129,6 @@ def _flipping(settings: CostSettings, name: str, hosting: bool) -> float | None:
 
 
 def _value(settings: CostSettings, name: str, factor: float) -> float:
-    """The input's value times the factor, in its own unit."""
     if name == "throughput":
         return settings.used_throughput.tokens_per_s * factor
     if name == "api_price":

@@ -7,12 +7,13 @@ from datetime import date
 from functools import cached_property
 from typing import Annotated, Any, Self, cast
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from labkit.advice.costs.checked import Checked, limits, quantity
+from labkit.advice.costs.checked import Checked, quantity
 from labkit.advice.costs.prices import OWN, PURCHASES, OwnPrices, Purchase, exact, find_instance, models_like
 from labkit.advice.costs.throughput import ModelledReplica, Throughput, modelled, modelled_models, modelled_replicas
 from labkit.errors import UsageError, did_you_mean, require
+from labkit.files import read_state
 
 HOURS = 24.0
 MODEL, INSTANCE = "llama-3.1-8b", "rented-h100"
@@ -38,10 +39,6 @@ def _hours(value: Any) -> tuple[float, ...]:
     return tuple(float(hour) for hour in value or ())
 
 
-def _day(value: Any) -> date:
-    return value if isinstance(value, date) else date.fromisoformat(str(value))
-
-
 class CostSettings(Checked):
     """One question to the calculator.
 
@@ -56,13 +53,15 @@ class CostSettings(Checked):
     input_tokens: int | None = quantity(0, 1e7, "tokens a request", "input: prompt, documents, history")
     output_tokens: int | None = quantity(0, 1e7, "tokens a request", "output: the answer")
     cached_input: float = quantity(0, 1e7, "share, or tokens above 1", "input that is read from the prompt cache", 0.0)
-    batch: bool = False
-    hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = ()
+    batch: bool = Field(default=False, description="requests that may wait, at the batch price")
+    hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = Field(
+        default=(), description=f"requests of each of 24 hours, as numbers or as one of {', '.join(LOADS)}"
+    )
     hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which requests come", HOURS)
     peak_factor: float = quantity(1, 1000, "x", "arrivals in the busiest minutes, as a multiple of the mean", 1.0)
     buffer: float = quantity(0, 100, "share of the peak", "capacity held above the peak, for bursts and failures", 0.0)
     instance: str
-    purchase: Purchase = "on_demand"
+    purchase: Purchase = Field(default="on_demand", description="how the machine is bought")
     usd_per_hour: float | None = quantity(0, 1e6, "$/h of one machine", "your own price; without it the price list's")
     paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which machines run and are paid", HOURS)
     min_instances: int = quantity(1, 1e6, "machines", "machines at least: two survive the loss of one", 1)
@@ -71,106 +70,75 @@ class CostSettings(Checked):
     tensor_parallel: int | None = quantity(1, 1024, "GPUs", "GPUs of one replica; without it the fewest that fit")
     model_gb: float | None = quantity(0, 1e6, "GB", "size of the weights; without it the modelled model's, in 16 bits")
     storage_usd_per_gb_month: float = quantity(0, 1000, "$/GB and month", "price of storage; an assumption", 0.0)
-    engineering_hours_per_month: float = quantity(
-        0, 1e6, "h a month", "people's time to keep it running, without a rota on call; an assumption", 0.0
-    )
+    engineering_hours_per_month: float = quantity(0, 1e6, "h a month", "people's time, without a rota on call", 0.0)
     engineer_usd_per_hour: float = quantity(0, 1e5, "$/h", "what an hour of theirs costs; an assumption", 0.0)
-    api: Annotated[tuple[str, ...], BeforeValidator(_names)]
+    api: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(description="models, such as openai/gpt-5.4-nano")
     api_input_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of input")
     api_output_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of output")
     api_cached_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of cached input")
-    prices_on: Annotated[date, BeforeValidator(_day)]
+    prices_on: date = Field(description="the day whose prices count, such as 2026-11-24")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         given = "neither" if self.requests_per_s is None else "both"
+        one = (self.requests_per_s is None) != (self.tokens_per_day is None)
+        require(one, f"{given} of requests_per_s and tokens_per_day is set", fix="set one of them: the traffic")
+        missing = " and ".join(name for name in ("input_tokens", "output_tokens") if getattr(self, name) is None)
+        what = f"the mix is missing ({missing}): a token that is read and one that is written cost different money"
         require(
-            (self.requests_per_s is None) != (self.tokens_per_day is None),
-            f"{given} of requests_per_s and tokens_per_day is set",
-            fix="set one of them: the traffic",
-        )
-        missing = [name for name in ("input_tokens", "output_tokens") if getattr(self, name) is None]
-        require(
-            not missing,
-            f"the mix is missing ({' and '.join(missing)}): "
-            "a token that is read and one that is written cost different money",
-            fix="set input_tokens and output_tokens of a request, such as 3 and 1 for a mix of 3:1",
+            not missing, what, fix="set input_tokens and output_tokens of a request, such as 3 and 1 for a mix of 3:1"
         )
         require(self.tokens_per_request > 0, "a request has 0 tokens", fix="set input_tokens or output_tokens above 0")
-        require(
-            self.paid_hours_per_day >= self.hours_per_day,
-            f"requests come in {self.hours_per_day:g} hours a day and the machines are paid for only "
-            f"{self.paid_hours_per_day:g}",
-            fix="raise paid_hours_per_day, or lower hours_per_day",
-        )
-        require(
-            self.cached_tokens <= (self.input_tokens or 0),
-            f"cached_input is {self.cached_input:g} tokens of {self.input_tokens}",
-            fix="give a share from 0 to 1, or tokens up to input_tokens",
-        )
-        self._check_load()
-        self._check_machine()
+        hours, paid = self.hours_per_day, self.paid_hours_per_day
+        what = f"requests come in {hours:g} hours a day and the machines are paid for only {paid:g}"
+        require(paid >= hours, what, fix="raise paid_hours_per_day, or lower hours_per_day")
+        what = f"cached_input is {self.cached_input:g} tokens of {self.input_tokens}"
+        fix = "give a share from 0 to 1, or tokens up to input_tokens"
+        require(self.cached_tokens <= (self.input_tokens or 0), what, fix=fix)
+        if self.hourly_load:
+            self._check_load(self.hourly_load)
+        self._check_price()
+        self._check_throughput()
         require(len(self.api) > 0, "there is no API to compare with", fix="set api to one model or more")
         return self
 
-    def _check_load(self) -> None:
-        load = self.hourly_load
-        if not load:
-            return
-        require(
-            len(load) == HOURS and min(load) >= 0 and 0 < sum(load) < math.inf,
-            f"hourly_load has {len(load)} numbers with a sum of {sum(load):g}",
-            fix=f"give 24 of 0 and more, one above 0, or a name: {', '.join(LOADS)}",
-        )
-        require(
-            self.hours_per_day == self.paid_hours_per_day == HOURS,
-            "hourly_load says when requests come, and hours_per_day or paid_hours_per_day says so, too",
-            fix="leave both at 24; an hour without requests is a 0 in hourly_load",
-        )
+    def _check_load(self, load: tuple[float, ...]) -> None:
+        fix = f"give 24 of 0 and more, one above 0, or a name: {', '.join(LOADS)}"
+        right = len(load) == HOURS and min(load) >= 0 and 0 < sum(load) < math.inf
+        require(right, f"hourly_load has {len(load)} numbers with a sum of {sum(load):g}", fix=fix)
+        what = "hourly_load says when requests come, and hours_per_day or paid_hours_per_day says so, too"
+        alone = self.hours_per_day == self.paid_hours_per_day == HOURS
+        require(alone, what, fix="leave both at 24; an hour without requests is a 0 in hourly_load")
 
-    def _check_machine(self) -> None:
+    def _check_price(self) -> None:
         instance = find_instance(self.instance)
-        if self.usd_per_hour is None and instance.price(self.prices_on, self.purchase) is None:
-            known = [name for name in PURCHASES if instance.price(self.prices_on, name)]
-            raise UsageError(
-                f"the price of {self.instance!r} {self.purchase} is not known",
-                remedy="set usd_per_hour" + (f", or purchase to {' or '.join(known)}" if known else ""),
-            )
-        used = self.used_throughput
-        require(
-            self.output_tokens != 0 or used.counts == "total",
-            "output_tokens is 0, and the throughput counts only tokens that are written",
-            fix="give the throughput as a total (throughput_counts=total)",
-        )
-        require(
-            not (used.gpu and instance.gpus) or used.gpu == instance.gpu,
-            f"the throughput is of {used.gpu} and {self.instance} has {instance.gpu}: {used.label}",
-            fix="measure or enter it for this machine, or name one with that GPU",
-        )
-        require(
-            not (used.machine and instance.gpus) or used.gpus > 0,
-            f"the throughput was measured without a GPU ({used.machine}) and {self.instance} has {instance.gpu}",
-            fix="set instance to a machine like the one that was measured, such as m7g.large",
-        )
+        known = " or ".join(name for name in PURCHASES if instance.price(self.prices_on, name))
+        priced = self.usd_per_hour is not None or instance.price(self.prices_on, self.purchase) is not None
+        fix = f"set usd_per_hour{f', or purchase to {known}' if known else ''}"
+        require(priced, f"the price of {self.instance!r} {self.purchase} is not known", fix=fix)
+
+    def _check_throughput(self) -> None:
+        instance, used = find_instance(self.instance), self.used_throughput
+        what = "output_tokens is 0, and the throughput counts only tokens that are written"
+        fix = "give the throughput as a total (throughput_counts=total)"
+        require(self.output_tokens != 0 or used.counts == "total", what, fix=fix)
         if not instance.gpus:
             return
+        what = f"the throughput is of {used.gpu} and {self.instance} has {instance.gpu}: {used.label}"
+        fix = "measure or enter it for this machine, or name one with that GPU"
+        require(used.gpu in ("", instance.gpu), what, fix=fix)
+        what = f"the throughput was measured without a GPU ({used.machine}) and {self.instance} has {instance.gpu}"
+        fix = "set instance to a machine like the one that was measured, such as m7g.large"
+        require(not used.machine or used.gpus > 0, what, fix=fix)
         gpus, most = self.replica_gpus, instance.most or instance.gpus
-        require(
-            gpus <= most,
-            f"a replica takes {gpus} GPUs and {self.instance} has {most}",
-            fix="take a machine with more or larger GPUs, or a smaller tensor_parallel or model_gb",
-        )
+        fix = "take a machine with more or larger GPUs, or a smaller tensor_parallel or model_gb"
+        require(gpus <= most, f"a replica takes {gpus} GPUs and {self.instance} has {most}", fix=fix)
         weights, memory = self.weights_gb, gpus * instance.gpu_gb
-        require(
-            weights < memory,
-            f"{weights:g} GB of weights do not fit into {gpus} x {instance.gpu_gb:g} GB",
-            fix="raise tensor_parallel, or take larger GPUs",
-        )
-        require(
-            used.gpus == 0 or used.gpus % gpus == 0,
-            f"the throughput is of {used.gpus} GPUs and a replica takes {gpus}",
-            fix="measure a replica of that size, or set tensor_parallel to what was measured",
-        )
+        what = f"{weights:g} GB of weights do not fit into {gpus} x {instance.gpu_gb:g} GB"
+        require(weights < memory, what, fix="raise tensor_parallel, or take larger GPUs")
+        fix = "measure a replica of that size, or set tensor_parallel to what was measured"
+        what = f"the throughput is of {used.gpus} GPUs and a replica takes {gpus}"
+        require(used.gpus % gpus == 0, what, fix=fix)
 
     @cached_property
     def modelled_replica(self) -> ModelledReplica | None:
@@ -182,12 +150,10 @@ class CostSettings(Checked):
             if replica.card == card and self.tensor_parallel in (None, replica.tensor_parallel):
                 return replica
         known = ", ".join(f"{row.tensor_parallel} x {row.card}" for row in replicas)
+        known = f"modelled are {known}" if known else f"modelled models: {did_you_mean(self.model, modelled_models())}"
         size = f" with tensor_parallel={self.tensor_parallel}" if self.tensor_parallel else ""
-        raise UsageError(
-            f"no throughput is known for {self.model} on {self.instance}{size}",
-            remedy="measure it (throughput_from: labkit load's JSON or a record), or enter throughput_tokens_per_s; "
-            + (f"modelled are {known}" if known else f"modelled models: {did_you_mean(self.model, modelled_models())}"),
-        )
+        fix = f"measure it (throughput_from: labkit load's JSON or a record), or enter throughput_tokens_per_s; {known}"
+        raise UsageError(f"no throughput is known for {self.model} on {self.instance}{size}", remedy=fix)
 
     @cached_property
     def used_throughput(self) -> Throughput:
@@ -226,34 +192,14 @@ class CostSettings(Checked):
     @property
     def own_prices(self) -> OwnPrices | None:
         """The API's prices that were entered, or None."""
-        given = (self.api_input_usd_per_million, self.api_output_usd_per_million, self.api_cached_usd_per_million)
-        if given[0] is None or given[1] is None:
+        read, written = self.api_input_usd_per_million, self.api_output_usd_per_million
+        if read is None or written is None:
             return None
-        return OwnPrices(
-            input=exact(given[0]), output=exact(given[1]), cached=None if given[2] is None else exact(given[2])
-        )
-
-    @classmethod
-    def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
-        """What is wrong with a setting: its value, its range, and what it means."""
-        if name == "prices_on":
-            return UsageError(f"prices_on is {value!r}, not a day", remedy="write it as 2026-11-24")
-        if name not in NUMBERS:
-            known = {"purchase": PURCHASES, "hourly_load": [*LOADS, "24 numbers"], "batch": ("yes", "no")}.get(name)
-            fix = f"use one of: {', '.join(known)}" if known else "labkit cost --json shows every setting with a value"
-            return UsageError(f"{name} is {value!r}", remedy=fix)
-        (low, high), meaning = limits(NUMBERS[name]), NUMBERS[name].description
-        span = f"from {low:g} to {high:,.0f} ({NUMBERS[name].title})"
-        if kind in ("greater_than_equal", "less_than_equal"):
-            return UsageError(f"{name} is {value:,g}; it must be {span}", remedy=f"it means: {meaning}")
-        if isinstance(value, float) and kind == "int_type":
-            return UsageError(f"{name} is {value!r}; it must be a whole number", remedy=f"it means: {meaning}")
-        what = "not set" if value is None else f"{value!r}, not a number"
-        return UsageError(f"{name} is {what}", remedy=f"give it a number {span}: {meaning}")
+        cached = self.api_cached_usd_per_million
+        return OwnPrices(input=exact(read), output=exact(written), cached=None if cached is None else exact(cached))
 
     @property
     def tokens_per_request(self) -> int:
-        """Input and output tokens of a request."""
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,7 +214,7 @@ class CostSettings(Checked):
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
-NUMBERS = {name: field for name, field in CostSettings.model_fields.items() if field.description}
+NUMBERS = {name: field for name, field in CostSettings.model_fields.items() if field.title}
 SETTINGS = [
     *(name for name in CostSettings.model_fields if name != "throughput"),
     *(f"throughput_{name}" for name in Throughput.model_fields),
@@ -310,7 +256,7 @@ def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -
     follows what was measured. UsageError: an unknown name, a wrong type, what cannot be.
     """
     values = dict(given)
-    state = _state(values.pop("state", None))
+    state = read_state(values.pop("state", None))
     if state:  # what an exported question does not set, it has not
         blank = dict.fromkeys(name for name in NUMBERS if name.startswith(("usd_", "tensor_", "model_", "api_")))
         start = settings_from({**blank, "throughput_from": "modelled", **state}, start)
@@ -363,16 +309,3 @@ def _throughput(values: Mapping[str, Any], start: CostSettings | None) -> Throug
     from labkit.advice.costs.measured import measured
 
     return measured(where).changed(**fields)
-
-
-def _state(state: Any) -> dict[str, Any]:
-    if state is None or (isinstance(state, str) and not state.strip()):
-        return {}
-    if isinstance(state, str):
-        try:
-            state = json.loads(state)
-        except ValueError as error:
-            raise UsageError(f"the state is no JSON: {error}", remedy="paste what the calculator exported") from error
-    if not isinstance(state, Mapping):
-        raise UsageError(f"the state is a {type(state).__name__}", remedy="paste what the calculator exported")
-    return dict(state)

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from labkit.advice.costs.checked import Checked
-from labkit.errors import UsageError, require
+from labkit.errors import require
 from labkit.files import Frozen, data_path, read_yaml
 
 Counts = Literal["output", "total"]
-ENTERED = "entered, not measured"
 
 
 class Throughput(Checked):
@@ -22,13 +21,15 @@ class Throughput(Checked):
     `label` says where it is from, `machine` on what it was measured, `gpu` of which GPU it is ("": not known).
     """
 
-    tokens_per_s: float = Field(gt=0, strict=True)
-    low: float | None = Field(default=None, gt=0, strict=True)
-    high: float | None = Field(default=None, gt=0, strict=True)
-    counts: Counts = "output"
-    gpus: int = Field(default=0, ge=0, le=1024, strict=True)
+    prefix = "throughput_"
+
+    tokens_per_s: float = Field(gt=0, strict=True, description="tokens/s: measure it (labkit load) or enter it")
+    low: float | None = Field(default=None, gt=0, strict=True, description="tokens/s at least")
+    high: float | None = Field(default=None, gt=0, strict=True, description="tokens/s at most")
+    counts: Counts = Field(default="output", description="the tokens that it counts")
+    gpus: int = Field(default=0, ge=0, le=1024, strict=True, description="GPUs that it is of; 0: of a whole machine")
     gpu: str = ""
-    label: str = ENTERED
+    label: str = "entered, not measured"
     measured: bool = False
     machine: str = ""
 
@@ -39,20 +40,6 @@ class Throughput(Checked):
             return None
         ends = [self.tokens_per_s, *(end for end in (self.low, self.high) if end is not None)]
         return min(ends), max(ends)
-
-    @classmethod
-    def refusal(cls, name: str, kind: str, value: Any) -> UsageError:
-        """What is wrong with a field, under the name of its setting."""
-        if kind == "greater_than":
-            what = "throughput" if name == "tokens_per_s" else f"throughput_{name}"
-            return UsageError(
-                f"the {what} is {value:g} tokens/s; it must be above 0",
-                remedy="measure it (labkit load URL --model NAME --json) or enter what you expect",
-            )
-        remedies = {"counts": "use output or total", "gpus": "use the number of GPUs, or 0: a whole machine"}
-        if name in remedies:
-            return UsageError(f"throughput_{name} is {value!r}", remedy=remedies[name])
-        return UsageError(f"throughput_{name} is {value!r}, not a number", remedy="give it a number above 0")
 
 
 class Mix(Frozen):
@@ -105,7 +92,6 @@ def _table() -> _Table:
 
 
 def modelled_models() -> Sequence[str]:
-    """The models of the table."""
     return list(dict.fromkeys(row.model for row in _table().rows))
 
 
@@ -118,11 +104,9 @@ def modelled_replicas(model: str) -> tuple[ModelledReplica, ...]:
 def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_tokens: int, cached: int) -> Throughput:
     """The replica's throughput for requests of one length, with the model's error as its interval."""
     table, total = _table(), input_tokens + output_tokens
-    require(
-        total <= table.max_model_len,
-        f"a request has {total:,} tokens; the modelled GPU was run with {table.max_model_len:,} at most",
-        fix="measure the throughput, or enter it (throughput_tokens_per_s)",
-    )
+    what = f"a request has {total:,} tokens; the modelled GPU was run with {table.max_model_len:,} at most"
+    fix = "measure the throughput, or enter it (throughput_tokens_per_s)"
+    require(total <= table.max_model_len, what, fix=fix)
     counted = output_tokens or total
     rate = counted / replica.request_s(input_tokens, output_tokens, cached)
     error = replica.error + replica.fit_error
@@ -140,7 +124,6 @@ def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_token
 
 
 def outside(replica: ModelledReplica, input_tokens: int, output_tokens: int) -> bool:
-    """Whether a request is shorter or longer than all that were modelled."""
     reads, writes = (
         {point.input_tokens for point in replica.points},
         {point.output_tokens for point in replica.points},

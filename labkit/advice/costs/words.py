@@ -16,19 +16,10 @@ from labkit.advice.costs.settings import CostSettings
 def text(result: CostResult) -> str:
     """The answer first, then the APIs, what would change it, and every sum."""
     changed = [f"  {flip}" for flip in flips(result.settings)] or ["  no single setting, up to 20 times less or more"]
+    answers = [result.headline, _bought(result), result.compared, "", *_apis(result), ""]
     sums = [f"  {line}" for line in explain(result)]
     notes = [f"Note: {warning}" for warning in result.warnings]
-    blocks = [
-        result.headline,
-        _bought(result),
-        result.compared,
-        "",
-        *_apis(result),
-        "",
-        "What would flip it:",
-        *changed,
-    ]
-    return "\n".join([*blocks, "", "The sums:", *sums, *notes])
+    return "\n".join([*answers, "What would flip it:", *changed, "", "The sums:", *sums, *notes])
 
 
 def to_json(result: CostResult) -> dict[str, Any]:
@@ -48,7 +39,10 @@ def to_json(result: CostResult) -> dict[str, Any]:
         "break_even_tokens_per_day": _tokens(crossing.first),
         "break_even_for_good_tokens_per_day": _tokens(crossing.for_good),
         "break_even_interval": bounds if known else None,
-        "flips": [flip.to_json() for flip in flips(result.settings)],
+        "flips": [
+            {"setting": flip.setting, "from": flip.now, "to": flip.to, "cheaper": flip.cheaper}
+            for flip in flips(result.settings)
+        ],
         "lines": list(explain(result)),
         "warnings": list(result.warnings),
         "settings": result.settings.to_dict(),
@@ -69,14 +63,11 @@ def purchases(settings: CostSettings) -> list[dict[str, Any]]:
 
 
 def _bought(result: CostResult) -> str:
-    rows = purchases(result.settings)
-    if not any(row["usd_per_hour"] for row in rows):
+    days = {row["purchase"].replace("_", " "): row["usd_per_day"] for row in purchases(result.settings)}
+    if not any(days.values()):
         return f"No price of {result.settings.instance} is listed."
-    days = [
-        "not known" if row["usd_per_day"] is None else f"{show_usd(exact(row['usd_per_day']))} a day" for row in rows
-    ]
-    names = (row["purchase"].replace("_", " ") for row in rows)
-    return "By the price list: " + ", ".join(f"{name} {day}" for name, day in zip(names, days, strict=True))
+    words = (f"{name} {'not known' if usd is None else f'{show_usd(exact(usd))} a day'}" for name, usd in days.items())
+    return "By the price list: " + ", ".join(words)
 
 
 def _apis(result: CostResult) -> Iterator[str]:

@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from labkit import files
 from labkit.advice.selector.catalogue import Question, catalogue
 from labkit.advice.selector.fit import number
-from labkit.errors import UsageError, did_you_mean, require
+from labkit.errors import UsageError, did_you_mean
 
 MODEL = "model"
-MAX_STATE = 10_000
 # A hub id, a folder or one of the course's names: what a command line takes without quoting.
 NUMBER = re.compile(r"(\d+(?:\.\d+)?) *(?:b|gi?b|k)?")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_~./-][A-Za-z0-9_.:/@~+-]{0,199}")
@@ -62,20 +62,9 @@ def read_state(state: str | Mapping[str, Any] | None) -> tuple[dict[str, str], s
 
     UsageError: text that is no JSON object, an unknown question or option, a model's name with odd characters.
     """
-    given = dict(state) if isinstance(state, Mapping) else _json_object(state or "{}")
+    given = files.read_state(state)
     model = given.pop(MODEL, None)
     return complete(given), check_model(model)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    fix = 'paste what the form exports, such as {"pattern": "pipeline"}'
-    require(len(text) <= MAX_STATE, f"the state has {len(text):,} characters; it is one line of JSON", fix=fix)
-    try:
-        state = json.loads(text.strip() or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"the state is no JSON: {error}", remedy=fix) from error
-    require(isinstance(state, dict), f"the state is a JSON {type(state).__name__}, no object", fix=fix)
-    return dict(state)
 
 
 def write_state(answers: Mapping[str, str], model: str | None = None) -> str:

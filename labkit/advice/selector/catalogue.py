@@ -53,14 +53,11 @@ class Conditional(Frozen):
     when: dict[str, tuple[str, ...]]
 
     def holds(self, answers: Mapping[str, str]) -> bool:
-        """Whether all conditions hold."""
         known = {FIT: fit(answers), **answers} if FIT in self.when else answers
         return all(known[question] in options for question, options in self.when.items())
 
 
 class Entry(Conditional):
-    """An entry of rules.yaml."""
-
     id: str = Field(pattern=r"^[a-z0-9-]+$")
 
 
@@ -86,8 +83,6 @@ class Grounds(Frozen):
 
 
 class Grounded(Entry, Grounds):
-    """A reason for or against stacks."""
-
     reason: str = Field(min_length=1)
 
 
@@ -111,6 +106,9 @@ class SelectionWarning(Entry):
     claim: str | None = None
     lab: str | None = None
 
+    def is_for(self, stack: str) -> bool:
+        return not self.winner or stack in self.winner
+
 
 class Branch(Conditional):
     """A branch of the article's decision tree: the framework at its end."""
@@ -119,7 +117,6 @@ class Branch(Conditional):
     framework: str
 
     def in_stack(self, stack: Stack) -> bool:
-        """Whether a stack contains that framework, as engine or as orchestrator."""
         return self.framework in stack.frameworks
 
 
@@ -158,15 +155,12 @@ class Neighbour(Frozen):
 
 
 class RulesFile(Frozen):
-    """rules.yaml."""
-
     exclusions: tuple[Exclusion, ...]
     rules: tuple[Rule, ...]
     warnings: tuple[SelectionWarning, ...]
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """All of them."""
         return (*self.exclusions, *self.rules, *self.warnings)
 
 
@@ -186,7 +180,6 @@ class Catalogue(RulesFile, ArticleFile):
 
     @property
     def defaults(self) -> dict[str, str]:
-        """The default answers."""
         return {name: question.default for name, question in self.questions.items()}
 
 

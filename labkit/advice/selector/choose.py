@@ -33,8 +33,7 @@ class Reason(Grounds):
     points: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ranked:
+class Ranked(Frozen):
     """A stack's place. `score` is None where `excluded` says why it is not ranked.
 
     `reasons`: every rule that gave or took points, the weightiest first. `behind`: what the first one has over it.
@@ -49,31 +48,20 @@ class Ranked:
 
     @property
     def title(self) -> str:
-        """The stack in words."""
         return self.stack.title
 
     @property
     def pros(self) -> tuple[Reason, ...]:
-        """What speaks for it."""
         return tuple(reason for reason in self.reasons if reason.points > 0)
 
     @property
     def cons(self) -> tuple[Reason, ...]:
-        """What speaks against it."""
         return tuple(reason for reason in self.reasons if reason.points < 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the names that scripts rely on."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "engine": self.stack.engine,
-            "orchestrator": self.stack.orchestrator,
-            "score": self.score,
-            "reasons": [reason.model_dump(mode="json") for reason in self.reasons],
-            "excluded": [reason.model_dump(mode="json") for reason in self.excluded] or None,
-            "behind": [reason.model_dump(mode="json") for reason in self.behind],
-        }
+        plain = self.model_dump(mode="json", exclude={"stack"})
+        layers = {"title": self.title, "engine": self.stack.engine, "orchestrator": self.stack.orchestrator}
+        return {**plain, **layers, "excluded": plain["excluded"] or None}
 
 
 class Flip(Frozen):
@@ -102,7 +90,6 @@ class Selection:
 
     @property
     def winner(self) -> Ranked:
-        """The first one: there always is one."""
         return self.ranking[0]
 
     @property
@@ -122,11 +109,7 @@ def select(given: Mapping[str, Any] | None = None) -> Selection:
         ranking=tuple(_ranked(known, answers, name, winner) for name in names),
         flips=tuple(_flips(known, answers, winner)),
         neighbours=tuple((project, why) for project in known.landscape if (why := project.why(answers))),
-        warnings=tuple(
-            warning
-            for warning in known.warnings
-            if warning.holds(answers) and winner in (warning.winner or known.stacks)
-        ),
+        warnings=tuple(warning for warning in known.warnings if warning.holds(answers) and warning.is_for(winner)),
         without_opinions=order(known, answers, opinions=False)[0],
         article=next(branch for branch in known.tree if branch.holds(answers)),
     )
@@ -139,7 +122,6 @@ def order(known: Catalogue, answers: Mapping[str, str], *, opinions: bool = True
 
 
 def first(known: Catalogue, answers: Mapping[str, str]) -> str:
-    """The winner alone."""
     return order(known, answers)[0]
 
 
@@ -197,11 +179,9 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether ours contains the article's framework."""
         return self.pattern.framework in self.stack.frameworks
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return {
             "situation": self.pattern.situation,
             "article": self.pattern.framework,
@@ -217,7 +197,5 @@ def compare_patterns() -> list[Comparison]:
     """The article's six patterns, each with our first choice for the same situation."""
     known = catalogue()
     names = [first(known, {**known.defaults, **pattern.answers}) for pattern in known.patterns]
-    return [
-        Comparison(pattern=pattern, name=name, stack=known.stacks[name])
-        for pattern, name in zip(known.patterns, names, strict=True)
-    ]
+    pairs = zip(known.patterns, names, strict=True)
+    return [Comparison(pattern=pattern, name=name, stack=known.stacks[name]) for pattern, name in pairs]

@@ -17,11 +17,8 @@ from labkit.advice.selector.fit import NO_GPU, PER_MACHINE, cards_needed, number
 from labkit.files import Frozen, data_path, parse_yaml
 
 T = TypeVar("T")
-CPU_MODEL, EMBEDDING_MODEL, SPEECH_MODEL = (
-    "Qwen/Qwen2.5-0.5B-Instruct",
-    "Qwen/Qwen3-Embedding-0.6B",
-    "openai/whisper-large-v3",
-)
+CPU_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+EMBEDDING_MODEL, SPEECH_MODEL = "Qwen/Qwen3-Embedding-0.6B", "openai/whisper-large-v3"
 GPU_MODELS = {
     "4b": "Qwen/Qwen3-4B-Instruct-2507",
     "9b": "Qwen/Qwen3-8B",
@@ -35,8 +32,6 @@ GPU_MODELS = {
 
 
 class Setting(Frozen):
-    """One setting of a file: its name and value as written there, and why."""
-
     name: str
     value: str
     why: str
@@ -93,12 +88,8 @@ def _render(template: str, kind: type[T], answers: Mapping[str, str], **values: 
 
 @cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(data_path("selector/configs")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(data_path("selector/configs"))
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["yaml"] = lambda text: yaml.safe_dump(text, width=1000).removesuffix("\n...\n").strip()
     return environment
 
@@ -119,17 +110,11 @@ def _gguf(model: str | None, answers: Mapping[str, str]) -> str:
 def _second(answers: Mapping[str, str]) -> dict[str, Any] | None:
     """The second server: embeddings beside chat, or one more model."""
     if answers["kind"] in ("rag", "both"):
-        engine = engine_settings(
-            {**answers, "kind": "pooling", "size": "4b", "gpu": "shared" if _shared_gpu(answers) else "dedicated"}
-        )
+        gpu = "shared" if _shared_gpu(answers) else "dedicated"
+        engine = engine_settings({**answers, "kind": "pooling", "size": "4b", "gpu": gpu})
         why = "Embeddings have their own path, so nginx need not read the request. Add /rerank and /v1/audio likewise."
-        return {
-            "model": EMBEDDING_MODEL,
-            "name": "embeddings",
-            "engine": engine,
-            "location": "/v1/embeddings",
-            "why": why,
-        }
+        place = {"name": "embeddings", "location": "/v1/embeddings"}
+        return {"model": EMBEDDING_MODEL, "engine": engine, "why": why, **place}
     if answers["models"] == "one":
         return None
     why = "The second model's base address is http://HOST/model-2/v1; a gateway that reads the model's name hides it."

@@ -27,7 +27,6 @@ def cards_needed(answers: Mapping[str, str]) -> int:
 
 
 def fit(answers: Mapping[str, str]) -> str:
-    """One of FITS."""
     cards = cards_needed(answers)
     return "one" if cards == 1 else "cards" if cards <= PER_MACHINE else "machines"
 

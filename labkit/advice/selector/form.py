@@ -71,7 +71,6 @@ def _bar(one: Ranked, top: int) -> str:
 
 
 def why(found: Selection, verdicts: Mapping[str, str]) -> str:
-    """What speaks for the first one, and against it."""
     winner = found.winner
     cons = _heading("What speaks against it") + _reasons(winner.cons, verdicts) if winner.cons else ""
     more = len(winner.pros) - PROS
@@ -105,7 +104,6 @@ def what_if(found: Selection, _: Mapping[str, str]) -> str:
 
 
 def warnings(found: Selection, _: Mapping[str, str]) -> str:
-    """What to mind with this choice and these answers."""
     if not found.warnings:
         return "<div>None for these answers.</div>"
     return _list(f"{escape(one.text)} {_where(one.claim, one.lab)}" for one in found.warnings)
@@ -138,7 +136,6 @@ VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
 
 
 def configuration(files: Sequence[ConfigFile]) -> str:
-    """The files as they are to be saved, and why each setting is what it is."""
     return "".join(_file(one) for one in files)
 
 
@@ -251,17 +248,14 @@ class SelectorForm(Form[Chosen]):
 
     @property
     def selection(self) -> Selection:
-        """What the answers lead to."""
         return self.answer.selection
 
     @property
     def answers(self) -> dict[str, str]:
-        """The answers in the form."""
         return dict(self.selection.answers)
 
     @property
     def model(self) -> str | None:
-        """The model to be served, where one is named."""
         return self.answer.model
 
     @property
@@ -270,7 +264,6 @@ class SelectorForm(Form[Chosen]):
 
     @property
     def config(self) -> tuple[ConfigFile, ...]:
-        """The configuration for what comes first."""
         return configure(self.selection.winner.name, self.selection.answers, model=self.model)
 
     def answer_to(self, text: str | Mapping[str, Any] | None) -> Chosen:
@@ -278,7 +271,6 @@ class SelectorForm(Form[Chosen]):
         return Chosen(select(answers), model)
 
     def build(self) -> Any:
-        """Questions on the left; summary, views and their text on the right; model, state and message below."""
         import ipywidgets as widgets
 
         self.fields = {name: _dropdown(name) for name in catalogue().questions}

@@ -85,12 +85,8 @@ def to_text(
         parts.append(_section("What speaks against it", (_line(reason, verdicts) for reason in winner.cons)))
     parts.append(_section("Why not the others", (_why_not(ranked, verdicts) for ranked in others)))
     if selection.neighbours:
-        parts.append(
-            _section(
-                "Look at these too (that they suit is our judgement)",
-                (_neighbour(*pair) for pair in selection.neighbours),
-            )
-        )
+        heading = "Look at these too (that they suit is our judgement)"
+        parts.append(_section(heading, (_neighbour(*pair) for pair in selection.neighbours)))
     parts.append(_section("What single answer would change it", _flips(selection)))
     parts.append(_article(selection))
     parts.append("\n\n".join((proof(winner.name), *(_config(file) for file in config))))
