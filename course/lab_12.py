@@ -4,7 +4,7 @@ import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 from functools import cached_property
@@ -12,17 +12,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from course.briefs import BRIEFS, Brief
 from labkit.advice import costs, selector
 from labkit.advice.costs.prices import DAYS_PER_MONTH, HourPrice, find_instance, known_models
-from labkit.advice.costs.settings import LOADS
 from labkit.errors import UsageError, require
 from labkit.load.metrics import Slo
-from labkit.modelled import Drive, ModelledGpu, TokenRequest, Traffic, gpu, routers, shape_of, traces
+from labkit.modelled import Drive, ModelledGpu, TokenRequest, gpu, routers, shape_of
 from labkit.modelled.evidence import Promise, promise
 from labkit.modelled.shapes import model_folder
-from labkit.modelled.traces import Lengths
 from labkit.teaching import solution
 
+SHOWN = 8  # answers that would change the stack, in the note
 ENOUGH = 200
 """Requests from which on a percentile, or a share of 95%, is quoted."""
 
@@ -146,148 +146,13 @@ solution(
 )
 
 
-# --- the briefs ---
+# --- a plan, and what it costs ---
 
-
-@dataclass(frozen=True, kw_only=True)
-class Brief:
-    """What is asked for. `traffic`: options of `traces.generated`. `load`: the day's curve (costs.settings.LOADS).
-
-    `answers`: the brief in the selector's terms. `ruled_out`: machines on which it may not run, and why. `most_busy`:
-    the largest share of the capacity that may be used at the peak."""
-
-    title: str
-    story: str
-    answers: Mapping[str, str]
-    traffic: Mapping[str, Any]
-    lengths: str
-    load: str
-    peak_per_s: float
-    slo: Slo
-    share: float
-    usd_per_month: float
-    least_billions: float
-    least_replicas: int = 1
-    ruled_out: Mapping[str, str] = field(default_factory=dict)
-    most_busy: float = 1.0
-    limits: str = ""
-
-    @property
-    def rates(self) -> list[float]:
-        """Requests per second of each hour of the day."""
-        return [self.peak_per_s * share for share in LOADS[self.load]]
-
-    def requests(self, rate: float, n: int, *, seed: int) -> Traffic:
-        """`n` requests of the brief's kind at `rate` per second."""
-        return traces.generated(n, rate=rate, seed=seed, **self.traffic).requests
-
-    def mean_tokens(self, *, seed: int) -> tuple[int, int]:
-        """Mean input and output tokens of a request."""
-        drawn = self.requests(1.0, 1000, seed=seed)
-        return round(fmean(len(one.token_ids) for one in drawn)), round(fmean(one.output_tokens for one in drawn))
-
-    def weights(self, hours: Sequence[int]) -> dict[int, float]:
-        """The share of the day's requests that each sampled hour stands for: each hour of the day counts with the
-        sampled hours whose rate is nearest to its own."""
-        weights = dict.fromkeys(hours, 0.0)
-        for rate in self.rates:
-            off = {hour: abs(self.rates[hour] - rate) for hour in hours}
-            near = [hour for hour in hours if off[hour] <= min(off.values()) + 1e-9]
-            for hour in near:
-                weights[hour] += rate / sum(self.rates) / len(near)
-        return weights
-
-    def _repr_markdown_(self) -> str:
-        data = {"must": "stays on the company's machines", "cloud": "stays in our own cloud account; no vendor's API"}
-        rows = {
-            "Traffic": f"{self.peak_per_s:g} requests/s in the busiest hour; {self.lengths}",
-            "Promise": f"{self.share:.0%} of requests: TTFT within {self.slo.ttft_s:g} s and "
-            f"TPOT within {1000 * (self.slo.tpot_s or 0):g} ms",
-            "Model": f"at least {self.least_billions:g} billion parameters",
-            "Data": data.get(self.answers["host"], "may go to an API"),
-            "Availability": f"at least {self.least_replicas} replicas"
-            if self.least_replicas > 1
-            else "one replica will do",
-            "Budget": f"${self.usd_per_month:,.0f} per month for machines or API",
-        }
-        if self.limits:
-            rows["Limits of the trial"] = self.limits
-        lines = [f"| {name} | {text} |" for name, text in rows.items()]
-        return "\n".join([f"**{self.title}.** {self.story}", "", "| | |", "|---|---|", *lines])
-
-
-_COMMON = {"hardware": "cluster", "card": "80gb", "size": "9b", "slo": "p99", "rate": "medium", "prefixes": "yes"}
-_MARKET = {"runpod-rtx-4090": "a marketplace of other people's hosts"}
-BRIEFS = {
-    "rag": Brief(
-        title="Questions about the company's documents",
-        story="Employees of all sites ask; a search adds passages to each prompt. No document may leave the company.",
-        answers={**_COMMON, "kind": "rag", "host": "must", "context": "32k"},
-        traffic={
-            "kind": "conversation",
-            "inputs": Lengths(median=3000, p90=5500, longest=12_000),
-            "templates": 60,
-            "template_tokens": 2048,
-        },
-        lengths="prompts of 3,000 tokens (median; 60 sets of passages of 2,048 tokens, asked for by Zipf's law: "
-        "assumed); answers and gaps as in Azure's conversation trace of 2023",
-        load="day",
-        peak_per_s=20.0,
-        slo=Slo(ttft_s=1.0, tpot_s=0.025),
-        share=0.95,
-        usd_per_month=7000,
-        least_billions=7,
-        least_replicas=2,
-        ruled_out=_MARKET,
-    ),
-    "chat": Brief(
-        title="An internal chat",
-        story="Nine to five, in bursts. Nothing confidential is typed; an hour without it costs nothing.",
-        answers={**_COMMON, "kind": "llm", "host": "may", "traffic": "burst", "priority": "cost"},
-        traffic={"kind": "conversation", "burstiness": 13.0},
-        lengths="lengths as in Azure's conversation trace of 2023 (median 1,020 and 129 tokens), gaps as bursty as in "
-        "its code trace (squared coefficient of variation 13)",
-        load="office",
-        peak_per_s=16.0,
-        slo=Slo(ttft_s=1.0, tpot_s=0.04),
-        share=0.95,
-        usd_per_month=2000,
-        least_billions=7,
-    ),
-    "vision": Brief(
-        title="Claims with photographs",
-        story="An application sends two photographs and a form with each request, and writes a short assessment.",
-        answers={**_COMMON, "kind": "llm", "host": "cloud"},
-        traffic={
-            "kind": "conversation",
-            "inputs": Lengths(median=2400, p90=4200, longest=10_000),
-            "outputs": Lengths(median=80, p90=220, longest=600),
-            "templates": 1,
-            "template_tokens": 256,
-        },
-        lengths="two images of 1,000 tokens and about 400 of text (assumed; Qwen2.5-VL has a token for 28 x 28 pixels, "
-        "which is 999 for 1,024 x 768); answers of 80 tokens (median, assumed)",
-        load="day",
-        peak_per_s=14.0,
-        slo=Slo(ttft_s=1.5, tpot_s=0.04),
-        share=0.95,
-        usd_per_month=5000,
-        least_billions=7,
-        least_replicas=2,
-        ruled_out=_MARKET,
-        most_busy=0.6,
-        limits="the modelled GPU refuses multimodal input: the images are text tokens here, and the time and memory of "
-        "the vision encoder are in no number. Leave 40% of the capacity free at the peak for it",
-    ),
-}
 ROUTERS: Mapping[str, Callable[[], routers.Router]] = {
     "round-robin": routers.round_robin,
     "least-loaded": lambda: routers.least_loaded,
     "prefix-aware": routers.prefix_aware,
 }
-
-
-# --- a plan, and what it costs ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -554,10 +419,11 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
     size = "not stated by the vendor" if billions is None else f"{served}: {billions:.1f} billion"
     at_least = f"At least {brief.least_billions:g} billion parameters"
     yield at_least, size, None if billions is None else billions >= brief.least_billions
+    enough = f"Replicas: {brief.least_replicas} or more"
     if api:
-        yield f"At least {brief.least_replicas} replicas", "the vendor's; read its SLA", None
+        yield enough, "the vendor's; read its SLA", None
     else:
-        yield f"At least {brief.least_replicas} replicas", f"{plan.replicas}", plan.replicas >= brief.least_replicas
+        yield enough, f"{plan.replicas}", plan.replicas >= brief.least_replicas
         alone = plan.stack == "vllm" and plan.replicas > 1
         yield "The stack serves that many", "one server is one replica" if alone else f"{plan.replicas}", not alone
     yield from _latency(plan, found)
@@ -580,7 +446,8 @@ def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]
     """The points that rest on the modelled fleet: open where it says nothing about the stack or the card."""
     brief, known = plan.brief, found.peak.promise
     engine = selector.catalogue().stacks[plan.stack].engine
-    unknown = "" if engine.startswith("vLLM") else f"the trial was vLLM's, not {engine}'s: measure it with labkit load"
+    title = selector.catalogue().stacks[plan.stack].title
+    unknown = "" if engine.startswith("vLLM") else f"tried with vLLM alone; {title} is not modelled: use labkit load"
     unknown = unknown or known.direction_only
 
     def told(number: str, met: bool) -> tuple[str, bool | None]:
@@ -603,6 +470,15 @@ def failing(points: Sequence[Point]) -> list[str]:
     return [point.requirement for point in points if point.met is False]
 
 
+def with_other_stacks(plan: Plan, found: Found) -> list[dict[str, Any]]:
+    """What the rubric says of the same numbers with each stack of the selector, as rows."""
+    judged = {name: rubric(replace(plan, stack=name), found) for name in selector.catalogue().stacks}
+    return [
+        {"stack": name, "not met": "; ".join(failing(points)) or "nothing", "open": sum(p.met is None for p in points)}
+        for name, points in judged.items()
+    ]
+
+
 def design_note(plan: Plan, found: Found, *, decision: str, here: str, start_s: float) -> str:
     """`course/design_note.md.j2` filled: the decision, the rubric, and what the numbers rest on, as Markdown."""
     from jinja2 import Environment, StrictUndefined
@@ -611,7 +487,9 @@ def design_note(plan: Plan, found: Found, *, decision: str, here: str, start_s: 
     titles = {name: stack.title for name, stack in selector.catalogue().stacks.items()}
     failed = failing(points)
     what = f"{plan.api}" if plan.stack == "hosted-api" else f"{plan.served} on {plan.replicas} x {plan.machine}"
-    ready = f"not ready: {'; '.join(failed)}" if failed else "every requirement that could be checked is met"
+    still = sum(point.met is None for point in points)
+    held = "every requirement is met" if not still else f"every requirement that could be checked is met, {still} open"
+    ready = f"not ready: {'; '.join(failed)}" if failed else held
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -623,7 +501,7 @@ def design_note(plan: Plan, found: Found, *, decision: str, here: str, start_s: 
         points=points,
         decision=decision or f"{titles[plan.stack]}, {what}: {ready}.",
         stack_title=titles[plan.stack],
-        flips=[(flip.question, flip.answer, titles[flip.winner]) for flip in plan.selection.flips],
+        flips=[(flip.question, flip.answer, titles[flip.winner]) for flip in plan.selection.flips[:SHOWN]],
         here=here,
         start_s=start_s,
     )
