@@ -143,7 +143,7 @@ BRIEFS = {
         least_replicas=2,
         ruled_out=_MARKET,
         most_busy=0.6,
-        limits="the modelled GPU refuses multimodal input: the images are text tokens here, and the time and memory of "
+        limits="The modelled GPU refuses multimodal input: the images are text tokens here, and the time and memory of "
         "the vision encoder are in no number. Leave 40% of the capacity free at the peak for it",
     ),
 }

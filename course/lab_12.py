@@ -426,6 +426,8 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
         yield enough, f"{plan.replicas}", plan.replicas >= brief.least_replicas
         alone = plan.stack == "vllm" and plan.replicas > 1
         yield "The stack serves that many", "one server is one replica" if alone else f"{plan.replicas}", not alone
+    if brief.limits:
+        yield "The model reads the images", "the trial and the small version had text alone", None
     yield from _latency(plan, found)
     usd = found.api_usd if api else found.fleet_usd
     priced = plan.stack != "managed-endpoint"

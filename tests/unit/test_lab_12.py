@@ -127,7 +127,7 @@ def test_no_stack_raises_and_another_engine_leaves_the_latency_open(brief: str) 
 def test_a_note_holds_the_rubric_and_the_decision() -> None:
     """Every requirement with its number and outcome; what failed by name; the learner's sentence first."""
     chosen = plan(replicas=4)
-    about = {"here": "2 CPUs", "start_s": 20.4}
+    about: dict[str, Any] = {"here": "2 CPUs", "start_s": 20.4}
     note = lab_12.design_note(chosen, found(chosen), decision="", **about)
     for point in lab_12.rubric(chosen, found(chosen)):
         assert f"| {point.requirement} | {point.number} | {point.outcome} |" in note
