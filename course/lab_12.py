@@ -457,8 +457,8 @@ def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]
 
     day = f"{found.day_share:.1%} of the sampled day"
     yield (f"{brief.share:.0%} of the day within the SLO", *told(day, found.day_share >= brief.share))
-    hard = f"{found.hard.good:.1%} with the worst known error added"
-    yield ("Also at the peak, were the model as wrong as it ever was", *told(hard, found.hard.good >= brief.share))
+    hard = f"{found.hard.good:.1%} of {found.hard.requests} requests"
+    yield ("At the peak, with the worst known error of the model added", *told(hard, found.hard.good >= brief.share))
     counted = min(found.peak.requests, found.hard.requests)
     yield (f"At least {ENOUGH} requests behind it", *told(f"{counted}", counted >= ENOUGH))
     if brief.most_busy < 1:

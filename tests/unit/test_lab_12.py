@@ -67,7 +67,7 @@ def failing(chosen: Plan, **facts: Any) -> list[str]:
 
 def test_the_defaults_are_a_right_answer_and_wrong_choices_fail_by_name() -> None:
     """Each wrong choice fails its own requirement and no other."""
-    share, hard = "95% of the day within the SLO", "Also at the peak, were the model as wrong as it ever was"
+    share, hard = "95% of the day within the SLO", "At the peak, with the worst known error of the model added"
     table: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
         ({}, {}, []),
         ({}, {"day_share": 0.9}, [share]),
