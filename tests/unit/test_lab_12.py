@@ -98,7 +98,7 @@ def test_an_api_wins_the_bursty_brief_and_machines_can_win_it_too() -> None:
     points = lab_12.rubric(api, found(api))
     assert lab_12.failing(points) == []
     assert "95% of the day within the SLO" in {point.requirement for point in points if point.met is None}
-    assert failing(plan(brief="chat", machine="runpod-rtx-4090", replicas=6)) == []
+    assert failing(plan(brief="chat", machine="runpod-rtx-4090", replicas=8)) == []
     assert failing(plan(brief="chat")) == ["Within $2,000 per month"]
 
 
