@@ -1,110 +1,95 @@
-"""Lab 12: exercises from a step to a bill; a measured replica in the queueing model, its fleet for a day, the note."""
+"""Lab 12, the capstone: exercises, three briefs, a plan's bill, its trials on modelled GPUs, and the rubric."""
 
-import math
-from collections.abc import Callable, Sequence
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from random import Random
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-from labkit import errors
-from labkit.advice.costs import calculate, settings_from, show_usd
-from labkit.advice.costs.machines import Fleet
-from labkit.advice.costs.prices import exact
+from course.briefs import BRIEFS, Brief
+from labkit.advice import costs, selector
+from labkit.advice.costs.prices import DAYS_PER_MONTH, HourPrice, find_instance, known_models
 from labkit.errors import UsageError, require
-from labkit.load import LoadResult, RequestRecord
 from labkit.load.metrics import Slo
-from labkit.load.workloads import poisson_arrivals_s
+from labkit.modelled import Drive, ModelledGpu, TokenRequest, gpu, routers, shape_of
+from labkit.modelled.evidence import Promise, promise
+from labkit.modelled.shapes import model_folder
 from labkit.teaching import solution
-from labkit.theory.queues import Arrival, Balancer, Served, Service, replicas_needed, serve_all
-from labkit.words import amount, share
+
+SHOWN = 8  # answers that would change the stack, in the note
+ENOUGH = 200
+"""Requests from which on a percentile, or a share of 95%, is quoted."""
 
 
-def alone_per_s(step_s: float, prompt_tokens: int, prefill_s: float, output_tokens: int) -> float:
-    return 1 / (prompt_tokens * prefill_s + (output_tokens - 1) * step_s)
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a router sees of a replica, for the exercise."""
+
+    in_flight: int
+    cached: int
+    kv_usage: float = 0.5
+
+    def cached_tokens(self, _token_ids: Sequence[int]) -> int:
+        return self.cached
 
 
-def requests_per_s(places: int, step_s: float, prompt_tokens: int, prefill_s: float, output_tokens: int) -> float:
-    cycle_s = places * prompt_tokens * prefill_s + (output_tokens - 1) * step_s
-    return places / cycle_s
+def route(request: TokenRequest, replicas: Sequence[Any]) -> int:
+    least = min(replica.in_flight for replica in replicas)
+    open_to = [n for n, replica in enumerate(replicas) if replica.in_flight <= least + 8]
+    return max(open_to, key=lambda n: (replicas[n].cached_tokens(request.token_ids), -replicas[n].in_flight))
+
+
+def _by(key: Callable[[TokenRequest, Any], Any]) -> Callable[[TokenRequest, Sequence[Any]], int]:
+    return lambda request, replicas: max(range(len(replicas)), key=lambda n: key(request, replicas[n]))
+
+
+def _strictly_below(request: TokenRequest, replicas: Sequence[Any]) -> int:
+    least = min(replica.in_flight for replica in replicas)
+    open_to = [n for n, replica in enumerate(replicas) if replica.in_flight < least + 8]
+    return max(open_to, key=lambda n: (replicas[n].cached_tokens(request.token_ids), -replicas[n].in_flight))
+
+
+def _first_of_equal(request: TokenRequest, replicas: Sequence[Any]) -> int:
+    least = min(replica.in_flight for replica in replicas)
+    open_to = [n for n, replica in enumerate(replicas) if replica.in_flight <= least + 8]
+    return max(open_to, key=lambda n: replicas[n].cached_tokens(request.token_ids))
+
+
+_ASKED = TokenRequest(token_ids=list(range(2500)), output_tokens=100)
+
+
+def _replicas(*pairs: tuple[int, int]) -> list[Seen]:
+    return [Seen(in_flight=in_flight, cached=cached) for in_flight, cached in pairs]
 
 
 solution(
-    "12.capacity",
-    requests_per_s,
-    unit="requests/s",
-    worked=alone_per_s,
-    cases=((8, 0.085, 30, 0.0025, 12), (4, 0.07, 200, 0.003, 50), (16, 0.12, 10, 0.001, 5)),
-    wrong={
-        "only one's own prompt waited for": lambda n, step, prompt, read, out: n * alone_per_s(step, prompt, read, out),
-        "one's own prompt left out": lambda n, step, prompt, read, out: (
-            n / ((n - 1) * prompt * read + (out - 1) * step)
-        ),
-        "one request at a time": [
-            lambda n, step, prompt, read, out: requests_per_s(n, step, prompt, read, out) / n,
-            lambda _n, step, prompt, read, out: alone_per_s(step, prompt, read, out),
-        ],
-        "prompts read for nothing": lambda n, step, prompt, _read, out: requests_per_s(n, step, prompt, 0, out),
-        "the first token paid twice": lambda n, step, prompt, read, out: requests_per_s(n, step, prompt, read, out + 1),
-        "tokens taken for requests": [
-            lambda n, step, _prompt, _read, _out: n / step,
-            lambda n, step, prompt, read, out: out * requests_per_s(n, step, prompt, read, out),
-        ],
-    },
-)
-
-
-def replicas(rates: Sequence[float], per_replica: float, most_busy: float) -> int:
-    import math
-
-    return math.ceil(max(rates) / (per_replica * most_busy))
-
-
-solution(
-    "12.replicas",
-    replicas,
-    unit="replicas",
+    "12.router",
+    route,
+    exact=True,
     cases=(
-        ([10.0, 40.0, 91.0, 55.0], 6.0, 0.8),
-        ([3.0, 5.0], 7.0, 0.5),
-        ([100.0, 900.0, 400.0], 6.5, 0.9),
-        ([25.0, 25.0, 31.0], 4.0, 0.7),
-        ([6.0, 24.0], 6.0, 0.5),
+        (_ASKED, _replicas((3, 0), (5, 2048), (2, 512))),
+        (_ASKED, _replicas((14, 2048), (4, 0), (6, 1024))),
+        (_ASKED, _replicas((10, 0), (9, 0), (12, 0))),
+        (_ASKED, _replicas((11, 2048), (9, 2048), (3, 0))),
+        (_ASKED, _replicas((12, 2048), (4, 16))),
+        (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
-        "sized on the mean": [
-            lambda rates, one, most: math.ceil(fmean(rates) / (one * most)),
-            lambda rates, one, _most: math.ceil(fmean(rates) / one),
-        ],
-        "busy all of the time": lambda rates, one, _most: math.ceil(max(rates) / one),
-        "headroom the wrong way round": lambda rates, one, most: math.ceil(max(rates) * most / one),
-        "rounded down": lambda rates, one, most: math.floor(max(rates) / (one * most)),
-        "one too many where it divides evenly": lambda rates, one, most: int(max(rates) / (one * most)) + 1,
-        "a part of a replica": lambda rates, one, most: max(rates) / (one * most),
-        "hours added up": lambda rates, one, most: math.ceil(sum(rates) / (one * most)),
-    },
-)
-
-
-def good_share(hours: Sequence[tuple[int, int]]) -> float:
-    return sum(good for _, good in hours) / sum(requests for requests, _ in hours)
-
-
-solution(
-    "12.share",
-    good_share,
-    cases=[
-        ([(1000, 1000), (9000, 7200)],),
-        ([(200, 200), (400, 396), (4000, 3000)],),
-        ([(50, 50), (60, 60), (70, 63)],),
-    ],
-    wrong={
-        "hours averaged in place of requests": lambda hours: fmean(good / requests for requests, good in hours),
-        "the worst hour taken for the day": lambda hours: min(good / requests for requests, good in hours),
-        "the mean hour taken for the day": lambda hours: median(good / requests for requests, good in hours),
-        "bad ones counted": lambda hours: 1 - good_share(hours),
+        "the cache alone": _by(lambda request, replica: (replica.cached_tokens(request.token_ids), -replica.in_flight)),
+        "the load alone": _by(lambda _request, replica: -replica.in_flight),
+        "the first of equal ones": _first_of_equal,
+        "the limit one too low": _strictly_below,
+        "an index among the remaining ones": lambda request, replicas: (
+            lambda left: max(
+                range(len(left)), key=lambda n: (left[n].cached_tokens(request.token_ids), -left[n].in_flight)
+            )
+        )([one for one in replicas if one.in_flight <= min(r.in_flight for r in replicas) + 8]),
     },
 )
 
@@ -161,341 +146,364 @@ solution(
 )
 
 
-# --- how many replicas keep a promise, by the queueing model ---
+# --- a plan, and what it costs ---
+
+ROUTERS: Mapping[str, Callable[[], routers.Router]] = {
+    "round-robin": routers.round_robin,
+    "least-loaded": lambda: routers.least_loaded,
+    "prefix-aware": routers.prefix_aware,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promise:
-    """`share` of all requests have their first token within `ttft_s` and then each token within `tpot_s`, on average
-    over the answer. Seconds, from the moment at which a request is due."""
+class Plan:
+    """A learner's choice for a brief. UsageError: a machine or model that cannot be tried."""
 
-    ttft_s: float
-    tpot_s: float
-    share: float
+    brief: Brief
+    stack: str
+    served: str
+    machine: str
+    replicas: int
+    tensor_parallel: int
+    router: str
+    flags: str
+    api: str
+    prices_on: date
 
     def __post_init__(self) -> None:
-        errors.above_zero("slo_ttft_s", self.ttft_s, unit="seconds")
-        errors.above_zero("slo_tpot_s", self.tpot_s, unit="seconds")
-        fix = "promise a share above 0 and below 1: nobody can promise all"
-        require(0 < self.share < 1, f"slo_share is {self.share:g}", fix=fix)
+        instance = find_instance(self.machine)
+        tried = [name for name, one in costs.instances().items() if one.card]
+        known = f"the modelled GPU has no {instance.gpu or 'machine without a card'} ({self.machine})"
+        require(bool(instance.card), known, fix=f"choose one of {', '.join(tried)}")
+        require(self.api in known_models(), f"no API {self.api!r}", fix=f"choose one of {', '.join(known_models())}")
+        price = instance.price(self.prices_on)
+        require(price is not None, f"{self.machine} has no price on {self.prices_on}", fix="choose a later day")
+        most = instance.most or instance.gpus
+        few = f"a replica of {self.tensor_parallel} GPUs; {self.machine} has {most} at most"
+        require(self.tensor_parallel <= most, few, fix="lower tensor_parallel, or choose a larger machine")
+        shape_of(self.gpu.folder)
+
+    @cached_property
+    def gpu(self) -> ModelledGpu:
+        """The modelled card that stands for the machine's."""
+        return gpu(find_instance(self.machine).card, model=self.served, tensor_parallel=self.tensor_parallel)
 
     @property
-    def slo(self) -> Slo:
-        """The objective for each single request."""
-        return Slo(ttft_s=self.ttft_s, tpot_s=self.tpot_s)
+    def price(self) -> HourPrice:
+        """What an hour of a machine costs."""
+        price = find_instance(self.machine).price(self.prices_on)
+        assert price is not None
+        return price
 
-    def holds(self, served: Served) -> bool:
-        """Whether a request of the model was good."""
-        return served.ttft_s <= self.ttft_s and (served.tpot_s or 0.0) <= self.tpot_s
+    @property
+    def machines(self) -> int:
+        """Machines for all replicas; where GPUs are rented one by one, GPUs."""
+        gpus = find_instance(self.machine).gpus
+        whole = gpus // self.tensor_parallel
+        return -(-self.replicas // whole) if whole else self.replicas * -(-self.tensor_parallel // gpus)
+
+    @property
+    def fleet_usd(self) -> Fraction:
+        """The machines' price per month of 730 hours, around the clock."""
+        return self.machines * self.price.usd_per_hour * 24 * DAYS_PER_MONTH
+
+    @property
+    def selection(self) -> selector.Selection:
+        """The selector's answer to the brief."""
+        return selector.select(self.brief.answers)
+
+    def api_usd(self, *, seed: int) -> Fraction:
+        """What the brief's requests cost at `api` per month, with no cached input."""
+        inputs, outputs = self.brief.mean_tokens(seed=seed)
+        each = costs.price_of_request(self.api, input_tokens=inputs, output_tokens=outputs, on=self.prices_on)
+        return each.usd_per_request * round(sum(self.brief.rates) * 3600) * DAYS_PER_MONTH
+
+    def calculator(self, *, seed: int) -> str:
+        """The cost calculator's fleet for the same day: it knows the capacity of a full replica, and no SLO."""
+        inputs, outputs = self.brief.mean_tokens(seed=seed)
+        question = {
+            "requests_per_s": fmean(self.brief.rates),
+            "hourly_load": self.brief.load,
+            "peak_factor": 1.0,
+            "buffer": 0.2,
+            "input_tokens": inputs,
+            "output_tokens": outputs,
+            "instance": self.machine,
+            "model": self.served,
+            "tensor_parallel": self.tensor_parallel,
+            "engineering_hours_per_month": 0,
+            "api": self.api,
+            "prices_on": self.prices_on,
+        }
+        try:
+            return costs.calculate(costs.settings_from(question)).headline
+        except UsageError as error:
+            return f"the calculator cannot say: {error}"
+
+
+def plan(parameters: Mapping[str, Any]) -> Plan:
+    """The plan that the lab's parameters describe."""
+    names = ("stack", "served", "machine", "replicas", "tensor_parallel", "router", "flags", "api")
+    chosen = {name: parameters[name] for name in names}
+    try:
+        day = date.fromisoformat(parameters["prices_on"])
+    except ValueError as error:
+        raise UsageError(
+            f"prices_on is {parameters['prices_on']!r}, no day", remedy="write it as 2026-11-30"
+        ) from error
+    return Plan(brief=BRIEFS[parameters["brief"]], prices_on=day, **chosen)
+
+
+def ranking(chosen: selector.Selection, stack: str) -> list[dict[str, Any]]:
+    """The selector's ranking as rows; the plan's stack is marked."""
+    return [
+        {
+            "": "your choice" if one.name == stack else "",
+            "stack": one.name,
+            "points": "out" if one.score is None else one.score,
+            "excluded because": " ".join(reason.text.split(":")[0] for reason in one.excluded),
+        }
+        for one in chosen.ranking
+    ]
+
+
+# --- the trial on modelled GPUs ---
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizing:
-    """`replicas` for `rate` requests a second, `busy` for that share of the time. `kept` is the share of good requests
-    in the simulation; with `keeps` false no number of replicas keeps the promise, and this one's queue just ends."""
+class Trial:
+    """A load on the modelled fleet. `good`: the share of requests within the SLO; `load_share`: of the capacity.
 
-    rate: float
-    replicas: int
-    busy: float
-    kept: float
-    keeps: bool
+    `ttft_s`: the mean, None near and above the capacity, where a queue decides it and no model can tell it."""
 
+    requests: int
+    good: float
+    load_share: float
+    ttft_s: float | None
+    tpot_s: float
+    cached: float
+    promise: Promise
 
-Traffic = Callable[[float], Sequence[Arrival]]  # the arrivals of a simulation, by their rate
-
-
-def traffic_like(records: Sequence[RequestRecord], *, seconds: float, seed: int = 0) -> Traffic:
-    """Poisson traffic of `seconds` whose requests are drawn from those that a server answered, tokens in and out.
-
-    At least 500 requests, however low the rate. UsageError when none was answered."""
-    mix = [(record.input_tokens or 0, record.output_tokens or 1) for record in records if record.ok]
-    require(bool(mix), f"none of {len(records)} requests was answered", fix="look into the server's log")
-
-    def traffic(rate: float) -> tuple[Arrival, ...]:
-        rng = Random(f"mix/{seed}")
-        times = poisson_arrivals_s(max(500, math.ceil(rate * seconds)), rate=rate, seed=seed)
-        drawn = [(at, *rng.choice(mix)) for at in times]
-        return tuple(Arrival(at_s=at, prompt_tokens=read, output_tokens=written) for at, read, written in drawn)
-
-    return traffic
-
-
-def fleet(
-    service: Service,
-    traffic: Traffic,
-    rate: float,
-    promise: Promise,
-    *,
-    balancer: Balancer = "two_choices",
-    most_busy: float = 1.0,
-    seed: int = 0,
-) -> Sizing:
-    """The smallest fleet that keeps the promise at `rate`.
-
-    It can finish what comes and is at most `most_busy`: a simulation is short, and a queue that never ends, or hardly,
-    may look short in it."""
-    arrivals = traffic(rate)
-    capacity = capacity_per_s(service, arrivals)
-    least = max(math.floor(rate / capacity) + 1, math.ceil(rate / (capacity * most_busy)))
-    bounds: dict[str, Any] = {"at_least": least, "at_most": 4 * least + 16, "balancer": balancer, "seed": seed}
-    try:
-        replicas = replicas_needed(service, arrivals, promise.holds, share=promise.share, **bounds)
-    except UsageError:
-        replicas = least
-    kept = share_kept(service, arrivals, promise, replicas=replicas, balancer=balancer, seed=seed)
-    busy = rate / (replicas * capacity)
-    return Sizing(rate=rate, replicas=replicas, busy=busy, kept=kept, keeps=kept >= promise.share)
-
-
-def share_kept(
-    service: Service,
-    arrivals: Sequence[Arrival],
-    promise: Promise,
-    *,
-    replicas: int = 1,
-    balancer: Balancer = "two_choices",
-    seed: int = 0,
-) -> float:
-    """The share of the arrivals that a fleet of this size serves well."""
-    served = serve_all(service, arrivals, replicas=replicas, balancer=balancer, seed=seed)
-    return fmean(map(promise.holds, served))
-
-
-def capacity_per_s(service: Service, arrivals: Sequence[Arrival]) -> float:
-    """Requests per second that one full replica finishes, of requests like these."""
-    return service.capacity_per_s(
-        prompt_tokens=fmean(arrival.prompt_tokens for arrival in arrivals),
-        output_tokens=fmean(arrival.output_tokens for arrival in arrivals),
-    )
-
-
-# --- a day of traffic: its curve, the replicas of each hour, and what they cost ---
-
-
-def day(peak_rate: float, *, night_share: float) -> tuple[float, ...]:
-    """24 rates: a cosine from `night_share` of the peak, at two in the night, to the peak at two in the afternoon.
-
-    An assumption; take your own log's counts where you have them."""
-    require(
-        peak_rate > 0 and 0 < night_share <= 1,
-        f"a day has a peak of {peak_rate:g} requests/s and a night of {night_share:g} of it",
-        fix="a peak above 0, and a share above 0 and up to 1",
-    )
-    wave = [(1 + math.cos(2 * math.pi * (hour - 14) / 24)) / 2 for hour in range(24)]
-    return tuple(peak_rate * (night_share + (1 - night_share) * height) for height in wave)
-
-
-def replicas_by_hour(rates: Sequence[float], sizings: Sequence[Sizing]) -> list[int]:
-    """The replicas of each hour: between two simulated rates on the line between their fleets, rounded up.
-
-    UsageError for a rate outside of those simulated: a line would go on where no queue does."""
-    import numpy as np
-
-    known = sorted(sizings, key=lambda sizing: (sizing.rate, sizing.replicas))
-    low, high = known[0].rate * (1 - 1e-9), known[-1].rate * (1 + 1e-9)
-    for rate in rates:
-        fix = "simulate the day's extremes"
-        require(low <= rate <= high, f"no fleet was simulated around {rate:g} requests/s", fix=fix)
-    line = np.interp(rates, [sizing.rate for sizing in known], [sizing.replicas for sizing in known])
-    return [math.ceil(replicas - 1e-9) for replicas in line]
-
-
-def bill_usd(replicas: Sequence[int], usd_per_hour: float) -> Fraction:
-    """What a replica count for each hour costs, to the fraction of a cent."""
-    return sum(replicas) * exact(usd_per_hour)
-
-
-def fleet_per_day(
-    rates: Sequence[float],
-    *,
-    prompt_tokens: float,
-    output_tokens: float,
-    tokens_per_s: float,
-    usd_per_hour: float,
-    buffer: float,
-) -> Fleet:
-    """The cost calculator's answer (lab 11) for the same day: it knows capacity, peak and a buffer, and no queue."""
-    settings = settings_from(
-        {
-            "requests_per_s": fmean(rates),
-            "peak_factor": max(rates) / fmean(rates),
-            "buffer": buffer,
-            "input_tokens": max(1, round(prompt_tokens)),
-            "output_tokens": max(1, round(output_tokens)),
-            "instance": "own",
-            "usd_per_hour": usd_per_hour,
-            "throughput_tokens_per_s": tokens_per_s,
-            "throughput_counts": "output",
-            "engineering_hours_per_month": 0,  # the machines alone, as in `bill_usd`
-            "model_gb": 0,
+    @property
+    def row(self) -> dict[str, Any]:
+        """For a table."""
+        return {
+            "requests": self.requests,
+            "in the SLO": f"{self.good:.1%}",
+            "of capacity": f"{self.load_share:.0%}",
+            "mean TTFT, ms": "a queue" if self.ttft_s is None else f"{1000 * self.ttft_s:.0f}",
+            "mean TPOT, ms": f"{1000 * self.tpot_s:.1f}",
+            "prompt tokens cached": f"{self.cached:.0%}",
         }
+
+
+def trial(driven: Drive, engines: Sequence[Any], plan: Plan, slo: Slo | None = None) -> Trial:
+    """What a drive of `engines` came to, by the brief's SLO or a stricter one."""
+    from labkit.modelled.simulate import capacity_per_s
+
+    records, core = driven.result.records, engines[0].llm_engine
+    capacity = len(engines) * capacity_per_s(core.model_executor, core.vllm_config, driven)
+    rate = len(records) / max(record.scheduled_s for record in records)
+    known = _promise(plan, rate / capacity)
+    waits = [record.ttft_s for record in records if record.ttft_s is not None]
+    return Trial(
+        requests=len(records),
+        good=fmean((slo or plan.brief.slo).holds(record) for record in records),
+        load_share=rate / capacity,
+        ttft_s=fmean(waits) if known.shows_ttft else None,
+        tpot_s=fmean(record.tpot_s for record in records if record.tpot_s is not None),
+        cached=driven.prefix_hit_rate,
+        promise=known,
     )
-    return calculate(settings).hosted
 
 
-# --- the note ---
+def _promise(plan: Plan, load_share: float) -> Promise:
+    return promise(plan.gpu.card, plan.gpu.folder, tensor_parallel=plan.tensor_parallel, load_share=load_share)
 
 
-def design_note(**facts: Any) -> str:
-    """`course/design_note.md.j2` filled with the facts that it names, as Markdown."""
+def day_share(trials: Mapping[int, Trial], brief: Brief) -> float:
+    """The share of the whole day's requests within the SLO, from the sampled hours."""
+    weights = brief.weights(list(trials))
+    return sum(weights[hour] * trials[hour].good for hour in trials)
+
+
+def with_margin(plan: Plan, peak: Trial) -> tuple[float, Slo]:
+    """The peak's rate and the SLO, made stricter by the worst error of the modelled GPU against real cards."""
+    known, slo = peak.promise, plan.brief.slo
+    worst = {name: errors.worst for name in ("tpot_ms", "ttft_ms", "output_per_s") if (errors := known.of(name))}
+    tpot = worst.get("tpot_ms", 0.0)
+    ttft = worst.get("ttft_ms", tpot) if known.shows_ttft else tpot
+    stricter = Slo(ttft_s=(slo.ttft_s or 0) / (1 + ttft), tpot_s=(slo.tpot_s or 0) / (1 + tpot))
+    return plan.brief.peak_per_s * (1 + worst.get("output_per_s", tpot)), stricter
+
+
+# --- the small version, for real ---
+
+CARD_ONLY = (
+    "gpu-memory-utilization",
+    "kv-cache-dtype",
+    "quantization",
+    "block-size",
+    "max-model-len",
+    "tensor-parallel-size",
+)
+
+
+def small_flags(flags: str) -> str:
+    """The plan's flags without those that only its card or its model's length can take."""
+    words, kept = shlex.split(flags), list[str]()
+    for number, word in enumerate(words):
+        owner = next((w for w in reversed(words[: number + 1]) if w.startswith("--")), "")
+        if owner.removeprefix("--").partition("=")[0] not in CARD_ONLY:
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def status_without_key(base_url: str) -> int:
+    """The HTTP status of a request for the models that carries no key."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/models", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+# --- the rubric and the note ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the lab found out about a plan. `peak`, `hard`: at the peak as planned, and with the model's worst error."""
+
+    day_share: float
+    peak: Trial
+    hard: Trial
+    fleet_usd: Fraction
+    api_usd: Fraction
+    asked: int
+    answered: int
+    status_without_key: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One requirement: `met` is None where nothing here can tell."""
+
+    requirement: str
+    number: str
+    met: bool | None
+
+    @property
+    def outcome(self) -> str:
+        return "open" if self.met is None else "met" if self.met else "NOT MET"
+
+
+def rubric(plan: Plan, found: Found) -> list[Point]:
+    """The plan against its brief, point by point."""
+    return [Point(requirement=name, number=number, met=met) for name, number, met in _points(plan, found)]
+
+
+def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
+    brief, api = plan.brief, plan.stack == "hosted-api"
+    place = {one.name: (number, one) for number, one in enumerate(plan.selection.ranking, start=1)}
+    number, ranked = place[plan.stack]
+    data = [reason.text for reason in ranked.excluded if reason.rule in ("no-api", "no-cloud")]
+    if not api and plan.machine in brief.ruled_out:
+        data.append(f"{plan.machine}: {brief.ruled_out[plan.machine]}")
+    yield "The data stay where they must", " ".join(data) or "by stack and machine", not data
+    others = [reason.text for reason in ranked.excluded if reason.rule not in ("no-api", "no-cloud")]
+    behind = f"place {number} of {len(place)}" if ranked.score is None else f"place {number}, {ranked.score} points"
+    yield "The selector does not exclude the stack", " ".join(others) or behind, not others
+    served = known_models()[plan.api].like if api else plan.served
+    billions = shape_of(model_folder(served)).parameters / 1e9 if served else None
+    size = "not stated by the vendor" if billions is None else f"{served}: {billions:.1f} billion"
+    at_least = f"At least {brief.least_billions:g} billion parameters"
+    yield at_least, size, None if billions is None else billions >= brief.least_billions
+    enough = f"Replicas: {brief.least_replicas} or more"
+    if api:
+        yield enough, "the vendor's; read its SLA", None
+    else:
+        yield enough, f"{plan.replicas}", plan.replicas >= brief.least_replicas
+        alone = plan.stack == "vllm" and plan.replicas > 1
+        yield "The stack serves that many", "one server is one replica" if alone else f"{plan.replicas}", not alone
+    if brief.limits:
+        yield "The model reads the images", "the trial and the small version had text alone", None
+    yield from _latency(plan, found)
+    usd = found.api_usd if api else found.fleet_usd
+    priced = plan.stack != "managed-endpoint"
+    words = f"{costs.show_usd(usd)} per month" + (
+        "" if priced else " for the machines alone; ask for the endpoint's price"
+    )
+    within = usd <= brief.usd_per_month
+    yield f"Within ${brief.usd_per_month:,.0f} per month", words, within if priced or not within else None
+    answered = f"{found.answered} of {found.asked} answered, {found.status_without_key} without the key"
+    yield (
+        "The small version works, and only with its key",
+        answered,
+        (found.answered == found.asked and found.status_without_key == 401),
+    )
+
+
+def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
+    """The points that rest on the modelled fleet: open where it says nothing about the stack or the card."""
+    brief, known = plan.brief, found.peak.promise
+    engine = selector.catalogue().stacks[plan.stack].engine
+    title = selector.catalogue().stacks[plan.stack].title
+    unknown = "" if engine.startswith("vLLM") else f"tried with vLLM alone; {title} is not modelled: use labkit load"
+    unknown = unknown or known.direction_only
+
+    def told(number: str, met: bool) -> tuple[str, bool | None]:
+        return (unknown, None) if unknown else (number, met)
+
+    day = f"{found.day_share:.1%} of the sampled day"
+    yield (f"{brief.share:.0%} of the day within the SLO", *told(day, found.day_share >= brief.share))
+    hard = f"{found.hard.good:.1%} of {found.hard.requests} requests"
+    yield ("At the peak, with the worst known error of the model added", *told(hard, found.hard.good >= brief.share))
+    counted = min(found.peak.requests, found.hard.requests)
+    yield (f"At least {ENOUGH} requests behind it", *told(f"{counted}", counted >= ENOUGH))
+    if brief.most_busy < 1:
+        busy = f"{found.peak.load_share:.0%} of capacity"
+        free = f"At most {brief.most_busy:.0%} busy at the peak"
+        yield (free, *told(busy, found.peak.load_share <= brief.most_busy))
+
+
+def failing(points: Sequence[Point]) -> list[str]:
+    """The requirements that are not met."""
+    return [point.requirement for point in points if point.met is False]
+
+
+def with_other_stacks(plan: Plan, found: Found) -> list[dict[str, Any]]:
+    """What the rubric says of the same numbers with each stack of the selector, as rows."""
+    judged = {name: rubric(replace(plan, stack=name), found) for name in selector.catalogue().stacks}
+    return [
+        {"stack": name, "not met": "; ".join(failing(points)) or "nothing", "open": sum(p.met is None for p in points)}
+        for name, points in judged.items()
+    ]
+
+
+def design_note(plan: Plan, found: Found, *, decision: str, here: str, start_s: float) -> str:
+    """`course/design_note.md.j2` filled: the decision, the rubric, and what the numbers rest on, as Markdown."""
     from jinja2 import Environment, StrictUndefined
 
+    points = rubric(plan, found)
+    titles = {name: stack.title for name, stack in selector.catalogue().stacks.items()}
+    failed = failing(points)
+    what = f"{plan.api}" if plan.stack == "hosted-api" else f"{plan.served} on {plan.replicas} x {plan.machine}"
+    still = sum(point.met is None for point in points)
+    held = "every requirement is met" if not still else f"every requirement that could be checked is met, {still} open"
+    ready = f"not ready: {'; '.join(failed)}" if failed else held
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"as": format, "usd": lambda usd: show_usd(exact(usd)), "words": _words}
+    environment.filters |= {"usd": costs.show_usd}
     template = (Path(__file__).parent / "design_note.md.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(facts)
-
-
-def _words(value: float | str, unit: str | None, confidence: float | None = None) -> str:
-    text = value if isinstance(value, str) else amount(value, unit)
-    return text if confidence is None else f"{text} ({share(confidence)} sure)"
-
-
-# --- one replica: from a load to a service, and back ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """What a closed loop with `clients` says of a replica (seconds; `tpot_s` is what a user sees, prompts included)."""
-
-    clients: int
-    step_s: float
-    prefill_s_per_token: float
-    tpot_s: float
-
-
-def check_plan(clients: Sequence[int], shares: Sequence[float]) -> None:
-    """UsageError for levels from which no service can be made, and loads that validate nothing."""
-    require(
-        len(clients) >= 2 and clients[0] == 1 and list(clients) == sorted(set(clients)),
-        f"clients is {list(clients)}: a service is measured alone and with others",
-        fix="begin with 1 and go up, such as [1, 2, 4, 8]",
+    return environment.from_string(template).render(
+        plan=plan,
+        found=found,
+        points=points,
+        decision=decision or f"{titles[plan.stack]}, {what}: {ready}.",
+        stack_title=titles[plan.stack],
+        flips=[(flip.question, flip.answer, titles[flip.winner]) for flip in plan.selection.flips[:SHOWN]],
+        here=here,
+        start_s=start_s,
     )
-    require(
-        len(shares) == 3 and list(shares) == sorted(set(shares)),
-        f"load_shares is {list(shares)}: a model is validated at three loads, the lowest one first",
-        fix="pass shares of the capacity below it, near it and above it, such as [0.5, 0.9, 1.5]",
-    )
-
-
-def room_for(prompt_words: int, output_tokens: int, *, longest: int | None) -> int:
-    """Tokens that a request may take: four a word of the prompt, which is ample, and the answer, in whole hundreds.
-
-    UsageError when the model's own limit (`longest`) is lower."""
-    room = -(-(4 * prompt_words + output_tokens) // 100) * 100
-    require(
-        longest is None or room <= longest,
-        f"prompts of {prompt_words} words with answers of {output_tokens} tokens need {room} tokens; the model reads"
-        f" {longest}",
-        fix="shorten the prompts or the answers",
-    )
-    return room
-
-
-def level(result: LoadResult) -> Level:
-    """The level that a closed loop measured. UsageError: no streamed answer of two tokens or more, or an open loop."""
-    done = [record for record in result.records if record.tpot_s is not None and record.e2e_s is not None]
-    gaps = [gap for record in done for gap in record.itl_s]
-    if not gaps or result.concurrency is None:
-        raise UsageError(
-            f"{len(done)} of {len(result.records)} answers of this load have gaps between tokens",
-            remedy="stream answers of two tokens or more, in a closed loop",
-        )
-    step_s = median(gaps)
-    beyond_s = fmean((record.e2e_s or 0.0) - ((record.output_tokens or 1) - 1) * step_s for record in done)
-    read = fmean(record.input_tokens or 0 for record in done)
-    return Level(
-        clients=result.concurrency,
-        step_s=step_s,
-        prefill_s_per_token=max(0.0, beyond_s) / result.concurrency / read if read else 0.0,
-        tpot_s=fmean(record.tpot_s or 0.0 for record in done),
-    )
-
-
-def service_of(levels: Sequence[Level]) -> Service:
-    """A replica of the queueing model: the mean of what every round measured. It holds as many requests as the highest
-    level had clients, and reads a prompt as fast as it did there, in the company of others."""
-    by_clients = {n: [level for level in levels if level.clients == n] for n in sorted({o.clients for o in levels})}
-    highest = max(by_clients)
-    return Service(
-        step_s={n: fmean(level.step_s for level in rounds) for n, rounds in by_clients.items()},
-        prefill_s_per_token=fmean(level.prefill_s_per_token for level in by_clients[highest]),
-        places=highest,
-    )
-
-
-def slower(service: Service, factor: float) -> Service:
-    """The same replica with every time multiplied."""
-    return replace(
-        service,
-        step_s={n: seconds * factor for n, seconds in service.step_s.items()},
-        prefill_s_per_token=service.prefill_s_per_token * factor,
-    )
-
-
-def pace(result: LoadResult, service: Service) -> float:
-    """How long a step took in this load, over what `service` says of a step with as many requests: the median over all
-    gaps between two chunks, each with the answers that were being written at its end.
-
-    It says what else the machine did meanwhile, and nothing of waits for a place. UsageError without a gap.
-    """
-    done = [record for record in result.records if record.itl_s]
-    what = f"none of {len(result.records)} answers has gaps between tokens"
-    require(bool(done), what, fix="stream answers of two tokens or more")
-
-    def under_way(at_s: float) -> int:
-        return sum(record.chunk_times_s[0] <= at_s <= record.chunk_times_s[-1] for record in done)
-
-    return median(
-        gap / service.step_of(under_way(end_s))
-        for record in done
-        for gap, end_s in zip(record.itl_s, record.chunk_times_s[1:], strict=True)
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replayed:
-    """The same requests twice: as the server answered them, and as the model does, in the same order.
-
-    Only requests that ended OK; all of them, the failed ones too, were in the model's queue."""
-
-    records: tuple[RequestRecord, ...]
-    modelled: tuple[Served, ...]
-
-    @property
-    def measured_s(self) -> list[float]:
-        """What each request took from the moment at which it was due."""
-        return [record.e2e_from_schedule_s or 0.0 for record in self.records]
-
-    @property
-    def model_s(self) -> list[float]:
-        """The same by the model."""
-        return [served.e2e_s for served in self.modelled]
-
-
-def replay(result: LoadResult, service: Service) -> Replayed:
-    """An open loop's requests, at the times at which they were due and with the tokens that they had, in the model.
-
-    UsageError without an answered request: there is nothing to compare."""
-    answered = [record for record in result.records if record.ok and record.e2e_from_schedule_s]
-    require(bool(answered), f"none of {len(result.records)} requests was answered", fix="look into the server's log")
-    prompt = round(fmean(record.input_tokens or 0 for record in answered))
-    output = round(fmean(record.output_tokens or 1 for record in answered))
-    due = sorted(result.records, key=lambda record: record.scheduled_s)
-    arrivals = [
-        Arrival(
-            at_s=record.scheduled_s,
-            prompt_tokens=record.input_tokens or prompt,
-            output_tokens=record.output_tokens or output,
-        )
-        for record in due
-    ]
-    pairs = [
-        (record, served)
-        for record, served in zip(due, serve_all(service, arrivals), strict=True)
-        if record.ok and record.e2e_from_schedule_s
-    ]
-    records, modelled = zip(*pairs, strict=True)
-    return Replayed(records=records, modelled=modelled)

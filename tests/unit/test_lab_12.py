@@ -1,320 +1,266 @@
-"""The capstone's arithmetic against the queueing model it feeds, against sums made by hand, and against itself."""
+"""The capstone: briefs, a plan's bill, what a trial may say, and the rubric, by hand and against independent code."""
 
-import math
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
-from itertools import accumulate
-from statistics import fmean
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import UndefinedError
 
 from course import lab_12
-from labkit.errors import UsageError
-from labkit.experiments import Ratio
-from labkit.load import LoadResult, Outcome, RequestRecord
-from labkit.load.workloads import poisson_arrivals_s
-from labkit.theory.queues import Arrival, Service, serve_all
+from course.briefs import BRIEFS
+from course.lab_12 import Found, Plan, Seen, Trial
+from labkit import labs
+from labkit.advice import costs, selector
+from labkit.files import notebooks_path
+from labkit.load.metrics import Slo
+from labkit.modelled import cards, routers
+from labkit.modelled.evidence import promise
+from labkit.modelled.shapes import model_folder
+from labkit.modelled.traffic import TokenRequest
+from labkit.runs.plan import read_defaults
 from tests.unit.refusals import not_refused
 
-SERVICE = Service(step_s={1: 0.05, 2: 0.055, 4: 0.065, 8: 0.085}, prefill_s_per_token=0.0025, places=8)
-PROMISE = lab_12.Promise(ttft_s=1.0, tpot_s=0.2, share=0.9)
+LAB = labs.find_lab("12")
+DEFAULTS = read_defaults(notebooks_path() / LAB.notebook)
+STACKS = selector.catalogue().stacks
+DATA, BUDGET = "The data stay where they must", "Within $7,000 per month"
 
 
-def record(
-    index: int, due_s: float, first_s: float, gaps: list[float], *, read: int = 30, ok: bool = True
-) -> RequestRecord:
-    """A streamed answer with one token a chunk; without `ok` a request that the server refused."""
-    times = tuple(accumulate(gaps, initial=first_s))
-    if not ok:
-        return RequestRecord(index, due_s, due_s, (), times[-1], None, None, Outcome.HTTP_ERROR)
-    return RequestRecord(index, due_s, due_s, times, times[-1], read, len(times), Outcome.OK)
+def plan(**changes: Any) -> Plan:
+    """The notebook's plan with other choices."""
+    return lab_12.plan(DEFAULTS | changes)
 
 
-def result(records: list[RequestRecord], *, concurrency: int | None = None, rate: float | None = None) -> LoadResult:
-    """A load of these records."""
-    return LoadResult(tuple(records), max(sent.finished_s for sent in records), 0.1, concurrency, rate, "t", 0)
+def trial(good: float, *, requests: int = 400, load_share: float = 0.5) -> Trial:
+    """A trial on an H100, as if driven."""
+    folder = model_folder("llama-3.1-8b")
+    known = promise(cards.find("h100-sxm"), folder, tensor_parallel=1, load_share=load_share)
+    return Trial(
+        requests=requests, good=good, load_share=load_share, ttft_s=0.1, tpot_s=0.01, cached=0.3, promise=known
+    )
 
 
-def modelled(service: Service, *, rate: float, seed: int, prompt_tokens: int) -> LoadResult:
-    """A load on a server that is the model itself."""
-    times_s = poisson_arrivals_s(30, rate=rate, seed=seed)
-    arrivals = [Arrival(at_s=at_s, prompt_tokens=prompt_tokens, output_tokens=12) for at_s in times_s]
-    answers = []
-    for n, done in enumerate(serve_all(service, arrivals)):
-        gaps = [done.tpot_s or 0.0] * 11
-        answers.append(record(n, done.arrival.at_s, done.first_token_s, gaps, read=prompt_tokens))
-    return result(answers, rate=rate)
+def found(chosen: Plan, *, day_share: float = 1.0, peak: Trial | None = None, hard: float = 0.99, **more: Any) -> Found:
+    """What a lab would find of this plan, if all went well."""
+    return Found(
+        day_share=day_share,
+        peak=peak or trial(day_share),
+        hard=trial(hard),
+        fleet_usd=chosen.fleet_usd,
+        api_usd=chosen.api_usd(seed=0),
+        **{"asked": 20, "answered": 20, "status_without_key": 401} | more,
+    )
 
 
-# --- one replica
+def failing(chosen: Plan, **facts: Any) -> list[str]:
+    """The requirements that the plan fails."""
+    return lab_12.failing(lab_12.rubric(chosen, found(chosen, **facts)))
 
 
-@given(
-    clients=st.integers(1, 16),
-    step_s=st.floats(0.001, 0.3),
-    read_s=st.floats(0.0, 0.01),
-    prompt=st.integers(1, 200),
-    output=st.integers(3, 50),
-)
-def test_a_level_gives_back_what_made_it(clients: int, step_s: float, read_s: float, prompt: int, output: int) -> None:
-    """Requests whose prompts and those of the others stand in their time: step and reading come out again."""
-    others_s = (clients - 1) * prompt * read_s
-    gaps = [step_s] * (output - 1)
-    if output - 1 >= 3:  # the others' prompts come in one of the gaps
-        gaps[0] += others_s
-        own_s = prompt * read_s
-    else:
-        own_s = clients * prompt * read_s
-    found = lab_12.level(result([record(n, 0.0, own_s, gaps, read=prompt) for n in range(6)], concurrency=clients))
-    assert found.step_s == pytest.approx(step_s)
-    assert found.prefill_s_per_token == pytest.approx(read_s, abs=1e-7)
+# --- the rubric
 
 
-def test_what_measures_nothing_is_refused() -> None:
-    """Loads without gaps or answers, with how many had them; plans without one client alone, or three rising loads."""
-    streamed, failed = record(0, 0.0, 0.1, [0.05, 0.05]), record(1, 0.0, 0.1, [], ok=False)
-    silent = [record(0, 0.0, 0.1, []), failed]
-    levels = [(result([streamed], rate=2.0), "1 of 1 answers"), (result(silent, concurrency=2), "0 of 2 answers")]
-    assert not_refused(lab_12.level, levels) == []
-    no_gaps = [(result(silent, rate=1.0), "none of 2 answers has gaps")]
-    assert not_refused(lambda load: lab_12.pace(load, SERVICE), no_gaps) == []
-    no_answers = [(result([failed], rate=5.0), "none of 1 requests")]
-    assert not_refused(lambda load: lab_12.replay(load, SERVICE), no_answers) == []
-    assert not_refused(lambda load: lab_12.traffic_like(load.records, seconds=5), no_answers) == []
-    lab_12.check_plan([1, 8], [0.5, 0.9, 1.5])
-    clients = [([8], "alone and with others"), ([2, 4], "alone and with others"), ([1, 8, 4], "alone and with others")]
-    assert not_refused(lambda levels: lab_12.check_plan(levels, [0.5, 0.9, 1.5]), clients) == []
-    loads = [([0.9], "at three loads"), ([0.9, 0.5, 1.5], "at three loads")]
-    assert not_refused(lambda shares: lab_12.check_plan([1, 8], shares), loads) == []
-    promises = [((1, share), "slo_share") for share in (0.0, 1.0, 1.5)] + [((0, 0.5), "slo_ttft_s")]
-    assert not_refused(lambda slo: lab_12.Promise(ttft_s=slo[0], tpot_s=1, share=slo[1]), promises) == []
-
-
-def test_a_service_is_the_mean_of_its_rounds() -> None:
-    """Steps by clients, the reading of the highest level only, and as many places as it had clients."""
-    rounds = [
-        lab_12.Level(clients=n, step_s=s, prefill_s_per_token=p, tpot_s=1.0)
-        for n, s, p in ((4, 0.06, 0.002), (1, 0.05, 0.009), (4, 0.08, 0.004), (1, 0.05, 0.001))
+def test_the_defaults_are_a_right_answer_and_wrong_choices_fail_by_name() -> None:
+    """Each wrong choice fails its own requirement and no other."""
+    share, hard = "95% of the day within the SLO", "At the peak, with the worst known error of the model added"
+    table: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+        ({}, {}, []),
+        ({}, {"day_share": 0.9}, [share]),
+        ({}, {"hard": 0.9}, [hard]),
+        ({}, {"peak": trial(1.0, requests=199)}, ["At least 200 requests behind it"]),
+        ({}, {"answered": 19}, ["The small version works, and only with its key"]),
+        ({}, {"status_without_key": 200}, ["The small version works, and only with its key"]),
+        ({"replicas": 1}, {}, ["Replicas: 2 or more"]),
+        ({"replicas": 4}, {}, [BUDGET]),
+        ({"stack": "hosted-api"}, {}, [DATA]),
+        ({"stack": "managed-endpoint"}, {}, [DATA]),
+        ({"machine": "runpod-rtx-4090"}, {}, [DATA]),
+        ({"stack": "vllm"}, {}, ["The stack serves that many"]),
+        ({"stack": "torchserve"}, {}, ["The selector does not exclude the stack"]),
+        ({"served": "qwen2.5-1.5b"}, {}, ["At least 7 billion parameters"]),
     ]
-    service = lab_12.service_of(rounds)
-    assert service.step_s == pytest.approx({1: 0.05, 4: 0.07})
-    assert service.prefill_s_per_token == pytest.approx(0.003)
-    assert service.places == 4
+    wrong = [
+        (choice, facts, told)
+        for choice, facts, expected in table
+        if (told := failing(plan(**choice), **facts)) != expected
+    ]
+    assert wrong == []
 
 
-@given(factor=st.floats(0.3, 3), together=st.integers(1, 8))
-def test_the_pace_is_how_much_slower_the_steps_were(factor: float, together: int) -> None:
-    """Answers side by side whose steps took `factor` times as long have that pace, however long they waited before."""
-    gap = factor * SERVICE.step_of(together)
-    records = [record(n, 0.0, 7.0, [gap] * 9) for n in range(together)]
-    assert lab_12.pace(result(records, rate=5.0), SERVICE) == pytest.approx(factor)
+def test_an_api_wins_the_bursty_brief_and_machines_can_win_it_too() -> None:
+    """With open points where nothing here can tell; the same machines that serve the documents are over its budget."""
+    api = plan(brief="chat", stack="hosted-api")
+    points = lab_12.rubric(api, found(api))
+    assert lab_12.failing(points) == []
+    assert "95% of the day within the SLO" in {point.requirement for point in points if point.met is None}
+    assert failing(plan(brief="chat", machine="runpod-rtx-4090", replicas=8)) == []
+    assert failing(plan(brief="chat")) == ["Within $2,000 per month"]
 
 
-@given(factor=st.floats(0.5, 2), rate=st.floats(0.5, 15), seed=st.integers(0, 1000))
-@settings(max_examples=30)
-def test_the_model_agrees_with_itself(factor: float, rate: float, seed: int) -> None:
-    """A server that is the model is replayed exactly, request by request, also above its capacity.
-
-    One that is slower or faster throughout is found again on average, once its pace is known."""
-    load = modelled(SERVICE, rate=rate, seed=seed, prompt_tokens=30)
-    replayed = lab_12.replay(load, SERVICE)
-    assert replayed.measured_s == pytest.approx(replayed.model_s)
-    load = modelled(lab_12.slower(SERVICE, factor), rate=rate, seed=seed, prompt_tokens=1)
-    replayed = lab_12.replay(load, lab_12.slower(SERVICE, lab_12.pace(load, SERVICE)))
-    ratios = [measured / model for measured, model in zip(replayed.measured_s, replayed.model_s, strict=True)]
-    assert fmean(ratios) == pytest.approx(1, abs=0.25)
+def test_the_vision_brief_leaves_room_for_what_is_not_modelled() -> None:
+    """Two replicas are within the budget; more than 60% of the capacity at the peak fails; the limits are told."""
+    chosen = plan(brief="vision", replicas=2)
+    assert failing(chosen) == []
+    assert failing(chosen, peak=trial(1.0, load_share=0.61)) == ["At most 60% busy at the peak"]
+    assert failing(replace(chosen, stack="hosted-api")) == [DATA]
+    assert "refuses multimodal input" in chosen.brief.words
 
 
-def test_a_refused_request_takes_part_in_the_queue_but_not_in_the_comparison() -> None:
-    """Of three requests one failed: two pairs are left, each with its own request."""
-    records = [record(0, 0.0, 0.1, [0.05] * 5), record(1, 0.1, 0.2, [], ok=False), record(2, 0.2, 0.4, [0.05] * 3)]
-    replayed = lab_12.replay(result(records, rate=5.0), SERVICE)
-    assert [answer.index for answer in replayed.records] == [0, 2]
-    assert [answer.arrival.at_s for answer in replayed.modelled] == [0.0, 0.2]
+@pytest.mark.parametrize("brief", BRIEFS)
+def test_no_stack_raises_and_another_engine_leaves_the_latency_open(brief: str) -> None:
+    """All stacks of the selector are allowed values; what vLLM's trial cannot tell of another engine is open."""
+    assert set(LAB.parameters["stack"].choices or ()) == set(STACKS)
+    chosen = plan(brief=brief)
+    rows = lab_12.with_other_stacks(chosen, found(chosen))
+    assert [row["stack"] for row in rows] == list(STACKS)
+    for name, stack in STACKS.items():
+        points = lab_12.rubric(replace(chosen, stack=name), found(chosen))
+        day = next(point for point in points if "of the day within" in point.requirement)
+        assert (day.met is None) == (not stack.engine.startswith("vLLM"))
 
 
-@given(words=st.integers(8, 4000), tokens=st.integers(2, 4096))
-def test_the_room_holds_the_request(words: int, tokens: int) -> None:
-    """It is enough at four tokens a word, and a whole number of hundreds; a model that reads less refuses."""
-    room = lab_12.room_for(words, tokens, longest=None)
-    assert room % 100 == 0
-    assert 0 <= room - 4 * words - tokens < 100
-    with pytest.raises(UsageError, match=f"need {room} tokens"):
-        lab_12.room_for(words, tokens, longest=room - 1)
+def test_a_note_holds_the_rubric_and_the_decision() -> None:
+    """Every requirement with its number and outcome; what failed by name; the learner's sentence first."""
+    chosen = plan(replicas=4)
+    about: dict[str, Any] = {"here": "2 CPUs", "start_s": 20.4}
+    note = lab_12.design_note(chosen, found(chosen), decision="", **about)
+    for point in lab_12.rubric(chosen, found(chosen)):
+        assert f"| {point.requirement} | {point.number} | {point.outcome} |" in note
+    assert f"not ready: {BUDGET}" in note
+    assert "ready 20 s after" in note
+    mine = lab_12.design_note(chosen, found(chosen), decision="We buy four.", **about)
+    assert mine.splitlines()[2] == "We buy four."
+    api = replace(chosen, brief=BRIEFS["chat"], stack="hosted-api")
+    assert chosen.api in lab_12.design_note(api, found(api), decision="", **about)
 
 
-# --- fleets and days
+# --- plans
 
 
-TRAFFIC = lab_12.traffic_like([record(n, 0.0, 0.1, [0.05] * (7 + n % 9)) for n in range(20)], seconds=15, seed=1)
+def test_what_cannot_be_tried_is_refused() -> None:
+    """Machines, models, APIs and days that do not exist, and machines whose card is not modelled."""
+    table: list[tuple[dict[str, Any], str]] = [
+        ({"machine": "g7"}, "no instance 'g7'"),
+        ({"machine": "g5.xlarge"}, "the modelled GPU has no A10G"),
+        ({"machine": "m7g.large"}, "machine without a card"),
+        ({"machine": "runpod-rtx-4090", "tensor_parallel": 2}, "has 1 at most"),
+        ({"served": "gpt-9"}, "gpt-9"),
+        ({"api": "nobody/gpt"}, "no API 'nobody/gpt'"),
+        ({"prices_on": "tomorrow"}, "no day"),
+    ]
+    assert not_refused(lambda changes: plan(**changes), table) == []
 
 
-def test_traffic_is_drawn_from_what_was_answered() -> None:
-    """The same rate gives the same arrivals; lengths are those of the records; it lasts as long as was asked."""
-    assert TRAFFIC(100.0) == TRAFFIC(100.0)
-    found = TRAFFIC(200.0)
-    assert {one.output_tokens for one in found} == {8 + n % 9 for n in range(20)}
-    assert len(found) == 3000
-    assert found[-1].at_s == pytest.approx(15, rel=0.1)
-    assert len(TRAFFIC(1.0)) == 500
+def test_machines_are_counted_whole() -> None:
+    """By hand: rented one by one, by eight with several replicas in each, and with replicas larger than a machine."""
+    assert [plan(replicas=n).machines for n in (1, 3)] == [1, 3]
+    assert plan(replicas=3, tensor_parallel=2).machines == 6
+    assert plan(replicas=3, tensor_parallel=4, machine="p5.48xlarge").machines == 2
+    assert plan(replicas=9, machine="p5.48xlarge").machines == 2
+    assert plan().fleet_usd == 3 * Fraction("2.95") * 730
 
 
-def test_a_fleet_is_the_smallest_that_keeps_the_promise() -> None:
-    """It keeps it and can finish what comes; with one replica less, one of the two is not so.
-
-    A limit of the busy share takes more replicas where it binds, and only the least that it needs."""
-    for rate in (5.0, 60.0):
-        size = lab_12.fleet(SERVICE, TRAFFIC, rate, PROMISE)
-        assert size.keeps
-        assert size.busy < 1
-        assert size.kept == lab_12.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=size.replicas)
-        if fewer := size.replicas - 1:
-            kept = lab_12.share_kept(SERVICE, TRAFFIC(rate), PROMISE, replicas=fewer)
-            assert kept < PROMISE.share or size.busy * size.replicas / fewer >= 1
-    for most_busy in (0.3, 0.7, 0.95):
-        limited = lab_12.fleet(SERVICE, TRAFFIC, 60.0, PROMISE, most_busy=most_busy)
-        assert limited.busy <= most_busy
-        assert limited.keeps
-        assert limited.replicas == max(size.replicas, math.ceil(size.busy * size.replicas / most_busy))
-
-
-def test_a_promise_that_no_fleet_keeps_is_told() -> None:
-    """A step that is longer than promised: the fleet is the smallest whose queue ends, and does not keep it."""
-    found = lab_12.fleet(SERVICE, TRAFFIC, 30.0, lab_12.Promise(ttft_s=1, tpot_s=0.01, share=0.9))
-    assert not found.keeps
-    assert found.replicas == math.floor(30 / lab_12.capacity_per_s(SERVICE, TRAFFIC(30.0))) + 1
-
-
-@given(peak=st.floats(1, 5000), night=st.floats(0.01, 1))
-def test_a_day_goes_from_its_night_to_its_peak(peak: float, night: float) -> None:
-    """24 hours, the largest in the early afternoon, the smallest twelve hours before, the mean halfway between."""
-    rates = lab_12.day(peak, night_share=night)
-    assert len(rates) == 24
-    assert max(rates) == rates[14] == pytest.approx(peak)
-    assert min(rates) == rates[2] == pytest.approx(night * peak)
-    assert fmean(rates) == pytest.approx(peak * (1 + night) / 2)
-
-
-def sizing(rate: float, replicas: int, **more: bool) -> lab_12.Sizing:
-    """A fleet's size, as if simulated."""
-    return lab_12.Sizing(rate=rate, replicas=replicas, busy=0.8, kept=0.99, **{"keeps": True, **more})
-
-
-@given(night=st.floats(0.01, 1), low=st.integers(1, 50), more=st.integers(0, 200))
-def test_hours_between_lie_on_the_line_rounded_up(night: float, low: int, more: int) -> None:
-    """By hand between two fleets, the ends are the fleets themselves, beyond them is refused; no peak has fewer."""
-    sizings = [sizing(300.0, 31), sizing(100.0, 10)]
-    assert lab_12.replicas_by_hour((100.0, 150.0, 200.0, 300.0), sizings) == [10, 16, 21, 31]
-    outside = [((rate,), "no fleet was simulated") for rate in (99.0, 301.0)]
-    assert not_refused(lambda rates: lab_12.replicas_by_hour(rates, sizings), outside) == []
-    rates = lab_12.day(500.0, night_share=night)
-    replicas = lab_12.replicas_by_hour(rates, [sizing(min(rates), low), sizing(max(rates), low + more)])
-    assert [n for _, n in sorted(zip(rates, replicas, strict=True))] == sorted(replicas)
-    assert replicas[14] == low + more
-
-
-def test_the_calculators_fleet_knows_capacity_and_peak_only() -> None:
-    """By hand: a peak of 100 at 60/12 a replica are 20 machines, with a buffer of a fifth 24; only they are paid."""
-    day = lab_12.day(100.0, night_share=0.5)
-    about = {"prompt_tokens": 30.0, "output_tokens": 12.0, "tokens_per_s": 60.0 + 1e-6, "usd_per_hour": 0.5}
-    assert lab_12.fleet_per_day(day, **about, buffer=0.0).machines == 20
-    assert lab_12.fleet_per_day(day, **about, buffer=0.2).machines == 24
-    assert lab_12.fleet_per_day(day, **about, buffer=0.0).usd_per_day == 20 * 24 * Fraction(1, 2)
-    assert lab_12.bill_usd([20] * 24, 0.1) == 20 * 24 * Fraction(1, 10)  # exact: no binary dust
-
-
-# --- the exercises against the model
-
-
-@given(
-    places=st.integers(1, 16),
-    step_s=st.floats(0.01, 0.3),
-    prompt=st.integers(1, 300),
-    read_s=st.floats(0, 0.01),
-    output=st.integers(2, 100),
-)
-def test_the_exercises_capacity_is_the_models(
-    places: int, step_s: float, prompt: int, read_s: float, output: int
-) -> None:
-    """The formula that learners write is the one by which the model counts."""
-    service = Service(step_s={places: step_s}, prefill_s_per_token=read_s, places=places)
-    expected = service.capacity_per_s(prompt_tokens=prompt, output_tokens=output)
-    assert lab_12.requests_per_s(places, step_s, prompt, read_s, output) == pytest.approx(expected)
-
-
-def test_an_overloaded_fleets_queue_is_the_exercises() -> None:
-    """What is under way or waits after a while is what the exercise's line gives, but for those in the places."""
-    capacity, seconds = SERVICE.capacity_per_s(prompt_tokens=30, output_tokens=12), 200.0
-    rate = 3 * capacity
-    arrivals = [Arrival(at_s=n / rate, prompt_tokens=30, output_tokens=12) for n in range(round(rate * seconds))]
-    served = serve_all(SERVICE, arrivals, replicas=2)
-    left = sum(one.finished_s > seconds for one in served)
-    assert left == pytest.approx(lab_12.waiting(rate, 2, capacity, seconds), rel=0.05)
-
-
-# --- the note
-
-
-PREDICTIONS: list[dict[str, Any]] = [
-    {"question": "How many?", "unit": "x", "guess": 1.5, "confidence": 0.7, "measured": 1.2},
-    {"question": "Which?", "unit": None, "guess": "all", "confidence": None, "measured": "none"},
-    {"question": "Why?", "unit": "x", "guess": None, "confidence": 0.5, "measured": 3.0},
-]
-
-
-def note(**changes: object) -> str:
-    """A note of facts that are made up."""
-    ratio = Ratio(name="r", value=1.13, low=1.02, high=1.24, pairs=40)
-    facts: dict[str, object] = {
-        "decision": "",
-        "machine": "2 CPUs",
-        "stack": "vLLM replicas",
-        "command": "vllm serve MODEL",
-        "promise": PROMISE,
-        "service": SERVICE,
-        "capacity_per_s": 6.54,
-        "measured": [(0.5, 1.0, 0.99), (0.9, 0.93, 0.97), (1.5, 0.41, 0.52)],
-        "errors": [ratio] * 3,
-        "peak": sizing(1000.0, 171),
-        "pessimistic": sizing(1000.0, 207),
-        "by_balancer": {"random": sizing(100.0, 22), "two_choices": sizing(100.0, 18)},
-        "usd_per_hour": 0.1,
-        "by_hour_usd": Fraction(2461, 10),
-        "all_day_usd": Fraction(4104, 10),
-        "usd_per_million_tokens": Fraction(39, 100),
-        "start_s": 47.0,
-        "predictions": PREDICTIONS[2:],
-        "unsolved": [],
+def test_the_api_costs_what_the_calculator_says() -> None:
+    """Its bill for the same day, tokens and prices."""
+    chosen = plan(brief="chat")
+    inputs, outputs = chosen.brief.mean_tokens(seed=0)
+    question = {
+        "requests_per_s": sum(chosen.brief.rates) / 24,
+        "hourly_load": "office",
+        "input_tokens": inputs,
+        "output_tokens": outputs,
+        "api": chosen.api,
+        "prices_on": chosen.prices_on,
     }
-    return lab_12.design_note(**{**facts, **changes})
+    answer = costs.calculate(costs.settings_from(question))
+    assert float(chosen.api_usd(seed=0)) == pytest.approx(float(answer.against.usd_per_month), rel=1e-6)
+    assert "Hosting: " in chosen.calculator(seed=0)
+    assert "cannot say" in plan(served="qwen3-8b").calculator(seed=0)
 
 
-def test_a_note_holds_its_figures() -> None:
-    """Fleet, error, bill, price and start are in it, and what was not measured; nothing of what there is not."""
-    text = note()
-    lines = (
-        "- 171 replicas at the peak of 1,000 requests/s, as vLLM replicas.\n",
-        "- 207 if real replicas are as much slower than the model as here.\n",
-        "- By balancer, at 100 requests/s: random 22, two choices 18.\n",
-        "- At 90% of the capacity requests took 1.13 times what the model says (1.02 to 1.24, 40 requests).\n",
-        "- A decode step by the requests in it: 1: 50 ms, 2: 55 ms, 4: 65 ms, 8: 85 ms; a prompt token: 2.5 ms.\n",
-        "- $246.10 a day if the fleet follows the hours, at $0.10 an hour and replica (entered, not looked up).\n",
-        "- A replica took 47 s to start",
-        "- A KV cache that fills up",
-    )
-    assert [line for line in lines if line not in text] == []
-    assert "not kept by any number" not in text
-    full = {"decision": "  we wait for the GPU. ", "predictions": PREDICTIONS, "unsolved": ["12.bill"]}
-    text = note(**full, peak=sizing(1000.0, 171, keeps=False))
-    more = (
-        "## Decision\n\n- We wait for the GPU.\n",
-        "not kept by any number",
-        "- How many? Expected: 1.5x (70% sure). Found: 1.2x.\n- Which? Expected: all. Found: none.\n\n## Not in",
-        "not done by hand yet: 12.bill.\n",
-    )
-    assert [line for line in more if line not in text] == []
-    with pytest.raises(UndefinedError, match="'peak' is undefined"):
-        lab_12.design_note(decision="", machine="")
+# --- the day and its trials
+
+
+@given(hours=st.lists(st.integers(0, 23), min_size=1, max_size=8, unique=True), name=st.sampled_from(list(BRIEFS)))
+def test_the_sampled_hours_stand_for_the_whole_day(hours: list[int], name: str) -> None:
+    """Their weights add up to 1; all 24 hours stand for themselves; equal shares give that share."""
+    brief = BRIEFS[name]
+    assert sum(brief.weights(hours).values()) == pytest.approx(1)
+    assert lab_12.day_share({hour: trial(0.75) for hour in hours}, brief) == pytest.approx(0.75)
+
+
+def test_a_busy_hour_weighs_by_its_requests() -> None:
+    """By hand for the office's day: ten hours at the full rate, fourteen at a tenth."""
+    weights = BRIEFS["chat"].weights([3, 12])
+    assert weights == pytest.approx({3: 1.4 / 11.4, 12: 10 / 11.4})
+    share = lab_12.day_share({3: trial(1.0), 12: trial(0.5)}, BRIEFS["chat"])
+    assert share == pytest.approx((1.4 + 5) / 11.4)
+
+
+def test_the_margin_is_the_worst_known_error() -> None:
+    """More requests per second and less time for each, by the errors of the load's region."""
+    peak = trial(1.0, load_share=0.6)
+    worst = {name: peak.promise.of(name) for name in ("tpot_ms", "ttft_ms", "output_per_s")}
+    rate, slo = lab_12.with_margin(plan(), peak)
+    factor = {name: 1 + errors.worst for name, errors in worst.items() if errors}
+    assert rate == pytest.approx(20 * factor["output_per_s"])
+    assert slo == Slo(ttft_s=1.0 / factor["ttft_ms"], tpot_s=0.025 / factor["tpot_ms"])
+
+
+def test_no_ttft_is_shown_where_a_queue_decides_it() -> None:
+    """A trial's row says so in words."""
+    assert trial(1.0).row["mean TTFT, ms"] == "100"
+    assert replace(trial(0.5), ttft_s=None).row["mean TTFT, ms"] == "a queue"
+
+
+# --- the exercise and the small version
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2500)), min_size=1, max_size=8))
+def test_the_exercises_router_is_the_prefix_aware_one(pairs: list[tuple[int, int]]) -> None:
+    """Same choice as labkit's router with its limit of 8, on any replicas."""
+    replicas: list[Any] = [Seen(in_flight=in_flight, cached=cached) for in_flight, cached in pairs]
+    request = TokenRequest(token_ids=[1, 2, 3], output_tokens=1)
+    assert lab_12.route(request, replicas) == routers.prefix_aware(most_extra=8)(request, replicas)
+
+
+def test_flags_of_the_card_are_left_out_of_the_small_version() -> None:
+    """With their values, however these are written."""
+    table = {
+        "--max-num-seqs 128 --max-num-batched-tokens 4096": "--max-num-seqs 128 --max-num-batched-tokens 4096",
+        "--kv-cache-dtype fp8 --max-num-seqs 8": "--max-num-seqs 8",
+        "--max-num-seqs=8 --gpu-memory-utilization=0.9 --no-enable-prefix-caching": (
+            "--max-num-seqs=8 --no-enable-prefix-caching"
+        ),
+        "": "",
+    }
+    assert {flags: lab_12.small_flags(flags) for flags in table} == table
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A server that answers 401 to every request without a key."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers.get("Authorization") else 401)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}/v1"
+        http.shutdown()
+        thread.join()
+
+
+def test_a_request_without_a_key_tells_its_status(server: str) -> None:
+    """The client sends no key of its own."""
+    assert lab_12.status_without_key(server) == 401
