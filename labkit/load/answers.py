@@ -52,7 +52,6 @@ class _Chunk(msgspec.Struct, gc=False):
     usage: Any = None
     x_groq: _Groq | None = None
     error: Any = None
-    response: str | None = None  # of the plain API
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -259,9 +258,6 @@ class Answer:
         choice = chunk.choices[0] if chunk.choices else None
         if choice is not None:
             self._choose(choice, payload, now)
-        elif chunk.response is not None:
-            self._choices += 1
-            self.texts.append(chunk.response)
         elif chunk.usage is None and _is_error(payload):
             self._refused(payload)
         if chunk.usage is not None:

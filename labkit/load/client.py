@@ -55,8 +55,6 @@ class Protocol:
 
     def encode(self, request: Request) -> bytes:
         """The body of a request."""
-        if self.api == "plain":
-            return msgspec.json.encode({"prompt": request.prompt})
         fields: dict[str, Any] = {"model": self.model, "temperature": request.temperature}
         if self.api == "chat":
             fields["messages"] = request.said
@@ -191,10 +189,9 @@ def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_
     require(arrival in ARRIVALS, f"arrival is {arrival!r}", fix=f"choose one of {', '.join(ARRIVALS)}")
 
 
-def _check_requests(workload: Workload, api: Api, stream: bool, limit_field: str | None) -> None:
+def _check_requests(workload: Workload, api: Api, limit_field: str | None) -> None:
     require(bool(workload.requests), f"workload {workload.name!r} has 0 requests", fix="build it with n=1 or more")
     require(api in PATHS, f"api is {api!r}", fix="choose one of completions, chat")
-    require(api != "plain" or not stream, "a plain answer comes whole", fix="pass stream=False")
     chats = any(request.messages or isinstance(request, Turn) for request in workload.requests)
     takes_them = api == "chat" or not chats
     require(takes_them, f"the workload holds chat messages; {api} takes none", fix='pass api="chat" (--api chat)')
@@ -253,10 +250,8 @@ async def run(
     `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
 
     Raises UsageError (an argument, an unknown model) or LoadError (no server, key refused) before anything is sent,
-    unless `preflight` is off. A request that fails is an outcome, not an error.
-
-    `api` "plain" ({"prompt": ...} in, {"response": ...} out; no stream, no usage) asks without it."""
-    _check_requests(workload, api, stream, limit_field)
+    unless `preflight` is off. A request that fails is an outcome, not an error."""
+    _check_requests(workload, api, limit_field)
     _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
@@ -276,7 +271,7 @@ async def run(
         due_s = _arrivals_s(len(chains), rate, ramp_from, arrival, seed or 0)
     _allow_many_connections()
     async with _session(address) as session:
-        if preflight and api != "plain":
+        if preflight:
             await check_server(session, address, model)
         finished = 0
 
