@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from course.vllm_bench import bench_serve, from_vllm_bench
+from tests.vllm_bench import bench_serve, from_vllm_bench
 from labkit import load
 from labkit.load import LoadResult, Outcome, counters, metrics, workloads
 from labkit.serving import vllm
