@@ -231,11 +231,12 @@ def first_tokens(one: Slice) -> tuple[list[float], list[float]]:
 
 
 def record_slices(lab: LabSession, rounds: Mapping[str, Sequence[Slice]]) -> None:
-    """Each server's tokens/s, slice by slice, and its memory, in the lab's record."""
+    """Each server's tokens/s, slice by slice, its memory, and how near its numbers come to Little's law."""
     for name, slices in rounds.items():
-        key = name.lower().replace(" ", "_")
+        key, figures = name.lower().replace(" ", "_"), line(slices)
         lab.measure(f"{key}_throughput", "tokens/s", [one.window.tokens_per_s for one in slices if one.window])
-        lab.measure(f"{key}_memory", "GiB", line(slices)["GiB"])
+        lab.measure(f"{key}_memory", "GiB", figures["GiB"])
+        lab.measure(f"{key}_littles_law", "N / (X R)", figures["N"] / (figures["X"] * figures["R"]))
 
 
 def check_fits(gpu_memory_share: float, *, weights_gib: float, gpu_gib: float | None) -> None:

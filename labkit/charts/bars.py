@@ -181,15 +181,16 @@ def dots(
     """A row of dots for each name: one per value, hollow where it had not ended; the SLO as a labelled rule.
 
     UsageError where nothing is to be drawn."""
+    values = [value for kinds in rows.values() for kind in kinds for value in kind]
+    require(bool(values), f"the chart {title!r} has no dots", fix="pass at least one value")
     data = [
         {"row": name, "value": value, "ended": kind == 0, "text": amount(value, unit), "lane": number % LANES}
         for name, kinds in rows.items()
-        for kind, values in enumerate(kinds)
-        for number, value in enumerate(values)
+        for kind, among in enumerate(kinds)
+        for number, value in enumerate(among)
     ]
-    require(bool(data), f"the chart {title!r} has no dots", fix="pass at least one value")
     references = draw.rules(unit, slo=slo)
-    domain = (0.0, 1.04 * max([*(point["value"] for point in data), *(rule.value for rule in references)]))
+    domain = (0.0, 1.04 * max([*values, *(rule.value for rule in references)]))
     encoding = {
         "x": draw.quantity("value", x_title, domain, tickCount=8),
         "y": draw.labels("row", sort=list(rows), labelLimit=280, framed=True, grid=True, gridColor=FAINT),
