@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vllm_bench import from_vllm_bench
 from labkit.errors import UsageError
 from labkit.load import LoadResult, Outcome, RequestRecord, metrics
 from labkit.load.metrics import Quantity, Slo, goodput, percentile, quantity, summarise
+from tests.vllm_bench import from_vllm_bench
 
 SAVED = Path(__file__).parent.parent / "data" / "vllm_bench_serve_detailed.json"
 """What `vllm bench serve --save-detailed` (0.32.0) wrote about a stub server that failed every seventh request."""
