@@ -1,25 +1,28 @@
-"""Lab 09: exercises on tables, useful tokens, goodput and cost; and the comparison of the four servers, by slices."""
+"""Lab 09: four servers in a closed loop and an open one, slice by slice; exercises on what their table must obey."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from statistics import fmean
 from typing import Any
 
 import psutil
 
-from labkit import load
-from labkit.errors import require
-from labkit.load import LoadResult, RequestRecord, metrics
+from labkit import load, modelled
+from labkit.errors import LoadError, require
+from labkit.load import LoadResult, RequestRecord, metrics, workloads
 from labkit.load.workloads import Workload
 from labkit.machine import Sampler, UseSummary
+from labkit.modelled.step_time import Step
+from labkit.session import LabSession
 from labkit.teaching import solution
 
 Answers = list[tuple[float, float, bool]]
 
 
-def requests_per_s(clients: int, mean_e2e_s: float) -> float:
-    return clients / mean_e2e_s
+def requests_per_s(clients: int, mean_response_s: float) -> float:
+    return clients / mean_response_s
 
 
 solution(
@@ -28,36 +31,10 @@ solution(
     unit="requests/s",
     cases=((6, 1.5), (1, 0.4), (64, 8.0)),
     wrong={
-        "one client's throughput taken for all": lambda _clients, mean_e2e_s: 1 / mean_e2e_s,
-        "times multiplied": lambda clients, mean_e2e_s: clients * mean_e2e_s,
-        "seconds a request": lambda clients, mean_e2e_s: mean_e2e_s / clients,
-        "the asker left out": lambda clients, mean_e2e_s: (clients - 1) / mean_e2e_s,
-    },
-)
-
-
-def tokens_written(written: list[int], asked: list[int]) -> int:
-    return sum(one for one, _wanted in zip(written, asked, strict=True))
-
-
-def tokens_asked_for(written: list[int], asked: list[int]) -> int:
-    return sum(min(one, wanted) for one, wanted in zip(written, asked, strict=True))
-
-
-solution(
-    "09.useful",
-    tokens_asked_for,
-    unit="tokens",
-    worked=tokens_written,
-    cases=(([12, 12, 12], [4, 12, 8]), ([12, 5, 12], [9, 9, 12]), ([3], [12])),
-    wrong={
-        "all that was written": lambda written, _asked: sum(written),
-        "all that was asked for": lambda _written, asked: sum(asked),
-        "only answers of the right length": lambda written, asked: sum(
-            w for w, a in zip(written, asked, strict=True) if w == a
-        ),
-        "the larger of the two": lambda written, asked: sum(max(w, a) for w, a in zip(written, asked, strict=True)),
-        "a mean for a sum": lambda written, asked: tokens_asked_for(written, asked) / len(asked),
+        "one client's throughput taken for all": lambda _clients, mean_response_s: 1 / mean_response_s,
+        "times multiplied": lambda clients, mean_response_s: clients * mean_response_s,
+        "seconds a request": lambda clients, mean_response_s: mean_response_s / clients,
+        "the asker left out": lambda clients, mean_response_s: (clients - 1) / mean_response_s,
     },
 )
 
@@ -97,42 +74,51 @@ solution(
 )
 
 
-def usd_per_million(usd_per_hour: float, tokens_per_s: float, busy_share: float) -> float:
-    return usd_per_hour / (tokens_per_s * busy_share * 3600) * 1_000_000
-
-
-solution(
-    "09.cost",
-    usd_per_million,
-    unit="dollars",
-    cases=((0.1, 50.0, 1.0), (2.0, 1000.0, 0.25), (21.96, 5556.0, 0.0375)),
-    wrong={
-        "idle hours for nothing": lambda usd, rate, _busy: usd / (rate * 3600) * 1e6,
-        "idleness that makes it cheaper": lambda usd, rate, busy: usd * busy / (rate * 3600) * 1e6,
-        "seconds taken for hours": lambda usd, rate, busy: usd / (rate * busy) * 1e6,
-        "a minute for an hour": lambda usd, rate, busy: usd / (rate * busy * 60) * 1e6,
-        "one token's price": lambda usd, rate, busy: usd / (rate * busy * 3600),
-        "tokens for a dollar": lambda usd, rate, busy: rate * busy * 3600 / usd / 1e6,
-    },
-)
-
-
 # --- head to head ---
 
 SAMPLE_S = 0.5
-SHORTEST_BATCH = 2
-MOST_OF_A_GPU = 0.8
+BESIDE_WEIGHTS_GIB = 1.0
+"""What a handler on a GPU takes beside the weights: its context and the cache of a few short requests. Assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A server that is compared. `pids`: its processes' roots. `api` "plain": a handler without OpenAI's protocol."""
+    """A server that is compared, and the roots of its processes."""
 
-    name: str
     base_url: str
     api_key: str
     pids: tuple[int, ...]
-    api: load.Api = "completions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The part of a closed loop in which every client had a request under way, and the requests that ended in it."""
+
+    seconds: float
+    records: tuple[RequestRecord, ...]
+    under_way: float
+    """Requests under way, on average over the window."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(record.output_tokens or 0 for record in self.records) / self.seconds
+
+
+def window(records: Sequence[RequestRecord], clients: int) -> Window:
+    """Drop the ramp-up (until each client has its first answer) and the drain (after the last request was sent).
+
+    UsageError if nothing is left."""
+    begin_s = max(record.finished_s for record in records[:clients])
+    end_s = max(record.started_s for record in records)
+    inside = tuple(record for record in records if record.ok and begin_s < record.finished_s <= end_s)
+    require(
+        bool(inside),
+        f"none of {len(records)} requests ended in the steady part of a slice with {clients} clients",
+        fix="give each client more requests, or read the servers' logs",
+    )
+    overlaps = (min(record.finished_s, end_s) - max(record.started_s, begin_s) for record in records)
+    under_way = sum(max(0.0, overlap) for overlap in overlaps) / (end_s - begin_s)
+    return Window(seconds=end_s - begin_s, records=inside, under_way=under_way)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,25 +127,12 @@ class Slice:
 
     result: LoadResult
     use: UseSummary
+    window: Window | None = None
 
     @property
-    def tokens(self) -> int:
-        """Tokens that somebody asked for."""
-        return sum(record.output_tokens or 0 for record in self.result.records if record.ok)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / self.result.duration_s
-
-    @property
-    def tokens_per_cpu_s(self) -> float:
-        """Tokens per CPU-second of the server's processes."""
-        return self.tokens / self.use.processes_cpu_s if self.use.processes_cpu_s else float("nan")
-
-    @property
-    def memory_gib(self) -> float:
-        """The largest resident memory of its processes; pages that several share count once for each."""
-        return self.use.processes_rss_bytes.max / 2**30 if self.use.processes_rss_bytes else float("nan")
+    def failed(self) -> int:
+        """Requests that ended badly, other than those that the end of the test cut off."""
+        return sum(not record.ok and record.outcome is not load.Outcome.CANCELLED for record in self.result.records)
 
 
 def part(workload: Workload, start: int, n: int) -> Workload:
@@ -173,28 +146,41 @@ def part(workload: Workload, start: int, n: int) -> Workload:
     return replace(workload, requests=requests, parameters={**workload.parameters, "start": start, "n": n})
 
 
-def ask(
-    contender: Contender,
-    requests: Workload,
-    *,
-    count_tokens: Callable[[str], int],
-    clients: int | None = None,
-    timeout_s: float = 120.0,
-    **how: Any,
-) -> Slice:
-    """Sends the requests to one server, in a closed loop (`clients`) or an open one (`rate`), and watches it.
+def closed_loop(contender: Contender, lines: Workload, *, clients: int) -> Slice:
+    """All lines by `clients` clients, each of which asks again when its last response has ended."""
+    found = _watched(contender, lines, concurrency=clients)
+    return replace(found, window=window(found.result.records, clients))
 
-    `how` goes to `load.run_blocking` as it is: `model`, `rate`, `warmup`, `seed`.
-    """
-    plain = contender.api == "plain"
-    how |= {"workload": requests, "concurrency": clients, "timeout_s": timeout_s, "stream": not plain}
+
+def warm_up(contender: Contender, lines: Workload) -> None:
+    """All lines at once, and wait for the answers. LoadError where one fails."""
+    found = load.run_blocking(
+        contender.base_url, "chat", lines, concurrency=len(lines.requests), api_key=contender.api_key
+    )
+    for record in found.records:
+        if not record.ok:
+            raise LoadError(f"{contender.base_url} does not answer: {record.error}", remedy="read the server's log")
+
+
+def open_loop(contender: Contender, lines: Workload, *, rate: float, slo: metrics.Slo, seed: int) -> Slice:
+    """Requests at a rate, until any that is still under way has missed the objective; then wait for the server."""
+    longest = max(request.max_tokens for request in lines.requests)
+    last_s = workloads.poisson_arrivals_s(len(lines.requests), rate=rate, seed=seed)[-1]
+    patience_s = (slo.ttft_s or 0.0) + longest * (slo.tpot_s or 0.0)
+    found = _watched(contender, lines, rate=rate, seed=seed, stop_after_s=last_s + patience_s)
+    if not all(record.ok for record in found.result.records):  # a handler goes on computing what was cut off
+        warm_up(contender, part(lines, 0, 1))
+    return found
+
+
+def _watched(contender: Contender, lines: Workload, **how: Any) -> Slice:
     with Sampler(pids=roots(contender.pids), interval_s=SAMPLE_S) as use:
-        result = load.run_blocking(contender.base_url, api=contender.api, api_key=contender.api_key, **how)
-    return Slice(result=useful(result, requests, count_tokens) if plain else result, use=use.summary())
+        result = load.run_blocking(contender.base_url, "chat", lines, api_key=contender.api_key, **how)
+    return Slice(result=result, use=use.summary())
 
 
 def roots(pids: Sequence[int]) -> tuple[int, ...]:
-    """Those of the processes that are nobody's child among them: a sampler finds the others below them."""
+    """The processes whose parents are not among them: a sampler finds the others below them."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -203,75 +189,89 @@ def roots(pids: Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def useful(result: LoadResult, requests: Workload, count_tokens: Callable[[str], int]) -> LoadResult:
-    """Counts of plain answers only the tokens that a client asked for: the prompt and what exceeds its limit are cut.
-
-    A user sees nothing before the whole answer is there, so its first token comes with its last.
-    """
-
-    def worth(record: RequestRecord) -> RequestRecord:
-        if not record.ok:
-            return record
-        request = requests.requests[record.index]
-        text = record.text.removeprefix(request.prompt)
-        tokens = min(count_tokens(text), request.max_tokens)
-        return replace(record, text=text, output_tokens=tokens, chunk_times_s=(record.finished_s,))
-
-    return replace(result, records=tuple(map(worth, result.records)))
+def law(windows: Sequence[Window]) -> dict[str, float]:
+    """N under way, X requests/s and R seconds from sending a request to the end of its response, over all windows."""
+    seconds = sum(one.seconds for one in windows)
+    records = [record for one in windows for record in one.records]
+    return {
+        "N": sum(one.under_way * one.seconds for one in windows) / seconds,
+        "X": len(records) / seconds,
+        "R": fmean(record.finished_s - record.started_s for record in records),
+    }
 
 
-def pooled(slices: Sequence[Slice]) -> metrics.Summary:
-    """All slices of one server as one load: their requests together, over the sum of their times."""
-    return metrics.summarise_records(
-        _records(slices),
-        duration_s=sum(part.result.duration_s for part in slices),
-        client_cpu_share=max(part.result.client_cpu_share for part in slices),
-    )
+def line(slices: Sequence[Slice]) -> dict[str, float]:
+    """One server's line in the table."""
+    windows = [one.window for one in slices if one.window]
+    records = [record for one in windows for record in one.records]
+    figures = metrics.summarise_records(records, duration_s=sum(one.seconds for one in windows))
+    memory = [one.use.processes_rss_bytes.max for one in slices if one.use.processes_rss_bytes]
+    return {
+        "tokens/s": figures.output_throughput,
+        "TTFT p50, s": figures.ttft_s.p50,
+        "TPOT p50, s": figures.tpot_s.p50,
+        "E2E mean, s": figures.e2e_s.mean,
+        **law(windows),
+        "cores": sum(one.use.processes_cpu_s for one in slices) / sum(one.use.duration_s for one in slices),
+        "GiB": max(memory, default=float("nan")) / 2**30,
+    }
 
 
-def cores(slices: Sequence[Slice]) -> float:
-    """How many cores the server's processes kept busy, over all slices."""
-    return sum(part.use.processes_cpu_s for part in slices) / sum(part.use.duration_s for part in slices)
+def kept_share(one: Slice, slo: metrics.Slo) -> float:
+    """Share of all requests that kept the objective; the time to the first token counts from when one was due."""
+    records = one.result.records
+    return sum(slo.holds(replace(record, started_s=record.scheduled_s)) for record in records) / len(records)
 
 
-def goodputs(slices: Sequence[Slice], slo: metrics.Slo) -> tuple[float, float]:
-    """(share of the requests that kept the objective, how many did so per second), over all slices together.
-
-    In an open loop the time to the first token counts from the moment at which a request was due.
-    """
-    records = _records(slices)
-    good = sum(slo.holds(replace(record, started_s=record.scheduled_s)) for record in records)
-    return good / len(records), good / sum(part.result.duration_s for part in slices)
+def first_tokens(one: Slice) -> tuple[list[float], list[float]]:
+    """(seconds from due to first token, seconds that those without one had waited when the test ended)."""
+    records = one.result.records
+    came = [record.chunk_times_s[0] - record.scheduled_s for record in records if record.chunk_times_s]
+    return came, [record.finished_s - record.scheduled_s for record in records if not record.chunk_times_s]
 
 
-def _records(slices: Sequence[Slice]) -> list[RequestRecord]:
-    return [record for part in slices for record in part.result.records]
+def record_slices(lab: LabSession, rounds: Mapping[str, Sequence[Slice]]) -> None:
+    """Each server's tokens/s, slice by slice, its memory, and how near its numbers come to Little's law."""
+    for name, slices in rounds.items():
+        key, figures = name.lower().replace(" ", "_"), line(slices)
+        lab.measure(f"{key}_throughput", "tokens/s", [one.window.tokens_per_s for one in slices if one.window])
+        lab.measure(f"{key}_memory", "GiB", figures["GiB"])
+        lab.measure(f"{key}_littles_law", "N / (X R)", figures["N"] / (figures["X"] * figures["R"]))
 
 
-def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float, *, busy_share: float = 1.0) -> float:
-    """Dollars for a million tokens on a machine that is paid by the hour and writes for `busy_share` of it."""
+def check_fits(gpu_memory_share: float, *, weights_gib: float, gpu_gib: float | None) -> None:
+    """UsageError on a GPU that cannot hold two engines with this share each and two handlers with their weights."""
+    handlers_gib = 2 * (weights_gib + BESIDE_WEIGHTS_GIB)
+    room = 0.0 if gpu_gib is None else (gpu_gib - handlers_gib) / 2 / gpu_gib
     require(
-        usd_per_hour >= 0 and tokens_per_s > 0 and 0 < busy_share <= 1,
-        f"${usd_per_hour} an hour, {tokens_per_s} tokens/s, busy for {busy_share} of it",
-        fix="a price of 0 or more, tokens above 0, a share between 0 and 1",
-    )
-    return usd_per_million(usd_per_hour, tokens_per_s, busy_share)
-
-
-def check_lengths(low: int, high: int, *, requests: int, clients: int) -> None:
-    """UsageError before anything starts: lengths the wrong way round, or a slice that is over in one batch."""
-    require(low <= high, f"answers of {low} to {high} tokens", fix="tokens_low may be tokens_high at most")
-    require(
-        requests >= clients + SHORTEST_BATCH,
-        f"{requests} requests for {clients} clients: no client would ask a second time",
-        fix=f"pass requests={clients + SHORTEST_BATCH} or more, or fewer clients",
+        gpu_gib is None or gpu_memory_share <= room,
+        f"two engines with {gpu_memory_share} of the GPU each leave no room for two handlers ({handlers_gib:.1f} GiB)",
+        fix=f"pass gpu_memory_share={room:.2f} or less, or a smaller model" if room > 0 else "pass a smaller model",
     )
 
 
-def check_shares(gpu_memory_share: float, *, gpus: int) -> None:
-    """UsageError on a GPU that cannot hold two engines and two handlers with this share for each engine."""
-    require(
-        not gpus or 2 * gpu_memory_share <= MOST_OF_A_GPU,
-        f"two engines with a share of {gpu_memory_share} each leave nothing of the GPU to the two handlers",
-        fix=f"pass gpu_memory_share={MOST_OF_A_GPU / 2:g} or less",
-    )
+# --- at scale ---
+
+
+def chats(n: int, *, seed: int) -> modelled.Traffic:
+    """Requests of 200 tokens whose answers have 20 to 200."""
+    asked = modelled.traffic.fixed(n, input_tokens=200, output_tokens=1, seed=seed)
+    lengths = Random(f"lab 09/{seed}")
+    return [replace(request, output_tokens=lengths.randint(20, 200)) for request in asked]
+
+
+def static_batches(gpu: modelled.ModelledGpu, requests: modelled.Traffic, size: int) -> float:
+    """Tokens/s of static batches with the card's step times: each batch prefills, then decodes to its longest answer.
+
+    Nothing is added for TorchServe or transformers: the rule alone."""
+    times, seconds = gpu.step_time(), 0.0
+    for first in range(0, len(requests), size):
+        batch = requests[first : first + size]
+        for token in range(max(request.output_tokens for request in batch)):
+            step = Step()
+            for request in batch:
+                prompt = len(request.token_ids)
+                new, prefix = (1, prompt + token - 1) if token else (prompt, 0)
+                step.add(new, prefix=prefix, decode=token > 0, sampled=True)
+            seconds += times.seconds(step) + gpu.overhead_ms / 1e3
+    return sum(request.output_tokens for request in requests) / seconds

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "bars": ("Bar", "Beside", "Reading", "article_beside", "bars_with_intervals", "stacked_bars", "two_clients"),
-    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "ecdf", "lines", "model_and_measured", "narrowing", "tail",
+    "bars": ("Bar", "Beside", "article_beside", "bars_with_intervals", "dots", "stacked_bars"),
+    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "lines", "model_and_measured", "narrowing", "tail",
                "throughput_latency", "tradeoff"),
     "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels",
                "under_way"),

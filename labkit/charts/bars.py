@@ -1,4 +1,4 @@
-"""Measured quantities side by side: with intervals, in parts, beside an article's figures, by two clients."""
+"""Measured quantities side by side: with intervals, in parts, beside an article's figures, dot by dot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from labkit.charts import draw
 from labkit.charts.draw import ARTICLE, MEASURED
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH
 from labkit.words import amount, span
 
 ROW = 52
 PART_ROW = 46
+LANES = 5  # heights at which neighbouring dots are drawn, so that they do not hide each other
 PARTS = (BLUE, ORANGE, VERMILLION, SKY, GREEN, PURPLE)
 LABEL_FROM = 0.06  # of the longest bar: a shorter part has no room for its value
 Part = tuple[str, float]
@@ -168,56 +169,40 @@ def _own(row: Beside) -> str:
     return f"{amount(row.own, '%')} ({span(row.own_low, row.own_high, '%')})"
 
 
-CLIENTS = (BLUE, VERMILLION), ("circle", "diamond")
+Waits = tuple[Sequence[float], Sequence[float]]
+"""Values that were seen, and those that were still running when the test ended."""
+DOT_ROW = 46
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What one client measured of one quantity on one server, slice by slice."""
+def dots(
+    rows: Mapping[str, Waits], *, title: str, x_title: str, unit: str, slo: float | None = None,
+    caption: str | None = None,
+) -> Chart:  # fmt: skip
+    """A row of dots for each name: one per value, hollow where it had not ended; the SLO as a labelled rule.
 
-    server: str
-    client: str
-    quantity: str
-    unit: str
-    values: tuple[float, ...]
-
-
-def two_clients(readings: Sequence[Reading], *, title: str, caption: str | None = None) -> Chart:
-    """A panel for each quantity, a row for each server, a point for each slice; colour and shape tell the client.
-
-    Raises UsageError without readings, or for more clients than two.
-    """
-    clients = list(dict.fromkeys(reading.client for reading in readings))
-    what = f"{len(readings)} readings of {len(clients)} clients"
-    require(1 <= len(clients) <= 2, what, fix="pass readings of two clients")
-    quantities = dict.fromkeys(reading.quantity for reading in readings)
-    parts = [_clients_panel([one for one in readings if one.quantity == name], clients) for name in quantities]
-    means = "; ".join(
-        f"{one.quantity}, {one.server}, {one.client}: mean {amount(sum(one.values) / len(one.values), one.unit)}"
-        for one in readings
-    )
-    drawn = draw.column(parts, spacing=18, x="independent", color="shared", shape="shared")
-    text = f"Points, two clients on the same servers. {means}."
-    return finish(drawn, title=title, description=text, caption=caption)
-
-
-def _clients_panel(readings: Sequence[Reading], clients: list[str]) -> Spec:
-    unit, name = readings[0].unit, readings[0].quantity
-    rows = [
-        {"server": reading.server, "client": reading.client, "value": value, "text": amount(value, unit)}
-        for reading in readings
-        for value in reading.values
+    UsageError where nothing is to be drawn."""
+    values = [value for kinds in rows.values() for kind in kinds for value in kind]
+    require(bool(values), f"the chart {title!r} has no dots", fix="pass at least one value")
+    data = [
+        {"row": name, "value": value, "ended": kind == 0, "text": amount(value, unit), "lane": number % LANES}
+        for name, kinds in rows.items()
+        for kind, among in enumerate(kinds)
+        for number, value in enumerate(among)
     ]
-    domain = (0, 1.06 * max(value for reading in readings for value in reading.values))
-    servers = list(dict.fromkeys(reading.server for reading in readings))
-    colours, shapes = CLIENTS
+    references = draw.rules(unit, slo=slo)
+    domain = (0.0, 1.04 * max([*values, *(rule.value for rule in references)]))
     encoding = {
-        "x": draw.quantity("value", f"{name} ({unit})", domain, tickCount=7, format=".3~r"),
-        "y": draw.labels("server", sort=servers, labelLimit=200, framed=True, grid=True, gridColor=FAINT),
-        "yOffset": {"field": "client", "type": "nominal", "scale": {"domain": clients, "paddingOuter": 0.4}},
-        "color": draw.series("client", clients, colours),
-        "shape": draw.series("client", clients, shapes),
-        "tooltip": [{"field": field} for field in ("server", "client", "text")],
+        "x": draw.quantity("value", x_title, domain, tickCount=8),
+        "y": draw.labels("row", sort=list(rows), labelLimit=280, framed=True, grid=True, gridColor=FAINT),
+        "yOffset": {"field": "lane", "type": "ordinal", "scale": {"paddingOuter": 0.5}},
+        "fillOpacity": {"condition": {"test": "datum.ended", "value": 0.6}, "value": 0},
+        "tooltip": [{"field": field} for field in ("row", "text", "ended")],
     }
-    points = draw.mark("point", encoding, rows, filled=True, size=100, opacity=0.85)
-    return {**points, "width": WIDTH - 60, "height": 34 * len(servers)}
+    points = draw.mark("point", encoding, data, size=55, fill=BLUE, stroke=BLUE, strokeWidth=1.2)
+    panel = draw.layers([points, *draw.upright(references, domain)], width=WIDTH - 90, height=DOT_ROW * len(rows))
+    spans = "; ".join(
+        f"{name}: {len(seen)} dots" + (f" from {span(min(seen), max(seen), unit)}" if seen else "")
+        + (f", {len(running)} hollow" if running else "")
+        for name, (seen, running) in rows.items()
+    )  # fmt: skip
+    return finish(panel, title=title, description=f"Dots, {x_title}. {spans}.", caption=caption)

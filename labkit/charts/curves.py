@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 
@@ -341,52 +341,19 @@ TAIL_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001, 0.0001)
 Samples = Mapping[str, Sequence[float]]
 
 
-def ecdf(
-    samples: Samples, *, title: str, x_title: str = "E2E (s)", unit: str = "s", caption: str | None = None
-) -> Chart:
-    """The share of samples at or below each value, by series, with p50 and p99 as rules."""
-    _require_samples(samples, title)
-    y = draw.quantity("share", "share of requests done by then", (0, 1.04), format="~%", values=[0, 0.25, 0.5, 0.75, 1])
-    return _distribution(samples, y, lambda share: share, title=title, x_title=x_title, unit=unit, caption=caption)
-
-
 def tail(
     samples: Samples, *, title: str, x_title: str = "E2E (s)", unit: str = "s", caption: str | None = None
 ) -> Chart:
-    """The share of samples above each value, on a log axis that spreads the tail out."""
-    _require_samples(samples, title)
+    """The share of samples above each value, by series, on a log axis that spreads the tail out; p50 and p99 as
+    rules."""
+    is_full = bool(samples) and all(samples.values())
+    require(is_full, f"the chart {title!r} has a series without samples", fix="leave empty series out")
     least = 1 / max(map(len, samples.values())) / 1.5
     ticks = [share for share in TAIL_TICKS if share > least]
     y = draw.quantity("share", "share of requests slower than that", (least, 1), log=True, format="~%", values=ticks)
-    return _distribution(samples, y, lambda share: 1 - share, title=title, x_title=x_title, unit=unit, caption=caption)
-
-
-def _require_samples(samples: Samples, title: str) -> None:
-    is_full = bool(samples) and all(samples.values())
-    require(is_full, f"the chart {title!r} has a series without samples", fix="leave empty series out")
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The quantile by linear interpolation between order statistics (numpy's default, Hyndman and Fan's type 7)."""
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
-
-
-def _distribution(
-    samples: Samples,
-    y: Spec,
-    height: Callable[[float], float],
-    *,
-    title: str,
-    x_title: str,
-    unit: str,
-    caption: str | None,
-) -> Chart:
-    """A curve for each series; `height` of a share of samples: itself, or what is above it."""
 
     def row(name: str, value: float, share: float) -> Spec:
-        return {"series": name, "value": float(f"{value:.5g}"), "share": round(height(share), 6)}
+        return {"series": name, "value": float(f"{value:.5g}"), "share": round(1 - share, 6)}
 
     # The legend says the quantiles, so that no label has to find a place among the curves.
     legend = {name: _quantiles_words(name, values, unit) for name, values in samples.items()}
@@ -394,14 +361,14 @@ def _distribution(
     axes = {"x": draw.quantity("value", x_title, tickCount=8, format="~g"), "y": y, "color": colour}
     curves = [row(name, *corner) for name, values in samples.items() for corner in steps(values)]
     # On a log axis the share above the largest sample, 0, has no place: the curve ends there.
-    curves = [one for one in curves if one["share"] > 0 or "type" not in y["scale"]]
+    curves = [one for one in curves if one["share"] > 0]
     dots = [
         row(name, quantile(values, share), share)
         for name, values in samples.items()
         for share in QUANTILES.values()
         if share < 0.99 or len(values) >= ENOUGH_FOR_P99
     ]
-    named = [{"share": round(height(share), 6), "text": name} for name, share in QUANTILES.items()]
+    named = [{"share": round(1 - share, 6), "text": name} for name, share in QUANTILES.items()]
     rule = draw.mark("rule", color=GREY, strokeDash=[4, 3], x=0, x2=WIDTH)
     name = draw.words({}, x=WIDTH - 4, align="right", baseline="bottom", dy=-3)
     marks = [
@@ -411,6 +378,13 @@ def _distribution(
     drawn = [draw.layers([rule, name], {"y": "share"}, named), draw.layers(marks, axes)]
     text = f"{y['title']}: {'; '.join(legend.values())}."
     return finish(draw.layers(drawn, width=WIDTH, height=300), title=title, description=text, caption=caption)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The quantile by linear interpolation between order statistics (numpy's default, Hyndman and Fan's type 7)."""
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
 
 
 def steps(values: Sequence[float]) -> list[tuple[float, float]]:

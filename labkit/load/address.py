@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from labkit.errors import UsageError, require
 
-Api = Literal["completions", "chat", "plain"]
-PATHS: dict[Api, str] = {"completions": "/completions", "chat": "/chat/completions", "plain": ""}
+Api = Literal["completions", "chat"]
+PATHS: dict[Api, str] = {"completions": "/completions", "chat": "/chat/completions"}
 ENDPOINTS = {"/chat/completions": "chat", "/completions": "completions", "/models": None, "/embeddings": None}
 VERSION = re.compile(r"v\d+([a-z]+\d*)?|deployments")
 """A segment of a path behind which OpenAI's routes follow: /v1, /api/v3, /v1beta/openai, Azure's deployments."""

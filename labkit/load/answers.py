@@ -43,7 +43,6 @@ class _Choice(msgspec.Struct, gc=False):
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice | None] | None = None
     usage: Any = None
-    response: str | None = None  # of the plain API
     error: Any = None
     error_code: Any = None  # FastChat's
     detail: Any = None  # FastAPI's
@@ -198,9 +197,6 @@ class Answer:
         choice = chunk.choices[0] if chunk.choices else None
         if choice is not None:
             self._choose(choice, payload, now)
-        elif chunk.response is not None:
-            self._choices += 1
-            self.texts.append(chunk.response)
         if isinstance(chunk.usage, dict):
             self._count(chunk.usage)
 

@@ -40,8 +40,6 @@ def _encode(
     request: Request, *, model: str, api: Api, stream: bool, limit_field: str | None, more: Mapping[str, Any]
 ) -> bytes:
     """The body of a request."""
-    if api == "plain":
-        return msgspec.json.encode({"prompt": request.prompt})
     fields: dict[str, Any] = {"model": model, "temperature": request.temperature}
     if api == "chat":
         fields |= {"messages": request.said, limit_field or "max_completion_tokens": request.max_tokens}
@@ -171,10 +169,9 @@ def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_
     require(arrival in ARRIVALS, f"arrival is {arrival!r}", fix=f"choose one of {', '.join(ARRIVALS)}")
 
 
-def _check_requests(workload: Workload, api: Api, stream: bool, limit_field: str | None) -> None:
+def _check_requests(workload: Workload, api: Api, limit_field: str | None) -> None:
     require(bool(workload.requests), f"workload {workload.name!r} has 0 requests", fix="build it with n=1 or more")
     require(api in PATHS, f"api is {api!r}", fix="choose one of completions, chat")
-    require(api != "plain" or not stream, "a plain answer comes whole", fix="pass stream=False")
     chats = any(request.messages or isinstance(request, Turn) for request in workload.requests)
     takes_them = api == "chat" or not chats
     require(takes_them, f"the workload holds chat messages; {api} takes none", fix='pass api="chat" (--api chat)')
@@ -231,10 +228,8 @@ async def run(
     `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
 
     Raises UsageError (an argument, an unknown model) or LoadError (no server, key refused) before anything is sent,
-    unless `preflight` is off. A request that fails is an outcome, not an error.
-
-    `api` "plain" ({"prompt": ...} in, {"response": ...} out; no stream, no usage) asks without it."""
-    _check_requests(workload, api, stream, limit_field)
+    unless `preflight` is off. A request that fails is an outcome, not an error."""
+    _check_requests(workload, api, limit_field)
     _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
@@ -254,7 +249,7 @@ async def run(
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     async with _session(address) as session:
-        if preflight and api != "plain":
+        if preflight:
             await check_server(session, address, model)
         finished = 0
 

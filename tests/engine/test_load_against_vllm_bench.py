@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from course.vllm_bench import bench_serve, from_vllm_bench
 from labkit import load
 from labkit.load import LoadResult, Outcome, counters, metrics, workloads
 from labkit.serving import vllm
+from tests.vllm_bench import bench_serve, from_vllm_bench
 
 pytestmark = pytest.mark.engine
 

@@ -103,12 +103,11 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "09_head_to_head": (
         "background.submit(serving.start",
         [
-            ({"tokens_low": 13}, "answers of 13 to 12 tokens"),
-            ({"requests": 6}, "6 requests for 5 clients"),
+            ({"tokens_low": 13}, "answers of 13 to 8 tokens"),
+            ({"requests_per_client": 2}, "from 3 to 1000 (requests)"),
             ({"prompt_words": 12}, "from 16 to 300 (words)"),
             ({"dtype": "int8"}, "float32, bfloat16"),
-            ({"usd_per_hour": -1.0}, "from 0 to 1000"),
-            ({"guess_memory": "Java"}, "TorchServe naive"),
+            ({"open_load": 0.0}, "from 0.05 to 10"),
             ({"model": "no-such-model"}, "no-such-model"),
         ],
     ),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from labkit import charts
 from labkit.charts import curves
-from labkit.charts.bars import Bar, Beside, Reading, two_clients
+from labkit.charts.bars import Bar, Beside
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
 from labkit.charts.panels import MOST, StepPanel, _thinned, fate_looks, request_fates
 from labkit.charts.render import set_caption
@@ -87,13 +87,6 @@ LOAD: dict[str, Any] = {
     "under_way": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
     "latencies": [(0.5, 0.1), (4.0, 3.0), (8.0, 1.2)],
 }
-READINGS = [
-    Reading(server=server, client=client, quantity=quantity, unit="tok/s", values=(3.0, 5.0))
-    for quantity in ("x", "y")
-    for server in ("A", "B")
-    for client in ("one", "two", "three")
-]
-CLIENTS = [reading for reading in READINGS if reading.client != "three"]
 CHARTS: dict[str, Callable[[], Any]] = {
     "bars": lambda: charts.bars_with_intervals(
         [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, model=4.5, **T
@@ -109,7 +102,6 @@ CHARTS: dict[str, Callable[[], Any]] = {
         MODEL, MEASURED, guesses=[LinePoint(64, 2.0, "series 1")], steps=True, unit="x", **AXES
     ),
     "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
-    "ecdf": lambda: charts.ecdf(SERIES, **T),
     "tail": lambda: charts.tail(SERIES, **T),
     "anatomy": lambda: charts.anatomy(record()),
     "batches": lambda: charts.batch_grid([3, 4, 6, 24], batch=2, **T),
@@ -122,7 +114,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "nothing lost": lambda: request_fates(FATES[:2], answered=("1.0", "2.0"), **T),
     "narrowing": lambda: curves.narrowing(BANDS, y_title="fails more often by", **T),
     "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], **T),
-    "clients": lambda: two_clients(CLIENTS, caption=CAPTION, **T),
+    "dots": lambda: charts.dots({"A": ([1.0, 2.0], [3.0]), "B": ([], [2.5])}, x_title="x", unit="s", slo=2.0, **T),
 }
 
 
@@ -169,7 +161,7 @@ DESCRIPTIONS = {
         *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
         "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
     ],
-    "clients": ["x, A, one: mean 4 tok/s"],
+    "dots": ["A: 2 dots from 1 to 2 s, 1 hollow", "B: 0 dots, 1 hollow"],
 }
 
 
@@ -185,7 +177,8 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.throughput_latency([], **T),
     lambda: charts.lines([], **AXES),
     lambda: charts.bars_with_intervals([], unit="s", **T),
-    lambda: charts.ecdf({}, **T),
+    lambda: charts.dots({"A": ([], [])}, x_title="x", unit="s", **T),
+    lambda: charts.tail({}, **T),
     lambda: charts.tail({"a": []}, **T),
     lambda: charts.token_streams({}, x_title="s", **T),
     lambda: charts.token_streams({"one": [Lane("A", ())]}, x_title="s", **T),
@@ -213,9 +206,6 @@ def test_nothing_to_draw_is_a_usage_error() -> None:
         with pytest.raises(UsageError, match="'T'") as caught:
             draw()
         assert caught.value.remedy
-    for number, readings in ((0, []), (3, READINGS)):
-        with pytest.raises(UsageError, match=f"of {number} clients"):
-            two_clients(readings, **T)
     with pytest.raises(UsageError, match="description"):
         charts.bundle({"mark": "point"}, png=False)
     with pytest.raises(UsageError, match="description"):
@@ -338,7 +328,7 @@ def test_a_distribution_keeps_its_shape_when_thinned(values: list[int]) -> None:
 
 def test_a_p99_of_few_samples_is_not_shown() -> None:
     """Below a hundred samples no sample is above the p99: the slowest one is named instead."""
-    text = charts.ecdf({"few": [1.0] * 99, "many": [1.0] * 100}, **T)["description"]
+    text = charts.tail({"few": [1.0] * 99, "many": [1.0] * 100}, **T)["description"]
     assert "99 requests: too few for a p99" in text
     assert text.count("p99 1 s") == 1
 
@@ -441,10 +431,15 @@ def test_a_thinned_curve_keeps_its_top_and_its_end(gaps: list[float], seed: int)
 
 
 def test_panels_share_an_axis_and_show_every_value() -> None:
-    """A load's three panels end together; each slice of both clients is a point on an axis from zero."""
+    """A load's three panels end together; each value is a dot on an axis from zero, and tells whether it had ended."""
     ends = [str(panel["encoding"]["x"]["scale"]["domain"]) for panel in CHARTS["scaling"]()["vconcat"]]
     assert (len(ends), len(set(ends))) == (3, 1)
-    clients = CHARTS["clients"]()["vconcat"]
-    assert sorted(row["value"] for row in rows(clients)) == [3.0] * 8 + [5.0] * 8
-    low, high = zip(*(panel["encoding"]["x"]["scale"]["domain"] for panel in clients), strict=True)
-    assert (set(low), min(high) >= 5.0) == ({0}, True)
+    points = CHARTS["dots"]()["layer"][0]
+    assert [(row["value"], row["ended"]) for row in rows([points])] == [
+        (1.0, True),
+        (2.0, True),
+        (3.0, False),
+        (2.5, False),
+    ]
+    low, high = points["encoding"]["x"]["scale"]["domain"]
+    assert (low, high >= 3.0) == (0, True)

@@ -237,7 +237,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"concurrency": None, "rate": float("inf")}, "rate is inf"),
     ({"arrival": "gamma"}, "poisson, constant"),
     ({"api": "embeddings"}, "completions, chat"),
-    ({"api": "plain"}, "stream=False"),
     ({"warmup": -1}, "warmup is -1"),
     ({"timeout_s": 0}, "timeout_s is 0"),
     ({"workload": Workload("none", ())}, "0 requests"),
