@@ -145,7 +145,7 @@ def _calls(node: ast.AST, starters: set[str], loops: tuple[Loop, ...]) -> Iterat
         loops = (*loops, *((part.target, part.iter) for part in node.generators))
     elif isinstance(node, ast.Call):
         if ast.unparse(node.func) in starters:
-            if not (node.args and ast.unparse(node.args[0]) == "gpu.model"):  # modelled
+            if not (node.args and ast.unparse(node.args[0]).endswith("gpu.model")):  # modelled
                 yield node, loops
         elif node.args and ast.unparse(node.args[0]) in starters:
             yield ast.Call(func=node.args[0], args=node.args[1:], keywords=node.keywords), loops
