@@ -206,6 +206,7 @@ async def run(
     stream: bool = True,
     warmup: int = 0,
     timeout_s: float = 600.0,
+    stop_after_s: float | None = None,
     seed: int | None = None,
     api_key: str | None = None,
     preflight: bool = True,
@@ -222,7 +223,8 @@ async def run(
     linearly from there. `arrival` is "poisson" (seeded by `seed`, else by the workload's seed) or "constant". The turns
     of a conversation follow each other; concurrency and rate then count conversations. Before the load, `warmup`
     requests of the same words in another order are sent and kept apart. A request that takes longer than `timeout_s`
-    ends as TIMEOUT. Cancelling this coroutine closes its connections; `on_cancel` then gets what was measured so far.
+    ends as TIMEOUT; after `stop_after_s` no more are sent, and those under way end as CANCELLED. Cancelling this
+    coroutine closes its connections; `on_cancel` then gets what was measured so far.
 
     `limit_field` is the field that limits an answer's tokens (default: max_tokens, in a chat max_completion_tokens);
     `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
@@ -233,6 +235,8 @@ async def run(
     _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
     errors.above_zero("timeout_s", timeout_s, unit="seconds")
+    if stop_after_s is not None:
+        errors.above_zero("stop_after_s", stop_after_s, unit="seconds")
     address = parse(base_url, api_key=api_key)
     encode = partial(_encode, model=model, api=api, stream=stream, limit_field=limit_field, more=body or {})
     seed = workload.parameters.get("seed") if seed is None else seed
@@ -290,10 +294,14 @@ async def run(
             ).doubted(asked=len(measured), ramp_from=ramp_from)
 
         try:
-            if concurrency is not None:
-                await _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
-            else:
-                await _open_loop(chains, converse, due_s, zero)
+            async with asyncio.timeout(stop_after_s) as limit:
+                if concurrency is not None:
+                    await _closed_loop(chains, converse, concurrency, start=int(ramp_from or concurrency))
+                else:
+                    await _open_loop(chains, converse, due_s, zero)
+        except TimeoutError:
+            if not limit.expired():
+                raise
         except asyncio.CancelledError:
             if on_cancel is not None:
                 on_cancel(result())

@@ -239,6 +239,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"api": "embeddings"}, "completions, chat"),
     ({"warmup": -1}, "warmup is -1"),
     ({"timeout_s": 0}, "timeout_s is 0"),
+    ({"stop_after_s": -2}, "stop_after_s is -2"),
     ({"workload": Workload("none", ())}, "0 requests"),
     ({"workload": Workload("one", (Request("", 1, messages=({"role": "user"},)),))}, "chat messages"),
     ({"base_url": "localhost:8000"}, "http://127"),
@@ -270,6 +271,19 @@ async def test_cancelling_closes_connections_and_leaves_no_task() -> None:
             assert asyncio.all_tasks() == before
             while stub.hung_up < most or stub.under_way:  # at worst until the test's time is over
                 await asyncio.sleep(0.01)
+
+
+def test_stop_after_ends_what_is_under_way() -> None:
+    """At the limit, requests under way end as CANCELLED, the others are not sent, and a warning says how many."""
+    loops: list[dict[str, Any]] = [{"concurrency": 2}, {"rate": 10.0, "arrival": "constant"}]
+    for options in loops:
+        with serving(hang=True) as stub:
+            result = run(stub, stop_after_s=0.25, **options)
+            sent = len(result.records)
+            assert len(stub.bodies) <= sent < len(ASKED)
+        assert {record.outcome for record in result.records} == {Outcome.CANCELLED}
+        assert any(f"{len(ASKED) - sent} of {len(ASKED)} requests were not sent" in said for said in result.warnings)
+        assert result.duration_s >= 0.25
 
 
 async def test_run_blocking_works_inside_a_running_loop_and_leaves_no_thread() -> None:
