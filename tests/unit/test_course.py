@@ -328,7 +328,15 @@ def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: 
 
 def parameters_of(name: str) -> dict[str, Any]:
     """Some allowed value for every parameter of a lab."""
-    values = {"int": 3, "float": 0.5, "bool": True, "str": "some", "list[int]": [2], "list[float]": [0.5]}
+    values = {
+        "int": 3,
+        "float": 0.5,
+        "bool": True,
+        "str": "some",
+        "list[int]": [2],
+        "list[float]": [0.5],
+        "list[str]": ["some"],
+    }
     found = labs.find_lab(name).parameters
     chosen = {key: None if parameter.optional else values[parameter.type] for key, parameter in found.items()}
     return {**chosen, "model": "smollm2-135m", "out_dir": ""}
