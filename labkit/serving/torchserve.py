@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -171,6 +172,22 @@ class Control:
             progress(f"{model}: {ready} of {described['minWorkers']} workers ready, {waited_s:.0f} s")
         what = f"{ready} workers of {model} were ready after {timeout_s:.0f} s"
         raise ServerError(what, remedy="the server's log says what the others met")
+
+    def drain(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
+        """Waits until nothing has been queued for the version for `quiet_s`. Send it no more requests before that.
+
+        TorchServe reports what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
+        default version gets the requests that name none: make another one the default first.
+        """
+        waiting, quiet_since = 0, 0.0
+        for _ in poll(POLL_S, timeout_s=timeout_s):
+            # Two looks bound the quiet: one alone says nothing about a pause between them.
+            waiting, now = self.describe(model, version)["jobQueueStatus"]["pendingRequests"], time.monotonic()
+            quiet_since = 0.0 if waiting else quiet_since or now
+            if quiet_since and now - quiet_since >= quiet_s:
+                return
+        what = f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s"
+        raise ServerError(what, remedy="stop sending to it, and drain again")
 
 
 def _path(model: str, version: str | None) -> str:

@@ -98,6 +98,7 @@ class Stub:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.keys: set[str | None] = set()
+        self.pending: list[int] = []
         self.ready: list[int] = []
 
     def reply(self, request: BaseHTTPRequestHandler) -> tuple[int, Any]:
@@ -107,7 +108,8 @@ class Stub:
             return 404, {"code": 404, "message": "Model not found"}
         ready = self.ready.pop(0) if self.ready else 2
         workers = [{"status": "READY" if place < ready else "LOADING", "pid": 10 + place} for place in range(2)]
-        return 200, [{"minWorkers": 2, "workers": workers}]
+        waiting = self.pending.pop(0) if self.pending else 0
+        return 200, [{"minWorkers": 2, "workers": workers, "jobQueueStatus": {"pendingRequests": waiting}}]
 
 
 @pytest.fixture
@@ -143,6 +145,20 @@ def test_ready_means_all_workers(stub: tuple[Stub, Control]) -> None:
     management.ready = [1] * 100
     with pytest.raises(ServerError, match="1 workers of m were ready after"):
         control.wait_ready("m", timeout_s=0.3)
+
+
+def test_a_version_is_drained(stub: tuple[Stub, Control]) -> None:
+    """Draining ends after the queue has been empty for a while without a break; with requests still coming in the
+    error says how many wait."""
+    management, control = stub
+    management.pending = [3, 0, 2, 0, 1]
+    control.drain("m", "1.0", quiet_s=0.3)
+    assert set(management.asked) == {("GET", "/models/m/1.0")}
+    assert len(management.asked) > 6
+    assert management.pending == []
+    management.pending = [4] * 100
+    with pytest.raises(ServerError, match=r"4 requests still waited for m 1\.0"):
+        control.drain("m", "1.0", timeout_s=0.3)
 
 
 def test_what_the_management_api_refuses(stub: tuple[Stub, Control]) -> None:
