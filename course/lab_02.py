@@ -93,11 +93,14 @@ solution(
 # --- sizes ---
 
 
-def check_sizes(lab: LabSession) -> None:
-    """Refuse sizes with which nothing would be preempted, or the engine would not start. UsageError."""
+def check_sizes(lab: LabSession, *, positions: int) -> None:
+    """Refuse sizes with which nothing would be preempted, or the engine would not start. `positions`: the most tokens
+    that the model was made for. UsageError."""
     asked = lab.parameters
     block_size, length, tiny = asked["block_size"], asked["max_model_len"], asked["tiny_blocks"]
     kv_size.check_block_size(block_size, gpu=bool(lab.machine.gpus))
+    too_long = f"max_model_len is {length:,}; the model was made for {positions:,} positions"
+    require(length <= positions, too_long, fix=f"give max_model_len at most {positions:,}")
     longest = kv_size.blocks_for_tokens(length, block_size=block_size)
     together = asked["prompt_tokens"] + asked["output_tokens"]
     cut = f"a prompt and an answer of {together:,} tokens are longer than max_model_len, {length:,}"

@@ -12,24 +12,20 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "02_paged_attention": (
         "from vllm import",
         [
-            ({"block_sizes": [32, 100]}, "block_size is 100; vLLM on a"),
-            ({"prompt_tokens": 240}, "a prompt of 240 and an answer of 22 tokens are longer than max_model_len, 256"),
+            ({"block_size": 100}, "block_size is 100; vLLM on a"),
+            ({"prompt_tokens": 240}, "a prompt and an answer of 262 tokens are longer than max_model_len, 256"),
             ({"max_model_len": 9000}, "max_model_len is 9,000; the model was made for 8,192 positions"),
-            ({"max_model_len": 32}, "max_model_len is 32, no more than one block of 32"),
             ({"tiny_blocks": 8}, "8 blocks of 32 hold no request of max_model_len 256"),
             ({"tiny_blocks": 64}, "nothing would be preempted"),
-            ({"gpu_model": "GPT-5"}, "there is no example model called 'GPT-5'"),
-            ({"repeats": 0}, "from 1 to 100 (rounds)"),
+            ({"crowd": 8}, "from 48 to 512 (requests)"),
             ({"log_file": "nowhere.log"}, "there is no log file nowhere.log"),
         ],
     ),
     "03_prefix_caching": (
         "from vllm import",
         [
-            ({"shared_tokens": [0, 160]}, "160 tokens of a prompt are to be shared, but it has 160"),
-            ({"prompt_tokens": 8190}, "make 8214; the model takes 8192"),
             ({"block_size": 20}, "block_size is 20; vLLM on a"),
-            ({"shared_tokens": [0, 20]}, "not a full block of 32"),
+            ({"replicas": 1}, "from 2 to 16 (engines)"),
             ({"page_tokens": 20}, "page_tokens is 20: a page does not fill a block of 32"),
             ({"cached_pages": 1}, "cached_pages is 1"),
         ],

@@ -283,7 +283,7 @@ def test_stop_after_ends_what_is_under_way() -> None:
             assert len(stub.bodies) <= sent < len(ASKED)
         assert {record.outcome for record in result.records} == {Outcome.CANCELLED}
         assert any(f"{len(ASKED) - sent} of {len(ASKED)} requests were not sent" in said for said in result.warnings)
-        assert result.duration_s >= 0.25
+        assert result.duration_s > 0.2
 
 
 async def test_run_blocking_works_inside_a_running_loop_and_leaves_no_thread() -> None:
