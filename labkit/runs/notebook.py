@@ -5,6 +5,7 @@ notebook is written as far as it came, the kernel ends, and so does every proces
 """
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -204,6 +205,8 @@ def _register_engine() -> None:
     """A papermill engine that reports cells, logs all output, and names the cell in which a kernel died."""
     # A kernelspec in the user's home must not replace this environment's Python.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Parameters are checked already; papermill would warn of those in the folded cell.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
