@@ -26,25 +26,26 @@ def stored_charts(name: str) -> int:
 def test_a_stored_notebook_shows_its_charts(name: str, open_notebook: Opener, page: Any, tmp_path: Path) -> None:
     """Every stored chart is drawn from its own data, offline, before anything is run."""
     open_notebook(name)
-    charts = page.locator(".jp-OutputArea-output svg.marks")
-    charts.nth(stored_charts(name) - 1).wait_for()
-    assert charts.count() == stored_charts(name)
+    charts, stored = page.locator(".jp-OutputArea-output svg.marks"), stored_charts(name)
+    if stored:
+        charts.nth(stored - 1).wait_for()
+    assert charts.count() == stored
     page.locator(".jp-NotebookPanel").screenshot(path=str(tmp_path / f"{name}.png"))
 
 
 @pytest.mark.engine
-def test_a_learner_commits_a_guess_and_sees_it_in_the_chart(open_notebook: Opener, page: Any) -> None:
-    """In notebook 00 a number typed and committed stands in the reveal and in the chart, beside a real measurement."""
+def test_a_learner_commits_a_guess_and_sees_it_revealed(open_notebook: Opener, page: Any) -> None:
+    """In notebook 00 a number typed and committed is in the reveal, beside a real measurement."""
     from playwright.sync_api import expect
 
     notebook = open_notebook("00_start_here.ipynb")
-    notebook.run_cells("guess_tokens_per_second = None", "session.start", "models.resolve", "lab.predict")
-    form = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text="How many tokens a second")
+    notebook.run_cells("guess_tokens_per_second = None", 'model = "smollm2', "session.start", "torch.ones(")
+    notebook.run_cells('"00.tokens_per_second"')
+    form = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text="How many will the engine make")
     form.get_by_label("Your guess (tokens/s)").fill("12.5")
     form.get_by_role("button", name="Commit").click()
-    notebook.run_cells("serving.settings", "llm = LLM(", "rates, token_ids", "cache_config", "speed =", timeout_s=300)
-    reveal = page.locator("div[role=status]").filter(has_text="How many tokens a second")
+    notebook.run_cells("llm = LLM(", "rates = []", "cache_config", "lab.reveal(prediction", timeout_s=300)
+    reveal = page.locator("div[role=status]").filter(has_text="How many will the engine make")
     expect(reveal).to_contain_text("12.5 tokens/s")
-    notebook.run_cells("read_bytes_per_s", 'lab.chart(chart, "one_user"', timeout_s=120)
-    expect(page.locator("svg.marks").get_by_text("your guess: 12.5").first).to_be_visible()
+    expect(reveal).to_contain_text("Measured here")
     assert notebook.error_outputs() == []

@@ -92,7 +92,7 @@ def test_a_wrong_answer_is_named_and_hints_unfold(open_notebook: Opener, page: A
     wrong.get_by_text("Hint 1", exact=True).click()
     expect(hint).to_be_visible()
     expect(wrong.get_by_text("def tpot_s")).to_be_hidden()
-    expect(card(page, "What a static batch computes for nothing")).to_contain_text("not answered yet")
+    expect(card(page, "Goodput at an SLO")).to_contain_text("not answered yet")
 
 
 def test_charts_are_drawn_offline(open_notebook: Opener, page: Any, watch: Watch) -> None:
