@@ -70,7 +70,7 @@ def run(folder: str, grace_s: float, command: list[str]) -> int:
 
 
 def start_watch(folder: str, pids: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """Start a watch of these processes of ours; it ends by itself when they have ended."""
+    """Start a watch over these processes; it ends when they have ended."""
     return subprocess.Popen(
         [sys.executable, "-P", __file__, "--watch", folder, *map(str, pids)],
         stdin=subprocess.PIPE,

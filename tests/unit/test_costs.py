@@ -137,7 +137,7 @@ def test_amounts_are_shown_readably() -> None:
 
 def test_api_prices_are_the_catalogues_own() -> None:
     """Each model offered, and the article's by their snapshots, cost what genai-prices says of the request's day, with
-    cached input and in a batch; a discount that it does not list is told, not made up.
+    cached input and in a batch; a discount that it does not list is reported as missing, not made up.
 
     Among them are a model with tiers for long prompts and one whose price has changed."""
     llama = "openrouter/meta-llama/llama-3.1-8b-instruct"

@@ -161,7 +161,7 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
 
 
 def test_an_exact_answer_is_never_nearly_right() -> None:
-    """Of a function that names something, the first case that differs is told, and no size."""
+    """Of a function that names something, the diagnosis names the first case that differs, and no size."""
     statuses = {"no key": 403}
     told = find("05.status").judge(lambda ending: statuses.get(ending, 200)).diagnosis
     assert "status('queue full')` returns 200" in told

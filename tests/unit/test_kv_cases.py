@@ -220,7 +220,7 @@ ODD = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 @given(beside=st.dictionaries(st.sampled_from([*FIELDS, *TEXT_CONFIGS, "rope_scaling", "dtype"]), ODD, max_size=4))
 def test_odd_fields_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Any]) -> None:
-    """Whatever a field holds, the answer is a plan or an error of ours."""
+    """Whatever a field holds, the answer is a plan or a ConfigError."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps({**PLAIN, **beside}))
     with contextlib.suppress(ConfigError, UsageError):
