@@ -12,7 +12,7 @@ from labkit.modelled import Drive, ModelledGpu, shape_of
 from labkit.modelled.replica import Moment
 from labkit.models import architecture
 from labkit.models.examples import example_models
-from labkit.serving import vllm_log, vllm_steps
+from labkit.serving import vllm_log
 from labkit.session import LabSession
 from labkit.teaching import solution
 from labkit.theory import kv_allocation, kv_size
@@ -204,22 +204,9 @@ def prompts(tokenizer: Any, n: int, *, tokens: int, seed: int) -> list[list[int]
     return [list(tokenizer.encode(request.prompt))[:tokens] for request in texts]
 
 
-def step_through(
-    llm: Any, token_ids: Sequence[Sequence[int]], *, output_tokens: int
-) -> tuple[list[MemorySnapshot], list[int]]:
-    """Send all prompts at once and step the engine to the end: its memory and its own counter after each step."""
-    from vllm import SamplingParams
-
-    engine, watch = llm.llm_engine, vllm_steps.Watch(llm)
-    wanted = SamplingParams(temperature=0, max_tokens=output_tokens, ignore_eos=True)
-    for number, prompt in enumerate(token_ids):
-        engine.add_request(str(number), {"prompt_token_ids": prompt}, wanted)
-    counted = []
-    while engine.has_unfinished_requests():
-        engine.step()
-        watch.look()
-        counted.append(next(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"))
-    return watch.snapshots, counted
+def preemption_counter(llm: Any) -> float:
+    """The engine's own counter, which `/metrics` shows as vllm:num_preemptions_total."""
+    return float(next(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"))
 
 
 def warning_evidence(lab: LabSession, log: str, preemptions: int, version: str) -> None:

@@ -54,14 +54,12 @@ def throughput_latency(
     points: Sequence[LoadPoint],
     *,
     title: str,
-    latency: str = "E2E",
     guess: float | None = None,
-    slo_s: float | None = None,
     x_title: str = "requests under way at a time",
     unit: str = "tok/s",
     caption: str | None = None,
 ) -> Chart:
-    """Throughput above, latency below, against the load (log axis); `guess` in `unit`, `slo_s` on the latency."""
+    """Throughput above, E2E latency below, against the load (log axis); `guess` in `unit`."""
     require(bool(points), f"the chart {title!r} has no points", fix=ONE)
     rates = [LinePoint(p.concurrency, p.throughput, p.series, p.throughput_low, p.throughput_high) for p in points]
     x = _log_x({p.concurrency for p in points}, x_title)
@@ -72,27 +70,26 @@ def throughput_latency(
         for p in points
         for name, seconds in (("p50", p.latency_p50_s), ("p99", p.latency_p99_s))
     ]
-    ends = [*(p.latency_p50_s for p in points), *(p.latency_p99_s for p in points), *([slo_s] if slo_s else [])]
+    ends = [end for p in points for end in (p.latency_p50_s, p.latency_p99_s)]
     low, high = min(ends), max(ends)
     is_log = low > 0 and high / low > LOG_FROM_RATIO
     domain = (low / 1.3, high * 1.5) if is_log else (0, high * 1.15)
     encoding = {
         "x": x,
-        "y": draw.quantity("s", f"{latency} (s)", domain, log=is_log, tickCount=5),
+        "y": draw.quantity("s", "E2E (s)", domain, log=is_log, tickCount=5),
         "color": _by_series(points),
         "tooltip": _tooltip("series", "x", "quantile", "text"),
     }
     dash = draw.series("quantile", ["p50", "p99"], [[1, 0], [6, 4]], symbolSize=900)
     marks = [draw.mark("line", {"strokeDash": dash}, **LINE), draw.mark("point", **POINT)]
-    drawn = [draw.layers(marks, encoding, rows), *draw.level(draw.rules("s", slo=slo_s), (0, 1))]
-    parts = [{**upper, "height": 210}, draw.layers(drawn, width=WIDTH, height=210)]
+    parts = [{**upper, "height": 210}, draw.layers(marks, encoding, rows, width=WIDTH, height=210)]
     whole = draw.column(parts, spacing=28, strokeDash="independent", color="shared")
     loads = "; ".join(
         f"{p.series} at {number(p.concurrency)}: {amount(p.throughput, unit)},"
-        f" {latency} p50 {amount(p.latency_p50_s, 's')}, p99 {amount(p.latency_p99_s, 's')}"
+        f" E2E p50 {amount(p.latency_p50_s, 's')}, p99 {amount(p.latency_p99_s, 's')}"
         for p in points
     )
-    text = f"Throughput and {latency} against {x_title}. {loads}."
+    text = f"Throughput and E2E against {x_title}. {loads}."
     return finish(whole, title=title, description=text, caption=caption)
 
 

@@ -93,7 +93,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
     ),
     "stacked": lambda: charts.stacked_bars(PARTS, unit="GiB", rest="free", **T),
     "beside": lambda: charts.article_beside(BESIDE, axis_title="percent", **T),
-    "loads": lambda: charts.throughput_latency(LOADS, guess=120, slo_s=2.0, **T),
+    "loads": lambda: charts.throughput_latency(LOADS, guess=120, **T),
     "lines": lambda: charts.lines([LinePoint(x, x * x, low=x, high=x * x + 1) for x in range(5)], guess=3, **AXES),
     "model": lambda: charts.model_and_measured(
         MODEL, MEASURED, guess=2.5, article=(1.3, 1.5), residual=True, unit="x", **AXES

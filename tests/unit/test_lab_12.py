@@ -103,7 +103,8 @@ def test_an_api_wins_the_bursty_brief_and_machines_can_win_it_too() -> None:
 
 
 def test_the_vision_brief_leaves_room_for_what_is_not_modelled() -> None:
-    """Two replicas are within the budget; more than 60% of the capacity at the peak fails; the message names the limits."""
+    """Two replicas are within the budget; more than 60% of the capacity at the peak fails and names the
+    limits."""
     chosen = plan(brief="vision", replicas=2)
     assert failing(chosen) == []
     assert failing(chosen, peak=trial(1.0, load_share=0.61)) == ["At most 60% busy at the peak"]
