@@ -112,7 +112,7 @@ def _lab_view(lab: LabRun, record: Record | None) -> View:
 
 
 def _lab_title(name: str) -> str:
-    return f"{name[:2]} {LABS[name].title}" if name in LABS else name
+    return LABS[name].heading if name in LABS else name
 
 
 def _plainly(value: object) -> str:

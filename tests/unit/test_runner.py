@@ -128,6 +128,25 @@ def test_what_would_fail_later_is_refused_with_its_numbers(
     assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
 
 
+def test_an_optional_lab_runs_only_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "90b" is a lab of its own beside "90", a whole run leaves it out, and its number finds it."""
+    course = tmp_path / "course"
+    (course / "notebooks").mkdir(parents=True)
+    (course / "data").symlink_to(synthetic.ROOT / "data")
+    monkeypatch.setenv("LABKIT_ROOT", str(course))
+    about: dict[str, Any] = {"title": "Made", "question": "Why?", "minutes": 1, "engine": "none"}
+    about["parameters"] = {"number": {"type": "int", "help": "h"}}  # the profile's
+    labs = {
+        name: Lab.model_validate({"name": name, "optional": name.startswith("90b"), **about})
+        for name in ("90_made", "90b_made")
+    }
+    for lab in labs.values():
+        write_parameters(course / "notebooks" / lab.notebook, "number = 1")
+    options: dict[str, Any] = {"labs": labs, "machine": synthetic.machine()}
+    chosen = {names: make_plan(names, out_dir=tmp_path / "run", **options) for names in ((), ("90",), ("90b",))}
+    assert [[job.lab.number for job in plan.jobs] for plan in chosen.values()] == [["90"], ["90"], ["90b"]]
+
+
 def test_parameters_are_read_as_python_would_assign_them(tmp_path: Path) -> None:
     """Signs, lists, None, annotations; a computed value, a syntax error or no tagged cell is the notebook's error."""
     notebook = tmp_path / "a.ipynb"
