@@ -11,9 +11,9 @@ from typing import Any
 
 _NAMES = {
     "bars": ("Bar", "Beside", "article_beside", "bars_with_intervals", "dots", "stacked_bars"),
-    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "lines", "model_and_measured", "narrowing", "tail",
+    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "lines", "model_and_measured", "tail",
                "throughput_latency", "tradeoff"),
-    "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels",
+    "panels": ("Moment", "StepPanel", "scaling_timeline", "step_panels",
                "under_way"),
     "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
     "spans": ("Lane", "anatomy", "batch_grid", "gpu_packing", "memory_map", "prefix_blocks", "token_streams"),

@@ -10,7 +10,7 @@ from labkit.charts import draw
 from labkit.charts.draw import ARTICLE, MEASURED, ReferenceLine
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLUE, GREEN, GREY, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, GREY, WIDTH, Spec
 from labkit.words import amount, number, span
 
 # Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.
@@ -398,26 +398,3 @@ def _quantiles_words(name: str, values: Sequence[float], unit: str) -> str:
     if len(values) < ENOUGH_FOR_P99:
         return f"{name}: p50 {p50}, slowest {amount(max(values), unit)} ({len(values)} requests: too few for a p99)"
     return f"{name}: p50 {p50}, p99 {amount(quantile(values, 0.99), unit)} ({number(len(values))} requests)"
-
-
-def narrowing(
-    rows: Sequence[tuple[str, int, float, float, float]], *, title: str, y_title: str, caption: str | None = None
-) -> Chart:
-    """Intervals (series, answers so far, value, low, high) as bands over the answers so far, and the line of no
-    difference. Values are shares, drawn as percentages."""
-    require(bool(rows), f"the chart {title!r} has no intervals", fix=ONE)
-    cells = ((name, n, *(f"{end:.4f}" for end in ends)) for name, n, *ends in rows)
-    data = draw.table(cells, series="string", n="number", value="number", low="number", high="number")
-    domain = (min(low for *_, low, _ in rows), max(high for *_, high in rows))
-    axes = {
-        "x": {**draw.quantity("n", "answers so far", tickCount=8), "scale": {"nice": False}},
-        "y": draw.quantity("value", y_title, domain, format="+.0%", tickCount=6),
-        "color": draw.series("series", dict.fromkeys(name for name, *_ in rows), [VERMILLION, BLUE, GREEN]),
-    }
-    zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-    band, line = draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.22), draw.mark("line", **LINE)
-    drawn = [draw.layers([band], axes, data), zero, draw.layers([line], axes, data)]
-    last = {name: (n, v, low, high) for name, n, v, low, high in rows}
-    ends = "; ".join(f"{name}, after {n}: {v:+.1%} ({a:+.1%} to {b:+.1%})" for name, (n, v, a, b) in last.items())
-    text = f"Intervals that narrow as answers come in. At their ends: {ends}."
-    return finish(draw.layers(drawn, width=WIDTH, height=280), title=title, description=text, caption=caption)

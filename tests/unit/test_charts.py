@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import charts
-from labkit.charts import curves
 from labkit.charts.bars import Bar, Beside
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
-from labkit.charts.panels import MOST, StepPanel, _thinned, fate_looks, request_fates
+from labkit.charts.panels import MOST, StepPanel, _thinned
 from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
 from labkit.errors import UsageError
@@ -79,9 +78,7 @@ STEPS = [
     StepPanel("usage (%)", {"engine": [10.0, 90.0, 100.0]}, top=105),
 ]
 PARTS = {"one": [("weights", 14.0), ("free", 26)], "two": [("weights", 14.0), ("weights", 14), ("free", 12)]}
-FATES = [(0.0, 0.1, "1.0"), (0.5, 0.2, "2.0"), (1.0, 3.0, "no answer"), (1.1, 0.01, "404")]
 MOMENTS = [charts.Moment(0.4, "2.0 is there"), charts.Moment(0.9, "1.0 is deleted")]
-BANDS = [("5%", 10, 0.1, -0.1, 0.4), ("5%", 40, 0.08, -0.02, 0.2), ("50%", 40, 0.07, 0.01, 0.15)]
 LOAD: dict[str, Any] = {
     "replicas": [(0.0, 1), (5.0, 1), (9.0, 2), (12.0, 3), (20.0, 1)],
     "under_way": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
@@ -110,9 +107,6 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "packing": lambda: charts.gpu_packing(PLANS, MODELS, gpu_gib=80, most_load=0.7, **T),
     "memory": lambda: charts.memory_map(BOTH, block_size=16, **T),
     "steps": lambda: charts.step_panels(STEPS, **T),
-    "fates": lambda: request_fates(FATES, answered=("1.0", "2.0"), moments=MOMENTS, **T),
-    "nothing lost": lambda: request_fates(FATES[:2], answered=("1.0", "2.0"), **T),
-    "narrowing": lambda: curves.narrowing(BANDS, y_title="fails more often by", **T),
     "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], **T),
     "dots": lambda: charts.dots({"A": ([1.0, 2.0], [3.0]), "B": ([], [2.5])}, x_title="x", unit="s", slo=2.0, **T),
 }
@@ -156,7 +150,6 @@ DESCRIPTIONS = {
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
     "packing": ["by memory: 1 GPUs, GPU 0 with chat and code and search"],
-    "fates": ["4 requests", "1 404, 1 no answer", "1.0 is deleted at 0.9 s"],
     "scaling": [
         *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
         "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
@@ -193,8 +186,6 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
     lambda: charts.model_and_measured([], MEASURED, **AXES),
     lambda: charts.model_and_measured(MODEL, [], **AXES),
-    lambda: request_fates([], answered=(), **T),
-    lambda: curves.narrowing([], y_title="y", **T),
     lambda: charts.scaling_timeline(**{**LOAD, "replicas": []}, **T),
     lambda: charts.scaling_timeline(**{**LOAD, "latencies": []}, **T),
 ]
@@ -406,15 +397,6 @@ def test_parts_follow_each_other_and_keep_their_colour() -> None:
     chart = CHARTS["stacked"]()
     assert [(row["start"], row["end"]) for row in rows(chart) if row["row"] == "two"] == [(0, 14), (14, 28), (28, 40)]
     assert chart["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["weights", "free"]
-
-
-def test_lost_requests_are_crosses() -> None:
-    """Answered and lost differ in shape; a version's own errors have its colour."""
-    fates, answered = ["1.0", "1.0 failed", "2.0", "404", "no answer"], ("1.0", "1.0 failed", "2.0")
-    looks = fate_looks(fates, answered)
-    assert [looks[fate][1] for fate in fates] == ["circle", "triangle-up", "circle", "cross", "cross"]
-    first, failed, *others = (looks[fate][0] for fate in fates)
-    assert (first, len({first, *others})) == (failed, 4)
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=1500), st.integers(0, 20))
