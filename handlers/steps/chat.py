@@ -57,13 +57,13 @@ class ChatHandler(BaseHandler):  # type: ignore[misc]
         return [row if isinstance(row, ValueError) else self.write(*row) for row in rows]
 
     def write(self, ids: list[int], max_tokens: int) -> dict[str, Any]:
-        """Only what is new: `generate` returns the prompt, too."""
+        """The answer without its prompt, which `generate` returns too."""
         inputs = torch.tensor([ids], device=self.device)
         with torch.inference_mode():
             tokens = self.model.generate(inputs, max_new_tokens=max_tokens, do_sample=False)
-        new = tokens[0, len(ids) :]
-        reason = "length" if len(new) == max_tokens else "stop"
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(new), "total_tokens": len(tokens[0])}
+        new = tokens[0, len(ids) :].tolist()
+        reason = "stop" if new[-1] == self.tokenizer.eos_token_id else "length"
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(new), "total_tokens": len(ids) + len(new)}
         return {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": reason, "usage": usage}
 
     def postprocess(self, answers: list[Any]) -> list[str]:
