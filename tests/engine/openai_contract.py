@@ -4,7 +4,8 @@
         refuses = {"n": "n", "tools": "tool"}  # field of UNUSUAL -> a word that the refusal's message contains
 
         @pytest.fixture(scope="class")
-        def served(self, ...) -> Served:
+        @classmethod
+        def served(cls, ...) -> Served:
             return Served(base_url=".../v1", api_key="...", model="...")
 
 A server does what a request says or refuses it with a 4xx that names the field. It never ignores a field silently; an
@@ -66,12 +67,14 @@ class OpenAIContract:
     ignores: ClassVar[frozenset[str]] = frozenset()
 
     @pytest.fixture(scope="class")
-    def served(self) -> Served:
+    @classmethod
+    def served(cls) -> Served:
         """The server under test."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
-    def sdk(self, served: Served) -> Iterator[openai.OpenAI]:
+    @classmethod
+    def sdk(cls, served: Served) -> Iterator[openai.OpenAI]:
         """The SDK as a user makes it, without retries, which would hide a failure."""
         with openai.OpenAI(base_url=served.base_url, api_key=served.api_key, max_retries=0, timeout=120) as client:
             yield client
@@ -172,9 +175,11 @@ class OpenAIContract:
 
     def test_developer_role(self, chat: Callable[..., Any]) -> None:
         """The role that replaced `system` reaches the model: its tokens count."""
-        told = chat([{"role": "developer", "content": "Answer in French."}, *QUESTION])
-        assert told.choices[0].message.content
-        assert told.usage.prompt_tokens >= chat().usage.prompt_tokens + 3
+        short, long = (
+            chat([{"role": "developer", "content": "Answer in French." * repeats}, *QUESTION]) for repeats in (1, 2)
+        )
+        assert short.choices[0].message.content
+        assert long.usage.prompt_tokens >= short.usage.prompt_tokens + 3
 
     @pytest.mark.parametrize("field", UNUSUAL)
     def test_done_or_refused(self, chat: Callable[..., Any], field: str) -> None:
@@ -184,7 +189,7 @@ class OpenAIContract:
             with pytest.raises(openai.APIStatusError) as refused:
                 chat(**arguments)
             assert 400 <= refused.value.status_code < 500
-            assert self.refuses[field] in refused.value.message
+            assert self.refuses[field] in refused.value.message, refused.value.message
         else:
             assert carried_out(chat(**arguments)) is (field not in self.ignores)
 

@@ -90,10 +90,11 @@ def test_settings_reach_the_engine(vllm_server: vllm.Server, engine_settings: vl
 class TestOpenAI(OpenAIContract):
     """`vllm serve` carries out what the SDK asks, but for tools and images without its flags and a model for them."""
 
-    refuses: ClassVar = {"tools": "tool", "image": "image"}
+    refuses: ClassVar = {"tools": "tool", "image": "multimodal"}
     ignores: ClassVar = frozenset({"frobnicate"})
 
     @pytest.fixture(scope="class")
-    def served(self, vllm_server: vllm.Server) -> Served:
+    @classmethod
+    def served(cls, vllm_server: vllm.Server) -> Served:
         """The session's server."""
         return Served(base_url=vllm_server.base_url, api_key=vllm_server.api_key, model=vllm_server.model_name)
