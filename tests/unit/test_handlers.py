@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labkit.files import root
-from tests.unit.torchserve_worker import PIECES, TEMPLATE, TEXT, Answer, Worker, attentive_model, scripted_model
+from tests.unit.torchserve_worker import TEMPLATE, TEXT, Answer, Worker, attentive_model, scripted_model
 
 HANDLERS = root() / "handlers"
 COPIED = ("text_generation", "embedding", "sleep", "naive", "steps/rows", "steps/chat", "steps/batch")
@@ -115,18 +115,15 @@ def test_streamed_equals_whole(worker: Worker, path: str) -> None:
     answers = worker.batch(
         [{**body, "stream": True, "stream_options": {"include_usage": True}} for body in bodies], path
     )
-    script = TEXT * 3
     for index, length in enumerate(lengths):
         choice = whole[index].json["choices"][0]
         text = choice["text"] if path == COMPLETIONS else choice["message"]["content"]
         assert streamed(worker, index) == (text, "length")
-        assert script.startswith(text.rstrip("\ufffd"))
+        assert (TEXT * 3).startswith(text.rstrip("\ufffd"))
+        assert text.endswith("\ufffd") == (length % 13 in (2, 3, 6, 8, 9))  # PIECES that end within a character
         assert worker.stream(index)[-1]["usage"] == whole[index].json["usage"]
         assert whole[index].json["usage"]["completion_tokens"] == length
         assert answers[index] == Answer(200, "text/event-stream", "\n")
-    assert "\ufffd" in whole[1].json["choices"][0].get("text", "\ufffd")  # PIECES cut the u with two dots there
-    assert text == script[: len(text)]
-    assert len(text) > len(TEXT)
 
 
 def test_a_stream_comes_while_others_are_written(worker: Worker) -> None:
