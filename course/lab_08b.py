@@ -228,19 +228,20 @@ def false_alarms(share: float, n: int, *, looks: int, tests: int = 2000, seed: i
 # --- the chart ---
 
 POINTS = "percentage points"
-FOREST_PX, PATH_PX, ROW_PX = 330, 250, 56
+FOREST_PX, PATH_PX, ROW_PX = 320, 200, 60
 
 
 def forest_chart(paths: Mapping[str, Sequence[tuple[int, Interval]]], *, title: str) -> charts.Chart:
     """A row for each canary with its interval at the end; beside it, small, how the interval got there."""
     ends = {name: steps[-1][1] for name, steps in paths.items()}
     rows = [{"name": name, **_in_points(end), "text": conclusion(end)} for name, end in ends.items()]
-    colour = draw.series("name", paths, [VERMILLION, BLUE], orient="bottom")
-    across = (min(0.0, *(row["low"] for row in rows)) * 1.1, max(0.0, *(row["high"] for row in rows)) * 1.1)
+    colour = {**draw.series("name", paths, [VERMILLION, BLUE]), "legend": None}  # the rows have the names
+    left, right = min(0.0, *(row["low"] for row in rows)), max(0.0, *(row["high"] for row in rows))
+    across = (left - 0.05 * (right - left), right + 0.2 * (right - left))
     axes = {
         "x": draw.quantity("value", f"3.0 fails more often by ({POINTS})", across, tickCount=6),
         "y": draw.labels("name", sort=list(paths), labelLimit=200),
-        "color": {**colour, "legend": None},
+        "color": colour,
     }
     marks = [
         draw.mark("rule", {"x": "low", "x2": "high"}, strokeWidth=3),

@@ -87,13 +87,19 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
         "torchserve.start(",
         [
             ({"rate": 110.0}, "110 requests/s are too many for one worker, which answers 114 in batches of 8"),
-            ({"fixed_s": 1.0}, "50 requests/s are too many for one worker, which answers 8"),
-            ({"canary_share": 0.01}, "leaves one side 4"),
-            ({"canary_requests": 100}, "of 100 requests a share of 0.03 leaves one side 3"),
             ({"answer_tokens": 65}, "from 2 to 64 (tokens)"),
             ({"clients": 0}, "from 1 to 16 (requests)"),
-            ({"guess_canary": "bad"}, "cannot tell"),
+            ({"guess_crash": "bad"}, "no answer at all"),
             ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "08b_canary": (
+        "torchserve.start(",
+        [
+            ({"canary_share": 0.02}, "of 400 requests a share of 0.02 leaves the canary 8"),
+            ({"canary_fail_share": 0.05}, "both versions fail in 5% of their answers"),
+            ({"rate": 200.0}, "from 1 to 100 (requests/s)"),
+            ({"guess_canary": "bad"}, "cannot tell"),
         ],
     ),
     "09_head_to_head": (

@@ -47,8 +47,8 @@ KINDS = lab(
 
 def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
     """Declared are the names that the cells tagged `parameters` and `defaults` assign; the values are allowed ones;
-    claims are the ledger's; an engine's lab has the common parameters (one on Ray may serve no model of its own; a
-    plain handler on TorchServe takes what its model takes, and no share)."""
+    claims are the ledger's; an engine's lab has the common parameters (one on Ray or TorchServe may serve no model
+    of its own)."""
     wrong = []
     for lab, notebook in EXISTING:
         defaults = read_defaults(notebook)
@@ -58,8 +58,8 @@ def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
             wrong.append((lab.name, "defaults"))
     for lab in labs.LABS.values():
         common = set() if lab.engine == "none" else {"seed", "out_dir"}
-        if lab.engine not in ("none", "ray"):
-            common |= {"model"} if lab.engine == "torchserve" else {"model", "gpu_memory_share"}
+        if lab.engine not in ("none", "ray", "torchserve"):
+            common |= {"model", "gpu_memory_share"}
         if not (set(lab.claims) <= set(load_claims()) and common <= set(lab.parameters)):
             wrong.append((lab.name, "claims or common parameters"))
     assert wrong == []
