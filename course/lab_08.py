@@ -192,7 +192,10 @@ solution(
 # --- a load that goes on ---
 
 UNANSWERED = "no answer"
-NAP = {"settings": {"batchSize": 8, "maxBatchDelay": 20}, "handler_settings": {"fixed_s": 0.05, "per_row_s": 0.0025}}
+NAP: dict[str, dict[str, Any]] = {
+    "settings": {"batchSize": 8, "maxBatchDelay": 20},
+    "handler_settings": {"fixed_s": 0.05, "per_row_s": 0.0025},
+}
 CAPACITY = 8 / (0.05 + 0.0025 * 8)  # requests/s of its one worker, in full batches
 MOST_OF_CAPACITY = 0.9
 COLOURS = (BLUE, GREEN, VERMILLION, ORANGE, BLACK)

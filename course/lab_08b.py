@@ -234,7 +234,9 @@ FOREST_PX, PATH_PX, ROW_PX = 320, 200, 60
 def forest_chart(paths: Mapping[str, Sequence[tuple[int, Interval]]], *, title: str) -> charts.Chart:
     """A row for each canary with its interval at the end; beside it, small, how the interval got there."""
     ends = {name: steps[-1][1] for name, steps in paths.items()}
-    rows = [{"name": name, **_in_points(end), "text": conclusion(end)} for name, end in ends.items()]
+    rows: list[dict[str, Any]] = [
+        {"name": name, **_in_points(end), "text": conclusion(end)} for name, end in ends.items()
+    ]
     colour = {**draw.series("name", paths, [VERMILLION, BLUE]), "legend": None}  # the rows have the names
     left, right = min(0.0, *(row["low"] for row in rows)), max(0.0, *(row["high"] for row in rows))
     across = (left - 0.05 * (right - left), right + 0.2 * (right - left))
@@ -251,7 +253,7 @@ def forest_chart(paths: Mapping[str, Sequence[tuple[int, Interval]]], *, title: 
     zero = {"color": GREY, "strokeDash": [8, 4], "strokeWidth": 2}
     none_x = draw.mark("rule", {"x": "at"}, [{"at": 0}], **zero)
     forest = draw.layers([none_x, draw.layers(marks, axes, rows)], width=FOREST_PX, height=ROW_PX * len(rows))
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"name": name, "n": n, **_in_points(interval)}
         for name, whole in paths.items()
         for n, interval in [*whole[:: max(1, len(whole) // 60)], whole[-1]]

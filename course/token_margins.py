@@ -38,11 +38,10 @@ class Difference:
 
 def client(base_url: str, api_key: str) -> Any:
     """An OpenAI client that goes straight to a server on this machine."""
-    import httpx
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
-    straight = httpx.Client(trust_env=False, timeout=120)
-    return OpenAI(base_url=base_url, api_key=api_key, http_client=straight, max_retries=0)
+    straight = DefaultHttpxClient(trust_env=False)  # no proxy
+    return OpenAI(base_url=base_url, api_key=api_key, http_client=straight, max_retries=0, timeout=120)
 
 
 def tokens(completion: Any) -> list[Token]:

@@ -22,7 +22,7 @@ from tests.unit.refusals import not_refused
 
 @given(st.text(max_size=12), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_keeps_the_users_of_the_smaller_one(user: str, one: float, other: float) -> None:
-    """Whoever had the canary keeps it when the share grows; none of the users has it at 0, all at 1."""
+    """A user with the canary keeps it when the share grows; at 0 no user has it, at 1 all have."""
     small, large = sorted((one, other))
     assert lab_08b.gets_canary(user, small, "t") <= lab_08b.gets_canary(user, large, "t")
     assert (lab_08b.gets_canary(user, 0, "t"), lab_08b.gets_canary(user, 1, "t")) == (False, True)
