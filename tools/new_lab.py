@@ -158,6 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     lab = plan(given.name, title=given.title, question=given.question, labs=list(load_labs()))
     for path in lay_out(lab, root()):
         print(path.relative_to(root()))
+    subprocess.run([sys.executable, "-m", "tools.prediction_sheet"], cwd=root(), check=True)
     if not given.no_run:
         # A process of its own: this one has read the list of labs before the new one stood in it.
         tool = [sys.executable, "tools/notebooks.py", f"notebooks/{lab.name}.ipynb"]

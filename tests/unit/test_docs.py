@@ -12,14 +12,14 @@ from packaging.version import Version
 
 from labkit import __version__
 from labkit.errors import UsageError
-from labkit.files import root
+from labkit.files import notebooks_path, root
 from labkit.labs import LABS
 from labkit.records.ledger import load_claims
 from setup import install
 from tests.unit.test_cli import COMMANDS
-from tools import article, binder
+from tools import article, binder, prediction_sheet
 
-DOCUMENTS = sorted([*root().glob("*.md"), *root().glob("docs/*.md"), *root().glob("[a-z]*/README.md")])
+DOCUMENTS = sorted([*root().glob("*.md"), *root().glob("docs/**/*.md"), *root().glob("[a-z]*/README.md")])
 GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
 CLAIMS, SECTIONS = load_claims(), article.load_sections()
 
@@ -85,6 +85,18 @@ def test_tested_is_only_what_a_rule_and_a_lab_make_so(tmp_path: Path, monkeypatc
     monkeypatch.setattr(article, "PAGE", tmp_path / "article.md")
     assert article.main(["--check"]) == 1
     assert article.main([]) == article.main(["--check"]) == 0
+
+
+def test_the_prediction_sheet_is_current() -> None:
+    """It is what `make prediction-sheet` writes now: each question of each notebook, with its options or its unit."""
+    page = prediction_sheet.page()
+    assert prediction_sheet.PAGE.read_text(encoding="utf-8") == page
+    for lab in LABS.values():
+        asked = (notebooks_path() / lab.notebook).read_text(encoding="utf-8").count("lab.predict(")
+        assert len(list(prediction_sheet.predictions(lab))) == asked, lab.name
+    assert (
+        "| The first token of the slowest request, with 16 clients instead of 1: how much later? | ☐ no" in page
+    )
 
 
 def rows_after(heading: str) -> list[list[str]]:
