@@ -141,7 +141,7 @@ class LabSession:
 
     def judged(self, result: CheckResult) -> None:
         """Record a judged answer to an exercise of this lab; `start` has `check` call it."""
-        if result.answered and result.exercise.startswith(f"{self.lab.name[:2]}."):
+        if result.answered and result.exercise.startswith(f"{self.lab.number}."):
             self.recorder.exercise(result.exercise, passed=result.passed, misconceptions=result.misconceptions)
 
     def exact(self, name: str, value: Any, *, on_gpu: bool = True) -> None:

@@ -57,7 +57,7 @@ def page() -> str:
     text = HEAD
     for lab in load_labs().values():
         if rows := [f"| {question} | {answer} | {BLANK}% |\n" for question, answer in predictions(lab)]:
-            text += f"\n## {lab.name.split('_')[0]} · {lab.title}\n\n{COLUMNS}"
+            text += f"\n## {lab.number} · {lab.title}\n\n{COLUMNS}"
             text += "".join(rows)
     return text
 

@@ -114,7 +114,7 @@ def _lab_view(lab: LabRun, record: Record | None) -> View:
 
 
 def _lab_title(name: str) -> str:
-    return f"{name[:2]} {LABS[name].title}" if name in LABS else name
+    return LABS[name].heading if name in LABS else name
 
 
 def _plainly(value: object) -> str:
@@ -162,7 +162,7 @@ def _exercise(name: str, attempts: Attempts) -> View:
     known = teaching.exercises().get(name)
     outcome, tries = "passed" if attempts.passed else "not yet", "try" if attempts.tries == 1 else "tries"
     return {
-        "name": f"{name[:2]} {known.title}" if known else name,
+        "name": f"{name.partition('.')[0]} {known.title}" if known else name,
         "outcome": f"{outcome} ({attempts.tries} {tries})",
         "mark": HITS[attempts.passed],
         "misconceptions": "; ".join(attempts.misconceptions),
