@@ -149,7 +149,7 @@ def _prediction(record: Record, prediction: Mapping[str, Any]) -> View:
         "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
         "guess": _quantity(guess, unit) or "no guess",
         "confidence": "" if confidence is None else share(confidence),
-        "measured": (_quantity(measured, unit) or "not measured") + " (modelled)" * bool(prediction.get("modelled")),
+        "measured": (_quantity(measured, unit) or "not measured") + _kind(str(prediction.get("modelled") or "")),
         "interval": span(low, high, unit) if low is not None and high is not None else "",
         "recorded": _recorded(record, prediction),
         "outcome": _outcome(prediction, unit),
@@ -167,6 +167,13 @@ def _exercise(name: str, attempts: Attempts) -> View:
         "mark": HITS[attempts.passed],
         "misconceptions": "; ".join(attempts.misconceptions),
     }
+
+
+def _kind(modelled: str) -> str:
+    """What stands behind a value that was not measured."""
+    if not modelled:
+        return ""
+    return " (computed)" if modelled.startswith("Computed: ") else " (modelled)"
 
 
 def _quantity(value: object, unit: str | None) -> str:
