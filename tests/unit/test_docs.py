@@ -150,14 +150,6 @@ def test_the_handouts_metrics_and_flags_are_vllms() -> None:
     assert [flag for flag in flags if f"--{flag}" not in arguments] == []
 
 
-def test_a_slide_asks_what_its_lab_asks() -> None:
-    """The question in bold on a lab's slide is the one on the lab's card."""
-    slides = re.findall(r"^# Lab (\w+)\n\n(\*\*.+\*\*)$", WORKSHOP["slides"], re.MULTILINE)
-    assert len(slides) == 7
-    notebooks = {lab.number: notebooks_path() / lab.notebook for lab in LABS.values()}
-    assert [number for number, asked in slides if asked not in notebooks[number].read_text(encoding="utf-8")] == []
-
-
 def test_the_quiz_has_a_key() -> None:
     """Each question has options A to D and a letter in the key; the key's headings exist in the lab that it names."""
     questions = re.findall(r"^\*\*(\d+)\.\*\* ", WORKSHOP["quiz"], re.MULTILINE)
