@@ -101,11 +101,13 @@ CASES = (
 
 
 def retire(version: Any, batch_s: float, timeout_s: float) -> Any:
-    began_s = quiet_since_s = version.now_s()
-    while version.now_s() - began_s < timeout_s:
+    began_s, empty_s = version.now_s(), None
+    while (look_s := version.now_s()) - began_s < timeout_s:
         if version.describe()["jobQueueStatus"]["pendingRequests"]:
-            quiet_since_s = version.now_s()
-        elif version.now_s() - quiet_since_s > batch_s:
+            empty_s = None
+        elif empty_s is None:
+            empty_s = version.now_s()
+        elif look_s - empty_s > batch_s:  # between two looks at an empty queue
             return version.delete()
         version.sleep(0.1)
     return None
@@ -201,6 +203,7 @@ MOST_OF_CAPACITY = 0.9
 COLOURS = (BLUE, GREEN, VERMILLION, ORANGE, BLACK)
 HEIGHT_PX, LABEL_PX, SINCE = 240, 17, "seconds since the load began"
 LOG_FROM = 10  # times the median latency
+LOG_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 AROUND_S = 1.0  # of load before the first step and after the last one
 
 
@@ -280,24 +283,28 @@ def default_versions(seen: Load) -> tuple[int, list[str]]:
     return len(between), sorted({signature(answer) for answer in between} - {""})
 
 
-def fates_chart(seen: Load, *, title: str, before_s: float = math.inf) -> charts.Chart:
-    """Each request at the time at which it was sent, from `before_s` before the first moment: lost ones are crosses."""
-    start_s = max(0.0, seen.moments[0].at_s - before_s)
-    answers = [answer for answer in seen.answers if answer.sent_s >= start_s]
+def fates_chart(seen: Load, *, title: str, around_s: float = math.inf) -> charts.Chart:
+    """Each request at the time at which it was sent, lost ones as crosses; `around_s`: so long before the first moment
+    and after the last one."""
+    start_s, end_s = max(0.0, seen.moments[0].at_s - around_s), seen.moments[-1].at_s + around_s
+    answers = [answer for answer in seen.answers if start_s <= answer.sent_s <= end_s]
     ordered = [answer for answer in answers if signature(answer)] + lost(answers)  # crosses on top
     fates, missing = list(dict.fromkeys(map(fate, ordered))), {fate(answer) for answer in lost(answers)}
     encoding = {
-        "x": draw.quantity("at", SINCE, (start_s, 1.02 * max(answer.sent_s for answer in answers)), tickCount=8),
+        "x": draw.quantity("at", SINCE, (start_s, 0.02 + max(answer.sent_s for answer in answers)), tickCount=8),
         "y": _latency_axis([answer.latency_s for answer in answers]),
         "color": draw.series("fate", fates, COLOURS, orient="bottom"),
         "shape": draw.series("fate", fates, ["cross" if one in missing else "circle" for one in fates]),
-        "size": {"condition": {"test": "datum.lost", "value": 260}, "value": 40},
+        "size": {"condition": {"test": "datum.lost", "value": 170}, "value": 40},
     }
     rows = [
         {"at": round(one.sent_s, 3), "waited": round(one.latency_s, 4), "fate": fate(one), "lost": not signature(one)}
         for one in ordered
     ]
-    marks = [draw.mark("point", encoding, rows, filled=True, opacity=1), *map(_moment, range(9), seen.moments)]
+    marks = [
+        draw.mark("point", encoding, rows, filled=True, opacity=1, stroke="white", strokeWidth=0.7),
+        *map(_moment, range(9), seen.moments),
+    ]
     met = ", ".join(f"{count} {name}" for name, count in counts(answers).items())
     when = "; ".join(f"{moment.text} at {moment.at_s:.1f} s" for moment in seen.moments)
     text = f"{len(answers)} requests by the time at which they were sent: {met}. {when}."
@@ -308,7 +315,7 @@ def _latency_axis(latencies_s: Sequence[float]) -> dict[str, Any]:
     """Linear, or logarithmic where a few long latencies would press the others onto the foot of the chart."""
     is_log = max(latencies_s) > LOG_FROM * statistics.median(latencies_s)
     ends = (min(latencies_s) / 1.5, 1.5 * max(latencies_s)) if is_log else (0.0, 1.08 * max(latencies_s))
-    return draw.quantity("waited", "latency (s)", ends, log=is_log, tickCount=6)
+    return draw.quantity("waited", "latency (s)", ends, log=is_log, **({"values": LOG_TICKS} if is_log else {}))
 
 
 def _moment(place: int, moment: charts.Moment) -> dict[str, Any]:

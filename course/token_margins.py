@@ -112,7 +112,8 @@ class Comparison:
         near = [found.margin for found in differences if found is not None and found.margin is not None]
         differ = len(differences) - differences.count(None)
         title = f"{differ} of {len(differences)} answers differ from {other}'s"
-        title += f", at a margin of at most {max(near):.2g} nats" if near and len(near) == differ else ""
+        if near and len(near) == differ:
+            title += f", at margins of up to {max(near):.2g} nats" if max(near) else ", at exact ties"
         title += "" if differ else f"; the closest choice had a margin of {min(same):.2g} nats"
         rows = {"the same token": (same, ())} | ({"another token": (near, ())} if near else {})
         return charts.dots(rows, title=title, x_title="margin of vLLM's token (nats)", unit="nats")
