@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from labkit import charts, models
+from labkit import charts
 from labkit.charts import draw
 from labkit.errors import require
 from labkit.load import counters
@@ -369,14 +369,11 @@ def metrics_evidence(lab: LabSession, by_default: bool, server: TorchServe) -> d
     return {"by default": by_default, "with metrics_mode=prometheus": counted}
 
 
-def check(lab: LabSession) -> Path:
-    """Refuse a load that one worker cannot carry, and a model without files to serve; return the model's folder."""
-    rate, name = float(lab.parameters["rate"]), str(lab.parameters["model"])
-    most = math.floor(MOST_OF_CAPACITY * CAPACITY)
+def check(lab: LabSession, folder: Path) -> None:
+    """UsageError for a load that one worker cannot carry, and for a model's folder that TorchServe cannot load."""
+    rate, most = float(lab.parameters["rate"]), math.floor(MOST_OF_CAPACITY * CAPACITY)
     what = f"{rate:g} requests/s are too many for one worker, which answers {CAPACITY:.0f} in batches of 8"
     require(rate <= most, what, fix=f"lower rate to {most} or less")
-    folder = Path(models.resolve(name))
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     fix = "pass an embedded model's name, or a model folder"
     require(not missing, f"{folder} has no {', '.join(missing)}", fix=fix)
-    return folder

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -97,15 +98,19 @@ def test_the_reason_of_a_crash_is_in_the_log() -> None:
     assert lab_08.reason("[INFO ] W-9001 restart") == "no error"
 
 
-def test_a_load_that_one_worker_cannot_carry_is_refused() -> None:
+def test_a_load_that_one_worker_cannot_carry_is_refused(tmp_path: Path) -> None:
     """One worker answers 8 requests in 0.07 s: 102 requests/s pass, 103 do not; a folder without files is no model."""
 
-    def checked(rate: float) -> Any:
-        return lab_08.check(cast(LabSession, SimpleNamespace(parameters={"rate": rate, "model": "smollm2-135m"})))
+    def checked(rate: float, folder: Path = tmp_path) -> None:
+        lab_08.check(cast(LabSession, SimpleNamespace(parameters={"rate": rate})), folder)
 
-    assert (checked(102) / "tokenizer.json").is_file()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).touch()
+    checked(102)
     refused = [(103, "103 requests/s are too many for one worker, which answers 114"), (110, "102 or less")]
     assert not_refused(checked, refused) == []
+    empty = [(tmp_path / "none", "has no config.json, tokenizer.json")]
+    assert not_refused(lambda folder: checked(1, folder), empty) == []
 
 
 # --- retiring a version ---
