@@ -359,6 +359,7 @@ def switch_evidence(lab: LabSession, seen: Load, side_by_side: Sequence[Answer])
     lab.measure("switch_lost", "requests", float(missing))
     switch = {"switch_requests": total, "switch_lost": missing}
     lab.evidence("C44", versions_at_once=at_once, default_changed=len(before_and_after) == 2, **switch)
+    lab.says("While both versions are ready, requests without a version go to the default", answered_by == ["1.0"])
     lab.evidence("C45", default_requests=unnamed, default_versions=len(answered_by), switch_lost=missing)
 
 
