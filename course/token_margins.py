@@ -111,7 +111,7 @@ class Comparison:
         same = [token.margin for token in common if len(token.likely) > 1]
         near = [found.margin for found in differences if found is not None and found.margin is not None]
         differ = len(differences) - differences.count(None)
-        title = f"{differ} of {len(differences)} answers differ from {other}'s"
+        title = f"{differ} of {len(differences)} answers {'differs' if differ == 1 else 'differ'} from {other}'s"
         if near and len(near) == differ:
             title += f", at margins of up to {max(near):.2g} nats" if max(near) else ", at exact ties"
         title += "" if differ else f"; the closest choice had a margin of {min(same):.2g} nats"

@@ -272,7 +272,7 @@ def test_a_comparison_counts_and_draws(capfd: pytest.CaptureFixture[str]) -> Non
     assert (both.same_percent, both.same_as("A", "B"), both.same_as("A", "vLLM")) == (50, 2, 1)
     assert list(both.table("A").loc[0]) == [1, " am", " vo", pytest.approx(0.0625)]
     chart = both.chart("A")
-    assert chart["title"]["text"] == "1 of 2 answers differ from A's, at margins of up to 0.062 nats"
+    assert chart["title"]["text"] == "1 of 2 answers differs from A's, at margins of up to 0.062 nats"
     assert_draws_and_says_what_it_is(chart, capfd)
     same = Comparison({"A": ["I am", "No"], "vLLM": ["I am", "No"]}, ours)
     assert same.table("A") == "none of 2 answers differs"
