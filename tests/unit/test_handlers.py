@@ -148,6 +148,10 @@ def test_every_stop_string_cuts_at_its_first_place(worker: Worker) -> None:
             choice = {} if stream else answers[index].json["choices"][0]
             found = streamed(worker, index) if stream else (choice["text"], choice["finish_reason"])
             assert found == (TEXT[: TEXT.index(stop)], "stop"), stop
+    worker.batch([{"messages": HELLO, "stream": True, "stop": "never to be found"}], CHAT)  # held back for many steps
+    assert streamed(worker, 0) == (TEXT, "stop")
+    both = worker.ask(prompt="Hi", max_tokens=40, stop=["🌍", "n "])  # one piece brings both
+    assert both["choices"][0]["text"] == TEXT[: TEXT.index("n ")]
     late = worker.ask(prompt="Hi", max_tokens=40, stop="!")
     assert (late["choices"][0]["text"], late["usage"]["completion_tokens"]) == (TEXT[:-1], 12)
 
