@@ -83,7 +83,7 @@ def plan(name: str, *, title: str | None = None, question: str = QUESTION, labs:
 
 def with_entry(text: str, lab: NewLab) -> str:
     """data/labs.yaml with the lab's entry in its place: labs stand in the order of their numbers."""
-    later = [one for one in re.finditer(r"^([0-9]{2}_\w+):", text, re.MULTILINE) if one[1] > lab.name]
+    later = [one for one in re.finditer(r"^([0-9]{2}[a-z]?_\w+):", text, re.MULTILINE) if one[1] > lab.name]
     entry = lab.fill("entry.yaml.tmpl").strip()
     if not later:
         return f"{text.rstrip()}\n\n{entry}\n"
@@ -92,7 +92,7 @@ def with_entry(text: str, lab: NewLab) -> str:
 
 def with_row(text: str, lab: NewLab, row: str, *, start: str) -> str:
     """A text with the lab's row in its table of labs, after those with smaller numbers; a row begins with `start`."""
-    rows = list(re.finditer(rf"^{re.escape(start)}([0-9]{{2}}) [a-z][^\n]*\n", text, re.MULTILINE))
+    rows = list(re.finditer(rf"^{re.escape(start)}([0-9]{{2}}[a-z]?) [a-z][^\n]*\n", text, re.MULTILINE))
     before = [one.end() for one in rows if one[1] < lab.number]
     if not before:
         raise UsageError("there is no table of labs to stand in", remedy="restore README.md and docs/workshops.md")
@@ -109,7 +109,7 @@ def in_readme(text: str, lab: NewLab) -> str:
 def in_guide(text: str, lab: NewLab) -> str:
     """docs/workshops.md with the lab's minutes and a paragraph on what to ask, in the order of numbers."""
     text = with_row(text, lab, f"| {lab.words} | {MINUTES} | 15 | 01 |", start="| ")
-    paragraphs = list(re.finditer(r"^\*\*([0-9]{2}) .*?\n\n", text, re.MULTILINE | re.DOTALL))
+    paragraphs = list(re.finditer(r"^\*\*([0-9]{2}[a-z]?) .*?\n\n", text, re.MULTILINE | re.DOTALL))
     before = [one.end() for one in paragraphs if one[1] < lab.number]
     if not before:
         raise UsageError("docs/workshops.md has no talking points", remedy="restore it from the repository")

@@ -68,7 +68,7 @@ def show_run(run_dir: Path) -> None:
 def _lab_cells(lab: LabRun, record: Record | None) -> tuple[Any, ...]:
     from labkit.labs import LABS
 
-    title = f"{lab.name[:2]} {LABS[lab.name].title}" if lab.name in LABS else lab.name
+    title = LABS[lab.name].heading if lab.name in LABS else lab.name
     figures = []
     for item in sorted(record.measured, key=lambda item: item.tolerance is None) if record else ():
         interval = f" ({span(item.low, item.high, item.unit)})" if len(item.values) > 1 else ""
@@ -236,7 +236,7 @@ def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]") ->
 
 def _learner_cells(learner: "Learner") -> Iterator[str]:
     for status in ("done", "running", "failed"):
-        yield " ".join(lab[:2] for lab in learner.labs_that_are(status))
+        yield " ".join(lab.partition("_")[0] for lab in learner.labs_that_are(status))
     made = learner.calibration
     yield f"{learner.hits} of {made.n} close" if made.n else "none made"
     sure, right = made.mean_confidence, made.hit_share

@@ -112,7 +112,7 @@ def _lab_view(lab: LabRun, record: Record | None) -> View:
 
 
 def _lab_title(name: str) -> str:
-    return f"{name[:2]} {LABS[name].title}" if name in LABS else name
+    return LABS[name].heading if name in LABS else name
 
 
 def _plainly(value: object) -> str:
@@ -147,13 +147,20 @@ def _prediction(record: Record, prediction: Mapping[str, Any]) -> View:
         "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
         "guess": _quantity(guess, unit) or "no guess",
         "confidence": "" if confidence is None else share(confidence),
-        "measured": (_quantity(measured, unit) or "not measured") + " (modelled)" * bool(prediction.get("modelled")),
+        "measured": (_quantity(measured, unit) or "not measured") + _kind(str(prediction.get("modelled") or "")),
         "interval": span(low, high, unit) if low is not None and high is not None else "",
         "recorded": _recorded(record, prediction),
         "outcome": _outcome(prediction, unit),
         "scale": guess_scale(guess, measured),
         "mark": HITS[prediction.get("hit")],
     }
+
+
+def _kind(modelled: str) -> str:
+    """What stands behind a value that was not measured."""
+    if not modelled:
+        return ""
+    return " (computed)" if modelled.startswith("Computed: ") else " (modelled)"
 
 
 def _quantity(value: object, unit: str | None) -> str:

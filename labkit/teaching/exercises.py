@@ -282,7 +282,7 @@ def exercises() -> dict[str, Exercise]:
 @cache
 def _exercises(folder: Path) -> dict[str, Exercise]:
     found: dict[str, Exercise] = {}
-    for path in sorted(folder.glob("questions/[0-9][0-9].md")):
+    for path in sorted(folder.glob("questions/[0-9][0-9]*.md")):
         solutions = _solutions(folder / f"lab_{path.stem}.py")
         for question in read_questions(path):
             fix = "begin it with the file's number, and give each its own name"

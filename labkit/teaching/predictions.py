@@ -165,7 +165,7 @@ def _status(text: str) -> str:
 class Reveal:
     """A prediction, as it was, beside its measurement. `recorded` is what another machine measured on another day.
 
-    `modelled`: the label of the modelled card, where `measured` comes from one and nothing was measured here."""
+    `modelled`: where nothing was measured here, the label of the modelled card, or "Computed: " and from what."""
 
     prediction: Prediction
     measured: float | str
@@ -196,13 +196,19 @@ class Reveal:
         interval = "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, asked.unit)}"
         rows = [
             ("Your guess", self._guess_in_words(), self._compared(asked.value)),
-            ("Modelled" if self.modelled else "Measured here", _words(self.measured, asked.unit), interval),
+            (self._kind, _words(self.measured, asked.unit), interval),
             ("Recorded", _words(self.recorded, asked.unit), self.recorded_from),
             ("The article", _words(self.article, asked.unit), self._compared(self.article)),
             ("By formula", _words(self.model, asked.unit), self._compared(self.model)),
-            ("", self.modelled.removeprefix("Modelled: "), ""),
+            ("", self.modelled.removeprefix(f"{self._kind}: "), ""),
         ]
         return [row for row in rows if row[1]]
+
+    @property
+    def _kind(self) -> str:
+        if self.modelled.startswith("Computed: "):
+            return "Computed"
+        return "Modelled" if self.modelled else "Measured here"
 
     def sentence(self) -> str:
         """The outcome in one sentence."""
