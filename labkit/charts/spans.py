@@ -1,5 +1,5 @@
-"""Rows of boxes with a start, an end and a kind: requests, batches, token streams, prompts in blocks, models on GPUs,
-and memory over time.
+"""Rows of boxes with a start, an end and a kind: requests, batches, token streams, prompts in blocks, and memory
+over time.
 """
 
 import heapq
@@ -265,9 +265,6 @@ def token_streams(
 
 def _length(ends: tuple[float, float]) -> float:
     return ends[1] - ends[0]
-
-
-GPU_ROW, GPU_GAP = 30, 40
 
 
 STORED, EMPTY = "stored", "given, but empty"
