@@ -178,9 +178,11 @@ def check_sizes(lab: LabSession) -> None:
     stuck = f"late_fraction is {late:g}; when the first of the fractions leaves, its GPU has {room:g} left"
     require(placement.units_of(round(room, 4)) >= placement.units_of(late), stuck, fix="take a smaller late_fraction")
     shared = [gpu for gpu in range(gpus) if len(parts_on(fractions[1:], placed[1:], gpu)) > 1]
-    apart = f"after the first, no two different ones of {fractions} get the same GPU: nothing to compare"
+    apart = f"after the first, no two different fractions of {fractions} share a GPU: nothing to compare"
     require(bool(shared), apart, fix="take a pair that fits one GPU, such as 0.7 and 0.25")
     modelled.gpu(asked["card"], model="llama-3.1-8b")  # or its refusal
+    if asked["audit_file"]:
+        audited_file(asked["audit_file"])
     models = [asked[name] for name in ("models", "models_gib", "model_loads")]
     unequal = "{} names, {} memories and {} loads".format(*map(len, models))
     require(len(set(map(len, models))) == 1, unequal, fix="give one of each for every model")

@@ -63,10 +63,11 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
             ({"fractions": [0.6, 0.6, 0.6, 0.6]}, "do not all find room: 0.6 would wait"),
             ({"late_fraction": 0.4}, "late_fraction is 0.4, and a GPU of 3 has 0.4 left"),
             ({"fractions": [0.3, 0.6, 0.7, 0.25], "gpus": 2}, "its GPU has 0.4 left"),
-            ({"fractions": [0.6, 0.6, 0.7]}, "no two different ones of [0.6, 0.6, 0.7] get the same GPU"),
+            ({"fractions": [0.6, 0.6, 0.7]}, "no two different fractions of [0.6, 0.6, 0.7] share a GPU"),
             ({"fractions": [0.5, 1.5, 0.6]}, "from 0.01 to 1 (GPUs)"),
             ({"models": ["a", "b"]}, "2 names, 4 memories and 4 loads"),
             ({"card": "h1000"}, "h1000"),
+            ({"audit_file": "nowhere.yaml"}, "there is no file nowhere.yaml"),
         ],
     ),
     "07_torchserve_handlers": (
