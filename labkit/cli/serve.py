@@ -93,8 +93,10 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
         _private_folder() as private,
         ray_serve.start(num_gpus=1 if machine.gpus else 0, port=port, progress=say) as running,
     ):
+        from applications.this_machine import desk_settings, import_llm
+
+        import_llm()
         from applications.support_desk import DeskSettings, build
-        from applications.this_machine import desk_settings
 
         settings = desk_settings(
             str(folder),
