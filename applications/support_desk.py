@@ -12,6 +12,7 @@ because vLLM would ignore them.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -115,6 +116,15 @@ def _refusal(message: str, status: int) -> JSONResponse:
 
 
 # What the routes use is defined above the class: `serve.ingress` copies it at that moment.
+async def unsupported(body: Any, request: Request) -> list[dict[str, Any]]:
+    """What vLLM would ignore, and half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        json.dumps(await request.json(), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return [{"loc": ("body",), "msg": "it holds half of a character"}]
+    return [{"loc": ("body", name), "msg": "is not known"} for name in body.model_extra or {}]
+
+
 async def events(first: list[str], rest: AsyncIterator[list[str]]) -> AsyncIterator[str]:
     """The server-sent events of a stream whose beginning has been looked at."""
     yield "".join(first)
@@ -177,16 +187,16 @@ class Desk:
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions, as vLLM's server answers them."""
         body.messages = (await request.json())["messages"]  # pydantic's lazy lists of parts cannot be pickled
-        return await self._forward("chat", body)
+        return await self._forward("chat", body, request)
 
     @api.post("/v1/completions")
-    async def completions(self, body: CompletionRequest) -> Response:
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """OpenAI's completions."""
-        return await self._forward("completions", body)
+        return await self._forward("completions", body, request)
 
-    async def _forward(self, method: str, body: Any) -> Response:
-        if unknown := body.model_extra:
-            raise RequestValidationError([{"loc": ("body", name), "msg": "is not known"} for name in unknown])
+    async def _forward(self, method: str, body: Any, request: Request) -> Response:
+        if problems := await unsupported(body, request):
+            raise RequestValidationError(problems)
         answers = aiter(getattr(self.writer, method).remote(body))
         first = await anext(answers)
         start = first[0] if isinstance(first, list) else first  # a stream comes in lists of events

@@ -142,6 +142,22 @@ def test_what_cannot_be_done_is_refused(client: TestClient, fields: dict[str, An
     assert next(iter(fields)).partition("_")[0] in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": "half \ud800"}]}),
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}),
+        (COMPLETIONS, {"model": "m", "prompt": "half \ud800"}),
+        ("/write", {"text": "half \ud800"}),
+    ],
+    ids=str,
+)
+def test_half_a_character_is_refused(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+    response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+
+
 def test_a_ticket_asks_the_model_twice(
     client: TestClient, writer: Writer, support_desk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +206,8 @@ def test_the_classifier_does_not_block_the_loop(support_desk: Any, monkeypatch: 
         while not began.is_set():
             await asyncio.sleep(0.01)
         finish.set()  # reached only if the loop runs
-        return await classified
+        result: list[str] = await classified
+        return result
 
     assert asyncio.run(asyncio.wait_for(classify(), 10)) == ["a"]
 
