@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,10 +62,10 @@ def writer() -> Writer:
 def client(support_desk: Any, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     """A client with the key, before the desk's own routes."""
     key_file = gate.write_key(tmp_path / "key", KEY)
-    for name, value in gate.environment(api_key_file=str(key_file), body_limit_bytes=2000).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(support_desk.os, "environ", dict(os.environ))
     support_desk.api.middleware_stack = None
-    desk = support_desk.Desk.func_or_class.__mro__[1](None, writer, "m")
+    bare = support_desk.Desk.func_or_class.__mro__[1]  # Ray Serve's wrapper needs a replica
+    desk = bare(None, writer, "m", api_key_file=str(key_file), body_limit_bytes=2000)
     monkeypatch.setattr(support_desk.serve, "get_replica_context", lambda: SimpleNamespace(servable_object=desk))
     headers = {"Authorization": f"Bearer {KEY}"}
     return TestClient(support_desk.api, headers=headers)
@@ -185,6 +186,8 @@ def test_every_route_asks_for_the_key(client: TestClient, support_desk: Any) -> 
             response = client.request("POST", path, headers={"Authorization": "Bearer wrong"}, json={"text": "hi"})
             assert response.status_code == 401, path
     assert client.post("/classify", content=b" " * 3000).status_code == 413
+    with pytest.raises(FileNotFoundError):
+        support_desk.Desk.func_or_class.__mro__[1](None, Writer(), "m", api_key_file="nowhere")
 
 
 def test_the_classifier_does_not_block_the_loop(support_desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
