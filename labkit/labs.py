@@ -143,9 +143,10 @@ class Work(Frozen):
 
 class Lab(Frozen):
     """One lab of the course. `minutes` is the batch run's time with the cpu profile on two cores; `host_minutes` the
-    part of it without engine starts and requests, which `work` lists where step times can be modelled."""
+    part of it without engine starts and requests, which `work` lists where step times can be modelled. A batch run
+    leaves an `optional` lab out unless it is named."""
 
-    name: str = Field(pattern=r"^[0-9]{2}_[a-z0-9_]+$")
+    name: str = Field(pattern=r"^[0-9]{2}[a-z]?_[a-z0-9_]+$")
     title: str
     question: str
     minutes: float = Field(gt=0)
@@ -154,7 +155,18 @@ class Lab(Frozen):
     engine: Literal["none", "vllm", "ray", "torchserve", "all"]
     needs: Needs = Needs()
     claims: tuple[str, ...] = ()
+    optional: bool = False
     parameters: dict[str, Parameter]
+
+    @property
+    def number(self) -> str:
+        """What the name begins with: "05", or "05b"."""
+        return self.name.partition("_")[0]
+
+    @property
+    def heading(self) -> str:
+        """Number and title."""
+        return f"{self.number} {self.title}"
 
     @property
     def notebook(self) -> str:

@@ -116,7 +116,8 @@ class LabSession:
     ) -> Reveal:
         """Show the guess beside the measurement and record both. An Interval, Ratio or Measured brings its bounds.
 
-        `modelled`: the label of the modelled card that the value comes from; nothing is then called measured.
+        `modelled`: the label of the modelled card that the value comes from, or "Computed: " and from what; nothing is
+        then called measured.
         """
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
@@ -141,7 +142,7 @@ class LabSession:
 
     def judged(self, result: CheckResult) -> None:
         """Record a judged answer to an exercise of this lab; `start` has `check` call it."""
-        if result.answered and result.exercise.startswith(f"{self.lab.name[:2]}."):
+        if result.answered and result.exercise.startswith(f"{self.lab.number}."):
             self.recorder.exercise(result.exercise, passed=result.passed, misconceptions=result.misconceptions)
 
     def exact(self, name: str, value: Any, *, on_gpu: bool = True) -> None:

@@ -98,7 +98,9 @@ def _claims(claims: Mapping[str, Claim], labs: Mapping[str, Lab]) -> Iterator[st
 def _links(names: Iterable[str], labs: Mapping[str, Lab]) -> str:
     """The labs by number; one that data/labs.yaml lacks is not there yet, and is said to be so."""
     return ", ".join(
-        f"[{name[:2]}](../notebooks/{labs[name].notebook})" if name in labs else f"{name[:2]} (not written yet)"
+        f"[{labs[name].number}](../notebooks/{labs[name].notebook})"
+        if name in labs
+        else f"{name.partition('_')[0]} (not written yet)"
         for name in names
     )
 

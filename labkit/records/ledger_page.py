@@ -102,5 +102,5 @@ def _verdict(row: Row) -> str:
 def shown_in(row: Row) -> str:
     """The lab that settles a claim, and the cell if its record has it: "lab 01 A first deployment, cell 13"."""
     lab = row.lab or ""
-    title = f"lab {lab[:2]} {LABS[lab].title}" if lab in LABS else lab
+    title = f"lab {LABS[lab].heading}" if lab in LABS else lab
     return title if row.cell is None else f"{title}, cell {row.cell}"

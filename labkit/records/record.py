@@ -19,7 +19,7 @@ Scalar = StrictBool | StrictInt | Number | StrictStr
 Status = Literal["running", "done", "failed"]
 
 RUN_FILE = "run.json"
-LAB_NAME = r"[0-9]{2}_[a-z0-9_]+"
+LAB_NAME = r"[0-9]{2}[a-z]?_[a-z0-9_]+"
 
 
 class Measured(Frozen):

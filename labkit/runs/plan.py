@@ -97,7 +97,8 @@ def make_plan(
     fetch: Callable[[str], object] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """Check everything and decide. `names`: labs (default: all that have a notebook); `settings`: LAB.NAME=VALUE.
+    """Check everything and decide. `names`: labs (default: all with a notebook that are not optional).
+    `settings`: LAB.NAME=VALUE.
 
     `machine`, `versions`, `fetch`: where the labs will run, what is installed there, and how a model gets there
     (default: here, into the cache).
@@ -160,7 +161,7 @@ def _selected(names: Sequence[str], labs: Mapping[str, Lab]) -> list[Lab]:
     folder = notebooks_path()
     with_notebook = [lab for lab in labs.values() if (folder / lab.notebook).is_file()]
     require(bool(with_notebook or names), f"no lab has a notebook in {folder}", fix="run from a complete clone")
-    wanted = [find_lab(name, labs) for name in names] or with_notebook
+    wanted = [find_lab(name, labs) for name in names] or [lab for lab in with_notebook if not lab.optional]
     for lab in wanted:
         fix = did_you_mean(lab.name, [other.name for other in with_notebook])
         require(lab in with_notebook, f"{lab.name} has no notebook in {folder}", fix=fix)

@@ -26,7 +26,7 @@ from labkit.files import parse_yaml
 Lines = list[tuple[int, str]]  # with their numbers in the file
 SECTIONS = ("Data", "Cell", "Hints", "Options", "Wrong answers")
 # (pattern, the same in words)
-HEADING = r"([0-9]{2}\.\w+): (.+)", "## NN.name: title, with the number of the file"
+HEADING = r"([0-9]{2}[a-z]?\.\w+): (.+)", "## NN.name: title, with the number of the file"
 HINT = r"\d+\. (.+)", "1. hint"
 OPTION = r"- \[([x ])\] (.+)", "- [x] text"
 TOLD = r"- \*(.+?):\* (.+)", "- *misconception:* what it tells"

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit import teaching
-from labkit.errors import RecordError, UsageError
+from labkit.errors import RecordError, require
 from labkit.labs import LABS, find_lab
 from labkit.records import Attempts, Record, Status, read
 from labkit.teaching import Calibration, ChoiceExercise, Exercise, exercises
 
-RECORD = re.compile(r"[0-9]{2}_[a-z0-9_]+\.json")
+RECORD = re.compile(r"[0-9]{2}[a-z]?_[a-z0-9_]+\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,17 @@ class Learner:
     @property
     def calibration(self) -> Calibration:
         """All predictions of the learner, summarised as in the report."""
-        return teaching.calibration(one for lab in self.labs.values() for one in lab.predictions)
+        return teaching.calibration(self.predictions)
+
+    @property
+    def predictions(self) -> list[Mapping[str, Any]]:
+        """Every prediction of every lab."""
+        return [prediction for lab in self.labs.values() for prediction in lab.predictions]
 
     @property
     def hits(self) -> int:
         """Predictions that came true."""
-        return sum(one.get("hit") is True for lab in self.labs.values() for one in lab.predictions)
+        return sum(prediction.get("hit") is True for prediction in self.predictions)
 
     @property
     def exercises(self) -> dict[str, Attempts]:
@@ -216,14 +221,14 @@ def _hurdle(name: str, attempts: Sequence[Attempts]) -> Hurdle:
 def solutions(labs: Iterable[str] = ()) -> dict[str, list[Exercise]]:
     """The exercises by lab; `labs`: names, numbers or beginnings (default: all). UsageError for an unknown lab, or for
     one without exercises that was asked for."""
-    asked = [find_lab(name).name for name in labs]
+    asked = [find_lab(name) for name in labs]
     found = {
-        name: [one for key, one in exercises().items() if key.startswith(f"{name[:2]}.")] for name in asked or LABS
+        lab.name: [exercise for key, exercise in exercises().items() if key.startswith(f"{lab.number}.")]
+        for lab in asked or LABS.values()
     }
-    for name in asked:
-        if not found[name]:
-            raise UsageError(f"{name} has 0 exercises", remedy="leave it out; without a lab, all solutions are shown")
-    return {name: ones for name, ones in found.items() if ones}
+    for lab in asked:
+        require(bool(found[lab.name]), f"{lab.name} has 0 exercises", fix="leave it out; without a lab, all are shown")
+    return {name: by_lab for name, by_lab in found.items() if by_lab}
 
 
 def to_json(found: dict[str, list[Exercise]]) -> dict[str, Any]:
@@ -235,7 +240,7 @@ def to_markdown(found: dict[str, list[Exercise]]) -> str:
     """One document: question, solution, and what a wrong answer tells, for each exercise."""
     parts = ["# Solutions", NOTE]
     for lab, ones in found.items():
-        parts += [f"## {lab[:2]} · {LABS[lab].title}", *(_section(one) for one in ones)]
+        parts += [f"## {LABS[lab].number} · {LABS[lab].title}", *(_section(one) for one in ones)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,7 +21,7 @@ RULES = {
         "MACHINE",
     ),
     "records": (
-        r'[^\s>"]*/(?:notebook/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:-\d+)?|[^\s/>"]+(?=/\d\d_\w+\.json))',
+        r'[^\s>"]*/(?:notebook/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:-\d+)?|[^\s/>"]+(?=/\d\d[a-z]?_\w+\.json))',
         "RECORDS",
     ),
     "recorded": (r'recorded: [^"<\n]*', "RECORDED"),

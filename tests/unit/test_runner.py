@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from labkit.runs.plan import Plan, make_plan, read_defaults
 from labkit.runs.runner import Progress, RunResult, estimates, log_path, now_and_then, opening_lines, run_labs
 from tests.unit import synthetic
 from tests.unit.refusals import not_refused
+from tools.reliability import summarise
 
 GOOD, FAILS, SLEEPS, DIES, FORGETS = synthetic.LABS
 
@@ -128,6 +130,25 @@ def test_what_would_fail_later_is_refused_with_its_numbers(
     assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
 
 
+def test_an_optional_lab_runs_only_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "90b" is a lab of its own beside "90", a whole run leaves it out, and its number finds it."""
+    course = tmp_path / "course"
+    (course / "notebooks").mkdir(parents=True)
+    (course / "data").symlink_to(synthetic.ROOT / "data")
+    monkeypatch.setenv("LABKIT_ROOT", str(course))
+    about: dict[str, Any] = {"title": "Made", "question": "Why?", "minutes": 1, "engine": "none"}
+    about["parameters"] = {"number": {"type": "int", "help": "h"}}  # the profile's
+    labs = {
+        name: Lab.model_validate({"name": name, "optional": name.startswith("90b"), **about})
+        for name in ("90_made", "90b_made")
+    }
+    for lab in labs.values():
+        write_parameters(course / "notebooks" / lab.notebook, "number = 1")
+    options: dict[str, Any] = {"labs": labs, "machine": synthetic.machine()}
+    chosen = {names: make_plan(names, out_dir=tmp_path / "run", **options) for names in ((), ("90",), ("90b",))}
+    assert [[job.lab.number for job in plan.jobs] for plan in chosen.values()] == [["90"], ["90"], ["90b"]]
+
+
 def test_parameters_are_read_as_python_would_assign_them(tmp_path: Path) -> None:
     """Signs, lists, None, annotations; a computed value, a syntax error or no tagged cell is the notebook's error."""
     notebook = tmp_path / "a.ipynb"
@@ -181,6 +202,20 @@ def test_one_labs_failure_leaves_the_others_and_every_end_is_told(finished: RunR
     assert all(record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9} for record in records)
     (prediction,) = records[0].predictions
     assert (prediction["guess"], prediction["measured"], prediction["source"]) == (1.9, 2.0, "parameter")
+
+
+@pytest.mark.notebook
+def test_repeated_runs_are_counted_with_their_failures_and_differences(finished: RunResult, tmp_path: Path) -> None:
+    """Passes, labs and executed cells are counted; a run with another exact value than the first is named."""
+    again = tmp_path / "again"
+    shutil.copytree(finished.out_dir, again)
+    record = read(again / f"{GOOD}.json")
+    (again / f"{GOOD}.json").write_text(record.model_copy(update={"exact": {"total": -1}}).model_dump_json())
+    summary = summarise([finished.out_dir, finished.out_dir, again])
+    assert (summary.runs, summary.passed, summary.labs, summary.labs_done) == (3, 0, 12, 3)
+    assert summary.executed < summary.cells  # what comes after a failed cell does not run
+    assert summary.differing == ("again",)
+    assert len(summary.failures) == 9
 
 
 @pytest.mark.notebook

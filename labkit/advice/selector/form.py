@@ -192,7 +192,7 @@ def _small(one: Reason, verdicts: Mapping[str, str]) -> str:
 
 
 def _where(claim: str | None, lab: str | None) -> str:
-    parts = [part for part in (claim, f"lab {lab[:2]}" if lab else None) if part]
+    parts = [part for part in (claim, f"lab {lab.partition('_')[0]}" if lab else None) if part]
     return f"<span style='font-size:12px'>[{_linked(', '.join(parts), lab)}]</span>" if parts else ""
 
 
@@ -201,8 +201,9 @@ def _linked(text: str, lab: str | None) -> str:
     safe = escape(text)
     if lab is None:
         return safe
-    link = f"<a href='{lab}.ipynb' style='color:inherit;text-decoration:underline'>lab {lab[:2]}</a>"
-    return safe.replace(f"lab {lab[:2]}", link)
+    number = lab.partition("_")[0]
+    link = f"<a href='{lab}.ipynb' style='color:inherit;text-decoration:underline'>lab {number}</a>"
+    return safe.replace(f"lab {number}", link)
 
 
 def _heading(text: str) -> str:

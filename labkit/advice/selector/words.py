@@ -53,7 +53,7 @@ def grounds(reason: Reason, verdicts: Verdicts | None = None) -> str:
     cited = reason.evidence == "cited"
     parts = [f"cited: {reason.source}, read {reason.checked}" if cited else str(reason.evidence)]
     parts += [reason.claim] if reason.claim else []
-    parts += [f"lab {reason.lab[:2]}"] if reason.lab else []
+    parts += [f"lab {reason.lab.partition('_')[0]}"] if reason.lab else []
     verdict = (verdicts or {}).get(reason.claim or "")
     return ", ".join(parts) + (f"; here: claim {verdict}" if verdict else "")
 
