@@ -216,7 +216,7 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
-        """`BaseHandler.handle` without `explain` and `describe`, which a header of one client calls for a batch."""
+        """`BaseHandler.handle` would explain or describe the whole batch if its first request had such a header."""
         self.context = context
         rows = self.inference(self.preprocess(data))
         context.metrics.add_metric("BatchRows", len(rows), "count", metric_type=MetricTypes.HISTOGRAM)
