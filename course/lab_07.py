@@ -1,52 +1,161 @@
-"""Lab 07: exercises on lists of rows, batches and time limits; and ways to pack a model for TorchServe."""
+"""Lab 07: a handler of rows, the law of batching, the longest answer; static against continuous batches."""
 
-import os
-import shlex
-import subprocess
-import tempfile
-from collections.abc import Callable
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
+from labkit import charts
+from labkit.charts import draw
 from labkit.errors import require
-from labkit.machine import disk_free_bytes
-from labkit.serving.torchserve import CONFIG
-from labkit.serving.vllm import executable
+from labkit.load import RequestRecord
+from labkit.load.client import blocking
+from labkit.modelled import Traffic, drive, traffic
+from labkit.serving import ray_watch
+from labkit.serving.ray_watch import Answer, Ask, Observation
+from labkit.serving.torchserve import TorchServe
+from labkit.session import LabSession
 from labkit.teaching import solution
+from labkit.vega import WIDTH
 
-Rows = list[dict[str, Any]]
-
-
-def _bad_as(status: int) -> Callable[[Rows], list[int]]:
-    return lambda rows: [code if code == 200 else status for code in statuses(rows)]
+# --- exercise: a handler of rows ---
 
 
-def statuses(data: list[dict[str, Any]]) -> list[int]:
-    return [200 if isinstance(row.get("prompt"), str) else 422 for row in data]
+def served(handler: type, *bodies: Any) -> list[str]:
+    """What each client of a batch gets from a handler, and how often its model was called.
+
+    The handler is called as TorchServe's worker calls it: `handle(rows, context)` of a BaseHandler, with TorchServe's
+    own context. As there, an exception or a list of another length is a 503 for every row. The model returns each
+    prompt in capitals and, like `generate`, takes no empty batch.
+    """
+    from ts.context import Context, RequestProcessor
+    from ts.torch_handler.base_handler import BaseHandler
+
+    whole = handler if issubclass(handler, BaseHandler) else type(handler.__name__, (handler, BaseHandler), {})
+    metrics = SimpleNamespace(add_time=lambda *_, **__: None)
+    context = Context("exercise", "", {"model": {}}, len(bodies), None, "0.12.0", metrics=metrics, model_yaml_config={})
+    context.request_ids = {index: str(index) for index in range(len(bodies))}
+    context.request_processor = [RequestProcessor({}) for _ in bodies]
+    instance, calls = whole(), list[int]()
+
+    def model(prompts: list[str]) -> list[str]:
+        calls.append(len(prompts))
+        require(bool(prompts), "an empty batch", fix="leave the call out")
+        return [prompt.upper() for prompt in prompts]
+
+    instance.model = model
+    try:
+        answers = instance.handle([{"body": body} for body in bodies], context)
+    except Exception:  # what the worker does with whatever a handler raises
+        return ["503 Prediction failed"] * len(bodies)
+    if not isinstance(answers, list) or len(answers) != len(bodies):
+        return ["503 number of batch response mismatched"] * len(bodies)
+    statuses = [context.get_response_status(index)[0] for index in range(len(bodies))]
+    texts = [f"{code} {text}" if code == 200 else f"{code}" for code, text in zip(statuses, answers, strict=True)]
+    return [*texts, f"model calls: {len(calls)}"]
+
+
+class SharedBatch:  # with BaseHandler as its base
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        prompts = []
+        for index, row in enumerate(data):
+            body = row["body"]
+            prompt = body.get("prompt") if isinstance(body, dict) else None
+            if not isinstance(prompt, str):
+                prompt = None
+                self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
+            prompts.append(prompt)
+        return prompts
+
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        good = [prompt for prompt in prompts if prompt is not None]
+        answers = iter(self.model(good) if good else [])
+        return [None if prompt is None else next(answers) for prompt in prompts]
+
+    def postprocess(self, answers: list[Any]) -> list[Any]:
+        return ["send a JSON object with a text as prompt" if answer is None else answer for answer in answers]
+
+
+class _FirstOnly(SharedBatch):
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        return super().preprocess(data[:1])
+
+
+class _Raising(SharedBatch):
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        return [row["body"]["prompt"] for row in data]
+
+
+class _LeftOut(SharedBatch):
+    def postprocess(self, answers: list[Any]) -> list[Any]:
+        return [answer for answer in answers if answer is not None]
+
+
+class _BadRowsLast(SharedBatch):
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        answers = [answer for answer in super().inference(prompts) if answer is not None]
+        return answers + [None] * (len(prompts) - len(answers))
+
+
+class _OneByOne(SharedBatch):
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        return [None if prompt is None else self.model([prompt])[0] for prompt in prompts]
+
+
+class _EmptyCall(SharedBatch):
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        answers = iter(self.model([prompt for prompt in prompts if prompt is not None]))
+        return [None if prompt is None else next(answers) for prompt in prompts]
+
+
+def _reporting(status: Callable[[Any, int], None]) -> type:
+    """SharedBatch with another way to set the status of the bad row `index`."""
+
+    class Reporting(SharedBatch):
+        def preprocess(self, data: list[Any]) -> list[Any]:
+            bodies = [row["body"] for row in data]
+            prompts = [body.get("prompt") if isinstance(body, dict) else None for body in bodies]
+            prompts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
+            for index, prompt in enumerate(prompts):
+                if prompt is None:
+                    status(self.context, index)
+            return prompts
+
+    return Reporting
 
 
 solution(
-    "07.statuses",
-    statuses,
+    "07.handler",
+    SharedBatch,
+    run=served,
     exact=True,
     cases=[
-        ([{"prompt": "a"}, {"prompt": 7}, {}, {"prompt": "b"}],),
-        ([{}, {"prompt": "a"}],),
-        ([{"prompt": "a"}, {"prompt": "b"}, {"prompt": ["c"]}],),
+        ({"prompt": "paris"}, {"prompt": "rome"}),
+        ({"prompt": "oslo"}, {}, {"prompt": 7}, {"prompt": "bonn"}),
+        (["paris"], {"prompt": "rome"}),
+        ({},),
     ],
     wrong={
-        "only the first row looked at": lambda data: statuses(data[:1]),
-        "the first row's answer for everybody": lambda data: statuses(data[:1]) * len(data),
-        "one bad row spoils the batch": lambda data: [max(statuses(data))] * len(data),
-        "bad rows left out": lambda data: [code for code in statuses(data) if code == 200],
-        "the client's mistake told as ours": [_bad_as(503), _bad_as(500)],
-        "an error told as success": lambda data: [200] * len(data),
-        "not used told as not read": _bad_as(400),
+        "only the first row answered": _FirstOnly,
+        "one bad row fails the batch": _Raising,
+        "bad rows left out": _LeftOut,
+        "answers given to the wrong rows": _BadRowsLast,
+        "the rows computed one after the other": _OneByOne,
+        "the model called without a row": _EmptyCall,
+        "an error sent as a success": _reporting(lambda _context, _index: None),
+        "a client's mistake reported as the server's": [
+            _reporting(lambda context, index, code=code: context.set_response_status(code=code, phrase="", idx=index))
+            for code in (500, 503)
+        ],
+        "the status set on the first row": _reporting(lambda context, _index: context.set_response_status(code=422)),
+        "the status set on all rows": _reporting(lambda context, _index: context.set_all_response_status(code=422)),
     },
-)
+)  # fmt: skip
+
+
+# --- exercises: the law of batching, the longest answer ---
 
 
 def batch_seconds(rows: int, fixed_s: float, per_row_s: float) -> float:
@@ -77,7 +186,7 @@ solution(
         "the fixed cost paid by every row": lambda clients, size, delay, fixed, row: requests_per_s(
             clients, size, delay, 0, fixed + row
         ),
-        "batches a second": lambda clients, size, delay, fixed, row: (
+        "batches per second": lambda clients, size, delay, fixed, row: (
             requests_per_s(clients, size, delay, fixed, row) / min(clients, size)
         ),
     },
@@ -114,75 +223,191 @@ solution(
 )
 
 
-# --- packaging ---
-
-DEFLATE, STORE, FOLDER, BY_PATH = "default", "zip-store", "no-archive", "by path"
-WAYS = (DEFLATE, STORE, FOLDER, BY_PATH)
+# --- the tour of a handler ---
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What packing took. `command` is the archiver's, with short paths; `bytes`: the size of the export path after."""
-
-    command: str
-    cpu_s: float
-    bytes: int
-
-
-def pack(way: str, *, handler: Path, weights: Path) -> Packed:
-    """Pack a handler with the folder `weights` in one of WAYS, in a folder that is removed again.
-
-    "by path" leaves the weights where they are and writes their folder into model-config.yaml; the others copy them.
-    UsageError for another way, a disk without room, or an archiver that fails.
-    """
-    require(way in WAYS, f"there is no way {way!r} to pack a model", fix=f"choose from {', '.join(WAYS)}")
-    config = yaml.safe_load(handler.with_suffix(".yaml").read_text(encoding="utf-8"))
-    config["handler"]["model_path"] = str(weights) if way == BY_PATH else "."
-    with tempfile.TemporaryDirectory(prefix="labkit-pack-") as name:
-        work, out = Path(name), Path(name) / "store"
-        out.mkdir()
-        if way != BY_PATH:
-            check_room(weights, work)
-        (work / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        words = ["torch-model-archiver", "--model-name", "packed", "--version", "1.0"]
-        words += ["--handler", str(handler), "--config-file", str(work / CONFIG), "--export-path", str(out)]
-        words += [] if way == BY_PATH else ["--archive-format", way, "--extra-files", str(weights)]
-        short = {str(handler): handler.name, str(work / CONFIG): CONFIG, str(out): "model_store"}
-        short[str(weights)] = f"{weights.name}/"
-        cpu_s = _cpu_s(words, work)
-        return Packed(command=shlex.join(short.get(word, word) for word in words), cpu_s=cpu_s, bytes=size_bytes(out))
+def check_sizes(lab: LabSession) -> None:
+    """Refuse batch sizes that show no law, before anything starts. UsageError."""
+    sizes, clients = lab.parameters["batch_sizes"], lab.parameters["clients"]
+    useful = 1 in sizes and any(1 < size <= clients for size in sizes)
+    fix = "give 1, and a size above 1 that the clients fill"
+    require(useful, f"batch_sizes is {sizes}, with {clients} clients", fix=fix)
 
 
-def check_room(weights: Path, folder: Path) -> None:
-    """UsageError where `folder`'s disk has no room for a copy of the weights and an archive of it."""
-    needed, free = 2 * size_bytes(weights), disk_free_bytes(folder)
-    require(
-        free >= needed,
-        f"packing {weights.name} takes up to {needed / 1e9:.1f} GB in {folder}; {free / 1e9:.1f} GB are free",
-        fix="make room, set TMPDIR to a larger disk, or pack a smaller model",
-    )
+QUESTION = "What is the capital of France?"
+TOO_LONG = f"{'The window opens at noon and closes at six. ' * 110}\nNow tell me: {QUESTION}"
 
 
-def size_bytes(path: Path) -> int:
-    """A file's size, or that of all files in a folder; links count as what they lead to."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def stops(max_tokens: int) -> dict[str, list[Any]]:
+    """The bodies sent together at each stop of the tour."""
+    good = {"prompt": QUESTION, "max_tokens": max_tokens}
+    return {
+        "a good request": [good],
+        "four at a time": [good] * 4,
+        "no prompt": [{}],
+        "a number as prompt": [{"prompt": 7}],
+        "malformed JSON": ['{"prompt": "Wh'],
+        "three good, one bad": [good, {}, good, good],
+        "a prompt too long": [{"prompt": TOO_LONG, "max_tokens": max_tokens}],
+    }
 
 
-def _cpu_s(words: list[str], work: Path) -> float:
-    """CPU-seconds of a command, user and system, its own children included."""
-    log = work / "log"
-    command = [str(executable(words[0])), *words[1:]]
-    environment = {**os.environ, "TMPDIR": str(work)}  # its temporary copies go where ours are, and with them
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-        try:
-            _, status, used = os.wait4(process.pid, 0)
-        except BaseException:  # Ctrl-C
-            process.kill()
-            process.wait()
-            raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    require(process.returncode == 0, f"{words[0]} failed: {last}", fix="see `torch-model-archiver --help`")
-    return used.ru_utime + used.ru_stime
+@blocking
+async def send(server: TorchServe, asks: Sequence[Ask]) -> list[Answer]:
+    """Send requests with the inference key, each when it is due; return the answers in their order."""
+    key = {"Authorization": f"Bearer {server.keys.inference}"}
+    keyed = [Ask(ask.url, ask.at_s, ask.body, {**key, **ask.headers}) for ask in asks]
+    return await Observation().ask_all(keyed, timeout_s=120)
+
+
+def predictions(server: TorchServe, model: str, *bodies: Any, at_s: Sequence[float] = ()) -> list[Answer]:
+    """Send each body to a model, together or each at its time."""
+    url, due_s = f"{server.url}/predictions/{model}", at_s or [0.0] * len(bodies)
+    return send(server, [Ask(url, due, body) for body, due in zip(bodies, due_s, strict=True)])
+
+
+def tour(server: TorchServe, model: str, *, max_tokens: int) -> dict[str, list[Answer]]:
+    """The answers of a handler at each stop."""
+    return {stop: predictions(server, model, *bodies) for stop, bodies in stops(max_tokens).items()}
+
+
+def text_of(answer: Answer) -> str:
+    """The text of an answer, or of the error."""
+    body = json.loads(answer.text)
+    error = body.get("error", body.get("message"))
+    text = body.get("text") or body.get("response") or (error["message"] if isinstance(error, dict) else error)
+    return " ".join(str(text).split())
+
+
+def statuses(found: Sequence[Answer]) -> str:
+    """The statuses of a stop, in order."""
+    return " ".join(str(answer.status) for answer in found)
+
+
+def tour_table(**tours: Mapping[str, Sequence[Answer]]) -> Any:
+    """The statuses at each stop and the end of the first client's text, by handler; a DataFrame."""
+    import pandas as pd
+
+    columns: dict[str, dict[str, str]] = {}
+    for name, by_stop in tours.items():
+        columns[name] = {stop: statuses(found) for stop, found in by_stop.items()}
+        columns[f"{name}: the first client reads"] = {stop: text_of(found[0])[-60:] for stop, found in by_stop.items()}
+    return pd.DataFrame(columns)
+
+
+# --- who waits for a long answer ---
+
+
+def company(*, long_tokens: int, later_s: float) -> tuple[list[int], list[float]]:
+    """Tokens and times of eight requests: a long one and three short ones together, four short ones later."""
+    return [long_tokens, 4, 4, 4, 4, 4, 4, 4], [0.0] * 4 + [later_s] * 4
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Seconds from request to answer: of the long answer, of the short ones beside it and of those that came later."""
+
+    long_s: float
+    beside_s: float
+    later_s: float
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The waits of the short ones as a share of the long answer's."""
+        return {"beside": self.beside_s / self.long_s, "later": self.later_s / self.long_s}
+
+
+def waits(answers: Sequence[Answer]) -> Waits:
+    """The long answer's latency, and the means of the other two groups. UsageError where one failed."""
+    failed = [answer.status for answer in answers if not answer.ok]
+    require(not failed, f"{len(failed)} of {len(answers)} requests failed: {failed}", fix="see the server's log")
+    seconds = [answer.latency_s for answer in answers]
+    return Waits(seconds[0], statistics.mean(seconds[1:4]), statistics.mean(seconds[4:]))
+
+
+def waits_chart(runs: Mapping[str, Sequence[Answer]], *, title: str) -> charts.Chart:
+    """A bar from sending to answer for each request, for each handler."""
+    names = ["long", *(f"beside it {n}" for n in (1, 2, 3)), *(f"later {n}" for n in (1, 2, 3, 4))]
+    rows = {
+        f"{run}: {name}": [(NOT_SENT, answer.sent_s), ("waits for its answer", answer.latency_s)]
+        for run, answers in runs.items()
+        for name, answer in zip(names, answers, strict=True)
+    }
+    return charts.stacked_bars(rows, title=title, unit="seconds", rest=NOT_SENT)
+
+
+NOT_SENT = "not sent yet"
+
+
+# --- the law of batching, measured ---
+
+
+@blocking
+async def closed_loop(server: TorchServe, model: str, clients: int, waves: int) -> float:
+    """Requests per second of `clients` that each send again when they are answered."""
+    headers = {"Authorization": f"Bearer {server.keys.inference}"}
+    ask = Ask(f"{server.url}/predictions/{model}", body={}, headers=headers)
+    async with ray_watch.session() as client:
+
+        async def call(_: int) -> None:
+            status, text, _timing = await ray_watch.fetch(client, ask)
+            require(status == 200, f"{model} answered {status}: {text}", fix="see the server's log")
+
+        return await ray_watch.calls_per_second(call, clients=clients, calls=clients * waves)
+
+
+# --- at GPU scale ---
+
+
+@dataclass(frozen=True)
+class Served:
+    """Chats on a modelled card: (tokens of the answer, seconds until it is complete) of each, and tokens per second."""
+
+    chats: Sequence[tuple[int, float]]
+    tokens_per_s: float
+
+    @property
+    def short_s(self) -> float:
+        """The median time of the shorter half of the answers."""
+        edge = statistics.median(tokens for tokens, _ in self.chats)
+        return statistics.median(seconds for tokens, seconds in self.chats if tokens <= edge)
+
+
+def _served(records: Sequence[RequestRecord], e2e_s: Sequence[float], duration_s: float) -> Served:
+    tokens = [record.output_tokens or 0 for record in records]
+    return Served(list(zip(tokens, e2e_s, strict=True)), sum(tokens) / duration_s)
+
+
+def continuous(engine: Any, chats: Traffic, *, clients: int) -> Served:
+    """A closed loop on vLLM's own scheduler."""
+    result = drive(engine, chats, concurrency=clients).result
+    return _served(result.records, [record.e2e_s for record in result.records], result.duration_s)
+
+
+def static(engine: Any, chats: Traffic, *, clients: int) -> Served:
+    """The same closed loop in static batches of all clients: each batch runs on the same engine, every answer of it is
+    sent when its longest one is complete, and the next batch begins."""
+    batches = [chats[first : first + clients] for first in range(0, len(chats), clients)]
+    results = [drive(engine, traffic.arriving(batch, [0.0] * len(batch))).result for batch in batches]
+    records = [record for result in results for record in result.records]
+    e2e_s = [result.duration_s for result in results for _ in result.records]
+    return _served(records, e2e_s, sum(result.duration_s for result in results))
+
+
+def chats_chart(runs: Mapping[str, Served], *, title: str, caption: str | None = None) -> charts.Chart:
+    """A dot for each chat: its answer's length against the time until it is complete."""
+    rows = [
+        {"tokens": tokens, "s": round(seconds, 3), "run": name}
+        for name, run in runs.items()
+        for tokens, seconds in run.chats
+    ]
+    shapes = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": list(runs)}}
+    axes = {
+        "x": draw.quantity("tokens", "tokens of the answer", tickCount=8),
+        "y": draw.quantity("s", "until the answer is complete (modelled s)", tickCount=6),
+        "color": draw.series("run", runs),
+        "shape": shapes,
+    }
+    panel = draw.layers([draw.mark("point", size=45, opacity=0.8)], axes, rows, width=WIDTH, height=280)
+    rates = "; ".join(f"{name}: {run.tokens_per_s:,.0f} tokens/s" for name, run in runs.items())
+    return charts.finish(panel, title=title, description=f"{title}. {rates}.", caption=caption)
