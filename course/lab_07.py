@@ -1,24 +1,21 @@
 """Lab 07: a handler of rows, the law of batching, the longest answer; static against continuous batches."""
 
 import json
-import statistics
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from labkit import charts
-from labkit.charts import draw
 from labkit.errors import require
-from labkit.load import RequestRecord
+from labkit.experiments import Ratio
 from labkit.load.client import blocking
-from labkit.modelled import Traffic, drive, traffic
-from labkit.serving import ray_watch
+from labkit.serving import torchserve
 from labkit.serving.ray_watch import Answer, Ask, Observation
-from labkit.serving.torchserve import TorchServe
+from labkit.serving.torchserve import Archive, TorchServe
+from labkit.serving.vllm import executable
 from labkit.session import LabSession
 from labkit.teaching import solution
-from labkit.vega import WIDTH
 
 # --- exercise: a handler of rows ---
 
@@ -295,119 +292,47 @@ def tour_table(**tours: Mapping[str, Sequence[Answer]]) -> Any:
     return pd.DataFrame(columns)
 
 
-# --- who waits for a long answer ---
+def model_free_archives(folder: Path, *, batch_sizes: Sequence[int], delay_ms: int) -> list[Archive]:
+    """The sleep handler without settings as "plain" (a batch size of 1) and with each larger size as "nap-SIZE"; and
+    the decode handler in both modes."""
+    handlers = torchserve.handlers_path()
+    words = ["--model-name", "plain", "--version", "1.0", "--handler", str(handlers / "sleep.py")]
+    program = str(executable("torch-model-archiver"))
+    subprocess.run([program, *words, "--export-path", str(folder), "--force"], check=True)
+    made = [Archive(path=folder / "plain.mar", model_name="plain", version="1.0")]
+    for size in sorted({*batch_sizes} - {1}):
+        settings = {"batchSize": size, "maxBatchDelay": delay_ms}
+        made.append(torchserve.archive("sleep", folder=folder, model_name=f"nap-{size}", settings=settings))
+    decode = handlers / "steps" / "decode.py"
+    for name, is_continuous in (("static", False), ("continuous", True)):
+        settings = {"continuousBatching": is_continuous, "maxBatchDelay": 1 if is_continuous else 50}
+        made.append(torchserve.archive(decode, folder=folder, model_name=name, settings=settings))
+    return made
 
 
-def company(*, long_tokens: int, later_s: float) -> tuple[list[int], list[float]]:
-    """Tokens and times of eight requests: a long one and three short ones together, four short ones later."""
-    return [long_tokens, 4, 4, 4, 4, 4, 4, 4], [0.0] * 4 + [later_s] * 4
+# --- evidence ---
 
 
-@dataclass(frozen=True)
-class Waits:
-    """Seconds from request to answer: of the long answer, of the short ones beside it and of those that came later."""
-
-    long_s: float
-    beside_s: float
-    later_s: float
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The waits of the short ones as a share of the long answer's."""
-        return {"beside": self.beside_s / self.long_s, "later": self.later_s / self.long_s}
+def reasons(server: TorchServe) -> list[str]:
+    """What TorchServe's log says of failed batches and requests: each line once, without its time."""
+    marks = ("number of batch response", "KeyError", "TypeError", "AttributeError")
+    lines = (line for line in server.process.log_text().splitlines() if any(mark in line for mark in marks))
+    return list(dict.fromkeys(line.split(" - ", 1)[-1].strip()[:110] for line in lines))
 
 
-def waits(answers: Sequence[Answer]) -> Waits:
-    """The long answer's latency, and the means of the other two groups. UsageError where one failed."""
-    failed = [answer.status for answer in answers if not answer.ok]
-    require(not failed, f"{len(failed)} of {len(answers)} requests failed: {failed}", fix="see the server's log")
-    seconds = [answer.latency_s for answer in answers]
-    return Waits(seconds[0], statistics.mean(seconds[1:4]), statistics.mean(seconds[4:]))
+def access(server: TorchServe, model: str) -> dict[str, int]:
+    """The statuses of a prediction without a key and with it, and of registering a model with the management key."""
+    url = f"{server.url}/predictions/{model}"
+    without = send(server, [Ask(url, body={}, headers={"Authorization": ""})])
+    with_key = send(server, [Ask(url, body={})])
+    register = server.control.call("POST", "/models", url=f"{model}.mar", timeout_s=10)
+    return {"without a key": without[0].status, "with a key": with_key[0].status, "register a model": register.status}
 
 
-def waits_chart(runs: Mapping[str, Sequence[Answer]], *, title: str) -> charts.Chart:
-    """A bar from sending to answer for each request, for each handler."""
-    names = ["long", *(f"beside it {n}" for n in (1, 2, 3)), *(f"later {n}" for n in (1, 2, 3, 4))]
-    rows = {
-        f"{run}: {name}": [(NOT_SENT, answer.sent_s), ("waits for its answer", answer.latency_s)]
-        for run, answers in runs.items()
-        for name, answer in zip(names, answers, strict=True)
-    }
-    return charts.stacked_bars(rows, title=title, unit="seconds", rest=NOT_SENT)
+def latency_evidence(lab: LabSession, share: Ratio) -> None:
+    """C12: what continuous batching does to short answers, and which handlers for language models are shipped."""
+    import ts
 
-
-NOT_SENT = "not sent yet"
-
-
-# --- the law of batching, measured ---
-
-
-@blocking
-async def closed_loop(server: TorchServe, model: str, clients: int, waves: int) -> float:
-    """Requests per second of `clients` that each send again when they are answered."""
-    headers = {"Authorization": f"Bearer {server.keys.inference}"}
-    ask = Ask(f"{server.url}/predictions/{model}", body={}, headers=headers)
-    async with ray_watch.session() as client:
-
-        async def call(_: int) -> None:
-            status, text, _timing = await ray_watch.fetch(client, ask)
-            require(status == 200, f"{model} answered {status}: {text}", fix="see the server's log")
-
-        return await ray_watch.calls_per_second(call, clients=clients, calls=clients * waves)
-
-
-# --- at GPU scale ---
-
-
-@dataclass(frozen=True)
-class Served:
-    """Chats on a modelled card: (tokens of the answer, seconds until it is complete) of each, and tokens per second."""
-
-    chats: Sequence[tuple[int, float]]
-    tokens_per_s: float
-
-    @property
-    def short_s(self) -> float:
-        """The median time of the shorter half of the answers."""
-        edge = statistics.median(tokens for tokens, _ in self.chats)
-        return statistics.median(seconds for tokens, seconds in self.chats if tokens <= edge)
-
-
-def _served(records: Sequence[RequestRecord], e2e_s: Sequence[float], duration_s: float) -> Served:
-    tokens = [record.output_tokens or 0 for record in records]
-    return Served(list(zip(tokens, e2e_s, strict=True)), sum(tokens) / duration_s)
-
-
-def continuous(engine: Any, chats: Traffic, *, clients: int) -> Served:
-    """A closed loop on vLLM's own scheduler."""
-    result = drive(engine, chats, concurrency=clients).result
-    return _served(result.records, [record.e2e_s for record in result.records], result.duration_s)
-
-
-def static(engine: Any, chats: Traffic, *, clients: int) -> Served:
-    """The same closed loop in static batches of all clients: each batch runs on the same engine, every answer of it is
-    sent when its longest one is complete, and the next batch begins."""
-    batches = [chats[first : first + clients] for first in range(0, len(chats), clients)]
-    results = [drive(engine, traffic.arriving(batch, [0.0] * len(batch))).result for batch in batches]
-    records = [record for result in results for record in result.records]
-    e2e_s = [result.duration_s for result in results for _ in result.records]
-    return _served(records, e2e_s, sum(result.duration_s for result in results))
-
-
-def chats_chart(runs: Mapping[str, Served], *, title: str, caption: str | None = None) -> charts.Chart:
-    """A dot for each chat: its answer's length against the time until it is complete."""
-    rows = [
-        {"tokens": tokens, "s": round(seconds, 3), "run": name}
-        for name, run in runs.items()
-        for tokens, seconds in run.chats
-    ]
-    shapes = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": list(runs)}}
-    axes = {
-        "x": draw.quantity("tokens", "tokens of the answer", tickCount=8),
-        "y": draw.quantity("s", "until the answer is complete (modelled s)", tickCount=6),
-        "color": draw.series("run", runs),
-        "shape": shapes,
-    }
-    panel = draw.layers([draw.mark("point", size=45, opacity=0.8)], axes, rows, width=WIDTH, height=280)
-    rates = "; ".join(f"{name}: {run.tokens_per_s:,.0f} tokens/s" for name, run in runs.items())
-    return charts.finish(panel, title=title, description=f"{title}. {rates}.", caption=caption)
+    folder = Path(ts.__file__).parent / "torch_handler"
+    shipped = sorted(path.stem for path in folder.glob("*llm_handler.py"))
+    lab.evidence("C12", share=share, shipped=", ".join(shipped))
