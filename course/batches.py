@@ -118,7 +118,7 @@ def law_chart(rates: Rates, *, delay_s: float, cost: Mapping[str, float], seed: 
     best = max(dots, key=lambda dot: dot.y)
     title = f"Most requests per second: {best.series}, batches of {best.x:g}"
     axes = {"x_title": "batchSize", "y_title": "requests/s", "unit": "requests/s"}
-    return charts.model_and_measured(computed, dots, title=title, steps=True, **axes)
+    return charts.computed_and_measured(computed, dots, title=title, **axes)
 
 
 def law_table(rates: Rates, rule: Rule, *, delay_s: float, cost: Mapping[str, float]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 _NAMES = {
     "bars": ("Bar", "Beside", "article_beside", "bars_with_intervals", "dots", "stacked_bars"),
-    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "lines", "model_and_measured", "narrowing", "tail",
+    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "computed_and_measured", "lines", "narrowing", "tail",
                "throughput_latency", "tradeoff"),
     "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels",
                "under_way"),
