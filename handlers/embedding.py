@@ -10,7 +10,6 @@ archive), `examples` (texts by label; without any there are embeddings only), `t
 
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -70,8 +69,14 @@ class EmbeddingHandler(BaseHandler):  # type: ignore[misc]
     def inference(self, rows: list[Any]) -> list[Any]:
         """The results of each row; the texts of all rows go through the model at once."""
         texts = [text for row in rows if isinstance(row, tuple) for text in row[0]]
-        vectors = iter(self.vectors(texts)) if texts else iter([])
-        return [self.results(*row, vectors) if isinstance(row, tuple) else row for row in rows]
+        vectors = list(self.vectors(texts)) if texts else []
+        results = []
+        for row in rows:
+            if isinstance(row, tuple):
+                mine, vectors = vectors[: len(row[0])], vectors[len(row[0]) :]
+                row = [vector.tolist() for vector in mine] if row[1] else [self.nearest(vector) for vector in mine]
+            results.append(row)
+        return results
 
     def vectors(self, texts: list[str]) -> Any:
         """One unit vector a text: the mean over its tokens."""
@@ -80,14 +85,10 @@ class EmbeddingHandler(BaseHandler):  # type: ignore[misc]
             hidden, mask = self.model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
             return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
-    def results(self, texts: list[str], embed: bool, vectors: Iterator[Any]) -> list[Any]:
-        """Takes the row's own vectors. `score` is the cosine of the angle to the centre of the label's examples."""
-        mine = torch.stack([next(vectors) for _ in texts])
-        if embed:
-            return list(mine.tolist())
-        best = (mine @ self.centres.T).max(dim=1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [{"label": self.labels[place], "score": round(score, 4)} for place, score in pairs]
+    def nearest(self, vector: Any) -> dict[str, Any]:
+        """The best label; `score` is the cosine of the angle to the centre of its examples."""
+        score, place = (self.centres @ vector).max(dim=0)
+        return {"label": self.labels[int(place)], "score": round(float(score), 4)}
 
     def postprocess(self, results: list[Any]) -> list[str]:
         """One answer a row, in their order."""

@@ -180,7 +180,7 @@ class Row:
         if new := self.text[self.sent : max(self.sent, len(self.text) - held)]:
             self.sent += len(new)
             deltas.append({"content": new})
-        chunks = []
+        chunks: list[dict[str, Any]] = []
         for delta in [*deltas, {}] if done else deltas:  # the empty one carries the finish_reason
             choice = {"index": 0, **({"delta": delta} if chat else {"text": delta.get("content", "")})}
             chunks.append({"choices": [{**choice, "finish_reason": None if delta else self.finish_reason}]})
@@ -202,6 +202,12 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         path = os.path.join(context.system_properties["model_dir"], self.settings.model_path)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=dtype)
         self.model = model.to(self.device).eval()
+        needed, has = (
+            self.settings.max_prompt_tokens + self.settings.max_new_tokens,
+            model.config.max_position_embeddings,
+        )
+        if needed > has:
+            raise ValueError(f"max_prompt_tokens and max_new_tokens need {needed} positions; the model has {has}")
         options = {"padding_side": "left", "clean_up_tokenization_spaces": False}
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
@@ -290,13 +296,10 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
     def rendered(self, chat: Chat) -> str:
         """The messages in the chat template. One that knows no developer gets a system message instead."""
         known = "developer" if "developer" in str(self.tokenizer.chat_template) else "system"
-        turns = [
-            {
-                "role": known if message.role == "developer" else message.role,
-                "content": "\n".join(part.text for part in message.content),  # as vLLM joins parts
-            }
-            for message in chat.messages
-        ]
+        turns = []
+        for message in chat.messages:
+            role = known if message.role == "developer" else message.role
+            turns.append({"role": role, "content": "\n".join(part.text for part in message.content)})  # as in vLLM
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         except (jinja2.TemplateError, ValueError) as error:  # not this order of roles, or no template at all

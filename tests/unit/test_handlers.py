@@ -88,7 +88,10 @@ def test_a_whole_answer_of_each_api(worker: Worker) -> None:
 
 def test_lengths(worker: Worker) -> None:
     """A completion has 16 tokens unless it asks for more, a chat what the settings allow; both names of the limit."""
-    used = lambda path, **body: worker.ask(path, ignore_eos=True, **body)["usage"]["completion_tokens"]  # noqa: E731
+
+    def used(path: str, **body: Any) -> Any:
+        return worker.ask(path, ignore_eos=True, **body)["usage"]["completion_tokens"]
+
     assert [used(COMPLETIONS, prompt="a"), used(CHAT, messages=HELLO)] == [16, LIMITS["max_new_tokens"]]
     assert [used(CHAT, messages=HELLO, **{name: 3}) for name in ("max_tokens", "max_completion_tokens")] == [3, 3]
 
@@ -152,8 +155,13 @@ def test_every_stop_string_cuts_at_its_first_place(worker: Worker) -> None:
 def test_a_long_answer_is_not_decoded_again_and_again(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step decodes a few tokens, however many have been written."""
     tokenizer = worker.module._handler.tokenizer
-    lengths, decode = [], type(tokenizer).decode
-    monkeypatch.setattr(type(tokenizer), "decode", lambda *a, **k: lengths.append(len(a[1])) or decode(*a, **k))
+    lengths, decode = list[int](), type(tokenizer).decode
+
+    def noted(self: Any, ids: list[int], **options: Any) -> Any:
+        lengths.append(len(ids))
+        return decode(self, ids, **options)
+
+    monkeypatch.setattr(type(tokenizer), "decode", noted)
     worker.ask(prompt="Hi", max_tokens=40, ignore_eos=True)
     assert len(lengths) == 2 * 40
     assert max(lengths) <= 6
@@ -254,7 +262,7 @@ JSON = st.recursive(
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_sent_is_a_row_or_a_refusal(worker: Worker, body: Any, path: str) -> None:
     """Any JSON value and any bytes are a request within the limits, or a 4xx with a reason that JSON can hold."""
-    refusal, row = None, None
+    refusal: Any = None
     try:
         row = worker.module._handler.read(body, path)
     except worker.module.RequestError as error:
@@ -364,6 +372,14 @@ def test_the_model_goes_where_torchserve_says(
     assert (asked["device"], asked["dtype"]) == expected
 
 
+def test_lengths_beyond_the_model_are_refused_at_the_start(worker: Worker, scripted: Path) -> None:
+    """A prompt and an answer of the greatest length must have positions in the model."""
+    inner = {"model_path": str(scripted), "max_prompt_tokens": 2000, "max_new_tokens": 49}
+    context = type(worker.context)("m", "/", {}, 1, None, "", model_yaml_config={"handler": inner})
+    with pytest.raises(ValueError, match="need 2049 positions; the model has 2048"):
+        worker.module.TextGenerationHandler().initialize(context)
+
+
 # --- the other handlers ---
 
 
@@ -375,7 +391,8 @@ def step(name: str, model: Path, folder: Path, patch: pytest.MonkeyPatch, **more
 
 def test_the_steps_from_naive_to_batch(scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step repairs what its text says, and no more."""
-    good, bad = {"prompt": "Hi", "max_tokens": 13}, [{"prompt": 7}, b"{", [], {}]
+    good: dict[str, Any] = {"prompt": "Hi", "max_tokens": 13}
+    bad: list[Any] = [{"prompt": 7}, b"{", [], {}]
     naive = step("naive", scripted, tmp_path, monkeypatch, temperature=0, max_new_tokens=20)
     (alone,) = naive.batch([good])
     assert alone.json == {"response": "Hi" + TEXT}
@@ -388,7 +405,7 @@ def test_the_steps_from_naive_to_batch(scripted: Path, tmp_path: Path, monkeypat
     assert [row.status for row in rows] == [200, 422, 422, 422, 422, 200]
     assert rows[0].json == rows[-1].json == {"response": "Hi" + TEXT}
     limits = {"max_new_tokens": 20, "max_prompt_tokens": 60}
-    bodies = [good, *bad, {"prompt": "x" * 60}, {**good, "max_tokens": 21}, {**good, "max_tokens": 4}]
+    bodies: list[Any] = [good, *bad, {"prompt": "x" * 60}, {**good, "max_tokens": 21}, {**good, "max_tokens": 4}]
     for name in ("chat", "batch"):
         answers = step(f"steps/{name}", scripted, tmp_path, monkeypatch, **limits).batch(bodies)
         assert [answer.status for answer in answers] == [200, *[422] * 6, 200]
@@ -409,10 +426,20 @@ def test_the_batch_step_writes_what_the_chat_step_writes(tmp_path: Path, monkeyp
 
 def test_the_embedding_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors of length 1 and labels, the same in a batch and alone; a mistake is answered to its row."""
-    examples = {"aa": ["aaa", "aaaa"], "zz": ["zzz"]}
-    settings = {"examples": examples, "max_tokens": 8, "max_texts": 3}
+    settings: dict[str, Any] = {"examples": {"aa": ["aaa", "aaaa"], "zz": ["zzz"]}, "max_tokens": 8, "max_texts": 3}
     worker = step("embedding", attentive_model(tmp_path / "model"), tmp_path, monkeypatch, **settings)
-    bad = [7, None, b"{", "[" * 10**5, b"\xff", {}, {"text": 7}, {"text": []}, {"text": ["a"] * 4}, {"text": "\ud800"}]
+    bad: list[Any] = [
+        7,
+        None,
+        b"{",
+        "[" * 10**5,
+        b"\xff",
+        {},
+        {"text": 7},
+        {"text": []},
+        {"text": ["a"] * 4},
+        {"text": "\ud800"},
+    ]
     bad += [{"text": " "}, {"text": "a", "top_k": 1}, {"text": "a", "embed": 1}, {"text": "word word"}]
     labels, vectors, *rest, last = worker.batch(
         [{"text": ["aaa", "zzz"]}, {"text": "zzz", "embed": True}, *bad, {"text": "zzz"}]
