@@ -288,7 +288,7 @@ def tour_table(**tours: Mapping[str, Sequence[Answer]]) -> Any:
     columns: dict[str, dict[str, str]] = {}
     for name, by_stop in tours.items():
         columns[name] = {stop: statuses(found) for stop, found in by_stop.items()}
-        columns[f"{name}: the first client reads"] = {stop: text_of(found[0])[-60:] for stop, found in by_stop.items()}
+        columns[f"{name}: the first client reads"] = {stop: text_of(found[0])[-45:] for stop, found in by_stop.items()}
     return pd.DataFrame(columns)
 
 
