@@ -12,7 +12,7 @@ from labkit.charts import draw
 from labkit.charts.render import finish
 from labkit.errors import require
 from labkit.load import LoadResult
-from labkit.load.client import blocking
+from labkit.load.blocking import blocking
 from labkit.modelled import Traffic, drive, traces, traffic
 from labkit.modelled.traces import Lengths
 from labkit.serving import ray_watch
@@ -171,7 +171,7 @@ def padding_factor(requests: Traffic, rows: int) -> float:
 
 def _served(results: Sequence[LoadResult], *, together: bool) -> Served:
     chats = [
-        (record.output_tokens or 0, result.duration_s if together else record.e2e_s)
+        (record.output_tokens or 0, result.duration_s if together else record.e2e_s or 0.0)
         for result in results
         for record in result.records
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from labkit.errors import require
 from labkit.experiments import Ratio
-from labkit.load.client import blocking
+from labkit.load.blocking import blocking
 from labkit.serving import torchserve
 from labkit.serving.ray_watch import Answer, Ask, Observation
 from labkit.serving.torchserve import Archive, TorchServe
@@ -54,7 +54,10 @@ def served(handler: type, *bodies: Any) -> list[str]:
     return [*texts, f"model calls: {len(calls)}"]
 
 
-class SharedBatch:  # with BaseHandler as its base
+class SharedBatch:  # with BaseHandler as its base, which has these two
+    context: Any
+    model: Any
+
     def preprocess(self, data: list[Any]) -> list[Any]:
         prompts = []
         for index, row in enumerate(data):
@@ -107,6 +110,10 @@ class _EmptyCall(SharedBatch):
         return [None if prompt is None else next(answers) for prompt in prompts]
 
 
+def _status(code: int) -> Callable[[Any, int], None]:
+    return lambda context, index: context.set_response_status(code=code, phrase="", idx=index)
+
+
 def _reporting(status: Callable[[Any, int], None]) -> type:
     """SharedBatch with another way to set the status of the bad row `index`."""
 
@@ -142,10 +149,7 @@ solution(
         "the rows computed one after the other": _OneByOne,
         "the model called without a row": _EmptyCall,
         "an error sent as a success": _reporting(lambda _context, _index: None),
-        "a client's mistake reported as the server's": [
-            _reporting(lambda context, index, code=code: context.set_response_status(code=code, phrase="", idx=index))
-            for code in (500, 503)
-        ],
+        "a client's mistake reported as the server's": [_reporting(_status(500)), _reporting(_status(503))],
         "the status set on the first row": _reporting(lambda context, _index: context.set_response_status(code=422)),
         "the status set on all rows": _reporting(lambda context, _index: context.set_all_response_status(code=422)),
     },

@@ -117,7 +117,7 @@ def test_the_decode_handler_in_both_modes(monkeypatch: pytest.MonkeyPatch) -> No
     """A static batch sleeps for its longest answer. Continuous, each call is one step: a row that is complete says so,
     and one that joins later has all of its steps."""
     slept: list[float] = []
-    monkeypatch.setattr(decode.time, "sleep", slept.append)
+    monkeypatch.setattr("handlers.steps.decode.time.sleep", slept.append)
     config = {"continuousBatching": False, "handler": {"step_s": 0.5}}
     handler, context = decode.DecodeHandler(), SimpleNamespace(model_yaml_config=config, stopping_criteria=None)
     handler.initialize(context)
