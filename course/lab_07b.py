@@ -15,12 +15,11 @@ from course import lab_07
 from labkit.errors import require
 from labkit.machine import disk_free_bytes
 from labkit.serving.ray_watch import Answer, Ask
-from labkit.serving.torchserve import CONFIG, TorchServe, handlers_path
+from labkit.serving.torchserve import CONFIG, TorchServe
 from labkit.serving.vllm import executable
 
 DEFLATE, STORE, FOLDER, BY_PATH = "default", "zip-store", "no-archive", "by path"
 WAYS = (DEFLATE, STORE, FOLDER, BY_PATH)
-HANDLER = "text_generation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +31,13 @@ class Packed:
     size_bytes: int
 
 
-def pack(way: str, *, weights: Path) -> Packed:
-    """Pack the text generation handler with the folder `weights` in one of WAYS, in a folder that is removed again.
+def pack(way: str, *, handler: Path, weights: Path) -> Packed:
+    """Pack a handler with the folder `weights` in one of WAYS, in a folder that is removed again.
 
     "by path" leaves the weights where they are and writes their folder into model-config.yaml; the others copy them.
     UsageError for another way, a disk without room, or an archiver that fails.
     """
     require(way in WAYS, f"there is no way {way!r} to pack a model", fix=f"choose from {', '.join(WAYS)}")
-    handler = handlers_path() / f"{HANDLER}.py"
     config = yaml.safe_load(handler.with_suffix(".yaml").read_text(encoding="utf-8"))
     config["handler"]["model_path"] = str(weights) if way == BY_PATH else "."
     with tempfile.TemporaryDirectory(prefix="labkit-pack-") as name:
@@ -70,8 +68,9 @@ def check_room(weights: Path, folder: Path) -> None:
 
 
 def size_bytes(path: Path) -> int:
-    """The size of all files in a folder; links count as what they lead to."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    """A file's size, or that of all files in a folder; links count as what they lead to."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def packed_table(packed: Mapping[str, Packed]) -> Any:
