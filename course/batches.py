@@ -129,7 +129,11 @@ def law_table(rates: Rates, rule: Rule, *, delay_s: float, cost: Mapping[str, fl
     for (size, clients), values in sorted(rates.items()):
         by_rule, measured = rule(clients, size, delay_s, cost["fixed_s"], cost["per_row_s"]), statistics.mean(values)
         off = f"{measured / by_rule - 1:+.0%}"
-        rows[f"batchSize {size}, {_series(clients)}"] = {"by the rule": by_rule, "measured": measured, "off by": off}
+        rows[f"batchSize {size}, {_series(clients)}"] = {
+            "by the rule": f"{by_rule:.1f}",
+            "measured": f"{measured:.1f}",
+            "off by": off,
+        }
     return pd.DataFrame(rows).T
 
 
