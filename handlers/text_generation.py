@@ -202,11 +202,8 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         path = os.path.join(context.system_properties["model_dir"], self.settings.model_path)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=dtype)
         self.model = model.to(self.device).eval()
-        needed, has = (
-            self.settings.max_prompt_tokens + self.settings.max_new_tokens,
-            model.config.max_position_embeddings,
-        )
-        if needed > has:
+        needed = self.settings.max_prompt_tokens + self.settings.max_new_tokens
+        if needed > (has := getattr(model.config, "max_position_embeddings", needed)):
             raise ValueError(f"max_prompt_tokens and max_new_tokens need {needed} positions; the model has {has}")
         options = {"padding_side": "left", "clean_up_tokenization_spaces": False}
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, **options)

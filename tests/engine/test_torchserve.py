@@ -115,7 +115,7 @@ class TestOpenAI(OpenAIContract):
         """TorchServe itself checks keys, and answers 400 where OpenAI has 401."""
         stranger = sdk.with_options(api_key="wrong")
         for ask in (stranger.models.list, lambda: stranger.completions.create(model=served.model, prompt="Hi")):
-            with pytest.raises(openai.BadRequestError, match="InvalidKeyException"):
+            with pytest.raises(openai.BadRequestError, match="Token Authorization failed"):
                 ask()
 
 
@@ -254,20 +254,12 @@ def test_labels_and_embeddings(server: TorchServe) -> None:
     assert last.json()["results"][0]["label"] == "technical"
 
 
-def test_the_sleep_handler_takes_anything(server: TorchServe) -> None:
-    """It reads nothing, so nothing is wrong."""
-    answers = together(server, "nap", [b"", b"{", b"\xff\x00", b"[1]", b'{"text": -1}'])
-    assert [answer.status_code for answer in answers] == [200] * 5
-
-
 def test_what_the_naive_handler_gets_wrong(server: TorchServe) -> None:
-    """Alone it gives the prompt back in its answer; a client's mistake is a 503, and so is a header that `BaseHandler`
-    obeys; in a batch of two both fail."""
+    """Alone it gives the prompt back in its answer; a client's mistake is a 503; in a batch of two both fail."""
     good = {"prompt": "The capital of France is"}
     alone = post(server, "naive", good)
     assert alone.json()["response"].startswith(good["prompt"])
     assert [post(server, "naive", body).status_code for body in ({}, {"prompt": 7}, b"{")] == [503] * 3
-    assert post(server, "naive", good, explain="True").status_code == 503
     assert [answer.status_code for answer in together(server, "naive", [good, good])] == [503, 503]
 
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -148,6 +149,10 @@ def test_every_stop_string_cuts_at_its_first_place(worker: Worker) -> None:
             choice = {} if stream else answers[index].json["choices"][0]
             found = streamed(worker, index) if stream else (choice["text"], choice["finish_reason"])
             assert found == (TEXT[: TEXT.index(stop)], "stop"), stop
+    worker.batch([{"messages": HELLO, "stream": True, "stop": "never to be found"}], CHAT)  # held back for many steps
+    assert streamed(worker, 0) == (TEXT, "stop")
+    both = worker.ask(prompt="Hi", max_tokens=40, stop=["🌍", "n "])  # one piece brings both
+    assert both["choices"][0]["text"] == TEXT[: TEXT.index("n ")]
     late = worker.ask(prompt="Hi", max_tokens=40, stop="!")
     assert (late["choices"][0]["text"], late["usage"]["completion_tokens"]) == (TEXT[:-1], 12)
 
@@ -183,43 +188,29 @@ def test_parts_and_the_developer(worker: Worker) -> None:
 
 MISTAKES: list[tuple[Any, int, str]] = [
     (None, 400, "not JSON"),
-    (b"", 400, "not JSON"),
     (b"\xff\xfe{}", 400, "UTF-8"),
     (bytearray(b'{"prompt": "half'), 400, "not JSON"),
     ("[" * 100_000, 400, "not JSON"),
     ([{"prompt": "hi"}], 422, "body"),
-    ({}, 422, "prompt"),
-    ({"prompt": ""}, 422, "prompt"),
-    ({"prompt": 7}, 422, "prompt"),
     ({"prompt": ["hi"]}, 422, "prompt"),
     ({"prompt": "\ud83d"}, 422, "prompt"),
-    (b'{"prompt": "\\ud83d"}', 422, "prompt"),
     ({"prompt": "hi", "\ud800": 1}, 422, "body"),
-    ({"prompt": "x" * 100_000}, 400, "too many for 60 tokens"),
+    ({"prompt": "x" * 100_000}, 400, "100000 characters, too many for 60 tokens"),
     ({"prompt": "x" * 61}, 400, "61 tokens; from 1 to 60"),
-    ({"prompt": "hi", "max_tokens": 0}, 422, "max_tokens"),
     ({"prompt": "hi", "max_tokens": 41}, 422, "41 is more than 40"),
-    ({"prompt": "hi", "max_tokens": "9"}, 422, "max_tokens"),
     ({"prompt": "hi", "max_tokens": True}, 422, "max_tokens"),
     ({"prompt": "hi", "max_tokens": 10**400}, 422, "max_tokens"),
-    ({"prompt": "hi", "temperature": -0.1}, 422, "temperature"),
     ({"prompt": "hi", "temperature": float("nan")}, 422, "temperature"),
     ({"prompt": "hi", "temperature": 10**400}, 422, "temperature"),
     ({"prompt": "hi", "top_p": 0}, 422, "top_p"),
     ({"prompt": "hi", "seed": 2**63}, 422, "seed"),
-    ({"prompt": "hi", "stop": ""}, 422, "stop"),
-    ({"prompt": "hi", "stop": ["a", 7]}, 422, "stop.1"),
-    ({"prompt": "hi", "stream": "yes"}, 422, "stream"),
+    ({"prompt": "hi", "stop": ["a", ""]}, 422, "stop.1"),
     ({"prompt": "hi", "stream_options": {"continuous_usage_stats": True}}, 422, "stream_options"),
     ({"prompt": "hi", "model": "another"}, 404, "another"),
-    ({"prompt": "hi", "n": 2, "logprobs": 1, "echo": True}, 422, "logprobs: not supported"),
-    ({"prompt": "hi", "frobnicate": 1}, 422, "frobnicate: not supported"),
-    ({"messages": []}, 422, "messages"),
+    ({"prompt": "hi", "n": 2, "logprobs": 1}, 422, "n: not supported, or not with this value; logprobs: not supported"),
     ({"messages": [{"role": "tool", "content": "hi"}]}, 422, "messages.0.role"),
     ({"messages": [{"role": "assistant", "content": "hi"}]}, 422, "user first"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 422, "image_url"),
-    ({"messages": HELLO, "tools": [{}]}, 422, "tools: not supported"),
-    ({"messages": HELLO, "response_format": {"type": "json_object"}}, 422, "response_format: not supported"),
     ({"messages": HELLO, "prompt": "hi"}, 422, "prompt: not supported"),
 ]
 
@@ -275,14 +266,6 @@ def test_whatever_is_sent_is_a_row_or_a_refusal(worker: Worker, body: Any, path:
         assert 1 <= len(row.prompt_ids) <= LIMITS["max_prompt_tokens"]
 
 
-def test_a_prompt_that_is_far_too_long_is_not_tokenized(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A megabyte of text costs its length, no tokenizer's time."""
-    tokenizer = worker.module._handler.tokenizer
-    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("it was tokenized"))
-    for body in ({"prompt": "x" * 10**6}, {"messages": [{"role": "user", "content": "x" * 10**6}]}):
-        assert worker.batch([body])[0].status == 400
-
-
 def test_no_header_of_a_client_changes_the_batch(worker: Worker) -> None:
     """`BaseHandler.handle` explains or describes a batch when the first request has such a header."""
     for name in ("explain", "describe"):
@@ -329,47 +312,24 @@ def test_samples_have_the_chances_that_were_asked_for(worker: Worker) -> None:
     assert first(temperature=2.0)["Gr"] < 200
 
 
-@pytest.mark.parametrize(
-    ("gpu_id", "cuda", "dtype", "expected"),
-    [
-        (1, True, "auto", ("cuda:1", "auto")),
-        (1, True, "bfloat16", ("cuda:1", "bfloat16")),
-        (None, True, "auto", ("cpu", "float32")),
-        (1, False, "auto", ("cpu", "float32")),
-        (None, False, "bfloat16", ("cpu", "bfloat16")),
-    ],
-)
+@pytest.mark.parametrize("gpu", [None, 1])
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_the_model_goes_where_torchserve_says(
-    worker: Worker,
-    monkeypatch: pytest.MonkeyPatch,
-    gpu_id: int | None,
-    cuda: bool,
-    dtype: str,
-    expected: tuple[str, str],
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, gpu: int | None, cuda: bool, dtype: str
 ) -> None:
     """The worker's own GPU with the model's own type; float32 on a CPU; any type that is asked for."""
-    asked: dict[str, str] = {}
-
-    class SentError(Exception):
-        """The model has been sent somewhere."""
-
-    class Model:
-        def to(self, device: Any) -> None:
-            asked["device"] = str(device)
-            raise SentError
-
-    def loaded(*_: Any, dtype: str, **__: Any) -> Model:
-        asked["dtype"] = dtype
-        return Model()
-
+    model = MagicMock(**{"to.side_effect": InterruptedError})
+    load = MagicMock(return_value=model)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(worker.module.transformers.AutoModelForCausalLM, "from_pretrained", loaded)
-    context = type(worker.context)(
-        "m", "/d", {}, 1, gpu_id, "", model_yaml_config={"handler": {"model_path": "x", "dtype": dtype}}
-    )
-    with pytest.raises(SentError):
+    monkeypatch.setattr(worker.module.transformers.AutoModelForCausalLM, "from_pretrained", load)
+    inner = {"model_path": "x", "dtype": dtype}
+    context = type(worker.context)("m", "/d", {}, 1, gpu, "", model_yaml_config={"handler": inner})
+    with pytest.raises(InterruptedError):
         worker.module.TextGenerationHandler().initialize(context)
-    assert (asked["device"], asked["dtype"]) == expected
+    on_gpu = cuda and gpu is not None
+    model.to.assert_called_with(torch.device("cuda:1" if on_gpu else "cpu"))
+    load.assert_called_with("/d/x", local_files_only=True, dtype=dtype if on_gpu or dtype != "auto" else "float32")
 
 
 def test_lengths_beyond_the_model_are_refused_at_the_start(worker: Worker, scripted: Path) -> None:
