@@ -11,7 +11,7 @@ from typing import Any
 
 _NAMES = {
     "bars": ("Bar", "bars_with_intervals", "dots", "stacked_bars"),
-    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "lines", "model_and_measured",
+    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "computed_and_measured", "lines",
                "throughput_latency", "tradeoff"),
     "panels": ("Moment", "StepPanel", "scaling_timeline", "step_panels",
                "under_way"),

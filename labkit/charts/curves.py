@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from labkit.charts import draw
-from labkit.charts.draw import ARTICLE, MEASURED, ReferenceLine
+from labkit.charts.draw import MEASURED, ReferenceLine
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
 from labkit.vega import BLUE, GREY, WIDTH, Spec
@@ -158,83 +158,38 @@ def _tooltip(*fields: str) -> list[Spec]:
 
 MARGIN = 0.06  # of the x axis, left and right: points at the ends stay whole
 DODGE = 9  # pixels between the series' points at the same x, so that no interval hides another
-MOST_TICKS = 12
 PLAIN = "format(datum.value, ',')"  # a format on the axis would round its labels to the axis's own step
 
 
-def model_and_measured(
-    model: Sequence[LinePoint],
+def computed_and_measured(
+    computed: Sequence[LinePoint],
     measured: Sequence[LinePoint],
     *,
     title: str,
     x_title: str,
     y_title: str,
     unit: str = "",
-    guess: float | None = None,
-    guesses: Sequence[LinePoint] = (),
-    article: tuple[float, float] | None = None,
-    steps: bool = False,
-    residual: bool = False,
     caption: str | None = None,
 ) -> Chart:
-    """Dashed lines for the model, points with intervals for what was measured; equal series have equal colours.
+    """Dashed lines for what a formula gives, points with intervals for what was measured; equal series, equal colours.
 
-    `guess` becomes a labelled rule, `guesses` diamonds (where a guess is for one point of a series), `article` a band
-    from one figure to the other. With `steps` the model keeps its value until its next point. `residual` adds a panel
-    with measured / model - 1 for the measured points at whose x their series has a point of the model. UsageError
-    without points of either.
+    UsageError without points of either.
     """
-    what = f"the chart {title!r} has {len(model)} points of a model and {len(measured)} measured ones"
-    require(bool(model) and bool(measured), what, fix="pass some of both")
-    every = [*model, *measured]
-    x, colour = _model_x(model, measured, x_title), _by_series(every, symbolType="circle")
-    references = draw.rules(unit, guess=guess)
-    tops = [point.top for point in (*every, *guesses)] + [rule.value for rule in references] + [*(article or ())]
-    domain = (0.0, max(tops) * 1.1 or 1.0)
-    y = draw.quantity("y", y_title, domain, tickCount=6, labelExpr=PLAIN)
-    dashed = {"strokeWidth": 2, "strokeDash": [8, 4], "interpolate": "step-after" if steps else "linear"}
-    inner = [
-        draw.mark("line", {"color": colour}, _rows(model, unit), **dashed),
-        *_guesses(guesses, colour, unit),
-        {"name": MEASURED, **_points(measured, colour, unit)},
-    ]
-    main_x = {**x, "title": None} if residual else x
-    drawn = [*([_band(article, unit)] if article else []), draw.layers(inner, {"x": main_x, "y": y})]
-    whole = draw.layers([*drawn, *draw.level(references, domain)], width=WIDTH, height=280)
-    off = residuals(model, measured)
-    if residual:
-        most = 1.15 * max([abs(end) for p in off for end in (p.y, p.low, p.high) if end is not None] + [0.1])
-        below = draw.quantity("y", "residual", (-most, most), format="+.0%", tickCount=5)
-        zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-        points = draw.layers([_points(off, colour, "")], {"x": x, "y": below})
-        whole = draw.column([whole, draw.layers([zero, points], width=WIDTH, height=120)], spacing=20, color="shared")
+    what = f"the chart {title!r} has {len(computed)} computed points and {len(measured)} measured ones"
+    require(bool(computed) and bool(measured), what, fix="pass some of both")
+    every = [*computed, *measured]
+    colour = _by_series(every, symbolType="circle")
+    first, last = min(point.x for point in every), max(point.x for point in every)
+    edge = (last - first) * MARGIN or 1.0
+    ticks = sorted({point.x for point in measured})
+    x = draw.quantity("x", x_title, (first - edge, last + edge), values=ticks, labelExpr=PLAIN)
+    y = draw.quantity("y", y_title, (0.0, max(point.top for point in every) * 1.1 or 1.0), tickCount=6, labelExpr=PLAIN)
+    dashed = draw.mark("line", {"color": colour}, _rows(computed, unit), strokeWidth=2, strokeDash=[8, 4])
+    points = {"name": MEASURED, **_points(measured, colour, unit)}
+    whole = draw.layers([draw.layers([dashed, points], {"x": x, "y": y})], width=WIDTH, height=280)
     parts = "; ".join(f"{p.series} at {number(p.x)}: {amount(p.y, unit)}" for p in measured)
-    far = f" The model is off by {max(abs(p.y) for p in off):.0%} at most." if off else ""
-    text = f"{y_title} against {x_title}, points over a model's dashed lines. Measured: {parts}.{far}"
+    text = f"{y_title} against {x_title}, points over computed dashed lines. Measured: {parts}."
     return finish(whole, title=title, description=text, caption=caption)
-
-
-def residuals(model: Sequence[LinePoint], measured: Sequence[LinePoint]) -> list[LinePoint]:
-    """Measured over model, less 1, with the interval's ends, where the model has a point at the same x and series."""
-    at = {(point.series, point.x): point.y for point in model}
-
-    def off(value: float | None, y: float) -> float | None:
-        return None if value is None else value / y - 1
-
-    return [
-        LinePoint(p.x, p.y / y - 1, p.series, off(p.low, y), off(p.high, y))
-        for p in measured
-        if (y := at.get((p.series, p.x)))
-    ]
-
-
-def _guesses(guesses: Sequence[LinePoint], colour: Spec, unit: str) -> list[Spec]:
-    if not guesses:
-        return []
-    rows = [{**asdict(guess), "text": f"your guess: {amount(guess.y, unit)}"} for guess in guesses]
-    look = {"shape": "diamond", "size": 170, "strokeWidth": 2.5, "opacity": 1, "filled": False}
-    name = draw.words({}, align="right", baseline="middle", dx=-3.4 * DODGE)
-    return [draw.layers([draw.mark("point", {"color": colour}, xOffset=-2 * DODGE, **look), name], None, rows)]
 
 
 def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
@@ -249,21 +204,6 @@ def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
         ]
         drawn.append(draw.layers(marks, None, _rows([point for point in points if point.series == name], unit)))
     return draw.layers(drawn, {"color": colour})
-
-
-def _band(article: tuple[float, float], unit: str) -> Spec:
-    low, high = article
-    row = {"low": low, "high": high, "text": f"the article: {number(low)} to {amount(high, unit)}"}
-    area = draw.mark("rect", {"y": "low", "y2": "high"}, color=ARTICLE, opacity=0.16, x=0, x2=WIDTH)
-    return draw.layers([area, draw.words({"y": "high"}, x=8, align="left", dy=-8)], None, [row])
-
-
-def _model_x(model: Sequence[LinePoint], measured: Sequence[LinePoint], title: str) -> Spec:
-    every = sorted({point.x for point in (*model, *measured)})
-    edge = (every[-1] - every[0]) * MARGIN or 1.0
-    # Where the model has too many points to label, those that were measured are labelled.
-    ticks = every if len(every) <= MOST_TICKS else sorted({point.x for point in measured})
-    return draw.quantity("x", title, (every[0] - edge, every[-1] + edge), values=ticks, labelExpr=PLAIN)
 
 
 LETTER = 8  # pixels that a letter of a label takes, generously

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from labkit import charts
 from labkit.charts.bars import Bar
-from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, residuals
+from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels
 from labkit.charts.panels import MOST, StepPanel, _thinned
 from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
@@ -59,7 +59,7 @@ LOADS = [LoadPoint(2.0**n, 27 * 1.7**n, 0.5 + n, 0.8 + 2 * n, 25 * 1.7**n, 29 * 
 STREAM = Lane("A", (0.1, 0.2, 1.7, 1.8))
 LATE = Lane("long", (1.7,), arrived_s=0.2, parts=((0.4, 1.0, 90), (1.0, 1.7, 12)), marked=False)
 TRADEOFFS = [Tradeoff("128", 0.5, 3.0), Tradeoff("threshold", 0.52, 0.4), Tradeoff("4096", 3, 2)]
-MODEL = [LinePoint(x, 1 + x / 64 * n, f"series {n}") for n in (1, 2) for x in range(0, 129, 16)]
+COMPUTED = [LinePoint(x, 1 + x / 64 * n, f"series {n}") for n in (1, 2) for x in range(0, 129, 16)]
 MEASURED = [
     LinePoint(x, 1 + x / 60 * n, f"series {n}", 1 + x / 70 * n, 1 + x / 50 * n) for n in (1, 2) for x in (0, 64)
 ]
@@ -83,12 +83,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "stacked": lambda: charts.stacked_bars(PARTS, unit="GiB", rest="free", **T),
     "loads": lambda: charts.throughput_latency(LOADS, guess=120, **T),
     "lines": lambda: charts.lines([LinePoint(x, x * x, low=x, high=x * x + 1) for x in range(5)], guess=3, **AXES),
-    "model": lambda: charts.model_and_measured(
-        MODEL, MEASURED, guess=2.5, article=(1.3, 1.5), residual=True, unit="x", **AXES
-    ),
-    "model in steps": lambda: charts.model_and_measured(
-        MODEL, MEASURED, guesses=[LinePoint(64, 2.0, "series 1")], steps=True, unit="x", **AXES
-    ),
+    "computed": lambda: charts.computed_and_measured(COMPUTED, MEASURED, unit="x", **AXES),
     "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
     "anatomy": lambda: charts.anatomy(record()),
     "batches": lambda: charts.batch_grid([3, 4, 6, 24], batch=2, **T),
@@ -128,12 +123,10 @@ LABELS = {
     "bars": ["your guess: 2 tok/s"],
     "loads": ["your guess: 120 tok/s"],
     "lines": ["your guess: 3"],
-    "model": ["your guess: 2.5x"],
-    "model in steps": ["your guess: 2x"],
 }
 DESCRIPTIONS = {
     "streams": ["long computed in 2 parts"],
-    "model": ["series 2 at 64: 3.13x", "off by 4% at most"],
+    "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
     "scaling": [
@@ -166,8 +159,8 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
     lambda: charts.prefix_blocks({}, block_size=32, **T),
     lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
-    lambda: charts.model_and_measured([], MEASURED, **AXES),
-    lambda: charts.model_and_measured(MODEL, [], **AXES),
+    lambda: charts.computed_and_measured([], MEASURED, **AXES),
+    lambda: charts.computed_and_measured(COMPUTED, [], **AXES),
     lambda: charts.scaling_timeline(**{**LOAD, "replicas": []}, **T),
     lambda: charts.scaling_timeline(**{**LOAD, "latencies": []}, **T),
 ]
@@ -314,14 +307,6 @@ def test_a_prompt_is_drawn_whole_and_found_as_the_cache_finds(prompts: list[list
         assert sum(piece.kind == PARTIAL for piece in mine) == (len(prompt) % block_size > 0)
 
 
-def test_residuals_are_relative_to_the_model() -> None:
-    """Measured over model less 1, interval included; a point where the model says nothing has no residual."""
-    model = [LinePoint(1, 2.0, "a"), LinePoint(2, 4.0, "b")]
-    measured = [LinePoint(1, 3.0, "a", 2.0, 4.0), LinePoint(1, 3.0, "b"), LinePoint(2, 3.0, "b")]
-    assert residuals(model, measured) == [LinePoint(1, 0.5, "a", 0.0, 1.0), LinePoint(2, -0.25, "b")]
-
-
-@settings(max_examples=120, deadline=None)
 @given(st.sampled_from(Policy), st.sampled_from([1, 2, 4, 8, 16, 32]), st.sampled_from([64, 128]), st.integers(1, 4))
 def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, tokens: int, every: int) -> None:
     """At every step looked at, what is drawn as given and as stored is what each sequence had and had stored, also

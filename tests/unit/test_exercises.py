@@ -37,7 +37,7 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
         return {line.split(":")[0] for line in text.splitlines() if not line.startswith("not ")}
     names: dict[str, Any] = {}
     exec("from __future__ import annotations\n" + text, names)  # our own solutions
-    function = next(value for name, value in names.items() if text.startswith(f"def {name}("))
+    function = next(value for name, value in names.items() if text.startswith((f"def {name}(", f"class {name}:")))
     if isinstance(exercise, SolvedExercise) and exercise.cases:
         return function
     return function(**{name: context[name] for name in function.__annotations__ if name != "return"})
@@ -47,7 +47,7 @@ def right_words(exercise: Exercise, context: dict[str, Any]) -> set[str]:
     """The right answer as a text would give it away."""
     right = exercise.reference(context)
     if isinstance(exercise, SolvedExercise) and exercise.cases:
-        right = exercise.solution(*exercise.cases[0])
+        right = exercise._value(exercise.solution, context)[0]
         right = right[0] if isinstance(right, list) else right
     if isinstance(right, int | float):
         return {f"{right:g}", f"{right:,.0f}"}
@@ -150,14 +150,28 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
     raised = find("01.goodput").judge(lambda *_: 1 / 0)
     assert "ZeroDivisionError" in raised.diagnosis
     assert raised.answered
-    statuses = find("07.statuses")
-    assert isinstance(statuses, SolvedExercise)
-    assert statuses.judge(lambda data: numpy.array(statuses.solution(data))).passed
+    chunks = find("04.chunks")
+    assert isinstance(chunks, SolvedExercise)
+    assert chunks.judge(lambda *case: numpy.array(chunks.solution(*case))).passed
     for id, blank, filled in [
         ("03.hit_tokens", "- ...  #", "- 1  #"),
         ("07.throughput", "min(..., ...)", "min(clients, batch_size)"),
     ]:
         assert not find(id).judge(run_cell(find(id), find(id).cell().replace(blank, filled, 1))).answered
+
+
+def test_a_class_is_judged_by_what_its_clients_get() -> None:
+    """An edit of the starter that is not right is told the first case with what was expected and what came; an object
+    in place of the class is no pass."""
+    handler = find("07.handler")
+    half = handler.cell().replace('[row["body"]["prompt"]', '[row["body"].get("prompt", "none")')
+    told = handler.judge(run_cell(handler, half))
+    assert told.answered
+    assert "expected ['200 PARIS', '200 ROME', 'model calls: 1'], got ['200 PARIS', '200 ROME', 'model calls: 2']" in (
+        told.diagnosis
+    )
+    assert "A class is expected" in handler.judge("MyHandler").diagnosis
+    assert not handler.judge(object).passed
 
 
 def test_an_exact_answer_is_never_nearly_right() -> None:
