@@ -71,8 +71,8 @@ class Exercise(Question, ABC):
     @property
     def answer_name(self) -> str:
         """The name to which the learner's cell gives a value."""
-        statement = ast.parse(self.starter).body[0]
-        return statement.name if isinstance(statement, ast.FunctionDef) else self.starter.split(" = ")[0]
+        named = [node for node in ast.parse(self.starter).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        return named[0].name if named else self.starter.split(" = ")[0]
 
     def context(self, given: Context | None = None) -> dict[str, Any]:
         """The numbers that this exercise is asked with. Raises UsageError when one that it needs is missing."""
@@ -165,7 +165,9 @@ class SolvedExercise(Exercise):
     """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by what it returns on them.
 
     A number's `solution` and wrong answers are functions of the context's entries that they name. `exact`: of results
-    that name something (a status, the number of a GPU), it says nothing to be nearly right.
+    that name something (a status, the number of a GPU), it says nothing to be nearly right. `examine(answer, cases)`
+    returns what each case shows of an answer that is run in its own way, such as a class that is deployed; a case is
+    then its name in words.
     """
 
     solution: Function
@@ -174,6 +176,7 @@ class SolvedExercise(Exercise):
     cases: Sequence[tuple[Any, ...]]
     tolerance: float
     exact: bool
+    examine: Function | None = None
 
     def reference(self, context: Context) -> Any:
         """The right function, or the right number."""
@@ -190,6 +193,8 @@ class SolvedExercise(Exercise):
 
     def _value(self, function: Function, context: Context) -> Any:
         """What is compared: the function's number, or its results on the cases."""
+        if self.examine is not None:
+            return self.examine(function, [name for (name,) in self.cases])
         if self.cases:
             return [function(*case) for case in copy.deepcopy(self.cases)]
         return function(**{name: context[name] for name in inspect.signature(function).parameters})
@@ -219,6 +224,8 @@ class SolvedExercise(Exercise):
             return CheckResult(self.id, _describe(given, expected, unit=self.unit))
         results = zip(self.cases, given, expected, strict=True)
         case, got, right = next(result for result in results if not _close(*result[1:], self.tolerance))
+        if self.examine is not None:
+            return CheckResult(self.id, f"{case[0]}: {reprlib.repr(right)} is expected; this gives {reprlib.repr(got)}.")
         arguments = ", ".join(map(reprlib.repr, case))
         text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not what is asked for."
         return CheckResult(self.id, text if self.exact else f"{text} {_describe(got, right, unit=self.unit)}")
@@ -235,14 +242,15 @@ def solution(
     worked: Function | None = None,
     tolerance: float = 1e-6,
     exact: bool = False,
+    examine: Function | None = None,
 ) -> None:
-    """Makes the function the solution of an exercise; see `SolvedExercise`.
+    """Makes the function, or the class, the solution of an exercise; see `SolvedExercise`.
 
     `wrong`: by the misconception's name, the function or functions to which it leads.
     """
     pairs = [(name, one) for name, ones in wrong.items() for one in (ones if isinstance(ones, Sequence) else [ones])]
     how = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked, "tolerance": tolerance, "exact": exact}
-    vars(function)["solves"] = (id, {"solution": function, "wrong": pairs, **how})
+    function.solves = (id, {"solution": function, "wrong": pairs, "examine": examine, **how})  # type: ignore[attr-defined]
 
 
 def source(function: Function) -> str:
@@ -288,7 +296,8 @@ def _exercise(question: Question, how: Mapping[str, Any], path: Path) -> Exercis
 def _solutions(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
-    marks = [vars(value).get("solves") for value in vars(_module(path)).values() if inspect.isfunction(value)]
+    own = [value for value in vars(_module(path)).values() if inspect.isfunction(value) or inspect.isclass(value)]
+    marks = [vars(value).get("solves") for value in own]
     return dict(mark for mark in marks if mark)
 
 

@@ -1,6 +1,7 @@
 """Every exercise of the course, how answers are judged, and the files from which exercises are read."""
 
 import linecache
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -35,9 +36,10 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
     text = exercise.solution_text()
     if isinstance(exercise, ChoiceExercise):
         return {line.split(":")[0] for line in text.splitlines() if not line.startswith("not ")}
-    names: dict[str, Any] = {}
+    examined = isinstance(exercise, SolvedExercise) and exercise.examine
+    names = dict(vars(sys.modules[exercise.solution.__module__])) if examined else {}
     exec("from __future__ import annotations\n" + text, names)  # our own solutions
-    function = next(value for name, value in names.items() if text.startswith(f"def {name}("))
+    function = next(value for name, value in names.items() if re.match(rf"(def|class) {name}\b", text))
     if isinstance(exercise, SolvedExercise) and exercise.cases:
         return function
     return function(**{name: context[name] for name in function.__annotations__ if name != "return"})
@@ -46,6 +48,8 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
 def right_words(exercise: Exercise, context: dict[str, Any]) -> set[str]:
     """The right answer as a text would give it away."""
     right = exercise.reference(context)
+    if isinstance(exercise, SolvedExercise) and exercise.examine:
+        return set()  # what a class does when it runs is no text
     if isinstance(exercise, SolvedExercise) and exercise.cases:
         right = exercise.solution(*exercise.cases[0])
         right = right[0] if isinstance(right, list) else right
@@ -69,7 +73,7 @@ def faults(exercise: Exercise) -> list[str]:
         shown_texts += [exercise.starter, exercise.prompt]
     holds = {
         "the solution passes": passed.passed and passed.misconceptions == () and shown.passed,
-        "the starter is no answer": not starter.passed and not starter.answered,
+        "the starter is no answer": not starter.passed and (not starter.answered or bool(starter.misconceptions)),
         "wrong answers are named": all((r.passed, r.misconceptions) == (False, (name,)) for name, _, r in wrong),
         "judging again says the same": all(exercise.judge(answer, context) == r for _, answer, r in wrong),
         "two or more diagnoses, one a mistake": 2 <= len(diagnoses) == len(texts) == len(set(texts)),
