@@ -1,16 +1,16 @@
-"""Lab 05b: handlers, replicas and their health on Ray Serve; exercises whose deployments run in the Serve of the lab."""
+"""Lab 05b: handlers, replicas and their health on Ray Serve; exercises whose classes run in the lab's Serve."""
 
 import asyncio
 import contextlib
 import io
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from course.deployed import Call, outcome, running
 from labkit import charts
 from labkit.errors import require
 from labkit.experiments import interval
@@ -20,7 +20,6 @@ from labkit.session import LabSession
 from labkit.teaching import solution
 from labkit.words import amount
 
-Call = Callable[..., Awaitable[Any]]
 MEET_S = 0.7  # how long a caller of `order_status` waits for a second one before it is alone
 
 
@@ -64,43 +63,8 @@ def _with_report(answer: type) -> type:
 
             return lab_05b.most_at_a_time()
 
+    Reporting.__module__ = answer.__module__
     return Reporting
-
-
-@contextmanager
-def running(answer: type) -> Iterator[Call]:
-    """Deploy a class in the Serve that runs, or make one of it where none does; yield `call(method, *arguments)`."""
-    import ray
-
-    if not ray.is_initialized():
-        replica = answer()
-
-        async def call(method: str, *arguments: Any) -> Any:
-            function = getattr(replica, method)
-            if asyncio.iscoroutinefunction(function):
-                return await function(*arguments)
-            return await asyncio.to_thread(function, *arguments)  # as Ray Serve does
-
-        yield call
-        return
-    from ray import serve
-
-    deployment = serve.deployment(answer).options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=20)
-    handle = serve.run(deployment.bind(), name="exercise", route_prefix=None)
-    try:
-        yield lambda method, *arguments: getattr(handle, method).remote(*arguments)
-    finally:
-        serve.delete("exercise")
-
-
-async def _outcome(call: Awaitable[Any], expected: type[Exception] = Exception) -> Any:
-    """What a caller gets: the answer, or the name of the exception."""
-    try:
-        return await call
-    except expected:
-        return expected.__name__
-    except Exception as error:
-        return type(error).__name__
 
 
 TOGETHER, UNKNOWN, INSIDE = "two known orders", "an unknown order", "the most callers inside order_status together"
@@ -111,10 +75,10 @@ def looked_up(answer: type, cases: Sequence[str]) -> list[Any]:
 
     async def ask(call: Call) -> dict[str, Any]:
         most_at_a_time()
-        known = await asyncio.gather(*(_outcome(call("__call__", order)) for order in ORDERS))
+        known = await asyncio.gather(*(outcome(call("__call__", order), KeyError) for order in ORDERS))
         return {
             TOGETHER: list(known),
-            UNKNOWN: await _outcome(call("__call__", "Z99"), KeyError),
+            UNKNOWN: await outcome(call("__call__", "Z99"), KeyError),
             INSIDE: await call("report"),
         }
 
@@ -168,7 +132,7 @@ solution(
 # --- the health of an engine, for the second exercise ---
 
 
-class EngineDead(RuntimeError):
+class EngineDeadError(RuntimeError):
     """The engine's process has ended."""
 
 
@@ -179,9 +143,9 @@ class Engine:
         self.alive = True
 
     async def generate(self, prompt: str) -> str:
-        """EngineDead without its process, ValueError for a prompt that it refuses."""
+        """EngineDeadError without its process, ValueError for a prompt that it refuses."""
         if not self.alive:
-            raise EngineDead("the engine has died")
+            raise EngineDeadError("the engine has died")
         if not prompt:
             raise ValueError("the prompt is empty")
         return prompt.upper()
@@ -198,6 +162,8 @@ def checked(answer: type, cases: Sequence[str]) -> list[Any]:
         async def end_engine(self) -> None:
             self.engine.alive = False
 
+    Breakable.__module__ = answer.__module__
+
     async def state(call: Call) -> str:
         try:
             await call("check_health")
@@ -207,7 +173,7 @@ def checked(answer: type, cases: Sequence[str]) -> list[Any]:
 
     async def ask(call: Call) -> dict[str, str]:
         seen = {FINE: await state(call)}
-        await _outcome(call("__call__", ""))
+        await outcome(call("__call__", ""), ValueError)
         seen[REFUSED] = await state(call)
         await call("end_engine")
         seen[DEAD] = await state(call)
@@ -229,7 +195,7 @@ class Writer:
 
     async def check_health(self) -> None:
         if not self.engine.alive:
-            raise EngineDead("the engine has died")
+            raise EngineDeadError("the engine has died")
 
 
 class _Silent(Writer):
@@ -253,7 +219,7 @@ class _Touchy(Writer):
 
     async def check_health(self) -> None:
         if self.failed or not self.engine.alive:
-            raise EngineDead("a request has failed")
+            raise EngineDeadError("a request has failed")
 
 
 class _Probing(Writer):
@@ -355,9 +321,10 @@ class Outage:
         return [answer for answer in self.seen.answers if not answer.ok and answer.status != 503]
 
     @property
-    def after(self) -> list[Answer]:
-        """Requests that were sent after the replica broke."""
-        return [answer for answer in self.seen.answers if answer.sent_s >= self.broke_s]
+    def failed_share(self) -> float:
+        """The share of the requests sent after the replica broke that failed."""
+        after = [answer for answer in self.seen.answers if answer.sent_s >= self.broke_s]
+        return sum(not answer.ok for answer in after) / len(after)
 
     @property
     def noticed_s(self) -> float | None:
@@ -378,8 +345,8 @@ class Outage:
 
     def words(self, fault: str) -> str:
         """What failed, and when Serve noticed and had another replica."""
-        failed = f"{len(self.failed)} of {len(self.after)} requests failed"
-        return f"{fault}: noticed {self.after_s(self.noticed_s)}, replaced {self.after_s(self.replaced_s)}; {failed}"
+        failed = f"{len(self.failed)} requests failed"
+        return f"{fault}: noticed {self.after_s(self.noticed_s)}, replaced {self.after_s(self.replaced_s)}, {failed}"
 
     def chart(self, title: str) -> charts.Chart:
         """Replicas by Serve's status, requests under way and latencies, with the time in which nothing was noticed."""
@@ -426,7 +393,7 @@ def handler_chart(handled: Mapping[str, Sequence[float]], wait_s: float, *, seed
     found = {name: interval(values, seed=seed) for name, values in handled.items()}
     bars = [charts.Bar(name, rate.value, rate.low, rate.high) for name, rate in found.items()]
     slow, fast = (pick(found, key=lambda name: found[name].value) for pick in (min, max))
-    title = f"`{slow}` serves {found[slow].value / found[fast].value:.0%} of what `{fast}` does"
+    title = f"{slow}: {found[slow].value / found[fast].value:.0%} of the calls per second of {fast}"
     about = {"title": title, "unit": "calls/s", "axis_title": "calls per second"}
     return charts.bars_with_intervals(bars, **about, formula=("one after the other", 1 / wait_s))
 
@@ -444,7 +411,7 @@ def defaults_table(here: Mapping[str, Any]) -> Any:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def settled(seen: Observation, replicas: int, *, for_s: float = 3.0) -> bool:
+def settled(seen: Observation, replicas: int, *, for_s: float = 2.0) -> bool:
     """Whether as many replicas have been running for a while."""
     return seen.now_s() > 2 * for_s and all(
         count >= replicas for at, count in seen.replicas if at > seen.now_s() - for_s
@@ -482,9 +449,7 @@ def _changes(seen: Observation, end_s: float) -> tuple[float | None, float | Non
     return added, next((at for at, count in seen.replicas if at > end_s and count == 1), None)
 
 
-def scaling_words(
-    seen: Observation, *, step_s: float, end_s: float, by_rule: int, rate: float
-) -> tuple[str, str]:
+def scaling_words(seen: Observation, *, step_s: float, end_s: float, by_rule: int, rate: float) -> tuple[str, str]:
     """The chart's title and a line on the delays."""
     most = _most_replicas(seen)
     title = f"At {rate:g} requests/s all the time, longer requests bring {most - 1} more replicas"

@@ -225,7 +225,9 @@ class SolvedExercise(Exercise):
         results = zip(self.cases, given, expected, strict=True)
         case, got, right = next(result for result in results if not _close(*result[1:], self.tolerance))
         if self.examine is not None:
-            return CheckResult(self.id, f"{case[0]}: {reprlib.repr(right)} is expected; this gives {reprlib.repr(got)}.")
+            return CheckResult(
+                self.id, f"{case[0]}: {reprlib.repr(right)} is expected; this gives {reprlib.repr(got)}."
+            )
         arguments = ", ".join(map(reprlib.repr, case))
         text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not what is asked for."
         return CheckResult(self.id, text if self.exact else f"{text} {_describe(got, right, unit=self.unit)}")
