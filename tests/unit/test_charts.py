@@ -159,7 +159,8 @@ DESCRIPTIONS = {
     "fates": ["4 requests", "1 404, 1 no answer", "1.0 is deleted at 0.9 s"],
     "scaling": [
         *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
-        "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s", "not noticed from 0.4 to 0.9 s",
+        "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
+        "not noticed from 0.4 to 0.9 s",
     ],
     "dots": ["A: 2 dots from 1 to 2 s, 1 hollow", "B: 0 dots, 1 hollow"],
 }
@@ -334,9 +335,11 @@ def test_a_p99_of_few_samples_is_not_shown() -> None:
 
 
 def test_labels_of_equal_references_do_not_overlap() -> None:
-    """Guess, article and model at the same value have rows of their own."""
-    drawn = charts.svg(charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, formula=("by hand", 4), **T))
-    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):'
+    """Guess, article and formula at the same value have rows of their own."""
+    drawn = charts.svg(
+        charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, formula=("by hand", 4), **T)
+    )
+    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|by hand):'
     lowest, middle, highest = sorted(map(float, re.findall(place, drawn)))
     assert min(middle - lowest, highest - middle) >= 13
 

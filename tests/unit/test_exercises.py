@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from course.lab_05b import ORDERS, UNKNOWN, order_status
 from labkit.errors import UsageError
 from labkit.teaching import ChoiceExercise, Exercise, SolvedExercise, check, exercises, find
 from labkit.teaching.questions import read_questions
@@ -96,7 +97,7 @@ def test_nothing_a_learner_passes_raises() -> None:
     hostile = [[], {}, object(), "words", -1, 0, float("nan"), True, len, lambda: 1, ["A", 3], 1j, "nonsense"]
     hostile += [Decimal(7), numpy.arange(3), lambda *_: Decimal(7), lambda *_: numpy.arange(3), lambda *_: sys.exit(3)]
     hostile += [lambda *_: None, lambda *_: object(), lambda *_: float("inf"), lambda *_: "text", lambda *_: 0]
-    kinds = (VALUE, FUNCTION, CHOICE, "03.hit_tokens", "05.status", "11.break_even")
+    kinds = (VALUE, FUNCTION, CHOICE, "03.hit_tokens", "04.next_up", "11.break_even")
     assert [(kind, answer) for kind in kinds for answer in hostile if find(kind).judge(answer).passed] == []
 
 
@@ -166,10 +167,25 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
 
 def test_an_exact_answer_is_never_nearly_right() -> None:
     """Of a function that names something, the diagnosis names the first case that differs, and no size."""
-    statuses = {"no key": 403}
-    told = find("05.status").judge(lambda ending: statuses.get(ending, 200)).diagnosis
-    assert "status('queue full')` returns 200" in told
+    told = find("04.next_up").judge(lambda waiting: waiting[:1]).diagnosis
+    assert told.startswith("`next_up([Waiting(")
     assert "Nearly" not in told
+
+
+def test_a_class_that_is_run_is_judged_by_what_its_cases_show() -> None:
+    """The first case that differs is named, with what is expected and what came; a plain function is as good."""
+
+    class Lookup:
+        def __call__(self, order: str) -> str:
+            return order_status(order)
+
+    class Silent:
+        async def __call__(self, order: str) -> str:
+            return ORDERS.get(order, "unknown")
+
+    assert find("05b.lookup").judge(Lookup).passed
+    told = find("05b.lookup").judge(Silent).diagnosis
+    assert told == f"{UNKNOWN}: 'KeyError' is expected; this gives 'unknown'."
 
 
 def test_a_choice_is_no_guess_by_letter() -> None:
