@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab prediction-sheet article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference reliability
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -41,6 +41,9 @@ notebooks: fetch ## execute the notebooks and store their outputs
 new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
 	@$(BIN)/python tools/new_lab.py $(NAME)
 
+prediction-sheet: setup ## docs/workshop/prediction-sheet.md anew, from the notebooks
+	$(BIN)/python -m tools.prediction_sheet
+
 article: setup  ## docs/article.md anew: the article's sections, the claims and the labs that test them
 	$(BIN)/python tools/article.py
 
@@ -56,6 +59,9 @@ workshop-check: ## is this machine ready for a workshop (ARGS="--answer --save D
 
 reference: setup ## a run as this machine's recorded results, data/reference: make reference RUN=runs/...
 	@$(BIN)/python tools/reference.py $(RUN)
+
+reliability: fetch ## the course N times in a row, and how often it passed: make reliability N=10 OUT=runs/reliability
+	@$(BIN)/python -m tools.reliability $(or $(N),10) $(or $(OUT),runs/reliability)
 
 gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON lines, ten minutes at most
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_proof

@@ -258,9 +258,8 @@ class Share:
         yield f"of an answer of {short_tokens} tokens, measured: {self.short.value:.1%}"
         for faster in (1, 10, 100):
             parts = (f"{self.of(n, short_tokens, faster=faster):.1%}" for n in (short_tokens, LONG_TOKENS))
-            yield (
-                f"engine {faster:3} times as fast, {short_tokens} and {LONG_TOKENS} tokens (computed): {', '.join(parts)}"
-            )
+            sizes = f"{short_tokens} and {LONG_TOKENS} tokens"
+            yield f"engine {faster:3} times as fast, {sizes} (computed): {', '.join(parts)}"
 
 
 def share(

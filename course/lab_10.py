@@ -1,58 +1,12 @@
-"""Exercises of lab 10: what a ranking is, what would change it, and what a rate asks for."""
+"""Lab 10: exercises on flips and fleets; a selection as lines and rows."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from labkit.advice import selector
+from labkit.advice.selector import Selection
 from labkit.teaching import solution
-
-
-def points_of(stack: str, rules: list[Mapping[str, int]]) -> int:
-    return sum(rule.get(stack, 0) for rule in rules)  # a rule that does not name the stack gives nothing
-
-
-def _places(taking_part: Sequence[int], key: Sequence[Any]) -> list[int]:
-    ranked = sorted(taking_part, key=key.__getitem__)
-    return [ranked.index(n) + 1 if n in ranked else 0 for n in range(len(key))]
-
-
-def _which(excluded: Sequence[bool], *, out: bool = False) -> list[int]:
-    return [n for n, is_out in enumerate(excluded) if is_out == out]
-
-
-def _down(points: Sequence[int]) -> list[int]:
-    return [-value for value in points]
-
-
-def places(points: Sequence[int], excluded: Sequence[bool]) -> list[int]:
-    numbers = range(len(points))
-    ranked = sorted((n for n in numbers if not excluded[n]), key=lambda n: -points[n])  # sorted keeps ties in order
-    return [ranked.index(n) + 1 if n in ranked else 0 for n in numbers]
-
-
-solution(
-    "10.places",
-    places,
-    exact=True,
-    worked=points_of,
-    cases=(
-        ([13, 6, 9, -3, 1, -2], [False, True, False, False, False, True]),
-        ([5, 11, 5, 9, 9, -4], [True, False, False, False, False, False]),
-        ([2, 2, 2], [False, False, False]),
-    ),
-    wrong={
-        "an excluded stack ranked": [
-            lambda points, _excluded: _places(range(len(points)), _down(points)),
-            lambda points, excluded: _places(range(len(points)), list(zip(excluded, _down(points), strict=True))),
-        ],
-        "the lowest points first": lambda points, excluded: _places(_which(excluded), points),
-        "ties given to more parts": lambda points, excluded: _places(
-            _which(excluded), [(-value, -n) for n, value in enumerate(points)]
-        ),
-        "only the excluded ranked": lambda points, excluded: _places(_which(excluded, out=True), _down(points)),
-    },
-)
-
 
 Answers = Mapping[str, str]
 
@@ -147,3 +101,29 @@ solution(
         "requests taken for tokens": lambda rate, given, _made, hourly: instances(rate, given, 1, hourly),
     },
 )
+
+
+def ranking_rows(selection: Selection) -> Iterator[dict[str, object]]:
+    """Every stack with its points, and the first reason against it."""
+    for stack in selection.ranking:
+        against = " ".join(reason.text for reason in (stack.excluded or stack.behind[:1]))
+        yield {"stack": stack.title, "points": "out" if stack.score is None else stack.score, "why not first": against}
+
+
+def flip_lines(selection: Selection) -> Iterator[str]:
+    """Each single other answer that changes the first place, and how many were tried."""
+    known = selector.catalogue()
+    for flip in selection.flips:
+        question = known.questions[flip.question]
+        answered = question.options[selection.answers[flip.question]]
+        winner = known.stacks[flip.winner].title
+        yield f"{question.label} = {question.options[flip.answer]} (now: {answered}) -> {winner}"
+    tried = sum(len(question.options) - 1 for question in known.questions.values())
+    yield f"{len(selection.flips)} of {tried} single changes"
+
+
+def neighbour_rows(selection: Selection) -> Iterator[dict[str, object]]:
+    """Other systems that suit these answers."""
+    for project, why in selection.neighbours:
+        source = f"{project.source}, {project.checked}"
+        yield {"name": project.name, "why": why, "what it is": project.line, "source": source}

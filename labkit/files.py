@@ -167,10 +167,16 @@ CLONE = (
 )
 
 
+PACKAGE = Path(__file__).resolve().parent
+BUNDLED = PACKAGE / "bundled"  # what a wheel brings: data, handlers and applications; a clone has them beside labkit
+
+
 def root() -> Path:
-    """The folder that holds `data/` and `notebooks/`: `LABKIT_ROOT`, or else the repository."""
+    """The folder that holds `data/`: `LABKIT_ROOT`, else the repository, or what an installed wheel brings."""
     chosen = os.environ.get("LABKIT_ROOT")
-    return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parent.parent
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    return BUNDLED if BUNDLED.is_dir() else PACKAGE.parent
 
 
 def data_path(name: str = "") -> Path:
@@ -190,9 +196,11 @@ def notebooks_path() -> Path:
 
 
 def runs_path() -> Path:
-    """Default folder for runs: `LABKIT_RUNS`, or else `runs/` under the root. It need not exist."""
+    """Default folder for runs: `LABKIT_RUNS`, else `runs/` in the repository, or here for a wheel. May not exist."""
     chosen = os.environ.get("LABKIT_RUNS")
-    return Path(chosen).expanduser().resolve() if chosen else root() / "runs"
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    return (Path.cwd() if root() == BUNDLED else root()) / "runs"
 
 
 # --- values as people type them on the command line: KEY=VALUE ---

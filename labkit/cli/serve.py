@@ -10,6 +10,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from labkit.cli.output import say
 from labkit.errors import ServerError
+from labkit.files import root
 from labkit.machine import inspect
 from labkit.models import CHAT, architecture, resolve
 from labkit.runs.notebook import stop_on_signals, stop_signals_call
@@ -88,6 +90,7 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
     machine, folder = inspect(), resolve(model, progress=say)
     vllm.settings(machine, gpu_memory_share=gpu_memory_share, weight_bytes=architecture(folder).weight_bytes)
     key = os.environ.get(KEY) or secrets.token_urlsafe(16)
+    _find_applications()  # before Ray starts: its workers inherit the path
     say("Ray and Ray Serve: starting")
     with (
         _private_folder() as private,
@@ -134,6 +137,14 @@ def serve_torchserve(model: str, *, port: int) -> None:
             say(f"{server.command}\nmetrics: {server.metrics_url}")
             root = server.base_url(name).removesuffix("/v1")
             _stay(root, name, server.keys.inference, server.process.check)
+
+
+def _find_applications() -> None:
+    """Let this process and Ray's workers import `applications`, which a wheel brings below labkit."""
+    folder = str(root())
+    if folder not in sys.path:
+        sys.path.append(folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), folder)))
 
 
 def served_name(model: str) -> str:

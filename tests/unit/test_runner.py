@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from labkit.runs.plan import Plan, make_plan, read_defaults
 from labkit.runs.runner import Progress, RunResult, estimates, log_path, now_and_then, opening_lines, run_labs
 from tests.unit import synthetic
 from tests.unit.refusals import not_refused
+from tools.reliability import summarise
 
 GOOD, FAILS, SLEEPS, DIES, FORGETS = synthetic.LABS
 
@@ -200,6 +202,20 @@ def test_one_labs_failure_leaves_the_others_and_every_end_is_told(finished: RunR
     assert all(record.parameters == {"seed": 7, "number": 2.0, "guess": 1.9} for record in records)
     (prediction,) = records[0].predictions
     assert (prediction["guess"], prediction["measured"], prediction["source"]) == (1.9, 2.0, "parameter")
+
+
+@pytest.mark.notebook
+def test_repeated_runs_are_counted_with_their_failures_and_differences(finished: RunResult, tmp_path: Path) -> None:
+    """Passes, labs and executed cells are counted; a run with another exact value than the first is named."""
+    again = tmp_path / "again"
+    shutil.copytree(finished.out_dir, again)
+    record = read(again / f"{GOOD}.json")
+    (again / f"{GOOD}.json").write_text(record.model_copy(update={"exact": {"total": -1}}).model_dump_json())
+    summary = summarise([finished.out_dir, finished.out_dir, again])
+    assert (summary.runs, summary.passed, summary.labs, summary.labs_done) == (3, 0, 12, 3)
+    assert summary.executed < summary.cells  # what comes after a failed cell does not run
+    assert summary.differing == ("again",)
+    assert len(summary.failures) == 9
 
 
 @pytest.mark.notebook
