@@ -17,9 +17,10 @@ class _Method:
         self._function = function
 
     def remote(self, *arguments: Any) -> Awaitable[Any]:
-        if inspect.iscoroutinefunction(self._function):
-            return asyncio.ensure_future(self._function(*arguments))
-        return asyncio.ensure_future(asyncio.to_thread(self._function, *arguments))  # as Ray Serve does
+        if not inspect.iscoroutinefunction(self._function):  # Ray Serve runs it in a thread, too
+            return asyncio.ensure_future(asyncio.to_thread(self._function, *arguments))
+        started: Awaitable[Any] = asyncio.ensure_future(self._function(*arguments))
+        return started
 
 
 class _Handle:
