@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from course import lab_05b
+from course import replicas
 from labkit.advice import fractions as auditor
 from labkit.serving import ray_serve
 from labkit.teaching import find
@@ -85,7 +85,7 @@ async def test_a_broken_replica_is_noticed_and_replaced(ray: ray_serve.RayServe,
     deployment: Any = serve.deployment(Serving).options(num_replicas=2, health_check_period_s=0.5)
     actor = {"num_cpus": 0.1}
     handle = serve.run(deployment.options(ray_actor_options=actor).bind(), name="pair", route_prefix="/pair")
-    found = await lab_05b.outage(
+    found = await replicas.outage(
         f"{ray.url}/pair", "pair", "Serving", getattr(handle, fault).remote, rate=20, at_most_s=60
     )
     assert found.noticed_s is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import lab_05, lab_05b
+from course import lab_05, lab_05b, replicas
 from labkit.records import Scalar
 from labkit.records.ledger import verdict
 from labkit.serving.ray_watch import Answer, Observation
@@ -49,20 +49,21 @@ def test_what_a_call_adds_is_a_smaller_share_of_a_longer_answer() -> None:
     assert found.of(8, 8, faster=100) == pytest.approx(0.02 / (0.02 + 0.0038))
 
 
-def outage() -> lab_05b.Outage:
+def outage() -> replicas.Outage:
     """Replica 1 breaks at 1 s: two requests fail, Serve's status notices at 4 s, replica 3 answers at 6 s."""
     seen = Observation()
     answered = [(0.1, 0.4, "1"), (0.2, 0.5, "2"), (1.5, 1.8, "2"), (5.7, 6.0, "3")]
     seen.answers = [Answer(sent, end, 200, text) for sent, end, text in answered]
     seen.answers += [Answer(0.9, 1.1, 500), Answer(1.2, 1.3, 500), Answer(1.4, 1.4, 503)]
     seen.replicas = [(0.0, 2), (3.8, 2), (4.0, 1), (6.2, 2)]
-    return lab_05b.Outage(seen, 1.0)
+    return replicas.Outage(seen, 1.0)
 
 
 def test_an_outage_ends_with_an_answer_of_a_new_replica() -> None:
     """Failed requests are those without an answer or a 503; the share counts what was sent after the fault."""
     found = outage()
     assert (found.noticed_s, found.replaced_s, len(found.failed)) == (4.0, 6.0, 2)
+    assert found.fails_for_s == pytest.approx(0.3)
     assert found.failed_share == 0.5  # 500 and 503 of the four that were sent after it
     assert found.words("Killed") == "Killed: noticed after 3 s, replaced after 5 s, 2 requests failed"
     assert "not noticed from 1.0 to 4.0 s" in found.chart("Killed")["description"]
@@ -81,7 +82,7 @@ def test_an_outage_that_nothing_ends_is_said_to_be_one() -> None:
 def test_a_burst_is_compared_with_its_room(answered: int, way: str) -> None:
     """The sentence follows from the counts, whichever way they differ."""
     answers = [Answer(0, 1, 200)] * answered + [Answer(0, 0.1, 503, "full")] * (60 - answered)
-    assert way in lab_05b.burst_words(answers, room=20)
+    assert way in replicas.burst_words(answers, room=20)
 
 
 def share(low: float, value: float, high: float, long: float) -> dict[str, Scalar]:
