@@ -16,7 +16,7 @@ from course.deployed import Call, outcome, running
 from labkit import charts, models
 from labkit.errors import ServerError, require
 from labkit.experiments import Interval, Ratio, interval, paired_ratio
-from labkit.load.client import blocking
+from labkit.load.blocking import blocking
 from labkit.serving.ray_watch import Answer, Ask, calls_per_second, fetch, seconds_of, session
 from labkit.session import LabSession
 from labkit.teaching import solution
@@ -24,6 +24,7 @@ from labkit.words import amount
 
 MEET_S = 0.6  # how long a stage waits for a second one before it counts as alone
 LONG_TOKENS = 200  # an ordinary answer, beside which a call's cost is small
+FAST_TOKEN_S = 0.005  # per token of an 8B model on a large GPU, about
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def answers(url: str, headers: dict[str, str], short_tokens: int) -> dict[int, C
     """Arms that time an answer of `short_tokens`, and one of four times as many."""
     text = {"model": "chat", "messages": [{"role": "user", "content": "Where is my package?"}], "ignore_eos": True}
     asks = {n: Ask(url, body={**text, "max_tokens": n}, headers=headers) for n in (short_tokens, 4 * short_tokens)}
-    return {n: lambda _, ask=ask: post_s(ask) for n, ask in asks.items()}  # type: ignore[misc]
+    return {n: lambda _, ask=ask: post_s(ask) for n, ask in asks.items()}
 
 
 def overhead_chart(added_ms: Mapping[str, Sequence[float]], *, seed: int) -> charts.Chart:
@@ -248,18 +249,22 @@ class Share:
     token_s: float
     added_s: float
 
-    def of(self, tokens: int, short_tokens: int, *, faster: float = 1.0) -> float:
-        """The share of an answer of `tokens`, with an engine that is `faster` (computed)."""
+    def of(self, tokens: int, short_tokens: int) -> float:
+        """The share of an answer of `tokens` by this engine (computed)."""
         engine_s = self.short_s - self.added_s + self.token_s * (tokens - short_tokens)
-        return self.added_s / (self.added_s + engine_s / faster)
+        return self.added_s / (self.added_s + engine_s)
+
+    def at(self, tokens: int, token_s: float) -> float:
+        """The share of an answer of `tokens` by an engine with this time per token (computed)."""
+        return self.added_s / (self.added_s + token_s * tokens)
 
     def words(self, short_tokens: int) -> Iterator[str]:
-        """The measured share, and computed ones for faster engines."""
-        yield f"of an answer of {short_tokens} tokens, measured: {self.short.value:.1%}"
-        for faster in (1, 10, 100):
-            parts = (f"{self.of(n, short_tokens, faster=faster):.1%}" for n in (short_tokens, LONG_TOKENS))
-            sizes = f"{short_tokens} and {LONG_TOKENS} tokens"
-            yield f"engine {faster:3} times as fast, {sizes} (computed): {', '.join(parts)}"
+        """The measured share, and computed ones for longer answers and faster engines."""
+        yield f"of {short_tokens} tokens by this engine: {self.short.value:.1%} (measured)"
+        yield f"of {LONG_TOKENS} tokens by this engine: {self.of(LONG_TOKENS, short_tokens):.1%} (computed)"
+        for token_s in (4 * FAST_TOKEN_S, FAST_TOKEN_S):
+            shares = " and ".join(f"{self.at(tokens, token_s):.1%}" for tokens in (short_tokens, LONG_TOKENS))
+            yield f"of both by an engine with {amount(token_s, 's')} per token: {shares} (computed)"
 
 
 def share(
@@ -276,8 +281,9 @@ def overhead_evidence(lab: LabSession, found: Share) -> None:
     tokens = lab.parameters["short_tokens"]
     lab.measure("added_ms", "ms", 1000 * found.added_s)
     long_share = round(found.of(LONG_TOKENS, tokens), 4)
+    fast_share = round(found.at(tokens, FAST_TOKEN_S), 4)
     about = {"added_ms": round(1000 * found.added_s, 1), "short_tokens": tokens, "long_tokens": LONG_TOKENS}
-    lab.evidence("C09", share=found.short, long_share=long_share, **about)
+    lab.evidence("C09", share=found.short, long_share=long_share, fast_share=fast_share, **about)
 
 
 def listing_evidence(lab: LabSession, seen: Mapping[str, Answer], *, gpus_here: int) -> None:

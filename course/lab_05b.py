@@ -10,7 +10,7 @@ from course.deployed import Call, outcome, running
 from labkit import charts
 from labkit.errors import require
 from labkit.experiments import interval, paired_ratio
-from labkit.load.client import blocking
+from labkit.load.blocking import blocking
 from labkit.session import LabSession
 from labkit.teaching import solution
 

@@ -37,8 +37,9 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
     text = exercise.solution_text()
     if isinstance(exercise, ChoiceExercise):
         return {line.split(":")[0] for line in text.splitlines() if not line.startswith("not ")}
-    examined = isinstance(exercise, SolvedExercise) and exercise.examine
-    names = dict(vars(sys.modules[exercise.solution.__module__])) if examined else {}
+    names: dict[str, Any] = {}
+    if isinstance(exercise, SolvedExercise) and exercise.examine:
+        names |= vars(sys.modules[exercise.solution.__module__])
     exec("from __future__ import annotations\n" + text, names)  # our own solutions
     function = next(value for name, value in names.items() if re.match(rf"(def|class) {name}\b", text))
     if isinstance(exercise, SolvedExercise) and exercise.cases:

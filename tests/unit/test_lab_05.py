@@ -46,7 +46,8 @@ def test_what_a_call_adds_is_a_smaller_share_of_a_longer_answer() -> None:
     assert found.short.value == pytest.approx(0.05)
     assert found.of(8, 8) == pytest.approx(0.05)
     assert found.of(200, 8) == pytest.approx(0.02 / (0.02 + 0.38 + 192 * 0.04))
-    assert found.of(8, 8, faster=100) == pytest.approx(0.02 / (0.02 + 0.0038))
+    assert found.at(8, 0.005) == pytest.approx(1 / 3)
+    assert [line.split(": ")[1] for line in found.words(8)][0] == "5.0% (measured)"
 
 
 def outage() -> replicas.Outage:
@@ -85,16 +86,23 @@ def test_a_burst_is_compared_with_its_room(answered: int, way: str) -> None:
     assert way in replicas.burst_words(answers, room=20)
 
 
-def share(low: float, value: float, high: float, long: float) -> dict[str, Scalar]:
+def share(low: float, value: float, high: float, long: float, fast: float = 0.2) -> dict[str, Scalar]:
     """Evidence on C09."""
-    about = {"added_ms": 12.0, "short_tokens": 8, "long_tokens": 200, "long_share": long}
+    about: dict[str, Scalar] = {
+        "added_ms": 12.0,
+        "short_tokens": 8,
+        "long_tokens": 200,
+        "long_share": long,
+        "fast_share": fast,
+    }
     return about | {"share_low": low, "share_value": value, "share_high": high}
 
 
 @pytest.mark.parametrize(
     ("claim", "evidence", "expected", "words"),
     [
-        ("C09", share(0.02, 0.03, 0.04, 0.002), "supported", "A faster engine makes the share larger"),
+        ("C09", share(0.02, 0.03, 0.04, 0.002, 0.04), "supported", "by arithmetic 0.04 with 5 ms"),
+        ("C09", share(0.02, 0.03, 0.04, 0.002), "depends", "0.2 of the short one"),
         ("C09", share(0.04, 0.05, 0.06, 0.002), "depends", "Python proxy"),
         ("C09", share(0.3, 0.4, 0.5, 0.1), "refuted", "HAProxy and direct streaming were not measured"),
         ("C09", share(0.01, 0.4, 0.5, 0.1), "inconclusive", "Too uncertain"),
