@@ -47,7 +47,7 @@ def test_what_a_call_adds_is_a_smaller_share_of_a_longer_answer() -> None:
     assert found.of(8, 8) == pytest.approx(0.05)
     assert found.of(200, 8) == pytest.approx(0.02 / (0.02 + 0.38 + 192 * 0.04))
     assert found.at(8, 0.005) == pytest.approx(1 / 3)
-    assert [line.split(": ")[1] for line in found.words(8)][0] == "5.0% (measured)"
+    assert next(found.words(8)) == "of 8 tokens by this engine: 5.0% (measured)"
 
 
 def outage() -> replicas.Outage:
