@@ -94,14 +94,11 @@ def _deploy_desk(llm_config: dict[str, Any], key_file: str) -> None:
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
     from applications.support_desk import Desk
-    from labkit.serving import gate
 
     writer = build_llm_deployment(LLMConfig(**llm_config))
-    guarded = {"num_cpus": 0.1, "runtime_env": {"env_vars": gate.environment(api_key_file=key_file)}}
-    desk = Desk.options(ray_actor_options=guarded)  # type: ignore[attr-defined]
-    serve.run(
-        desk.bind(None, writer, llm_config["model_loading_config"]["model_id"]), name="desk", route_prefix="/desk"
-    )
+    name = llm_config["model_loading_config"]["model_id"]
+    desk = Desk.bind(None, writer, name, api_key_file=key_file)  # type: ignore[attr-defined]
+    serve.run(desk, name="desk", route_prefix="/desk")
 
 
 SAMPLE_S = 0.5
