@@ -104,7 +104,7 @@ def share(low: float, value: float, high: float, long: float, fast: float = 0.2)
         ("C09", share(0.02, 0.03, 0.04, 0.002, 0.04), "supported", "by arithmetic 0.04 with 5 ms"),
         ("C09", share(0.02, 0.03, 0.04, 0.002), "depends", "0.2 of the short one"),
         ("C09", share(0.04, 0.05, 0.06, 0.002), "depends", "Python proxy"),
-        ("C09", share(0.3, 0.4, 0.5, 0.1), "refuted", "HAProxy and direct streaming were not measured"),
+        ("C09", share(0.3, 0.4, 0.5, 0.1), "refuted", "HAProxy was not part of this run"),
         ("C09", share(0.01, 0.4, 0.5, 0.1), "inconclusive", "Too uncertain"),
         ("C39", {"engine": "vLLM 1", "engine_processes": 1}, "refuted", "the engine's, not Ray Serve's"),
         ("C39", {"engine": "vLLM 1", "engine_processes": 0}, "inconclusive", "No process"),
