@@ -36,13 +36,15 @@ def bars_with_intervals(
     unit: str,
     guess: float | None = None,
     article: float | None = None,
-    model: float | None = None,
+    formula: tuple[str, float] | None = None,
     axis_title: str | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A bar for each row with its interval and value; guess, article and model as labelled rules."""
+    """A bar for each row with its interval and value; guess, article and a formula's value, by its name, as rules."""
     require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
-    references = draw.rules(unit, guess=guess, article=article, model=model)
+    references = draw.rules(unit, guess=guess, article=article)
+    if formula:
+        references.append(draw.ReferenceLine("the model", formula[1], unit, name=formula[0]))
     values = [row.value for row in rows]
     top = max([*values, *(row.high for row in rows if row.high), *(rule.value for rule in references)])
     domain = (min(0.0, *values), top * 1.02)

@@ -72,6 +72,7 @@ def _corners(points: Points) -> Points:
 
 
 MOST = 250  # points of a curve
+RUG = 12  # pixels
 EXTENT = 34  # the same room for all labels, so that the panels stand one below the other
 
 
@@ -90,13 +91,14 @@ def scaling_timeline(
     latencies: Points,
     moments: Sequence[Moment] = (),
     lost: Sequence[float] = (),
+    unnoticed: tuple[float, float] | None = None,
     title: str,
     caption: str | None = None,
 ) -> Chart:
-    """Running replicas, requests under way, and each request's latency at the moment it was sent (seconds).
+    """Replicas by their controller, requests under way, and each request's latency at the moment it was sent (seconds).
 
-    `lost`: when requests were sent that failed; they are crosses at the foot of the last panel. Raises UsageError
-    without replicas or requests.
+    `lost`: when requests were sent that failed, a rug at the foot of the last panel. `unnoticed`: from when to when a
+    replica was gone without the controller's knowledge, shaded. Raises UsageError without replicas or requests.
     """
     is_something = bool(replicas) and bool(latencies)
     require(is_something, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
@@ -107,13 +109,19 @@ def scaling_timeline(
     y = draw.quantity("value", ["latency", "(s)"], (0, top), tickCount=4, minExtent=EXTENT)
     dots = [draw.mark("point", {"y": y}, _points(latencies), filled=True, size=22, opacity=0.7, color=INK)]
     if lost:
-        look = {"shape": "cross", "angle": 45, "size": 140, "filled": True, "color": VERMILLION, "opacity": 1}
-        dots.append(draw.mark("point", {"y": "value"}, _points([(at, 0) for at in lost]), **look))
+        rug = {"y": SCALING_HEIGHT - RUG, "y2": SCALING_HEIGHT, "color": VERMILLION, "opacity": 0.7}
+        dots.append(draw.mark("rule", {}, _points([(at, 0) for at in lost]), strokeWidth=1, **rug))
+    shade: list[Spec] = []
+    if unnoticed:
+        span = [{"at": unnoticed[0], "until": unnoticed[1]}]
+        shade = [draw.mark("rect", {"x2": "until"}, span, color=VERMILLION, opacity=0.13)]
     rules = [draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5)]
     names = [draw.mark("text", {"text": "text"}, align="left", baseline="bottom", dx=3, dy=-3, y=0)]
     rows = [{"at": moment.at_s, "text": moment.text} for moment in moments]
     parts = [
-        draw.layers([*drawn, *([draw.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL)
+        draw.layers(
+            [*shade, *drawn, *([draw.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL
+        )
         for drawn, marks, axis in (
             (_steps(_until(replicas, end), ["replicas", "running"], BLUE), rules + names, bare_x),
             (_steps(_until(_thinned(under_way, end), end), ["requests", "under way"], GREEN), rules, bare_x),
@@ -124,6 +132,7 @@ def scaling_timeline(
     most = max((value for _, value in under_way), default=0)
     waits = [value for _, value in latencies]
     failed = f"; {len(lost)} requests lost" if lost else ""
+    failed += f"; not noticed from {unnoticed[0]:.1f} to {unnoticed[1]:.1f} s" if unnoticed else ""
     text = (
         f"Three curves over time. Replicas running: {running}. At most {most:g} requests under way. "
         f"Latency from {min(waits):.2f} to {max(waits):.2f} s{_moments_words(moments)}{failed}."

@@ -47,14 +47,19 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "05_ray_serve_pipelines": (
         "ray_serve.start(",
         [
+            ({"short_tokens": 129}, "from 1 to 128 (tokens)"),
+            ({"batch_clients": 65}, "from 2 to 64 (clients)"),
+            ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "05b_ray_serve_operations": (
+        "ray_serve.start(",
+        [
             ({"short_s": 1.0}, "8 requests/s of 1 s ask for 4 replicas before the step"),
             ({"long_s": 0.1}, "8 requests/s of 0.1 s ask for one replica: nothing would happen"),
-            ({"step_rate": 30.0}, "the step asks for 11 replicas and max_replicas is 3"),
-            ({"reply_tokens": 512, "short_tokens": 200}, "answers of 800 tokens leave no room for prompts"),
+            ({"step_rate": 30.0, "short_s": 0.01}, "the step asks for 11 replicas and max_replicas is 3"),
             ({"max_replicas": 1}, "from 2 to 64 (replicas)"),
-            ({"batch_clients": 65}, "from 2 to 64 (clients)"),
             ({"guess_lost": "all"}, "none of them"),
-            ({"model": "no-such-model"}, "no-such-model"),
         ],
     ),
     "06_fractional_gpus": (

@@ -78,7 +78,7 @@ LOAD: dict[str, Any] = {
 }
 CHARTS: dict[str, Callable[[], Any]] = {
     "bars": lambda: charts.bars_with_intervals(
-        [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, model=4.5, **T
+        [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, formula=("by hand", 4.5), **T
     ),
     "stacked": lambda: charts.stacked_bars(PARTS, unit="GiB", rest="free", **T),
     "loads": lambda: charts.throughput_latency(LOADS, guess=120, **T),
@@ -91,7 +91,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
     "blocks": lambda: charts.prefix_blocks(PROMPTS, block_size=32, **T),
     "memory": lambda: charts.memory_map(BOTH, block_size=16, **T),
     "steps": lambda: charts.step_panels(STEPS, **T),
-    "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], **T),
+    "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], unnoticed=(0.4, 0.9), **T),
     "dots": lambda: charts.dots({"A": ([1.0, 2.0], [3.0]), "B": ([], [2.5])}, x_title="x", unit="s", slo=2.0, **T),
 }
 
@@ -120,7 +120,7 @@ def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]
 
 
 LABELS = {
-    "bars": ["your guess: 2 tok/s"],
+    "bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"],
     "loads": ["your guess: 120 tok/s"],
     "lines": ["your guess: 3"],
 }
@@ -132,6 +132,7 @@ DESCRIPTIONS = {
     "scaling": [
         *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
         "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
+        "not noticed from 0.4 to 0.9 s",
     ],
     "dots": ["A: 2 dots from 1 to 2 s, 1 hollow", "B: 0 dots, 1 hollow"],
 }
@@ -273,9 +274,11 @@ def test_a_load_chart_has_its_loads_as_ticks_and_a_log_axis_for_latencies_far_ap
 
 
 def test_labels_of_equal_references_do_not_overlap() -> None:
-    """Guess, article and model at the same value have rows of their own."""
-    drawn = charts.svg(charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, model=4, **T))
-    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):'
+    """Guess, article and formula at the same value have rows of their own."""
+    drawn = charts.svg(
+        charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, formula=("by hand", 4), **T)
+    )
+    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|by hand):'
     lowest, middle, highest = sorted(map(float, re.findall(place, drawn)))
     assert min(middle - lowest, highest - middle) >= 13
 
