@@ -44,7 +44,8 @@ def reply(request: str) -> str:
     try:
         return json.dumps(answer(asked["page"], asked["given"], asked.get("view", "")), allow_nan=False)
     except UsageError as error:
-        return json.dumps({"error": ". ".join(filter(None, (error.what, error.remedy))) + "."})
+        remedy = f" To fix it: {error.remedy}." if error.remedy else ""
+        return json.dumps({"error": f"{error.what}.{remedy}"})
 
 
 def plain(page: str, given: Given, _: str = "") -> Reply:

@@ -10,7 +10,7 @@ from labkit.advice.costs.prices import OWN, PURCHASES, dated_models, instances, 
 from labkit.advice.costs.settings import LOADS, NUMBERS, CostSettings, default
 from labkit.advice.costs.throughput import Throughput, modelled_models
 from labkit.advice.selector import catalogue
-from labkit.advice.selector.answers import MODEL, MODEL_NAME
+from labkit.advice.selector.answers import MODEL
 from labkit.files import Frozen
 
 # The calculator's settings by heading, each with its label. A test holds them to be settings of the calculator.
@@ -70,7 +70,6 @@ class Field(Frozen):
     least: float | None = None
     most: float | None = None
     whole: bool = False
-    pattern: str = ""
     options: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
@@ -93,7 +92,7 @@ def selector() -> dict[str, list[Field]]:
         field = Field(name=name, label=question.label, tip=tip, kind="select", value=value, options=options)
         fields[headings[question.asked_by]].append(field)
     tip = "What is served: a hub id or a folder; empty: one that suits"
-    model = Field(name=MODEL, label="Model", tip=tip, kind="text", pattern=MODEL_NAME.pattern.replace("-]", r"\-]"))
+    model = Field(name=MODEL, label="Model", tip=tip, kind="text")
     fields[headings["ours"]].append(model)
     return fields
 

@@ -28,6 +28,7 @@ def put_labs(site: Path, templates: Environment, links: Links) -> list[str]:
         extra_template_paths=[str(TEMPLATES)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
+        exclude_anchor_links=True,
     )
     exporter.config.NbConvertBase.display_data_priority = SHOWN
     (site / "labs").mkdir(parents=True)
