@@ -24,7 +24,9 @@ from labkit.advice import costs, selector
 from labkit.cli.main import app
 from labkit.labs import LABS
 from tests.browser.conftest import Watch
-from tools.site.__main__ import Built, build
+from tools.site.__main__ import Built, build, page_templates
+from tools.site.guides import put_guides
+from tools.site.links import Links
 
 pytestmark = pytest.mark.browser
 
@@ -316,3 +318,28 @@ def test_today_is_the_pages_default_day(page: Any, site: Site, requests: list[st
     page.goto(f"{site.url}calculator.html")
     assert page.get_by_label("Prices of").input_value() == str(date.today())
     assert requests[0] == f"{site.url}calculator.html"
+
+
+@pytest.mark.usefixtures("requests")
+def test_slides_turn(page: Any, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and buttons turn the slides, the address keeps the number, N shows the notes."""
+    from playwright.sync_api import expect
+
+    (tmp_path / "docs" / "workshop").mkdir(parents=True)
+    text = "# First\n\n---\n\n# Second\n\n<!-- a note -->\n\n---\n\n# Third\n"
+    (tmp_path / "docs" / "workshop" / "slides_test.md").write_text(text)
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    put_guides(site.folder, page_templates(), Links())
+    page.goto(f"{site.url}docs/workshop/slides_test.html")
+    expect(page.get_by_role("heading", name="First")).to_be_visible()
+    expect(page.get_by_role("heading", name="Second")).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", name="Second")).to_be_visible()
+    expect(page.get_by_text("a note")).to_be_hidden()
+    page.keyboard.press("n")
+    expect(page.get_by_text("a note")).to_be_visible()
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator("#count")).to_have_text("3 of 3")
+    assert page.url.endswith("#slide-3")
+    page.keyboard.press("p")
+    expect(page.get_by_role("heading", name="First")).to_be_visible()

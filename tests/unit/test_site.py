@@ -24,6 +24,8 @@ from labkit.cli.main import app
 from labkit.errors import LabkitError
 from labkit.files import root
 from tools.site import answers, api, downloads, forms, labs, pages
+from tools.site.__main__ import page_templates
+from tools.site.guides import put_guides
 from tools.site.links import Links, base_of, url_of
 
 COST = {"requests_per_s": 7, "instance": "p5.48xlarge", "hourly_load": "office", "prices_on": "2026-11-24"}
@@ -121,7 +123,7 @@ def test_the_archive_answers_with_nothing_else(tmp_path: Path) -> None:
         "import json, sys; import answers; answers.start();"
         "print(json.dumps([answers.plain(*asked) for asked in json.load(sys.stdin)]))"
     )
-    asked = [("calculator", COST), ("selector", SELECT)]
+    asked: list[tuple[str, dict[str, Any]]] = [("calculator", COST), ("selector", SELECT)]
     environment = {
         "PYTHONPATH": f"{tmp_path / 'site'}:{tmp_path / 'core'}",
         "LABKIT_ROOT": str(tmp_path / "site"),
@@ -131,7 +133,7 @@ def test_the_archive_answers_with_nothing_else(tmp_path: Path) -> None:
         [sys.executable, "-S", "-c", code], input=json.dumps(asked), env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [plain(*each) for each in asked]
+    assert json.loads(done.stdout) == [plain(page, given) for page, given in asked]
 
 
 def test_links_lead_to_pages() -> None:
@@ -157,6 +159,23 @@ def test_links_lead_to_pages() -> None:
     assert list(links.linked) == [PurePosixPath("data/claims.yaml")]
 
 
+def test_slides_keep_notes_and_the_key_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of three dashes ends a slide, a comment is a note, and the quiz's key has neither page nor link."""
+    (tmp_path / "docs" / "workshop").mkdir(parents=True)
+    (tmp_path / "docs/workshop/slides.md").write_text(
+        "# One\n\n---\n\n## Two\n\n[key](quiz-key.md)\n\n<!-- say it -->\n"
+    )
+    (tmp_path / "docs/workshop/quiz-key.md").write_text("# Key\n")
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    links = Links()
+    assert put_guides(tmp_path / "site", page_templates(), links) == [("docs/workshop/slides.html", "One")]
+    html = (tmp_path / "site/docs/workshop/slides.html").read_text()
+    assert html.count("<section") == 2
+    assert '<aside class="note">say it</aside>' in html
+    assert "quiz-key" not in html
+    assert (links.broken, list(links.linked)) == ([], [])
+
+
 def test_the_runbook_is_the_table_below_its_heading() -> None:
     """Up to the next heading or the cell's end; empty without one."""
     table = "| symptom | metric |\n|---|---|\n| slow | `ttft` |"
@@ -168,10 +187,11 @@ def test_the_runbook_is_the_table_below_its_heading() -> None:
 
 def test_the_api_shows_what_is_public() -> None:
     """Signatures without `self`; names with an underscore are left out; every module of labkit is read."""
-    source = "class A(B):\n    def f(self, x: int = 1) -> str:\n        '''Say `x`.'''\n    def _g(self): ..."
+    method = "    def f(self, x: int = 1) -> str:\n        '''Say `x`.'''\n    def _g(self): ...\n"
+    source = f"class A(B):\n{method}    @property\n    def p(self) -> int:\n        '''P.'''"
     (shown,) = (api.entry(node) for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     assert shown.signature == "class A(B)"
-    assert [method.signature for method in shown.methods] == ["f(x: int=1) -> str"]
+    assert [method.signature for method in shown.methods] == ["f(x: int=1) -> str", "p: int"]
     assert "<code>x</code>" in shown.methods[0].docstring
     names = {module.name for module in api.modules()}
     assert {"labkit.errors", "labkit.advice.costs.settings"} <= names

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import platformdirs
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pygments.formatters import HtmlFormatter
 
 from labkit.errors import LabkitError
 from labkit.files import root
@@ -23,6 +24,7 @@ from tools.site.links import Links
 from tools.site.pages import put_pages
 
 HERE = Path(__file__).parent
+CODE_STYLES = ("default", "github-dark")  # light and dark
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,11 @@ class Built:
 
 def build(site: Path, cache: Path) -> Built:
     """Builds the site into `site`, replacing what was there when all of it is ready."""
-    templates = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates()
     site.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=site.parent) as temporary:
         new, links = Path(temporary) / "site", Links()
-        shutil.copytree(HERE / "static", new)
+        put_static(new)
         guides = put_guides(new, templates, links)
         without_runbook = put_labs(new, templates, links)
         labs = [{"name": name, "number": name.split("_")[0], **dict(lab)} for name, lab in LABS.items()]
@@ -58,6 +54,20 @@ def build(site: Path, cache: Path) -> Built:
             shutil.rmtree(site)
         new.rename(site)
     return Built(without_runbook, links.broken)
+
+
+def page_templates() -> Environment:
+    loader = FileSystemLoader(HERE / "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def put_static(site: Path) -> None:
+    """Copies scripts and style sheet into the new folder `site`, with the colours of code, light and dark."""
+    shutil.copytree(HERE / "static", site)
+    light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in CODE_STYLES)
+    colours = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    with (site / "site.css").open("a", encoding="utf-8") as sheet:
+        sheet.write(f"\n/* code */\n{colours}")
 
 
 def main(arguments: list[str]) -> int:

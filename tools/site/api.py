@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 from labkit.files import Frozen, root
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+PROPERTIES = ("property", "cached_property")
 MARKDOWN = MarkdownIt("commonmark", {"html": False})
 
 
@@ -57,12 +58,14 @@ def entry(node: Definition) -> Entry:
 
 
 def signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """A function's first line, without `def`, `self` and the colon."""
+    """A function's first line, without `def`, `self` and the colon; of a property its name and type."""
+    returns = ast.unparse(node.returns) if node.returns else ""
+    if any(isinstance(name, ast.Name) and name.id in PROPERTIES for name in node.decorator_list):
+        return f"{node.name}: {returns}"
     arguments = ast.unparse(node.args).removeprefix("self, ").removeprefix("cls, ")
     arguments = "" if arguments in ("self", "cls") else arguments
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     prefix = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
-    return f"{prefix}{node.name}({arguments}){returns}"
+    return f"{prefix}{node.name}({arguments}){f' -> {returns}' if returns else ''}"
 
 
 def _public(node: Definition) -> bool:

@@ -9,10 +9,11 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.anchors import anchors_plugin
 
 from labkit.files import root
-from tools.site.links import Links, base_of, url_of
+from tools.site.links import INSTRUCTORS, Links, base_of, url_of
 
 SOURCES = ("*.md", "docs/*.md", "docs/workshop/*.md", "cluster/*.md")
 SLIDE = re.compile(r"^---$", re.MULTILINE)
+NOTE = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
@@ -27,7 +28,8 @@ MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table").use(anchors_
 def sources() -> Iterator[PurePosixPath]:
     """The repository's Markdown files that become pages."""
     for pattern in SOURCES:
-        yield from (PurePosixPath(path.relative_to(root())) for path in sorted(root().glob(pattern)))
+        paths = (PurePosixPath(path.relative_to(root())) for path in sorted(root().glob(pattern)))
+        yield from (path for path in paths if path not in INSTRUCTORS)
 
 
 def title_of(text: str, path: PurePosixPath) -> str:
@@ -36,16 +38,23 @@ def title_of(text: str, path: PurePosixPath) -> str:
     return heading[1].replace("`", "") if heading else path.stem.replace("-", " ")
 
 
+def slide(text: str) -> str:
+    """One slide as HTML; its comments become the speaker's notes, which the page shows on request."""
+    return NOTE.sub(r'<aside class="note">\1</aside>', MARKDOWN.render(text))
+
+
 def put_guides(site: Path, templates: Environment, links: Links) -> list[tuple[str, str]]:
     """Writes a page for each guide. Returns the pages and their titles."""
     pages = []
     for path in sources():
         text, url = (root() / path).read_text(encoding="utf-8"), url_of(path)
-        parts = [part for part in SLIDE.split(text) if part.strip()] if "slides" in path.stem else [text]
-        kind = "slides.html.j2" if len(parts) > 1 else "page.html.j2"
-        bodies = [links.rewrite(MARKDOWN.render(part), path) for part in parts]
-        title = title_of(text, path)
-        html = templates.get_template(kind).render(base=base_of(url), title=title, body=bodies[0], slides=bodies)
+        title, values = title_of(text, path), {"base": base_of(url)}
+        if "slides" in path.stem:
+            slides = [links.rewrite(slide(part), path) for part in SLIDE.split(text) if part.strip()]
+            html = templates.get_template("slides.html.j2").render(**values, title=title, slides=slides)
+        else:
+            body = links.rewrite(MARKDOWN.render(text), path)
+            html = templates.get_template("page.html.j2").render(**values, title=title, body=body)
         (site / url).parent.mkdir(parents=True, exist_ok=True)
         (site / url).write_text(html, encoding="utf-8")
         pages.append((url, title))

@@ -22,6 +22,8 @@ PAGES = {
     "notebooks": "index.html",
 }
 IMAGES = (".png", ".svg", ".jpg")
+INSTRUCTORS = (PurePosixPath("docs/workshop/quiz-key.md"),)
+"""What learners should not find on the site: it has no page, and links to it are removed."""
 
 
 def url_of(path: PurePosixPath) -> str:
@@ -60,6 +62,8 @@ class Links:
             target = PurePosixPath(os.path.normpath(source.parent / unquote(file)))
             if str(target).startswith("..") or not (root() / target).exists():
                 self.broken.append(f"{source}: {link}")
+                return ""
+            if target in INSTRUCTORS:
                 return ""
             self.linked[target] = None
             return f"{attribute}={quote}{base_of(url_of(source))}{url_of(target)}{hash_}{fragment}{quote}"

@@ -83,9 +83,9 @@ def _contents() -> Iterator[tuple[str, bytes]]:
     yield "httpx2.py", NO_CLIENT.encode()
     yield "answers.py", Path(answers.__file__).read_bytes()
     for package in PACKAGES:
-        for file in distribution(package).files or ():
-            if file.suffix == ".py" or file.name == "METADATA":
-                yield str(file), file.read_binary()
+        for packaged in distribution(package).files or ():
+            if packaged.suffix == ".py" or packaged.name == "METADATA":
+                yield str(packaged), packaged.read_binary()
     labkit, data = root() / "labkit", root() / "data"
     for name in MODULES:
         files = (labkit / name).rglob("*.py") if (labkit / name).is_dir() else [labkit / f"{name}.py"]

@@ -15,6 +15,7 @@ addEventListener("hashchange", show);
 addEventListener("keydown", ({ key }) => {
   if (["ArrowRight", "PageDown"].includes(key)) turn(1);
   if (["ArrowLeft", "PageUp"].includes(key)) turn(-1);
+  if (key === "n") document.body.classList.toggle("noted");
   if (key === "p") {
     all = !all;
     show();
