@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference reliability site
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab prediction-sheet article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference reliability site
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -40,6 +40,9 @@ notebooks: fetch ## execute the notebooks and store their outputs
 
 new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
 	@$(BIN)/python tools/new_lab.py $(NAME)
+
+prediction-sheet: setup ## docs/workshop/prediction-sheet.md anew, from the notebooks
+	$(BIN)/python -m tools.prediction_sheet
 
 article: setup  ## docs/article.md anew: the article's sections, the claims and the labs that test them
 	$(BIN)/python tools/article.py

@@ -1,4 +1,4 @@
-"""Lab 11: exercises on bills, mixes, machines and break-evens; and the article's example and sums, recomputed."""
+"""Lab 11: exercises on mixes, machines and break-evens; the article's example and sums, recomputed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,9 @@ from fractions import Fraction
 from functools import cache
 from itertools import product
 
+import pandas as pd
+
+from labkit import charts
 from labkit.advice.costs import CostSettings, Throughput, calculate
 from labkit.advice.costs.prices import (
     MILLION,
@@ -16,6 +19,7 @@ from labkit.advice.costs.prices import (
     dated_models,
     exact,
     known_models,
+    price_of_request,
     show_number,
     show_usd,
 )
@@ -23,33 +27,7 @@ from labkit.advice.costs.sensitivity import Swing
 from labkit.errors import require
 from labkit.files import Frozen, data_path, read_yaml
 from labkit.teaching import solution
-
-
-def usd_of_a_shift(usd_per_hour: float, hours: float) -> float:
-    return usd_per_hour * hours  # one working day of it
-
-
-def usd_per_day(usd_per_hour: float) -> float:
-    return usd_per_hour * 24  # it is paid while nobody asks, too
-
-
-solution(
-    "11.day",
-    usd_per_day,
-    unit="dollars",
-    worked=usd_of_a_shift,
-    wrong={
-        "a working day taken for a day": lambda usd_per_hour, hours: usd_per_hour * hours,
-        "divided where it has to be multiplied": [
-            lambda usd_per_hour, hours: usd_per_hour / hours,
-            lambda usd_per_hour: usd_per_hour / 24,
-        ],
-        "a month taken for a day": [
-            lambda usd_per_hour: usd_per_hour * 730,
-            lambda usd_per_hour: usd_per_hour * 24 * 30,
-        ],
-    },
-)
+from labkit.theory.queues import wait_quantile
 
 
 def usd_per_million(usd_in: float, usd_out: float, read: int, written: int) -> float:
@@ -79,7 +57,7 @@ solution(
 
 
 def machines(requests_per_s: float, output_tokens: int, tokens_per_s: float, peak: float, buffer: float) -> int:
-    import math
+    import math  # a learner is shown this function alone
 
     return math.ceil(requests_per_s * output_tokens * peak * (1 + buffer) / tokens_per_s)
 
@@ -192,6 +170,31 @@ def question() -> CostSettings:
     )
 
 
+def dated_table() -> pd.DataFrame:
+    """The API prices of the article's time, and what became of them."""
+    models = dated_models().values()
+    return pd.DataFrame(
+        {
+            "model": [model.name for model in models],
+            "USD per 1M input": [float(model.input_usd_per_million) for model in models],
+            "USD per 1M output": [float(model.output_usd_per_million) for model in models],
+            "on": [str(model.day) for model in models],
+            "since then": [model.since for model in models],
+        }
+    )
+
+
+def like_with_like(on: date) -> tuple[dict[str, float], float]:
+    """Dollars per million tokens, half input and half output: 8B models by provider, and the article's machine, never
+    idle."""
+    hosted = {
+        model.name: float(price_of_request(name, input_tokens=500, output_tokens=500, on=on).usd_per_request * 1000)
+        for name, model in known_models().items()
+        if "8B" in model.name
+    }
+    return hosted, float(figures().usd_per_hour * MILLION / figures().tokens_per_hour)
+
+
 def deciders(swings: Sequence[Swing], share: float) -> str:
     """What the swings of a question say, in one sentence."""
     moved = [f"{swing.name} ({swing.width:.2f}x)" for swing in swings if swing.width > 1]
@@ -202,8 +205,8 @@ def deciders(swings: Sequence[Swing], share: float) -> str:
 
 # --- the article's sums, recomputed: what it says, the sum behind it, and what comes out ---
 
-# (tokens read, tokens written) of a mix
-MIXES: Mapping[str, tuple[int, int]] = {"half and half": (1, 1), "3:1": (3, 1), "written only": (0, 1)}
+# (input tokens, output tokens) of a mix
+MIXES: Mapping[str, tuple[int, int]] = {"half and half": (1, 1), "3:1": (3, 1), "output only": (0, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +231,57 @@ def break_even_millions(usd_per_day: Fraction, model: str, mix: str) -> Fraction
     return exact(usd_per_day) / article_usd_per_million(model, mix)
 
 
+def break_evens_by_day() -> dict[str, float]:
+    """Million tokens per day against Claude, by the article's prices: for its 8-hour day and for a whole one."""
+    days = {"8 h": figures().usd_per_day, "24 h": figures().usd_per_hour * 24}
+    claude = "article/claude-3.5-sonnet"
+    return {
+        f"{hours}, {mix}": float(break_even_millions(usd, claude, mix)) for hours, usd in days.items() for mix in MIXES
+    }
+
+
+def audit_title(bars: Sequence[charts.Bar]) -> str:
+    """The finding on the article's break-even."""
+    said, least = figures().break_even_claude[0] / MILLION, min(bar.value for bar in bars)
+    where = "above" if least > float(said) else "not above"
+    return f"By the article's own prices every break-even is {where} the {float(said):g}M it gives (computed)"
+
+
+def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) -> charts.Chart:
+    """The wait of the unluckiest one percent against the load, by slots."""
+    points = [
+        charts.LinePoint(load * 100, value, f"{slots} slots")
+        for slots, values in waits.items()
+        for load, value in zip(loads, values, strict=True)
+    ]
+    return charts.lines(
+        points,
+        title=f"With {max(waits)} slots the unluckiest 1% wait less at every load (computed)",
+        x_title="busy (%)",
+        y_title="wait, in service times",
+        unit="x",
+    )
+
+
+def waiting_evidence(*, places: int, peak_factor: float) -> dict[str, dict[str, float]]:
+    """What Erlang's formula says of the article's 85 percent and of its reserve of a fifth, by claim."""
+    busy, spare = float(figures().utilisation), 1 / (1 + float(figures().buffer))
+    own = float(question().tokens_per_day or 0) / (24 * figures().tokens_per_hour)
+
+    def waits(load: float) -> dict[str, float]:
+        return {"wait_one_place": wait_quantile(1, load), "wait_many_places": wait_quantile(places, load)}
+
+    return {
+        "C15": {"article_busy_percent": 100 * own, "places": places, **waits(busy)},
+        "C53": {
+            "places": places,
+            "peak_factor": peak_factor,
+            "load_at_peak_percent": 100 * peak_factor * spare,
+            **waits(spare),
+        },
+    }
+
+
 def least_millions() -> float:
     """The smallest break-even that follows from the article's own prices and its 8-hour day, whatever the mix."""
     models = ("article/claude-3.5-sonnet", "article/gpt-4o")
@@ -248,7 +302,7 @@ def article_evidence(today_usd_per_hour: Fraction) -> dict[str, dict[str, float]
         "C58": {
             "usd_least": float(dated_models()[claude].input_usd_per_million),
             "usd_half_half": usd["half and half"],
-            "usd_most": usd["written only"],
+            "usd_most": usd["output only"],
         },
         "C59": {
             "usd_per_hour": float(f.usd_per_hour),
@@ -294,7 +348,7 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
             claim="C58",
             says=f"1M tokens a day through Claude 3.5 Sonnet cost {show_usd(f.api_usd_per_day)}",
             lines=(
-                "that is a million read AND a million written: two million tokens",
+                "that is a million input AND a million output tokens: two million",
                 *(f"one million, {mix}: {show_usd(article_usd_per_million(claude, mix))}" for mix in MIXES),
             ),
         ),
@@ -326,7 +380,7 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
             says=f"in general above {f.break_even_typical / MILLION:g}M",
             lines=(
                 "three figures for one question, and none of them follows from the prices beside it: the smallest that"
-                f" does is {show_number(least_millions())}M, for written tokens and an 8-hour day",
+                f" does is {show_number(least_millions())}M, for output tokens and an 8-hour day",
             ),
         ),
         Sum(

@@ -116,7 +116,8 @@ class LabSession:
     ) -> Reveal:
         """Show the guess beside the measurement and record both. An Interval, Ratio or Measured brings its bounds.
 
-        `modelled`: the label of the modelled card that the value comes from; nothing is then called measured.
+        `modelled`: the label of the modelled card that the value comes from, or "Computed: " and from what; nothing is
+        then called measured.
         """
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high

@@ -107,12 +107,16 @@ def in_readme(text: str, lab: NewLab) -> str:
 
 
 def in_guide(text: str, lab: NewLab) -> str:
-    """docs/workshops.md with the lab's minutes and a paragraph on what to ask, in the order of numbers."""
-    text = with_row(text, lab, f"| {lab.words} | {MINUTES} | 15 | 01 |", start="| ")
+    """docs/workshops.md with the lab's minutes, in the order of numbers."""
+    return with_row(text, lab, f"| {lab.words} | {MINUTES} | 15 | 01 |", start="| ")
+
+
+def in_notes(text: str, lab: NewLab) -> str:
+    """docs/workshop/lab-by-lab.md with a paragraph on what to ask, in the order of numbers."""
     paragraphs = list(re.finditer(r"^\*\*([0-9]{2}[a-z]?) .*?\n\n", text, re.MULTILINE | re.DOTALL))
     before = [one.end() for one in paragraphs if one[1] < lab.number]
     if not before:
-        raise UsageError("docs/workshops.md has no talking points", remedy="restore it from the repository")
+        raise UsageError("docs/workshop/lab-by-lab.md has no labs", remedy="restore it from the repository")
     return f"{text[: before[-1]]}**{lab.words}.** {TALKING_POINTS}\n\n{text[before[-1] :]}"
 
 
@@ -122,7 +126,12 @@ def files(lab: NewLab, folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "course" / "questions" / f"{lab.number}.md", lab.fill("questions.md.tmpl")
     yield folder / "tests" / "unit" / f"test_lab_{lab.number}.py", lab.fill("test.py.tmpl")
     yield folder / "notebooks" / f"{lab.name}.ipynb", notebook(lab)
-    places = {"data/labs.yaml": with_entry, "README.md": in_readme, "docs/workshops.md": in_guide}
+    places = {
+        "data/labs.yaml": with_entry,
+        "README.md": in_readme,
+        "docs/workshops.md": in_guide,
+        "docs/workshop/lab-by-lab.md": in_notes,
+    }
     for name, place in places.items():
         yield folder / name, place((folder / name).read_text(encoding="utf-8"), lab)
 
@@ -158,6 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     lab = plan(given.name, title=given.title, question=given.question, labs=list(load_labs()))
     for path in lay_out(lab, root()):
         print(path.relative_to(root()))
+    subprocess.run([sys.executable, "-m", "tools.prediction_sheet"], cwd=root(), check=True)
     if not given.no_run:
         # A process of its own: this one has read the list of labs before the new one stood in it.
         tool = [sys.executable, "tools/notebooks.py", f"notebooks/{lab.name}.ipynb"]

@@ -331,16 +331,22 @@ def progress(
     as_json: Json = False,
 ) -> None:
     """Where each learner of a workshop is."""
+    from labkit import teaching
     from labkit.cli.tables import show_learners
     from labkit.workshop import learners
 
     names = learners.names_of(folders)
     room = [learners.read_learner(folder, name=name) for folder, name in zip(folders, names, strict=True)]
     hurdles = learners.hurdles(room)
+    calibration = teaching.calibration(prediction for learner in room for prediction in learner.predictions)
     answer(
         as_json,
-        lambda: {"learners": [one.to_json() for one in room], "exercises": [asdict(hurdle) for hurdle in hurdles]},
-        lambda: show_learners(room, hurdles),
+        lambda: {
+            "learners": [learner.to_json() for learner in room],
+            "calibration": asdict(calibration),
+            "exercises": [asdict(hurdle) for hurdle in hurdles],
+        },
+        lambda: show_learners(room, hurdles, calibration),
     )
 
 

@@ -16,6 +16,7 @@ from labkit.words import amount, clock, number, share, span
 if TYPE_CHECKING:
     from labkit.load.sweep import Sweep
     from labkit.modelled.simulate import Simulation
+    from labkit.teaching import Calibration
     from labkit.workshop.learners import Hurdle, Learner
     from labkit.workshop.room import MachineState, Room, RoomCheck
 
@@ -217,13 +218,18 @@ def _machine_rows(machine: "MachineState") -> list[tuple[str, str]]:
     return rows or [(f"ready: {machine.check.machine}", "")]
 
 
-def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]") -> None:
-    """A row for each learner, then the exercises that the room has not passed yet."""
+def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]", calibration: "Calibration") -> None:
+    """A row for each learner, the room's calibration, and the exercises that are open or showed a misconception."""
     rows = table("learner", "done", "open", "failed", "predictions", "sure / right", "exercises", "last (UTC)")
     for learner in learners:
         rows.add_row(learner.name, *_learner_cells(learner))
     put(rows)
-    if left := [hurdle for hurdle in hurdles if hurdle.passed < hurdle.tried]:
+    if buckets := calibration.buckets:
+        rows = table("how sure", "predictions", "right")
+        for bucket in buckets:
+            rows.add_row(*bucket.cells())
+        put(rows)
+    if left := [hurdle for hurdle in hurdles if hurdle.passed < hurdle.tried or hurdle.misconceptions]:
         rows = table("exercise", "passed", "what the answers showed (learners)")
         for hurdle in left[:MOST_HURDLES]:
             shown = "; ".join(f"{name} ({count})" for name, count in hurdle.misconceptions.items())

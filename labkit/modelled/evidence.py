@@ -148,7 +148,7 @@ def errors_in_words(folder: Path, tensor_parallel: int) -> str:
     if not means:
         return "not compared with real cards"
     low, high = f"{min(means):.0%}", f"{max(means):.0%}"
-    return f"mean TPOT error {low}" if low == high else f"mean TPOT error {low.rstrip('%')} to {high}"
+    return f"mean TPOT error {low if low == high else low.rstrip('%') + ' to ' + high}; no tail compared"
 
 
 def _missing(card: Card, folder: Path, kind: str) -> str:

@@ -12,7 +12,7 @@ from labkit.charts.render import chart_svg
 from labkit.errors import LabkitError
 from labkit.experiments import mixed_machines
 from labkit.labs import LABS
-from labkit.records import Chart, LabRun, Measured, Record
+from labkit.records import Attempts, Chart, LabRun, Measured, Record
 from labkit.records.ledger import Row, ledger
 from labkit.records.ledger_page import shown_in
 from labkit.records.reference import beside_recorded, reference_beside, reference_for
@@ -53,6 +53,8 @@ def view(data: RunData) -> View:
         "charts": any(lab["charts"] for lab in labs),
         "predictions": [_prediction(r, p) for r in data.records.values() for p in r.predictions],
         "calibration": _calibration(predictions),
+        "buckets": [bucket.cells() for bucket in teaching.calibration(predictions).buckets],
+        "exercises": [_exercise(*item) for record in data.records.values() for item in record.exercises.items()],
         "scale_ends": SCALE_ENDS,
         "tested": [claim for claim in claims if claim["tested"]],
         "untested": [claim for claim in claims if not claim["tested"]],
@@ -147,13 +149,31 @@ def _prediction(record: Record, prediction: Mapping[str, Any]) -> View:
         "question": str(prediction.get("question", prediction.get("id", ""))).replace("`", ""),
         "guess": _quantity(guess, unit) or "no guess",
         "confidence": "" if confidence is None else share(confidence),
-        "measured": (_quantity(measured, unit) or "not measured") + " (modelled)" * bool(prediction.get("modelled")),
+        "measured": (_quantity(measured, unit) or "not measured") + _kind(str(prediction.get("modelled") or "")),
         "interval": span(low, high, unit) if low is not None and high is not None else "",
         "recorded": _recorded(record, prediction),
         "outcome": _outcome(prediction, unit),
         "scale": guess_scale(guess, measured),
         "mark": HITS[prediction.get("hit")],
     }
+
+
+def _exercise(name: str, attempts: Attempts) -> View:
+    known = teaching.exercises().get(name)
+    outcome, tries = "passed" if attempts.passed else "not yet", "try" if attempts.tries == 1 else "tries"
+    return {
+        "name": f"{name.partition('.')[0]} {known.title}" if known else name,
+        "outcome": f"{outcome} ({attempts.tries} {tries})",
+        "mark": HITS[attempts.passed],
+        "misconceptions": "; ".join(attempts.misconceptions),
+    }
+
+
+def _kind(modelled: str) -> str:
+    """What stands behind a value that was not measured."""
+    if not modelled:
+        return ""
+    return " (computed)" if modelled.startswith("Computed: ") else " (modelled)"
 
 
 def _quantity(value: object, unit: str | None) -> str:

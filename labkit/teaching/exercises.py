@@ -14,6 +14,7 @@ import re
 import reprlib
 import textwrap
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,6 +34,7 @@ UNITS = {
     1000: "thousands, as between seconds and milliseconds",
     1024: "1,024, as between bytes and KiB",
 }
+SOLUTION_FROM = 2  # wrong answers; a starter that is broken on purpose counts as the first when it is checked unchanged
 COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c8c"}
 
 
@@ -325,6 +327,7 @@ def ask(id: str, context: Context | None = None) -> None:
 
 
 _listeners: list[Callable[[CheckResult], None]] = []
+_answers: Counter[str] = Counter()
 
 
 def listen(listener: Callable[[CheckResult], None]) -> None:
@@ -335,6 +338,7 @@ def listen(listener: Callable[[CheckResult], None]) -> None:
 def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
     """Judges an answer, shows the judgement and returns it. An unsolved starter is `not answered yet`, never an error.
 
+    The solution is folded below it once the answer is right, or from the second wrong one on.
     `context` gives the numbers that the exercise depends on. Raises UsageError for an unknown id or a missing number.
     """
     exercise = find(id)
@@ -346,7 +350,9 @@ def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
     hints = [] if result.passed else [display.inline(hint) for hint in exercise.hints]
     parts = [display.inline(result.diagnosis)]
     parts += [display.folded(f"Hint {n}", hint) for n, hint in enumerate(hints, start=1)]
-    parts.append(display.folded("Solution", display.code(exercise.solution_text())))
+    _answers[id] += result.answered
+    if result.passed or _answers[id] >= SOLUTION_FROM:
+        parts.append(display.folded("Solution", display.code(exercise.solution_text())))
     card = display.card(headline, "".join(parts), colour=COLOURS[result.outcome])
     display.show({"text/html": card, "text/plain": f"{headline}\n{result.diagnosis}"})
     return result

@@ -4,9 +4,10 @@ The form in a notebook is a skin over `Prediction.commit`; without a learner the
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ Source = Literal["widget", "parameter", "none"]
 """Where a guess came from; "widget": committed by the learner, in the form or by `commit`."""
 
 TOLERANCE = 0.25  # a guess within a factor of 1.25 is a hit
+BUCKETS = (0.0, 0.5, 0.7, 0.9, 1.0)  # bounds of the confidences that calibration counts together
 COLOURS = {True: "#009E73", False: "#D55E00", None: "#8c8c8c"}
 LEFT = "style='text-align:left'"
 STYLE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
@@ -165,7 +167,7 @@ def _status(text: str) -> str:
 class Reveal:
     """A prediction, as it was, beside its measurement. `recorded` is what another machine measured on another day.
 
-    `modelled`: the label of the modelled card, where `measured` comes from one and nothing was measured here."""
+    `modelled`: where nothing was measured here, the label of the modelled card, or "Computed: " and from what."""
 
     prediction: Prediction
     measured: float | str
@@ -196,13 +198,19 @@ class Reveal:
         interval = "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, asked.unit)}"
         rows = [
             ("Your guess", self._guess_in_words(), self._compared(asked.value)),
-            ("Modelled" if self.modelled else "Measured here", _words(self.measured, asked.unit), interval),
+            (self._kind, _words(self.measured, asked.unit), interval),
             ("Recorded", _words(self.recorded, asked.unit), self.recorded_from),
             ("The article", _words(self.article, asked.unit), self._compared(self.article)),
             ("By formula", _words(self.model, asked.unit), self._compared(self.model)),
-            ("", self.modelled.removeprefix("Modelled: "), ""),
+            ("", self.modelled.removeprefix(f"{self._kind}: "), ""),
         ]
         return [row for row in rows if row[1]]
+
+    @property
+    def _kind(self) -> str:
+        if self.modelled.startswith("Computed: "):
+            return "Computed"
+        return "Modelled" if self.modelled else "Measured here"
 
     def sentence(self) -> str:
         """The outcome in one sentence."""
@@ -283,6 +291,21 @@ def _words(value: float | str | None, unit: str | None) -> str:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Predictions made with a confidence from `low` to below `high` (1.0 included), and how many were hits."""
+
+    low: float
+    high: float
+    predictions: int
+    hits: int
+
+    def cells(self) -> tuple[str, str, str]:
+        """A row of a table: how sure, how many predictions, the share of hits."""
+        sure = f"{share(self.low)} to {share(self.high)}"
+        return sure, str(self.predictions), share(self.hits / self.predictions)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How good a learner's predictions are. Shares are 0 to 1; None where there is nothing to average.
 
@@ -294,6 +317,7 @@ class Calibration:
     hit_share: float | None
     mean_confidence: float | None
     brier: float | None
+    buckets: tuple[Bucket, ...] = ()
 
     def sentence(self) -> str:
         """The summary in one or two sentences, for the report."""
@@ -317,4 +341,13 @@ def calibration(reveals: Iterable[Mapping[str, Any]]) -> Calibration:
         hit_share=fmean(hits) if hits else None,
         mean_confidence=fmean(confidence for confidence, _ in sure) if sure else None,
         brier=fmean((confidence - hit) ** 2 for confidence, hit in sure) if sure else None,
+        buckets=tuple(_buckets(sure)),
     )
+
+
+def _buckets(sure: Sequence[tuple[float, bool]]) -> Iterator[Bucket]:
+    """The buckets that hold a prediction; `sure`: each one's confidence and whether it was a hit."""
+    for low, high in pairwise(BUCKETS):
+        hits = [hit for confidence, hit in sure if low <= confidence < high or confidence == high == BUCKETS[-1]]
+        if hits:
+            yield Bucket(low, high, len(hits), sum(hits))

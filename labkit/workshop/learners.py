@@ -51,12 +51,17 @@ class Learner:
     @property
     def calibration(self) -> Calibration:
         """All predictions of the learner, summarised as in the report."""
-        return teaching.calibration(one for lab in self.labs.values() for one in lab.predictions)
+        return teaching.calibration(self.predictions)
+
+    @property
+    def predictions(self) -> list[Mapping[str, Any]]:
+        """Every prediction of every lab."""
+        return [prediction for lab in self.labs.values() for prediction in lab.predictions]
 
     @property
     def hits(self) -> int:
         """Predictions that came true."""
-        return sum(one.get("hit") is True for lab in self.labs.values() for one in lab.predictions)
+        return sum(prediction.get("hit") is True for prediction in self.predictions)
 
     @property
     def exercises(self) -> dict[str, Attempts]:

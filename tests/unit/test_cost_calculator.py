@@ -55,7 +55,7 @@ def test_every_field_asks_what_the_function_asks() -> None:
         "peak_factor": (5.0, {"peak_factor": 5}),
         "buffer": (0.5, {"buffer": 0.5}),
         "tokens_per_s": (900.0, {"throughput_tokens_per_s": 900}),
-        "counts": ("read and written", {"throughput_tokens_per_s": 500, "throughput_counts": "total"}),
+        "counts": ("input and output", {"throughput_tokens_per_s": 500, "throughput_counts": "total"}),
         "instance": ("p5.48xlarge", {"instance": "p5.48xlarge"}),
         "tensor_parallel": ("1", {"tensor_parallel": 1}),
         "usd_per_hour": ("1.25", {"usd_per_hour": 1.25}),

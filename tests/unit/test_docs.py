@@ -3,8 +3,9 @@
 import os
 import re
 import subprocess
-from datetime import date
+from datetime import date, datetime, timedelta
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,16 @@ from packaging.version import Version
 
 from labkit import __version__
 from labkit.errors import UsageError
-from labkit.files import root
+from labkit.files import notebooks_path, root
 from labkit.labs import LABS
 from labkit.records.ledger import load_claims
 from setup import install
 from tests.unit.test_cli import COMMANDS
-from tools import article, binder
+from tools import article, binder, prediction_sheet
 
-DOCUMENTS = sorted([*root().glob("*.md"), *root().glob("docs/*.md"), *root().glob("[a-z]*/README.md")])
+DOCUMENTS = sorted([*root().glob("*.md"), *root().glob("docs/**/*.md"), *root().glob("[a-z]*/README.md")])
 GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
+WORKSHOP = {path.stem: path.read_text(encoding="utf-8") for path in (root() / "docs" / "workshop").glob("*.md")}
 CLAIMS, SECTIONS = load_claims(), article.load_sections()
 
 
@@ -87,39 +89,79 @@ def test_tested_is_only_what_a_rule_and_a_lab_make_so(tmp_path: Path, monkeypatc
     assert article.main([]) == article.main(["--check"]) == 0
 
 
-def rows_after(heading: str) -> list[list[str]]:
+def test_the_prediction_sheet_is_current() -> None:
+    """It is what `make prediction-sheet` writes now: each question of each notebook, with its options or its unit."""
+    page = prediction_sheet.page()
+    assert prediction_sheet.PAGE.read_text(encoding="utf-8") == page
+    for lab in LABS.values():
+        asked = (notebooks_path() / lab.notebook).read_text(encoding="utf-8").count("lab.predict(")
+        assert len(list(prediction_sheet.predictions(lab))) == asked, lab.name
+    assert "| The first token of the slowest request, with 16 clients instead of 1: how much later? | ☐ no" in page
+
+
+def rows_after(heading: str, text: str = GUIDE) -> list[list[str]]:
     """The cells of the first table under a heading, its head left out."""
-    table = re.search(r"\n\|---.*\n((?:\|.*\n)*)", GUIDE.partition(f"\n{heading}\n")[2])
+    table = re.search(r"\n\|---.*\n((?:\|.*\n)*)", text.partition(f"\n{heading}\n")[2])
     assert table, heading
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
 
 
-PLANS = ["## Half a day", "## A full day"] + [
+PLANS = ["## Half a day: understand", "## Half a day: choose", "## A full day"] + [
     f"**{line}**" for line in re.findall(r"^\*\*((?:Mon|Tues|Wednes|Thurs|Fri)day: .+)\*\*$", GUIDE, re.MULTILINE)
 ]
 
 
 def test_the_guides_minutes_are_the_labs() -> None:
-    """Each lab has its row with the minutes of labs.yaml and its paragraph; each plan's minutes add up, and give a lab
-    more than its engine takes."""
+    """Each lab has its row with the minutes of labs.yaml, and its notes. A plan's clock times follow from its minutes,
+    which add up and give a lab more than its engine takes."""
     minutes = {row[0]: row[1] for row in rows_after("## The labs in minutes")}
     names = {name.replace("_", " "): lab for name, lab in LABS.items()}
     assert minutes == {name: f"{lab.minutes:g}" for name, lab in names.items()}
-    assert [name for name in names if GUIDE.count(f"\n**{name}.** ") != 1] == []
-    assert len(PLANS) == 2 + 5
+    assert [name for name in names if WORKSHOP["lab-by-lab"].count(f"\n**{name}.** ") != 1] == []
+    assert len(PLANS) == 3 + 5
     for plan in PLANS:
         *blocks, total = rows_after(plan)
-        assert f"**{sum(int(row[0]) for row in blocks)}**" == total[0], plan
-        taught = [(row[1], int(row[0])) for row in blocks if row[1][:2].isdigit()]
-        assert [lab for lab, given in taught if given <= float(minutes[lab])] == [], plan
+        given = [int(row[1]) for row in blocks]
+        assert total[1] == f"**{sum(given)}**", plan
+        begin = datetime.strptime(blocks[0][0], "%H:%M")
+        starts = [begin + timedelta(minutes=sum(given[:n])) for n in range(len(given) + 1)]
+        assert [row[0] for row in (*blocks, total)] == [f"{start:%H:%M}" for start in starts], plan
+        taught = [(row[2], int(row[1])) for row in blocks if row[2][:2].isdigit()]
+        assert [lab for lab, spent in taught if spent <= float(minutes[lab])] == [], plan
 
 
 def test_the_guides_messages_are_labkits() -> None:
     """Each piece of a message in the table of failures stands in the package's source, so a learner can meet it."""
     source = "\n".join(file.read_text(encoding="utf-8") for file in (root() / "labkit").rglob("*.py"))
-    messages = [row[0].strip("`") for row in rows_after("## Failures and cures")]
+    messages = [row[0].strip("`") for row in rows_after("## Messages", WORKSHOP["failures"])]
     assert len(messages) > 10
     assert [message for message in messages if message not in source] == []
+
+
+def test_the_handouts_metrics_and_flags_are_vllms() -> None:
+    """Each vLLM metric and flag of the handout is in the installed vLLM's source."""
+    package = Path(str(find_spec("vllm").submodule_search_locations[0]))  # type: ignore[union-attr,index]
+    metrics = "".join(file.read_text(encoding="utf-8") for file in (package / "v1" / "metrics").glob("*.py"))
+    arguments = (package / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    named = re.findall(r"`(vllm:\w+)`", WORKSHOP["handout"])
+    flags = re.findall(r"`--([a-z-]+)", WORKSHOP["handout"])
+    assert min(len(named), len(flags)) > 8
+    assert [name for name in named if f'"{name.removesuffix("_total")}' not in metrics] == []
+    assert [flag for flag in flags if f"--{flag}" not in arguments] == []
+
+
+def test_the_quiz_has_a_key() -> None:
+    """Each question has options A to D and a letter in the key; the key's headings exist in the lab that it names."""
+    questions = re.findall(r"^\*\*(\d+)\.\*\* ", WORKSHOP["quiz"], re.MULTILINE)
+    letters = re.findall(r"^- ([A-D]): ", WORKSHOP["quiz"], re.MULTILINE)
+    key = re.findall(r"^\| (\d+) \| ([A-D]) \| .* \| (.*) \|$", WORKSHOP["quiz-key"], re.MULTILINE)
+    assert questions == [number for number, *_ in key] == [str(number) for number in range(1, 11)]
+    assert letters == [*"ABCD"] * 10
+    for _, _, where in key:
+        for number, cells in re.findall(r"(\d\d[a-z]?), ([^;]*)", where):
+            (lab,) = [lab for lab in LABS.values() if lab.number == number]
+            text = (notebooks_path() / lab.notebook).read_text(encoding="utf-8").lower()
+            assert [cell for cell in re.findall(r"\*(.*?)\*", cells) if cell.lower() not in text] == [], number
 
 
 def test_binder_installs_the_pages_lock_on_the_oldest_python() -> None:

@@ -17,6 +17,13 @@ from tools import new_lab
 LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")
 README = (root() / "README.md").read_text(encoding="utf-8")
 GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
+NOTES = (root() / "docs" / "workshop" / "lab-by-lab.md").read_text(encoding="utf-8")
+CHANGED = {
+    "data/labs.yaml": LABS_TEXT,
+    "README.md": README,
+    "docs/workshops.md": GUIDE,
+    "docs/workshop/lab-by-lab.md": NOTES,
+}
 FREE = [f"{number:02d}" for number in range(1, 100) if f"{number:02d}" not in {name[:2] for name in LABS}]
 PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
 words = st.text(PRINTABLE, min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
@@ -30,7 +37,7 @@ def made(name: str, **more: str) -> new_lab.NewLab:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What the tool changes of a repository, and the folders that it writes to."""
-    for name, text in (("data/labs.yaml", LABS_TEXT), ("README.md", README), ("docs/workshops.md", GUIDE)):
+    for name, text in CHANGED.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     for name in ("course/questions", "tests/unit", "notebooks"):
@@ -87,33 +94,36 @@ def test_a_readme_without_the_table_is_refused() -> None:
     """Where there is nothing to stand in, the tool says so."""
     with pytest.raises(UsageError, match="no table of labs"):
         new_lab.in_readme("# Another\n", made(f"{FREE[0]}_made"))
-    with pytest.raises(UsageError, match="no talking points"):
-        new_lab.in_guide("| 00 start here | 1 |\n", made(f"{FREE[0]}_made"))
+    with pytest.raises(UsageError, match="has no labs"):
+        new_lab.in_notes("| 00 start here | 1 |\n", made(f"{FREE[0]}_made"))
 
 
 @given(st.sampled_from(FREE))
 def test_the_guide_gets_a_row_and_a_paragraph(number: str) -> None:
     """Rows and paragraphs stay in order, one more of each, and nothing that was there is gone."""
-    after = new_lab.in_guide(GUIDE, made(f"{number}_made"))
-    for pattern in (
-        r"^\| ([0-9]{2}[a-z]?) [a-z ]+ \| [\d.]+ \| \d+ \| [^|]+ \|$",
-        r"^\*\*([0-9]{2}[a-z]?) [^*]*\.\*\* ",
+    lab = made(f"{number}_made")
+    guide, notes = new_lab.in_guide(GUIDE, lab), new_lab.in_notes(NOTES, lab)
+    for pattern, before, after in (
+        (r"^\| ([0-9]{2}[a-z]?) [a-z ]+ \| [\d.]+ \| \d+ \| [^|]+ \|$", GUIDE, guide),
+        (r"^\*\*([0-9]{2}[a-z]?) [^*]*\.\*\* ", NOTES, notes),
     ):
-        found, old = (re.findall(pattern, text, re.MULTILINE) for text in (after, GUIDE))
+        found, old = (re.findall(pattern, text, re.MULTILINE) for text in (after, before))
         assert found == sorted([*old, number])
-    lines = after.splitlines()
+        new = set(after.splitlines()) - set(before.splitlines())
+        assert [line for line in after.splitlines() if line not in new and line] == [
+            x for x in before.splitlines() if x
+        ]
+    lines = guide.splitlines()
     (row,) = [n for n, line in enumerate(lines) if line.startswith(f"| {number} made ")]
     assert re.match(r"\| [0-9]{2}[a-z]? [a-z]", lines[row - 1])
-    new = set(after.splitlines()) - set(GUIDE.splitlines())
-    assert [line for line in after.splitlines() if line not in new and line] == [x for x in GUIDE.splitlines() if x]
 
 
 def test_all_files_are_written_and_valid(copy: Path) -> None:
-    """Seven files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
+    """Eight files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
     lab = made(f"{FREE[-1]}_made", title='A "quoted" one: #1')
     paths = new_lab.lay_out(lab, copy)
     assert all(path.exists() for path in paths)
-    assert len(paths) == 7
+    assert len(paths) == 8
     entry = load_labs(copy / "data" / "labs.yaml")[lab.name]
     assert entry.title == lab.title
     assert f"| {lab.words} | {entry.minutes:g} | " in (copy / "docs" / "workshops.md").read_text()

@@ -206,6 +206,19 @@ def test_few_predictions_are_not_called_a_calibration(tmp_path: Path) -> None:
         assert ("tell little" in found.text) == (0 < count < 10)
         assert ("No lab of this run asked for a prediction" in found.text) == (count == 0)
         assert ("Brier score 0.25" in found.text) == (count > 0)
+        assert ("50% to 70%" in found.text) == (count > 0)
+
+
+def test_exercises_are_listed_with_their_misconceptions(tmp_path: Path) -> None:
+    """Each exercise that was answered, with its outcome, tries and misconceptions; without any there is no section."""
+    made = recorder(tmp_path)
+    made.save("done")
+    assert "Misconceptions" not in page(tmp_path)[1].text
+    for passed in (False, True):
+        made.exercise("01.tpot", passed=passed, misconceptions=() if passed else ("n tokens, n gaps",))
+    made.save("done")
+    text = page(tmp_path)[1].text
+    assert [words for words in ("passed (2 tries)", "n tokens, n gaps") if words not in text] == []
 
 
 @given(guess=st.floats(1e-6, 1e6), measured=st.floats(1e-6, 1e6))

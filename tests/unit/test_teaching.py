@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from labkit import display
 from labkit.errors import UsageError
 from labkit.teaching import Prediction, ask, calibration, check, is_hit, predict, reveal
-from labkit.teaching.predictions import TOLERANCE, form
+from labkit.teaching.exercises import _answers
+from labkit.teaching.predictions import TOLERANCE, Bucket, form
 from labkit.words import amount, factor_between, number, off_by, span
 
 positive = st.floats(1e-6, 1e9)
@@ -149,14 +150,17 @@ def test_calibration_of_known_predictions() -> None:
     assert (result.asked, result.n, result.hit_share, result.mean_confidence) == (3, 2, 0.5, 0.7)
     assert result.brier == pytest.approx(0.2)
     assert "2 of 3" in result.sentence()
+    assert result.buckets == (Bucket(0.5, 0.7, 1, 0), Bucket(0.7, 0.9, 1, 1))
     assert calibration([]).brier is None
     assert calibration(made[2:]).sentence() == "No prediction was made for 1 questions."
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=30))
 def test_the_brier_score_lies_between_0_and_1(made: list[tuple[bool, float]]) -> None:
-    """Whatever is predicted, the scores are shares; certainty that is right scores 0."""
+    """Whatever is predicted, the scores are shares; certainty that is right scores 0; each counts in one bucket."""
     result = calibration([{"hit": hit, "confidence": confidence} for hit, confidence in made])
+    assert sum(bucket.predictions for bucket in result.buckets) == len(made)
+    assert sum(bucket.hits for bucket in result.buckets) == sum(hit for hit, _ in made)
     assert result.brier is not None
     assert 0 <= result.brier <= 1
     assert calibration([{"hit": hit, "confidence": float(hit)} for hit, _ in made]).brier == 0
@@ -181,13 +185,19 @@ def test_a_card_escapes_what_it_shows(shown: list[dict[str, str]]) -> None:
 
 
 def test_a_judgement_names_the_misconception_and_folds_the_rest(shown: list[dict[str, str]]) -> None:
-    """The misconception is in sight, hints and solution are folded; after a pass there is only the solution."""
-    result = check("01.tpot", 1.2 / 5)
+    """The misconception is in sight, hints are folded, and from the second wrong answer on the solution too, which no
+    untouched starter shows; after a pass there is only the solution."""
+    _answers.clear()
+    for answer in (..., ..., 1.2 / 5):
+        result = check("01.tpot", answer)
+        assert "Solution" not in shown[-1]["text/html"]
+    check("01.tpot", 1.2 / 5)
     html = shown[-1]["text/html"]
     assert result.misconceptions[0] in html
     assert html.count("<details>") == html.count("</details>") == 4
     assert html.index("<details>") < html.index("Hint 1") < html.index("Solution")
     assert result.outcome == "not yet"
+    _answers.clear()
     assert check("01.tpot", 0.08).passed
     assert shown[-1]["text/html"].count("<details>") == 1
     assert shown[-1]["text/plain"].endswith("passed\nThat is right.")

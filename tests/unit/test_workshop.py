@@ -162,8 +162,10 @@ def test_progress_has_its_keys_and_shows_the_same(labkit: Callable[..., Ended], 
     assert shown["exercises"] == [
         {"exercise": "01.tpot", "tried": 2, "passed": 1, "misconceptions": {"n tokens, n gaps": 2}}
     ]
+    (bucket,) = shown["calibration"]["buckets"]
+    assert bucket == {"low": 0.7, "high": 0.9, "predictions": 2, "hits": 1}
     text = labkit("progress", *folders).stdout
-    words = ("ann", "1 of 1 close", "80% / 100%", "1 of 2", "n tokens, n gaps (2)", "no record")
+    words = ("ann", "1 of 1 close", "80% / 100%", "1 of 2", "n tokens, n gaps (2)", "no record", "70% to 90%")
     assert [word for word in words if word not in text] == []
 
 

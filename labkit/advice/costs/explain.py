@@ -53,9 +53,7 @@ def _traffic(settings: CostSettings, wanted: Demand) -> Iterator[str]:
 def _machine(settings: CostSettings, single: MachineCost) -> Iterator[str]:
     used, instance = settings.used_throughput, find_instance(settings.instance)
     outputs = used.counts == "output"
-    kind, counted = (
-        ("written", settings.output_tokens) if outputs else ("read and written", settings.tokens_per_request)
-    )
+    kind, counted = ("output", settings.output_tokens) if outputs else ("input and output", settings.tokens_per_request)
     rate, whole = show_number(used.tokens_per_s), show_number(single.requests_per_s * (counted or 1))
     yield f"throughput = {rate} {kind} tokens/s: {used.label}"
     if used.gpus and single.gpus:

@@ -33,7 +33,7 @@ from labkit.vega import Spec, live_bundle
 REQUESTS, TOKENS = "requests a second", "tokens a day"
 MODELLED, MEASURED, ENTERED = "modelled GPU", "measured here", "entered"
 OWN_LOAD = "hours of your own"
-COUNTS = {"written only": "output", "read and written": "total"}
+COUNTS = {"output only": "output", "input and output": "total"}
 STYLE = {"description_width": "128px"}
 LAYOUT = {"width": "334px", "height": "28px", "margin": "1px 0"}
 SUMS, SHARING = "The sums", "Share it"

@@ -84,7 +84,7 @@ class CostSettings(Checked):
         one = (self.requests_per_s is None) != (self.tokens_per_day is None)
         require(one, f"{given} of requests_per_s and tokens_per_day is set", fix="set one of them: the traffic")
         missing = " and ".join(name for name in ("input_tokens", "output_tokens") if getattr(self, name) is None)
-        what = f"the mix is missing ({missing}): a token that is read and one that is written cost different money"
+        what = f"the mix is missing ({missing}): input and output tokens have different prices"
         require(
             not missing, what, fix="set input_tokens and output_tokens of a request, such as 3 and 1 for a mix of 3:1"
         )
@@ -119,7 +119,7 @@ class CostSettings(Checked):
 
     def _check_throughput(self) -> None:
         instance, used = find_instance(self.instance), self.used_throughput
-        what = "output_tokens is 0, and the throughput counts only tokens that are written"
+        what = "output_tokens is 0, and the throughput counts only output tokens"
         fix = "give the throughput as a total (throughput_counts=total)"
         require(self.output_tokens != 0 or used.counts == "total", what, fix=fix)
         if not instance.gpus:
