@@ -4,6 +4,8 @@ const { page, wheel, first } = JSON.parse(element("data").textContent);
 const form = element("form");
 const worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
 const waiting = new Map(); // number of a request -> what to do with its reply
+// Python starts to load before Vega's script runs: the charts wait for that script.
+const vegaLoaded = new Promise((resolve) => addEventListener("load", resolve));
 let number = 0, busy = false, next = false;
 
 function ask(kind, given, view) {
@@ -42,6 +44,7 @@ async function draw(shown) {
   spec.width = Math.max(280, Math.min(640, chart.clientWidth - 130));
   element("chart-title").textContent = title.text;
   chart.setAttribute("aria-label", spec.description);
+  await vegaLoaded;
   await window.vegaEmbed(chart, spec, { mode: "vega-lite", renderer: "svg", actions: false, ast: true });
 }
 
