@@ -1,16 +1,13 @@
 """One quantity against another: curves, loads, a model with measurements, trade-offs, distributions."""
 
-import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 
 from labkit.charts import draw
 from labkit.charts.draw import ARTICLE, MEASURED, ReferenceLine
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLUE, GREEN, GREY, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, GREY, WIDTH, Spec
 from labkit.words import amount, number, span
 
 # Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.
@@ -329,95 +326,3 @@ def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:
         ends[row : row + 1] = [middle + half]
         levels.append(row)
     return levels
-
-
-QUANTILES = {"p50": 0.50, "p99": 0.99}
-ENOUGH_FOR_P99 = 100  # with fewer, no sample lies above it
-MAX_STEPS, LAST_STEPS = 300, 50
-TAIL_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001, 0.0001)
-Samples = Mapping[str, Sequence[float]]
-
-
-def tail(
-    samples: Samples, *, title: str, x_title: str = "E2E (s)", unit: str = "s", caption: str | None = None
-) -> Chart:
-    """The share of samples above each value, by series, on a log axis that spreads the tail out; p50 and p99 as
-    rules."""
-    is_full = bool(samples) and all(samples.values())
-    require(is_full, f"the chart {title!r} has a series without samples", fix="leave empty series out")
-    least = 1 / max(map(len, samples.values())) / 1.5
-    ticks = [share for share in TAIL_TICKS if share > least]
-    y = draw.quantity("share", "share of requests slower than that", (least, 1), log=True, format="~%", values=ticks)
-
-    def row(name: str, value: float, share: float) -> Spec:
-        return {"series": name, "value": float(f"{value:.5g}"), "share": round(1 - share, 6)}
-
-    # The legend says the quantiles, so that no label has to find a place among the curves.
-    legend = {name: _quantiles_words(name, values, unit) for name, values in samples.items()}
-    colour = draw.series("series", samples, columns=1, labelExpr=f"{json.dumps(legend)}[datum.label]")
-    axes = {"x": draw.quantity("value", x_title, tickCount=8, format="~g"), "y": y, "color": colour}
-    curves = [row(name, *corner) for name, values in samples.items() for corner in steps(values)]
-    # On a log axis the share above the largest sample, 0, has no place: the curve ends there.
-    curves = [one for one in curves if one["share"] > 0]
-    dots = [
-        row(name, quantile(values, share), share)
-        for name, values in samples.items()
-        for share in QUANTILES.values()
-        if share < 0.99 or len(values) >= ENOUGH_FOR_P99
-    ]
-    named = [{"share": round(1 - share, 6), "text": name} for name, share in QUANTILES.items()]
-    rule = draw.mark("rule", color=GREY, strokeDash=[4, 3], x=0, x2=WIDTH)
-    name = draw.words({}, x=WIDTH - 4, align="right", baseline="bottom", dy=-3)
-    marks = [
-        draw.mark("line", None, curves, interpolate="step-after", **LINE),
-        draw.mark("point", None, dots, **{**POINT, "size": 90}),
-    ]
-    drawn = [draw.layers([rule, name], {"y": "share"}, named), draw.layers(marks, axes)]
-    text = f"{y['title']}: {'; '.join(legend.values())}."
-    return finish(draw.layers(drawn, width=WIDTH, height=300), title=title, description=text, caption=caption)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The quantile by linear interpolation between order statistics (numpy's default, Hyndman and Fan's type 7)."""
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
-
-
-def steps(values: Sequence[float]) -> list[tuple[float, float]]:
-    """The corners of a distribution's curve: value, and the share of samples at or below it."""
-    ordered, count = sorted(values), len(values)
-    # Thousands of steps are finer than the drawing; the tail needs each of its own.
-    thin = count // MAX_STEPS + 1
-    kept = (n for n in range(count) if n % thin == 0 or n >= count - LAST_STEPS)
-    return list(chain([(ordered[0], 0.0)], ((ordered[n], (n + 1) / count) for n in kept)))
-
-
-def _quantiles_words(name: str, values: Sequence[float], unit: str) -> str:
-    p50 = amount(quantile(values, 0.50), unit)
-    if len(values) < ENOUGH_FOR_P99:
-        return f"{name}: p50 {p50}, slowest {amount(max(values), unit)} ({len(values)} requests: too few for a p99)"
-    return f"{name}: p50 {p50}, p99 {amount(quantile(values, 0.99), unit)} ({number(len(values))} requests)"
-
-
-def narrowing(
-    rows: Sequence[tuple[str, int, float, float, float]], *, title: str, y_title: str, caption: str | None = None
-) -> Chart:
-    """Intervals (series, answers so far, value, low, high) as bands over the answers so far, and the line of no
-    difference. Values are shares, drawn as percentages."""
-    require(bool(rows), f"the chart {title!r} has no intervals", fix=ONE)
-    cells = ((name, n, *(f"{end:.4f}" for end in ends)) for name, n, *ends in rows)
-    data = draw.table(cells, series="string", n="number", value="number", low="number", high="number")
-    domain = (min(low for *_, low, _ in rows), max(high for *_, high in rows))
-    axes = {
-        "x": {**draw.quantity("n", "answers so far", tickCount=8), "scale": {"nice": False}},
-        "y": draw.quantity("value", y_title, domain, format="+.0%", tickCount=6),
-        "color": draw.series("series", dict.fromkeys(name for name, *_ in rows), [VERMILLION, BLUE, GREEN]),
-    }
-    zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-    band, line = draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.22), draw.mark("line", **LINE)
-    drawn = [draw.layers([band], axes, data), zero, draw.layers([line], axes, data)]
-    last = {name: (n, v, low, high) for name, n, v, low, high in rows}
-    ends = "; ".join(f"{name}, after {n}: {v:+.1%} ({a:+.1%} to {b:+.1%})" for name, (n, v, a, b) in last.items())
-    text = f"Intervals that narrow as answers come in. At their ends: {ends}."
-    return finish(draw.layers(drawn, width=WIDTH, height=280), title=title, description=text, caption=caption)

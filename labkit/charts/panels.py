@@ -1,4 +1,4 @@
-"""A run over time: an engine step by step, a service that scales, each request and what became of it."""
+"""A run over time: an engine step by step, a service that scales, requests under way."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from labkit.charts import draw
 from labkit.charts.curves import LinePoint, lines
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, GREEN, INK, VERMILLION, WIDTH, Spec
 
 if TYPE_CHECKING:
     from labkit.load import RequestRecord
 
 DASHES = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
-STEP_HEIGHT, SCALING_HEIGHT, FATES_HEIGHT = 92, 110, 240
+STEP_HEIGHT, SCALING_HEIGHT = 92, 110
 SINCE = "seconds since the load began"
 PANEL: Spec = {"width": WIDTH, "height": SCALING_HEIGHT}
 Points = Sequence[tuple[float, float]]
@@ -178,64 +178,3 @@ def under_way(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, cap
         times_s = [end_s * n / TIMES for n in range(TIMES + 1)]
         rows += [LinePoint(at, sum(r.scheduled_s <= at < r.finished_s for r in records), name) for at in times_s]
     return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running", caption=caption)
-
-
-ANSWERED, NOT_ANSWERED = (BLUE, GREEN, PURPLE), (VERMILLION, ORANGE, BLACK)
-FAILED = " failed"  # how the name of a version's own error ends
-FROM_THE_RIGHT = 0.55  # labels beyond this part of the axis stand on the left of their lines
-LABEL_PX, LABEL_ROWS = 17, 3
-Fate = tuple[float, float, str]
-"""When a request was sent (s), what it waited (s), what became of it."""
-
-
-def request_fates(
-    rows: Sequence[Fate],
-    *,
-    answered: Sequence[str],
-    moments: Sequence[Moment] = (),
-    title: str,
-    caption: str | None = None,
-) -> Chart:
-    """Each request as a mark at the moment at which it was sent, and at the height of what it waited.
-
-    Those whose fate is among `answered` are dots, or triangles of the same colour for a version's own errors ("2.0
-    failed"); all others are crosses.
-    """
-    require(bool(rows), f"the chart {title!r} has no requests", fix="pass at least one")
-    fates = sorted({fate for _, _, fate in rows}, key=lambda fate: (fate not in answered, fate))
-    looks = fate_looks(fates, answered)
-    end, slowest = max(at for at, _, _ in rows), max(waited for _, waited, _ in rows)
-    encoding = {
-        "x": draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8),
-        "y": draw.quantity("waited", "waited (s)", (0, slowest * 1.08)),
-        "color": draw.series("fate", fates, [looks[fate][0] for fate in fates], orient="bottom"),
-        "shape": draw.series("fate", fates, [looks[fate][1] for fate in fates], orient="bottom"),
-    }
-    cells = ((f"{at:.3f}", f"{waited:.4g}", fate) for at, waited, fate in rows)
-    data = draw.table(cells, at="number", waited="number", fate="string")
-    drawn = [draw.mark("point", encoding, data, filled=True, size=40, opacity=1)]
-    for n, moment in enumerate(moments):  # their names stand above the panel, in turn on up to three heights
-        top = -LABEL_PX * (n % LABEL_ROWS)
-        side: Spec = {"align": "left", "dx": 3}
-        if moment.at_s > FROM_THE_RIGHT * end:
-            side = {"align": "right", "dx": -3}
-        rule = draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=top, y2=FATES_HEIGHT)
-        name = draw.words({}, baseline="bottom", y=top - 1, **side)
-        drawn.append(draw.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}]))
-    counts = ", ".join(f"{sum(one == fate for *_, one in rows)} {fate}" for fate in fates)
-    text = (
-        f"{len(rows)} requests by the time at which they were sent: {counts}. "
-        f"The longest waited {slowest:.2f} s{_moments_words(moments)}."
-    )
-    return finish(draw.layers(drawn, width=WIDTH, height=FATES_HEIGHT), title=title, description=text, caption=caption)
-
-
-def fate_looks(fates: Sequence[str], answered: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and shape of each fate: a colour for each version that answered, others for what none did, in order."""
-    versions = list(dict.fromkeys(fate.removesuffix(FAILED) for fate in fates if fate in answered))
-    others = [fate for fate in fates if fate not in answered]
-    looks = {fate: (NOT_ANSWERED[n % len(NOT_ANSWERED)], "cross") for n, fate in enumerate(others)}
-    for fate in set(fates) - set(others):
-        colour = ANSWERED[versions.index(fate.removesuffix(FAILED)) % len(ANSWERED)]
-        looks[fate] = (colour, "triangle-up" if fate.endswith(FAILED) else "circle")
-    return looks

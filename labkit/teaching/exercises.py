@@ -167,7 +167,8 @@ class SolvedExercise(Exercise):
     """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by what it returns on them.
 
     A number's `solution` and wrong answers are functions of the context's entries that they name. `exact`: of results
-    that name something (a status, the number of a GPU), it says nothing to be nearly right.
+    that name something (a status, the number of a GPU), it says nothing to be nearly right. `observe`: tries an answer
+    of which there are many right ones, and returns its tests by name, each with what failed ("" where it passes).
     """
 
     solution: Function
@@ -176,6 +177,7 @@ class SolvedExercise(Exercise):
     cases: Sequence[tuple[Any, ...]]
     tolerance: float
     exact: bool
+    observe: Function | None
 
     def reference(self, context: Context) -> Any:
         """The right function, or the right number."""
@@ -197,6 +199,8 @@ class SolvedExercise(Exercise):
         return function(**{name: context[name] for name in inspect.signature(function).parameters})
 
     def _judge(self, answer: Any, context: Context) -> CheckResult:
+        if self.observe is not None:
+            return self._observed(self.observe, answer, context)
         if not self.cases:
             return self._compared(answer, context)
         if not callable(answer):
@@ -209,6 +213,18 @@ class SolvedExercise(Exercise):
         except (Exception, SystemExit) as error:  # a learner's function may raise anything, and the lab has to go on
             return CheckResult(self.id, f"The function raised {type(error).__name__}: {error}.")
         return self._unanswered() if all(map(_is_unanswered, results)) else self._compared(results, context)
+
+    def _observed(self, observe: Function, answer: Any, context: Context) -> CheckResult:
+        if answer == ast.literal_eval(self.starter.partition(" = ")[2]):
+            return self._unanswered()
+        outcome = observe(answer)
+        failed = [f"{test}: no. {what}." for test, what in outcome.items() if what]
+        if not failed:
+            return self._passed()
+        for name, function in self.wrong:
+            if observe(self._value(function, context)) == outcome:
+                return self._shows(name)
+        return CheckResult(self.id, f"{failed[0][:1].upper()}{failed[0][1:]}")
 
     def _compared(self, given: Any, context: Context) -> CheckResult:
         expected, given = self._value(self.solution, context), _plain(given)
@@ -237,6 +253,7 @@ def solution(
     worked: Function | None = None,
     tolerance: float = 1e-6,
     exact: bool = False,
+    observe: Function | None = None,
 ) -> None:
     """Makes the function the solution of an exercise; see `SolvedExercise`.
 
@@ -244,6 +261,7 @@ def solution(
     """
     pairs = [(name, one) for name, ones in wrong.items() for one in (ones if isinstance(ones, Sequence) else [ones])]
     how = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked, "tolerance": tolerance, "exact": exact}
+    how["observe"] = observe
     vars(function)["solves"] = (id, {"solution": function, "wrong": pairs, **how})
 
 

@@ -5,18 +5,22 @@ import functools
 import json
 import os
 import re
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from applications import broken, mended, probes
+from course import lab_06
 from course.replica_logs import logged_errors
 from labkit.advice import fractions as auditor
 from labkit.serving import ray_serve
 from labkit.serving.ray_watch import Ask, Observation, message, running
-from labkit.theory import placement, sharing
+from labkit.teaching import find
+from labkit.theory import placement
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -216,15 +220,23 @@ async def test_a_dead_replica_is_replaced_under_load(url: str) -> None:
 SCENE = [0.5, 0.2, 0.7, 0.6, 0.5]  # the last one finds 1.0 GPUs left in all, and its half on none of them
 
 
-def deploy(fractions: dict[str, float], *, gpu_model: Any = None, wait: bool = True) -> None:
-    """A tenant of each name; without `wait` it returns at once."""
-    from ray import serve
+def deploy(fractions: dict[str, float], *, wait: bool = True) -> None:
+    """A replica of each name that reports what Ray told it; without `wait` it returns at once."""
+    from ray import get_runtime_context, serve
 
-    from applications.tenants import Tenant
+    @serve.deployment
+    class Tenant:
+        def gpu(self) -> str:
+            return str(get_runtime_context().get_accelerator_ids()["GPU"][0])
+
+        def surroundings(self) -> lab_06.Surroundings:
+            names = [name for name in dir(resource) if "RLIMIT" in name]
+            limits = {name: resource.getrlimit(getattr(resource, name)) for name in names}
+            return dict(os.environ), limits, Path("/proc/self/cgroup").read_text()
 
     options: Any = Tenant.options  # type: ignore[attr-defined]
     apps = {
-        name: options(name=name, ray_actor_options={"num_cpus": 0.1, "num_gpus": part}).bind(gpu_model)
+        name: options(name=name, ray_actor_options={"num_cpus": 0.1, "num_gpus": part}).bind()
         for name, part in fractions.items()
     }
     targets = [serve.RunTarget(app, name=name, route_prefix=f"/{name}") for name, app in apps.items()]
@@ -271,9 +283,8 @@ def test_replicas_are_where_the_auditor_says(scene: dict[str, float]) -> None:
     found = auditor.audit(*auditor.parse({"gpu": {"memory_gib": 80, "count": GPUS}, "deployments": asked}))
     *placed, last = found.replicas
     for each in placed:
-        where = call(each.name, "where")
-        assert [int(where["gpu"])] == list(each.gpus), each.name
-        assert where["visible"] == where["gpu"]
+        assert [int(call(each.name, "gpu"))] == list(each.gpus), each.name
+        assert call(each.name, "surroundings")[0]["CUDA_VISIBLE_DEVICES"] == str(each.gpus[0])
     assert last.gpus == ()
     assert status(last.name).status == "DEPLOYING"
 
@@ -291,23 +302,25 @@ def test_ray_names_what_is_left_in_all_and_that_is_not_room(scene: dict[str, flo
     assert max(left) < SCENE[-1] < sum(left)
 
 
-def test_memory_is_nobodys_and_a_limit_of_its_own_is_kept(scene: dict[str, float]) -> None:  # noqa: ARG001
-    """A replica takes what it likes; one with an address-space limit gets a MemoryError and lives on."""
-    assert call("t0", "take", 300) > 300
-    call("t1", "limit", 50)
-    with pytest.raises(MemoryError):
-        call("t1", "take", 300)
-    assert call("t1", "where")["gpu"] == "0"
+def test_nothing_tells_a_small_fraction_from_a_large_one(scene: dict[str, float]) -> None:
+    """Of two replicas on one GPU, 0.5 and 0.2, environment, limits and control group are the same. A limit that a
+    process sets itself would show."""
+    assert call("t0", "gpu") == call("t1", "gpu")
+    assert scene["t0"] > scene["t1"]
+    large, small = (call(name, "surroundings") for name in ("t0", "t1"))
+    assert lab_06.told_apart(large, small) == {"environment variables": [], "limits": []}
+    bounded = (small[0], small[1] | {"RLIMIT_AS": (2**30, 2**30)}, "/tenant")
+    assert lab_06.told_apart(large, bounded)["limits"] == ["RLIMIT_AS", "control group"]
 
 
 def test_it_starts_as_soon_as_one_gpu_has_room(scene: dict[str, float]) -> None:  # noqa: ARG001
     """When the replica with 0.6 leaves, the waiting one gets its GPU."""
     from ray import serve
 
-    gpu = call("t3", "where")["gpu"]
+    gpu = call("t3", "gpu")
     serve.delete("t3")
     ray_serve.wait_for(lambda: status("t4").status == "RUNNING", timeout_s=120, what="the start")
-    assert call("t4", "where")["gpu"] == gpu
+    assert call("t4", "gpu") == gpu
 
 
 def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
@@ -317,32 +330,11 @@ def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # no
     assert status("odd").status == "DEPLOY_FAILED"
 
 
-def test_the_modelled_gpu_shares_as_the_simulation_says(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
-    """Tenants of one GPU take together at least what the simulation says; the one on the other GPU ends before them."""
-    from applications.tenants import ModelledGpus
+def test_ray_places_what_the_auditor_accepts(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
+    """Of the exercise's two engines Ray places one, and both once the config is repaired; nothing stays reserved."""
+    import ray as ray_core
 
     delete_all()
-    gpu_model: Any = ModelledGpus
-    deploy({"a": 0.5, "b": 0.5, "c": 1}, gpu_model=gpu_model.remote())
-    asks = [sharing.Ask(at_s=0.0, tenant=name, work_s=1.5) for name in ("a", "b", "c")]
-    for name in ("a", "b", "c"):
-        call(name, "answer", 0.0)
-
-    async def ends() -> list[float]:
-        """Seconds from the first request to each answer. The work is slept, so a busy machine only adds to them."""
-        from ray import serve
-
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-
-        async def one(ask: sharing.Ask) -> float:
-            await serve.get_app_handle(ask.tenant).answer.remote(ask.work_s)
-            return loop.time() - began
-
-        return await asyncio.gather(*map(one, asks))
-
-    expected = sharing.latencies_s(asks, {"a": 0, "b": 0, "c": 1})
-    a, b, c = asyncio.run(ends())
-    assert max(expected) == pytest.approx(2 * min(expected))
-    assert max(a, b) >= max(expected) - 0.01
-    assert min(expected) - 0.01 <= c < max(a, b) - 0.3  # on one GPU all three would end together
+    for config, second in ((find("06.fits").starter.split('"""')[1], "waits"), (lab_06.fitting(), "placed")):
+        assert lab_06.placed_by_ray(config, gpus=GPUS) == {"chat": "placed", "code": second}
+    ray_serve.wait_for(lambda: ray_core.available_resources().get("GPU") == GPUS, timeout_s=30, what="free GPUs")

@@ -60,14 +60,14 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "06_fractional_gpus": (
         "ray_serve.start(",
         [
-            ({"fractions": [0.6, 0.6, 0.6, 0.6, 0.6]}, "do not all find room: 0.6 would wait"),
-            ({"late_fraction": 0.4}, "late_fraction is 0.4, and GPU 2 of 4 has so much left"),
-            ({"fractions": [0.9, 0.9], "gpus": 2}, "late_fraction is 0.5; when one of the fractions [] leaves"),
+            ({"fractions": [0.6, 0.6, 0.6, 0.6]}, "do not all find room: 0.6 would wait"),
+            ({"late_fraction": 0.4}, "late_fraction is 0.4, and a GPU of 3 has 0.4 left"),
+            ({"fractions": [0.3, 0.6, 0.7, 0.25], "gpus": 2}, "its GPU has 0.4 left"),
+            ({"fractions": [0.6, 0.6, 0.7]}, "no two different fractions of [0.6, 0.6, 0.7] share a GPU"),
             ({"fractions": [0.5, 1.5, 0.6]}, "from 0.01 to 1 (GPUs)"),
-            ({"taken_mib": 100}, "taken_mib is 100, promised_mib 100: no promise is broken"),
             ({"models": ["a", "b"]}, "2 names, 4 memories and 4 loads"),
-            ({"models_gib": [96.0, 20.0, 16.0, 14.0]}, "chat needs 96 GiB and a load of 0.42; a GPU has 80 GiB"),
-            ({"most_load": 0.4}, "chat needs 24 GiB and a load of 0.42; a GPU has 80 GiB and takes a load of 0.4"),
+            ({"card": "h1000"}, "h1000"),
+            ({"audit_file": "nowhere.yaml"}, "there is no file nowhere.yaml"),
         ],
     ),
     "07_torchserve_handlers": (
@@ -87,13 +87,19 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
         "torchserve.start(",
         [
             ({"rate": 110.0}, "110 requests/s are too many for one worker, which answers 114 in batches of 8"),
-            ({"fixed_s": 1.0}, "50 requests/s are too many for one worker, which answers 8"),
-            ({"canary_share": 0.01}, "leaves one side 4"),
-            ({"canary_requests": 100}, "of 100 requests a share of 0.03 leaves one side 3"),
             ({"answer_tokens": 65}, "from 2 to 64 (tokens)"),
             ({"clients": 0}, "from 1 to 16 (requests)"),
-            ({"guess_canary": "bad"}, "cannot tell"),
+            ({"guess_crash": "bad"}, "no answer at all"),
             ({"model": "no-such-model"}, "no-such-model"),
+        ],
+    ),
+    "08b_canary": (
+        "torchserve.start(",
+        [
+            ({"canary_share": 0.02}, "of 400 requests a share of 0.02 leaves the canary 8"),
+            ({"canary_fail_share": 0.05}, "both versions fail in 5% of their answers"),
+            ({"rate": 200.0}, "from 1 to 100 (requests/s)"),
+            ({"guess_canary": "bad"}, "cannot tell"),
         ],
     ),
     "09_head_to_head": (

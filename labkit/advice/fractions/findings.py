@@ -166,7 +166,7 @@ def _promise(deployment: Deployment, replica: Replica, cluster: Cluster) -> Iter
         text = f"{asks} of its memory ({gib(rest_bytes)}): nothing enforces the smaller number"
         change = f"{enough}, or engine_share: {promised:.2f}" if deployment.is_engine else enough
         yield Finding("warning", deployment.name, text, change)
-    elif deployment.is_engine and promised - max(taken, MORE_THAN_HALF if deployment.is_group else 0) > WASTE:
+    elif deployment.is_engine and promised - max(taken, MORE_THAN_HALF if len(deployment.bundles) > 1 else 0) > WASTE:
         text = f"{asks}: {gib((promised - taken) * card.total_bytes)} stay unused, and no other replica may use them"
         smaller = f"{enough}, or " if deployment.gpus_each == 1 else ""
         yield Finding("note", deployment.name, text, f"{smaller}a larger engine_share")
