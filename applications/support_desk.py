@@ -12,6 +12,8 @@ because vLLM would ignore them.
 """
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -115,6 +117,15 @@ def _refusal(message: str, status: int) -> JSONResponse:
 
 
 # What the routes use is defined above the class: `serve.ingress` copies it at that moment.
+async def unsupported(body: Any, request: Request) -> list[dict[str, Any]]:
+    """What vLLM would ignore, and half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        json.dumps(await request.json(), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return [{"loc": ("body",), "msg": "it holds half of a character"}]
+    return [{"loc": ("body", name), "msg": "is not known"} for name in body.model_extra or {}]
+
+
 async def events(first: list[str], rest: AsyncIterator[list[str]]) -> AsyncIterator[str]:
     """The server-sent events of a stream whose beginning has been looked at."""
     yield "".join(first)
@@ -127,7 +138,18 @@ async def events(first: list[str], rest: AsyncIterator[list[str]]) -> AsyncItera
 class Desk:
     """The HTTP side. FastAPI checks the types (422), the gate the key (401) and the body's size (413)."""
 
-    def __init__(self, classifier: DeploymentHandle, writer: DeploymentHandle, model: str) -> None:
+    def __init__(
+        self,
+        classifier: DeploymentHandle,
+        writer: DeploymentHandle,
+        model: str,
+        *,
+        api_key_file: str,
+        body_limit_bytes: int = gate.DEFAULT_LIMIT_BYTES,
+    ) -> None:
+        # The gate reads these at its start. In ray_actor_options a config file could replace them unnoticed.
+        os.environ.update(gate.environment(api_key_file=api_key_file, body_limit_bytes=body_limit_bytes))
+        gate.read_key()  # without its key the Desk does not start
         self.classifier, self.model = classifier, model
         self.writer = writer.options(stream=True)  # LLMServer's methods are generators, for a whole answer too
 
@@ -177,16 +199,16 @@ class Desk:
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions, as vLLM's server answers them."""
         body.messages = (await request.json())["messages"]  # pydantic's lazy lists of parts cannot be pickled
-        return await self._forward("chat", body)
+        return await self._forward("chat", body, request)
 
     @api.post("/v1/completions")
-    async def completions(self, body: CompletionRequest) -> Response:
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """OpenAI's completions."""
-        return await self._forward("completions", body)
+        return await self._forward("completions", body, request)
 
-    async def _forward(self, method: str, body: Any) -> Response:
-        if unknown := body.model_extra:
-            raise RequestValidationError([{"loc": ("body", name), "msg": "is not known"} for name in unknown])
+    async def _forward(self, method: str, body: Any, request: Request) -> Response:
+        if problems := await unsupported(body, request):
+            raise RequestValidationError(problems)
         answers = aiter(getattr(self.writer, method).remote(body))
         first = await anext(answers)
         start = first[0] if isinstance(first, list) else first  # a stream comes in lists of events
@@ -201,7 +223,9 @@ class DeskSettings(BaseModel, extra="forbid"):
     """Arguments of `build`, also in a Serve config file."""
 
     llm: dict[str, Any]  # the fields of ray.serve.llm's LLMConfig
-    api_key_file: str  # on every node that may run the Desk; not readable by other users
+    api_key_file: Annotated[
+        str, Field(min_length=1)
+    ]  # on every node that may run the Desk; not readable by other users
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     batch_size: Annotated[int, Field(ge=1)] = 8
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.02
@@ -214,6 +238,10 @@ def build(settings: DeskSettings) -> serve.Application:
     writer = build_llm_deployment(llm, override_serve_options={"name": "Writer"})
     batching = {"batch_size": settings.batch_size, "batch_wait_s": settings.batch_wait_s}
     classifier = IntentClassifier.options(user_config=batching).bind(settings.embedding_model)  # type: ignore[attr-defined]
-    env = gate.environment(api_key_file=settings.api_key_file, body_limit_bytes=settings.body_limit_bytes)
-    desk = Desk.options(ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": env}})  # type: ignore[attr-defined]
-    return desk.bind(classifier, writer, llm.model_id)
+    return Desk.bind(  # type: ignore[attr-defined]
+        classifier,
+        writer,
+        llm.model_id,
+        api_key_file=settings.api_key_file,
+        body_limit_bytes=settings.body_limit_bytes,
+    )

@@ -1,5 +1,6 @@
 """The support desk's settings on this machine, for `labkit serve ray` and the labs."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,18 @@ from labkit import models
 from labkit.machine import Machine
 from labkit.models import EMBEDDING
 from labkit.serving import vllm
+
+
+def import_llm() -> None:
+    """Import ray.serve.llm and put the root logger back, whose handlers and level the import replaces."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    try:
+        import ray.serve.llm  # noqa: F401
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def llm_config(

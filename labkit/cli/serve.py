@@ -93,18 +93,21 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
     _find_applications()  # before Ray starts: its workers inherit the path
     say("Ray and Ray Serve: starting")
     with (
-        _private_folder() as private,
+        stop_signals_call(signal.default_int_handler),
+        tempfile.TemporaryDirectory(prefix="labkit-serve-") as private,
         ray_serve.start(num_gpus=1 if machine.gpus else 0, port=port, progress=say) as running,
     ):
+        from applications.this_machine import desk_settings, import_llm
+
+        import_llm()
         from applications.support_desk import DeskSettings, build
-        from applications.this_machine import desk_settings
 
         settings = desk_settings(
             str(folder),
             machine=machine,
             name=served_name(model),
             gpu_memory_share=gpu_memory_share,
-            api_key_file=gate.write_key(private / "api_key", key),
+            api_key_file=gate.write_key(Path(private) / "api_key", key),
         )
         say("the support desk (applications/support_desk.py): starting, a minute or so")
         ray_serve.deploy(build(DeskSettings(**settings)), name="desk")

@@ -40,7 +40,9 @@ def environment(
 
 
 def write_key(path: Path, key: str) -> Path:
-    """Write the key to a new file that only its owner can read."""
+    """Write the key to a file that only its owner can read, in the place of one that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(key)
     return path

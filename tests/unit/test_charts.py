@@ -136,7 +136,6 @@ DESCRIPTIONS = {
     "model": ["series 2 at 64: 3.13x", "off by 4% at most"],
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
-    "fates": ["4 requests", "1 404, 1 no answer", "1.0 is deleted at 0.9 s"],
     "scaling": [
         *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
         "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,10 +62,10 @@ def writer() -> Writer:
 def client(support_desk: Any, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     """A client with the key, before the desk's own routes."""
     key_file = gate.write_key(tmp_path / "key", KEY)
-    for name, value in gate.environment(api_key_file=str(key_file), body_limit_bytes=2000).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(support_desk.os, "environ", dict(os.environ))
     support_desk.api.middleware_stack = None
-    desk = support_desk.Desk.func_or_class.__mro__[1](None, writer, "m")
+    bare = support_desk.Desk.func_or_class.__mro__[1]  # Ray Serve's wrapper needs a replica
+    desk = bare(None, writer, "m", api_key_file=str(key_file), body_limit_bytes=2000)
     monkeypatch.setattr(support_desk.serve, "get_replica_context", lambda: SimpleNamespace(servable_object=desk))
     headers = {"Authorization": f"Bearer {KEY}"}
     return TestClient(support_desk.api, headers=headers)
@@ -142,6 +143,22 @@ def test_what_cannot_be_done_is_refused(client: TestClient, fields: dict[str, An
     assert next(iter(fields)).partition("_")[0] in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": "half \ud800"}]}),
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}),
+        (COMPLETIONS, {"model": "m", "prompt": "half \ud800"}),
+        ("/write", {"text": "half \ud800"}),
+    ],
+    ids=str,
+)
+def test_half_a_character_is_refused(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+    response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+
+
 def test_a_ticket_asks_the_model_twice(
     client: TestClient, writer: Writer, support_desk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +186,8 @@ def test_every_route_asks_for_the_key(client: TestClient, support_desk: Any) -> 
             response = client.request("POST", path, headers={"Authorization": "Bearer wrong"}, json={"text": "hi"})
             assert response.status_code == 401, path
     assert client.post("/classify", content=b" " * 3000).status_code == 413
+    with pytest.raises(FileNotFoundError):
+        support_desk.Desk.func_or_class.__mro__[1](None, Writer(), "m", api_key_file="nowhere")
 
 
 def test_the_classifier_does_not_block_the_loop(support_desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +209,8 @@ def test_the_classifier_does_not_block_the_loop(support_desk: Any, monkeypatch: 
         while not began.is_set():
             await asyncio.sleep(0.01)
         finish.set()  # reached only if the loop runs
-        return await classified
+        result: list[str] = await classified
+        return result
 
     assert asyncio.run(asyncio.wait_for(classify(), 10)) == ["a"]
 
