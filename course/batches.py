@@ -90,7 +90,7 @@ async def closed_loop(server: TorchServe, model: str, clients: int, waves: int) 
     async with ray_watch.session() as client:
 
         async def call(_: int) -> None:
-            status, text, _timing = await ray_watch.fetch(client, ask)
+            status, text = await ray_watch.fetch(client, ask)
             require(status == 200, f"{model} answered {status}: {text}", fix="see the server's log")
 
         return await ray_watch.calls_per_second(call, clients=clients, calls=clients * waves)

@@ -11,7 +11,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 from labkit.files import root
 from tools.site.links import INSTRUCTORS, Links, base_of, url_of
 
-SOURCES = ("*.md", "docs/*.md", "docs/workshop/*.md", "cluster/*.md")
+SOURCES = ("*.md", "docs/*.md", "docs/workshop/*.md")
 SLIDE = re.compile(r"^---$", re.MULTILINE)
 NOTE = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
