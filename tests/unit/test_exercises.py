@@ -200,7 +200,7 @@ def test_a_class_that_is_run_is_judged_by_what_its_cases_show() -> None:
 
     assert find("05b.lookup").judge(Lookup).passed
     told = find("05b.lookup").judge(Silent).diagnosis
-    assert told == f"{UNKNOWN}: 'KeyError' is expected; this gives 'unknown'."
+    assert told == f"{UNKNOWN}: expected 'KeyError', got 'unknown'."
 
 
 def test_a_choice_is_no_guess_by_letter() -> None:
