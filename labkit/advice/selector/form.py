@@ -1,15 +1,15 @@
-"""The selector's form: the questions on the left, the answer on the right. It decides nothing: `select` does.
+"""The selector as a widget around `select`: questions on the left, the answer on the right.
 
-form = selector.show()          # or show(state), with what a form exported
-form.answers, form.selection    # the answers in the form, and what they lead to
-form.state                      # one line of JSON: a colleague's form, `labkit select --answers`, a lab's parameter
+form = selector.show()          # or show(state), with the state that another form exported
+form.answers, form.selection    # the answers in the form, and the result
+form.state                      # one line of JSON, for another form, `labkit select --answers` or a lab's parameter
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from labkit.advice.form import Form, made
+from labkit.advice.form import Form, labelled
 from labkit.advice.selector import (
     Comparison,
     ConfigFile,
@@ -36,93 +36,88 @@ CODE = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-hei
 PROS = 6
 
 
-def summary(found: Selection) -> str:
-    """The recommendation, the ranking as bars, and what the article and a second opinion say."""
-    winner, known = found.winner, catalogue()
+def summary(selection: Selection) -> str:
+    """Return the recommendation, the ranking as bars, the article's answer, and the winner without opinions."""
+    winner, known = selection.winner, catalogue()
     layers = f"engine: <b>{escape(winner.stack.engine)}</b> · orchestrator: <b>{escape(winner.stack.orchestrator)}</b>"
-    contained = "a layer of this" if found.article.in_stack(winner.stack) else "no part of this"
-    article = f"The article's tree says <b>{found.article.framework}</b>: {contained}."
-    second = f"With opinions left out: <b>{escape(known.stacks[found.without_opinions].title)}</b>."
+    contained = "a layer of this" if selection.article.in_stack(winner.stack) else "not part of this"
+    article = f"The article's tree says <b>{selection.article.framework}</b>: {contained}."
+    second = f"Without opinions: <b>{escape(known.stacks[selection.without_opinions].title)}</b>."
+    top = max(1, *(ranked.score or 0 for ranked in selection.ranking))
+    rows = "".join(_bar(ranked, top) for ranked in selection.ranking)
     return (
         f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
-        f"</div><div>{layers}</div>{_bars(found)}<div>{fit_in_words(found.answers)}</div><div>{article}</div>"
-        f"<div>{second}</div></div>"
-    )
-
-
-def _bars(found: Selection) -> str:
-    top = max(1, *(one.score or 0 for one in found.ranking))
-    rows = "".join(_bar(one, top) for one in found.ranking)
-    return (
-        f"<table style='{TEXT};border-collapse:collapse;width:100%;margin:4px 0'>"
+        f"</div><div>{layers}</div><table style='{TEXT};border-collapse:collapse;width:100%;margin:4px 0'>"
         f"<caption style='display:none'>Ranking with points</caption>{rows}</table>"
+        f"<div>{fit_in_words(selection.answers)}</div><div>{article}</div><div>{second}</div></div>"
     )
 
 
-def _bar(one: Ranked, top: int) -> str:
+def _bar(ranked: Ranked, top: int) -> str:
     cell = "padding:1px 8px 1px 0;border:0;text-align:left;background:none"
-    points = "not ranked" if one.score is None else f"{one.score}"
-    width = 0 if one.score is None else round(100 * max(0, one.score) / top)
+    points = "not ranked" if ranked.score is None else f"{ranked.score}"
+    width = 0 if ranked.score is None else round(100 * max(0, ranked.score) / top)
     bar = f"<div style='background:{ACCENT};height:11px;width:{width}%'></div>"
     return (
-        f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(one.title)}</td>"
+        f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(ranked.title)}</td>"
         f"<td style='{cell}'>{bar}</td><td style='{cell};width:72px;white-space:nowrap'>{points}</td></tr>"
     )
 
 
-def why(found: Selection, verdicts: Mapping[str, str]) -> str:
-    winner = found.winner
+def why(selection: Selection, verdicts: Mapping[str, str]) -> str:
+    winner = selection.winner
     cons = _heading("What speaks against it") + _reasons(winner.cons, verdicts) if winner.cons else ""
     more = len(winner.pros) - PROS
     rest = f"<div>and {more} smaller ones</div>" if more > 0 else ""
     return f"<div>{escape(winner.stack.what)}</div>{_reasons(winner.pros[:PROS], verdicts)}{rest}{cons}"
 
 
-def why_not(found: Selection, verdicts: Mapping[str, str]) -> str:
-    """Why each of the others is excluded, or what the first one has over it."""
-    return "".join(_heading(one.title) + _against(one, verdicts) for one in found.ranking[1:])
+def why_not(selection: Selection, verdicts: Mapping[str, str]) -> str:
+    """Return why each other stack is excluded, or what the winner has over it."""
+    return "".join(_heading(ranked.title) + _against(ranked, verdicts) for ranked in selection.ranking[1:])
 
 
-def _against(one: Ranked, verdicts: Mapping[str, str]) -> str:
-    if one.excluded:
-        return _list(f"<b>out</b> · {escape(why.text)} {_small(why, verdicts)}" for why in one.excluded)
-    behind = [f"<b>{why.points}</b> behind · {escape(why.text)} {_small(why, verdicts)}" for why in one.behind]
+def _against(ranked: Ranked, verdicts: Mapping[str, str]) -> str:
+    if ranked.excluded:
+        return _list(f"<b>out</b> · {escape(why.text)} {_small(why, verdicts)}" for why in ranked.excluded)
+    behind = [f"<b>{why.points}</b> behind · {escape(why.text)} {_small(why, verdicts)}" for why in ranked.behind]
     return _list(behind or ["equal points, more parts"])
 
 
-def what_if(found: Selection, _: Mapping[str, str]) -> str:
-    """The single answers that would change the first place, by what they would bring."""
-    if not found.flips:
+def what_if(selection: Selection, _: Mapping[str, str]) -> str:
+    """Return the single answers that would change the first place, by the stack that they would bring there."""
+    if not selection.flips:
         return "<div>No single answer changes the first place.</div>"
     known = catalogue()
-    parts = ["<div>One other answer, all else as it is, and this comes first:</div>"]
-    for winner, flips in by_winner(found.flips).items():
-        questions = ((known.questions[one.question], one.answer) for one in flips)
+    parts = ["<div>With one other answer and all else unchanged, this comes first:</div>"]
+    for winner, flips in by_winner(selection.flips).items():
         parts.append(_heading(known.stacks[winner].title))
-        parts.append(_list(f"{escape(one.label)}: <b>{escape(one.options[answer])}</b>" for one, answer in questions))
+        questions = ((known.questions[flip.question], flip.answer) for flip in flips)
+        parts.append(_list(f"{escape(q.label)}: <b>{escape(q.options[answer])}</b>" for q, answer in questions))
     return "".join(parts)
 
 
-def warnings(found: Selection, _: Mapping[str, str]) -> str:
-    if not found.warnings:
+def warnings(selection: Selection, _: Mapping[str, str]) -> str:
+    if not selection.warnings:
         return "<div>None for these answers.</div>"
-    return _list(f"{escape(one.text)} {_where(one.claim, one.lab)}" for one in found.warnings)
+    return _list(f"{escape(warning.text)} {_where(warning.claim, warning.lab)}" for warning in selection.warnings)
 
 
-def neighbours(found: Selection, _: Mapping[str, str]) -> str:
-    """The projects beside those ranked that are worth a look for these answers."""
-    if not found.neighbours:
+def neighbours(selection: Selection, _: Mapping[str, str]) -> str:
+    """Return the unranked projects that are worth a look for these answers."""
+    if not selection.neighbours:
         return "<div>None for these answers.</div>"
     return table(
         {"name": project.name, "why": why, "what": project.line, "source": f"{project.source}, {project.checked}"}
-        for project, why in found.neighbours
+        for project, why in selection.neighbours
     )
 
 
-def article(found: Selection, _: Mapping[str, str]) -> str:
-    """The article's tree for these answers, and its six patterns beside ours."""
-    said = f"Its tree stops at <i>{escape(found.article.question)}</i> and says <b>{found.article.framework}</b>."
-    return f"<div>{said}</div>{patterns(compare_patterns(), differences=False)}"
+def article(selection: Selection, _: Mapping[str, str]) -> str:
+    """Return the article's answer, and its six patterns beside ours."""
+    branch = selection.article
+    tree = f"Its tree stops at <i>{escape(branch.question)}</i> and says <b>{branch.framework}</b>."
+    return f"<div>{tree}</div>{patterns(compare_patterns(), differences=False)}"
 
 
 VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
@@ -136,59 +131,52 @@ VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
 
 
 def configuration(files: Sequence[ConfigFile]) -> str:
-    return "".join(_file(one) for one in files)
-
-
-def _file(one: ConfigFile) -> str:
     box = f"{CODE};{INK};margin:2px 0;padding:4px 6px;border:{RULE};overflow-x:auto;white-space:pre;background:none"
-    settings = (
-        f"<code style='{CODE};{INK};background:none'>{escape(f'{each.name} {each.value}'.strip())}</code> · "
-        f"{escape(each.why)}"
-        for each in one.settings
-    )
-    return f"{_heading(one.name)}<pre style='{box}'>{escape(one.text.strip())}</pre>{_list(settings)}"
+    html = ""
+    for file in files:
+        settings = (
+            f"<code style='{CODE};{INK};background:none'>{escape(f'{setting.name} {setting.value}'.strip())}</code> · "
+            f"{escape(setting.why)}"
+            for setting in file.settings
+        )
+        html += f"{_heading(file.name)}<pre style='{box}'>{escape(file.text.strip())}</pre>{_list(settings)}"
+    return html
 
 
-def patterns(rows: Iterable[Comparison], *, differences: bool = True) -> str:
-    """The article's six patterns as a table: what it recommends, and what comes first here."""
+def patterns(comparisons: Iterable[Comparison], *, differences: bool = True) -> str:
+    """Return the article's six patterns as a table: its framework, and the stack that comes first here."""
     return table(
         {
-            "In this situation": one.pattern.situation,
-            "the article says": one.pattern.framework,
-            "first here": one.stack.title,
-            **({"why": one.pattern.difference} if differences else {}),
+            "In this situation": row.pattern.situation,
+            "the article says": row.pattern.framework,
+            "first here": row.stack.title,
+            **({"why": row.pattern.difference} if differences else {}),
         }
-        for one in rows
+        for row in comparisons
     )
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a table, its words to the left."""
-    cell, found = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
-    head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (found[0] if found else ()))
-    lines = ("".join(_cell(str(text), cell) for text in row.values()) for row in found)
+    """Return rows with the same keys as a table, aligned to the left."""
+    cell, rows = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
+    head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (rows[0] if rows else ()))
+    lines = ("".join(_cell(str(text), cell) for text in row.values()) for row in rows)
     body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
     return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(text: str, style: str) -> str:
-    """Short texts, dates among them, stay on one line."""
+    """Short texts, such as dates, do not wrap."""
     return f"<td style='{style}{';white-space:nowrap' if len(text) <= 12 else ''}'>{escape(text)}</td>"
 
 
-def static(found: Selection) -> str:
-    """The result where nothing can be clicked: the answers, the ranking and the reasons."""
-    asked = catalogue().questions.items()
-    answers = (f"{escape(question.label)}: {escape(question.options[found.answers[name]])}" for name, question in asked)
-    return f"{summary(found)}<div style='{TEXT}'>{' · '.join(answers)}{why(found, {})}</div>"
-
-
 def _reasons(reasons: Iterable[Reason], verdicts: Mapping[str, str]) -> str:
-    return _list(f"<b>{one.points:+d}</b> · {escape(one.text)} {_small(one, verdicts)}" for one in reasons)
+    return _list(f"<b>{reason.points:+d}</b> · {escape(reason.text)} {_small(reason, verdicts)}" for reason in reasons)
 
 
-def _small(one: Reason, verdicts: Mapping[str, str]) -> str:
-    return f"<span style='white-space:nowrap;font-size:12px'>[{_linked(grounds(one, verdicts), one.lab)}]</span>"
+def _small(reason: Reason, verdicts: Mapping[str, str]) -> str:
+    grounds_text = _linked(grounds(reason, verdicts), reason.lab)
+    return f"<span style='white-space:nowrap;font-size:12px'>[{grounds_text}]</span>"
 
 
 def _where(claim: str | None, lab: str | None) -> str:
@@ -197,7 +185,7 @@ def _where(claim: str | None, lab: str | None) -> str:
 
 
 def _linked(text: str, lab: str | None) -> str:
-    """The text, with its "lab NN" leading to the notebook of that lab."""
+    """Return the text with "lab NN" linked to the lab's notebook."""
     safe = escape(text)
     if lab is None:
         return safe
@@ -220,25 +208,25 @@ QUESTIONS_WIDTH = "318px"
 COLUMN_WIDTH = "336px"  # of the questions, with their scroll bar
 CONFIGURATION = "Configuration"
 TIPS = {
-    "Why": "The reasons for the first place, and what each rests on",
+    "Why": "The reasons for the first place, with their evidence",
     "Why not": "Why the others are not first, or not ranked at all",
-    "What if": "Which single other answer would change the first place",
-    "Neighbours": "Projects that are not ranked here and worth a look for these answers",
-    "Warnings": "What to mind with this choice",
+    "What if": "The single answers that would change the first place",
+    "Neighbours": "Unranked projects that are worth a look for these answers",
+    "Warnings": "The risks of this choice",
     CONFIGURATION: "Commands and files, ready to use, each setting explained",
-    "Article": "What the article says of the same situation",
+    "Article": "The article's answer for the same situation",
 }
 
 
 class Chosen(NamedTuple):
-    """What the answers lead to, and the model that is to be served (None: one that suits)."""
+    """The result for the answers, and the model to serve (None: a suitable one)."""
 
     selection: Selection
     model: str | None
 
 
 class SelectorForm(Form[Chosen]):
-    """The form and its answers. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
+    """The form. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
 
     def __init__(
         self, state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None
@@ -277,11 +265,11 @@ class SelectorForm(Form[Chosen]):
         self.fields = {name: _dropdown(name) for name in catalogue().questions}
         self.summary, self.detail = widgets.HTML(), widgets.HTML()
         self.buttons = {name: self._button(name) for name in TIPS}
-        self.served = _text("Model", "What is served: a hub id or a folder; empty: what suits", "330px")
+        self.served = _text("Model", "The model to serve: a hub id or a folder; empty: a suitable one", "330px")
         self.exported = _text("State", "The answers as JSON: copy it, or paste another and press Enter", "100%")
         for field in self.fields.values():
-            field.observe(lambda _: self.ask(self._answered), names="value")
-        self.served.observe(lambda _: self.ask(self._model_given), names="value")
+            field.observe(lambda _: self.ask(self._from_fields), names="value")
+        self.served.observe(lambda _: self.ask(self._with_model), names="value")
         detail = widgets.Box([self.detail], layout={"overflow": "auto", "flex": "1 1 0", "min_height": "0"})
         buttons = widgets.HBox(list(self.buttons.values()), layout={"flex": "0 0 auto", "flex_flow": "row wrap"})
         right = widgets.VBox(
@@ -299,7 +287,7 @@ class SelectorForm(Form[Chosen]):
         for by, heading in (("article", "The article's questions"), ("ours", "What it leaves out")):
             html = f"<b style='{TEXT}'>{heading}</b>{LEAVE_ARROWS}"
             column.append(widgets.HTML(html, layout={"margin": "0", "height": "22px"}))
-            column += [self.fields[name] for name, asked in catalogue().questions.items() if asked.asked_by == by]
+            column += [self.fields[name] for name, question in catalogue().questions.items() if question.asked_by == by]
         return column
 
     def _button(self, name: str) -> Any:
@@ -313,10 +301,10 @@ class SelectorForm(Form[Chosen]):
         self.view = view
         self._draw_view()
 
-    def _answered(self) -> Chosen:
+    def _from_fields(self) -> Chosen:
         return Chosen(select({name: field.value for name, field in self.fields.items()}), self.model)
 
-    def _model_given(self) -> Chosen:
+    def _with_model(self) -> Chosen:
         return Chosen(self.selection, read_state({"model": self.served.value.strip()})[1])
 
     def fill(self) -> None:
@@ -330,12 +318,11 @@ class SelectorForm(Form[Chosen]):
         self._draw_view()
 
     def _draw_view(self) -> None:
-        drawn = ""
         if self.view == CONFIGURATION:
-            tried = proof(self.selection.winner.name)
-            drawn = f"<div><b>{escape(tried)}</b></div>{configuration(self.config)}"
-        drawn = drawn or VIEWS[self.view](self.selection, self.verdicts)
-        self.detail.value = f"<div style='{TEXT}'>{drawn}</div>"
+            html = f"<div><b>{escape(proof(self.selection.winner.name))}</b></div>{configuration(self.config)}"
+        else:
+            html = VIEWS[self.view](self.selection, self.verdicts)
+        self.detail.value = f"<div style='{TEXT}'>{html}</div>"
         for name, button in self.buttons.items():
             button.button_style = "primary" if name == self.view else ""
 
@@ -343,17 +330,22 @@ class SelectorForm(Form[Chosen]):
         return to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
 
     def html(self) -> str:
-        return static(self.selection)
+        questions = catalogue().questions
+        answers = " · ".join(
+            f"{escape(questions[name].label)}: {escape(questions[name].options[option])}"
+            for name, option in self.answers.items()
+        )
+        return f"{summary(self.selection)}<div style='{TEXT}'>{answers}{why(self.selection, {})}</div>"
 
     def _ipython_display_(self) -> None:
-        """Nothing: as the last value of the cell that has shown the form, it adds no second one."""
+        """Display nothing: as the last value of the cell that shows the form, it would be shown twice."""
 
 
 def _dropdown(name: str) -> Any:
     import ipywidgets as widgets
 
     question = catalogue().questions[name]
-    return made(
+    return labelled(
         widgets.Dropdown,
         question.label,
         f"{question.question} {question.help}",
@@ -368,12 +360,12 @@ def _text(label: str, tip: str, width: str) -> Any:
 
     layout = {"width": width, "margin": "2px 8px 2px 0"}
     style = {"description_width": "initial"}
-    return made(widgets.Text, label, tip, continuous_update=False, style=style, layout=layout)
+    return labelled(widgets.Text, label, tip, continuous_update=False, style=style, layout=layout)
 
 
 def show(state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None) -> SelectorForm:
-    """Show the form with the answers of `state` (default: the article's own and ours) and return it, live.
+    """Show the form with the answers of `state` and return it; outside a notebook print the result.
 
-    Outside a notebook the result is printed. UsageError for a state that cannot be read.
+    UsageError: a state that cannot be read.
     """
     return SelectorForm(state, verdicts=verdicts).show()
