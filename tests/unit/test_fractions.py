@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from labkit.advice import fractions as auditor
 from labkit.advice.fractions import Cluster, Deployment, Gpus
 from labkit.cli import main
-from labkit.models.examples import example_models
-from labkit.theory import kv_size
 from tests.unit.refusals import not_refused
 from tests.unit.test_files import BOMB
 
@@ -146,34 +144,20 @@ def test_more_memory_never_hurts(content: dict[str, Any], times: float) -> None:
 # --- the numbers
 
 
-def test_an_engine_gets_what_its_share_leaves() -> None:
-    """KV bytes = share x total - weights - other, and their tokens are those of the KV-cache arithmetic.
-
-    Without a model's architecture the tokens are unknown."""
-    (chat,) = audited(single(other_gib=3)).replicas
-    model = example_models()["Qwen2.5-7B"]
-    assert chat.kv_bytes == math.ceil(0.45 * 80 * GIB) - (model.parameters or 0) * 2 - 3 * GIB
-    plan = kv_size.describe(model, memory_bytes=chat.kv_bytes, block_size=16, max_model_len=4096)
-    assert (chat.kv_tokens, chat.at_full_length) == (plan.tokens, plan.max_concurrency)
+def test_without_an_architecture_the_tokens_are_unknown() -> None:
     (unknown,) = audited(single(model=None, weight_gib=10)).replicas
     assert unknown.kv_bytes > 0
     assert (unknown.kv_tokens, unknown.starts) == (None, True)
 
 
-def test_two_halves_with_the_engines_default() -> None:
-    """Ray places both, the second engine finds too little memory, and the suggested shares fit."""
-    result = audited()
-    first, second = result.replicas
-    assert (first.gpus, second.gpus) == ((0,), (0,))
-    assert (first.starts, second.starts) == (True, False)
-    assert "less memory is free" in second.refused
-    assert (result.ok, result.gpus[0].fits) == (False, False)
-    assert result.gpus[0].rest_bytes > result.gpus[0].total_bytes
-    assert any("0.49" in finding.change for finding in result.findings if finding.subject == "code")
-    repaired = audited(EXAMPLE.replace("0.92", "0.49"))
-    assert (repaired.ok, repaired.suggestion) == (True, None)
-    assert [finding.level for finding in repaired.findings if finding.level != "note"] == ["warning"]  # their order
-    # Ray ignores the memory of other processes.
+def test_two_halves_of_a_gpu() -> None:
+    """With vLLM's default share the second engine is refused; 0.49 each fits, 0.46 beside another process's 4 GiB."""
+    default = audited()
+    assert [replica.starts for replica in default.replicas] == [True, False]
+    assert default.gpus[0].rest_bytes > default.gpus[0].total_bytes
+    halves = audited(EXAMPLE.replace("0.92", "0.49"))
+    assert (halves.ok, halves.suggestion) == (True, None)
+    assert [finding.level for finding in halves.findings if finding.level != "note"] == ["warning"]  # order of starts
     assert not audited(EXAMPLE.replace("0.92", "0.49"), used_gib=4).ok
     assert audited(EXAMPLE.replace("0.92", "0.46"), used_gib=4).ok
 
@@ -210,18 +194,6 @@ def test_the_remedies_are_right() -> None:
     assert not audited(single(engine_share=round(share - 0.01, 2), max_model_len=32768)).ok
 
 
-def test_a_model_over_several_gpus_is_split() -> None:
-    """With num_gpus 4 each GPU has a quarter of the weights and two of the eight KV heads."""
-    result = audited(single(model="Llama-3.1-70B", num_gpus=4, engine_share=0.9), count=4)
-    (big,) = result.replicas
-    assert big.gpus == (0, 1, 2, 3)
-    assert big.starts
-    model = example_models()["Llama-3.1-70B"]
-    assert big.kv_bytes == pytest.approx(0.9 * 80 * GIB - (model.parameters or 0) * 2 / 4 - 3 * GIB, abs=8)
-    whole = kv_size.describe(model, memory_bytes=big.kv_bytes, block_size=16, max_model_len=4096)
-    assert big.kv_tokens == pytest.approx(4 * whole.tokens, rel=1e-3)
-
-
 def test_an_impossible_deployment_gets_a_number_of_gpus() -> None:
     """A model larger than the GPU, or too many replicas: the suggestion is a number of GPUs that is enough."""
     result = audited(single(model="Llama-3.1-70B", engine_share=0.9, num_gpus=1))
@@ -246,10 +218,9 @@ def test_suggestions_use_all_gpus(replicas: int, count: int, share: float | None
     assert (proposed.engine_share or 0) <= 0.92
 
 
-@pytest.mark.parametrize("nodes", [2, 3])
-def test_suggested_nodes_are_enough(nodes: int) -> None:
-    """The suggested number of GPUs is enough, in nodes like the last."""
-    gpu = {"memory_gib": 80, "count": 2, "nodes": nodes}
+def test_suggested_nodes_are_enough() -> None:
+    """Nine replicas, of which a GPU holds one, need ten GPUs in nodes of two."""
+    gpu = {"memory_gib": 80, "count": 2, "nodes": 3}
     entry = {"name": "a", "num_gpus": 0.6, "weight_gib": 70, "replicas": 9}
     suggestion = auditor.audit(*auditor.parse({"gpu": gpu, "deployments": [entry]})).suggestion
     assert suggestion is not None
@@ -296,27 +267,21 @@ def test_a_bad_file_is_refused_with_the_place() -> None:
         ({"gpu": {"memory_gib": 8}, "deployments": [4]}, "deployments[0] is 4"),
         ({"gpu": {}, "deployments": [plain]}, "no gpu.memory_gib"),
         ({"gpu": {"memory_gib": 8, "used_gib": 8}, "deployments": [plain]}, "nothing is free"),
-        ({"gpu": {"memory_gib": 8, "count": 0}, "deployments": [plain]}, "gpu.count is 0"),
         ({"gpu": {"memory": 8}, "deployments": [plain]}, "no key called gpu.memory"),
         ({"gpu": {"memory_gib": [8, 8], "count": 3}, "deployments": [plain]}, "memory_gib lists 2 cards, count is 3"),
         ({"gpu": [{"memory_gib": 8}, {"memory_gib": math.inf}], "deployments": [plain]}, "gpu[1].memory_gib is inf"),
         ({"gpu": {"memory_gib": 8, "count": 900, "nodes": 900}, "deployments": [plain]}, "at most 1,024"),
-        ({"gpu": {"memory_gib": 8}, "scheduling": "luck", "deployments": [plain]}, "scheduling is 'luck'"),
     ]
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"num_gpus": None}, "no deployments[1].num_gpus"),
         ({"num_gpus": "x"}, "b: num_gpus is 'x' (deployments[1].num_gpus)"),
         ({"num_gpus": math.nan}, "num_gpus is nan"),
-        ({"num_gpus": True}, "num_gpus is True"),
         ({"weight_gib": None}, "b has neither model nor weight_gib"),
         ({"model": "nothing"}, "no model 'nothing'"),
-        ({"engine_share": 1.2}, "engine_share is 1.2"),
         ({"share": 1}, "no key called deployments[1].share"),
         ({"architecture": {}}, "no key called deployments[1].architecture"),
         ({"name": "a"}, "two deployments are called a"),
         ({"num_gpus": [0.5, "x"]}, "num_gpus is 'x' (deployments[1].num_gpus[1])"),
-        ({"num_gpus": 1e300}, "num_gpus is 1e+300"),
-        ({"weight_gib": 1e308}, "weight_gib is 1e+308"),
         ({"num_gpus": 4, "tensor_parallel": 2}, "tensor_parallel is 2, and a replica requests 4 GPUs"),
         ({"strategy": "CROWD"}, "it should be 'PACK'"),
         ({"kv_cache_dtype": "int3"}, "the KV cache's type is 'int3'"),

@@ -112,7 +112,7 @@ def _waiting(
 ) -> Iterator[Finding]:
     if not waiting:
         return
-    left, asked = [max(0.0, 1 - gpu.num_gpus) for gpu in gpus], deployment.asks
+    left, needed = [max(0.0, 1 - gpu.num_gpus) for gpu in gpus], deployment.asks
     text = f"{len(waiting)} of {deployment.replicas} replicas wait: "
     stuck = sorted({replica.waits_on for replica in waiting if replica.waits_on is not None})
     parts = _listed([f"{part:.2f}" for part in left])
@@ -123,12 +123,12 @@ def _waiting(
         chosen = ", ".join(map(str, stuck))
         sums = ", ".join(f"{sum(left[gpu.index] for gpu in gpus if gpu.node == node):.2f}" for node in stuck)
         text += (
-            f"Ray chose node {chosen} for them, where {sums} GPUs are left in total, but none of its GPUs has {asked} "
+            f"Ray chose node {chosen} for them, where {sums} GPUs are left in total, but none of its GPUs has {needed} "
             f"left ({parts} are left of all GPUs): Ray chooses a node by the sum, and they wait there for good"
         )
     else:
         text += (
-            f"none of the GPUs has {asked} left ({parts} are left, {sum(left):.2f} in total, but Ray never adds up "
+            f"none of the GPUs has {needed} left ({parts} are left, {sum(left):.2f} in total, but Ray never adds up "
             f"parts of two GPUs{', nor GPUs of two nodes for an actor' if several else ''})"
         )
     if deployment.max_replicas_per_node:

@@ -74,8 +74,9 @@ def _worker_groups(content: Plain) -> list[dict[str, Any]]:
     if not isinstance(cluster, Mapping):
         return []
     replicas = "maxReplicas" if cluster.get("enableInTreeAutoscaling") else "replicas"
+    groups: list[Any] = [cluster.get("headGroupSpec"), *_mappings(cluster, "workerGroupSpecs", "workerGroupSpecs")]
     rows = []
-    for group in (cluster.get("headGroupSpec"), *_mappings(cluster, "workerGroupSpecs", "workerGroupSpecs")):
+    for group in groups:
         try:
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             count = int(group.get("rayStartParams", {}).get("num-gpus", limits.get("nvidia.com/gpu", 0)))

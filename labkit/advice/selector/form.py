@@ -5,16 +5,17 @@ form.answers, form.selection    # the answers in the form, and the result
 form.state                      # one line of JSON, for another form, `labkit select --answers` or a lab's parameter
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from labkit.advice.form import Form, labelled
 from labkit.advice.selector import (
     Comparison,
     ConfigFile,
-    Ranked,
-    Reason,
     Selection,
     catalogue,
     compare_patterns,
@@ -24,190 +25,72 @@ from labkit.advice.selector import (
     write_state,
 )
 from labkit.advice.selector.configs import proof
-from labkit.advice.selector.fit import in_words as fit_in_words
+from labkit.advice.selector.fit import in_words
 from labkit.advice.selector.words import by_winner, grounds, to_text
 from labkit.display import LEAVE_ARROWS
 
 INK = "color:var(--jp-ui-font-color1,#212121)"
-ACCENT = "var(--jp-brand-color1,#0072B2)"
-RULE = "1px solid var(--jp-border-color1,#8c8c8c)"
 TEXT = f"{INK};font-size:13px;line-height:1.4"
-CODE = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:1.35"
-PROS = 6
+PROS = 6  # reasons shown
 
 
-def summary(selection: Selection) -> str:
-    """Return the recommendation, the ranking as bars, the article's answer, and the winner without opinions."""
-    winner, known = selection.winner, catalogue()
-    layers = f"engine: <b>{escape(winner.stack.engine)}</b> · orchestrator: <b>{escape(winner.stack.orchestrator)}</b>"
-    contained = "a layer of this" if selection.article.in_stack(winner.stack) else "not part of this"
-    article = f"The article's tree says <b>{selection.article.framework}</b>: {contained}."
-    second = f"Without opinions: <b>{escape(known.stacks[selection.without_opinions].title)}</b>."
-    top = max(1, *(ranked.score or 0 for ranked in selection.ranking))
-    rows = "".join(_bar(ranked, top) for ranked in selection.ranking)
-    return (
-        f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
-        f"</div><div>{layers}</div><table style='{TEXT};border-collapse:collapse;width:100%;margin:4px 0'>"
-        f"<caption style='display:none'>Ranking with points</caption>{rows}</table>"
-        f"<div>{fit_in_words(selection.answers)}</div><div>{article}</div><div>{second}</div></div>"
-    )
+@cache
+def _macros() -> Any:
+    """Return the macros of form.html.j2, which draw the views."""
+    loader = PackageLoader("labkit", "advice/selector")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["linked"] = _linked
+    environment.globals |= {"ink": INK, "text": TEXT, "pros": PROS, "known": catalogue(), "fit": in_words}
+    environment.globals |= {"by_winner": by_winner, "grounds": grounds}
+    environment.globals |= {"neighbour_rows": _neighbour_rows, "pattern_rows": _pattern_rows}
+    return environment.get_template("form.html.j2").module
 
 
-def _bar(ranked: Ranked, top: int) -> str:
-    cell = "padding:1px 8px 1px 0;border:0;text-align:left;background:none"
-    points = "not ranked" if ranked.score is None else f"{ranked.score}"
-    width = 0 if ranked.score is None else round(100 * max(0, ranked.score) / top)
-    bar = f"<div style='background:{ACCENT};height:11px;width:{width}%'></div>"
-    return (
-        f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(ranked.title)}</td>"
-        f"<td style='{cell}'>{bar}</td><td style='{cell};width:72px;white-space:nowrap'>{points}</td></tr>"
-    )
+def table(rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows with the same keys as an HTML table, aligned to the left."""
+    return str(_macros().table(list(rows)))
 
 
-def why(selection: Selection, verdicts: Mapping[str, str]) -> str:
-    winner = selection.winner
-    cons = _heading("What speaks against it") + _reasons(winner.cons, verdicts) if winner.cons else ""
-    more = len(winner.pros) - PROS
-    rest = f"<div>and {more} smaller ones</div>" if more > 0 else ""
-    return f"<div>{escape(winner.stack.what)}</div>{_reasons(winner.pros[:PROS], verdicts)}{rest}{cons}"
-
-
-def why_not(selection: Selection, verdicts: Mapping[str, str]) -> str:
-    """Return why each other stack is excluded, or what the winner has over it."""
-    return "".join(_heading(ranked.title) + _against(ranked, verdicts) for ranked in selection.ranking[1:])
-
-
-def _against(ranked: Ranked, verdicts: Mapping[str, str]) -> str:
-    if ranked.excluded:
-        return _list(f"<b>out</b> · {escape(why.text)} {_small(why, verdicts)}" for why in ranked.excluded)
-    behind = [f"<b>{why.points}</b> behind · {escape(why.text)} {_small(why, verdicts)}" for why in ranked.behind]
-    return _list(behind or ["equal points, more parts"])
-
-
-def what_if(selection: Selection, _: Mapping[str, str]) -> str:
-    """Return the single answers that would change the first place, by the stack that they would bring there."""
-    if not selection.flips:
-        return "<div>No single answer changes the first place.</div>"
-    known = catalogue()
-    parts = ["<div>With one other answer and all else unchanged, this comes first:</div>"]
-    for winner, flips in by_winner(selection.flips).items():
-        parts.append(_heading(known.stacks[winner].title))
-        questions = ((known.questions[flip.question], flip.answer) for flip in flips)
-        parts.append(_list(f"{escape(q.label)}: <b>{escape(q.options[answer])}</b>" for q, answer in questions))
-    return "".join(parts)
-
-
-def warnings(selection: Selection, _: Mapping[str, str]) -> str:
-    if not selection.warnings:
-        return "<div>None for these answers.</div>"
-    return _list(f"{escape(warning.text)} {_where(warning.claim, warning.lab)}" for warning in selection.warnings)
-
-
-def neighbours(selection: Selection, _: Mapping[str, str]) -> str:
-    """Return the unranked projects that are worth a look for these answers."""
-    if not selection.neighbours:
-        return "<div>None for these answers.</div>"
-    return table(
-        {"name": project.name, "why": why, "what": project.line, "source": f"{project.source}, {project.checked}"}
-        for project, why in selection.neighbours
-    )
-
-
-def article(selection: Selection, _: Mapping[str, str]) -> str:
-    """Return the article's answer, and its six patterns beside ours."""
-    branch = selection.article
-    tree = f"Its tree stops at <i>{escape(branch.question)}</i> and says <b>{branch.framework}</b>."
-    return f"<div>{tree}</div>{patterns(compare_patterns(), differences=False)}"
-
-
-VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
-    "Why": why,
-    "Why not": why_not,
-    "What if": what_if,
-    "Neighbours": neighbours,
-    "Warnings": warnings,
-    "Article": article,
-}
-
-
-def configuration(files: Sequence[ConfigFile]) -> str:
-    box = f"{CODE};{INK};margin:2px 0;padding:4px 6px;border:{RULE};overflow-x:auto;white-space:pre;background:none"
-    html = ""
-    for file in files:
-        settings = (
-            f"<code style='{CODE};{INK};background:none'>{escape(f'{setting.name} {setting.value}'.strip())}</code> · "
-            f"{escape(setting.why)}"
-            for setting in file.settings
-        )
-        html += f"{_heading(file.name)}<pre style='{box}'>{escape(file.text.strip())}</pre>{_list(settings)}"
-    return html
-
-
-def patterns(comparisons: Iterable[Comparison], *, differences: bool = True) -> str:
+def patterns(comparisons: Iterable[Comparison]) -> str:
     """Return the article's six patterns as a table: its framework, and the stack that comes first here."""
-    return table(
+    return table(_pattern_rows(comparisons))
+
+
+def _pattern_rows(
+    comparisons: Iterable[Comparison] | None = None, *, differences: bool = True
+) -> list[Mapping[str, object]]:
+    return [
         {
             "In this situation": row.pattern.situation,
             "the article says": row.pattern.framework,
             "first here": row.stack.title,
             **({"why": row.pattern.difference} if differences else {}),
         }
-        for row in comparisons
-    )
+        for row in comparisons or compare_patterns()
+    ]
 
 
-def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """Return rows with the same keys as a table, aligned to the left."""
-    cell, rows = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
-    head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (rows[0] if rows else ()))
-    lines = ("".join(_cell(str(text), cell) for text in row.values()) for row in rows)
-    body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
-    return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _neighbour_rows(selection: Selection) -> list[Mapping[str, object]]:
+    return [
+        {"name": project.name, "why": why, "what": project.line, "source": f"{project.source}, {project.checked}"}
+        for project, why in selection.neighbours
+    ]
 
 
-def _cell(text: str, style: str) -> str:
-    """Short texts, such as dates, do not wrap."""
-    return f"<td style='{style}{';white-space:nowrap' if len(text) <= 12 else ''}'>{escape(text)}</td>"
-
-
-def _reasons(reasons: Iterable[Reason], verdicts: Mapping[str, str]) -> str:
-    return _list(f"<b>{reason.points:+d}</b> · {escape(reason.text)} {_small(reason, verdicts)}" for reason in reasons)
-
-
-def _small(reason: Reason, verdicts: Mapping[str, str]) -> str:
-    grounds_text = _linked(grounds(reason, verdicts), reason.lab)
-    return f"<span style='white-space:nowrap;font-size:12px'>[{grounds_text}]</span>"
-
-
-def _where(claim: str | None, lab: str | None) -> str:
-    parts = [part for part in (claim, f"lab {lab.partition('_')[0]}" if lab else None) if part]
-    return f"<span style='font-size:12px'>[{_linked(', '.join(parts), lab)}]</span>" if parts else ""
-
-
-def _linked(text: str, lab: str | None) -> str:
-    """Return the text with "lab NN" linked to the lab's notebook."""
-    safe = escape(text)
+def _linked(text: str, lab: str | None) -> Markup:
+    """Escape the text and link its "lab NN" to the lab's notebook."""
     if lab is None:
-        return safe
-    number = lab.partition("_")[0]
-    link = f"<a href='{lab}.ipynb' style='color:inherit;text-decoration:underline'>lab {number}</a>"
-    return safe.replace(f"lab {number}", link)
-
-
-def _heading(text: str) -> str:
-    return f"<div style='margin-top:5px'><b>{escape(text)}</b></div>"
-
-
-def _list(items: Iterable[str]) -> str:
-    body = "".join(f"<li style='margin:1px 0'>{item}</li>" for item in items)
-    return f"<ul style='margin:1px 0;padding-left:18px'>{body}</ul>"
+        return escape(text)
+    name = f"lab {lab.partition('_')[0]}"
+    link = Markup("<a href='{}.ipynb' style='color:inherit;text-decoration:underline'>{}</a>").format(lab, name)
+    return escape(text).replace(name, link)
 
 
 HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
 COLUMN_WIDTH = "336px"  # of the questions, with their scroll bar
 CONFIGURATION = "Configuration"
-TIPS = {
+TIPS = {  # of the views, each of which has a macro
     "Why": "The reasons for the first place, with their evidence",
     "Why not": "Why the others are not first, or not ranked at all",
     "What if": "The single answers that would change the first place",
@@ -313,15 +196,15 @@ class SelectorForm(Form[Chosen]):
         self.served.value = self.model or ""
 
     def draw(self) -> None:
-        self.summary.value = summary(self.selection)
+        self.summary.value = str(_macros().summary(self.selection))
         self.buttons["Warnings"].description = f"Warnings ({len(self.selection.warnings)})"
         self._draw_view()
 
     def _draw_view(self) -> None:
         if self.view == CONFIGURATION:
-            html = f"<div><b>{escape(proof(self.selection.winner.name))}</b></div>{configuration(self.config)}"
+            html = _macros().configuration(proof(self.selection.winner.name), self.config)
         else:
-            html = VIEWS[self.view](self.selection, self.verdicts)
+            html = getattr(_macros(), self.view.lower().replace(" ", "_"))(self.selection, self.verdicts)
         self.detail.value = f"<div style='{TEXT}'>{html}</div>"
         for name, button in self.buttons.items():
             button.button_style = "primary" if name == self.view else ""
@@ -330,12 +213,7 @@ class SelectorForm(Form[Chosen]):
         return to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
 
     def html(self) -> str:
-        questions = catalogue().questions
-        answers = " · ".join(
-            f"{escape(questions[name].label)}: {escape(questions[name].options[option])}"
-            for name, option in self.answers.items()
-        )
-        return f"{summary(self.selection)}<div style='{TEXT}'>{answers}{why(self.selection, {})}</div>"
+        return str(_macros().page(self.selection))
 
     def _ipython_display_(self) -> None:
         """Display nothing: as the last value of the cell that shows the form, it would be shown twice."""
