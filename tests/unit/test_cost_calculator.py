@@ -185,9 +185,9 @@ questions = st.builds(
 
 @given(questions)
 @settings(max_examples=40, deadline=None)
-def test_the_break_even_chart_lies_on_the_curves(asked: costs.CostSettings) -> None:
+def test_the_break_even_chart_lies_on_the_curves(config: costs.CostSettings) -> None:
     """Every point of the staircase and of each line equals the answer, inside an ordered domain."""
-    result = costs.calculate(asked)
+    result = costs.calculate(config)
     (lines, *_) = break_even_chart(result)["layer"]
     rows = lines["data"]["values"]
     prices = {api.price.name: float(api.usd_per_million_tokens) for api in result.api}

@@ -174,22 +174,22 @@ def test_machines_have_the_price_of_their_day() -> None:
 
 @few
 @given(questions)
-def test_the_fleet_is_the_smallest_that_carries_the_peak(asked: CostSettings) -> None:
+def test_the_fleet_is_the_smallest_that_carries_the_peak(config: CostSettings) -> None:
     """The fleet carries peak and buffer, one machine less would not, and cost and utilisation follow from it."""
-    answer, single = costs.calculate(asked), machine(asked)
-    fleet, rate = answer.hosted, asked.requests_per_s or 0
-    used = asked.used_throughput
-    counted = asked.output_tokens if used.counts == "output" else asked.tokens_per_request
+    answer, single = costs.calculate(config), machine(config)
+    fleet, rate = answer.hosted, config.requests_per_s or 0
+    used = config.used_throughput
+    counted = config.output_tokens if used.counts == "output" else config.tokens_per_request
     assert float(single.requests_per_s) == pytest.approx(used.tokens_per_s / (counted or 0))
     planned = answer.demand.planned_per_s
-    assert float(planned) == pytest.approx(rate * asked.peak_factor * (1 + asked.buffer))
-    assert fleet.machines >= asked.min_instances
+    assert float(planned) == pytest.approx(rate * config.peak_factor * (1 + config.buffer))
+    assert fleet.machines >= config.min_instances
     assert fleet.machines * single.requests_per_s >= planned
-    assert fleet.machines == asked.min_instances or (fleet.machines - 1) * single.requests_per_s < planned
-    busy = rate * asked.hours_per_day / 24 / (fleet.machines * single.requests_per_s)
+    assert fleet.machines == config.min_instances or (fleet.machines - 1) * single.requests_per_s < planned
+    busy = rate * config.hours_per_day / 24 / (fleet.machines * single.requests_per_s)
     assert float(fleet.utilisation) == pytest.approx(float(busy))
-    people = asked.engineering_hours_per_month * asked.engineer_usd_per_hour
-    machine_month = float(single.usd_per_hour) * 730 + asked.weights_gb * asked.storage_usd_per_gb_month
+    people = config.engineering_hours_per_month * config.engineer_usd_per_hour
+    machine_month = float(single.usd_per_hour) * 730 + config.weights_gb * config.storage_usd_per_gb_month
     assert float(fleet.usd_per_month) == pytest.approx(fleet.machines * machine_month + people)
     assert fleet.usd_per_million_tokens == fleet.usd_per_day * 10**6 / answer.demand.tokens_per_day
     assert answer.stairs.usd_per_day(answer.demand.tokens_per_day) == fleet.usd_per_day
@@ -200,12 +200,12 @@ def test_the_fleet_is_the_smallest_that_carries_the_peak(asked: CostSettings) ->
 
 @few
 @given(questions, st.floats(1.0, 50))
-def test_more_traffic_never_costs_less(asked: CostSettings, factor: float) -> None:
+def test_more_traffic_never_costs_less(config: CostSettings, factor: float) -> None:
     """Machines and bills grow with the traffic, also if it is given in tokens per day; an API's token price stays."""
-    before = costs.calculate(asked)
+    before = costs.calculate(config)
     factor = min(factor + 1e-9, 0.999e15 / float(before.demand.tokens_per_day))
     tokens = float(before.demand.tokens_per_day) * factor
-    after = costs.calculate(asked.changed(requests_per_s=None, tokens_per_day=tokens))
+    after = costs.calculate(config.changed(requests_per_s=None, tokens_per_day=tokens))
     assert after.hosted.machines >= before.hosted.machines
     assert after.hosted.usd_per_day >= before.hosted.usd_per_day
     assert float(after.against.usd_per_day) == pytest.approx(float(before.against.usd_per_day) * factor)
@@ -221,13 +221,13 @@ def test_more_traffic_never_costs_less(asked: CostSettings, factor: float) -> No
 def test_a_load_by_hour_is_the_sum_of_its_hours(load: list[int], rate: float, purchase: str) -> None:
     """Each hour has the machines for its own rate and pays for that hour; reserved machines are paid all day."""
     plain = question(instance="rented-h100", purchase=purchase, peak_factor=2.0)
-    asked = plain.changed(requests_per_s=rate, hourly_load=load)
+    config = plain.changed(requests_per_s=rate, hourly_load=load)
     rates = [rate * 24 * share / sum(load) for share in load]
     hours = [costs.calculate(plain.changed(requests_per_s=hourly)).hosted.machines for hourly in rates]
-    fleet = costs.calculate(asked).hosted
+    fleet = costs.calculate(config).hosted
     paid = sum(hours) if purchase == "on_demand" else 24 * max(hours)
     assert abs(fleet.machine_hours - paid) <= 1  # a rate that exactly fills its machines may round either way
-    assert fleet.usd_per_day == fleet.machine_hours * machine(asked).usd_per_hour
+    assert fleet.usd_per_day == fleet.machine_hours * machine(config).usd_per_hour
     assert fleet.machines == max(hours) or abs(fleet.machine_hours - paid) > 0
 
 
@@ -393,12 +393,12 @@ def test_numbers_are_taken_as_people_write_them() -> None:
 
 @few
 @given(questions)
-def test_an_exported_question_comes_back_the_same(asked: CostSettings) -> None:
+def test_an_exported_question_comes_back_the_same(config: CostSettings) -> None:
     """A state restores its question over any other question; a setting beside it takes precedence."""
     throughput = Throughput(tokens_per_s=9.0, low=8.0, label="lab 01", measured=True, gpus=1, gpu="L4", machine="m")
     other = question(requests_per_s=77.0, usd_per_hour=3.0, throughput=throughput)
-    assert costs.settings_from({"state": asked.to_json()}, other) == asked
-    entered = costs.settings_from({"state": other.to_json(), "throughput_tokens_per_s": 100}, asked)
+    assert costs.settings_from({"state": config.to_json()}, other) == config
+    entered = costs.settings_from({"state": other.to_json(), "throughput_tokens_per_s": 100}, config)
     assert entered.throughput == Throughput(tokens_per_s=100.0)
 
 
@@ -416,9 +416,9 @@ def test_the_answer_has_the_keys_that_scripts_rely_on() -> None:
 
 @few
 @given(questions)
-def test_sensitivity_is_in_order_and_centred(asked: CostSettings) -> None:
+def test_sensitivity_is_in_order_and_centred(config: CostSettings) -> None:
     """The widest swing comes first; the API's price moves the ratio by its own factor."""
-    swings = sensitivity(asked)
+    swings = sensitivity(config)
     widths = [swing.width for swing in swings]
     assert widths == sorted(widths, reverse=True)
     api = next(swing for swing in swings if swing.name == "API's price")
@@ -514,12 +514,12 @@ def test_a_simulation_brings_its_error_and_is_no_measurement(tmp_path: Path) -> 
         "replicas": 1, "source": "Modelled: H200", "error": {"tpot": {"mean": 0.1, "worst": 0.25}},
     }  # fmt: skip
     path.write_text(json.dumps(simulation))
-    asked = costs.settings_from({"throughput_from": str(path)}, costs.default(prices_on=DAY))
-    used = asked.used_throughput
+    config = costs.settings_from({"throughput_from": str(path)}, costs.default(prices_on=DAY))
+    used = config.used_throughput
     assert (used.measured, used.gpus, used.gpu, used.bounds) == (False, 2, "H200", (3200.0, 4000 / 0.75))
-    assert costs.instances()[asked.instance].gpu == "H200"
+    assert costs.instances()[config.instance].gpu == "H200"
     assert "off by up to 25%" in used.label
-    assert not_refused(lambda name: asked.changed(instance=name), [("rented-h100", "is of H200")]) == []
+    assert not_refused(lambda name: config.changed(instance=name), [("rented-h100", "is of H200")]) == []
 
 
 def test_a_file_without_a_measurement_is_refused(tmp_path: Path) -> None:

@@ -292,8 +292,8 @@ def test_a_bad_file_is_refused_with_the_place() -> None:
         bad.append(({"gpu": {"memory_gib": 8}, "deployments": deployments}, says))
     assert not_refused(auditor.parse, bad) == []
     full = Cluster(rows=(Gpus(memory_gib=1, used_gib=1),))
-    asked = [(([], question()[1]), "no deployments"), ((question()[0], full), "nothing is free")]
-    assert not_refused(lambda parts: auditor.audit(*parts), asked) == []
+    refused = [(([], question()[1]), "no deployments"), ((question()[0], full), "nothing is free")]
+    assert not_refused(lambda parts: auditor.audit(*parts), refused) == []
 
 
 def test_this_machines_gpu_is_the_last_resort() -> None:
@@ -301,8 +301,8 @@ def test_this_machines_gpu_is_the_last_resort() -> None:
     content = {"gpu": {"count": 2}, "deployments": [{"name": "a", "num_gpus": 1, "weight_gib": 1}]}
     machine = {"memory_gib": 24, "count": 1, "used_gib": 2}
 
-    def gpus(asked: dict[str, Any] | None = None) -> Gpus:
-        return auditor.parse(content, gpu=asked, default=machine)[1].rows[0]
+    def gpus(options: dict[str, Any] | None = None) -> Gpus:
+        return auditor.parse(content, gpu=options, default=machine)[1].rows[0]
 
     assert gpus() == Gpus(memory_gib=24, count=2, used_gib=2)
     assert gpus({"memory_gib": 80, "count": None}) == Gpus(memory_gib=80, count=2, used_gib=0)

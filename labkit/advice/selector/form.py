@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from labkit.advice.form import Form, labelled
+from labkit.advice.form import Form, labelled, macros
 from labkit.advice.selector import (
     Comparison,
     ConfigFile,
@@ -36,14 +35,19 @@ PROS = 6  # reasons shown
 
 @cache
 def _macros() -> Any:
-    """Return the macros of form.html.j2, which draw the views."""
-    loader = PackageLoader("labkit", "advice/selector")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.filters["linked"] = _linked
-    environment.globals |= {"ink": INK, "text": TEXT, "pros": PROS, "known": catalogue(), "fit": in_words}
-    environment.globals |= {"by_winner": by_winner, "grounds": grounds}
-    environment.globals |= {"neighbour_rows": _neighbour_rows, "pattern_rows": _pattern_rows}
-    return environment.get_template("form.html.j2").module
+    return macros(
+        "selector",
+        ink=INK,
+        text=TEXT,
+        pros=PROS,
+        known=catalogue(),
+        fit=in_words,
+        by_winner=by_winner,
+        grounds=grounds,
+        linked=_linked,
+        neighbour_rows=_neighbour_rows,
+        pattern_rows=_pattern_rows,
+    )
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
