@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
 
-.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab prediction-sheet article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference reliability
+.PHONY: help setup fetch run lab test test-fast lint notebooks new-lab prediction-sheet article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference reliability site
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -62,6 +62,9 @@ reference: setup ## a run as this machine's recorded results, data/reference: ma
 
 reliability: fetch ## the course N times in a row, and how often it passed: make reliability N=10 OUT=runs/reliability
 	@$(BIN)/python -m tools.reliability $(or $(N),10) $(or $(OUT),runs/reliability)
+
+site: setup     ## static pages of the course for any web host, in build/site
+	@$(BIN)/python -m tools.site
 
 gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON lines, ten minutes at most
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_proof

@@ -1,39 +1,23 @@
-"""Exercises of lab 06: GPUs that are asked for, where Ray puts a fraction, and models onto few GPUs."""
+"""Lab 06: Ray's best fit and a Serve config that has to fit a card (exercises), and two engines on one card."""
 
-import math
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from labkit import charts, modelled
+from labkit.advice import fractions as auditor
+from labkit.errors import LabkitError, require
+from labkit.modelled import Drive, ModelledGpu, shape_of
+from labkit.serving import ray_serve
+from labkit.session import LabSession
 from labkit.teaching import solution
+from labkit.theory import placement
 
-# The article's listing, as (name, replicas, num_gpus): a preprocessor that splits text, and a model.
-ARTICLE_LISTING = (("Preprocessor", 2, 0.5), ("Model", 4, 1.0))
-
-
-def gpus_of_one(replicas: int, num_gpus: float) -> float:
-    return replicas * num_gpus
-
-
-def gpus_asked(deployments: list[tuple[str, int, float]]) -> float:
-    return sum(replicas * num_gpus for _, replicas, num_gpus in deployments)
-
-
-solution(
-    "06.gpus_asked",
-    gpus_asked,
-    unit="GPUs",
-    worked=gpus_of_one,
-    cases=(([("a", 3, 0.25), ("b", 2, 2)],), ([("a", 2, 0.3), ("b", 1, 0.5), ("c", 1, 1)],)),
-    wrong={
-        "the replicas forgotten": lambda deployments: sum(num_gpus for _, _, num_gpus in deployments),
-        "the fraction forgotten": lambda deployments: sum(replicas for _, replicas, _ in deployments),
-        "a fraction rounded up": lambda deployments: sum(
-            replicas * math.ceil(num_gpus) for _, replicas, num_gpus in deployments
-        ),
-        "the largest deployment only": lambda deployments: max(
-            replicas * num_gpus for _, replicas, num_gpus in deployments
-        ),
-    },
-)
+GIB = 2**30
 
 
 def gpu_for(left: list[float], asked: float) -> int:
@@ -68,63 +52,365 @@ solution(
 )
 
 
-Models = list[tuple[float, float]]  # memory and load of each
-MODELS = [(10.0, 0.125), (40.0, 0.25), (30.0, 0.5), (24.0, 0.125), (16.0, 0.5), (50.0, 0.125), (12.0, 0.375)]
+# --- a Serve config for one card ---
+
+CARD_GIB = 80.0
+MODELS = {"chat", "code"}
+LONGEST = 8192
 
 
-def _packed(
-    *, largest_first: bool = True, newest_only: bool = False, best_fit: bool = False
-) -> Callable[..., list[int]]:
-    """Packs in another order than asked for, looks at the newest GPU only, or takes the fullest one with room."""
-
-    def packing(models: Models, gpu_gib: float, most_load: float) -> list[int]:
-        used: list[list[float]] = []
-        place = [0] * len(models)
-        for number in sorted(range(len(models)), key=lambda n: -models[n][0] if largest_first else n):
-            gib, load = models[number]
-            gpus = list(range(len(used))[-1 if newest_only else 0 :])
-            if best_fit:
-                gpus.sort(key=lambda n: -used[n][0])
-            gpu = next((n for n in gpus if used[n][0] + gib <= gpu_gib and used[n][1] + load <= most_load), len(used))
-            used[gpu:] = used[gpu:] or [[0.0, 0.0]]
-            used[gpu] = [used[gpu][0] + gib, used[gpu][1] + load]
-            place[number] = gpu
-        return place
-
-    return packing
+def audited(config: str) -> auditor.Audit:
+    """The audit of a Serve config on one card of 80 GiB."""
+    return auditor.audit(*auditor.parse(yaml.safe_load(config), gpu={"memory_gib": CARD_GIB, "count": 1}))
 
 
-def pack(models: list[tuple[float, float]], gpu_gib: float, most_load: float) -> list[int]:
-    used: list[list[float]] = []  # memory and load of each GPU
-    place = [0] * len(models)
-    for number in sorted(range(len(models)), key=lambda n: -models[n][0]):
-        gib, load = models[number]
-        fits = [n for n, (a, b) in enumerate(used) if a + gib <= gpu_gib and b + load <= most_load]
-        gpu = fits[0] if fits else len(used)
-        if gpu == len(used):
-            used.append([0.0, 0.0])
-        used[gpu][0] += gib
-        used[gpu][1] += load
-        place[number] = gpu
-    return place
+def audited_file(name: str) -> auditor.Audit:
+    """The audit of a learner's own file: a Serve config, a RayService or a list of deployments."""
+    return auditor.audit(*auditor.read(Path(name).expanduser()))
+
+
+def fits(config: Any) -> dict[str, str]:
+    """The tests of a Serve config, each with what failed; empty where it passes."""
+    try:
+        audit = audited(config)
+    except (LabkitError, yaml.YAMLError, AttributeError, TypeError) as error:
+        return {"the config can be read": str(error)}
+    names = {deployment.name for deployment in audit.deployments}
+    short = [one for one in audit.deployments if one.context_tokens < LONGEST]
+    placed = [replica for replica in audit.replicas if replica.gpus]
+    waiting = [f"{one.name} asks for {one.deployment.asks} and waits" for one in audit.replicas if not one.gpus]
+    return {
+        "both models are served": ", ".join(f"{name} is missing" for name in sorted(MODELS - names)),
+        f"requests of {LONGEST:,} tokens are accepted": ", ".join(
+            f"{one.name} takes {one.context_tokens:,}" for one in short
+        ),
+        "Ray places every replica": ", ".join(waiting),
+        "every engine starts": ", ".join(f"{replica.name}: {replica.refused}" for replica in placed if replica.refused),
+        "no engine takes more of the card than Ray counts": ", ".join(
+            f"{one.name} takes {one.engine_share:.2f} and asks for {one.asks}"
+            for one in audit.deployments
+            if (one.engine_share or 0) > one.part
+        ),
+    }
+
+
+def _config(*gpus: float, shares: Sequence[float | None] = (), tokens: int = LONGEST) -> str:
+    models = []
+    for name, part, share in zip(sorted(MODELS), gpus, shares or [None] * len(gpus), strict=False):
+        engine = {"max_model_len": tokens} | ({} if share is None else {"gpu_memory_utilization": share})
+        models.append(
+            {
+                "model_loading_config": {"model_id": name, "model_source": "Qwen2.5-7B"},
+                "engine_kwargs": engine,
+                "placement_group_config": {"bundles": [{"CPU": 1, "GPU": part}]},
+            }
+        )
+    application = {"import_path": "ray.serve.llm:build_openai_app", "args": {"llm_configs": models}}
+    return str(yaml.safe_dump({"applications": [{"name": "assistants", **application}]}, sort_keys=False))
+
+
+def fitting() -> str:
+    return """
+applications:
+- name: assistants
+  import_path: ray.serve.llm:build_openai_app
+  args:
+    llm_configs:
+    - model_loading_config: {model_id: chat, model_source: Qwen2.5-7B}
+      engine_kwargs: {max_model_len: 8192, gpu_memory_utilization: 0.47}
+      placement_group_config: {bundles: [{CPU: 1, GPU: 0.5}]}
+    - model_loading_config: {model_id: code, model_source: Qwen2.5-7B}
+      engine_kwargs: {max_model_len: 8192, gpu_memory_utilization: 0.47}
+      placement_group_config: {bundles: [{CPU: 1, GPU: 0.5}]}
+"""
 
 
 solution(
-    "06.pack",
-    pack,
-    cases=[
-        (MODELS, 80.0, 0.75),
-        (MODELS, 64.0, 1.0),
-        ([(40.0, 0.25), (40.0, 0.5), (40.0, 0.25), (40.0, 0.5)], 80.0, 0.75),
-        ([(50.0, 0.125), (40.0, 0.125), (35.0, 0.125), (5.0, 0.125)], 80.0, 1.0),
-    ],
-    exact=True,
+    "06.fits",
+    fitting,
+    observe=fits,
     wrong={
-        "memory alone": lambda models, gpu_gib, _most_load: pack(models, gpu_gib, math.inf),
-        "load alone": lambda models, _gpu_gib, most_load: pack(models, math.inf, most_load),
-        "in the order given": _packed(largest_first=False),
-        "only the newest GPU looked at": _packed(newest_only=True),
-        "best fit for first fit": _packed(best_fit=True),
-        "a GPU for each model": lambda models, _gpu_gib, _most_load: list(range(len(models))),
+        "Ray's number alone repaired": lambda: _config(0.5, 0.5),
+        "the engines' shares alone repaired": lambda: _config(0.6, 0.6, shares=(0.47, 0.47)),
+        "the rest of the card taken for a share": lambda: _config(0.5, 0.5, shares=(0.5, 0.92)),
+        "more taken than Ray counts": lambda: _config(0.4, 0.4, shares=(0.47, 0.47)),
+        "a model left out": lambda: _config(0.95, shares=(0.92,)),
+        "requests cut": lambda: _config(0.5, 0.5, shares=(0.47, 0.47), tokens=2048),
     },
 )
+
+
+def placed_by_ray(config: str, *, gpus: int, wait_s: float = 3.0) -> dict[str, str]:
+    """What Ray's scheduler does with each replica of a config on one empty GPU of a node with `gpus` of them.
+
+    A placement group reserves what a replica would and starts nothing; all are removed afterwards.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    wanted: list[tuple[str, tuple[float, ...]]] = [("", (1.0,))] * (gpus - 1)  # the scene is one card
+    wanted += [(replica.name, replica.deployment.bundles) for replica in audited(config).replicas]
+    groups = {}
+    try:
+        for number, (name, bundles) in enumerate(wanted):
+            group = placement_group([{"GPU": part} for part in bundles])
+            groups[number, name] = group, group.wait(timeout_seconds=wait_s)
+        return {name: "placed" if ready else "waits" for (_, name), (_, ready) in groups.items() if name}
+    finally:
+        for group, _ in groups.values():
+            remove_placement_group(group)
+
+
+# --- the scene on logical GPUs ---
+
+
+def check_sizes(lab: LabSession) -> None:
+    """Refuse a scene in which not all find room, or the late replica would not wait. UsageError."""
+    asked = lab.parameters
+    fractions, late, gpus = asked["fractions"], asked["late_fraction"], asked["gpus"]
+    placed = placement.best_fit([*fractions, late], gpus)
+    waiting = ", ".join(f"{part:g}" for part, where in zip(fractions, placed, strict=False) if not where)
+    full = f"on {gpus} GPUs the fractions {fractions} do not all find room: {waiting} would wait"
+    require(not waiting, full, fix="take smaller fractions, another order, or more GPUs")
+    left = placement.left_over(fractions, gpus)
+    roomy = f"late_fraction is {late:g}, and a GPU of {gpus} has {max(left):g} left: it would not have to wait"
+    require(not placed[-1], roomy, fix="take a larger late_fraction, fewer GPUs, or more fractions")
+    room = left[placed[0][0]] + fractions[0]
+    stuck = f"late_fraction is {late:g}; when the first of the fractions leaves, its GPU has {room:g} left"
+    require(placement.units_of(round(room, 4)) >= placement.units_of(late), stuck, fix="take a smaller late_fraction")
+    shared = [gpu for gpu in range(gpus) if len(parts_on(fractions[1:], placed[1:], gpu)) > 1]
+    apart = f"after the first, no two different fractions of {fractions} share a GPU: nothing to compare"
+    require(bool(shared), apart, fix="take a pair that fits one GPU, such as 0.7 and 0.25")
+    modelled.gpu(asked["card"], model="llama-3.1-8b")  # or its refusal
+    if asked["audit_file"]:
+        audited_file(asked["audit_file"])
+    models = [asked[name] for name in ("models", "models_gib", "model_loads")]
+    unequal = "{} names, {} memories and {} loads".format(*map(len, models))
+    require(len(set(map(len, models))) == 1, unequal, fix="give one of each for every model")
+
+
+def parts_on(fractions: Sequence[float], placed: Sequence[Sequence[int]], gpu: int) -> set[float]:
+    """The different fractions on a GPU."""
+    return {part for part, where in zip(fractions, placed, strict=False) if list(where) == [gpu]}
+
+
+def check_cluster(nodes: Sequence[Mapping[str, Any]], gpus: int) -> None:
+    """Refuse a cluster other than one node with so many GPUs. UsageError."""
+    free = [node["Resources"]["GPU"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
+    scattered = f"the cluster's nodes have {free or 'no'} GPUs; this lab's scene is one node with {gpus}"
+    require(free == [gpus], scattered, fix="leave ray_address empty, or join a cluster with one such node")
+
+
+def pair_on_one_gpu(where: Mapping[str, str], num_gpus: Mapping[str, float]) -> tuple[str, str]:
+    """Two replicas with different fractions of one GPU; not the first, which has left by then."""
+    names = list(where)[1:]
+    return next((a, b) for a in names for b in names if where[a] == where[b] and num_gpus[a] > num_gpus[b])
+
+
+OUTCOMES = {
+    "RUNNING": "it starts",
+    "DEPLOYING": "it waits until there is room",
+    "DEPLOY_FAILED": "Ray refuses it with an error",
+}
+"""What an application's status means for a replica that comes late."""
+
+
+def delete(applications: Iterable[str]) -> None:
+    """Delete those of the applications that are still deployed, at once; `serve.delete` waits for each."""
+    from ray import serve
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(serve.delete, serve.status().applications.keys() & {*applications}))
+
+
+def first_message(application: str) -> str:
+    """What Serve says first of an application that does not start, or "" once it runs."""
+    from ray import serve
+
+    def deployments() -> list[Any]:
+        known = serve.status().applications.get(application)
+        return list(known.deployments.values()) if known else []
+
+    def told() -> bool:
+        return any(one.message or one.status == "HEALTHY" for one in deployments())
+
+    ray_serve.wait_for(told, timeout_s=60, what=f"a message about {application}")
+    return "\n".join(one.message for one in deployments())
+
+
+Surroundings = tuple[Mapping[str, str], Mapping[str, Any], str]
+"""A process's environment, its limits, and its control group."""
+
+
+def told_apart(one: Surroundings, other: Surroundings) -> dict[str, list[str]]:
+    """The names of environment variables and of limits (with the control group) that differ between two processes."""
+    variables, limits = (
+        sorted(name for name in {*a, *b} if a.get(name) != b.get(name)) for a, b in zip(one[:2], other[:2], strict=True)
+    )
+    return {"environment variables": variables, "limits": limits + ["control group"] * (one[2] != other[2])}
+
+
+def what_differs(apart: Mapping[str, Sequence[str]]) -> str:
+    """The option of the prediction that is right."""
+    if apart["limits"]:
+        return "a limit or a control group"
+    return "an environment variable only" if apart["environment variables"] else "none of them"
+
+
+def memory_evidence(lab: LabSession, apart: Mapping[str, Sequence[str]], *, same_device: bool) -> None:
+    """C36: what tells two replicas with different fractions of a GPU apart."""
+    variables, limits = (len(apart[name]) for name in ("environment variables", "limits"))
+    lab.evidence("C36", variables_apart=variables, limits_apart=limits, same_device=same_device)
+
+
+def sum_evidence(lab: LabSession, where: Mapping[str, str], *, late_waits: bool) -> None:
+    """C37: the largest sum of fractions on a GPU, and whether the replica for which none had room waited."""
+    asked = lab.parameters
+    sums: dict[str, float] = {}
+    for gpu, part in zip(where.values(), asked["fractions"], strict=True):
+        sums[gpu] = sums.get(gpu, 0.0) + part
+    left = placement.left_over(asked["fractions"], asked["gpus"])
+    lab.says("The fractions on a GPU never add up to more than one", max(sums.values()) <= 1)
+    lab.evidence("C37", largest_sum=round(max(sums.values()), 4), late_fraction=asked["late_fraction"])
+    lab.evidence("C37", most_left=max(left), late_waits=late_waits)
+
+
+# --- two engines on one card ---
+
+
+def cache_tokens(llm: Any) -> int:
+    """The tokens that an engine's KV cache holds."""
+    cache = llm.llm_engine.vllm_config.cache_config
+    return int(cache.num_gpu_blocks * cache.block_size)
+
+
+def in_turn(engines: Sequence[Any]) -> Callable[[], None]:
+    """A callback after each step, with which modelled engines share one card: its steps are never at the same time.
+
+    Time-slicing without its costs. After a step the other engines' clocks stand just behind its end, so theirs is next.
+    """
+    cards = [engine.llm_engine.model_executor for engine in engines]
+
+    def share() -> None:
+        now_s = max(card.clock_s for card in cards)
+        for card in cards:
+            card.clock_s = max(card.clock_s, now_s - 1e-9)
+
+    return share
+
+
+def output_per_s(driven: Drive) -> float:
+    """Output tokens per second of a load that was driven to its end."""
+    return round(sum(one.output_tokens or 0 for one in driven.result.records) / driven.result.duration_s, 1)
+
+
+ONE, SHARED = "one engine, whole card", "two engines, one card"
+Loads = Mapping[str, Mapping[int, float]]
+"""Output tokens per second by arrangement and clients."""
+Plans = Mapping[str, Sequence[Sequence[str]]]
+"""By plan, the models on each GPU."""
+
+
+def record(lab: LabSession, served: Loads, cache_tokens: Sequence[int]) -> None:
+    """What must come out the same, and what the text says of it."""
+    lab.exact("modelled_cache_tokens", cache_tokens)
+    lab.exact("modelled_output_per_s", {name: {str(n): rate for n, rate in by.items()} for name, by in served.items()})
+    lab.says("Replicas of the same model on one card gain nothing", max(_of_one_engine(served)) <= 1)
+
+
+def load_chart(served: Loads) -> charts.Chart:
+    """Output tokens per second by clients; the title says what two engines on a card give."""
+    points = [charts.LinePoint(n, rate, name) for name, by in served.items() for n, rate in by.items()]
+    percents = [100 * share for share in _of_one_engine(served)]
+    title = f"Two engines on one card give {min(percents):.0f} to {max(percents):.0f}% of one engine's tokens/s"
+    axes = {"x_title": "clients, each with one request at a time", "y_title": "output tokens/s (modelled)"}
+    return charts.lines(points, title=title, log_x=True, **axes)
+
+
+def _of_one_engine(served: Loads) -> list[float]:
+    return [served[SHARED][n] / rate for n, rate in served[ONE].items()]
+
+
+def sharing_evidence(lab: LabSession, served: Loads, plans: Plans) -> None:
+    """C08: GPUs that sharing saves for the lab's models, and two engines' throughput over one's on the same card."""
+    lab.exact("plans", plans)
+    used = {name: len(gpus) for name, gpus in plans.items()}
+    ratios = _of_one_engine(served)
+    lab.evidence("C08", gpus_dedicated=used["one each"], gpus_shared=used["memory and load"])
+    lab.evidence("C08", saved_percent=round(100 * (1 - used["memory and load"] / used["one each"]), 1))
+    lab.evidence("C08", lowest_ratio=round(min(ratios), 3), highest_ratio=round(max(ratios), 3))
+
+
+# --- adapters, and the plan ---
+
+
+def adapter_bytes(gpu: ModelledGpu, rank: int) -> int:
+    """A LoRA adapter of all linear layers, in 16 bits: rank x (inputs + outputs) numbers for each matrix.
+
+    As vLLM allocates it for each of `--max-loras` slots (vllm/lora/layers/base_linear.py, create_lora_weights).
+    """
+    fields = json.loads((gpu.folder / "config.json").read_text())
+    hidden, middle, heads = fields["hidden_size"], fields["intermediate_size"], fields["num_attention_heads"]
+    head = fields.get("head_dim") or hidden // heads
+    queries, keys = heads * head, fields["num_key_value_heads"] * head
+    matrices = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
+    matrices += [(hidden, middle), (hidden, middle), (middle, hidden)]
+    return int(fields["num_hidden_layers"] * sum(map(sum, matrices)) * rank * 2)
+
+
+def ways_to_serve(gpu: ModelledGpu, tasks: int, *, rank: int, workspace_gib: float) -> dict[str, dict[str, float]]:
+    """GiB for so many fine-tuned variants of a model, and what 0.9 of the card leaves for the cache; computed."""
+    shape = shape_of(gpu.folder)
+    engine = shape.weight_bytes + workspace_gib * GIB
+    ways = {f"{tasks} engines": tasks * engine}
+    ways[f"1 engine, {tasks} adapters"] = engine + tasks * adapter_bytes(gpu, rank)
+    rows = {}
+    for name, size in ways.items():
+        left = max(0, int((0.9 * gpu.card.memory_bytes - size) / shape.kv_bytes_per_token))
+        rows[name] = {"GiB before any cache": round(size / GIB, 1), "tokens of cache": left}
+    return rows
+
+
+def plan(models: Mapping[str, tuple[float, float]], *, gpu_gib: float, most_load: float) -> list[list[str]]:
+    """Models with (GiB, load) on GPUs: the largest first, each onto the first GPU with room for both."""
+    gpus: list[list[str]] = []
+    for name in sorted(models, key=lambda name: -models[name][0]):
+        gib, load = models[name]
+        for gpu in gpus:
+            memory, work = (sum(models[other][n] for other in gpu) for n in (0, 1))
+            if memory + gib <= gpu_gib and work + load <= most_load:
+                gpu.append(name)
+                break
+        else:
+            gpus.append([name])
+    return gpus
+
+
+def plans(lab: LabSession) -> dict[str, list[list[str]]]:
+    """The lab's models, one GPU each, and shared by memory and load or by memory alone."""
+    asked = lab.parameters
+    models = dict(zip(asked["models"], zip(asked["models_gib"], asked["model_loads"], strict=True), strict=True))
+    gpu_gib = modelled.gpu(asked["card"]).card.memory_gib
+    return {
+        "one each": [[name] for name in models],
+        "memory and load": plan(models, gpu_gib=gpu_gib, most_load=asked["most_load"]),
+        "memory alone": plan(models, gpu_gib=gpu_gib, most_load=float("inf")),
+    }
+
+
+def plan_table(lab: LabSession, plans: Plans) -> dict[str, dict[str, Any]]:
+    """GPUs, GPUs saved, throughput for each GPU, and the largest load with what it does to a request's mean time.
+
+    Processor sharing with Poisson arrivals: the work over what the load leaves (Kleinrock, Queueing Systems, vol. 2).
+    """
+    loads = dict(zip(lab.parameters["models"], lab.parameters["model_loads"], strict=True))
+    most, rows = len(plans["one each"]), {}
+    for name, gpus in plans.items():
+        busiest = max(sum(loads[model] for model in gpu) for gpu in gpus)
+        rows[name] = {
+            "GPUs": len(gpus),
+            "GPUs and bill, %": round(100 * (len(gpus) / most - 1)),
+            "requests per GPU, %": round(100 * (most / len(gpus) - 1)),
+            "highest load": round(busiest, 2),
+            "mean time of a request": f"{1 / (1 - busiest):.1f} x its work" if busiest < 1 else "unstable",
+        }
+    return rows

@@ -1,52 +1,162 @@
-"""Lab 07: exercises on lists of rows, batches and time limits; and ways to pack a model for TorchServe."""
+"""Lab 07: a handler of rows, the law of batching, the longest answer; static against continuous batches."""
 
-import os
-import shlex
+import json
 import subprocess
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from labkit.errors import require
-from labkit.machine import disk_free_bytes
-from labkit.serving.torchserve import CONFIG
+from labkit.experiments import Ratio
+from labkit.load.blocking import blocking
+from labkit.serving import torchserve
+from labkit.serving.ray_watch import Answer, Ask, Observation
+from labkit.serving.torchserve import Archive, TorchServe
 from labkit.serving.vllm import executable
+from labkit.session import LabSession
 from labkit.teaching import solution
 
-Rows = list[dict[str, Any]]
+# --- exercise: a handler of rows ---
 
 
-def _bad_as(status: int) -> Callable[[Rows], list[int]]:
-    return lambda rows: [code if code == 200 else status for code in statuses(rows)]
+def served(handler: type, *bodies: Any) -> list[str]:
+    """What each client of a batch gets from a handler, and how often its model was called.
+
+    The handler is called as TorchServe's worker calls it: `handle(rows, context)` of a BaseHandler, with TorchServe's
+    own context. As there, an exception or a list of another length is a 503 for every row. The model returns each
+    prompt in capitals and, like `generate`, takes no empty batch.
+    """
+    from ts.context import Context, RequestProcessor
+    from ts.torch_handler.base_handler import BaseHandler
+
+    whole = handler if issubclass(handler, BaseHandler) else type(handler.__name__, (handler, BaseHandler), {})
+    metrics = SimpleNamespace(add_time=lambda *_, **__: None)
+    context = Context("exercise", "", {"model": {}}, len(bodies), None, "0.12.0", metrics=metrics, model_yaml_config={})
+    context.request_ids = {index: str(index) for index in range(len(bodies))}
+    context.request_processor = [RequestProcessor({}) for _ in bodies]
+    instance, calls = whole(), list[int]()
+
+    def model(prompts: list[str]) -> list[str]:
+        calls.append(len(prompts))
+        require(bool(prompts), "an empty batch", fix="leave the call out")
+        return [prompt.upper() for prompt in prompts]
+
+    instance.model = model
+    try:
+        answers = instance.handle([{"body": body} for body in bodies], context)
+    except Exception:  # what the worker does with whatever a handler raises
+        return ["503 Prediction failed"] * len(bodies)
+    if not isinstance(answers, list) or len(answers) != len(bodies):
+        return ["503 number of batch response mismatched"] * len(bodies)
+    statuses = [context.get_response_status(index)[0] for index in range(len(bodies))]
+    texts = [f"{code} {text}" if code == 200 else f"{code}" for code, text in zip(statuses, answers, strict=True)]
+    return [*texts, f"model calls: {len(calls)}"]
 
 
-def statuses(data: list[dict[str, Any]]) -> list[int]:
-    return [200 if isinstance(row.get("prompt"), str) else 422 for row in data]
+class SharedBatch:  # with BaseHandler as its base, which has these two
+    context: Any
+    model: Any
+
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        prompts = []
+        for index, row in enumerate(data):
+            body = row["body"]
+            prompt = body.get("prompt") if isinstance(body, dict) else None
+            if not isinstance(prompt, str):
+                prompt = None
+                self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
+            prompts.append(prompt)
+        return prompts
+
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        good = [prompt for prompt in prompts if prompt is not None]
+        answers = iter(self.model(good) if good else [])
+        return [None if prompt is None else next(answers) for prompt in prompts]
+
+    def postprocess(self, answers: list[Any]) -> list[Any]:
+        return ["send a JSON object with a text as prompt" if answer is None else answer for answer in answers]
+
+
+class _FirstOnly(SharedBatch):
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        return super().preprocess(data[:1])
+
+
+class _Raising(SharedBatch):
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        return [row["body"]["prompt"] for row in data]
+
+
+class _LeftOut(SharedBatch):
+    def postprocess(self, answers: list[Any]) -> list[Any]:
+        return [answer for answer in answers if answer is not None]
+
+
+class _BadRowsLast(SharedBatch):
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        answers = [answer for answer in super().inference(prompts) if answer is not None]
+        return answers + [None] * (len(prompts) - len(answers))
+
+
+class _OneByOne(SharedBatch):
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        return [None if prompt is None else self.model([prompt])[0] for prompt in prompts]
+
+
+class _EmptyCall(SharedBatch):
+    def inference(self, prompts: list[Any]) -> list[Any]:
+        answers = iter(self.model([prompt for prompt in prompts if prompt is not None]))
+        return [None if prompt is None else next(answers) for prompt in prompts]
+
+
+def _status(code: int) -> Callable[[Any, int], None]:
+    return lambda context, index: context.set_response_status(code=code, phrase="", idx=index)
+
+
+def _reporting(status: Callable[[Any, int], None]) -> type:
+    """SharedBatch with another way to set the status of the bad row `index`."""
+
+    class Reporting(SharedBatch):
+        def preprocess(self, data: list[Any]) -> list[Any]:
+            bodies = [row["body"] for row in data]
+            prompts = [body.get("prompt") if isinstance(body, dict) else None for body in bodies]
+            prompts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
+            for index, prompt in enumerate(prompts):
+                if prompt is None:
+                    status(self.context, index)
+            return prompts
+
+    return Reporting
 
 
 solution(
-    "07.statuses",
-    statuses,
+    "07.handler",
+    SharedBatch,
+    observe=lambda answer, cases: [served(answer, *case) for case in cases],
     exact=True,
     cases=[
-        ([{"prompt": "a"}, {"prompt": 7}, {}, {"prompt": "b"}],),
-        ([{}, {"prompt": "a"}],),
-        ([{"prompt": "a"}, {"prompt": "b"}, {"prompt": ["c"]}],),
+        ({"prompt": "paris"}, {"prompt": "rome"}),
+        ({"prompt": "oslo"}, {}, {"prompt": 7}, {"prompt": "bonn"}),
+        (["paris"], {"prompt": "rome"}),
+        ({},),
     ],
     wrong={
-        "only the first row looked at": lambda data: statuses(data[:1]),
-        "the first row's answer for everybody": lambda data: statuses(data[:1]) * len(data),
-        "one bad row spoils the batch": lambda data: [max(statuses(data))] * len(data),
-        "bad rows left out": lambda data: [code for code in statuses(data) if code == 200],
-        "the client's mistake told as ours": [_bad_as(503), _bad_as(500)],
-        "an error told as success": lambda data: [200] * len(data),
-        "not used told as not read": _bad_as(400),
+        "only the first row answered": _FirstOnly,
+        "one bad row fails the batch": _Raising,
+        "bad rows left out": _LeftOut,
+        "answers given to the wrong rows": _BadRowsLast,
+        "the rows computed one after the other": _OneByOne,
+        "the model called without a row": _EmptyCall,
+        "an error sent as a success": _reporting(lambda _context, _index: None),
+        "a client's mistake reported as the server's": [_reporting(_status(500)), _reporting(_status(503))],
+        "the status set on the first row": _reporting(lambda context, _index: context.set_response_status(code=422)),
+        "the status set on all rows": _reporting(lambda context, _index: context.set_all_response_status(code=422)),
     },
-)
+)  # fmt: skip
+
+
+# --- exercises: the law of batching, the longest answer ---
 
 
 def batch_seconds(rows: int, fixed_s: float, per_row_s: float) -> float:
@@ -77,7 +187,7 @@ solution(
         "the fixed cost paid by every row": lambda clients, size, delay, fixed, row: requests_per_s(
             clients, size, delay, 0, fixed + row
         ),
-        "batches a second": lambda clients, size, delay, fixed, row: (
+        "batches per second": lambda clients, size, delay, fixed, row: (
             requests_per_s(clients, size, delay, fixed, row) / min(clients, size)
         ),
     },
@@ -114,75 +224,119 @@ solution(
 )
 
 
-# --- packaging ---
-
-DEFLATE, STORE, FOLDER, BY_PATH = "default", "zip-store", "no-archive", "by path"
-WAYS = (DEFLATE, STORE, FOLDER, BY_PATH)
+# --- the tour of a handler ---
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What packing took. `command` is the archiver's, with short paths; `bytes`: the size of the export path after."""
-
-    command: str
-    cpu_s: float
-    bytes: int
-
-
-def pack(way: str, *, handler: Path, weights: Path) -> Packed:
-    """Pack a handler with the folder `weights` in one of WAYS, in a folder that is removed again.
-
-    "by path" leaves the weights where they are and writes their folder into model-config.yaml; the others copy them.
-    UsageError for another way, a disk without room, or an archiver that fails.
-    """
-    require(way in WAYS, f"there is no way {way!r} to pack a model", fix=f"choose from {', '.join(WAYS)}")
-    config = yaml.safe_load(handler.with_suffix(".yaml").read_text(encoding="utf-8"))
-    config["handler"]["model_path"] = str(weights) if way == BY_PATH else "."
-    with tempfile.TemporaryDirectory(prefix="labkit-pack-") as name:
-        work, out = Path(name), Path(name) / "store"
-        out.mkdir()
-        if way != BY_PATH:
-            check_room(weights, work)
-        (work / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        words = ["torch-model-archiver", "--model-name", "packed", "--version", "1.0"]
-        words += ["--handler", str(handler), "--config-file", str(work / CONFIG), "--export-path", str(out)]
-        words += [] if way == BY_PATH else ["--archive-format", way, "--extra-files", str(weights)]
-        short = {str(handler): handler.name, str(work / CONFIG): CONFIG, str(out): "model_store"}
-        short[str(weights)] = f"{weights.name}/"
-        cpu_s = _cpu_s(words, work)
-        return Packed(command=shlex.join(short.get(word, word) for word in words), cpu_s=cpu_s, bytes=size_bytes(out))
+def check_sizes(lab: LabSession) -> None:
+    """Refuse batch sizes that show no law, before anything starts. UsageError."""
+    sizes, clients = lab.parameters["batch_sizes"], lab.parameters["clients"]
+    useful = 1 in sizes and any(1 < size <= clients for size in sizes)
+    fix = "give 1, and a size above 1 that the clients fill"
+    require(useful, f"batch_sizes is {sizes}, with {clients} clients", fix=fix)
 
 
-def check_room(weights: Path, folder: Path) -> None:
-    """UsageError where `folder`'s disk has no room for a copy of the weights and an archive of it."""
-    needed, free = 2 * size_bytes(weights), disk_free_bytes(folder)
-    require(
-        free >= needed,
-        f"packing {weights.name} takes up to {needed / 1e9:.1f} GB in {folder}; {free / 1e9:.1f} GB are free",
-        fix="make room, set TMPDIR to a larger disk, or pack a smaller model",
-    )
+QUESTION = "What is the capital of France?"
+TOO_LONG = f"{'The window opens at noon and closes at six. ' * 110}\nNow tell me: {QUESTION}"
 
 
-def size_bytes(path: Path) -> int:
-    """A file's size, or that of all files in a folder; links count as what they lead to."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def stops(max_tokens: int) -> dict[str, list[Any]]:
+    """The bodies sent together at each stop of the tour."""
+    good = {"prompt": QUESTION, "max_tokens": max_tokens}
+    return {
+        "a good request": [good],
+        "four at a time": [good] * 4,
+        "no prompt": [{}],
+        "a number as prompt": [{"prompt": 7}],
+        "malformed JSON": ['{"prompt": "Wh'],
+        "three good, one bad": [good, {}, good, good],
+        "a prompt too long": [{"prompt": TOO_LONG, "max_tokens": max_tokens}],
+    }
 
 
-def _cpu_s(words: list[str], work: Path) -> float:
-    """CPU-seconds of a command, user and system, its own children included."""
-    log = work / "log"
-    command = [str(executable(words[0])), *words[1:]]
-    environment = {**os.environ, "TMPDIR": str(work)}  # its temporary copies go where ours are, and with them
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-        try:
-            _, status, used = os.wait4(process.pid, 0)
-        except BaseException:  # Ctrl-C
-            process.kill()
-            process.wait()
-            raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    require(process.returncode == 0, f"{words[0]} failed: {last}", fix="see `torch-model-archiver --help`")
-    return used.ru_utime + used.ru_stime
+@blocking
+async def send(server: TorchServe, asks: Sequence[Ask]) -> list[Answer]:
+    """Send requests with the inference key, each when it is due; return the answers in their order."""
+    key = {"Authorization": f"Bearer {server.keys.inference}"}
+    keyed = [Ask(ask.url, ask.at_s, ask.body, {**key, **ask.headers}) for ask in asks]
+    return await Observation().ask_all(keyed, timeout_s=120)
+
+
+def predictions(server: TorchServe, model: str, *bodies: Any, at_s: Sequence[float] = ()) -> list[Answer]:
+    """Send each body to a model, together or each at its time."""
+    url, due_s = f"{server.url}/predictions/{model}", at_s or [0.0] * len(bodies)
+    return send(server, [Ask(url, due, body) for body, due in zip(bodies, due_s, strict=True)])
+
+
+def tour(server: TorchServe, model: str, *, max_tokens: int) -> dict[str, list[Answer]]:
+    """The answers of a handler at each stop."""
+    return {stop: predictions(server, model, *bodies) for stop, bodies in stops(max_tokens).items()}
+
+
+def text_of(answer: Answer) -> str:
+    """The text of an answer, or of the error."""
+    body = json.loads(answer.text)
+    error = body.get("error", body.get("message"))
+    text = body.get("text") or body.get("response") or (error["message"] if isinstance(error, dict) else error)
+    return " ".join(str(text).split())
+
+
+def statuses(found: Sequence[Answer]) -> str:
+    """The statuses of a stop, in order."""
+    return " ".join(str(answer.status) for answer in found)
+
+
+def tour_table(**tours: Mapping[str, Sequence[Answer]]) -> Any:
+    """The statuses at each stop and the end of the first client's text, by handler; a DataFrame."""
+    import pandas as pd
+
+    columns: dict[str, dict[str, str]] = {}
+    for name, by_stop in tours.items():
+        columns[name] = {stop: statuses(found) for stop, found in by_stop.items()}
+        columns[f"{name}: the first client reads"] = {stop: text_of(found[0])[-45:] for stop, found in by_stop.items()}
+    return pd.DataFrame(columns)
+
+
+def model_free_archives(folder: Path, *, batch_sizes: Sequence[int], delay_ms: int) -> list[Archive]:
+    """The sleep handler without settings as "plain" (a batch size of 1) and with each larger size as "nap-SIZE"; and
+    the decode handler in both modes."""
+    handlers = torchserve.handlers_path()
+    words = ["--model-name", "plain", "--version", "1.0", "--handler", str(handlers / "sleep.py")]
+    program = str(executable("torch-model-archiver"))
+    subprocess.run([program, *words, "--export-path", str(folder), "--force"], check=True)
+    made = [Archive(path=folder / "plain.mar", model_name="plain", version="1.0")]
+    for size in sorted({*batch_sizes} - {1}):
+        settings = {"batchSize": size, "maxBatchDelay": delay_ms}
+        made.append(torchserve.archive("sleep", folder=folder, model_name=f"nap-{size}", settings=settings))
+    decode = handlers / "steps" / "decode.py"
+    for name, is_continuous in (("static", False), ("continuous", True)):
+        settings = {"continuousBatching": is_continuous, "maxBatchDelay": 1 if is_continuous else 50}
+        made.append(torchserve.archive(decode, folder=folder, model_name=name, settings=settings))
+    return made
+
+
+# --- evidence ---
+
+
+def reasons(server: TorchServe) -> list[str]:
+    """What TorchServe's log says of failed batches and requests: each line once, without its time."""
+    marks = ("number of batch response", "KeyError", "TypeError", "AttributeError")
+    lines = (line for line in server.process.log_text().splitlines() if any(mark in line for mark in marks))
+    return list(dict.fromkeys(line.split(" - ", 1)[-1].strip()[:110] for line in lines))
+
+
+def access(server: TorchServe, model: str) -> dict[str, int]:
+    """The statuses of a prediction without a key and with it, and of registering a model with the management key."""
+    url = f"{server.url}/predictions/{model}"
+    without = send(server, [Ask(url, body={}, headers={"Authorization": ""})])
+    with_key = send(server, [Ask(url, body={})])
+    register = server.control.call("POST", "/models", url=f"{model}.mar", timeout_s=10)
+    return {"without a key": without[0].status, "with a key": with_key[0].status, "register a model": register.status}
+
+
+def latency_evidence(lab: LabSession, share: Ratio) -> None:
+    """C12: what continuous batching does to short answers, and which handlers for language models are shipped."""
+    import ts
+
+    folder = Path(ts.__file__).parent / "torch_handler"
+    shipped = sorted(path.stem for path in folder.glob("*llm_handler.py"))
+    lab.evidence("C12", share=share, shipped=", ".join(shipped))

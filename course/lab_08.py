@@ -1,50 +1,148 @@
-"""Lab 08: exercises on readiness, workers and canaries; what became of requests, and what a canary's failures say."""
+"""Lab 08: its exercises, a load that goes on while versions change, and what became of its requests."""
 
+import asyncio
 import json
 import math
+import statistics
+import time
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
 from typing import Any
 
+from labkit import charts
+from labkit.charts import draw
 from labkit.errors import require
-from labkit.experiments import Interval
-from labkit.serving.ray_watch import NO_ANSWER, Answer
+from labkit.load import counters
+from labkit.load.blocking import blocking
+from labkit.serving import torchserve
+from labkit.serving.ray_watch import NO_ANSWER, Answer, Ask, Observation
+from labkit.serving.torchserve import Archive, Control, Reply, TorchServe
+from labkit.session import LabSession
 from labkit.teaching import solution
+from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, VERMILLION, WIDTH
+
+# --- exercises ---
 
 
-def one_worker(clients: int, batch_size: int, delay_s: float, fixed_s: float, per_row_s: float) -> float:
-    rows = min(batch_size, clients)
-    waits_s = 0.0 if rows == batch_size else delay_s
-    return rows / (waits_s + fixed_s + per_row_s * rows)
+class Version:
+    """A registered version of a model, with what retiring it takes: its description, a clock and its DELETE."""
+
+    def __init__(self, control: Control, model: str, version: str) -> None:
+        self._control, self._model, self._version = control, model, version
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `GET /models/MODEL/VERSION` says."""
+        return self._control.describe(self._model, self._version)
+
+    def now_s(self) -> float:
+        """Return the seconds of a clock that only goes forward."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def delete(self) -> Reply:
+        """Send `DELETE /models/MODEL/VERSION`."""
+        return self._control.call("DELETE", f"/models/{self._model}/{self._version}")
 
 
-def requests_per_s(
-    clients: int, workers: int, batch_size: int, delay_s: float, fixed_s: float, per_row_s: float
-) -> float:
-    rows = min(batch_size, clients / workers)
-    waits_s = 0.0 if rows == batch_size else delay_s
-    return workers * rows / (waits_s + fixed_s + per_row_s * rows)
+class Rehearsal:
+    """A `Version` without a server: one worker takes the queue in batches, and `delete` counts the lost requests.
+
+    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms for each look, move its clock.
+    """
+
+    def __init__(self, name: str, arrivals_s: Sequence[float], *, batch_size: int = 8, batch_s: float = 0.9) -> None:
+        self._name, self._clock_s, self._waits = name, 0.0, []
+        free_s, queue = 0.0, sorted(arrivals_s)
+        while queue:
+            start_s = max(free_s, queue[0])
+            batch = [at_s for at_s in queue[:batch_size] if at_s <= start_s]
+            queue, free_s = queue[len(batch) :], start_s + batch_s
+            self._waits += [(at_s, start_s, free_s) for at_s in batch]
+
+    def __repr__(self) -> str:
+        return f"Version({self._name})"
+
+    def __deepcopy__(self, _memo: object) -> "Rehearsal":
+        """Return it as it was at the start: each answer is judged on a clock at zero."""
+        fresh = Rehearsal(self._name, ())
+        fresh._waits = self._waits
+        return fresh
+
+    def describe(self) -> dict[str, Any]:
+        self._clock_s += 0.01
+        pending = sum(at_s <= self._clock_s < start_s for at_s, start_s, _ in self._waits)
+        return {"jobQueueStatus": {"pendingRequests": pending}}
+
+    def now_s(self) -> float:
+        return self._clock_s
+
+    def sleep(self, seconds: float) -> None:
+        self._clock_s += seconds
+
+    def delete(self) -> str:
+        lost = sum(done_s > self._clock_s for *_, done_s in self._waits)
+        return f"deleted, {lost or 'no'} requests lost"
+
+
+LATE = Rehearsal("late requests", [0.0] * 3 + [0.6] * 2)
+CASES = (
+    (Rehearsal("20 queued requests", [0.0] * 20), 1.0, 20.0),
+    (LATE, 1.0, 20.0),
+    (Rehearsal("no requests", ()), 1.0, 20.0),
+    (Rehearsal("clients still sending", [0.3 * n for n in range(400)]), 1.0, 20.0),
+)
+
+
+def retire(version: Any, batch_s: float, timeout_s: float) -> Any:
+    began_s, empty_s = version.now_s(), None
+    while (look_s := version.now_s()) - began_s < timeout_s:
+        if version.describe()["jobQueueStatus"]["pendingRequests"]:
+            empty_s = None
+        elif empty_s is None:
+            empty_s = version.now_s()
+        elif look_s - empty_s > batch_s:  # between two looks at an empty queue
+            return version.delete()
+        version.sleep(0.1)
+    return None
+
+
+def _pending(version: Any) -> bool:
+    return bool(version.describe()["jobQueueStatus"]["pendingRequests"])
+
+
+def _when_empty(version: Any, then_s: float) -> Any:
+    while _pending(version):
+        version.sleep(0.1)
+    version.sleep(then_s)
+    return version.delete()
+
+
+def _after(version: Any, seconds: float) -> Any:
+    version.sleep(seconds)
+    return version.delete()
 
 
 solution(
-    "08.workers",
-    requests_per_s,
-    unit="requests/s",
-    worked=one_worker,
-    cases=(
-        (8, 2, 8, 0.02, 0.05, 0.0025),
-        (16, 2, 8, 0.02, 0.05, 0.0025),
-        (40, 3, 8, 0.02, 0.05, 0.0025),
-        (12, 4, 16, 0.1, 0.2, 0.01),
-    ),
+    "08.retire",
+    retire,
+    exact=True,
+    cases=CASES,
     wrong={
-        "every worker counts in full": lambda c, w, b, d, f, p: w * requests_per_s(c, 1, b, d, f, p),
-        "all batches taken for full": lambda _c, w, b, _d, f, p: w * b / (f + p * b),
-        "the delay forgotten": lambda c, w, b, _d, f, p: requests_per_s(c, w, b, 0.0, f, p),
-        "the delay always paid": lambda c, w, b, d, f, p: requests_per_s(c, w, b, 0.0, d + f, p),
-        "one worker's share taken for all": lambda c, w, b, d, f, p: requests_per_s(c, w, b, d, f, p) / w,
+        "DELETE taken for a drain": lambda version, _batch_s, _timeout_s: version.delete(),
+        "an empty queue taken for an idle worker": lambda version, _batch_s, _timeout_s: _when_empty(version, 0.0),
+        "the quiet time not started again": lambda version, batch_s, _timeout_s: _when_empty(version, batch_s),
+        "a fixed wait taken for a drain": lambda version, batch_s, _timeout_s: _after(version, batch_s),
+        "a drain without an end": lambda version, batch_s, _timeout_s: retire(version, batch_s, math.inf),
+        "deleted at the time limit all the same": lambda version, batch_s, timeout_s: (
+            retire(version, batch_s, timeout_s) or version.delete()
+        ),
     },
 )
 
@@ -83,7 +181,7 @@ solution(
             lambda model: len(model["workers"]) > 0,
         ],
         "one worker enough for all": lambda model: any(_up(model)),
-        "nobody is enough": lambda model: sum(_up(model)) >= model["minWorkers"],
+        "no worker is enough": lambda model: sum(_up(model)) >= model["minWorkers"],
         "busy taken for not ready": lambda model: ready(model) and not model["jobQueueStatus"]["pendingRequests"],
         "all of them have to be ready": [
             lambda model: ready(model) and all(_up(model)),
@@ -93,68 +191,69 @@ solution(
 )
 
 
-def half_width_of_one(failed: int, n: int) -> float:
-    share = failed / n
-    return float(1.96 * (share * (1 - share) / n) ** 0.5)
+# --- a load that goes on ---
 
-
-def half_width(failed: int, n: int, failed_before: int, n_before: int) -> float:
-    share, before = failed / n, failed_before / n_before
-    return float(1.96 * (share * (1 - share) / n + before * (1 - before) / n_before) ** 0.5)
-
-
-solution(
-    "08.interval",
-    half_width,
-    worked=half_width_of_one,
-    cases=((4, 20, 11, 380), (30, 300, 9, 300), (120, 1000, 60, 2000)),
-    wrong={
-        "widths added up": lambda f, n, g, m: half_width_of_one(f, n) + half_width_of_one(g, m),
-        "the version before taken for certain": lambda f, n, _g, _m: half_width_of_one(f, n),
-        "both groups thrown together": lambda f, n, g, m: half_width_of_one(f + g, n + m),
-        "variances subtracted": lambda f, n, g, m: (
-            abs(half_width_of_one(f, n) ** 2 - half_width_of_one(g, m) ** 2) ** 0.5
-        ),
-        "the root forgotten": lambda f, n, g, m: half_width(f, n, g, m) ** 2 / 1.96,
-    },
-)
-
-
-def largest_share(n: int) -> float:
-    return float(1 - 0.05 ** (1 / n))
-
-
-solution(
-    "08.none",
-    largest_share,
-    tolerance=1e-4,
-    cases=((20,), (300,), (3000,)),
-    wrong={
-        "none seen taken for none": lambda _n: 0.0,
-        "one in n": [lambda n: 1 / n, lambda n: 1 / (n + 1)],
-        "the chance divided by n": lambda n: 0.05 / n,
-        "the chance of success taken": lambda n: 0.05 ** (1 / n),
-        "95 percent for 5": lambda n: 1 - 0.95 ** (1 / n),
-    },
-)
-
-
-# --- lifecycle ---
-
-NOBODY = "no answer"
-FAILED = " failed"
+UNANSWERED = "no answer"
+NAP: dict[str, dict[str, Any]] = {
+    "settings": {"batchSize": 8, "maxBatchDelay": 20},
+    "handler_settings": {"fixed_s": 0.05, "per_row_s": 0.0025},
+}
+CAPACITY = 8 / (0.05 + 0.0025 * 8)  # requests/s of its one worker, in full batches
 MOST_OF_CAPACITY = 0.9
-FEWEST_IN_CANARY = 10
+COLOURS = (BLUE, GREEN, VERMILLION, ORANGE, BLACK)
+HEIGHT_PX, LABEL_PX, SINCE = 240, 17, "seconds since the load began"
+LOG_FROM = 10  # times the median latency
+LOG_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
+AROUND_S = 1.0  # of load before the first step and after the last one
+
+
+class Load(Observation):
+    """Requests that are sent at a constant rate, their answers, and moments worth a mark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[charts.Moment] = []
+
+    def note(self, text: str) -> None:
+        """Mark this moment."""
+        self.moments.append(charts.Moment(self.now_s(), text))
+
+
+@contextmanager
+def load(server: TorchServe, path: str, *, rate: float, timeout_s: float = 60.0) -> Iterator[Load]:
+    """Send requests to `/predictions/PATH` while the block runs, and a second before and after it.
+
+    `rate`: requests/s. `timeout_s`: how long a client waits. On leaving, all requests have ended.
+    """
+    seen, ended = Load(), Event()
+    ask = Ask(f"{server.url}/predictions/{path}", body={}, headers=_key(server))
+    with ThreadPoolExecutor(1) as sender:
+        sending = sender.submit(
+            asyncio.run, seen.ask_until(ask, ended.is_set, rate=rate, at_most_s=120, timeout_s=timeout_s)
+        )
+        try:
+            time.sleep(AROUND_S)
+            yield seen
+            time.sleep(AROUND_S)
+        finally:
+            ended.set()
+        sending.result()
+
+
+def request(server: TorchServe, path: str, *, timeout_s: float = 60.0) -> Answer:
+    """Send one request (a POST; a GET to /ping) and return what came back, if anything did."""
+    ask = Ask(f"{server.url}/{path}", body=None if path == "ping" else {}, headers=_key(server))
+    (answer,) = blocking(Observation().ask_all)([ask], timeout_s=timeout_s)
+    return answer
+
+
+def _key(server: TorchServe) -> dict[str, str]:
+    return {"Authorization": f"Bearer {server.keys.inference}"}
 
 
 def fate(answer: Answer) -> str:
-    """What became of a request: "2.0" (answered by it), "2.0 failed" (its own error), "404", "no answer"."""
-    if answer.status == NO_ANSWER:
-        return NOBODY
-    version = signature(answer)
-    if not version:
-        return str(answer.status)
-    return version if answer.ok else f"{version}{FAILED}"
+    """What became of a request: "2.0" (answered by it), "404", "no answer"."""
+    return signature(answer) or (UNANSWERED if answer.status == NO_ANSWER else str(answer.status))
 
 
 def signature(answer: Answer) -> str:
@@ -166,82 +265,116 @@ def signature(answer: Answer) -> str:
     return str(body.get("version", "")) if isinstance(body, dict) else ""
 
 
-def books(answers: Sequence[Answer]) -> dict[str, int]:
+def counts(answers: Sequence[Answer]) -> dict[str, int]:
     """How many requests met which fate, the most frequent first. The numbers add up to all requests."""
     return dict(Counter(map(fate, answers)).most_common())
 
 
 def lost(answers: Sequence[Answer]) -> list[Answer]:
-    """Those that no version signed: no model has seen them to the end."""
+    """The requests that no version signed: no model has answered them."""
     return [answer for answer in answers if not signature(answer)]
 
 
-def failure_difference(failed: int, n: int, failed_before: int, n_before: int, *, confidence: float = 0.95) -> Interval:
-    """How much more often the first fails than the second, as a difference of shares, with its interval.
-
-    The interval is R. G. Newcombe's, made of two Wilson intervals ("Interval estimation for the difference between
-    independent proportions", Statistics in Medicine 17 (1998), method 10): it holds for few and for no failures, too.
-    UsageError without requests on a side.
-    """
-    for name, total in (("the canary", n), ("the version before", n_before)):
-        require(total > 0, f"{name} got {total} requests", fix="send some to each before you compare")
-    share, before = failed / n, failed_before / n_before
-    low, high = _wilson(failed, n, confidence)
-    low_before, high_before = _wilson(failed_before, n_before, confidence)
-    below, above = math.hypot(share - low, high_before - before), math.hypot(high - share, before - low_before)
-    value = share - before
-    return Interval(value=value, low=value - below, high=value + above, n=n + n_before, confidence=confidence)
+def default_versions(seen: Load) -> tuple[int, list[str]]:
+    """Requests that began and ended between the first two moments of a load, and the versions that answered them."""
+    start_s, end_s = (moment.at_s for moment in seen.moments[:2])
+    between = [answer for answer in seen.answers if start_s <= answer.sent_s and answer.finished_s <= end_s]
+    require(bool(between), f"no request ended in {end_s - start_s:.1f} s", fix="leave more time between the two")
+    return len(between), sorted({signature(answer) for answer in between} - {""})
 
 
-@cache  # of two sides only one changes with an answer
-def _wilson(failed: int, n: int, confidence: float) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    low, high = binomtest(failed, n).proportion_ci(confidence, method="wilson")
-    return low, high
-
-
-def as_it_went(answers: Sequence[Answer], *, canary: str, before: str) -> list[tuple[int, Interval]]:
-    """(answers so far, difference of failures) after each answer, once both versions have given one."""
-    seen = {canary: [0, 0], before: [0, 0]}  # failures and answers
-    differences = []
-    for place, answer in enumerate(sorted(answers, key=lambda answer: answer.finished_s), start=1):
-        if (version := signature(answer)) in seen:
-            seen[version][0] += not answer.ok
-            seen[version][1] += 1
-        if all(total for _, total in seen.values()):
-            differences.append((place, failure_difference(*seen[canary], *seen[before])))
-    return differences
-
-
-def conclusion(difference: Interval) -> str:
-    """What an interval of a difference of failures allows to say: "worse", "better" or "cannot tell"."""
-    if difference.low > 0:
-        return "worse"
-    return "better" if difference.high < 0 else "cannot tell"
-
-
-def first_difference(left: Sequence[str], right: Sequence[str]) -> int | None:
-    """The place of the first element that is not the same in both; None where they are equal, lengths too."""
-    pairs = enumerate(zip_longest(left, right))
-    return next((place for place, (one, other) in pairs if one != other), None)
+def fates_chart(seen: Load, *, title: str, around_s: float = math.inf) -> charts.Chart:
+    """Each request at the time at which it was sent, lost ones as crosses; `around_s`: so long before the first moment
+    and after the last one."""
+    start_s, end_s = max(0.0, seen.moments[0].at_s - around_s), seen.moments[-1].at_s + around_s
+    answers = [answer for answer in seen.answers if start_s <= answer.sent_s <= end_s]
+    ordered = [answer for answer in answers if signature(answer)] + lost(answers)  # crosses on top
+    fates, missing = list(dict.fromkeys(map(fate, ordered))), {fate(answer) for answer in lost(answers)}
+    encoding = {
+        "x": draw.quantity("at", SINCE, (start_s, 0.02 + max(answer.sent_s for answer in answers)), tickCount=8),
+        "y": _latency_axis([answer.latency_s for answer in answers]),
+        "color": draw.series("fate", fates, COLOURS, orient="bottom"),
+        "shape": draw.series("fate", fates, ["cross" if one in missing else "circle" for one in fates]),
+        "size": {"condition": {"test": "datum.lost", "value": 170}, "value": 40},
+    }
+    rows = [
+        {"at": round(one.sent_s, 3), "waited": round(one.latency_s, 4), "fate": fate(one), "lost": not signature(one)}
+        for one in ordered
+    ]
+    marks = [
+        draw.mark("point", encoding, rows, filled=True, opacity=1, stroke="white", strokeWidth=0.7),
+        *map(_moment, range(9), seen.moments),
+    ]
+    met = ", ".join(f"{count} {name}" for name, count in counts(answers).items())
+    when = "; ".join(f"{moment.text} at {moment.at_s:.1f} s" for moment in seen.moments)
+    text = f"{len(answers)} requests by the time at which they were sent: {met}. {when}."
+    return charts.finish(draw.layers(marks, width=WIDTH, height=HEIGHT_PX), title=title, description=text)
 
 
-def check_load(rate: float, *, batch_size: int, fixed_s: float, per_row_s: float) -> None:
-    """UsageError for a load that one worker cannot carry: its queue would grow until it is full."""
-    capacity = batch_size / (fixed_s + per_row_s * batch_size)
-    require(
-        rate <= MOST_OF_CAPACITY * capacity,
-        f"{rate:g} requests/s are too many for one worker, which answers {capacity:.0f} in batches of {batch_size}",
-        fix=f"lower rate to {math.floor(MOST_OF_CAPACITY * capacity)} or less, or fixed_s and per_row_s",
-    )
+def _latency_axis(latencies_s: Sequence[float]) -> dict[str, Any]:
+    """Linear, or logarithmic where a few long latencies would press the others onto the foot of the chart."""
+    is_log = max(latencies_s) > LOG_FROM * statistics.median(latencies_s)
+    ends = (min(latencies_s) / 1.5, 1.5 * max(latencies_s)) if is_log else (0.0, 1.08 * max(latencies_s))
+    return draw.quantity("waited", "latency (s)", ends, log=is_log, **({"values": LOG_TICKS} if is_log else {}))
 
 
-def check_canary(requests: int, share: float) -> None:
-    """UsageError for a canary that gets too few requests to say anything."""
-    fewest = requests * min(share, 1 - share)
-    require(
-        fewest >= FEWEST_IN_CANARY,
-        f"of {requests} requests a share of {share:g} leaves one side {fewest:.0f}",
-        fix=f"raise canary_requests, so that each side gets {FEWEST_IN_CANARY} at least",
-    )
+def _moment(place: int, moment: charts.Moment) -> dict[str, Any]:
+    """A line with its name above the panel, each name higher than the one before."""
+    top = -LABEL_PX * place
+    rule = draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=top, y2=HEIGHT_PX)
+    name = draw.words({}, baseline="bottom", y=top - 1, align="right", dx=-3)
+    return draw.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}])
+
+
+def in_progress(seen: Load, rate: float) -> float:
+    """Requests in the queue and in the worker by Little's law: the rate times the median latency (formula)."""
+    return rate * statistics.median(answer.latency_s for answer in seen.answers if signature(answer))
+
+
+def reason(log: str) -> str:
+    """The error that TorchServe's log gives for a model that does not load."""
+    errors = [line.split("MODEL_LOG - ")[-1] for line in log.splitlines() if "MODEL_LOG - ValueError" in line]
+    return errors[0] if errors else "no error"
+
+
+def counts_requests(server: TorchServe) -> bool:
+    """Whether the server's metrics page counts requests. It must have answered one."""
+    return "Requests2XX" in counters.scrape(server.metrics_url).names
+
+
+def counts_without_settings(archive: Archive, folder: Path) -> bool:
+    """The same of another TorchServe, with its own default of metrics_mode."""
+    with torchserve.start([archive], folder=folder, changes={"metrics_mode": ""}) as server:
+        request(server, f"predictions/{archive.model_name}")
+        return counts_requests(server)
+
+
+def switch_evidence(lab: LabSession, seen: Load, side_by_side: Sequence[Answer]) -> None:
+    """C44 and C45: versions at the same time, a default that changes under load, and where unnamed requests go."""
+    total, missing = len(seen.answers), len(lost(seen.answers))
+    at_once = len({signature(answer) for answer in side_by_side} - {""})
+    before_and_after = {signature(answer) for answer in seen.answers} - {""}
+    unnamed, answered_by = default_versions(seen)
+    lab.measure("switch_requests", "requests", float(total))
+    lab.measure("switch_lost", "requests", float(missing))
+    switch = {"switch_requests": total, "switch_lost": missing}
+    lab.evidence("C44", versions_at_once=at_once, default_changed=len(before_and_after) == 2, **switch)
+    lab.says("While both versions are ready, requests without a version go to the default", answered_by == ["1.0"])
+    lab.evidence("C45", default_requests=unnamed, default_versions=len(answered_by), switch_lost=missing)
+
+
+def metrics_evidence(lab: LabSession, by_default: bool, server: TorchServe) -> dict[str, bool]:
+    """C43: whether a page counts requests, by default and with the setting of our server."""
+    counted, version = counts_requests(server), lab.recorder.record.versions["torchserve"]
+    lab.evidence("C43", default_counts=by_default, prometheus_counts=counted, torchserve_version=version)
+    return {"by default": by_default, "with metrics_mode=prometheus": counted}
+
+
+def check(lab: LabSession, folder: Path) -> None:
+    """UsageError for a load that one worker cannot carry, and for a model's folder that TorchServe cannot load."""
+    rate, most = float(lab.parameters["rate"]), math.floor(MOST_OF_CAPACITY * CAPACITY)
+    what = f"{rate:g} requests/s are too many for one worker, which answers {CAPACITY:.0f} in batches of 8"
+    require(rate <= most, what, fix=f"lower rate to {most} or less")
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+    fix = "pass an embedded model's name, or a model folder"
+    require(not missing, f"{folder} has no {', '.join(missing)}", fix=fix)

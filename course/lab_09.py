@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -75,6 +76,30 @@ solution(
 
 
 # --- head to head ---
+
+
+def deploy_desk(llm_config: dict[str, Any], key_file: Path) -> None:
+    """Deploy lab 05's desk, without its classifier, from a process of Ray's.
+
+    Building it imports vLLM, which this process must not have done before it imports vLLM for a modelled GPU.
+    """
+    import ray
+
+    deploy = ray.remote(num_cpus=0)(_deploy_desk)
+    ray.get(deploy.remote(llm_config, str(key_file)))
+
+
+def _deploy_desk(llm_config: dict[str, Any], key_file: str) -> None:
+    from ray import serve
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from applications.support_desk import Desk
+
+    writer = build_llm_deployment(LLMConfig(**llm_config))
+    name = llm_config["model_loading_config"]["model_id"]
+    desk = Desk.bind(None, writer, name, api_key_file=key_file)  # type: ignore[attr-defined]
+    serve.run(desk, name="desk", route_prefix="/desk")
+
 
 SAMPLE_S = 0.5
 BESIDE_WEIGHTS_GIB = 1.0

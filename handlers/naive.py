@@ -2,10 +2,10 @@
 
     POST /predictions/NAME  {"prompt": "..."}  ->  {"response": "..."}
 
-It reads the first request of a batch only, so a batch of more fails as a whole; takes a body that TorchServe has
-decoded and nothing else; leaves the chat template out; cuts a long prompt without a word; has one length and one
-temperature for everybody; returns the prompt as part of the answer; and takes whatever GPU torch takes, not the one
-that TorchServe chose. text_generation.py is the same without these defects. Do not copy this one.
+It reads only the first request of a batch, so a larger batch fails as a whole; it takes a body that TorchServe has
+decoded and nothing else; it leaves the chat template out, cuts a long prompt silently, has one length and one
+temperature for all, returns the prompt as part of the answer, and takes torch's GPU instead of the one that TorchServe
+chose. text_generation.py is the same without these defects. Do not copy this one.
 """
 
 import json
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from ts.torch_handler.base_handler import BaseHandler
 
 CUT_AT_TOKENS = 512
 
 
-class NaiveHandler:
-    """The one class of this file, which TorchServe finds by itself."""
+class NaiveHandler(BaseHandler):  # type: ignore[misc]
+    """TorchServe calls `initialize`, and for each batch `handle`: `BaseHandler` has it call the other three."""
 
     def initialize(self, context: Any) -> None:
         """Called once, when the worker starts."""
@@ -28,13 +29,19 @@ class NaiveHandler:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
 
-    def handle(self, data: list[Any], _context: Any) -> list[str]:
-        """Answers the first request."""
+    def preprocess(self, data: list[Any]) -> Any:
+        """The tokens of the first prompt."""
         prompt = data[0]["body"]["prompt"]
         options = {"return_tensors": "pt", "truncation": True, "max_length": CUT_AT_TOKENS}
-        inputs = self.tokenizer(prompt, **options).to(self.device)
+        return self.tokenizer(prompt, **options).to(self.device)
+
+    def inference(self, inputs: Any) -> Any:
+        """The prompt's tokens, and those of the answer."""
         temperature = self.settings["temperature"]
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         with torch.no_grad():
-            tokens = self.model.generate(**inputs, max_new_tokens=self.settings["max_new_tokens"], **sampling)
+            return self.model.generate(**inputs, max_new_tokens=self.settings["max_new_tokens"], **sampling)
+
+    def postprocess(self, tokens: Any) -> list[str]:
+        """One answer."""
         return [json.dumps({"response": self.tokenizer.decode(tokens[0], skip_special_tokens=True)})]

@@ -1,467 +1,337 @@
-"""Text generation for TorchServe: batched, with a true status for every request, streaming, and OpenAI's routes.
+"""Text generation for TorchServe 0.12, on its `BaseHandler`: one file to copy, for those who run TorchServe already.
 
-    POST /predictions/NAME                          {"prompt" or "messages", "max_tokens", "temperature", ...}
+TorchServe is archived (last release 2024-09, no security fixes). For anything new use vLLM: `vllm serve` has these
+routes and none of the limits below.
+
+    POST /predictions/NAME                          one of the next two: chat where the body has `messages`
     POST /predictions/NAME/1.0/v1/completions       OpenAI's completions: the prompt as it stands
-    POST /predictions/NAME/1.0/v1/chat/completions  OpenAI's chat completions
-    GET  /predictions/NAME/1.0/v1/models            what is served (the version must stand in the path)
+    POST /predictions/NAME/1.0/v1/chat/completions  OpenAI's chat completions: messages through the chat template
+    GET  /predictions/NAME/1.0/v1/models            what is served (the version is required in these paths)
 
-One file, to be copied: it needs TorchServe 0.12, torch and transformers, and reads the section `handler` of its
-model-config.yaml (see `Settings`). TorchServe calls `handle` with a batch; what is wrong with one request is answered
-to that one alone.
+- Batches are static: one runs until its longest answer is complete, and requests that arrive meanwhile wait.
+- TorchServe does not report a client that hangs up: its answer is generated to the end. `max_new_tokens` bounds that.
+- `temperature` is 0 unless sent (OpenAI: 1). Without `max_tokens` a completion gets 16 tokens, a chat `max_new_tokens`.
+- What `Body` below does not have (`n`, `tools`, `logprobs`, images, ...) is refused with 422 and its name.
+- `generate` waits for the GPU once a token (`StopCheck` in transformers 5.19); the tokens are read at the same point.
 """
 
+import http
 import json
 import logging
 import os
+import secrets
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, Literal
 
-log = logging.getLogger(__name__)
+import jinja2
+import torch
+import transformers
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.metrics.metric_type_enum import MetricTypes
+from ts.torch_handler.base_handler import BaseHandler
 
-PLAIN, COMPLETIONS, CHAT, MODELS = "", "v1/completions", "v1/chat/completions", "v1/models"
-KNOWN = {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "ignore_eos"}
-KNOWN |= {"stream", "stream_options"}
-# Fields of OpenAI's protocol that are fine as long as they ask for nothing: to drop them in silence would be a lie.
-# Values that change nothing, which some clients send always (`vllm bench serve` the repetition penalty).
-NEUTRAL = {
-    "n": 1,
-    "best_of": 1,
-    "top_p": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "repetition_penalty": 1,
-    "echo": False,
-}
-ROLES = ("system", "user", "assistant")
-GREEDY_BELOW = 1e-5  # a smaller temperature is none, as in vLLM
+# Unsupported fields with the values that change nothing: some clients always send them.
+NEUTRAL = {"n": 1, "best_of": 1, "echo": False, "presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+GREEDY_BELOW = 1e-5  # a smaller temperature counts as 0, as in vLLM
 
 
-class RequestError(Exception):
-    """A request that cannot be answered: the status and the reason that its client gets."""
+class Settings(BaseModel, extra="forbid"):
+    """The section `handler` of model-config.yaml. `dtype` "auto": the model's own on a GPU, float32 on a CPU."""
 
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The section `handler` of model-config.yaml.
-
-    `model_path`: a Hugging Face folder, absolute or inside the archive. `dtype`: a name of torch's, or "auto": the
-    model's own on a GPU, float32 on a CPU. `threads`: torch's, on a CPU. Longer prompts and answers are refused.
-    """
-
-    model_path: str
+    model_path: str  # a Hugging Face folder, absolute or inside the archive
     dtype: str = "auto"
-    threads: int = 1
+    threads: int = 1  # of torch, on a CPU
     max_prompt_tokens: int = 1024
     max_new_tokens: int = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request whose every field was checked. `messages` go through the chat template, a `prompt` does not."""
+class RequestError(Exception):
+    """A request that is refused, with the status and the answer that its client gets."""
 
-    route: str
-    prompt: str = ""
-    messages: tuple[Mapping[str, str], ...] = ()
-    max_tokens: int
-    temperature: float
-    seed: int | None
-    ignore_eos: bool
-    stream: bool
-    include_usage: bool
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.phrase = code, http.HTTPStatus(code).phrase
+        self.answer = {"error": {"message": reason, "type": self.phrase, "param": None, "code": code}}
+
+
+class Object(BaseModel, extra="forbid", strict=True):
+    """A JSON object. null and neutral values count as not sent; any other unknown field is an error."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        return {name: value for name, value in sent.items() if value is not None and value != NEUTRAL.get(name)}
+
+
+class Part(Object):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Object):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[Part], BeforeValidator(lambda sent: [{"type": "text", "text": sent}] if isinstance(sent, str) else sent)
+    ]
+
+
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[int, Field(ge=1)]
+
+
+class Body(Object):
+    """What both APIs share. `ignore_eos` is vLLM's extension: the answer goes on to `max_tokens`."""
+
+    model: str | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None  # its newer name
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, default_factory=lambda: secrets.randbits(63))]
+    stop: Annotated[list[Text], BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent)] = []
+    stream: bool = False
+    stream_options: dict[Literal["include_usage"], bool] = {}
+    ignore_eos: bool = False
+
+
+class Completion(Body):
+    prompt: Text
+
+
+class Chat(Body):
+    messages: Annotated[list[Message], Field(min_length=1)]
+
+
+def parse(raw: Any, route: str) -> Completion | Chat:
+    """The request in a body. TorchServe decodes application/json if it can; all else arrives as bytes or text."""
+    try:
+        sent = json.loads(raw or b"") if isinstance(raw, str | bytes | bytearray | None) else raw
+        plain = Chat if isinstance(sent, dict) and "messages" in sent else Completion
+        routes = {"": plain, "v1/completions": Completion, "v1/chat/completions": Chat}
+        if route not in routes:
+            raise RequestError(404, f"there is no route {route!r}; use v1/completions or v1/chat/completions")
+        return routes[route].model_validate(sent)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        reason = "; ".join(f"{'.'.join(map(str, found['loc'])) or 'body'}: {found['msg']}" for found in problems)
+        reason = reason.replace("Extra inputs are not permitted", "not supported, or not with this value")
+        raise RequestError(422, reason[:1000]) from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body is not JSON in UTF-8: {error}") from None
 
 
 @dataclass(kw_only=True)
 class Row:
-    """One request in a batch: its place there, its tokens, and what has been written for it so far."""
+    """A request in a batch, and its answer so far."""
 
-    index: int
-    asked: Asked
+    body: Completion | Chat
     prompt_ids: list[int]
-    random: Any = None
-    written: list[int] = field(default_factory=list)
+    max_tokens: int
+    head: dict[str, Any]  # what its answer, and each chunk of its stream, begins with
+    index: int  # in the batch
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
     finish_reason: str | None = None
-    sent: str = ""  # of a stream: the text that its client has
-    ended: bool = False  # of a stream: its client has everything
-    head: dict[str, Any] = field(default_factory=dict)
+    window: tuple[int, int] = (0, 0)  # the tokens before the new ones that are decoded again: from, to
+    sent: int = -1  # characters that its stream has sent; -1 before the first chunk
 
-    def take(self, token: int, ends: frozenset[int]) -> None:
-        """Adds a token, unless the answer is complete; the batch goes on until its longest answer is."""
-        if self.finish_reason is None:
-            self.written.append(token)
-            if token in ends and not self.asked.ignore_eos:
-                self.finish_reason = "stop"
-            elif len(self.written) == self.asked.max_tokens:
-                self.finish_reason = "length"
+    def take(self, token: int, tokenizer: Any, ends: frozenset[int]) -> None:
+        """Adds a token, unless the answer is complete: the batch goes on until its longest answer is."""
+        if self.finish_reason:
+            return
+        self.ids.append(token)
+        if token in ends and not self.body.ignore_eos:
+            self.finish_reason = "stop"
+        elif len(self.ids) == self.max_tokens:
+            self.finish_reason = "length"
+        start, known = self.window
+        before = tokenizer.decode(self.ids[start:known], skip_special_tokens=True)
+        now = tokenizer.decode(self.ids[start:], skip_special_tokens=True)
+        # U+FFFD at the end is a part of a character: the rest comes with the next tokens, or never.
+        if len(now) > len(before) and (self.finish_reason or not now.endswith("\ufffd")):
+            self.window, old = (known, len(self.ids)), len(self.text)
+            self.text += now[len(before) :]
+            found = [self.text.find(stop, max(0, old - len(stop) + 1)) for stop in self.body.stop]
+            if found := [place for place in found if place >= 0]:
+                self.text, self.finish_reason = self.text[: min(found)], "stop"
 
     @property
     def usage(self) -> dict[str, int]:
-        prompt, written = len(self.prompt_ids), len(self.written)
+        prompt, written = len(self.prompt_ids), len(self.ids)
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
+    def answer(self) -> dict[str, Any]:
+        """The complete answer."""
+        message = {"message": {"role": "assistant", "content": self.text}}
+        choice = {"index": 0, **(message if isinstance(self.body, Chat) else {"text": self.text})}
+        return {**self.head, "choices": [{**choice, "finish_reason": self.finish_reason}], "usage": self.usage}
 
-# What a client sends
-
-
-def read_request(row: Mapping[str, Any], route: str, *, model: str, settings: Settings) -> Asked:
-    """The request in a row of TorchServe's batch. `RequestError` names the first thing that is wrong with it."""
-    if route not in (PLAIN, COMPLETIONS, CHAT):
-        raise RequestError(HTTPStatus.NOT_FOUND, f"there is no route {route!r}; use {COMPLETIONS} or {CHAT}")
-    body = json_object(row.get("body", row.get("data")))
-    for name, value in body.items():
-        if name not in KNOWN and value is not None and not (name in NEUTRAL and NEUTRAL[name] == value):
-            raise wrong(f"{shown(name)} is not supported with this value, or not known")
-    if body.get("model") not in (None, model):
-        raise RequestError(HTTPStatus.NOT_FOUND, f"there is no model {shown(body['model'])} here; {model!r} is")
-    options = body.get("stream_options")
-    if not isinstance(options, dict | None):
-        raise wrong("'stream_options' must be an object")
-    return Asked(
-        route=route,
-        **content(body, route),
-        max_tokens=answer_length(body, route, settings.max_new_tokens),
-        temperature=float(number(body, "temperature", (int, float), 0, 2, default=0)),
-        seed=number(body, "seed", int, 0, 2**63 - 1, default=None),
-        ignore_eos=flag(body, "ignore_eos"),
-        stream=flag(body, "stream"),
-        include_usage=flag(options or {}, "include_usage"),
-    )
+    def events(self) -> str:
+        """What its stream has not sent yet, as server-sent events. What may become a stop string is held back."""
+        chat, done = isinstance(self.body, Chat), self.finish_reason is not None
+        deltas = [{"role": "assistant", "content": ""}] if chat and self.sent < 0 else []
+        self.sent = max(self.sent, 0)
+        held = 0 if done else max(map(len, self.body.stop), default=1) - 1
+        if new := self.text[self.sent : max(self.sent, len(self.text) - held)]:
+            self.sent += len(new)
+            deltas.append({"content": new})
+        chunks: list[dict[str, Any]] = []
+        for delta in [*deltas, {}] if done else deltas:  # the empty one carries the finish_reason
+            choice = {"index": 0, **({"delta": delta} if chat else {"text": delta.get("content", "")})}
+            chunks.append({"choices": [{**choice, "finish_reason": None if delta else self.finish_reason}]})
+        if done and self.body.stream_options.get("include_usage"):
+            chunks.append({"choices": [], "usage": self.usage})
+        return "".join(f"data: {json.dumps(self.head | chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n" * done
 
 
-def json_object(body: Any) -> dict[str, Any]:
-    """TorchServe decodes a body of type application/json, if it can; all else comes as text or bytes."""
-    if not body and body != {}:
-        raise RequestError(HTTPStatus.BAD_REQUEST, "the body is empty; send a JSON object")
-    try:
-        if isinstance(body, bytes | bytearray):
-            body = body.decode()
-        found = json.loads(body) if isinstance(body, str) else body
-    except (ValueError, RecursionError) as error:
-        raise RequestError(HTTPStatus.BAD_REQUEST, f"the body is not JSON in UTF-8: {error}") from None
-    if not isinstance(found, dict):
-        raise wrong(f"the body must be a JSON object, not {kind(found)}")
-    return found
+class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
+    """A causal language model of Hugging Face that answers a batch by one `generate`."""
 
-
-def content(body: Mapping[str, Any], route: str) -> dict[str, Any]:
-    """What the model is to read: `prompt` or `messages`; a prompt on the plain route is a user's message."""
-    if route == CHAT or (route == PLAIN and "messages" in body):
-        return {"messages": chat_messages(body.get("messages"))}
-    prompt = text(body.get("prompt"), "'prompt'")
-    return {"prompt": prompt} if route == COMPLETIONS else {"messages": ({"role": "user", "content": prompt},)}
-
-
-def chat_messages(value: Any) -> tuple[Mapping[str, str], ...]:
-    """The messages of a chat."""
-    if not isinstance(value, list) or not value:
-        raise wrong(f"'messages' must be a list of at least 1 message, not {kind(value)}")
-    for one in value:
-        if not isinstance(one, dict) or one.get("role") not in ROLES:
-            raise wrong(f"each of 'messages' must be an object with a 'role' among {', '.join(ROLES)}")
-    return tuple({"role": one["role"], "content": text(one.get("content"), "'content'")} for one in value)
-
-
-def text(value: Any, name: str) -> str:
-    """A text with something in it."""
-    if not isinstance(value, str):
-        raise wrong(f"{name} must be a text, not {kind(value)}")
-    if not value.strip():
-        raise wrong(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair, which no tokenizer takes
-        raise wrong(f"{name} holds half of a character") from None
-    return value
-
-
-def answer_length(body: Mapping[str, Any], route: str, limit: int) -> int:
-    """`max_tokens`, which newer clients call `max_completion_tokens`."""
-    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    return int(number(body, name, int, 1, limit, default=min(limit, 16 if route == COMPLETIONS else 64)))
-
-
-def number(body: Mapping[str, Any], name: str, kinds: Any, low: float, high: float, *, default: Any) -> Any:
-    """A number from `low` to `high`; true and false are none, whatever Python says."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise wrong(f"'{name}' must be a {'whole number' if kinds is int else 'number'}, not {kind(value)}")
-    if not low <= value <= high:
-        raise wrong(f"'{name}' is {shown(value)}; from {low} to {high} can be asked for")
-    return value
-
-
-def flag(body: Mapping[str, Any], name: str) -> bool:
-    """true or false."""
-    value = body.get(name)
-    if not isinstance(value, bool | None):
-        raise wrong(f"'{name}' must be true or false, not {kind(value)}")
-    return bool(value)
-
-
-def wrong(reason: str) -> RequestError:
-    """A request that can be read but not answered."""
-    return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, reason)
-
-
-def kind(value: Any) -> str:
-    """What JSON calls a value of this type."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "missing"}
-    return names.get(type(value), "a number")
-
-
-def shown(value: Any) -> str:
-    """A client's value, short enough for a message."""
-    return repr(value)[:60]
-
-
-# What a client gets
-
-
-def answer_head(asked: Asked, model: str) -> dict[str, Any]:
-    """What OpenAI's answers, and every chunk of a stream, begin with."""
-    chat = "chat.completion.chunk" if asked.stream else "chat.completion"
-    named = chat if asked.route == CHAT else "text_completion"
-    return {"id": f"cmpl-{uuid.uuid4().hex}", "object": named, "created": int(time.time()), "model": model}
-
-
-def whole_answer(row: Row, answer: str) -> dict[str, Any]:
-    """The answer in the form of its route."""
-    if row.asked.route == PLAIN:
-        return {"text": answer, "finish_reason": row.finish_reason, "usage": row.usage}
-    said = {"message": {"role": "assistant", "content": answer}} if row.asked.route == CHAT else {"text": answer}
-    return {**row.head, "choices": [{"index": 0, **said, "finish_reason": row.finish_reason}], "usage": row.usage}
-
-
-def stream_events(row: Row, answer: str) -> str:
-    """What `answer`, the text so far, adds to the stream, as server-sent events; "" while there is nothing to tell."""
-    done = row.finish_reason is not None
-    if row.ended or (not done and (answer == row.sent or answer.endswith("\ufffd"))):
-        return ""  # half of a character waits for its other half
-    new, row.sent, row.ended = answer[len(row.sent) :], answer, done
-    said = {"delta": {"content": new}} if row.asked.route == CHAT else {"text": new}
-    end = {"finish_reason": row.finish_reason}
-    plain = row.asked.route == PLAIN
-    events = [{**said, **end} if plain else {**row.head, "choices": [{"index": 0, **said, **end}]}]
-    if done and row.asked.include_usage:
-        events.append({**row.head, "choices": [], "usage": row.usage})
-    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ("data: [DONE]\n\n" if done else "")
-
-
-def error_answer(status: HTTPStatus, reason: str) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    return {"error": {"message": reason, "type": status.phrase, "code": int(status)}}
-
-
-# The model
-
-
-class Writer:
-    """A causal language model of Hugging Face that writes a whole batch at once."""
-
-    def __init__(self, settings: Settings, *, model_dir: str, gpu_id: int | None) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-        # The context names the GPU that TorchServe gave to this worker.
-        on_gpu = torch.cuda.is_available() and gpu_id is not None
-        self.device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
-        torch.set_num_threads(settings.threads)
-        dtype = settings.dtype if settings.dtype != "auto" or on_gpu else "float32"
-        path = model_folder(model_dir, settings.model_path)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    def initialize(self, context: Any) -> None:
+        """Loads the model, once, on the GPU that TorchServe chose for this worker."""
+        self.name, self.settings = context.model_name, Settings(**context.model_yaml_config["handler"])
+        gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
+        self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        dtype = "float32" if self.settings.dtype == "auto" and gpu is None else self.settings.dtype
+        torch.set_num_threads(self.settings.threads)
+        path = os.path.join(context.system_properties["model_dir"], self.settings.model_path)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=dtype)
         self.model = model.to(self.device).eval()
+        needed = self.settings.max_prompt_tokens + self.settings.max_new_tokens
+        if needed > (has := getattr(model.config, "max_position_embeddings", needed)):
+            raise ValueError(f"max_prompt_tokens and max_new_tokens need {needed} positions; the model has {has}")
+        options = {"padding_side": "left", "clean_up_tokenization_spaces": False}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        self.token_characters = max(map(len, self.tokenizer.get_vocab()))  # of the longest token
         ends = self.model.generation_config.eos_token_id
-        self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
-        # Ends, limits and temperatures are each row's own (`Row.take`, `sample`): the model's defaults would interfere.
-        self.model.generation_config = GenerationConfig(pad_token_id=0)
-        log.info("loaded %s on %s as %s", path, self.device, self.model.dtype)
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
+        # Ends, lengths and temperatures are each row's own: the model's defaults would apply to all rows.
+        self.model.generation_config = transformers.GenerationConfig(pad_token_id=self.tokenizer.pad_token_id)
+        self.initialized = True
 
-    def tokens(self, asked: Asked, limit: int) -> list[int]:
-        """The prompt's tokens; refuses a prompt that is too long instead of cutting it."""
-        ids: list[int] = self._encoded(asked)
-        if not 0 < len(ids) <= limit:
-            reason = f"the prompt has {len(ids)} tokens; from 1 to {limit} can be read"
-            raise RequestError(HTTPStatus.BAD_REQUEST, reason)
-        return ids
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+        """`BaseHandler.handle` would explain or describe the whole batch if its first request had such a header."""
+        self.context = context
+        rows = self.inference(self.preprocess(data))
+        context.metrics.add_metric("BatchRows", len(rows), "count", metric_type=MetricTypes.HISTOGRAM)
+        return self.postprocess(rows)
 
-    def _encoded(self, asked: Asked) -> Any:
-        if not asked.messages:
-            return self.tokenizer(asked.prompt)["input_ids"]
-        from jinja2 import TemplateError
+    def preprocess(self, data: list[dict[str, Any]]) -> list[Row | str]:
+        """A row for each request; its answer where there is nothing to generate: an error, or the list of models."""
+        return [self.row_or_answer(sent.get("body", sent.get("data")), index) for index, sent in enumerate(data)]
 
-        try:
-            messages = list(asked.messages)
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except (TemplateError, ValueError) as error:  # two messages of the user in a row, or a model without a template
-            raise wrong(f"the model's chat template does not take these messages: {error}") from None
+    def inference(self, rows: list[Row | str]) -> list[Row | str]:
+        """Writes all answers at once, and sends the streams as they grow."""
+        writing = [row for row in rows if isinstance(row, Row)]
+        streams = [row for row in writing if row.body.stream]
+        for row in streams:
+            self.context.set_response_content_type(row.index, "text/event-stream")
 
-    def text(self, row: Row) -> str:
-        """What has been written for the row."""
-        ids = row.written
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        def send() -> None:
+            events = {row.index: events for row in streams if (events := row.events())}
+            streams[:] = [row for row in streams if not row.finish_reason]
+            if events:
+                ids = {index: self.context.request_ids[index] for index in events}
+                send_intermediate_predict_response(events, ids, "Intermediate Prediction success", 200, self.context)
 
-    def write(self, rows: list[Row], after_step: Callable[[], None]) -> None:
-        """Writes the answers of all rows, one token of each in a step; `after_step` is called after every one."""
-        import torch
+        if writing:
+            self.write(writing, send)
+        return rows
 
+    def postprocess(self, rows: list[Row | str]) -> list[str]:
+        """One answer a row, in their order. A stream has been sent; an empty line ends it."""
         for row in rows:
-            row.random = torch.Generator(self.device)
-            if row.asked.seed is None:
-                row.random.seed()
-            else:
-                row.random.manual_seed(row.asked.seed)
+            if isinstance(row, Row):
+                self.context.metrics.add_counter("PromptTokens", len(row.prompt_ids))
+                self.context.metrics.add_counter("GeneratedTokens", len(row.ids))
+        return [row if isinstance(row, str) else "\n" if row.body.stream else json.dumps(row.answer()) for row in rows]
 
-        def finished(input_ids: Any, _scores: Any) -> Any:
-            for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
-                row.take(token, self.ends)
+    def row_or_answer(self, raw: Any, index: int) -> Row | str:
+        """What is wrong with one row is answered to that row alone."""
+        self.context.set_response_content_type(index, "application/json")
+        route = (self.context.get_request_header(index, "url_path") or "").strip("/")
+        if route == "v1/models":
+            served = {"id": self.name, "object": "model", "owned_by": "torchserve"}
+            return json.dumps({"object": "list", "data": [served]})
+        try:
+            return self.read(raw, route, index)
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                logging.exception("a request failed")
+                error = RequestError(500, "the request could not be processed")
+            self.context.metrics.add_counter("FailedRequests", 1)
+            self.context.set_response_status(code=error.code, phrase=error.phrase, idx=index)
+            return json.dumps(error.answer)
+
+    # `read` and `write` know nothing of TorchServe.
+
+    def read(self, raw: Any, route: str, index: int = 0) -> Row:
+        """The request in a body, ready to be written. RequestError says what is wrong with it."""
+        body, most, limit = parse(raw, route), self.settings.max_new_tokens, self.settings.max_prompt_tokens
+        if body.model not in (None, self.name):
+            raise RequestError(404, f"model: there is no {body.model!r} here; {self.name!r} is")
+        chat = isinstance(body, Chat)
+        max_tokens = body.max_completion_tokens or body.max_tokens or (most if chat else min(16, most))
+        if max_tokens > most:
+            raise RequestError(422, f"max_tokens: {max_tokens} is more than {most}, the most that is served here")
+        text = self.rendered(body) if isinstance(body, Chat) else body.prompt
+        if len(text) > limit * self.token_characters:  # certainly too long: not worth tokenizing
+            raise RequestError(400, f"the prompt has {len(text)} characters, too many for {limit} tokens")
+        ids = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        if not 0 < len(ids) <= limit:
+            raise RequestError(400, f"the prompt has {len(ids)} tokens; from 1 to {limit} can be read")
+        kind = "chat.completion" + ".chunk" * body.stream if chat else "text_completion"
+        head = {"id": f"{'chat' * chat}cmpl-{secrets.token_hex(16)}", "object": kind, "created": int(time.time())}
+        return Row(body=body, prompt_ids=ids, max_tokens=max_tokens, head={**head, "model": self.name}, index=index)
+
+    def rendered(self, chat: Chat) -> str:
+        """The messages in the chat template. One that knows no developer gets a system message instead."""
+        known = "developer" if "developer" in str(self.tokenizer.chat_template) else "system"
+        turns = []
+        for message in chat.messages:
+            role = known if message.role == "developer" else message.role
+            turns.append({"role": role, "content": "\n".join(part.text for part in message.content)})  # as in vLLM
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except (jinja2.TemplateError, ValueError) as error:  # not this order of roles, or no template at all
+            raise RequestError(422, f"messages: the model's chat template does not take these: {error}") from None
+
+    def write(self, rows: list[Row], after_step: Callable[[], None] = lambda: None) -> None:
+        """Writes all answers, one token of each in a step, and calls `after_step` after each step."""
+        warm = [(place, row.body) for place, row in enumerate(rows) if row.body.temperature > GREEDY_BELOW]
+        random = {place: torch.Generator(self.device).manual_seed(body.seed) for place, body in warm}
+
+        def sampled(_ids: Any, scores: Any) -> Any:
+            for place, body in warm:  # each by its own values and its own seed, whatever shares its batch
+                tempered = scores[place : place + 1] / body.temperature
+                chances = transformers.TopPLogitsWarper(body.top_p)(None, tempered)[0].softmax(-1)
+                # The greatest p / e, e exponential, is a sample of p (Gumbel-max); `generate` takes the greatest.
+                scores[place] = chances / torch.empty_like(chances).exponential_(generator=random[place])
+            return scores
+
+        def ended(ids: Any, _scores: Any) -> Any:
+            for row, token in zip(rows, ids[:, -1].tolist(), strict=True):
+                row.take(token, self.tokenizer, self.ends)
             after_step()
             return torch.tensor([row.finish_reason is not None for row in rows], device=self.device)
 
-        ids, mask = left_padded([row.prompt_ids for row in rows], device=self.device)
+        batch = self.tokenizer.pad({"input_ids": [row.prompt_ids for row in rows]}, return_tensors="pt").to(self.device)
+        steps = max(row.max_tokens for row in rows)
         with torch.inference_mode():
-            self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max(row.asked.max_tokens for row in rows),
-                logits_processor=[lambda _ids, scores: sample(rows, scores)],
-                stopping_criteria=[finished],
-            )
+            self.model.generate(**batch, max_new_tokens=steps, logits_processor=[sampled], stopping_criteria=[ended])
 
 
-def model_folder(model_dir: str, model_path: str) -> str:
-    """The model's folder: an absolute path stays as it is, another is one in the archive."""
-    path = os.path.join(model_dir, model_path)
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise FileNotFoundError(f"model_path {model_path!r} is no model folder: it has no config.json")
-    return path
+_handler = TextGenerationHandler()
 
 
-def left_padded(prompts: list[list[int]], *, device: Any) -> tuple[Any, Any]:
-    """Token ids and attention mask: prompts end side by side, since the next token comes after the last one."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
-    return ids, mask
-
-
-def sample(rows: Iterable[Row], scores: Any) -> Any:
-    """Leaves one token to each row that has a temperature, drawn by the row's own seed, whoever shares the batch.
-
-    The token with the greatest p / e, e exponential, is a sample of p (the Gumbel-max trick).
-    """
-    import torch
-
-    for place, row in enumerate(rows):
-        if row.asked.temperature >= GREEDY_BELOW:
-            chances = (scores[place] / row.asked.temperature).softmax(-1)
-            drawn = (chances / torch.empty_like(chances).exponential_(generator=row.random)).argmax()
-            scores[place] = float("-inf")
-            scores[place, drawn] = 0.0
-    return scores
-
-
-# What TorchServe calls
-
-
-class Service:
-    """One worker's model, and the answers to its batches."""
-
-    def __init__(self, context: Any) -> None:
-        properties = context.system_properties
-        self.name = context.model_name
-        self.settings = Settings(**(context.model_yaml_config or {}).get("handler", {}))
-        self.writer = Writer(self.settings, model_dir=properties["model_dir"], gpu_id=properties.get("gpu_id"))
-
-    def answer(self, data: list[Mapping[str, Any]], context: Any) -> list[str]:
-        """One answer a row, in their order."""
-        began = time.monotonic()
-        answers, rows = [""] * len(data), list[Row]()
-        for index, sent in enumerate(data):
-            try:
-                context.set_response_content_type(index, "application/json")
-                route = (context.get_request_header(index, "url_path") or "").strip("/")
-                if route == MODELS:
-                    answers[index] = json.dumps(self.models())
-                else:
-                    rows.append(self.row(index, sent, route))
-            except Exception as error:
-                answers[index] = self.failed(index, error, context)
-        if rows:
-            self.write(rows, answers, context)
-        report(context.metrics, batch=len(data), rows=rows, seconds=time.monotonic() - began)
-        return answers
-
-    def row(self, index: int, sent: Mapping[str, Any], route: str) -> Row:
-        """The request of one row, ready to be written."""
-        asked = read_request(sent, route, model=self.name, settings=self.settings)
-        ids = self.writer.tokens(asked, self.settings.max_prompt_tokens)
-        return Row(index=index, asked=asked, prompt_ids=ids, head=answer_head(asked, self.name))
-
-    def write(self, rows: list[Row], answers: list[str], context: Any) -> None:
-        """Writes all rows: streams to those who want a stream, and puts the others' whole answers into `answers`."""
-        streams = [row for row in rows if row.asked.stream]
-        for row in streams:
-            context.set_response_content_type(row.index, "text/event-stream")
-        self.writer.write(rows, lambda: self.send(streams, context))
-        for row in rows:
-            # A stream has got everything; its last chunk, which ends it, is an empty line.
-            answers[row.index] = "\n" if row.asked.stream else json.dumps(whole_answer(row, self.writer.text(row)))
-
-    def send(self, streams: list[Row], context: Any) -> None:
-        """Sends what the last step has added to each stream; the other rows of the batch know nothing of it."""
-        from ts.handler_utils.utils import send_intermediate_predict_response
-
-        going = [row for row in streams if not row.ended]
-        events = {row.index: events for row in going if (events := stream_events(row, self.writer.text(row)))}
-        if events:
-            ids = {index: context.request_ids[index] for index in events}
-            send_intermediate_predict_response(events, ids, "Intermediate Prediction success", 200, context)
-
-    def models(self) -> dict[str, Any]:
-        """What is served, as OpenAI's clients ask for it."""
-        return {"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "torchserve"}]}
-
-    def failed(self, index: int, error: Exception, context: Any) -> str:
-        """The status and the answer of a row that failed; the rest of the batch goes on."""
-        status, reason = HTTPStatus.INTERNAL_SERVER_ERROR, "the request could not be processed"
-        if isinstance(error, RequestError):
-            status, reason = error.status, str(error)
-        else:
-            log.error("a request failed", exc_info=error)
-        context.metrics.add_counter("FailedRequests", 1)
-        context.set_response_status(code=int(status), phrase=status.phrase, idx=index)
-        return json.dumps(error_answer(status, reason))
-
-
-def report(metrics: Any, *, batch: int, rows: list[Row], seconds: float) -> None:
-    """Counters and histograms for /metrics (with model_metrics_auto_detect=true in config.properties)."""
-    from ts.metrics.metric_type_enum import MetricTypes
-
-    metrics.add_counter("PromptTokens", sum(len(row.prompt_ids) for row in rows))
-    metrics.add_counter("GeneratedTokens", sum(len(row.written) for row in rows))
-    metrics.add_metric("BatchRows", batch, "count", metric_type=MetricTypes.HISTOGRAM)
-    metrics.add_metric("BatchSeconds", seconds, "seconds", metric_type=MetricTypes.HISTOGRAM)
-
-
-_service: Service | None = None
-
-
-def handle(data: list[Mapping[str, Any]] | None, context: Any) -> list[str] | None:
-    """The entry point: first without data, to load the model, then with a batch. TorchServe takes a function where a
-    file has more than one class."""
-    global _service
-    if _service is None:
-        _service = Service(context)
-    return None if data is None else _service.answer(data, context)
+def handle(data: list[dict[str, Any]] | None, context: Any) -> list[str] | None:
+    """TorchServe's entry point (a file of several classes needs one): without data at the start, then with batches."""
+    if not _handler.initialized:
+        _handler.initialize(context)
+    return None if data is None else _handler.handle(data, context)

@@ -2,48 +2,44 @@
 
     POST /predictions/NAME  {"prompt": "...", "max_tokens": 16}  ->  {"text": ..., "finish_reason": ..., "usage": {...}}
 
-The chat template goes around the prompt, the prompt stays out of the answer, a prompt or an answer that is too long is
-refused instead of cut. Still missing: the rows of a batch are written one after the other. OpenAI's routes, streams,
-temperatures, metrics and the GPU that TorchServe chose are missing, too.
+The prompt goes into the chat template and stays out of the answer; a prompt or an answer that is too long is refused
+instead of cut. The rows of a batch are still generated one after another.
 """
 
 import json
+import os
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from ts.torch_handler.base_handler import BaseHandler
 
 
-class ChatHandler:
-    """The one class of this file, which TorchServe finds by itself."""
+class ChatHandler(BaseHandler):  # type: ignore[misc]
+    """`BaseHandler.handle` calls `preprocess`, `inference` and `postprocess`, and sets `self.context` before."""
 
     def initialize(self, context: Any) -> None:
         """Called once, when the worker starts."""
         self.settings = context.model_yaml_config["handler"]
-        path = self.settings["model_path"]
+        path = os.path.join(context.system_properties["model_dir"], self.settings["model_path"])
+        gpu = context.system_properties.get("gpu_id")
+        self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(device)
-        torch.set_default_device(device)  # so that the tokens are where the model is
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
 
-    def handle(self, data: list[Any], context: Any) -> list[str]:
-        """One answer a row, in their order."""
-        return [json.dumps(self.answer(row, index, context)) for index, row in enumerate(data)]
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        """Prompt tokens and `max_tokens` of each row, or a ValueError: what is wrong with it."""
+        rows: list[Any] = []
+        for row in data:
+            try:
+                rows.append(self.read(row.get("body", row.get("data"))))
+            except ValueError as error:
+                rows.append(error)
+        return rows
 
-    def answer(self, row: Any, index: int, context: Any) -> dict[str, Any]:
-        """What is wrong with one row is told to that row's client; the others get their answers."""
-        try:
-            ids, max_tokens = self.read(row)
-        except ValueError as error:
-            context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
-            return {"error": str(error)}
-        return self.write(ids, max_tokens)
-
-    def read(self, row: Any) -> tuple[list[int], int]:
+    def read(self, body: Any) -> tuple[list[int], int]:
         """The tokens of the prompt inside the chat template, and how many may be written."""
-        body = row.get("body", row.get("data"))
-        if isinstance(body, str | bytes | bytearray):
-            body = json.loads(body)  # its error is a ValueError, as is that of bytes that are no UTF-8
+        body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
         if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
             raise ValueError("send a JSON object with a 'prompt' that is a text")
         turns = [{"role": "user", "content": body["prompt"]}]
@@ -56,11 +52,23 @@ class ChatHandler:
             raise ValueError(f"'max_tokens' must be a whole number from 1 to {limit}")
         return ids, max_tokens
 
+    def inference(self, rows: list[Any]) -> list[Any]:
+        """Row after row."""
+        return [row if isinstance(row, ValueError) else self.write(*row) for row in rows]
+
     def write(self, ids: list[int], max_tokens: int) -> dict[str, Any]:
-        """Only what is new: `generate` returns the prompt, too."""
+        """The answer without its prompt, which `generate` returns too."""
+        inputs = torch.tensor([ids], device=self.device)
         with torch.inference_mode():
-            tokens = self.model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, do_sample=False)
-        new = tokens[0, len(ids) :]
-        reason = "length" if len(new) == max_tokens else "stop"
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(new), "total_tokens": len(tokens[0])}
+            tokens = self.model.generate(inputs, max_new_tokens=max_tokens, do_sample=False)
+        new = tokens[0, len(ids) :].tolist()
+        reason = "stop" if new[-1] == self.tokenizer.eos_token_id else "length"
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(new), "total_tokens": len(ids) + len(new)}
         return {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": reason, "usage": usage}
+
+    def postprocess(self, answers: list[Any]) -> list[str]:
+        """One answer a row, in their order; a mistake gets its status."""
+        for index, answer in enumerate(answers):
+            if isinstance(answer, ValueError):
+                self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
+        return [json.dumps({"error": str(found)} if isinstance(found, ValueError) else found) for found in answers]

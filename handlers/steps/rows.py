@@ -1,57 +1,66 @@
-"""Step 1 from naive.py to text_generation.py: an answer for every row, and a status for every row.
+"""Step 1 from naive.py to text_generation.py: an answer and a status for every row.
 
-    POST /predictions/NAME  {"prompt": "..."}  ->  {"response": "..."}, or a 4xx with the reason
+    POST /predictions/NAME  {"prompt": "..."}  ->  {"response": "..."}, or 422 with the reason
 
-The rest is as in naive.py: no chat template, the prompt repeated, a long prompt cut, one length for everybody. And the
-rows of a batch are written one after the other: it takes a batch, it does not compute one.
+The rest is as in naive.py: no chat template, the prompt repeated, a long prompt cut, one length for all. The rows of a
+batch are still generated one after another.
 """
 
 import json
+import os
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from ts.torch_handler.base_handler import BaseHandler
 
 CUT_AT_TOKENS = 512
 
 
-class RowsHandler:
-    """The one class of this file, which TorchServe finds by itself."""
+class RowsHandler(BaseHandler):  # type: ignore[misc]
+    """`BaseHandler.handle` calls `preprocess`, `inference` and `postprocess`, and sets `self.context` before."""
 
     def initialize(self, context: Any) -> None:
         """Called once, when the worker starts."""
         self.settings = context.model_yaml_config["handler"]
-        path = self.settings["model_path"]
+        path = os.path.join(context.system_properties["model_dir"], self.settings["model_path"])
+        gpu = context.system_properties.get("gpu_id")
+        self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(device)
-        torch.set_default_device(device)  # so that the tokens are where the model is
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
 
-    def handle(self, data: list[Any], context: Any) -> list[str]:
-        """One answer a row, in their order."""
-        return [json.dumps(self.answer(row, index, context)) for index, row in enumerate(data)]
+    def preprocess(self, data: list[Any]) -> list[str | ValueError]:
+        """The prompt of each row, or what is wrong with it."""
+        return [self.read(row.get("body", row.get("data"))) for row in data]
 
-    def answer(self, row: Any, index: int, context: Any) -> dict[str, str]:
-        """What is wrong with one row is told to that row's client; the others get their answers."""
+    def read(self, body: Any) -> str | ValueError:
+        """A body is decoded (application/json) or not yet."""
         try:
-            return {"response": self.write(self.read(row))}
+            body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
         except ValueError as error:
-            context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
-            return {"error": str(error)}
-
-    def read(self, row: Any) -> str:
-        """The prompt in a body that TorchServe has decoded (application/json) or has not."""
-        body = row.get("body", row.get("data"))
-        if isinstance(body, str | bytes | bytearray):
-            body = json.loads(body)  # its error is a ValueError, as is that of bytes that are no UTF-8
+            return error
         if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
-            raise ValueError("send a JSON object with a 'prompt' that is a text")
+            return ValueError("send a JSON object with a 'prompt' that is a text")
         return str(body["prompt"])
+
+    def inference(self, prompts: list[str | ValueError]) -> list[str | ValueError]:
+        """Row after row."""
+        return [prompt if isinstance(prompt, ValueError) else self.write(prompt) for prompt in prompts]
 
     def write(self, prompt: str) -> str:
         """As in naive.py."""
         options = {"return_tensors": "pt", "truncation": True, "max_length": CUT_AT_TOKENS}
-        inputs = self.tokenizer(prompt, **options)
+        inputs = self.tokenizer(prompt, **options).to(self.device)
         with torch.inference_mode():
             tokens = self.model.generate(**inputs, max_new_tokens=self.settings["max_new_tokens"], do_sample=False)
         return str(self.tokenizer.decode(tokens[0], skip_special_tokens=True))
+
+    def postprocess(self, answers: list[str | ValueError]) -> list[str]:
+        """One answer a row, in their order; a mistake gets its status."""
+        for index, answer in enumerate(answers):
+            if isinstance(answer, ValueError):
+                self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
+        return [
+            json.dumps({"error": str(answer)} if isinstance(answer, ValueError) else {"response": answer})
+            for answer in answers
+        ]

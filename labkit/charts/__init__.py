@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "bars": ("Bar", "Beside", "article_beside", "bars_with_intervals", "dots", "stacked_bars"),
-    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "lines", "model_and_measured", "narrowing", "tail",
+    "bars": ("Bar", "bars_with_intervals", "dots", "stacked_bars"),
+    "curves": ("LinePoint", "LoadPoint", "Tradeoff", "computed_and_measured", "lines",
                "throughput_latency", "tradeoff"),
-    "panels": ("Moment", "StepPanel", "request_fates", "scaling_timeline", "step_panels",
+    "panels": ("Moment", "StepPanel", "scaling_timeline", "step_panels",
                "under_way"),
     "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
-    "spans": ("Lane", "anatomy", "batch_grid", "gpu_packing", "memory_map", "prefix_blocks", "token_streams"),
+    "spans": ("Lane", "anatomy", "batch_grid", "memory_map", "prefix_blocks", "token_streams"),
 }  # fmt: skip
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from labkit.charts import draw
-from labkit.charts.draw import ARTICLE, MEASURED
+from labkit.charts.draw import MEASURED
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH
+from labkit.vega import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH
 from labkit.words import amount, span
 
 ROW = 52
@@ -36,13 +36,15 @@ def bars_with_intervals(
     unit: str,
     guess: float | None = None,
     article: float | None = None,
-    model: float | None = None,
+    formula: tuple[str, float] | None = None,
     axis_title: str | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A bar for each row with its interval and value; guess, article and model as labelled rules."""
+    """A bar for each row with its interval and value; guess, article and a formula's value, by its name, as rules."""
     require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
-    references = draw.rules(unit, guess=guess, article=article, model=model)
+    references = draw.rules(unit, guess=guess, article=article)
+    if formula:
+        references.append(draw.ReferenceLine("the model", formula[1], unit, name=formula[0]))
     values = [row.value for row in rows]
     top = max([*values, *(row.high for row in rows if row.high), *(rule.value for rule in references)])
     domain = (min(0.0, *values), top * 1.02)
@@ -112,61 +114,6 @@ def stacked_bars(
         f"{row}: " + ", ".join(f"{kind} {amount(value, unit)}" for kind, value in parts) for row, parts in rows.items()
     )
     return finish(drawn, title=title, description=f"Bars, {title}: {text}.", caption=caption)
-
-
-@dataclass(frozen=True)
-class Beside:
-    """One quantity: what the article says of it (from `low` to `high`), and one's own value with its interval."""
-
-    label: str
-    low: float
-    high: float
-    own: float
-    own_low: float | None = None
-    own_high: float | None = None
-
-
-def article_beside(rows: Sequence[Beside], *, title: str, axis_title: str, caption: str | None = None) -> Chart:
-    """A band for the article's figure of each quantity, in percent, and a point for one's own. UsageError without."""
-    require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Beside")
-    data = [
-        {
-            **vars(row),
-            "article": f"the article: {span(row.low, row.high, '%') if row.low < row.high else amount(row.low, '%')}",
-            "text": f"here: {_own(row)}",
-            "own_low": row.own if row.own_low is None else row.own_low,
-            "own_high": row.own if row.own_high is None else row.own_high,
-            "at": row.low if row.low == row.high else None,  # one figure is a line: its band has no width
-        }
-        for row in rows
-    ]
-    ends = [float(row[key]) for row in data for key in ("low", "high", "own_low", "own_high")]
-    left, right = min(0.0, *ends), max(ends)
-    room = 0.42 * (right - left)  # for the words right of the last mark
-    axes = {
-        "x": draw.quantity("low", axis_title, (left * 1.05, right + room)),
-        "y": draw.labels("label", labelLimit=280),
-    }
-    upper, lower = {"yOffset": -12, "color": ARTICLE}, {"yOffset": 12, "color": BLUE}
-    band = {"height": 14, "opacity": 0.35, "stroke": ARTICLE, "strokeWidth": 2}
-    marks = [
-        draw.mark("bar", {"x2": "high"}, **band, **upper),
-        draw.mark("tick", {"x": "at"}, thickness=4, size=14, **upper),
-        draw.words({"x": "high", "text": "article"}, align="left", dx=8, dy=-12, color=ARTICLE),
-        draw.mark("rule", {"x": "own_low", "x2": "own_high"}, strokeWidth=2.5, **lower),
-        draw.mark("point", {"x": "own"}, filled=True, size=110, opacity=1, **lower),
-        draw.words({"x": "own_high"}, align="left", dx=10, dy=12, color=BLUE),
-    ]
-    zero = draw.mark("rule", {"x": "at"}, [{"at": 0}], color=GREY)
-    drawn = draw.layers([zero, draw.layers(marks, axes, data)], width=WIDTH, height=64 * len(rows))
-    text = "; ".join(f"{row['label']}: {row['article']}, {row['text']}" for row in data)
-    return finish(drawn, title=title, description=f"{title}. {text}.", caption=caption)
-
-
-def _own(row: Beside) -> str:
-    if row.own_low is None or row.own_high is None:
-        return amount(row.own, "%")
-    return f"{amount(row.own, '%')} ({span(row.own_low, row.own_high, '%')})"
 
 
 Waits = tuple[Sequence[float], Sequence[float]]

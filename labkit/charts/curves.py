@@ -1,16 +1,13 @@
 """One quantity against another: curves, loads, a model with measurements, trade-offs, distributions."""
 
-import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 
 from labkit.charts import draw
-from labkit.charts.draw import ARTICLE, MEASURED, ReferenceLine
+from labkit.charts.draw import MEASURED, ReferenceLine
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLUE, GREEN, GREY, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, GREY, WIDTH, Spec
 from labkit.words import amount, number, span
 
 # Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.
@@ -161,83 +158,38 @@ def _tooltip(*fields: str) -> list[Spec]:
 
 MARGIN = 0.06  # of the x axis, left and right: points at the ends stay whole
 DODGE = 9  # pixels between the series' points at the same x, so that no interval hides another
-MOST_TICKS = 12
 PLAIN = "format(datum.value, ',')"  # a format on the axis would round its labels to the axis's own step
 
 
-def model_and_measured(
-    model: Sequence[LinePoint],
+def computed_and_measured(
+    computed: Sequence[LinePoint],
     measured: Sequence[LinePoint],
     *,
     title: str,
     x_title: str,
     y_title: str,
     unit: str = "",
-    guess: float | None = None,
-    guesses: Sequence[LinePoint] = (),
-    article: tuple[float, float] | None = None,
-    steps: bool = False,
-    residual: bool = False,
     caption: str | None = None,
 ) -> Chart:
-    """Dashed lines for the model, points with intervals for what was measured; equal series have equal colours.
+    """Dashed lines for what a formula gives, points with intervals for what was measured; equal series, equal colours.
 
-    `guess` becomes a labelled rule, `guesses` diamonds (where a guess is for one point of a series), `article` a band
-    from one figure to the other. With `steps` the model keeps its value until its next point. `residual` adds a panel
-    with measured / model - 1 for the measured points at whose x their series has a point of the model. UsageError
-    without points of either.
+    UsageError without points of either.
     """
-    what = f"the chart {title!r} has {len(model)} points of a model and {len(measured)} measured ones"
-    require(bool(model) and bool(measured), what, fix="pass some of both")
-    every = [*model, *measured]
-    x, colour = _model_x(model, measured, x_title), _by_series(every, symbolType="circle")
-    references = draw.rules(unit, guess=guess)
-    tops = [point.top for point in (*every, *guesses)] + [rule.value for rule in references] + [*(article or ())]
-    domain = (0.0, max(tops) * 1.1 or 1.0)
-    y = draw.quantity("y", y_title, domain, tickCount=6, labelExpr=PLAIN)
-    dashed = {"strokeWidth": 2, "strokeDash": [8, 4], "interpolate": "step-after" if steps else "linear"}
-    inner = [
-        draw.mark("line", {"color": colour}, _rows(model, unit), **dashed),
-        *_guesses(guesses, colour, unit),
-        {"name": MEASURED, **_points(measured, colour, unit)},
-    ]
-    main_x = {**x, "title": None} if residual else x
-    drawn = [*([_band(article, unit)] if article else []), draw.layers(inner, {"x": main_x, "y": y})]
-    whole = draw.layers([*drawn, *draw.level(references, domain)], width=WIDTH, height=280)
-    off = residuals(model, measured)
-    if residual:
-        most = 1.15 * max([abs(end) for p in off for end in (p.y, p.low, p.high) if end is not None] + [0.1])
-        below = draw.quantity("y", "residual", (-most, most), format="+.0%", tickCount=5)
-        zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-        points = draw.layers([_points(off, colour, "")], {"x": x, "y": below})
-        whole = draw.column([whole, draw.layers([zero, points], width=WIDTH, height=120)], spacing=20, color="shared")
+    what = f"the chart {title!r} has {len(computed)} computed points and {len(measured)} measured ones"
+    require(bool(computed) and bool(measured), what, fix="pass some of both")
+    every = [*computed, *measured]
+    colour = _by_series(every, symbolType="circle")
+    first, last = min(point.x for point in every), max(point.x for point in every)
+    edge = (last - first) * MARGIN or 1.0
+    ticks = sorted({point.x for point in measured})
+    x = draw.quantity("x", x_title, (first - edge, last + edge), values=ticks, labelExpr=PLAIN)
+    y = draw.quantity("y", y_title, (0.0, max(point.top for point in every) * 1.1 or 1.0), tickCount=6, labelExpr=PLAIN)
+    dashed = draw.mark("line", {"color": colour}, _rows(computed, unit), strokeWidth=2, strokeDash=[8, 4])
+    points = {"name": MEASURED, **_points(measured, colour, unit)}
+    whole = draw.layers([draw.layers([dashed, points], {"x": x, "y": y})], width=WIDTH, height=280)
     parts = "; ".join(f"{p.series} at {number(p.x)}: {amount(p.y, unit)}" for p in measured)
-    far = f" The model is off by {max(abs(p.y) for p in off):.0%} at most." if off else ""
-    text = f"{y_title} against {x_title}, points over a model's dashed lines. Measured: {parts}.{far}"
+    text = f"{y_title} against {x_title}, points over computed dashed lines. Measured: {parts}."
     return finish(whole, title=title, description=text, caption=caption)
-
-
-def residuals(model: Sequence[LinePoint], measured: Sequence[LinePoint]) -> list[LinePoint]:
-    """Measured over model, less 1, with the interval's ends, where the model has a point at the same x and series."""
-    at = {(point.series, point.x): point.y for point in model}
-
-    def off(value: float | None, y: float) -> float | None:
-        return None if value is None else value / y - 1
-
-    return [
-        LinePoint(p.x, p.y / y - 1, p.series, off(p.low, y), off(p.high, y))
-        for p in measured
-        if (y := at.get((p.series, p.x)))
-    ]
-
-
-def _guesses(guesses: Sequence[LinePoint], colour: Spec, unit: str) -> list[Spec]:
-    if not guesses:
-        return []
-    rows = [{**asdict(guess), "text": f"your guess: {amount(guess.y, unit)}"} for guess in guesses]
-    look = {"shape": "diamond", "size": 170, "strokeWidth": 2.5, "opacity": 1, "filled": False}
-    name = draw.words({}, align="right", baseline="middle", dx=-3.4 * DODGE)
-    return [draw.layers([draw.mark("point", {"color": colour}, xOffset=-2 * DODGE, **look), name], None, rows)]
 
 
 def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
@@ -252,21 +204,6 @@ def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
         ]
         drawn.append(draw.layers(marks, None, _rows([point for point in points if point.series == name], unit)))
     return draw.layers(drawn, {"color": colour})
-
-
-def _band(article: tuple[float, float], unit: str) -> Spec:
-    low, high = article
-    row = {"low": low, "high": high, "text": f"the article: {number(low)} to {amount(high, unit)}"}
-    area = draw.mark("rect", {"y": "low", "y2": "high"}, color=ARTICLE, opacity=0.16, x=0, x2=WIDTH)
-    return draw.layers([area, draw.words({"y": "high"}, x=8, align="left", dy=-8)], None, [row])
-
-
-def _model_x(model: Sequence[LinePoint], measured: Sequence[LinePoint], title: str) -> Spec:
-    every = sorted({point.x for point in (*model, *measured)})
-    edge = (every[-1] - every[0]) * MARGIN or 1.0
-    # Where the model has too many points to label, those that were measured are labelled.
-    ticks = every if len(every) <= MOST_TICKS else sorted({point.x for point in measured})
-    return draw.quantity("x", title, (every[0] - edge, every[-1] + edge), values=ticks, labelExpr=PLAIN)
 
 
 LETTER = 8  # pixels that a letter of a label takes, generously
@@ -329,95 +266,3 @@ def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:
         ends[row : row + 1] = [middle + half]
         levels.append(row)
     return levels
-
-
-QUANTILES = {"p50": 0.50, "p99": 0.99}
-ENOUGH_FOR_P99 = 100  # with fewer, no sample lies above it
-MAX_STEPS, LAST_STEPS = 300, 50
-TAIL_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001, 0.0001)
-Samples = Mapping[str, Sequence[float]]
-
-
-def tail(
-    samples: Samples, *, title: str, x_title: str = "E2E (s)", unit: str = "s", caption: str | None = None
-) -> Chart:
-    """The share of samples above each value, by series, on a log axis that spreads the tail out; p50 and p99 as
-    rules."""
-    is_full = bool(samples) and all(samples.values())
-    require(is_full, f"the chart {title!r} has a series without samples", fix="leave empty series out")
-    least = 1 / max(map(len, samples.values())) / 1.5
-    ticks = [share for share in TAIL_TICKS if share > least]
-    y = draw.quantity("share", "share of requests slower than that", (least, 1), log=True, format="~%", values=ticks)
-
-    def row(name: str, value: float, share: float) -> Spec:
-        return {"series": name, "value": float(f"{value:.5g}"), "share": round(1 - share, 6)}
-
-    # The legend says the quantiles, so that no label has to find a place among the curves.
-    legend = {name: _quantiles_words(name, values, unit) for name, values in samples.items()}
-    colour = draw.series("series", samples, columns=1, labelExpr=f"{json.dumps(legend)}[datum.label]")
-    axes = {"x": draw.quantity("value", x_title, tickCount=8, format="~g"), "y": y, "color": colour}
-    curves = [row(name, *corner) for name, values in samples.items() for corner in steps(values)]
-    # On a log axis the share above the largest sample, 0, has no place: the curve ends there.
-    curves = [one for one in curves if one["share"] > 0]
-    dots = [
-        row(name, quantile(values, share), share)
-        for name, values in samples.items()
-        for share in QUANTILES.values()
-        if share < 0.99 or len(values) >= ENOUGH_FOR_P99
-    ]
-    named = [{"share": round(1 - share, 6), "text": name} for name, share in QUANTILES.items()]
-    rule = draw.mark("rule", color=GREY, strokeDash=[4, 3], x=0, x2=WIDTH)
-    name = draw.words({}, x=WIDTH - 4, align="right", baseline="bottom", dy=-3)
-    marks = [
-        draw.mark("line", None, curves, interpolate="step-after", **LINE),
-        draw.mark("point", None, dots, **{**POINT, "size": 90}),
-    ]
-    drawn = [draw.layers([rule, name], {"y": "share"}, named), draw.layers(marks, axes)]
-    text = f"{y['title']}: {'; '.join(legend.values())}."
-    return finish(draw.layers(drawn, width=WIDTH, height=300), title=title, description=text, caption=caption)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The quantile by linear interpolation between order statistics (numpy's default, Hyndman and Fan's type 7)."""
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
-
-
-def steps(values: Sequence[float]) -> list[tuple[float, float]]:
-    """The corners of a distribution's curve: value, and the share of samples at or below it."""
-    ordered, count = sorted(values), len(values)
-    # Thousands of steps are finer than the drawing; the tail needs each of its own.
-    thin = count // MAX_STEPS + 1
-    kept = (n for n in range(count) if n % thin == 0 or n >= count - LAST_STEPS)
-    return list(chain([(ordered[0], 0.0)], ((ordered[n], (n + 1) / count) for n in kept)))
-
-
-def _quantiles_words(name: str, values: Sequence[float], unit: str) -> str:
-    p50 = amount(quantile(values, 0.50), unit)
-    if len(values) < ENOUGH_FOR_P99:
-        return f"{name}: p50 {p50}, slowest {amount(max(values), unit)} ({len(values)} requests: too few for a p99)"
-    return f"{name}: p50 {p50}, p99 {amount(quantile(values, 0.99), unit)} ({number(len(values))} requests)"
-
-
-def narrowing(
-    rows: Sequence[tuple[str, int, float, float, float]], *, title: str, y_title: str, caption: str | None = None
-) -> Chart:
-    """Intervals (series, answers so far, value, low, high) as bands over the answers so far, and the line of no
-    difference. Values are shares, drawn as percentages."""
-    require(bool(rows), f"the chart {title!r} has no intervals", fix=ONE)
-    cells = ((name, n, *(f"{end:.4f}" for end in ends)) for name, n, *ends in rows)
-    data = draw.table(cells, series="string", n="number", value="number", low="number", high="number")
-    domain = (min(low for *_, low, _ in rows), max(high for *_, high in rows))
-    axes = {
-        "x": {**draw.quantity("n", "answers so far", tickCount=8), "scale": {"nice": False}},
-        "y": draw.quantity("value", y_title, domain, format="+.0%", tickCount=6),
-        "color": draw.series("series", dict.fromkeys(name for name, *_ in rows), [VERMILLION, BLUE, GREEN]),
-    }
-    zero = draw.mark("rule", {"y": "at"}, [{"at": 0}], **NO_DIFFERENCE)
-    band, line = draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.22), draw.mark("line", **LINE)
-    drawn = [draw.layers([band], axes, data), zero, draw.layers([line], axes, data)]
-    last = {name: (n, v, low, high) for name, n, v, low, high in rows}
-    ends = "; ".join(f"{name}, after {n}: {v:+.1%} ({a:+.1%} to {b:+.1%})" for name, (n, v, a, b) in last.items())
-    text = f"Intervals that narrow as answers come in. At their ends: {ends}."
-    return finish(draw.layers(drawn, width=WIDTH, height=280), title=title, description=text, caption=caption)

@@ -114,11 +114,12 @@ class ReferenceLine:
     kind: str
     value: float
     unit: str
+    name: str = ""
 
     @property
     def row(self) -> Spec:
-        """Its place and its label."""
-        return {"at": self.value, "text": f"{self.kind}: {amount(self.value, self.unit)}"}
+        """Its place and its label, by its own name where it has one."""
+        return {"at": self.value, "text": f"{self.name or self.kind}: {amount(self.value, self.unit)}"}
 
     @property
     def look(self) -> Spec:

@@ -1,4 +1,4 @@
-"""A run over time: an engine step by step, a service that scales, each request and what became of it."""
+"""A run over time: an engine step by step, a service that scales, requests under way."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from labkit.charts import draw
 from labkit.charts.curves import LinePoint, lines
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
-from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Spec
+from labkit.vega import BLUE, GREEN, INK, VERMILLION, WIDTH, Spec
 
 if TYPE_CHECKING:
     from labkit.load import RequestRecord
 
 DASHES = [[1, 0], [7, 4], [2, 2], [10, 3, 2, 3]]
-STEP_HEIGHT, SCALING_HEIGHT, FATES_HEIGHT = 92, 110, 240
+STEP_HEIGHT, SCALING_HEIGHT = 92, 110
 SINCE = "seconds since the load began"
 PANEL: Spec = {"width": WIDTH, "height": SCALING_HEIGHT}
 Points = Sequence[tuple[float, float]]
@@ -72,6 +72,7 @@ def _corners(points: Points) -> Points:
 
 
 MOST = 250  # points of a curve
+RUG = 12  # pixels
 EXTENT = 34  # the same room for all labels, so that the panels stand one below the other
 
 
@@ -90,13 +91,14 @@ def scaling_timeline(
     latencies: Points,
     moments: Sequence[Moment] = (),
     lost: Sequence[float] = (),
+    unnoticed: tuple[float, float] | None = None,
     title: str,
     caption: str | None = None,
 ) -> Chart:
-    """Running replicas, requests under way, and each request's latency at the moment it was sent (seconds).
+    """Replicas by their controller, requests under way, and each request's latency at the moment it was sent (seconds).
 
-    `lost`: when requests were sent that failed; they are crosses at the foot of the last panel. Raises UsageError
-    without replicas or requests.
+    `lost`: when requests were sent that failed, a rug at the foot of the last panel. `unnoticed`: from when to when a
+    replica was gone without the controller's knowledge, shaded. Raises UsageError without replicas or requests.
     """
     is_something = bool(replicas) and bool(latencies)
     require(is_something, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
@@ -107,13 +109,19 @@ def scaling_timeline(
     y = draw.quantity("value", ["latency", "(s)"], (0, top), tickCount=4, minExtent=EXTENT)
     dots = [draw.mark("point", {"y": y}, _points(latencies), filled=True, size=22, opacity=0.7, color=INK)]
     if lost:
-        look = {"shape": "cross", "angle": 45, "size": 140, "filled": True, "color": VERMILLION, "opacity": 1}
-        dots.append(draw.mark("point", {"y": "value"}, _points([(at, 0) for at in lost]), **look))
+        rug = {"y": SCALING_HEIGHT - RUG, "y2": SCALING_HEIGHT, "color": VERMILLION, "opacity": 0.7}
+        dots.append(draw.mark("rule", {}, _points([(at, 0) for at in lost]), strokeWidth=1, **rug))
+    shade: list[Spec] = []
+    if unnoticed:
+        span = [{"at": unnoticed[0], "until": unnoticed[1]}]
+        shade = [draw.mark("rect", {"x2": "until"}, span, color=VERMILLION, opacity=0.13)]
     rules = [draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5)]
     names = [draw.mark("text", {"text": "text"}, align="left", baseline="bottom", dx=3, dy=-3, y=0)]
     rows = [{"at": moment.at_s, "text": moment.text} for moment in moments]
     parts = [
-        draw.layers([*drawn, *([draw.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL)
+        draw.layers(
+            [*shade, *drawn, *([draw.layers(marks, {"x": "at"}, rows)] if moments else [])], {"x": axis}, **PANEL
+        )
         for drawn, marks, axis in (
             (_steps(_until(replicas, end), ["replicas", "running"], BLUE), rules + names, bare_x),
             (_steps(_until(_thinned(under_way, end), end), ["requests", "under way"], GREEN), rules, bare_x),
@@ -124,6 +132,7 @@ def scaling_timeline(
     most = max((value for _, value in under_way), default=0)
     waits = [value for _, value in latencies]
     failed = f"; {len(lost)} requests lost" if lost else ""
+    failed += f"; not noticed from {unnoticed[0]:.1f} to {unnoticed[1]:.1f} s" if unnoticed else ""
     text = (
         f"Three curves over time. Replicas running: {running}. At most {most:g} requests under way. "
         f"Latency from {min(waits):.2f} to {max(waits):.2f} s{_moments_words(moments)}{failed}."
@@ -178,64 +187,3 @@ def under_way(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, cap
         times_s = [end_s * n / TIMES for n in range(TIMES + 1)]
         rows += [LinePoint(at, sum(r.scheduled_s <= at < r.finished_s for r in records), name) for at in times_s]
     return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running", caption=caption)
-
-
-ANSWERED, NOT_ANSWERED = (BLUE, GREEN, PURPLE), (VERMILLION, ORANGE, BLACK)
-FAILED = " failed"  # how the name of a version's own error ends
-FROM_THE_RIGHT = 0.55  # labels beyond this part of the axis stand on the left of their lines
-LABEL_PX, LABEL_ROWS = 17, 3
-Fate = tuple[float, float, str]
-"""When a request was sent (s), what it waited (s), what became of it."""
-
-
-def request_fates(
-    rows: Sequence[Fate],
-    *,
-    answered: Sequence[str],
-    moments: Sequence[Moment] = (),
-    title: str,
-    caption: str | None = None,
-) -> Chart:
-    """Each request as a mark at the moment at which it was sent, and at the height of what it waited.
-
-    Those whose fate is among `answered` are dots, or triangles of the same colour for a version's own errors ("2.0
-    failed"); all others are crosses.
-    """
-    require(bool(rows), f"the chart {title!r} has no requests", fix="pass at least one")
-    fates = sorted({fate for _, _, fate in rows}, key=lambda fate: (fate not in answered, fate))
-    looks = fate_looks(fates, answered)
-    end, slowest = max(at for at, _, _ in rows), max(waited for _, waited, _ in rows)
-    encoding = {
-        "x": draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8),
-        "y": draw.quantity("waited", "waited (s)", (0, slowest * 1.08)),
-        "color": draw.series("fate", fates, [looks[fate][0] for fate in fates], orient="bottom"),
-        "shape": draw.series("fate", fates, [looks[fate][1] for fate in fates], orient="bottom"),
-    }
-    cells = ((f"{at:.3f}", f"{waited:.4g}", fate) for at, waited, fate in rows)
-    data = draw.table(cells, at="number", waited="number", fate="string")
-    drawn = [draw.mark("point", encoding, data, filled=True, size=40, opacity=1)]
-    for n, moment in enumerate(moments):  # their names stand above the panel, in turn on up to three heights
-        top = -LABEL_PX * (n % LABEL_ROWS)
-        side: Spec = {"align": "left", "dx": 3}
-        if moment.at_s > FROM_THE_RIGHT * end:
-            side = {"align": "right", "dx": -3}
-        rule = draw.mark("rule", strokeDash=[6, 4], color=INK, strokeWidth=1.5, y=top, y2=FATES_HEIGHT)
-        name = draw.words({}, baseline="bottom", y=top - 1, **side)
-        drawn.append(draw.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}]))
-    counts = ", ".join(f"{sum(one == fate for *_, one in rows)} {fate}" for fate in fates)
-    text = (
-        f"{len(rows)} requests by the time at which they were sent: {counts}. "
-        f"The longest waited {slowest:.2f} s{_moments_words(moments)}."
-    )
-    return finish(draw.layers(drawn, width=WIDTH, height=FATES_HEIGHT), title=title, description=text, caption=caption)
-
-
-def fate_looks(fates: Sequence[str], answered: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and shape of each fate: a colour for each version that answered, others for what none did, in order."""
-    versions = list(dict.fromkeys(fate.removesuffix(FAILED) for fate in fates if fate in answered))
-    others = [fate for fate in fates if fate not in answered]
-    looks = {fate: (NOT_ANSWERED[n % len(NOT_ANSWERED)], "cross") for n, fate in enumerate(others)}
-    for fate in set(fates) - set(others):
-        colour = ANSWERED[versions.index(fate.removesuffix(FAILED)) % len(ANSWERED)]
-        looks[fate] = (colour, "triangle-up" if fate.endswith(FAILED) else "circle")
-    return looks

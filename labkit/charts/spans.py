@@ -1,9 +1,8 @@
-"""Rows of boxes with a start, an end and a kind: requests, batches, token streams, prompts in blocks, models on GPUs,
-and memory over time.
+"""Rows of boxes with a start, an end and a kind: requests, batches, token streams, prompts in blocks, and memory
+over time.
 """
 
 import heapq
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -16,12 +15,11 @@ from labkit.charts.render import Chart, finish
 from labkit.errors import require
 from labkit.theory.prefix_cache import block_hashes
 from labkit.vega import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, WIDTH, Spec, palette
-from labkit.words import amount, number, share
+from labkit.words import amount, number
 
 if TYPE_CHECKING:
     from labkit.load import RequestRecord
     from labkit.theory.kv_allocation import Extent, MemorySnapshot
-    from labkit.theory.placement import Model, Placement
 
 WHITE: Spec = {"stroke": "white", "strokeWidth": 1}
 WIDE: Spec = {"stroke": "white", "strokeWidth": 1.5}
@@ -267,76 +265,6 @@ def token_streams(
 
 def _length(ends: tuple[float, float]) -> float:
     return ends[1] - ends[0]
-
-
-GPU_ROW, GPU_GAP = 30, 40
-
-
-def gpu_packing(
-    plans: Mapping[str, "Placement"],
-    models: Sequence["Model"],
-    *,
-    gpu_gib: float,
-    title: str,
-    most_load: float | None = None,
-    caption: str | None = None,
-) -> Chart:
-    """A row for each GPU of each plan: on the left the share of its memory that is taken, on the right its load.
-
-    A rule stands where a GPU is full, another one at `most_load`.
-    """
-    has_gpus = bool(plans) and all(plans.values())
-    require(has_gpus, f"the chart {title!r} has a plan without GPUs", fix="pass a GPU for each model")
-    memory = {model.name: model.memory_gib / gpu_gib for model in models}
-    load = {model.name: model.load for model in models}
-    limits = {"full": 1.0}
-    if most_load is not None and math.isfinite(most_load):
-        limits["planned"] = most_load
-    left = _packing_panel(plans, memory, "memory (share of a GPU)", {"full": 1.0}, has_names=True)
-    right = _packing_panel(plans, load, "load (share of a GPU's compute)", limits, has_names=False)
-    drawn = {"hconcat": [left, right], "spacing": GPU_GAP, "resolve": {"scale": {"color": "shared", "y": "shared"}}}
-    text = "; ".join(f"{name}: {len(set(plan.values()))} GPUs, {_plan_words(plan)}" for name, plan in plans.items())
-    return finish(drawn, title=title, description=f"Models on GPUs, {title}. {text}.", caption=caption)
-
-
-def _packing_panel(
-    plans: Mapping[str, "Placement"],
-    shares: Mapping[str, float],
-    x_title: str,
-    limits: Mapping[str, float],
-    *,
-    has_names: bool,
-) -> Spec:
-    """The models' `shares` of each plan's GPUs, one after the other from zero, and the sum of each GPU."""
-    totals = {f"{name}, GPU {gpu}": 0.0 for name, plan in plans.items() for gpu in sorted(set(plan.values()))}
-    spans = []
-    for name, plan in plans.items():
-        for model, taken in shares.items():
-            row = f"{name}, GPU {plan[model]}"
-            spans.append(Span(row, totals[row], totals[row] + taken, model))
-            totals[row] += taken
-    most = 1.08 * max(*totals.values(), *limits.values())
-    axes = {
-        "x": draw.quantity("start", x_title, (0, most), format="%", tickCount=5),
-        "y": draw.labels("row", sort=list(totals), labelLimit=260, labels=has_names),
-    }
-    colours = {model: palette()[n % len(palette())] for n, model in enumerate(shares)}
-    bars = _boxes(spans, colours, digits=6, height=20, **WIDE)
-    rules = []
-    for name, at in limits.items():
-        look: Spec = {"color": INK} if name == "full" else {"color": VERMILLION, "strokeDash": [6, 4]}
-        text = draw.mark("text", {"text": "text"}, y=-9, color=look["color"])
-        marks = [draw.mark("rule", strokeWidth=2, **look), text]
-        rules.append(draw.layers(marks, {"x": "at"}, [{"at": at, "text": name}]))
-    sums = [{"row": row, "end": end, "text": share(end)} for row, end in totals.items()]
-    names = draw.words({"x": "end"}, sums, align="left", dx=5)
-    drawn = [draw.layers([bars], axes), *rules, draw.layers([names], axes)]
-    return draw.layers(drawn, width=(WIDTH - GPU_GAP) // 2, height=GPU_ROW * len(totals))
-
-
-def _plan_words(plan: "Placement") -> str:
-    gpus = sorted(set(plan.values()))
-    return ", ".join(f"GPU {gpu} with {' and '.join(name for name, at in plan.items() if at == gpu)}" for gpu in gpus)
 
 
 STORED, EMPTY = "stored", "given, but empty"

@@ -23,7 +23,7 @@ from labkit.machine import inspect
 from labkit.models import CHAT, architecture, resolve
 from labkit.runs.notebook import stop_on_signals, stop_signals_call
 from labkit.runs.runner import now_and_then
-from labkit.serving import ray_serve, torchserve, vllm
+from labkit.serving import gate, ray_serve, torchserve, vllm
 from labkit.serving.process import require_free_port
 
 POLL_S = 0.5
@@ -90,24 +90,27 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
     machine, folder = inspect(), resolve(model, progress=say)
     vllm.settings(machine, gpu_memory_share=gpu_memory_share, weight_bytes=architecture(folder).weight_bytes)
     key = os.environ.get(KEY) or secrets.token_urlsafe(16)
-    gpus = 1 if machine.gpus else 0
     _find_applications()  # before Ray starts: its workers inherit the path
     say("Ray and Ray Serve: starting")
     with (
         stop_signals_call(signal.default_int_handler),
-        ray_serve.start(num_gpus=gpus, port=port, progress=say) as running,
+        tempfile.TemporaryDirectory(prefix="labkit-serve-") as private,
+        ray_serve.start(num_gpus=1 if machine.gpus else 0, port=port, progress=say) as running,
     ):
+        from applications.this_machine import desk_settings, import_llm
+
+        import_llm()
         from applications.support_desk import DeskSettings, build
 
-        desk = DeskSettings(
-            model=str(folder),
-            model_name=served_name(model),
-            writer_gpus=gpu_memory_share if gpus else 0,
+        settings = desk_settings(
+            str(folder),
+            machine=machine,
+            name=served_name(model),
             gpu_memory_share=gpu_memory_share,
-            api_key=key,
+            api_key_file=gate.write_key(Path(private) / "api_key", key),
         )
         say("the support desk (applications/support_desk.py): starting, a minute or so")
-        ray_serve.deploy(build(desk), name="desk")
+        ray_serve.deploy(build(DeskSettings(**settings)), name="desk")
         say(f"also there: POST {running.url}/chain and /parallel, a message as JSON in `text`")
         _stay(running.url, served_name(model), key, running.check)
 

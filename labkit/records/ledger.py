@@ -21,7 +21,7 @@ from labkit.records.record import Record, Scalar
 FILE = "claims.yaml"
 NOT_MEASURED = "not measured here"
 
-VerdictName = Literal["supported", "refuted", "depends", "inconclusive"]
+VerdictName = Literal["supported", "refuted", "depends", "inconclusive", "unsourced"]
 Operator = Literal["<", "<=", ">", ">=", "==", "!="]
 Evidence = Mapping[str, Scalar]
 

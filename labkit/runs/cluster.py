@@ -113,7 +113,7 @@ def survey(address: str, *, say: Say) -> list[Node]:
     with_cpus = [node for node in nodes if node.cpus >= 1]
     listed = "; ".join(f"{node.name}: {node.reason}" for node in with_cpus) or "none offers a CPU"
     what = f"no node of the cluster at {address} can run a lab ({listed})"
-    fix = "start Ray there from a .venv of the same commit, with --num-cpus of 1 or more (cluster/README.md)"
+    fix = "start Ray there from a .venv of the same commit, with --num-cpus of 1 or more (docs/ray-serve.md)"
     require(any(node.facts for node in with_cpus), what, fix=fix)
     return nodes
 

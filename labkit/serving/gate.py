@@ -3,6 +3,7 @@
 Ray Serve's proxy has neither; vLLM's own key leaves many routes open (in 0.32 /invocations, /tokenize, /load, /docs and
 others). `vllm serve --middleware labkit.serving.gate.Gate`, or `api.add_middleware(Gate)` in an ingress. A body that is
 too large is refused while it arrives. The settings are environment variables of the server (`environment` makes them).
+A key in a file stays out of what the environment shows; the file is read when the server starts.
 """
 
 import contextlib
@@ -10,9 +11,11 @@ import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
-KEY, OPEN, LIMIT = "GATE_API_KEY", "GATE_OPEN_PATHS", "GATE_BODY_LIMIT_BYTES"
+KEY, KEY_FILE = "GATE_API_KEY", "GATE_API_KEY_FILE"
+OPEN, LIMIT = "GATE_OPEN_PATHS", "GATE_BODY_LIMIT_BYTES"
 DEFAULT_LIMIT_BYTES = 1 << 20
 POLICY_VIOLATION = 1008  # RFC 6455; before the handshake servers answer 403
 Message = MutableMapping[str, Any]
@@ -22,10 +25,39 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def environment(
-    *, api_key: str = "", open_paths: Sequence[str] = (), body_limit_bytes: int = DEFAULT_LIMIT_BYTES
+    *,
+    api_key: str = "",
+    api_key_file: str = "",
+    open_paths: Sequence[str] = (),
+    body_limit_bytes: int = DEFAULT_LIMIT_BYTES,
 ) -> dict[str, str]:
-    """The server's environment for this key ("" asks for none), the paths that need none, and this limit."""
-    return {KEY: api_key, OPEN: " ".join(open_paths), LIMIT: str(body_limit_bytes)}
+    """The server's environment for this key, or the file that holds it, the paths that need none, and this limit.
+
+    Without a key and a file none is asked for.
+    """
+    limits = {OPEN: " ".join(open_paths), LIMIT: str(body_limit_bytes)}
+    return {KEY_FILE: api_key_file, **limits} if api_key_file else {KEY: api_key, **limits}
+
+
+def write_key(path: Path, key: str) -> Path:
+    """Write the key to a file that only its owner can read, in the place of one that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key)
+    return path
+
+
+def read_key() -> str:
+    """The server's key, "" without one. PermissionError for a file that every user can read, OSError without the file,
+    ValueError for an empty one: a server that cannot read its key must not start without one."""
+    if not (path := os.environ.get(KEY_FILE)):
+        return os.environ.get(KEY, "")
+    if Path(path).stat().st_mode & 0o007:
+        raise PermissionError(f"every user of this machine can read the key in {path}: chmod 600 {path}")
+    if not (key := Path(path).read_text(encoding="utf-8").strip()):
+        raise ValueError(f"{path} holds no key")
+    return key
 
 
 class TooLargeError(Exception):
@@ -37,7 +69,7 @@ class Gate:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._key = os.environ.get(KEY, "")
+        self._key = read_key()
         self._open = frozenset(os.environ.get(OPEN, "").split())
         self._limit_bytes = int(os.environ.get(LIMIT, DEFAULT_LIMIT_BYTES))
 

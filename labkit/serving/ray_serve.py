@@ -123,9 +123,8 @@ def start(
     `num_cpus` and `num_gpus` are logical: Ray counts them and looks at no hardware, so any number works on any
     machine. `address`: a cluster that runs already ("auto", or HOST:PORT of its head), of which this machine is a
     node; it has its own resources. With `own_numbers`, and with vLLM's CPU build, a Ray of our own does not read
-    CUDA_VISIBLE_DEVICES, which would bound `num_gpus`, and numbers its GPUs from 0; `real_device` says which one a
-    number is here. Raises `UsageError` for what cannot work and `ServerError` when Ray does not come up in several
-    tries; nothing is left running then.
+    CUDA_VISIBLE_DEVICES, which would bound `num_gpus`, and numbers its GPUs from 0. Raises `UsageError` for
+    what cannot work and `ServerError` when Ray does not come up in several tries; nothing is left running then.
     """
     chosen = free_port() if port is None else require_free_port(port)
     prepare_environment(address)
@@ -176,14 +175,6 @@ def connect(address: str) -> None:
             f"no Ray cluster answers at {address!r}: {error}",
             remedy="name a cluster of which this machine is a node (see `ray status` there), or leave it out",
         ) from error
-
-
-def real_device(number: str, *, gpus: int) -> str:
-    """What CUDA_VISIBLE_DEVICES says of the GPU that a Ray with its own numbers calls `number`, on a machine that shows
-    `gpus` of them. Empty: Ray counts it, and this machine has no such GPU."""
-    shown = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
-    names = (shown or [str(index) for index in range(gpus)])[:gpus]
-    return names[int(number)] if int(number) < len(names) else ""
 
 
 def prepare_environment(address: str | None = None) -> None:

@@ -5,8 +5,6 @@ For requests that are not OpenAI's (`labkit.load` sends those). Times are second
 
 import asyncio
 import contextlib
-import math
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +35,6 @@ class Answer:
     finished_s: float
     status: int
     text: str = ""
-    timing: str = ""
-    """The Server-Timing header: what the server says of its own parts."""
 
     @property
     def ok(self) -> bool:
@@ -47,11 +43,6 @@ class Answer:
     @property
     def latency_s(self) -> float:
         return self.finished_s - self.sent_s
-
-    def inside_s(self, part: str) -> float:
-        """How long `part` took by the header ("engine;dur=362.1", in milliseconds); NaN where it does not say so."""
-        match = re.search(rf"(?:^|,)\s*{re.escape(part)};(?:[^,]*;)?\s*dur=([\d.]+)", self.timing)
-        return float(match[1]) / 1000 if match else math.nan
 
 
 class Observation:
@@ -91,8 +82,8 @@ class Observation:
         if (wait_s := ask.at_s - self.now_s()) > 0:
             await asyncio.sleep(wait_s)
         sent_s = self.now_s()
-        status, text, timing = await fetch(client, ask)
-        return Answer(sent_s, self.now_s(), status, text, timing)
+        status, text = await fetch(client, ask)
+        return Answer(sent_s, self.now_s(), status, text)
 
     @contextlib.asynccontextmanager
     async def watching(self, application: str, deployment: str) -> AsyncIterator[None]:
@@ -120,22 +111,11 @@ class Observation:
 
 def running(application: str, deployment: str) -> int:
     """The running replicas of a deployment, by `serve.status()`; 0 while Serve does not know it."""
-    status = _overview(application, deployment)
-    return int(status.replica_states.get("RUNNING", 0)) if status else 0
-
-
-def message(application: str, deployment: str) -> str:
-    """What Ray Serve says of a deployment, such as what its replicas wait for; empty while it says nothing."""
-    status = _overview(application, deployment)
-    return str(status.message) if status else ""
-
-
-def _overview(application: str, deployment: str) -> Any:
-    """The deployment in `serve.status()`; None just after it was asked for, and when it is gone."""
     from ray import serve
 
     app = serve.status().applications.get(application)
-    return app.deployments.get(deployment) if app else None
+    status = app.deployments.get(deployment) if app else None
+    return int(status.replica_states.get("RUNNING", 0)) if status else 0
 
 
 @contextlib.asynccontextmanager
@@ -146,13 +126,13 @@ async def session(timeout_s: float = 60.0) -> AsyncIterator[aiohttp.ClientSessio
         yield one
 
 
-async def fetch(client: aiohttp.ClientSession, ask: Ask) -> tuple[int, str, str]:
-    """Status, text and Server-Timing of the answer; status 0 and the error's name without one."""
+async def fetch(client: aiohttp.ClientSession, ask: Ask) -> tuple[int, str]:
+    """Status and text of the answer; status 0 and the error's name without one."""
     try:
         async with client.request("GET" if ask.body is None else "POST", ask.url, **_content(ask)) as response:
-            return response.status, await response.text(), response.headers.get("Server-Timing", "")
+            return response.status, await response.text()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return NO_ANSWER, type(error).__name__, ""
+        return NO_ANSWER, type(error).__name__
 
 
 def _content(ask: Ask) -> dict[str, Any]:

@@ -34,6 +34,7 @@ UNITS = {
     1000: "thousands, as between seconds and milliseconds",
     1024: "1,024, as between bytes and KiB",
 }
+SOLVES = "solves"  # the attribute of a solution
 SOLUTION_FROM = 2  # wrong answers; a starter that is broken on purpose counts as the first when it is checked unchanged
 COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c8c"}
 
@@ -73,8 +74,9 @@ class Exercise(Question, ABC):
     @property
     def answer_name(self) -> str:
         """The name to which the learner's cell gives a value."""
-        statement = ast.parse(self.starter).body[0]
-        return statement.name if isinstance(statement, ast.FunctionDef) else self.starter.split(" = ")[0]
+        named = (ast.FunctionDef, ast.ClassDef)
+        names = [one.name for one in ast.parse(self.starter).body if isinstance(one, named)]
+        return names[0] if names else self.starter.split(" = ")[0]
 
     def context(self, given: Context | None = None) -> dict[str, Any]:
         """The numbers that this exercise is asked with. Raises UsageError when one that it needs is missing."""
@@ -167,7 +169,10 @@ class SolvedExercise(Exercise):
     """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by what it returns on them.
 
     A number's `solution` and wrong answers are functions of the context's entries that they name. `exact`: of results
-    that name something (a status, the number of a GPU), it says nothing to be nearly right.
+    that name something (a status, the number of a GPU), it says nothing to be nearly right. `observe`: tries an answer
+    that is not simply called, such as a class that a server calls or a configuration that is audited. With `cases`,
+    `observe(answer, cases)` returns what each case shows; without, `observe(answer)` returns its tests by name, each
+    with what failed ("" where it passes).
     """
 
     solution: Function
@@ -176,6 +181,7 @@ class SolvedExercise(Exercise):
     cases: Sequence[tuple[Any, ...]]
     tolerance: float
     exact: bool
+    observe: Function | None
 
     def reference(self, context: Context) -> Any:
         """The right function, or the right number."""
@@ -193,22 +199,38 @@ class SolvedExercise(Exercise):
     def _value(self, function: Function, context: Context) -> Any:
         """What is compared: the function's number, or its results on the cases."""
         if self.cases:
-            return [function(*case) for case in copy.deepcopy(self.cases)]
+            cases = copy.deepcopy(self.cases)
+            return self.observe(function, cases) if self.observe else [function(*case) for case in cases]
         return function(**{name: context[name] for name in inspect.signature(function).parameters})
 
     def _judge(self, answer: Any, context: Context) -> CheckResult:
         if not self.cases:
+            if self.observe:
+                return self._tested(self.observe, answer, context)
             return self._compared(answer, context)
         if not callable(answer):
-            text = f"A function is expected: pass `{self.answer_name}` itself, without calling it."
+            what = "class" if inspect.isclass(self.solution) else "function"
+            text = f"A {what} is expected: pass `{self.answer_name}` itself, without calling it."
             return CheckResult(self.id, text)
-        if _has_blank(answer):
+        if _has_blank(answer) or _is_untouched(answer, self.starter):
             return self._unanswered()
         try:
             results = self._value(answer, context)
         except (Exception, SystemExit) as error:  # a learner's function may raise anything, and the lab has to go on
             return CheckResult(self.id, f"The function raised {type(error).__name__}: {error}.")
         return self._unanswered() if all(map(_is_unanswered, results)) else self._compared(results, context)
+
+    def _tested(self, observe: Function, answer: Any, context: Context) -> CheckResult:
+        if answer == ast.literal_eval(self.starter.partition(" = ")[2]):
+            return self._unanswered()
+        outcome = observe(answer)
+        failed = [f"{test}: no. {what}." for test, what in outcome.items() if what]
+        if not failed:
+            return self._passed()
+        for name, function in self.wrong:
+            if observe(self._value(function, context)) == outcome:
+                return self._shows(name)
+        return CheckResult(self.id, f"{failed[0][:1].upper()}{failed[0][1:]}")
 
     def _compared(self, given: Any, context: Context) -> CheckResult:
         expected, given = self._value(self.solution, context), _plain(given)
@@ -222,6 +244,9 @@ class SolvedExercise(Exercise):
         results = zip(self.cases, given, expected, strict=True)
         case, got, right = next(result for result in results if not _close(*result[1:], self.tolerance))
         arguments = ", ".join(map(reprlib.repr, case))
+        if self.observe:
+            shown = case[0] if len(case) == 1 and isinstance(case[0], str) else f"With {arguments}"
+            return CheckResult(self.id, f"{shown}: expected {reprlib.repr(right)}, got {reprlib.repr(got)}.")
         text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not what is asked for."
         return CheckResult(self.id, text if self.exact else f"{text} {_describe(got, right, unit=self.unit)}")
 
@@ -237,14 +262,16 @@ def solution(
     worked: Function | None = None,
     tolerance: float = 1e-6,
     exact: bool = False,
+    observe: Function | None = None,
 ) -> None:
-    """Makes the function the solution of an exercise; see `SolvedExercise`.
+    """Makes the function, or with `observe` the class, the solution of an exercise; see `SolvedExercise`.
 
     `wrong`: by the misconception's name, the function or functions to which it leads.
     """
     pairs = [(name, one) for name, ones in wrong.items() for one in (ones if isinstance(ones, Sequence) else [ones])]
-    how = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked, "tolerance": tolerance, "exact": exact}
-    vars(function)["solves"] = (id, {"solution": function, "wrong": pairs, **how})
+    how: dict[str, Any] = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked}
+    how |= {"tolerance": tolerance, "exact": exact, "observe": observe}
+    setattr(function, SOLVES, (id, {"solution": function, "wrong": pairs, **how}))
 
 
 def source(function: Function) -> str:
@@ -290,7 +317,8 @@ def _exercise(question: Question, how: Mapping[str, Any], path: Path) -> Exercis
 def _solutions(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
-    marks = [vars(value).get("solves") for value in vars(_module(path)).values() if inspect.isfunction(value)]
+    solvers = [value for value in vars(_module(path)).values() if inspect.isfunction(value) or inspect.isclass(value)]
+    marks = [vars(value).get(SOLVES) for value in solvers]
     return dict(mark for mark in marks if mark)
 
 
@@ -374,11 +402,28 @@ def _is_unanswered(answer: Any) -> bool:
     return answer is None or answer is ... or (isinstance(answer, str) and not answer.strip())
 
 
-def _has_blank(function: Function) -> bool:
+def _sources(answer: Function) -> list[str]:
+    """The source of a function, or of each function in a class: a class that a cell defines has none by itself."""
+    functions = (
+        [one for one in vars(answer).values() if inspect.isfunction(one)] if inspect.isclass(answer) else [answer]
+    )
+    try:
+        return [source(function) for function in functions]
+    except (OSError, TypeError):  # a built-in has no source
+        return []
+
+
+def _is_untouched(answer: Function, starter: str) -> bool:
+    """Whether all of it stands in the starter, which may be code that runs and is wrong."""
+    texts = _sources(answer)
+    return bool(texts) and all(text in starter or textwrap.indent(text, "    ") in starter for text in texts)
+
+
+def _has_blank(answer: Function) -> bool:
     """Whether a `...` is left in its source; Python takes it for true in a condition, and says nothing."""
     try:
-        tree = ast.parse(source(function))
-    except (OSError, TypeError, SyntaxError):  # it has no source, as a built-in, or is a lambda inside of a call
+        tree = ast.parse("\n\n".join(_sources(answer)))
+    except SyntaxError:  # a lambda inside of a call
         return False
     statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     blanks = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ...)

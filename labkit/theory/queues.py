@@ -1,7 +1,6 @@
-"""Queues in front of a model: waiting by Erlang, and batches that wait to be filled."""
+"""Queues in front of a model: waiting by Erlang."""
 
 import math
-from dataclasses import dataclass
 
 from labkit.errors import require
 
@@ -21,40 +20,3 @@ def wait_quantile(places: int, load: float, quantile: float = 0.99) -> float:
     require(0 < quantile < 1, f"the quantile is {quantile:g}", fix="give a share above 0 and below 1, such as 0.99")
     waiting = probability_of_waiting(places, load)
     return max(0.0, math.log(waiting / (1 - quantile)) / (places * (1 - load))) if waiting > 0 else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchCost:
-    """Seconds for every batch, and for every row in it."""
-
-    fixed_s: float
-    per_row_s: float
-
-    def seconds(self, rows: int) -> float:
-        """The time of a batch of `rows`."""
-        return self.fixed_s + self.per_row_s * rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchedLoop:
-    """One worker under a closed loop: requests in a batch, requests per second, mean seconds from request to answer."""
-
-    rows: int
-    throughput: float
-    latency_s: float
-
-
-def law(cost: BatchCost, *, clients: int, batch_size: int, delay_s: float) -> BatchedLoop:
-    """A closed loop of `clients` on one worker. UsageError for a count below 1 or a negative delay.
-
-    Enough clients fill every batch, and nobody waits for the delay; too few never do, and all pay it every time. The
-    latency is Little's: clients / throughput.
-    """
-    require(
-        min(clients, batch_size) >= 1 and delay_s >= 0,
-        f"{clients} clients, batches of {batch_size}, a delay of {delay_s} s",
-        fix="give counts from 1, and 0 s or more",
-    )
-    rows = min(clients, batch_size)
-    round_s = cost.seconds(rows) + (delay_s if rows < batch_size else 0.0)
-    return BatchedLoop(rows=rows, throughput=rows / round_s, latency_s=clients * round_s / rows)

@@ -14,6 +14,7 @@ from labkit.models import resolve
 from labkit.serving import vllm
 from tests.unit.standin import survivors
 
+pytest.register_assert_rewrite("tests.engine.openai_contract")
 STARTS = 3  # a start may fail for want of time or memory on a busy machine, and that is not what is tested
 
 

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import psutil
@@ -18,15 +17,12 @@ import yaml
 
 from labkit.records import read, read_run
 from labkit.runs.cluster import URGENT_PATIENCE_S
-from labkit.serving import ray_serve
-from labkit.serving.process import LOOPBACK
 from tests.engine.ray_nodes import RayNodes
 from tests.unit import synthetic
 from tests.unit.test_runner import with_token
 
 pytestmark = pytest.mark.engine
 
-CONFIG = Path(__file__).resolve().parents[2] / "cluster" / "serve_config.yaml"
 GOOD, FAILS, SLEEPS = "90_good", "91_fails", "92_sleeps"
 FIRST, SECOND, DEPLOYS = "95_waits", "96_waits", "97_deploys"
 PARAMETERS = {"seed": {"type": "int", "help": "h"}, "out_dir": {"type": "str", "help": "h"}}
@@ -125,30 +121,6 @@ def of_labs(nodes: RayNodes, *words: str) -> dict[psutil.Process, str]:
     words = words or ("ipykernel", "labkit.runs.lab_process", "sleep 297")
     processes = with_token(nodes.env["LABKIT_TEST_TOKEN"])
     return {process: line for process, line in processes.items() if any(word in line for word in words)}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_the_serve_config_is_what_serve_takes() -> None:
-    """Serve's own schema accepts it, its import path and arguments lead to an application, its deployments exist."""
-    ray_serve.prepare_environment()
-    from ray._common.utils import import_attr
-    from ray.serve import Application, Deployment
-    from ray.serve.schema import ServeDeploySchema
-
-    config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
-    assert config.http_options.host == LOOPBACK
-    (desk,) = config.applications
-    build = import_attr(desk.import_path)
-    assert isinstance(build(support_desk().DeskSettings(**desk.args)), Application)
-    for deployment in desk.deployments:
-        assert isinstance(getattr(support_desk(), deployment.name), Deployment)
-
-
-def support_desk() -> Any:
-    """Imports Ray."""
-    from applications import support_desk
-
-    return support_desk
 
 
 def test_a_wrong_token_is_refused_before_anything_starts(nodes: RayNodes, tmp_path: Path) -> None:

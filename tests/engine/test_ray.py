@@ -1,22 +1,23 @@
-"""One real Ray for what labs deploy on it: lab 05's probes and faults, lab 06's fractions."""
+"""One real Ray for what labs deploy on it: learners' classes of labs 05 and 05b, lab 06's fractions."""
 
 import asyncio
-import functools
 import json
 import os
 import re
+import resource
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from applications import broken, mended, probes
-from course.replica_logs import logged_errors
+from course import lab_06, replicas
 from labkit.advice import fractions as auditor
 from labkit.serving import ray_serve
-from labkit.serving.ray_watch import Ask, Observation, message, running
-from labkit.theory import placement, sharing
+from labkit.teaching import find
+from labkit.theory import placement
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -36,178 +37,64 @@ def ray() -> Iterator[ray_serve.RayServe]:
     assert not survivors(processes, within_s=10)
 
 
-# --- lab 05: probes and faults
+# --- labs 05 and 05b: deployments of learners, and a replica that breaks
 
 
-SCALING = {
-    "min_replicas": 1,
-    "max_replicas": 2,
-    "target_ongoing_requests": 1,
-    "upscale_delay_s": 0.5,
-    "downscale_delay_s": 1,
-    "metrics_interval_s": 0.2,
-    "look_back_period_s": 1,
-}
-
-
-@pytest.fixture(scope="module")
-def url(ray: ray_serve.RayServe) -> str:
-    """Where everything is deployed: the faulty application, its cure, and the probe in three variants."""
+@pytest.mark.parametrize("id", ["05.ticket", "05b.lookup", "05b.health"])
+def test_an_exercise_is_judged_by_its_deployment(ray: ray_serve.RayServe, id: str) -> None:  # noqa: ARG001
+    """A class as a notebook defines it, right or wrong, gets in Serve the judgement that it gets without; then its
+    application is gone."""
     from ray import serve
 
-    options: Any = probes.Probe.options  # type: ignore[attr-defined]
-    variants = {
-        "handlers": options(),
-        "elastic": options(autoscaling_config=SCALING, max_ongoing_requests=4),
-        "pair": options(num_replicas=2, max_ongoing_requests=2, max_queued_requests=3),
-    }
-    apps = {"broken": broken.small(), "mended": mended.build(), **{n: one.bind() for n, one in variants.items()}}
-    serve.run_many([serve.RunTarget(app, name=name, route_prefix=f"/{name}") for name, app in apps.items()])
-
-    return ray.url
+    exercise = find(id)
+    answers = [(name, answer) for name, answer in exercise.wrong_answers({})]
+    for names, answer in [((), exercise.reference({})), *(((name,), answer) for name, answer in answers)]:
+        own = type(answer.__name__, (answer,), {"__module__": "__main__"})
+        assert exercise.judge(own).misconceptions == names
+        assert not serve.status().applications
 
 
-async def ask(url: str, body: object) -> tuple[int, str]:
-    """Status and text of one POST."""
-    (answer,) = await Observation().ask_all([Ask(url, body=body)])
-    return answer.status, answer.text
+class Serving:
+    """Answers with its process id, until its engine is lost."""
+
+    engine_runs = True
+
+    async def __call__(self, _request: object) -> str:
+        if not self.engine_runs:
+            raise RuntimeError("the engine has died")
+        await asyncio.sleep(0.1)
+        return str(os.getpid())
+
+    async def crash(self) -> None:
+        """End the process a moment later."""
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGKILL)
+
+    async def lose_engine(self) -> None:
+        """Fail every request from now on."""
+        self.engine_runs = False
+
+    async def check_health(self) -> None:
+        """Raise without an engine."""
+        if not self.engine_runs:
+            raise RuntimeError("the engine has died")
 
 
-GOOD = {"text": "where is my parcel"}
-
-
-def test_a_route_in_the_decorator_is_refused() -> None:
-    """Ray Serve has no such argument: the deployment cannot even be declared."""
-    with pytest.raises(TypeError, match="route_prefix"):
-        broken.route_in_the_decorator()
-
-
-async def test_each_fault_shows_as_the_lab_says(url: str) -> None:
-    """Handing over and a forgotten await end in 500, a hidden error in 200, and the log names the exceptions."""
-    assert (await ask(f"{url}/broken/hands_over", GOOD))[0] == 500
-    assert (await ask(f"{url}/broken/forgets_await", GOOD))[0] == 500
-    assert (await ask(f"{url}/broken/takes_it_out", GOOD)) == (200, '{"words":4}')
-    status, text = await ask(f"{url}/broken/hides_errors", "{text")
-    assert status == 200
-    assert "JSONDecodeError" in text
-    lines = await asyncio.to_thread(logged_errors, "broken", "Help")
-    assert any(line.startswith("KeyError: 'app'") for line in lines)
-    assert any("'coroutine' object has no attribute 'get'" in line for line in lines)
-
-
-async def test_the_mended_one_answers_or_says_what_is_wrong(url: str) -> None:
-    """A text is counted; a body that is no JSON or has another field is the client's fault, 422."""
-    assert await ask(f"{url}/mended/", GOOD) == (200, '{"words":4}')
-    for body in ("{text", {"txt": "a"}, {"text": ""}, {"text": 1}):
-        assert (await ask(f"{url}/mended/", body))[0] == 422
-
-
-async def test_a_response_may_be_passed_on_and_a_coroutine_not(url: str) -> None:
-    """The next deployment gets the value of a response that nobody waited for; a piece of running code cannot go."""
+@pytest.mark.parametrize("fault", ["crash", "lose_engine"])
+async def test_a_broken_replica_is_noticed_and_replaced(ray: ray_serve.RayServe, fault: str) -> None:
+    """Requests fail, Serve's status loses a replica, and then another one answers; the sick one fails more of them."""
     from ray import serve
 
-    assert url
-    splitter, model = (serve.get_deployment_handle(name, "mended") for name in ("Splitter", "Model"))
-    assert await model.answer.remote(splitter.split.remote("where is it")) == 3
-    promise = asyncio.sleep(0)
-    with pytest.raises(TypeError, match="coroutine"):
-        await model.answer.remote(promise)
-    promise.close()
-
-
-def test_an_application_that_asks_for_too_much_waits(url: str) -> None:
-    """Five GPUs where there are three: it is deployed for ever, and Ray Serve says what is missing; others go on."""
-    from ray import serve
-
-    target = serve.RunTarget(broken.greedy(), name="greedy", route_prefix="/greedy")
-    serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
-
-    def told() -> bool:
-        return "Resources required" in message("greedy", "Pretender")
-
-    ray_serve.wait_for(told, timeout_s=120, what="a word on what is missing")
-    assert '"GPU": 1' in message("greedy", "Pretender")
-    assert serve.status().applications["greedy"].status == "DEPLOYING"
-    assert serve.status().applications["mended"].status == "RUNNING"
-    serve.delete("greedy")
-    assert url
-
-
-@pytest.mark.parametrize(("method", "stops"), [("sync", False), ("blocking_async", True), ("asynchronous", False)])
-async def test_only_the_blocking_async_handler_stops_the_others(url: str, method: str, stops: bool) -> None:
-    """A second call, made while the first one waits, overtakes it, unless the first blocks the replica's loop."""
-    from ray import serve
-
-    assert url
-    handle, order = serve.get_app_handle("handlers"), []
-
-    async def call(name: str, way: str, wait_s: float) -> None:
-        await getattr(handle, way).remote(wait_s)
-        order.append(name)
-
-    first = asyncio.create_task(call("first", method, 6.0))
-    await asyncio.sleep(2)  # on a busy machine, too, the first call is in the replica then
-    await asyncio.gather(first, call("second", "asynchronous", 0.0))
-    assert order == (["first", "second"] if stops else ["second", "first"])
-
-
-async def test_a_full_queue_is_told_at_once(url: str) -> None:
-    """Of a burst, what has no room in replicas and queue gets 503; the rest is answered by both replicas."""
-    seen = Observation()
-    await seen.ask_all([Ask(f"{url}/pair?s=1") for _ in range(40)])
-    statuses = {one.status for one in seen.answers}
-    assert statuses == {200, 503}
-    served = [one for one in seen.answers if one.ok]
-    assert len({one.text for one in served}) == 2
-    # Not four in the replicas and three that wait: Ray counts a request as waiting until it has a replica, so of
-    # requests that come at the same moment it may turn away all but the three that the queue holds.
-    assert 3 <= len(served) < 40
-
-
-async def test_a_request_may_say_how_long_it_waits(url: str) -> None:
-    """A time-out in the request's header ends it with 408."""
-    header = {"x-request-timeout-seconds": "0.3"}
-    (answer,) = await Observation().ask_all([Ask(f"{url}/handlers?s=30", headers=header)])
-    assert answer.status == 408
-
-
-async def test_replicas_follow_the_requests_under_way(url: str) -> None:
-    """A second replica comes while requests pile up, answers some of them, and goes when they are over."""
-    seen = Observation()
-
-    def shared() -> bool:
-        return len({one.text for one in seen.answers}) > 1
-
-    async with seen.watching("elastic", "Probe"):
-        await seen.ask_until(Ask(f"{url}/elastic?s=1"), shared, rate=5, at_most_s=120)
-    assert shared()
-    assert seen.replicas[0][1] == 1
-    alone = functools.partial(running, "elastic", "Probe")
-    await asyncio.to_thread(ray_serve.wait_for, lambda: alone() == 1, timeout_s=120, what="one replica again")
-
-
-async def test_a_dead_replica_is_replaced_under_load(url: str) -> None:
-    """The replica that is killed answers no more; the other goes on, and a new one takes its place."""
-    from ray import serve
-
-    seen, deaths = Observation(), list[tuple[str, float]]()
-
-    async def kill() -> None:
-        await asyncio.sleep(1)
-        pid = await serve.get_app_handle("pair").die.remote()
-        deaths.append((pid, seen.now_s()))
-
-    def replaced() -> bool:
-        known = {one.text for one in seen.answers if one.ok and deaths and one.finished_s < deaths[0][1]}
-        return bool(deaths) and any(one.ok and one.text not in known | {deaths[0][0]} for one in seen.answers)
-
-    load = seen.ask_until(Ask(f"{url}/pair?s=0.1"), replaced, rate=10, at_most_s=120)
-    await asyncio.gather(kill(), load)
-    assert replaced()
-    pid, died_s = deaths[0]
-    late = [one for one in seen.answers if one.sent_s > died_s + 1]
-    assert all(one.text != pid for one in late)
-    assert any(one.ok for one in late)
+    deployment: Any = serve.deployment(Serving).options(num_replicas=2, health_check_period_s=0.5)
+    actor = {"num_cpus": 0.1}
+    handle = serve.run(deployment.options(ray_actor_options=actor).bind(), name="pair", route_prefix="/pair")
+    found = await replicas.outage(
+        f"{ray.url}/pair", "pair", "Serving", getattr(handle, fault).remote, rate=20, at_most_s=60
+    )
+    assert found.noticed_s is not None
+    assert found.replaced_s is not None
+    assert found.broke_s < found.noticed_s < found.replaced_s
+    assert found.failed if fault == "lose_engine" else len(found.failed) < len(found.seen.answers) / 2
+    serve.delete("pair")
 
 
 # --- lab 06: fractions of GPUs
@@ -216,15 +103,23 @@ async def test_a_dead_replica_is_replaced_under_load(url: str) -> None:
 SCENE = [0.5, 0.2, 0.7, 0.6, 0.5]  # the last one finds 1.0 GPUs left in all, and its half on none of them
 
 
-def deploy(fractions: dict[str, float], *, gpu_model: Any = None, wait: bool = True) -> None:
-    """A tenant of each name; without `wait` it returns at once."""
-    from ray import serve
+def deploy(fractions: dict[str, float], *, wait: bool = True) -> None:
+    """A replica of each name that reports what Ray told it; without `wait` it returns at once."""
+    from ray import get_runtime_context, serve
 
-    from applications.tenants import Tenant
+    @serve.deployment
+    class Tenant:
+        def gpu(self) -> str:
+            return str(get_runtime_context().get_accelerator_ids()["GPU"][0])
+
+        def surroundings(self) -> lab_06.Surroundings:
+            names = [name for name in dir(resource) if "RLIMIT" in name]
+            limits = {name: resource.getrlimit(getattr(resource, name)) for name in names}
+            return dict(os.environ), limits, Path("/proc/self/cgroup").read_text()
 
     options: Any = Tenant.options  # type: ignore[attr-defined]
     apps = {
-        name: options(name=name, ray_actor_options={"num_cpus": 0.1, "num_gpus": part}).bind(gpu_model)
+        name: options(name=name, ray_actor_options={"num_cpus": 0.1, "num_gpus": part}).bind()
         for name, part in fractions.items()
     }
     targets = [serve.RunTarget(app, name=name, route_prefix=f"/{name}") for name, app in apps.items()]
@@ -271,9 +166,8 @@ def test_replicas_are_where_the_auditor_says(scene: dict[str, float]) -> None:
     found = auditor.audit(*auditor.parse({"gpu": {"memory_gib": 80, "count": GPUS}, "deployments": asked}))
     *placed, last = found.replicas
     for each in placed:
-        where = call(each.name, "where")
-        assert [int(where["gpu"])] == list(each.gpus), each.name
-        assert where["visible"] == where["gpu"]
+        assert [int(call(each.name, "gpu"))] == list(each.gpus), each.name
+        assert call(each.name, "surroundings")[0]["CUDA_VISIBLE_DEVICES"] == str(each.gpus[0])
     assert last.gpus == ()
     assert status(last.name).status == "DEPLOYING"
 
@@ -291,23 +185,25 @@ def test_ray_names_what_is_left_in_all_and_that_is_not_room(scene: dict[str, flo
     assert max(left) < SCENE[-1] < sum(left)
 
 
-def test_memory_is_nobodys_and_a_limit_of_its_own_is_kept(scene: dict[str, float]) -> None:  # noqa: ARG001
-    """A replica takes what it likes; one with an address-space limit gets a MemoryError and lives on."""
-    assert call("t0", "take", 300) > 300
-    call("t1", "limit", 50)
-    with pytest.raises(MemoryError):
-        call("t1", "take", 300)
-    assert call("t1", "where")["gpu"] == "0"
+def test_nothing_tells_a_small_fraction_from_a_large_one(scene: dict[str, float]) -> None:
+    """Of two replicas on one GPU, 0.5 and 0.2, environment, limits and control group are the same. A limit that a
+    process sets itself would show."""
+    assert call("t0", "gpu") == call("t1", "gpu")
+    assert scene["t0"] > scene["t1"]
+    large, small = (call(name, "surroundings") for name in ("t0", "t1"))
+    assert lab_06.told_apart(large, small) == {"environment variables": [], "limits": []}
+    bounded = (small[0], small[1] | {"RLIMIT_AS": (2**30, 2**30)}, "/tenant")
+    assert lab_06.told_apart(large, bounded)["limits"] == ["RLIMIT_AS", "control group"]
 
 
 def test_it_starts_as_soon_as_one_gpu_has_room(scene: dict[str, float]) -> None:  # noqa: ARG001
     """When the replica with 0.6 leaves, the waiting one gets its GPU."""
     from ray import serve
 
-    gpu = call("t3", "where")["gpu"]
+    gpu = call("t3", "gpu")
     serve.delete("t3")
     ray_serve.wait_for(lambda: status("t4").status == "RUNNING", timeout_s=120, what="the start")
-    assert call("t4", "where")["gpu"] == gpu
+    assert call("t4", "gpu") == gpu
 
 
 def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
@@ -317,32 +213,11 @@ def test_one_and_a_half_gpus_are_refused(ray: ray_serve.RayServe) -> None:  # no
     assert status("odd").status == "DEPLOY_FAILED"
 
 
-def test_the_modelled_gpu_shares_as_the_simulation_says(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
-    """Tenants of one GPU take together at least what the simulation says; the one on the other GPU ends before them."""
-    from applications.tenants import ModelledGpus
+def test_ray_places_what_the_auditor_accepts(ray: ray_serve.RayServe) -> None:  # noqa: ARG001
+    """Of the exercise's two engines Ray places one, and both once the config is repaired; nothing stays reserved."""
+    import ray as ray_core
 
     delete_all()
-    gpu_model: Any = ModelledGpus
-    deploy({"a": 0.5, "b": 0.5, "c": 1}, gpu_model=gpu_model.remote())
-    asks = [sharing.Ask(at_s=0.0, tenant=name, work_s=1.5) for name in ("a", "b", "c")]
-    for name in ("a", "b", "c"):
-        call(name, "answer", 0.0)
-
-    async def ends() -> list[float]:
-        """Seconds from the first request to each answer. The work is slept, so a busy machine only adds to them."""
-        from ray import serve
-
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-
-        async def one(ask: sharing.Ask) -> float:
-            await serve.get_app_handle(ask.tenant).answer.remote(ask.work_s)
-            return loop.time() - began
-
-        return await asyncio.gather(*map(one, asks))
-
-    expected = sharing.latencies_s(asks, {"a": 0, "b": 0, "c": 1})
-    a, b, c = asyncio.run(ends())
-    assert max(expected) == pytest.approx(2 * min(expected))
-    assert max(a, b) >= max(expected) - 0.01
-    assert min(expected) - 0.01 <= c < max(a, b) - 0.3  # on one GPU all three would end together
+    for config, second in ((find("06.fits").starter.split('"""')[1], "waits"), (lab_06.fitting(), "placed")):
+        assert lab_06.placed_by_ray(config, gpus=GPUS) == {"chat": "placed", "code": second}
+    ray_serve.wait_for(lambda: ray_core.available_resources().get("GPU") == GPUS, timeout_s=30, what="free GPUs")

@@ -1,11 +1,15 @@
-"""`labkit.serving.torchserve` and the small handlers on a real TorchServe: start, tokens, batching, drain, stop.
+"""TorchServe for real: `labkit.serving.torchserve`, the handlers behind HTTP, and `labkit serve torchserve`.
 
 One start serves the tests that only ask it something; how a server ends by force, and how it fails, take their own.
+What a handler does with its rows is tested in tests/unit/test_handlers.py.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,41 +17,44 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import openai
 import psutil
 import pytest
 import requests
 
+from labkit import load, models
 from labkit.errors import ServerError
+from labkit.load import Outcome, counters, workloads
 from labkit.models import EMBEDDING, resolve
 from labkit.serving import torchserve
-from labkit.serving.process import poll
-from labkit.serving.torchserve import TorchServe
+from labkit.serving.process import free_port, poll
+from labkit.serving.torchserve import REQUEST_LIMIT_BYTES, TorchServe
+from tests.engine.openai_contract import OpenAIContract, Served
 from tests.unit.standin import survivors, wait_for
 
 pytestmark = pytest.mark.engine
 
-STARTS, STOP_TIMEOUT_S = 3, 60
+STARTS, START_TIMEOUT_S, STOP_TIMEOUT_S = 3, 400, 90
+HELLO = "What is the capital of France?"
+CHAT = "chat/1.0/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
 def server(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """A TorchServe with three models. When it is stopped, neither Java nor a worker may be left."""
+    """A TorchServe with four models. When it is stopped, neither Java nor a worker may be left."""
     folder = tmp_path_factory.mktemp("torchserve")
-    store = folder / "archives"
+    chat = {"model_path": str(chat_model)}
+    handlers: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+        ("text_generation", "chat", {"batchSize": 8, "maxBatchDelay": 20}, chat),
+        ("embedding", "intents", {}, {"model_path": str(resolve(EMBEDDING))}),
+        ("sleep", "nap", {"batchSize": 4, "maxBatchDelay": 3000}, {}),
+        ("naive", "naive", {"batchSize": 2, "maxBatchDelay": 5000}, {**chat, "max_new_tokens": 4}),
+    ]
     archives = [
-        torchserve.archive(
-            "embedding", folder=store, model_name="intents", handler_settings={"model_path": str(resolve(EMBEDDING))}
-        ),
-        torchserve.archive("sleep", folder=store, model_name="nap", settings={"batchSize": 4, "maxBatchDelay": 3000}),
-        torchserve.archive(
-            "naive",
-            folder=store,
-            model_name="naive",
-            settings={"batchSize": 2, "maxBatchDelay": 5000},
-            handler_settings={"model_path": str(chat_model), "max_new_tokens": 4},
-        ),
+        torchserve.archive(handler, folder=folder, model_name=name, settings=settings, handler_settings=inner)
+        for handler, name, settings, inner in handlers
     ]
     found = start_patiently(archives, folder)
     processes = [psutil.Process(pid) for pid in found.process.pids]
@@ -55,7 +62,7 @@ def server(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield found
     found.stop()
     assert "java" in names, "Java was not seen at all"
-    assert len(processes) >= 5, "its workers were not seen at all"
+    assert len(processes) >= 6, "its workers were not seen at all"
     assert not survivors(processes, within_s=0)
 
 
@@ -76,13 +83,117 @@ def post(server: TorchServe, path: str, data: Any, *, key: str | None = None, **
     with requests.Session() as session:
         session.trust_env = False
         with_key = {"Authorization": f"Bearer {key or server.keys.inference}", "Content-Type": "application/json"}
-        return session.post(f"{server.url}/predictions/{path}", data=raw, headers={**with_key, **headers}, timeout=120)
+        return session.post(f"{server.url}/predictions/{path}", data=raw, headers={**with_key, **headers}, timeout=300)
 
 
 def together(server: TorchServe, path: str, bodies: list[Any]) -> list[requests.Response]:
     """All at once."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         return list(pool.map(lambda body: post(server, path, body), bodies))
+
+
+class TestOpenAI(OpenAIContract):
+    """The OpenAI SDK drives text_generation.py; what the handler does not support it refuses by name."""
+
+    refuses: ClassVar[dict[str, str]] = {
+        "n": "n: not supported",
+        "logprobs": "top_logprobs: not supported",
+        "response_format": "response_format: not supported",
+        "logit_bias": "logit_bias: not supported",
+        "tools": "tools: not supported",
+        "image": "image_url: not supported",
+        "frobnicate": "frobnicate: not supported",
+    }
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def served(cls, server: TorchServe) -> Served:
+        """The routes below the model's version."""
+        return Served(base_url=server.base_url("chat"), api_key=server.keys.inference, model="chat")
+
+    def test_wrong_key(self, sdk: openai.OpenAI, served: Served) -> None:
+        """TorchServe itself checks keys, and answers 400 where OpenAI has 401."""
+        stranger = sdk.with_options(api_key="wrong")
+        for ask in (stranger.models.list, lambda: stranger.completions.create(model=served.model, prompt="Hi")):
+            with pytest.raises(openai.BadRequestError, match="Token Authorization failed"):
+                ask()
+
+
+def chat(text: str = HELLO, **options: Any) -> dict[str, Any]:
+    """The body of a chat."""
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 12, **options}
+
+
+def said(answer: requests.Response) -> str:
+    """The text of a chat, whole or streamed."""
+    if "event-stream" not in answer.headers["Content-Type"]:
+        return str(answer.json()["choices"][0]["message"]["content"])
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line.strip()]
+    assert lines[-1] == "[DONE]"
+    return "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1])
+
+
+def test_one_bad_row_fails_alone(server: TorchServe) -> None:
+    """In one batch with good requests, streamed and whole, the bad ones fail, each in its own way, and only they; the
+    metrics count what happened."""
+    alone = said(post(server, CHAT, chat()))
+    bodies = [
+        chat(),
+        {"messages": 7},
+        chat(stream=True),
+        chat("word " * 5000),
+        chat(),
+        chat(model="x"),
+        chat(stream=True),
+    ]
+    before = counters.scrape(server.metrics_url)
+    with ThreadPoolExecutor(1) as pool:
+        # While one long answer is written the others gather in the queue, and become one batch.
+        pool.submit(post, server, CHAT, chat("Tell me a long story.", max_tokens=60, ignore_eos=True))
+        time.sleep(1)
+        answers = together(server, CHAT, bodies)
+    assert [answer.status_code for answer in answers] == [200, 422, 200, 400, 200, 404, 200]
+    assert [said(answers[place]) for place in (0, 2, 4, 6)] == [alone] * 4
+    for _ in poll(0.2, timeout_s=60):  # the counters travel through the worker's log
+        moved = counters.difference(before, counters.scrape(server.metrics_url))
+        if moved.value("FailedRequests") >= 3:
+            break
+    assert moved.value("FailedRequests") == 3
+    assert moved.value("GeneratedTokens") == 60 + 4 * post(server, CHAT, chat()).json()["usage"]["completion_tokens"]
+    assert moved.histogram("BatchRows").count < len(bodies), "nothing was batched"
+
+
+def test_what_http_brings(server: TorchServe) -> None:
+    """JSON counts whatever its content type says; a web form and a body over the limit are the client's mistakes; a
+    header that `BaseHandler` would obey changes nothing."""
+    for kind in ("text/plain", "application/octet-stream", "application/json; charset=utf-8"):
+        assert post(server, CHAT, chat(), **{"Content-Type": kind}).status_code == 200
+    assert post(server, CHAT, b"a=b", **{"Content-Type": "application/x-www-form-urlencoded"}).status_code == 400
+    for body in (b"[" * 100_000, b'{"prompt": "\xff"}', b""):
+        assert post(server, "chat", body).status_code == 400
+    with contextlib.suppress(requests.ConnectionError):  # TorchServe may not read it to its end
+        assert post(server, CHAT, b" " * (REQUEST_LIMIT_BYTES + 1000)).status_code == 413
+    assert post(server, CHAT, chat(), explain="True", describe="True").status_code == 200
+
+
+def test_clients_that_hang_up(server: TorchServe) -> None:
+    """Clients that leave, one in the middle of its stream and one before its answer, do no harm to the others."""
+    before = server.control.worker_pids("chat")
+    for stream in (True, False):
+        hang_up(server, json.dumps(chat("Tell me a story.", max_tokens=100, ignore_eos=True, stream=stream)).encode())
+    assert [post(server, CHAT, chat()).status_code for _ in range(3)] == [200] * 3
+    assert server.control.worker_pids("chat") == before
+
+
+def hang_up(server: TorchServe, body: bytes) -> None:
+    """Asks, waits for the first bytes of a stream, and leaves."""
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /predictions/{CHAT} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {server.keys.inference}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
+        connection.sendall(head.encode() + body)
+        if b'"stream": true' in body:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_it_works_in_its_own_folder(server: TorchServe) -> None:
@@ -95,6 +206,18 @@ def test_it_works_in_its_own_folder(server: TorchServe) -> None:
     assert (folder / "config.properties").read_text() == server.config
     assert {path.name for path in server.model_store.glob("*.mar")} >= {"nap-1.0.mar", "intents-1.0.mar"}
     assert not Path("key_file.json").exists()
+
+
+def test_loopback_only(server: TorchServe) -> None:
+    """Whatever its processes listen on is reachable from this machine only."""
+    listening = {
+        connection.laddr
+        for pid in server.process.pids
+        for connection in psutil.Process(pid).net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) >= 5
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
 def test_its_configuration_is_the_archives(server: TorchServe) -> None:
@@ -112,53 +235,23 @@ def test_requests_that_come_together_share_a_batch(server: TorchServe) -> None:
     assert alone.elapsed.total_seconds() >= 3
 
 
-def test_labels_in_a_batch_and_alone(server: TorchServe) -> None:
-    """Texts are labelled by their nearest examples, as many as were sent, the same in a batch and alone."""
+def test_labels_and_embeddings(server: TorchServe) -> None:
+    """Texts are labelled by their nearest examples, in one batch with embeddings and with a request that is wrong."""
     texts = ["please refund my order", "when will it come", "I forgot my password", "the app crashes at once"]
-    bodies = [{"text": text} for text in texts] + [{"text": texts}]
-    *each, all_at_once = (answer.json()["results"] for answer in together(server, "intents", bodies))
-    assert [result["label"] for (result,) in each] == ["refund", "shipping", "account", "technical"]
-    assert [result["label"] for result in all_at_once] == ["refund", "shipping", "account", "technical"]
-    assert post(server, "intents", {"text": texts[0]}).json()["results"] == each[0]
-
-
-def test_embeddings_are_unit_vectors(server: TorchServe) -> None:
-    """With `embed` the answer is one vector of length 1 a text."""
-    vectors = post(server, "intents", {"text": ["one", "another text"], "embed": True}).json()["results"]
-    assert [len(vector) for vector in vectors] == [384, 384]
-    assert [sum(x * x for x in vector) for vector in vectors] == pytest.approx([1, 1], abs=1e-4)
-
-
-def test_bad_input_to_the_embedding_handler(server: TorchServe) -> None:
-    """What a client does wrong is answered as the client's mistake, with the reason."""
-    mistakes = [
-        (b'{"text": "half', 400, "not JSON"),
-        (b"", 400, "empty"),
-        (b'{"text": "\xff"}', 400, "UTF-8"),
-        (b'{"text": 7}', 422, "must be a text"),
-        (b'{"text": []}', 422, "0 texts"),
-        (b'{"text": "\\ud83d"}', 422, "half of a character"),
-        (b'["a"]', 422, "JSON object"),
-        (b'{"text": "a", "top_k": -1}', 422, "top_k"),
-        (b'{"text": "%s"}' % (b"word " * 500), 400, "up to 256"),
+    bodies = [
+        {"text": texts},
+        {"text": texts[0], "embed": True},
+        {"text": 7},
+        {"text": "word " * 500},
+        {"text": texts[3]},
     ]
-    for body, status, says in mistakes:
-        answer = post(server, "intents", body)
-        assert (answer.status_code, says in answer.text) == (status, True), answer.text[:300]
-
-
-def test_one_bad_text_fails_alone(server: TorchServe) -> None:
-    """In a batch with good requests a bad one fails, and only it."""
-    bodies = [{"text": "the screen stays black"}, {"text": 7}, {"text": "word " * 500}, {"text": "refund my order"}]
-    answers = together(server, "intents", bodies)
-    assert [answer.status_code for answer in answers] == [200, 422, 400, 200]
-    assert [answers[place].json()["results"][0]["label"] for place in (0, 3)] == ["technical", "refund"]
-
-
-def test_the_sleep_handler_takes_anything(server: TorchServe) -> None:
-    """It reads nothing, so nothing is wrong."""
-    answers = together(server, "nap", [b"", b"{", b"\xff\x00", b"[1]", b'{"text": -1}'])
-    assert [answer.status_code for answer in answers] == [200] * 5
+    labels, vectors, wrong, long, last = together(server, "intents", bodies)
+    assert [result["label"] for result in labels.json()["results"]] == ["refund", "shipping", "account", "technical"]
+    assert len(vectors.json()["results"][0]) == 384
+    assert [(wrong.status_code, "must be a text" in wrong.text), (long.status_code, "up to 256" in long.text)] == [
+        (422, True)
+    ] * 2
+    assert last.json()["results"][0]["label"] == "technical"
 
 
 def test_what_the_naive_handler_gets_wrong(server: TorchServe) -> None:
@@ -201,7 +294,7 @@ def test_a_new_version_takes_over_without_a_loss(server: TorchServe, tmp_path: P
             assert control.call("POST", "/models", url="swap-2.0.mar", synchronous="true").ok
             control.wait_ready("swap", "2.0")
             assert control.call("PUT", "/models/swap/2.0/set-default").ok
-            wait_until_idle(control, "swap", "1.0")
+            control.drain("swap", "1.0", timeout_s=60)
             assert control.call("DELETE", "/models/swap/1.0").ok
             time.sleep(1)
         finally:
@@ -210,17 +303,6 @@ def test_a_new_version_takes_over_without_a_loss(server: TorchServe, tmp_path: P
     assert {status for status, _ in answers} == {200}
     assert {version for _, version in answers} == {"1.0", "2.0"}
     assert post(server, "swap/1.0", {}).status_code == 404
-
-
-def wait_until_idle(control: torchserve.Control, model: str, version: str) -> None:
-    """Waits until nothing has been queued for the version for a second, longer than a batch takes here."""
-    idle_looks = 0
-    for _ in poll(0.1, timeout_s=60):
-        pending = control.describe(model, version)["jobQueueStatus"]["pendingRequests"]
-        idle_looks = 0 if pending else idle_looks + 1
-        if idle_looks == 10:
-            return
-    pytest.fail(f"{pending} requests still waited for {model} {version}")
 
 
 def ask_until(server: TorchServe, path: str, stop: Path) -> list[tuple[int, str]]:
@@ -239,7 +321,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     )
     with pytest.raises(ServerError, match="m cannot be loaded: a worker cannot load its model") as caught:
         torchserve.start([broken], folder=tmp_path / "run", start_timeout_s=400)
-    assert "model_path '/no/such/folder' is no model folder" in str(caught.value)
+    assert "/no/such/folder" in str(caught.value)
     assert_nothing_left(tmp_path / "run")
 
 
@@ -281,3 +363,34 @@ def test_no_process_survives_its_owners_death(tmp_path: Path) -> None:
     owner.wait(30)
     assert not survivors(processes, within_s=STOP_TIMEOUT_S)
     assert_nothing_left(folder)
+
+
+def test_labkit_serve_torchserve_and_labkit_load(tmp_path: Path) -> None:
+    """`labkit serve torchserve` prints the command with which `labkit load` streams from it, many at once, and gets the
+    tokens asked for in pieces; Ctrl-C ends Java and the worker."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "labkit", "serve", "torchserve", "--port", str(free_port())]
+    with log.open("wb") as out:
+        served = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    processes = [psutil.Process(served.pid)]
+    try:
+        for _ in poll(0.5, timeout_s=START_TIMEOUT_S):
+            if served.poll() is not None or "labkit load" in log.read_text():
+                break
+        said = re.search(r"LABKIT_API_KEY=(\S+) labkit load (\S+)", log.read_text())
+        assert said, log.read_text()[-3000:]
+        processes += processes[0].children(recursive=True)
+        assert "java" in {process.name() for process in processes}
+        workload = workloads.chat(12, seed=5, max_tokens=16, max_tokens_low=4)
+        apis: tuple[load.Api, ...] = ("completions", "chat")
+        for api in apis:
+            result = load.run_blocking(said[2], models.CHAT, workload, concurrency=6, api=api, api_key=said[1])
+            assert {(record.outcome, record.error) for record in result.records} == {(Outcome.OK, "")}
+            assert [record.output_tokens for record in result.records] == [one.max_tokens for one in workload.requests]
+            for record, request in zip(result.records, workload.requests, strict=True):
+                assert len(record.chunk_times_s) > request.max_tokens // 2
+    finally:
+        served.send_signal(signal.SIGINT)
+        ended = served.wait(STOP_TIMEOUT_S)
+    assert ended == 0, log.read_text()
+    assert not survivors(processes, within_s=5)

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -11,6 +12,7 @@ import requests
 from labkit.machine import inspect
 from labkit.models import CHAT, EMBEDDED, architecture, cached, is_complete
 from labkit.serving import vllm
+from tests.engine.openai_contract import OpenAIContract, Served
 
 pytestmark = pytest.mark.engine
 
@@ -83,3 +85,16 @@ def test_settings_reach_the_engine(vllm_server: vllm.Server, engine_settings: vl
     environment = psutil.Process(vllm_server.process.pids[0]).environ()
     assert environment["OMP_NUM_THREADS"] == "1"
     assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
+
+
+class TestOpenAI(OpenAIContract):
+    """`vllm serve` carries out what the SDK asks, but for tools and images without its flags and a model for them."""
+
+    refuses: ClassVar = {"tools": "tool", "image": "multimodal"}
+    ignores: ClassVar = frozenset({"frobnicate"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def served(cls, vllm_server: vllm.Server) -> Served:
+        """The session's server."""
+        return Served(base_url=vllm_server.base_url, api_key=vllm_server.api_key, model=vllm_server.model_name)

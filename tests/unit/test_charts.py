@@ -15,15 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import charts
-from labkit.charts import curves
-from labkit.charts.bars import Bar, Beside
-from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels, quantile, residuals, steps
-from labkit.charts.panels import MOST, StepPanel, _thinned, fate_looks, request_fates
+from labkit.charts.bars import Bar
+from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels
+from labkit.charts.panels import MOST, StepPanel, _thinned
 from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
-from labkit.theory import placement
 from labkit.theory.kv_allocation import MemorySnapshot, Policy, TokenSequence, allocate
 from labkit.vega import INK, MIME, WIDTH, config, live_bundle, palette
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
@@ -58,30 +56,21 @@ def memory(policy: Policy = Policy.PAGED, *, block_size: int = 16, tokens: int =
 T: dict[str, Any] = {"title": "T"}
 AXES: dict[str, Any] = {**T, "x_title": "x (s)", "y_title": "y (s)"}
 LOADS = [LoadPoint(2.0**n, 27 * 1.7**n, 0.5 + n, 0.8 + 2 * n, 25 * 1.7**n, 29 * 1.7**n) for n in range(6)]
-SERIES = {"a": [1.0, 2, 3], "b": [n / 50 for n in range(200)]}
 STREAM = Lane("A", (0.1, 0.2, 1.7, 1.8))
 LATE = Lane("long", (1.7,), arrived_s=0.2, parts=((0.4, 1.0, 90), (1.0, 1.7, 12)), marked=False)
 TRADEOFFS = [Tradeoff("128", 0.5, 3.0), Tradeoff("threshold", 0.52, 0.4), Tradeoff("4096", 3, 2)]
-MODEL = [LinePoint(x, 1 + x / 64 * n, f"series {n}") for n in (1, 2) for x in range(0, 129, 16)]
+COMPUTED = [LinePoint(x, 1 + x / 64 * n, f"series {n}") for n in (1, 2) for x in range(0, 129, 16)]
 MEASURED = [
     LinePoint(x, 1 + x / 60 * n, f"series {n}", 1 + x / 70 * n, 1 + x / 50 * n) for n in (1, 2) for x in (0, 64)
 ]
 PROMPTS = {"first": [*range(70)], "second": [*range(64), 900, 901], "other": [5, *range(69)]}
-MODELS = [
-    placement.Model(name=name, memory_gib=gib, load=load)
-    for name, gib, load in [("chat", 24, 0.42), ("code", 20, 0.3), ("search", 16, 0.5)]
-]
-PLANS = {"dedicated": placement.dedicated(MODELS), "by memory": placement.first_fit_decreasing(MODELS, gpu_gib=80)}
-BESIDE = [Beside("GPUs, fewer", 30, 30, 50), Beside("throughput, more", 30, 50, -0.4, -2, 1.5)]
 BOTH = {"contiguous": memory(Policy.RESERVE_MAX), "paged": memory()}
 STEPS = [
     StepPanel("running", {"engine": [1, 2, 2], "model": [1, 2, 1]}),
     StepPanel("usage (%)", {"engine": [10.0, 90.0, 100.0]}, top=105),
 ]
 PARTS = {"one": [("weights", 14.0), ("free", 26)], "two": [("weights", 14.0), ("weights", 14), ("free", 12)]}
-FATES = [(0.0, 0.1, "1.0"), (0.5, 0.2, "2.0"), (1.0, 3.0, "no answer"), (1.1, 0.01, "404")]
 MOMENTS = [charts.Moment(0.4, "2.0 is there"), charts.Moment(0.9, "1.0 is deleted")]
-BANDS = [("5%", 10, 0.1, -0.1, 0.4), ("5%", 40, 0.08, -0.02, 0.2), ("50%", 40, 0.07, 0.01, 0.15)]
 LOAD: dict[str, Any] = {
     "replicas": [(0.0, 1), (5.0, 1), (9.0, 2), (12.0, 3), (20.0, 1)],
     "under_way": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
@@ -89,31 +78,20 @@ LOAD: dict[str, Any] = {
 }
 CHARTS: dict[str, Callable[[], Any]] = {
     "bars": lambda: charts.bars_with_intervals(
-        [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, model=4.5, **T
+        [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, formula=("by hand", 4.5), **T
     ),
     "stacked": lambda: charts.stacked_bars(PARTS, unit="GiB", rest="free", **T),
-    "beside": lambda: charts.article_beside(BESIDE, axis_title="percent", **T),
     "loads": lambda: charts.throughput_latency(LOADS, guess=120, **T),
     "lines": lambda: charts.lines([LinePoint(x, x * x, low=x, high=x * x + 1) for x in range(5)], guess=3, **AXES),
-    "model": lambda: charts.model_and_measured(
-        MODEL, MEASURED, guess=2.5, article=(1.3, 1.5), residual=True, unit="x", **AXES
-    ),
-    "model in steps": lambda: charts.model_and_measured(
-        MODEL, MEASURED, guesses=[LinePoint(64, 2.0, "series 1")], steps=True, unit="x", **AXES
-    ),
+    "computed": lambda: charts.computed_and_measured(COMPUTED, MEASURED, unit="x", **AXES),
     "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
-    "tail": lambda: charts.tail(SERIES, **T),
     "anatomy": lambda: charts.anatomy(record()),
     "batches": lambda: charts.batch_grid([3, 4, 6, 24], batch=2, **T),
     "streams": lambda: charts.token_streams({"one": [STREAM, LATE], "two": [STREAM]}, x_title="s", **T),
     "blocks": lambda: charts.prefix_blocks(PROMPTS, block_size=32, **T),
-    "packing": lambda: charts.gpu_packing(PLANS, MODELS, gpu_gib=80, most_load=0.7, **T),
     "memory": lambda: charts.memory_map(BOTH, block_size=16, **T),
     "steps": lambda: charts.step_panels(STEPS, **T),
-    "fates": lambda: request_fates(FATES, answered=("1.0", "2.0"), moments=MOMENTS, **T),
-    "nothing lost": lambda: request_fates(FATES[:2], answered=("1.0", "2.0"), **T),
-    "narrowing": lambda: curves.narrowing(BANDS, y_title="fails more often by", **T),
-    "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], **T),
+    "scaling": lambda: charts.scaling_timeline(**LOAD, moments=MOMENTS, lost=[2.0, 2.5], unnoticed=(0.4, 0.9), **T),
     "dots": lambda: charts.dots({"A": ([1.0, 2.0], [3.0]), "B": ([], [2.5])}, x_title="x", unit="s", slo=2.0, **T),
 }
 
@@ -142,24 +120,19 @@ def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]
 
 
 LABELS = {
-    "bars": ["your guess: 2 tok/s"],
+    "bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"],
     "loads": ["your guess: 120 tok/s"],
     "lines": ["your guess: 3"],
-    "model": ["your guess: 2.5x"],
-    "model in steps": ["your guess: 2x"],
-    "packing": ["122%", "planned", "by memory, GPU 0", "dedicated, GPU 2"],
-    "beside": ["the article: 30 to 50%", "here: -0.4% (-2 to 1.5%)"],
 }
 DESCRIPTIONS = {
     "streams": ["long computed in 2 parts"],
-    "model": ["series 2 at 64: 3.13x", "off by 4% at most"],
+    "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
-    "packing": ["by memory: 1 GPUs, GPU 0 with chat and code and search"],
-    "fates": ["4 requests", "1 404, 1 no answer", "1.0 is deleted at 0.9 s"],
     "scaling": [
         *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
         "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
+        "not noticed from 0.4 to 0.9 s",
     ],
     "dots": ["A: 2 dots from 1 to 2 s, 1 hollow", "B: 0 dots, 1 hollow"],
 }
@@ -178,8 +151,6 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.lines([], **AXES),
     lambda: charts.bars_with_intervals([], unit="s", **T),
     lambda: charts.dots({"A": ([], [])}, x_title="x", unit="s", **T),
-    lambda: charts.tail({}, **T),
-    lambda: charts.tail({"a": []}, **T),
     lambda: charts.token_streams({}, x_title="s", **T),
     lambda: charts.token_streams({"one": [Lane("A", ())]}, x_title="s", **T),
     lambda: charts.tradeoff([], **AXES),
@@ -187,14 +158,10 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.step_panels([StepPanel("x", {"a": []})], **T),
     lambda: charts.stacked_bars({}, unit="GiB", **T),
     lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
-    lambda: charts.gpu_packing({"empty": {}}, MODELS, gpu_gib=80, **T),
-    lambda: charts.article_beside([], axis_title="y", **T),
     lambda: charts.prefix_blocks({}, block_size=32, **T),
     lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
-    lambda: charts.model_and_measured([], MEASURED, **AXES),
-    lambda: charts.model_and_measured(MODEL, [], **AXES),
-    lambda: request_fates([], answered=(), **T),
-    lambda: curves.narrowing([], y_title="y", **T),
+    lambda: charts.computed_and_measured([], MEASURED, **AXES),
+    lambda: charts.computed_and_measured(COMPUTED, [], **AXES),
     lambda: charts.scaling_timeline(**{**LOAD, "replicas": []}, **T),
     lambda: charts.scaling_timeline(**{**LOAD, "latencies": []}, **T),
 ]
@@ -306,37 +273,12 @@ def test_a_load_chart_has_its_loads_as_ticks_and_a_log_axis_for_latencies_far_ap
     assert linear.count('"log"') < log.count('"log"')
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
-def test_quantiles_are_numpys(values: list[float], share: float) -> None:
-    """The quantile is the one that numpy's default method gives."""
-    numpy = pytest.importorskip("numpy")
-    assert quantile(values, share) == pytest.approx(numpy.quantile(values, share), rel=1e-9, abs=1e-6)
-
-
-@given(st.lists(st.integers(1, 900), min_size=1, max_size=1500))
-def test_a_distribution_keeps_its_shape_when_thinned(values: list[int]) -> None:
-    """Each step is at a share that holds at its value, none is higher than the drawing can show, the end is whole."""
-    drawn = steps(values)
-    for value, share in drawn[1:]:
-        below, at_most = sum(v < value for v in values), sum(v <= value for v in values)
-        assert below <= share * len(values) + 1e-6
-        assert share * len(values) <= at_most + 1e-6
-    assert drawn[-1] == (float(max(values)), 1.0)
-    assert len(drawn) <= 352
-    assert max(b - a for (_, a), (_, b) in pairwise(drawn)) <= max(1 / len(values), 1 / 150) + 1e-6
-
-
-def test_a_p99_of_few_samples_is_not_shown() -> None:
-    """Below a hundred samples no sample is above the p99: the slowest one is named instead."""
-    text = charts.tail({"few": [1.0] * 99, "many": [1.0] * 100}, **T)["description"]
-    assert "99 requests: too few for a p99" in text
-    assert text.count("p99 1 s") == 1
-
-
 def test_labels_of_equal_references_do_not_overlap() -> None:
-    """Guess, article and model at the same value have rows of their own."""
-    drawn = charts.svg(charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, model=4, **T))
-    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|the model):'
+    """Guess, article and formula at the same value have rows of their own."""
+    drawn = charts.svg(
+        charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, formula=("by hand", 4), **T)
+    )
+    place = r'transform="translate\([-\d.]+,([-\d.]+)\)"[^>]*>(?:your guess|the article|by hand):'
     lowest, middle, highest = sorted(map(float, re.findall(place, drawn)))
     assert min(middle - lowest, highest - middle) >= 13
 
@@ -368,14 +310,6 @@ def test_a_prompt_is_drawn_whole_and_found_as_the_cache_finds(prompts: list[list
         assert sum(piece.kind == PARTIAL for piece in mine) == (len(prompt) % block_size > 0)
 
 
-def test_residuals_are_relative_to_the_model() -> None:
-    """Measured over model less 1, interval included; a point where the model says nothing has no residual."""
-    model = [LinePoint(1, 2.0, "a"), LinePoint(2, 4.0, "b")]
-    measured = [LinePoint(1, 3.0, "a", 2.0, 4.0), LinePoint(1, 3.0, "b"), LinePoint(2, 3.0, "b")]
-    assert residuals(model, measured) == [LinePoint(1, 0.5, "a", 0.0, 1.0), LinePoint(2, -0.25, "b")]
-
-
-@settings(max_examples=120, deadline=None)
 @given(st.sampled_from(Policy), st.sampled_from([1, 2, 4, 8, 16, 32]), st.sampled_from([64, 128]), st.integers(1, 4))
 def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, tokens: int, every: int) -> None:
     """At every step looked at, what is drawn as given and as stored is what each sequence had and had stored, also
@@ -406,15 +340,6 @@ def test_parts_follow_each_other_and_keep_their_colour() -> None:
     chart = CHARTS["stacked"]()
     assert [(row["start"], row["end"]) for row in rows(chart) if row["row"] == "two"] == [(0, 14), (14, 28), (28, 40)]
     assert chart["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["weights", "free"]
-
-
-def test_lost_requests_are_crosses() -> None:
-    """Answered and lost differ in shape; a version's own errors have its colour."""
-    fates, answered = ["1.0", "1.0 failed", "2.0", "404", "no answer"], ("1.0", "1.0 failed", "2.0")
-    looks = fate_looks(fates, answered)
-    assert [looks[fate][1] for fate in fates] == ["circle", "triangle-up", "circle", "cross", "cross"]
-    first, failed, *others = (looks[fate][0] for fate in fates)
-    assert (first, len({first, *others})) == (failed, 4)
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=1500), st.integers(0, 20))

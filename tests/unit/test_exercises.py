@@ -1,6 +1,7 @@
 """Every exercise of the course, how answers are judged, and the files from which exercises are read."""
 
 import linecache
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from course.lab_05b import ORDERS, UNKNOWN, order_status
 from labkit.errors import UsageError
 from labkit.teaching import ChoiceExercise, Exercise, SolvedExercise, check, exercises, find
 from labkit.teaching.questions import read_questions
@@ -36,8 +38,10 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
     if isinstance(exercise, ChoiceExercise):
         return {line.split(":")[0] for line in text.splitlines() if not line.startswith("not ")}
     names: dict[str, Any] = {}
+    if isinstance(exercise, SolvedExercise) and exercise.observe:
+        names |= vars(sys.modules[exercise.solution.__module__])
     exec("from __future__ import annotations\n" + text, names)  # our own solutions
-    function = next(value for name, value in names.items() if text.startswith(f"def {name}("))
+    function = next(value for name, value in names.items() if re.match(rf"(def|class) {name}\b", text))
     if isinstance(exercise, SolvedExercise) and exercise.cases:
         return function
     return function(**{name: context[name] for name in function.__annotations__ if name != "return"})
@@ -46,8 +50,10 @@ def shown_solution(exercise: Exercise, context: dict[str, Any]) -> Any:
 def right_words(exercise: Exercise, context: dict[str, Any]) -> set[str]:
     """The right answer as a text would give it away."""
     right = exercise.reference(context)
+    if isinstance(exercise, SolvedExercise) and exercise.observe:
+        return set()  # what a class does when it runs is no text
     if isinstance(exercise, SolvedExercise) and exercise.cases:
-        right = exercise.solution(*exercise.cases[0])
+        right = exercise._value(exercise.solution, context)[0]
         right = right[0] if isinstance(right, list) else right
     if isinstance(right, int | float):
         return {f"{right:g}", f"{right:,.0f}"}
@@ -69,7 +75,7 @@ def faults(exercise: Exercise) -> list[str]:
         shown_texts += [exercise.starter, exercise.prompt]
     holds = {
         "the solution passes": passed.passed and passed.misconceptions == () and shown.passed,
-        "the starter is no answer": not starter.passed and not starter.answered,
+        "the starter is no answer": not starter.passed and (not starter.answered or bool(starter.misconceptions)),
         "wrong answers are named": all((r.passed, r.misconceptions) == (False, (name,)) for name, _, r in wrong),
         "judging again says the same": all(exercise.judge(answer, context) == r for _, answer, r in wrong),
         "two or more diagnoses, one a mistake": 2 <= len(diagnoses) == len(texts) == len(set(texts)),
@@ -92,7 +98,7 @@ def test_nothing_a_learner_passes_raises() -> None:
     hostile = [[], {}, object(), "words", -1, 0, float("nan"), True, len, lambda: 1, ["A", 3], 1j, "nonsense"]
     hostile += [Decimal(7), numpy.arange(3), lambda *_: Decimal(7), lambda *_: numpy.arange(3), lambda *_: sys.exit(3)]
     hostile += [lambda *_: None, lambda *_: object(), lambda *_: float("inf"), lambda *_: "text", lambda *_: 0]
-    kinds = (VALUE, FUNCTION, CHOICE, "03.hit_tokens", "05.status", "11.break_even")
+    kinds = (VALUE, FUNCTION, CHOICE, "03.hit_tokens", "04.next_up", "11.break_even")
     assert [(kind, answer) for kind in kinds for answer in hostile if find(kind).judge(answer).passed] == []
 
 
@@ -150,9 +156,9 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
     raised = find("01.goodput").judge(lambda *_: 1 / 0)
     assert "ZeroDivisionError" in raised.diagnosis
     assert raised.answered
-    statuses = find("07.statuses")
-    assert isinstance(statuses, SolvedExercise)
-    assert statuses.judge(lambda data: numpy.array(statuses.solution(data))).passed
+    chunks = find("04.chunks")
+    assert isinstance(chunks, SolvedExercise)
+    assert chunks.judge(lambda *case: numpy.array(chunks.solution(*case))).passed
     for id, blank, filled in [
         ("03.hit_tokens", "- ...  #", "- 1  #"),
         ("07.throughput", "min(..., ...)", "min(clients, batch_size)"),
@@ -160,12 +166,41 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
         assert not find(id).judge(run_cell(find(id), find(id).cell().replace(blank, filled, 1))).answered
 
 
+def test_a_class_is_judged_by_what_its_clients_get() -> None:
+    """An edit of the starter that is not right is told the first case with what was expected and what came; an object
+    in place of the class is no pass."""
+    handler = find("07.handler")
+    half = handler.cell().replace('[row["body"]["prompt"]', '[row["body"].get("prompt", "none")')
+    told = handler.judge(run_cell(handler, half))
+    assert told.answered
+    assert "expected ['200 PARIS', '200 ROME', 'model calls: 1'], got ['200 PARIS', '200 ROME', 'model calls: 2']" in (
+        told.diagnosis
+    )
+    assert "A class is expected" in handler.judge("MyHandler").diagnosis
+    assert not handler.judge(object).passed
+
+
 def test_an_exact_answer_is_never_nearly_right() -> None:
     """Of a function that names something, the diagnosis names the first case that differs, and no size."""
-    statuses = {"no key": 403}
-    told = find("05.status").judge(lambda ending: statuses.get(ending, 200)).diagnosis
-    assert "status('queue full')` returns 200" in told
+    told = find("04.next_up").judge(lambda waiting: waiting[:1]).diagnosis
+    assert told.startswith("`next_up([Waiting(")
     assert "Nearly" not in told
+
+
+def test_a_class_that_is_run_is_judged_by_what_its_cases_show() -> None:
+    """The first case that differs is named, with what is expected and what came; a plain function is as good."""
+
+    class Lookup:
+        def __call__(self, order: str) -> str:
+            return order_status(order)
+
+    class Silent:
+        async def __call__(self, order: str) -> str:
+            return ORDERS.get(order, "unknown")
+
+    assert find("05b.lookup").judge(Lookup).passed
+    told = find("05b.lookup").judge(Silent).diagnosis
+    assert told == f"{UNKNOWN}: 'KeyError' is expected; this gives 'unknown'."
 
 
 def test_a_choice_is_no_guess_by_letter() -> None:

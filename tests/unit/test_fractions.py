@@ -162,6 +162,14 @@ def test_two_halves_of_a_gpu() -> None:
     assert audited(EXAMPLE.replace("0.92", "0.46"), used_gib=4).ok
 
 
+def test_groups_of_a_single_bundle_may_share_a_gpu() -> None:
+    """Only bundles of the same replica are kept apart: two replicas of one bundle each get half of a GPU."""
+    result = audited(EXAMPLE.replace("num_gpus: 0.5", "num_gpus: [0.6]"))
+    assert [replica.gpus for replica in result.replicas] == [(0,), ()]
+    assert result.suggestion is not None
+    assert [deployment.num_gpus for deployment in result.suggestion.deployments] == [[0.5], [0.5]]
+
+
 def test_each_fault_has_a_finding_with_its_numbers() -> None:
     """Each fault has one finding, with its level, its numbers and a change."""
     faults: list[tuple[dict[str, Any], str, str]] = [

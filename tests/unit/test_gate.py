@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,29 @@ def test_no_key_is_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch
     """An application that was built without a key answers everybody."""
     monkeypatch.setenv(gate.KEY, "")
     assert asked()[0]["status"] == 200
+
+
+def test_a_key_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment names the file, not the key; a file that is missing, empty or open to all stops the server."""
+    path = gate.write_key(tmp_path / "keys" / "desk", "old")
+    assert gate.write_key(path, KEY).stat().st_mode & 0o777 == 0o600
+    settings = gate.environment(api_key_file=str(path))
+    assert KEY not in str(settings)
+    monkeypatch.delenv(gate.KEY)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert asked(authorization=RIGHT)[0]["status"] == 200
+    assert asked()[0]["status"] == 401
+    path.chmod(0o604)
+    with pytest.raises(PermissionError, match="chmod 600"):
+        asked(authorization=RIGHT)
+    path.chmod(0o600)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        asked(authorization=RIGHT)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        asked(authorization=RIGHT)
 
 
 def test_a_body_without_a_length_is_refused_while_it_arrives() -> None:

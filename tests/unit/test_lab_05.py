@@ -1,4 +1,4 @@
-"""Lab 05: the rules of its exercises against independent counts."""
+"""Labs 05 and 05b: their rules against independent counts, what an outage shows, and their claims' sentences."""
 
 import itertools
 
@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import lab_05
+from course import lab_05, lab_05b, replicas
+from labkit.records import Scalar
+from labkit.records.ledger import verdict
+from labkit.serving.ray_watch import Answer, Observation
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=6), st.data())
@@ -28,8 +31,88 @@ def test_parallel_stages_take_their_longest_path(lengths: list[float], data: st.
     assert max(lengths) <= found <= lab_05.chain_s(stages) * (1 + 1e-9)
 
 
-@given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 0.25, 0.5, 1])), min_size=1, max_size=6))
-def test_gpus_are_asked_for_by_each_replica(asked: list[tuple[int, float]]) -> None:
-    """The total is that of a list with one entry for every replica."""
-    deployments = [lab_05.Asked(str(n), replicas, 0.1, gpus) for n, (replicas, gpus) in enumerate(asked)]
-    assert lab_05.total_gpus(deployments) == sum(gpus for replicas, gpus in asked for _ in range(replicas))
+@given(st.floats(0.1, 1000), st.floats(0.001, 60), st.floats(0.1, 100), st.integers(1, 5), st.integers(5, 100))
+def test_the_wanted_replicas_hold_the_load(rate: float, duration_s: float, target: float, low: int, high: int) -> None:
+    """Within the limits, and with one replica fewer somebody would be above the target."""
+    wanted = lab_05b.desired_replicas(rate, duration_s, target, low, high)
+    assert low <= wanted <= high
+    assert wanted == high or wanted * target >= rate * duration_s * (1 - 1e-9)
+    assert wanted == low or (wanted - 1) * target < rate * duration_s * (1 + 1e-9)
+
+
+def test_what_a_call_adds_is_a_smaller_share_of_a_longer_answer() -> None:
+    """20 ms of 0.4 s are 5%; of 200 tokens that take 40 ms each, by hand; a faster engine makes the share larger."""
+    found = lab_05.share([20.0] * 3, [0.4] * 3, [0.4 + 24 * 0.04] * 3, short_tokens=8, seed=0)
+    assert found.short.value == pytest.approx(0.05)
+    assert found.of(8, 8) == pytest.approx(0.05)
+    assert found.of(200, 8) == pytest.approx(0.02 / (0.02 + 0.38 + 192 * 0.04))
+    assert found.at(8, 0.005) == pytest.approx(1 / 3)
+    assert next(found.words(8)) == "of 8 tokens by this engine: 5.0% (measured)"
+
+
+def outage() -> replicas.Outage:
+    """Replica 1 breaks at 1 s: two requests fail, Serve's status notices at 4 s, replica 3 answers at 6 s."""
+    seen = Observation()
+    answered = [(0.1, 0.4, "1"), (0.2, 0.5, "2"), (1.5, 1.8, "2"), (5.7, 6.0, "3")]
+    seen.answers = [Answer(sent, end, 200, text) for sent, end, text in answered]
+    seen.answers += [Answer(0.9, 1.1, 500), Answer(1.2, 1.3, 500), Answer(1.4, 1.4, 503)]
+    seen.replicas = [(0.0, 2), (3.8, 2), (4.0, 1), (6.2, 2)]
+    return replicas.Outage(seen, 1.0)
+
+
+def test_an_outage_ends_with_an_answer_of_a_new_replica() -> None:
+    """Failed requests are those without an answer or a 503; the share counts what was sent after the fault."""
+    found = outage()
+    assert (found.noticed_s, found.replaced_s, len(found.failed)) == (4.0, 6.0, 2)
+    assert found.fails_for_s == pytest.approx(0.3)
+    assert found.failed_share == 0.5  # 500 and 503 of the four that were sent after it
+    assert found.words("Killed") == "Killed: noticed after 3 s, replaced after 5 s, 2 requests failed"
+    assert "not noticed from 1.0 to 4.0 s" in found.chart("Killed")["description"]
+
+
+def test_an_outage_that_nothing_ends_is_said_to_be_one() -> None:
+    """Without a smaller count and without a new replica: never."""
+    found = outage()
+    found.seen.replicas, found.seen.answers = [(0.0, 2), (9.0, 2)], found.seen.answers[:3]
+    assert found.words("Sick") == "Sick: noticed never, replaced never, 0 requests failed"
+
+
+@pytest.mark.parametrize(
+    ("answered", "way"), [(20, "exactly the sum of 20"), (27, "more than the sum"), (7, "fewer than the sum")]
+)
+def test_a_burst_is_compared_with_its_room(answered: int, way: str) -> None:
+    """The sentence follows from the counts, whichever way they differ."""
+    answers = [Answer(0, 1, 200)] * answered + [Answer(0, 0.1, 503, "full")] * (60 - answered)
+    assert way in replicas.burst_words(answers, room=20)
+
+
+def share(low: float, value: float, high: float, long: float, fast: float = 0.2) -> dict[str, Scalar]:
+    """Evidence on C09."""
+    about: dict[str, Scalar] = {
+        "added_ms": 12.0,
+        "short_tokens": 8,
+        "long_tokens": 200,
+        "long_share": long,
+        "fast_share": fast,
+    }
+    return about | {"share_low": low, "share_value": value, "share_high": high}
+
+
+@pytest.mark.parametrize(
+    ("claim", "evidence", "expected", "words"),
+    [
+        ("C09", share(0.02, 0.03, 0.04, 0.002, 0.04), "supported", "by arithmetic 0.04 with 5 ms"),
+        ("C09", share(0.02, 0.03, 0.04, 0.002), "depends", "0.2 of the short one"),
+        ("C09", share(0.04, 0.05, 0.06, 0.002), "depends", "Python proxy"),
+        ("C09", share(0.3, 0.4, 0.5, 0.1), "refuted", "HAProxy was not part of this run"),
+        ("C09", share(0.01, 0.4, 0.5, 0.1), "inconclusive", "Too uncertain"),
+        ("C39", {"engine": "vLLM 1", "engine_processes": 1}, "refuted", "the engine's, not Ray Serve's"),
+        ("C39", {"engine": "vLLM 1", "engine_processes": 0}, "inconclusive", "No process"),
+        ("C38", {"rate": 8, "replicas_short": 1, "replicas_added": 2, "target_ongoing": 2}, "depends", "default"),
+    ],
+)
+def test_the_rules_of_the_labs_claims(claim: str, evidence: dict[str, Scalar], expected: str, words: str) -> None:
+    """Each verdict follows from the numbers as the sentence says."""
+    found = verdict(claim, evidence)
+    assert found.verdict == expected
+    assert words in found.because

@@ -1,5 +1,8 @@
-"""The handler that moved to Ray Serve reads and refuses what the handler does; neither a model nor Ray runs here."""
+"""The handler that moved to Ray Serve reads, refuses and answers as the handler does; no server runs here."""
 
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,48 +10,59 @@ import pytest
 pytest.importorskip("ray")
 
 from applications import moved
-from handlers.text_generation import RequestError, Settings
+from tests.unit.torchserve_worker import TEXT, scripted_model
 
 
-class Tokens:
-    """Stands for the model: one token a prompt."""
-
-    def tokens(self, _asked: Any, _limit: int) -> list[int]:
-        """Always the same."""
-        return [7]
-
-
-@pytest.fixture
-def replica() -> Any:
-    """What runs in a replica, with a stand-in for its model."""
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """What runs in a replica: the class as it is written, inside what `serve.ingress` made of it."""
     deployment: Any = moved.Moved
-    written = [one for one in deployment.func_or_class.__mro__ if one.__module__ == moved.__name__][-1]
-    found: Any = object.__new__(written)  # the class as it is written, inside what `serve.ingress` made of it
-    found.name, found.settings, found.writer = "chat", Settings(model_path="."), Tokens()
-    return found
+    written = next(base for base in deployment.func_or_class.__mro__[::-1] if base.__module__ == moved.__name__)
+    batch = written.write.__wrapped__  # what `serve.batch` calls
+
+    async def alone(self: Any, row: Any) -> Any:
+        """A batch of one."""
+        return (await batch(self, [row]))[0]
+
+    alone.set_max_batch_size = alone.set_batch_wait_timeout_s = lambda _: None  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(written, "write", alone)
+        folder = scripted_model(tmp_path_factory.mktemp("model"))
+        yield written("chat", {"model_path": str(folder), "max_new_tokens": 20})
 
 
-def test_a_request_becomes_a_row(replica: Any) -> None:
-    """The bytes of a body and the path become the handler's own row, ready to be written in a batch."""
-    row = replica.row(b'{"model": "chat", "prompt": "hello", "max_tokens": 3}', "v1/completions")
-    assert (row.index, row.prompt_ids, row.asked.max_tokens, row.asked.prompt) == (0, [7], 3, "hello")
-    assert row.head["object"] == "text_completion"
+async def ask(replica: Any, route: str, raw: bytes) -> tuple[int, Any]:
+    """One request."""
+
+    async def body() -> bytes:
+        return raw
+
+    answer = await replica.answer(route, SimpleNamespace(body=body))
+    return answer.status_code, json.loads(answer.body)
+
+
+async def test_each_route_answers(replica: Any) -> None:
+    """The text of the model, in the form of the route."""
+    status, completion = await ask(replica, "v1/completions", b'{"model": "chat", "prompt": "Hi", "max_tokens": 20}')
+    assert (status, completion["choices"][0]["text"], completion["object"]) == (200, TEXT, "text_completion")
+    for route in ("", "v1/chat/completions"):
+        status, chat = await ask(replica, route, b'{"messages": [{"role": "user", "content": "Hi"}]}')
+        assert (status, chat["choices"][0]["message"]["content"], chat["model"]) == (200, TEXT, "chat")
+    assert [model["id"] for model in (await replica.models())["data"]] == ["chat"]
 
 
 MISTAKES = [
     (b"{", "", 400, "not JSON"),
-    (b"", "", 400, "empty"),
-    (b'{"prompt": 7}', "", 422, "must be a text"),
-    (b'{"prompt": "a", "max_tokens": -1}', "v1/completions", 422, "from 1 to"),
-    (b'{"model": "other", "prompt": "a"}', "v1/completions", 404, "no model"),
+    (b'{"prompt": 7}', "", 422, "prompt"),
+    (b'{"prompt": "a", "max_tokens": -1}', "v1/completions", 422, "max_tokens"),
+    (b'{"model": "other", "prompt": "a"}', "v1/completions", 404, "other"),
     (b'{"prompt": "a"}', "v1/embeddings", 404, "no route"),
     (b'{"prompt": "a", "stream": true}', "", 422, "streams have not been moved"),
 ]
 
 
-def test_what_a_client_does_wrong_keeps_its_status(replica: Any) -> None:
+async def test_what_a_client_does_wrong_keeps_its_status(replica: Any) -> None:
     """The statuses are those of the handler on TorchServe, and a stream is refused, not sent whole."""
-    for body, route, status, says in MISTAKES:
-        with pytest.raises(RequestError, match=says) as caught:
-            replica.row(body, route)
-        assert caught.value.status == status
+    for raw, route, status, says in MISTAKES:
+        answered, body = await ask(replica, route, raw)
+        assert (answered, says in body["error"]["message"]) == (status, True), body

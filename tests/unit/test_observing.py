@@ -1,7 +1,6 @@
-"""What a client notes of an application: answers in order of time, failures as failures, the ends of tracebacks."""
+"""What a client notes of an application: answers in order of time, failures as failures."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +9,6 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course.replica_logs import last_lines
 from labkit.serving.ray_watch import Answer, Ask, Observation, calls_per_second
 
 
@@ -91,14 +89,6 @@ async def test_a_closed_loop_makes_exactly_its_calls() -> None:
     assert 0 < rate < 400
 
 
-def test_a_server_tells_what_its_parts_took() -> None:
-    """Milliseconds of a part in the Server-Timing header, in seconds; NaN where the header does not have it."""
-    answer = Answer(0, 1, 200, "", 'cache;desc="hit", engine;desc=x;dur=362.5, other;dur=1')
-    assert answer.inside_s("engine") == 0.3625
-    assert math.isnan(answer.inside_s("cache"))
-    assert math.isnan(Answer(0, 1, 200).inside_s("engine"))
-
-
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 10)), max_size=30))
 def test_under_way_counts_what_was_sent_and_not_answered(spans: list[tuple[float, float]]) -> None:
     """It ends at zero, never falls below it, and at each moment is the number of requests around it."""
@@ -110,36 +100,3 @@ def test_under_way_counts_what_was_sent_and_not_answered(spans: list[tuple[float
     for n, (at, count) in enumerate(found):
         if n + 1 < len(found) and found[n + 1][0] > at:
             assert count == sum(one.sent_s <= at < one.finished_s for one in seen.answers)
-
-
-LOG = """
-INFO 2026-11-24 replica ready
-ERROR 2026-11-24 Request failed.
-Traceback (most recent call last):
-  File "replica.py", line 1, in call
-    raise KeyError("app")
-KeyError: 'app'
-
-During handling of the above exception, another exception occurred:
-
-Traceback (most recent call last):
-  File "a.py", line 2, in b
-ray.exceptions.RayTaskError(KeyError): it was remote
-INFO later
-Traceback (most recent call last):
-  File "c.py"
-json.decoder.JSONDecodeError: Expecting value: line 1
-Traceback (most recent call last):
-  File "d.py"
-StopAsyncIteration
-"""
-
-
-def test_the_last_line_of_each_traceback_is_found() -> None:
-    """The lines that name an exception, in order, and nothing of the frames or of other messages."""
-    assert last_lines(LOG) == [
-        "KeyError: 'app'",
-        "json.decoder.JSONDecodeError: Expecting value: line 1",
-        "StopAsyncIteration",
-    ]
-    assert last_lines("nothing happened\n  indented") == []

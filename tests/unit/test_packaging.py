@@ -1,4 +1,4 @@
-"""Packing a model for TorchServe (lab 07), with the real archiver and weights of a few bytes."""
+"""Packing a model for TorchServe (lab 07b), with the real archiver and weights of a few bytes."""
 
 import tempfile
 import zipfile
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from course import lab_07
-from course.lab_07 import BY_PATH, DEFLATE, FOLDER, STORE, WAYS, pack
+from course import lab_07b
+from course.lab_07b import BY_PATH, DEFLATE, FOLDER, STORE, WAYS, pack
 from labkit.errors import UsageError
 from labkit.serving.torchserve import handlers_path
 
@@ -34,8 +34,8 @@ def test_copies_hold_the_weights_and_a_path_does_not(
     work.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(work))
     packed = {way: pack(way, handler=HANDLER, weights=weights) for way in WAYS}
-    assert min(packed[STORE].bytes, packed[FOLDER].bytes) > WEIGHT_BYTES > packed[DEFLATE].bytes
-    assert packed[BY_PATH].bytes < 2 * HANDLER.stat().st_size
+    assert min(packed[STORE].size_bytes, packed[FOLDER].size_bytes) > WEIGHT_BYTES > packed[DEFLATE].size_bytes
+    assert packed[BY_PATH].size_bytes < 2 * HANDLER.stat().st_size
     assert min(one.cpu_s for one in packed.values()) > 0.01
     for way, one in packed.items():
         assert str(tmp_path) not in one.command
@@ -51,7 +51,7 @@ def test_a_size_is_that_of_all_files(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "store" / "a.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.write(weights / "model.safetensors")
-    assert lab_07.size_bytes(tmp_path / "store") == lab_07.size_bytes(path) == path.stat().st_size
+    assert lab_07b.size_bytes(tmp_path / "store") == lab_07b.size_bytes(path) == path.stat().st_size
 
 
 def test_what_cannot_be_packed_is_refused(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +61,6 @@ def test_what_cannot_be_packed_is_refused(weights: Path, tmp_path: Path, monkeyp
     (tmp_path / "gone.yaml").write_text("handler: {}")
     with pytest.raises(UsageError, match="torch-model-archiver failed"):
         pack(BY_PATH, handler=tmp_path / "gone.py", weights=weights)
-    monkeypatch.setattr(lab_07, "disk_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(lab_07b, "disk_free_bytes", lambda _: 1000)
     with pytest.raises(UsageError, match=r"0\.0 GB are free"):
         pack(STORE, handler=HANDLER, weights=weights)

@@ -267,15 +267,3 @@ def test_what_ray_sees_of_gpus(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -
         ray_serve.start(**options).stop()  # type: ignore[arg-type]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
     assert seen == [(7, None), (7, "1"), (0, None), (1, None)]
-
-
-def test_a_number_of_rays_is_a_real_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CUDA_VISIBLE_DEVICES would name it, by index or UUID; empty for those in which only Ray believes."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [ray_serve.real_device(number, gpus=2) for number in "012"] == ["0", "1", ""]
-    assert ray_serve.real_device("0", gpus=0) == ""
-    shown = {"3": ["3", ""], "GPU-5e3f, GPU-77aa": ["GPU-5e3f", "GPU-77aa"]}
-    for visible, devices in shown.items():
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        gpus = len(visible.split(","))
-        assert [ray_serve.real_device(number, gpus=gpus) for number in "01"] == devices

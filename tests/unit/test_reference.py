@@ -33,9 +33,9 @@ def chart(value: float = 3.0, *, guess: float | None = None) -> dict[str, Any]:
 
 
 def curve(y: float = 2.0) -> dict[str, Any]:
-    """A model's line with one measured point over it."""
+    """A computed line with one measured point over it."""
     line = [charts.LinePoint(1, 1.0, "a"), charts.LinePoint(2, 2.0, "a")]
-    drawn = charts.model_and_measured(line, [charts.LinePoint(2, y, "a")], title="Law", x_title="n", y_title="s")
+    drawn = charts.computed_and_measured(line, [charts.LinePoint(2, y, "a")], title="Law", x_title="n", y_title="s")
     return spec(drawn)
 
 

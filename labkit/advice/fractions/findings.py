@@ -164,7 +164,7 @@ def _num_gpus_and_memory(deployment: Deployment, replica: Replica, cluster: Clus
         text = f"{numbers} of its memory ({gib(rest_bytes)}): nothing enforces the smaller number"
         change += f", or engine_share: {part:.2f}" if deployment.is_engine else ""
         yield Finding("warning", deployment.name, text, change)
-    elif deployment.is_engine and part - max(taken, MORE_THAN_HALF if deployment.is_group else 0) > WASTE:
+    elif deployment.is_engine and part - max(taken, MORE_THAN_HALF if len(deployment.bundles) > 1 else 0) > WASTE:
         text = f"{numbers}: {gib((part - taken) * card.total_bytes)} stay unused, and no other replica may use them"
         smaller = f"{change}, or " if deployment.gpus_each == 1 else ""
         yield Finding("note", deployment.name, text, f"{smaller}a larger engine_share")

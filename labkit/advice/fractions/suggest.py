@@ -104,7 +104,7 @@ def _scaled(
         num_gpus, part = deployment.num_gpus, deployment.part
         if not deployment.valid or deployment.part < 1 or deployment.gpus_each == 1:
             part = min(1.0, math.floor(least[deployment.name] * factor * 100 + 1e-6) / 100)
-            if deployment.is_group:
+            if len(deployment.bundles) > 1:
                 part = max(part, MORE_THAN_HALF)
             elif len(cluster.gpus_per_node) > 1:  # 1/n of a GPU leaves nothing that Ray could add up
                 part = math.floor(PRECISION / math.floor(1 / part)) / PRECISION

@@ -1,0 +1,85 @@
+"""Step 3 from naive.py to text_generation.py: the rows of a batch are generated together.
+
+    POST /predictions/NAME  {"prompt": "...", "max_tokens": 16}  ->  {"text": ..., "finish_reason": ..., "usage": {...}}
+
+Requests and answers are those of chat.py. One `generate` writes all rows: prompts are padded on the left, so that each
+row ends with its own last token, and it runs until the longest answer is complete. OpenAI's routes, streams,
+temperatures and metrics are in text_generation.py.
+"""
+
+import json
+import os
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from ts.torch_handler.base_handler import BaseHandler
+
+
+class BatchHandler(BaseHandler):  # type: ignore[misc]
+    """`BaseHandler.handle` calls `preprocess`, `inference` and `postprocess`, and sets `self.context` before."""
+
+    def initialize(self, context: Any) -> None:
+        """Called once, when the worker starts."""
+        self.settings = context.model_yaml_config["handler"]
+        path = os.path.join(context.system_properties["model_dir"], self.settings["model_path"])
+        gpu = context.system_properties.get("gpu_id")
+        self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
+
+    def preprocess(self, data: list[Any]) -> list[Any]:
+        """Prompt tokens and `max_tokens` of each row, or a ValueError: what is wrong with it."""
+        rows: list[Any] = []
+        for row in data:
+            try:
+                rows.append(self.read(row.get("body", row.get("data"))))
+            except ValueError as error:
+                rows.append(error)
+        return rows
+
+    def read(self, body: Any) -> tuple[list[int], int]:
+        """The tokens of the prompt inside the chat template, and how many may be written."""
+        body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
+        if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
+            raise ValueError("send a JSON object with a 'prompt' that is a text")
+        turns = [{"role": "user", "content": body["prompt"]}]
+        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        most, limit = self.settings["max_prompt_tokens"], self.settings["max_new_tokens"]
+        if len(ids) > most:
+            raise ValueError(f"the prompt has {len(ids)} tokens; up to {most} can be read")
+        max_tokens = body.get("max_tokens", limit)
+        if type(max_tokens) is not int or not 1 <= max_tokens <= limit:
+            raise ValueError(f"'max_tokens' must be a whole number from 1 to {limit}")
+        return ids, max_tokens
+
+    def inference(self, rows: list[Any]) -> list[Any]:
+        """All rows that can be answered at once; the answers go to their places."""
+        good = [row for row in rows if not isinstance(row, ValueError)]
+        written = iter(self.write(good) if good else [])
+        return [row if isinstance(row, ValueError) else next(written) for row in rows]
+
+    def write(self, rows: list[tuple[list[int], int]]) -> list[dict[str, Any]]:
+        """The mask keeps a row from reading its padding."""
+        batch = self.tokenizer.pad({"input_ids": [ids for ids, _ in rows]}, return_tensors="pt").to(self.device)
+        longest = max(max_tokens for _, max_tokens in rows)
+        with torch.inference_mode():
+            tokens = self.model.generate(**batch, max_new_tokens=longest, do_sample=False)
+        new = tokens[:, batch["input_ids"].shape[1] :].tolist()
+        return [self.answer(ids, row[:most]) for (ids, most), row in zip(rows, new, strict=True)]
+
+    def answer(self, ids: list[int], new: list[int]) -> dict[str, Any]:
+        """One row's answer, up to its own end: what follows is padding."""
+        end = self.tokenizer.eos_token_id
+        new = new[: new.index(end) + 1] if end in new else new
+        reason = "stop" if new[-1] == end else "length"
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(new), "total_tokens": len(ids) + len(new)}
+        return {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": reason, "usage": usage}
+
+    def postprocess(self, answers: list[Any]) -> list[str]:
+        """One answer a row, in their order; a mistake gets its status."""
+        for index, answer in enumerate(answers):
+            if isinstance(answer, ValueError):
+                self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)
+        return [json.dumps({"error": str(found)} if isinstance(found, ValueError) else found) for found in answers]

@@ -1,0 +1,1 @@
+"""Static pages of the course for any web host: `make site`."""

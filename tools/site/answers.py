@@ -1,0 +1,135 @@
+"""The calculator and the selector as the site's pages ask them. Runs in the browser, in Pyodide, on labkit's own code.
+
+`plain` returns what `labkit cost --json` and `labkit select --json` print; `shown` is what a page shows.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from html import escape
+from typing import Any
+
+from labkit import files
+from labkit.errors import UsageError
+
+Given = Mapping[str, Any]
+Reply = dict[str, Any]
+SHARE = 0.25  # by which the picture of what matters lowers and raises each input
+LAB = re.compile(r"href='(\d\d\w*)\.ipynb'")
+
+
+class JsonLoader:
+    """Loads the course's YAML files, which the site holds as JSON: YAML takes seconds in a browser."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def get_single_data(self) -> Any:
+        return json.loads(self.text)
+
+    def dispose(self) -> None:
+        """Called by yaml.load; there is nothing to dispose of."""
+
+
+def start() -> None:
+    """Call once in the browser, before any question."""
+    files.FAST_LOADER = JsonLoader
+
+
+def reply(request: str) -> str:
+    """A page's request and the answer, both JSON. What cannot be answered: `error`, with the remedy."""
+    asked = json.loads(request)
+    answer = {"shown": shown, "plain": plain}[asked["kind"]]
+    try:
+        return json.dumps(answer(asked["page"], asked["given"], asked.get("view", "")), allow_nan=False)
+    except UsageError as error:
+        remedy = f" To fix it: {error.remedy}." if error.remedy else ""
+        return json.dumps({"error": f"{error.what}.{remedy}"})
+
+
+def plain(page: str, given: Given, _: str = "") -> Reply:
+    """The same object as `labkit cost --json` or `labkit select --json` with these settings."""
+    return {"calculator": _plain_cost, "selector": _plain_selection}[page](given)
+
+
+def shown(page: str, given: Given, view: str = "") -> Reply:
+    """What the page shows: `answer` and `parts` (HTML by heading), `chart` (Vega-Lite, or None)."""
+    if page == "selector":
+        return _shown_selection(given)
+    return _shown_cost(given, view or next(iter(CHARTS)))
+
+
+def _plain_cost(given: Given) -> Reply:
+    from labkit.advice import costs
+    from labkit.advice.costs.words import to_json
+
+    return to_json(costs.calculate(costs.settings_from(given)))
+
+
+def _plain_selection(given: Given) -> Reply:
+    from labkit.advice import selector
+
+    answers, model = selector.read_state(given)
+    selection = selector.select(answers)
+    config = selector.configure(selection.winner.name, selection.answers, model=model)
+    return selector.to_json(selection, config, model=model)
+
+
+def _break_even(result: Any) -> Reply:
+    from labkit.advice.costs.charts import break_even_chart
+
+    return break_even_chart(result)
+
+
+def _busy_share(result: Any) -> Reply:
+    from labkit.advice.costs.charts import utilisation_chart
+
+    return utilisation_chart(result)
+
+
+def _sensitivity(result: Any) -> Reply:
+    from labkit.advice.costs.charts import sensitivity_chart
+    from labkit.advice.costs.sensitivity import sensitivity
+
+    return sensitivity_chart(result, sensitivity(result.settings, share=SHARE), share=SHARE)
+
+
+CHARTS: Mapping[str, Callable[[Any], Reply]] = {
+    "Break-even": _break_even,
+    "Busy share": _busy_share,
+    "What matters": _sensitivity,
+}
+
+
+def _shown_cost(given: Given, view: str) -> Reply:
+    from labkit.advice import costs
+    from labkit.advice.costs.explain import explain
+    from labkit.advice.costs.form import answer_html
+
+    result = costs.calculate(costs.settings_from(given))
+    notes = filter(None, (result.compared, *result.warnings))
+    return {
+        "answer": answer_html(result) + _list("ul", notes),
+        "chart": CHARTS[view](result),
+        "parts": {"The sums": _list("ol", explain(result))},
+    }
+
+
+def _shown_selection(given: Given) -> Reply:
+    from labkit.advice import selector
+    from labkit.advice.selector.configs import proof
+    from labkit.advice.selector.form import CONFIGURATION, VIEWS, configuration, summary
+
+    answers, model = selector.read_state(given)
+    selection = selector.select(answers)
+    config = selector.configure(selection.winner.name, selection.answers, model=model)
+    parts = {name: view(selection, {}) for name, view in VIEWS.items()}
+    tried = f"<p>{escape(proof(selection.winner.name))}</p>"
+    linked = partial(LAB.sub, r"href='labs/\1.html'")
+    parts = {name: linked(html) for name, html in (parts | {CONFIGURATION: tried + configuration(config)}).items()}
+    return {"answer": linked(summary(selection)), "chart": None, "parts": parts}
+
+
+def _list(tag: str, items: Any) -> str:
+    return f"<{tag}>{''.join(f'<li>{escape(item)}</li>' for item in items)}</{tag}>"

@@ -1,0 +1,57 @@
+"""The labs as stored, and the runbook of all labs: the table below "### Runbook" in each."""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nbformat
+from jinja2 import Environment
+from nbconvert import HTMLExporter
+
+from labkit.files import notebooks_path
+from labkit.labs import LABS
+from tools.site.guides import MARKDOWN
+from tools.site.links import Links, base_of, url_of
+
+TEMPLATES = Path(__file__).parent / "templates"
+RUNBOOK = re.compile(r"^### Runbook\s*\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
+# Of an output's forms, the first that it has. A widget or a live chart needs a kernel; its HTML or picture does not.
+SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+
+
+def put_labs(site: Path, templates: Environment, links: Links) -> list[str]:
+    """Writes a page for each notebook and the runbook. Returns the labs that have no runbook."""
+    exporter = HTMLExporter(
+        template_name="lab",
+        template_file="notebook.html.j2",
+        extra_template_basedirs=[],
+        extra_template_paths=[str(TEMPLATES)],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    exporter.config.NbConvertBase.display_data_priority = SHOWN
+    (site / "labs").mkdir(parents=True)
+    tables: dict[str, str] = {}
+    for file in sorted(notebooks_path().glob("*.ipynb")):
+        path, notebook = PurePosixPath("notebooks") / file.name, nbformat.read(file, as_version=4)
+        notebook.metadata.pop("widgets", None)
+        body, _ = exporter.from_notebook_node(notebook)
+        title = LABS[file.stem].title if file.stem in LABS else file.stem.replace("_", " ")
+        html = templates.get_template("page.html.j2").render(
+            base=base_of(url_of(path)), title=f"{file.stem[:2]} {title}", body=links.rewrite(body, path)
+        )
+        (site / url_of(path)).write_text(html, encoding="utf-8")
+        if table := runbook(notebook):
+            tables[file.stem] = links.rewrite(MARKDOWN.render(table), path).replace('"../', '"')
+    rows = [(name, LABS[name].title, table) for name, table in tables.items() if name in LABS]
+    html = templates.get_template("runbook.html.j2").render(base="", title="Runbook", rows=rows)
+    (site / "runbook.html").write_text(html, encoding="utf-8")
+    return [name for name in LABS if name not in tables]
+
+
+def runbook(notebook: Any) -> str:
+    """The Markdown below "### Runbook"; empty where the notebook has none."""
+    sources = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = (match[1].strip() for source in sources if (match := RUNBOOK.search(source)))
+    return next(found, "")
