@@ -8,8 +8,6 @@ from collections.abc import Callable
 from html import escape
 from typing import Any, Generic, Self, TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from labkit import display
 from labkit.errors import UsageError
 
@@ -113,12 +111,3 @@ def labelled(kind: Any, label: str, tip: str, **options: Any) -> Any:
     tip = tip.replace("$", "USD")
     description = f'<span title="{escape(tip, quote=True)}">{escape(label)}</span>'
     return kind(description=description, description_allow_html=True, tooltip=tip, **options)
-
-
-def macros(adviser: str, **names: Any) -> Any:
-    """Return the macros of an adviser's form.html.j2, which escape all values; `names`: functions and filters in it."""
-    loader = PackageLoader("labkit", f"advice/{adviser}")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.globals |= names
-    environment.filters |= {name: value for name, value in names.items() if callable(value)}
-    return environment.get_template("form.html.j2").module

@@ -4,13 +4,13 @@ calculator = show_calculator(state)     # `state`: exported by another calculato
 calculator.result, calculator.state     # the answer and the question, in Python
 """
 
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from functools import partial
+from html import escape
 from typing import Any
 
-from markupsafe import escape
-
-from labkit.advice.costs.calculate import CostResult, calculate, span
+from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.prices import (
     OWN,
@@ -25,7 +25,7 @@ from labkit.advice.costs.prices import (
 )
 from labkit.advice.costs.settings import LOADS, NUMBERS, CostSettings, default, settings_from
 from labkit.advice.costs.throughput import Throughput, modelled_models
-from labkit.advice.form import Form, labelled, macros
+from labkit.advice.form import Form, labelled
 from labkit.display import LEAVE_ARROWS
 from labkit.files import Frozen, data_path, read_yaml
 from labkit.vega import Spec, live_bundle
@@ -86,7 +86,7 @@ class CostCalculator(Form[CostResult]):
         return self.result.headline
 
     def html(self) -> str:
-        return f"<p>{escape(self.result.headline)}</p>{_macros().answer(self.result)}"
+        return f"<p>{escape(self.result.headline)}</p>{answer_html(self.result)}"
 
     def build(self) -> Any:
         import ipywidgets as widgets
@@ -113,7 +113,7 @@ class CostCalculator(Form[CostResult]):
             tooltip="Copy it, or paste another calculator's text and press Tab",
         )
         self.sharing = widgets.VBox([widgets.HTML(HOW_TO_SHARE), self.exported], layout={"height": PICTURE})
-        style = widgets.HTML(str(_macros().look()) + LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
+        style = widgets.HTML(LOOK + LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
         shown = [style, self.table, self.view, self.picture, self.sums, self.sharing, self.message]
         columns = [widgets.VBox([self.fields[name] for name in fields]) for fields in tabs.values()]
         left = widgets.Tab(columns, titles=list(tabs), layout={"width": "376px", "flex": "0 0 auto"})
@@ -146,17 +146,20 @@ class CostCalculator(Form[CostResult]):
             data, metadata = live_bundle(chart)
             # One assignment instead of clear and display avoids flicker and a second message.
             self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
-        self.table.value = str(_macros().answer(self.result))
+        self.table.value = answer_html(self.result)
         self.picture.layout.display = "" if chart is not None else "none"
         self.sums.layout.display = "" if view == SUMS else "none"
         self.sharing.layout.display = "" if view == SHARING else "none"
         if view == SUMS:
             from labkit.advice.costs.explain import explain
 
-            self.sums.value = str(_macros().sums(explain(self.result)))
+            items = "".join(f"<li>{escape(line)}</li>" for line in explain(self.result))
+            style = "margin:0;padding-left:24px;font-size:12.5px"
+            self.sums.value = f"<ol class='labkit-sums' style='{style}'>{items}</ol>"
 
     def notes(self) -> str:
-        return str(_macros().notes((self.result.compared, *self.result.warnings)))
+        notes = filter(None, (self.result.compared, *self.result.warnings))
+        return "".join(f"<div class='labkit-note'>{escape(note)}</div>" for note in notes)
 
     def _chart(self) -> Spec | None:
         """Return the view's chart in the form's size, without a title: the chosen button is one."""
@@ -258,12 +261,66 @@ def _machines(settings: CostSettings) -> list[tuple[str, str]]:
     return choices
 
 
-@cache
-def _macros() -> Any:
-    return macros(
-        "costs",
-        span=span,
-        usd=show_usd,
-        whole_usd=lambda usd: f"${rounded(usd, 0):,}",  # cents of a month would suggest precision
-        millions=lambda tokens: "never" if tokens is None else millions(tokens),
-    )
+# JupyterLab's own colours, legible in light and dark themes; black on white elsewhere.
+INK, LINE = "var(--jp-content-font-color1, #000)", "var(--jp-border-color2, #bbb)"
+LOOK = f"""<style>
+.labkit-costs table.labkit-answer {{width:100%;border-collapse:collapse;margin:2px 0;font-size:12px;line-height:1.25;
+  color:{INK};border:0}}
+.labkit-costs .labkit-answer th {{text-align:right;font-weight:600;padding:1px 5px;border-bottom:1px solid {LINE};
+  background:transparent;white-space:nowrap}}
+.labkit-costs .labkit-answer td {{text-align:right;padding:1px 5px;white-space:nowrap;background:transparent}}
+.labkit-costs .labkit-answer td:first-child {{text-align:left;white-space:normal;width:40%}}
+.labkit-costs .labkit-mine td {{font-weight:700;border-bottom:1px solid {LINE}}}
+.labkit-costs .labkit-note {{line-height:1.3;font-size:12px;color:{INK};white-space:normal}}
+.labkit-costs .labkit-sums li {{line-height:1.35;white-space:normal;margin-bottom:2px;color:{INK}}}
+</style>"""
+
+
+def answer_html(result: CostResult) -> str:
+    """Return which side is cheaper, and a table of hosting and each API: per day, per month, 1M tokens, break-even."""
+    heads = ("", "a day", "a month", "1M tokens", "hosting pays from")
+    head = "".join(f"<th scope='col'>{text}</th>" for text in heads)
+    rows = [_row("labkit-mine", _hosting(result)), *(_row("", _api(api)) for api in result.api)]
+    sentence = f"<div role='status' style='font-size:15px;line-height:1.3;color:{INK}'><b>{_sentence(result)}</b></div>"
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f"{sentence}<table class='labkit-answer'>{table}</table>"
+
+
+def _sentence(result: CostResult) -> str:
+    hosting, api = result.hosted.usd_per_day, result.against.usd_per_day
+    name = escape(result.against.price.name)
+    if hosting == api:
+        return f"The same: {show_usd(hosting)} a day"
+    if hosting < api:
+        return f"Host it: {show_usd(hosting)} a day, {name} {show_usd(api)}"
+    return f"Take {name}: {show_usd(api)} a day, hosting {show_usd(hosting)}"
+
+
+def _row(kind: str, cells: Iterable[str]) -> str:
+    return f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _hosting(result: CostResult) -> Iterable[str]:
+    fleet, low, high = result.hosted, result.cheapest, result.dearest
+    gpus = f", {fleet.gpus} GPUs" if fleet.gpus else ""
+    per_million = "-" if fleet.usd_per_million_tokens is None else show_usd(fleet.usd_per_million_tokens)
+    yield f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
+    yield f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}"
+    yield _whole_usd(fleet.usd_per_month)
+    yield f"{per_million}{span(low.usd_per_million_tokens, high.usd_per_million_tokens)}"
+    yield ""
+
+
+def _api(api: ApiCost) -> Iterable[str]:
+    first = api.break_even.first
+    ends = " to ".join("never" if end is None else millions(end) for end in api.break_even_bounds)
+    yield f"<span title='{escape(api.price.source, quote=True)}'>{escape(api.price.name)}</span>"
+    yield show_usd(api.usd_per_day)
+    yield _whole_usd(api.usd_per_month)
+    yield show_usd(api.usd_per_million_tokens)
+    yield f"<span title='{ends}'>{'never' if first is None else f'{millions(first)} a day'}</span>"
+
+
+def _whole_usd(usd: Fraction) -> str:
+    """Format without cents, which would suggest a precision that a month's bill does not have."""
+    return f"${rounded(usd, 0):,}"

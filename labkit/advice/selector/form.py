@@ -5,13 +5,14 @@ form.answers, form.selection    # the answers in the form, and the result
 form.state                      # one line of JSON, for another form, `labkit select --answers` or a lab's parameter
 """
 
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from labkit.advice.form import Form, labelled, macros
+from labkit.advice.form import Form, labelled
 from labkit.advice.selector import (
     Comparison,
     ConfigFile,
@@ -27,6 +28,7 @@ from labkit.advice.selector.configs import proof
 from labkit.advice.selector.fit import in_words
 from labkit.advice.selector.words import by_winner, grounds, to_text
 from labkit.display import LEAVE_ARROWS
+from labkit.files import data_path
 
 INK = "color:var(--jp-ui-font-color1,#212121)"
 TEXT = f"{INK};font-size:13px;line-height:1.4"
@@ -35,24 +37,33 @@ PROS = 6  # reasons shown
 
 @cache
 def _macros() -> Any:
-    return macros(
-        "selector",
-        ink=INK,
-        text=TEXT,
-        pros=PROS,
-        known=catalogue(),
-        fit=in_words,
-        by_winner=by_winner,
-        grounds=grounds,
-        linked=_linked,
-        neighbour_rows=_neighbour_rows,
-        pattern_rows=_pattern_rows,
-    )
+    """Return the macros of data/selector/form.html.j2, which draw the views and escape all values."""
+    loader = FileSystemLoader(data_path("selector"))
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["linked"] = _linked
+    environment.globals |= {"ink": INK, "text": TEXT, "pros": PROS, "known": catalogue(), "fit": in_words}
+    environment.globals |= {"by_winner": by_winner, "grounds": grounds}
+    environment.globals |= {"neighbour_rows": _neighbour_rows, "pattern_rows": _pattern_rows}
+    return environment.get_template("form.html.j2").module
+
+
+def _draw(macro: str, *values: object) -> str:
+    return str(getattr(_macros(), macro)(*values))
+
+
+def summary(selection: Selection) -> str:
+    """Return the recommendation, the ranking as bars, the article's answer, and the winner without opinions."""
+    return _draw("summary", selection)
+
+
+def configuration(files: Sequence[ConfigFile]) -> str:
+    """Return the files, each setting explained."""
+    return _draw("configuration", files)
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
     """Return rows with the same keys as an HTML table, aligned to the left."""
-    return str(_macros().table(list(rows)))
+    return _draw("table", list(rows))
 
 
 def patterns(comparisons: Iterable[Comparison]) -> str:
@@ -94,7 +105,7 @@ HEIGHT = "500px"
 QUESTIONS_WIDTH = "318px"
 COLUMN_WIDTH = "336px"  # of the questions, with their scroll bar
 CONFIGURATION = "Configuration"
-TIPS = {  # of the views, each of which has a macro
+TIPS = {
     "Why": "The reasons for the first place, with their evidence",
     "Why not": "Why the others are not first, or not ranked at all",
     "What if": "The single answers that would change the first place",
@@ -102,6 +113,11 @@ TIPS = {  # of the views, each of which has a macro
     "Warnings": "The risks of this choice",
     CONFIGURATION: "Commands and files, ready to use, each setting explained",
     "Article": "The article's answer for the same situation",
+}
+
+
+VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
+    name: partial(_draw, name.lower().replace(" ", "_")) for name in TIPS if name != CONFIGURATION
 }
 
 
@@ -200,15 +216,15 @@ class SelectorForm(Form[Chosen]):
         self.served.value = self.model or ""
 
     def draw(self) -> None:
-        self.summary.value = str(_macros().summary(self.selection))
+        self.summary.value = summary(self.selection)
         self.buttons["Warnings"].description = f"Warnings ({len(self.selection.warnings)})"
         self._draw_view()
 
     def _draw_view(self) -> None:
         if self.view == CONFIGURATION:
-            html = _macros().configuration(proof(self.selection.winner.name), self.config)
+            html = f"<div><b>{escape(proof(self.selection.winner.name))}</b></div>{configuration(self.config)}"
         else:
-            html = getattr(_macros(), self.view.lower().replace(" ", "_"))(self.selection, self.verdicts)
+            html = VIEWS[self.view](self.selection, self.verdicts)
         self.detail.value = f"<div style='{TEXT}'>{html}</div>"
         for name, button in self.buttons.items():
             button.button_style = "primary" if name == self.view else ""
@@ -217,7 +233,7 @@ class SelectorForm(Form[Chosen]):
         return to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
 
     def html(self) -> str:
-        return str(_macros().page(self.selection))
+        return _draw("page", self.selection)
 
     def _ipython_display_(self) -> None:
         """Display nothing: as the last value of the cell that shows the form, it would be shown twice."""
