@@ -34,7 +34,7 @@ DEPLOYMENT_FIELDS = {
     "engine_share": ("Engine's share", 160, "gpu_memory_utilization; empty: no engine that takes a share"),
     "replicas": ("Replicas", 120, "Empty: 1"),
     "max_model_len": ("Longest request (tokens)", 240, "max_model_len; empty: the model's own limit"),
-    "max_num_seqs": ("Concurrent requests", 200, "max_num_seqs; empty: not checked"),
+    "max_num_seqs": ("Concurrent requests", 210, "max_num_seqs; empty: not checked"),
     "other_gib": ("Other (GiB)", 160, "CUDA context, activations, graphs; empty: an assumption"),
 }
 TEXT = {"name", "model"}
