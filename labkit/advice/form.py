@@ -1,6 +1,6 @@
-"""One form for the tools that advise: a question in fields, its answer beside them, and the question as text.
+"""Base class of the advisers' forms: fields for the question, the answer, and the question as text to copy or paste.
 
-Every change is answered at once. What cannot be answered is explained, and the last good answer stays.
+Every change updates the answer. An invalid question gets a message, and the last valid answer stays.
 """
 
 from abc import ABC, abstractmethod
@@ -19,11 +19,11 @@ WRONG = (
 
 
 class Form(ABC, Generic[Answer]):
-    """A form and its last good answer. `refused` introduces the message about a question that has none."""
+    """A form and its last valid answer. `refused` introduces the message about an invalid question."""
 
     refused = "Not taken"
     exported: Any
-    """The text field with the state, which `build` makes."""
+    """The text field with the state; `build` creates it."""
 
     def __init__(self, answer: Answer) -> None:
         import ipywidgets as widgets
@@ -38,42 +38,42 @@ class Form(ABC, Generic[Answer]):
     @property
     @abstractmethod
     def state(self) -> str:
-        """The question as text: for another form, for the command line, for a lab's parameter."""
+        """The question as text, for another form, the command line or a lab's parameter."""
 
     @abstractmethod
     def answer_to(self, text: str) -> Answer:
-        """The answer to a pasted question. UsageError where it cannot be read."""
+        """Return the answer to a pasted question. UsageError: text that cannot be read."""
 
     @abstractmethod
     def build(self) -> Any:
-        """Make and arrange all widgets, `message` and `exported` among them."""
+        """Create and arrange all widgets, including `message` and `exported`."""
 
     @abstractmethod
     def fill(self) -> None:
-        """Give every field its value in the answered question."""
+        """Set every field to its value in the answered question."""
 
     @abstractmethod
     def draw(self) -> None:
         """Show the answer."""
 
     def notes(self) -> str:
-        """HTML below the answer, in the place of an error."""
+        """Return HTML to show below the answer if there is no error."""
         return ""
 
     @abstractmethod
     def plain(self) -> str:
-        """The answer as text, for a terminal."""
+        """Return the answer as text for a terminal."""
 
     @abstractmethod
     def html(self) -> str:
-        """The answer as HTML, for a page that draws no widgets."""
+        """Return the answer as HTML for a page without widgets."""
 
-    def ask(self, new: Callable[[], Answer], *, fill: bool = True) -> None:
-        """Show the new answer, with every field filled anew unless `fill` is false. A UsageError is shown instead."""
+    def ask(self, answer: Callable[[], Answer], *, fill: bool = True) -> None:
+        """Compute and show an answer, or the UsageError that it raises; set all fields if `fill`."""
         if self._filling:  # the form itself has changed a field
             return
         try:
-            self.answer = new()
+            self.answer = answer()
         except UsageError as error:
             reason = ". ".join(filter(None, (error.what, error.remedy)))
             self.message.value = f"<div role='alert' style='{WRONG}'><b>{self.refused}:</b> {escape(reason)}.</div>"
@@ -86,9 +86,7 @@ class Form(ABC, Generic[Answer]):
         return self
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """The form, and the answer for pages that draw no widgets."""
-        found = dict(self.box._repr_mimebundle_(**options))
-        return {**found, "text/plain": self.plain(), "text/html": self.html()}
+        return {**self.box._repr_mimebundle_(**options), "text/plain": self.plain(), "text/html": self.html()}
 
     def _show(self, *, fill: bool) -> None:
         self._filling = True
@@ -97,7 +95,7 @@ class Form(ABC, Generic[Answer]):
                 self.fill()
             self.draw()
             self.exported.value = self.state
-            self.message.value = self.notes()  # last: an error goes away when the new answer is there
+            self.message.value = self.notes()  # last, so that an error disappears with the new answer
         finally:
             self._filling = False
 
@@ -106,10 +104,10 @@ class Form(ABC, Generic[Answer]):
             self.ask(lambda: self.answer_to(change["new"]))
 
 
-def made(kind: Any, label: str, tip: str, **options: Any) -> Any:
-    """A labelled widget with a tooltip."""
-    # ipywidgets 8 shows a field's own tooltip only where there is no label, so it goes into the label. No dollar sign
-    # in it: two of them would be set as a formula.
+def labelled(kind: Any, label: str, tip: str, **options: Any) -> Any:
+    """Return a widget of a `kind` with a label and a tooltip."""
+    # ipywidgets 8 shows a field's own tooltip only if it has no label, so the label gets it, too. Two dollar signs
+    # would be typeset as a formula.
     tip = tip.replace("$", "USD")
-    named = f'<span title="{escape(tip, quote=True)}">{escape(label)}</span>'
-    return kind(description=named, description_allow_html=True, tooltip=tip, **options)
+    description = f'<span title="{escape(tip, quote=True)}">{escape(label)}</span>'
+    return kind(description=description, description_allow_html=True, tooltip=tip, **options)

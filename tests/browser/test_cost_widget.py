@@ -141,10 +141,10 @@ def test_bad_input_is_told_and_the_last_answer_stays(calculator: Any, page: Any)
     before = answer.inner_text()
     for label, value, words in (
         ("How many", "-3", "requests_per_s is -3; it should be greater than or equal to 0"),
-        ("Tokens a second", "0", "throughput_tokens_per_s is 0; it should be greater than 0"),
+        ("Tokens per second", "0", "throughput_tokens_per_s is 0; it should be greater than 0"),
         ("Tokens in a request", "-1", "input_tokens is -1"),
     ):
-        calculator.get_by_role("tab", name="Machines" if label == "Tokens a second" else "Traffic and API").click()
+        calculator.get_by_role("tab", name="Machines" if label == "Tokens per second" else "Traffic and API").click()
         field(calculator, label).locator("input").fill(value)
         page.keyboard.press("Tab")
         expect(calculator.get_by_role("alert")).to_contain_text(words)

@@ -1,4 +1,4 @@
-"""Ray on several nodes: chosen by sums, filled GPU by GPU; Serve's own code as the oracle for packing."""
+"""Placement on several nodes: chosen by sums, filled GPU by GPU; Serve's own code is the oracle for packing."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -25,20 +25,20 @@ clusters = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
 @quick
 @given(actors, st.integers(1, 6))
-def test_one_node_is_best_fit(asked: list[Request], gpus: int) -> None:
-    """On one node actors are where lab 06 saw them, whatever the order over nodes would be."""
-    fitted = placement.best_fit([request.bundles[0] for request in asked], gpus)
-    assert [where.gpus for where in place(asked, [gpus])] == fitted
+def test_one_node_is_best_fit(requests: list[Request], gpus: int) -> None:
+    """On a single node actors are placed by best fit."""
+    fitted = placement.best_fit([request.bundles[0] for request in requests], gpus)
+    assert [where.gpus for where in place(requests, [gpus])] == fitted
 
 
 @quick
 @given(st.lists(groups, max_size=10), clusters, st.booleans())
-def test_no_gpu_is_promised_twice(asked: list[Request], gpus: list[int], packed: bool) -> None:
-    """Parts on a GPU add up to one at most, an actor and a STRICT_PACK group are on one node, and bundles of a
-    STRICT_SPREAD group on different ones."""
+def test_no_gpu_is_promised_twice(requests: list[Request], gpus: list[int], packed: bool) -> None:
+    """Parts on a GPU add up to at most one; an actor or a STRICT_PACK group is on one node, and the bundles of a
+    STRICT_SPREAD group are on different nodes."""
     node_of = [node for node, count in enumerate(gpus) for _ in range(count)]
     held: Counter[int] = Counter()
-    for request, where in zip(asked, place(asked, gpus, packed=packed), strict=True):
+    for request, where in zip(requests, place(requests, gpus, packed=packed), strict=True):
         units = [min(1.0, part) for part in request.bundles for _ in range(max(1, int(part)))]
         if not where.gpus:
             continue
@@ -53,24 +53,24 @@ def test_no_gpu_is_promised_twice(asked: list[Request], gpus: list[int], packed:
 
 @quick
 @given(actors, clusters)
-def test_packing_chooses_serves_node(asked: list[Request], gpus: list[int]) -> None:
-    """Ray Serve's own choice of a node, replica by replica: the largest first, by what its arithmetic leaves."""
+def test_packing_chooses_serves_node(requests: list[Request], gpus: list[int]) -> None:
+    """Replica by replica, the largest first, the node is the choice of Ray Serve's own code."""
     scheduler = pytest.importorskip("ray.serve._private.deployment_scheduler")
     own = scheduler.DeploymentScheduler
     fake: Any = SimpleNamespace(_compacting_node=None)
     fake._best_fit_node = lambda *given: own._best_fit_node(fake, *given)
     left = {str(node): scheduler.AvailableNodeResources({"GPU": count}) for node, count in enumerate(gpus)}
     in_use: dict[str, set[str]] = {}
-    ours = place(asked, gpus, packed=True)
+    ours = place(requests, gpus, packed=True)
     node_of = [node for node, count in enumerate(gpus) for _ in range(count)]
-    for n in sorted(range(len(asked)), key=lambda n: -asked[n].bundles[0]):
-        needed = scheduler.RequestedResources({"GPU": asked[n].bundles[0]})
+    for n in sorted(range(len(requests)), key=lambda n: -requests[n].bundles[0]):
+        needed = scheduler.RequestedResources({"GPU": requests[n].bundles[0]})
         chosen = own._find_best_fit_node_for_pack(fake, needed, left, in_use)
         where = node_of[ours[n].gpus[0]] if ours[n].gpus else ours[n].waits_on
         if chosen is None:
             assert where is None
             continue
-        # Floats of Serve may differ by rounding from Ray's ten-thousandths: nodes with the same left are equal.
+        # Serve's floats may differ by rounding from Ray's ten-thousandths: nodes with about the same left are equal.
         same = [node for node in left if left[node].get("GPU") == pytest.approx(left[chosen].get("GPU"))]
         assert str(where) in same
         left[str(where)] = left[str(where)] - needed
@@ -78,7 +78,7 @@ def test_packing_chooses_serves_node(asked: list[Request], gpus: list[int]) -> N
 
 
 def test_a_sum_misleads() -> None:
-    """ray#20933, ray#52133, and a small node that takes its turn though no GPU of it has room."""
+    """ray#20933, ray#52133, and a small node that is chosen in turn although none of its GPUs has room."""
     ten = [Request(bundles=(0.6,))] * 10
     assert [where.gpus for where in place(ten, [8, 8])] == [(n // 2 + 8 * (n % 2),) for n in range(10)]
     assert place(ten, [8, 8], packed=True)[8:] == [Place(waits_on=0)] * 2
@@ -87,7 +87,7 @@ def test_a_sum_misleads() -> None:
 
 
 def test_groups_and_limits() -> None:
-    """Bundles of half a GPU share one; groups span nodes only where they may; types and limits of nodes hold."""
+    """Bundles of half a GPU can share one; strategies, node types and replicas per node are respected."""
     assert place([Request(bundles=(0.45, 0.45), strategy="PACK")], [2]) == [Place(gpus=(0, 0))]
     assert place([Request(bundles=(0.6, 0.6), strategy="PACK")], [2]) == [Place(gpus=(0, 1))]
     four = Request(bundles=(1.0,) * 4, strategy="PACK")

@@ -1,4 +1,4 @@
-"""Ray Serve configs and RayServices as files of deployments: what they say, and what they leave to code."""
+"""Ray Serve configs and RayServices as files of deployments, with the open ends that they leave to code."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from labkit.advice import fractions as auditor
-from labkit.advice.fractions.serve_config import translated
+from labkit.advice.fractions.serve_config import to_deployments
 from tests.unit.refusals import not_refused
 from tests.unit.test_fraction_cases import CASES
 
@@ -15,21 +15,21 @@ GPUS = {"memory_gib": 24.0, "count": 8}
 
 
 def entries(*deployments: dict[str, Any], **application: Any) -> dict[str, dict[str, Any]]:
-    """What is read of an application, by name."""
+    """Return the entries read from an application, by name."""
     config = {"applications": [{"name": "app", "import_path": "a:b", "deployments": [*deployments], **application}]}
-    return {entry["name"]: entry for entry in translated(config, Path())[0]["deployments"]}
+    return {entry["name"]: entry for entry in to_deployments(config, Path())[0]["deployments"]}
 
 
 def llm(**config: Any) -> dict[str, Any]:
-    """What is read of one LLMConfig."""
+    """Return the entry read from an LLMConfig."""
     config = {"model_loading_config": {"model_id": "m"}, **config}
     (entry,) = entries(import_path="ray.serve.llm:build_openai_app", args={"llm_configs": [config]}).values()
     return entry
 
 
 def test_a_deployments_numbers() -> None:
-    """Replicas at their most, bundles with GPUs, strategies, limits and types; no GPU: not an entry."""
-    read = entries(
+    """Most replicas, bundles with GPUs, strategies, limits and types are read; without a GPU there is no entry."""
+    assert entries(
         {"name": "plain", "num_replicas": 3, "ray_actor_options": {"num_gpus": 0.5, "accelerator_type": "L4"}},
         {"name": "auto", "num_replicas": "auto", "ray_actor_options": {"num_gpus": 1}},
         {"name": "scaled", "autoscaling_config": {"min_replicas": 2, "max_replicas": 6},
@@ -37,32 +37,25 @@ def test_a_deployments_numbers() -> None:
         {"name": "group", "placement_group_bundles": [{"CPU": 1}, {"GPU": 0.5, "CPU": 1}, {"GPU": 1}],
          "placement_group_strategy": "STRICT_PACK"},
         {"name": "on CPUs", "ray_actor_options": {"num_cpus": 1}},
-    )  # fmt: skip
-    assert read == {
+    ) == {
         "plain": {"name": "plain", "num_gpus": 0.5, "replicas": 3, "accelerator_type": "L4"},
         "auto": {"name": "auto", "num_gpus": 1, "replicas": 100, "min_replicas": 1},
         "scaled": {"name": "scaled", "num_gpus": 1, "replicas": 6, "min_replicas": 2, "max_replicas_per_node": 2},
         "group": {"name": "group", "num_gpus": [0.5, 1], "strategy": "STRICT_PACK"},
-    }
+    }  # fmt: skip
 
 
 def test_an_llm_configs_numbers() -> None:
-    """A bundle for each rank, the replica's own GPUs in the first, vLLM's default share; pipelines are not computed."""
+    """Each rank has a bundle, the first also the replica's own GPUs; vLLM's default share; no sizes for pipelines."""
     assert llm() == {"name": "m", "num_gpus": [1], "tensor_parallel": 1, "engine_share": 0.92, "model": "m"}
-    parallel = {
-        "tensor_parallel_size": 2,
-        "max_model_len": 4096,
-        "kv_cache_dtype": "fp8",
-        "gpu_memory_utilization": 0.4,
-    }
     split = llm(
-        engine_kwargs=parallel,
+        engine_kwargs={"tensor_parallel_size": 2, "kv_cache_dtype": "fp8", "gpu_memory_utilization": 0.4},
         placement_group_config={"bundle_per_worker": {"GPU": 0.6, "CPU": 1}, "strategy": "SPREAD"},
         deployment_config={"num_replicas": 2, "ray_actor_options": {"num_gpus": 0.1}},
     )
-    assert split["num_gpus"] == [pytest.approx(0.7), 0.6]
-    assert {key: split[key] for key in ("tensor_parallel", "strategy", "replicas", "kv_cache_dtype")} == {
-        "tensor_parallel": 2, "strategy": "SPREAD", "replicas": 2, "kv_cache_dtype": "fp8",
+    assert split == {
+        "name": "m", "num_gpus": [pytest.approx(0.7), 0.6], "tensor_parallel": 2, "strategy": "SPREAD", "replicas": 2,
+        "kv_cache_dtype": "fp8", "engine_share": 0.4, "model": "m",
     }  # fmt: skip
     staged = llm(engine_kwargs={"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
     assert (staged["num_gpus"], "model" in staged) == ([1] * 4, False)
@@ -71,10 +64,9 @@ def test_an_llm_configs_numbers() -> None:
 
 
 def test_other_forms(tmp_path: Path) -> None:
-    """One application without a list, prefill and decode apart, an LLMConfig in a file of its own, a RayService whose
-    head has a GPU: the same entries."""
-    one = {"import_path": "a:b", "deployments": [{"name": "x", "ray_actor_options": {"num_gpus": 1}}]}
-    assert translated(one, Path())[0]["deployments"] == [{"name": "x", "num_gpus": 1}]
+    """A single application, prefill and decode configs, an LLMConfig in a file, and a RayService are read, too."""
+    single = {"import_path": "a:b", "deployments": [{"name": "x", "ray_actor_options": {"num_gpus": 1}}]}
+    assert to_deployments(single, Path())[0]["deployments"] == [{"name": "x", "num_gpus": 1}]
     configs = {"prefill_config": {"model_loading_config": {"model_id": "p"}},
                "decode_config": {"model_loading_config": {"model_id": "d"}}}  # fmt: skip
     assert list(entries(args=configs)) == ["p", "d"]
@@ -93,10 +85,10 @@ def test_other_forms(tmp_path: Path) -> None:
     assert auditor.parse(service, gpu={"memory_gib": 24.0})[1].gpus_per_node == [4] + [1] * 6
 
 
-def test_what_is_not_known_is_never_ok() -> None:
-    """A deployment without numbers in the file; a model that is not here; what is exported lacks just that."""
-    config = {"applications": [{"deployments": [{"name": "x", "ray_actor_options": {"num_gpus": 0.5}},
-                                                {"name": "y"}]}]}  # fmt: skip
+def test_unknown_numbers_are_never_ok() -> None:
+    """Unknown weights and numbers left to code are findings; the exported file lacks only the weights."""
+    deployments = [{"name": "x", "ray_actor_options": {"num_gpus": 0.5}}, {"name": "y"}]
+    config = {"applications": [{"deployments": deployments}]}
     audit = auditor.audit(*auditor.parse(config, gpu=GPUS))
     assert (audit.ok, audit.fails, [finding.level for finding in audit.findings]) == (False, False, ["unknown"] * 2)
     exported = yaml.safe_load(auditor.as_yaml(audit.deployments, audit.gpus_asked))
@@ -106,18 +98,18 @@ def test_what_is_not_known_is_never_ok() -> None:
 
 
 def test_deployments_without_a_gpu_are_named() -> None:
-    """Their code may add bundles that the file does not show; alone there is nothing to audit."""
+    """Their code may add bundles that the file does not show; without others there is nothing to audit."""
     cpu = {"name": "Ingress", "ray_actor_options": {"num_cpus": 1}}
     gpu = {"name": "x", "ray_actor_options": {"num_gpus": 0.5}}
-    says = "no GPU is asked for by Ingress, unless their code has placement_group_bundles"
+    says = "request no GPU, unless their code has placement_group_bundles: Ingress"
     audit = auditor.audit(*auditor.parse({"applications": [{"deployments": [cpu, gpu]}]}, gpu=GPUS))
-    assert says in [finding.text for finding in audit.findings]
+    assert any(says in finding.text for finding in audit.findings)
     alone = {"applications": [{"deployments": [cpu]}]}
     assert not_refused(lambda content: auditor.parse(content, gpu=GPUS), [(alone, says)]) == []
 
 
 def test_bad_configs_are_refused_by_name() -> None:
-    """Each with what is wrong, and the place or the deployment."""
+    """Each message has the place or the deployment."""
     plain = {"name": "x", "ray_actor_options": {"num_gpus": 1}}
     applications: list[tuple[Any, str]] = [
         ("x", "applications is 'x'"),
@@ -136,13 +128,12 @@ def test_bad_configs_are_refused_by_name() -> None:
     bad += [({"kind": "Deployment"}, "Deployment without the text serveConfigV2")]
     bad += [({"kind": "RayService", "spec": {"serveConfigV2": "[" * 1_000}}, "serveConfigV2 is not valid YAML")]
     assert not_refused(lambda content: auditor.parse(content, gpu=GPUS), bad) == []
-    assert (
-        not_refused(auditor.parse, [({"applications": [{"deployments": [plain]}]}, "does not say how many GPUs")]) == []
-    )
+    no_gpus = ({"applications": [{"deployments": [plain]}]}, "the number of GPUs")
+    assert not_refused(auditor.parse, [no_gpus]) == []
 
 
 def test_ray_takes_the_configs_of_the_cases() -> None:
-    """They are Serve configs by Ray's own schema."""
+    """The cases are valid by Ray's own schema."""
     schema = pytest.importorskip("ray.serve.schema")
     for path in CASES.glob("*serve_*.yaml"):
         schema.ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))

@@ -1,4 +1,4 @@
-"""The answer: cost of hosting and of each API, the break-even, and every sum."""
+"""Calculate the cost of hosting and of each API, and the break-even between them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from labkit.advice.costs.prices import (
     show_usd,
 )
 from labkit.advice.costs.settings import CostSettings
-from labkit.advice.costs.throughput import outside
+from labkit.advice.costs.throughput import is_extrapolated
 
-SMALL_GB = 4  # the APIs here offer no model with weights below it
+SMALL_GB = 4  # the listed APIs serve no model with smaller weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiCost:
-    """The traffic's cost at one API, and the volume from which hosting is cheaper than it (with its interval)."""
+    """The cost of the traffic at one API, and the break-even against it, with its interval."""
 
     price: ApiPrice
     usd_per_day: Fraction
@@ -38,7 +38,7 @@ class ApiCost:
 
 @dataclass(frozen=True, kw_only=True)
 class CostResult:
-    """The calculator's answer. `dearest` and `cheapest`: hosting at the low and at the high end of the throughput."""
+    """The calculator's answer. `dearest` and `cheapest`: hosting at the low and high end of the throughput interval."""
 
     settings: CostSettings
     demand: Demand
@@ -59,14 +59,14 @@ class CostResult:
 
     @property
     def compared(self) -> str:
-        """Whether like is compared with like; empty where nothing is known of the model."""
+        """Whether an API serves a model of the same size; empty if the size is unknown."""
         replica = self.settings.modelled_replica
         if replica is None:
             return ""
-        alike = [api.price.name for api in self.api if api.price.id in models_like(replica.model)]
-        if not alike:
-            return f"Not like with like: no API here serves a model of the size of {replica.model}."
-        return f"Like with like: {replica.model} on {replica.card}, modelled, and {', '.join(alike)}."
+        same_size = [api.price.name for api in self.api if api.price.id in models_like(replica.model)]
+        if not same_size:
+            return f"Not like with like: none of these APIs serves a model of the size of {replica.model}."
+        return f"Like with like: {replica.model} on {replica.card}, modelled, and {', '.join(same_size)}."
 
     @property
     def headline(self) -> str:
@@ -74,8 +74,8 @@ class CostResult:
         gpus = f" ({hosted.gpus:,} GPUs)" if hosted.gpus else ""
         token_price = ""
         if hosted.usd_per_million_tokens is not None:
-            between = span(low.usd_per_million_tokens, high.usd_per_million_tokens)
-            token_price = f", {show_usd(hosted.usd_per_million_tokens)} per 1M tokens{between}"
+            interval = span(low.usd_per_million_tokens, high.usd_per_million_tokens)
+            token_price = f", {show_usd(hosted.usd_per_million_tokens)} per 1M tokens{interval}"
         return (
             f"Hosting: {hosted.machines:,} x {self.settings.instance}{gpus}, {float(hosted.utilisation):.1%} busy: "
             f"{show_usd(hosted.usd_per_day)} a day{span(low.usd_per_day, high.usd_per_day)}, "
@@ -84,26 +84,25 @@ class CostResult:
 
 
 def span(low: Fraction | None, high: Fraction | None) -> str:
-    """ " ($1.20 to $2.50)": an interval of dollars; empty where both ends are the same."""
+    """Return " ($1.20 to $2.50)", or "" if there is no interval."""
     return "" if low is None or high is None or low == high else f" ({show_usd(low)} to {show_usd(high)})"
 
 
 def calculate(settings: CostSettings) -> CostResult:
-    """The cost of the settings' traffic, hosted and at each API. UsageError: an unknown API."""
+    """Calculate the cost of the settings' traffic, hosted and at each API. UsageError: an unknown API."""
     low, high = settings.used_throughput.bounds or (None, None)
-    wanted, hosted, stairs = demand(settings), fleet(settings), staircase(settings)
-    dearest, cheapest = fleet(settings, low), fleet(settings, high)
+    traffic, hosted, stairs = demand(settings), fleet(settings), staircase(settings)
     ends = (staircase(settings, high), staircase(settings, low))
-    api = tuple(_api(settings, model, wanted, stairs, ends) for model in settings.api)
+    costs = tuple(_api_cost(settings, model, traffic, stairs, ends) for model in settings.api)
     return CostResult(
         settings=settings,
-        demand=wanted,
+        demand=traffic,
         hosted=hosted,
-        dearest=dearest,
-        cheapest=cheapest,
+        dearest=fleet(settings, low),
+        cheapest=fleet(settings, high),
         stairs=stairs,
-        api=api,
-        warnings=(*_warnings(settings, hosted), *(note for each in api for note in each.price.notes)),
+        api=costs,
+        warnings=(*_warnings(settings, hosted), *(note for cost in costs for note in cost.price.notes)),
     )
 
 
@@ -111,26 +110,26 @@ def _warnings(settings: CostSettings, hosted: Fleet) -> Iterator[str]:
     used, replica, instance = settings.used_throughput, settings.modelled_replica, find_instance(settings.instance)
     if replica:
         yield from (f"{warning}." for warning in replica.warnings)
-        if outside(replica, settings.input_tokens or 0, settings.output_tokens or 0):
+        if is_extrapolated(replica, settings.input_tokens or 0, settings.output_tokens or 0):
             yield "No request of this length was modelled: the throughput is extrapolated."
         if settings.cached_tokens:
-            yield "Hosting, too, is taken to find the cached input in its prefix cache, at no time at all."
+            yield "Hosting is assumed to find the cached input in its prefix cache, and to spend no time on it."
     elif not used.measured:
         yield f"The throughput is {used.label}: measure yours before you decide."
     elif not instance.gpus and settings.instance != OWN:
-        yield f"Measured on {used.machine}, priced as {settings.instance}: like it, but not the same processor."
+        yield f"Measured on {used.machine}, priced as {settings.instance}: a similar machine, but another processor."
     if used.bounds is None:
         yield "The throughput has no interval, so no result has one (throughput_low and throughput_high set it)."
     if 0 < settings.weights_gb < SMALL_GB:
-        yield f"The model has {settings.weights_gb:g} GB: the APIs answer with far larger ones. Not like with like."
+        yield f"Not like with like: the weights have {settings.weights_gb:g} GB, and the APIs serve far larger models."
     if hosted.utilisation > 1:
-        yield f"The machines would be {float(hosted.utilisation):.0%} busy: a queue that never ends. Add machines."
+        yield f"The machines would be {float(hosted.utilisation):.0%} busy: the queue would keep growing. Add machines."
     if used.counts == "total" and not replica:
-        yield "The throughput counts tokens that are read as well: with another mix it would be another figure."
+        yield "The throughput counts input tokens, too: it changes with the mix of input and output."
     if settings.purchase == "spot":
-        yield "Spot machines are taken away at short notice: plan a buffer, or a fleet on demand beside them."
+        yield "Spot machines can be reclaimed at short notice: plan a buffer, or add machines on demand."
     if settings.cached_tokens:
-        yield "Cache writes are not priced: some providers charge more for input that is cached the first time."
+        yield "Cache writes are not priced: some providers charge more for input that they cache for the first time."
 
 
 def request_price(settings: CostSettings, model: str) -> ApiPrice:
@@ -145,15 +144,15 @@ def request_price(settings: CostSettings, model: str) -> ApiPrice:
     )
 
 
-def _api(
-    settings: CostSettings, model: str, wanted: Demand, stairs: Staircase, ends: tuple[Staircase, Staircase]
+def _api_cost(
+    settings: CostSettings, model: str, traffic: Demand, stairs: Staircase, ends: tuple[Staircase, Staircase]
 ) -> ApiCost:
     price = request_price(settings, model)
     per_token = price.usd_per_request / settings.tokens_per_request
     best, worst = (break_even(end, per_token).first for end in ends)
     return ApiCost(
         price=price,
-        usd_per_day=price.usd_per_request * wanted.requests_per_day,
+        usd_per_day=price.usd_per_request * traffic.requests_per_day,
         usd_per_million_tokens=per_token * MILLION,
         break_even=break_even(stairs, per_token),
         break_even_bounds=(best, worst),

@@ -1,6 +1,4 @@
-"""Figures of what serving costs and of what decides, as Vega-Lite 5 specifications.
-
-A widget draws them anew between two key presses."""
+"""The calculator's charts as Vega-Lite 5 specifications, light enough to redraw at every key press."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,13 +16,13 @@ HOSTING = "hosting it yourself"
 APIS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 SAMPLES = 32
 NEAR = 4
-STEPS = 16  # corners of the staircase that are drawn exactly; beyond them steps are narrower than a line
+STEPS = 16  # corners of the staircase that are drawn exactly; later steps are narrower than a line
 RING = {"type": "point", "size": 160, "stroke": INK, "strokeWidth": 3, "fill": "white", "opacity": 1}
 HALO = {"stroke": "white", "strokeWidth": 6, "strokeJoin": "round", "aria": False}
 
 
 def break_even_chart(result: CostResult) -> Spec:
-    """Dollars a day against tokens a day, both logarithmic: the staircase of machines, and each API's straight line."""
+    """Dollars per day against tokens per day, both logarithmic: the staircase of machines and a line for each API."""
     low, high = _range(result)
     bottom, top = _dollars(result, low, high)
     x = _quantity("tokens", "million tokens a day (log)", _ticks(low, high), _log_scale(low, high))
@@ -52,7 +50,7 @@ def break_even_chart(result: CostResult) -> Spec:
 
 
 def utilisation_chart(result: CostResult) -> Spec:
-    """Dollars per million tokens against how busy the machines are: half as busy, twice the price."""
+    """Dollars per million tokens against the busy share of the machines."""
     hosted, now = result.hosted, result.hosted.usd_per_million_tokens
     full = float(now * hosted.utilisation) if now is not None else 0.0
     flat = [
@@ -80,9 +78,9 @@ def utilisation_chart(result: CostResult) -> Spec:
 
 
 def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: float) -> Spec:
-    """Cost of hosting over the API's, with each input lowered and raised; the one that moves it most on top.
+    """Cost of hosting over the API's with each input lowered and raised by `share`, the widest bar on top.
 
-    Inputs that move nothing have no bar; the description names them."""
+    The description names the inputs that move nothing."""
     api, moving = result.against, [swing for swing in swings if swing.width > 1]
     now = float(result.hosted.usd_per_day / api.usd_per_day) if api.usd_per_day else 0.0
     less, more = f"{share:.0%} less of it", f"{share:.0%} more of it"
@@ -105,22 +103,20 @@ def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: f
         "color": {**colour, "legend": {"title": None, "orient": "top", "labelFontSize": 12, "offset": 24}},
     }
     layers = [_layer({"type": "bar", "height": {"band": 0.7}}, encoding, rows)]
-    for side, at_left in (("right", True), ("left", False)):
-        texts = [row for row in rows if (float(str(row["to"])) < now) == at_left]
-        along = {**_quantity("to", "", axis, scale), "title": None}
-        place = {"y": encoding["y"], "x": along, "text": {"field": "text"}}
-        mark = {"type": "text", "align": side, "dx": -4 if at_left else 4, "fontSize": 11}
-        layers.append(_layer(mark, place, texts))
+    ends_at = {"y": encoding["y"], "x": {**_quantity("to", "", axis, scale), "title": None}, "text": {"field": "text"}}
+    for align, at_left in (("right", True), ("left", False)):
+        mark = {"type": "text", "align": align, "dx": -4 if at_left else 4, "fontSize": 11}
+        layers.append(_layer(mark, ends_at, [row for row in rows if (float(str(row["to"])) < now) == at_left]))
     layers += _labelled(now, INK, f"now {now:.3g}", scale, "top", left=now > 1)
     if even:
         layers += _labelled(1.0, GREEN, "same cost", scale, "bottom", [5, 4], left=now < 1)
-    still = [swing.name for swing in swings if swing.width == 1]
-    moved = [
+    words = [
         f"{swing.name}: {show_number(swing.lowered)} with {less}, {show_number(swing.raised)} with {more}"
         for swing in moving
     ]
-    without = [f"without effect: {', '.join(still)}"] if still else []
-    description = f"Hosting costs {show_number(now)} times what {api.price.name} does. " + "; ".join(moved + without)
+    still = ", ".join(swing.name for swing in swings if swing.width == 1)
+    words += [f"without effect: {still}"] if still else []
+    description = f"Hosting costs {show_number(now)} times as much as {api.price.name}. " + "; ".join(words)
     title = (
         f"What moves hosting's cost over the API's most: {moving[0].name}" if moving else "No input moves the answer"
     )
@@ -128,7 +124,7 @@ def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: f
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from `low` to `high`, 1 among them where it is inside."""
+    """Return four to nine round numbers from `low` to `high`, and 1 if it is inside."""
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
@@ -149,9 +145,9 @@ def _log_scale(low: float, high: float) -> Spec:
 
 
 def _ticks(low: float, high: float) -> Spec:
-    """The ticks of a logarithmic axis: 1, 2 and 5 of each decade, or the decades alone where there are many.
+    """Return the ticks of a logarithmic axis: 1, 2 and 5 of each decade, or only decades if there are many.
 
-    Vega-Lite would draw a line for every digit, which makes a live chart slower.
+    Vega-Lite's default, a line for every digit, slows a live chart.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if len(decades) <= 5 else (1,)
@@ -168,7 +164,7 @@ def _series(result: CostResult) -> Spec:
 
 
 def _range(result: CostResult) -> tuple[float, float]:
-    """Million tokens a day, with room on both sides of your volume and of the break-even."""
+    """Return the range in million tokens per day, with room around the user's volume and the break-even."""
     volumes = [result.demand.tokens_per_day, result.against.break_even.first or Fraction(0)]
     points = [float(volume / MILLION) for volume in volumes if volume > 0]
     points = points or [float(1 / max(share for _, share in result.stairs.steps) / MILLION)]
@@ -176,7 +172,7 @@ def _range(result: CostResult) -> tuple[float, float]:
 
 
 def _dollars(result: CostResult, low: float, high: float) -> tuple[float, float]:
-    """From where the cheapest API's line is seen at its right end, to above everything."""
+    """Return the range in dollars per day, so that the right end of the cheapest API's line is visible."""
     ends = [float(result.stairs.usd_per_day(Fraction(end) * MILLION)) for end in (low, high)]
     lines = [float(api.usd_per_million_tokens) for api in result.api if api.usd_per_million_tokens]
     bottom = min([ends[0], *(price * high / 3 for price in lines)], default=ends[0]) / 2
@@ -191,7 +187,7 @@ def _staircase(result: CostResult, low: float, high: float) -> Iterator[Spec]:
     inside = set([corner for corner in corners if low < corner < high][:STEPS])
     for volume in sorted({low * ratio**n for n in range(SAMPLES + 1)} | inside):
         tokens, shift = Fraction(volume) * MILLION, Fraction(1, MILLION)
-        # Both ends of a step, whatever the rounding of its corner.
+        # Draw both ends of a step, whatever the rounding of its corner.
         for at in (tokens * (1 - shift), tokens * (1 + shift)) if volume in inside else (tokens,):
             yield {"tokens": volume, "usd": float(stairs.usd_per_day(at)), "series": HOSTING}
 
@@ -205,7 +201,7 @@ def _api_lines(result: CostResult, low: float, high: float) -> Iterator[Spec]:
 
 
 def _marked(point: dict[str, Any], place: Spec) -> list[Spec]:
-    """A ring at the point, whose first two values are x and y, and its text beside it."""
+    """Draw a ring at the point, whose first two values are x and y, with its text."""
     x, y, _ = point
     encoding = {axis: {"field": field, "type": "quantitative"} for axis, field in (("x", x), ("y", y))}
     return [_layer(RING, encoding, [point]), *_text({"type": "text", **place, "fontWeight": "bold"}, encoding, point)]
@@ -214,7 +210,7 @@ def _marked(point: dict[str, Any], place: Spec) -> list[Spec]:
 def _labelled(
     at: float, colour: str, words: str, scale: Spec, end: str, dash: Sequence[int] = (), *, left: bool = False
 ) -> list[Spec]:
-    """A vertical line with words: above its top, or beside its bottom end."""
+    """Draw a vertical line with words, above its top or beside its bottom end."""
     row = {"at": at, "text": words}
     encoding = {"x": {"field": "at", "type": "quantitative", "scale": scale}}
     mark = {"type": "rule", "color": colour, "strokeWidth": 2, "strokeDash": list(dash)}
@@ -225,7 +221,7 @@ def _labelled(
 
 
 def _text(mark: Spec, encoding: Spec, row: dict[str, Any]) -> list[Spec]:
-    """Text with a white halo, so that it can be read where it crosses a line."""
+    """Draw text with a white halo, legible on top of lines."""
     encoding = {**encoding, "text": {"field": "text"}}
     return [_layer({**mark, **HALO}, encoding, [row]), _layer(mark, encoding, [row])]
 
@@ -239,6 +235,6 @@ def _api_words(result: CostResult) -> str:
     parts = []
     for api in result.api:
         at = api.break_even.first
-        where = "never dearer than hosting" if at is None else f"break-even at {millions(at)} tokens a day"
-        parts.append(f"{api.price.name}: {show_usd(api.usd_per_million_tokens)} per 1M, {where}")
+        crossing = "never dearer than hosting" if at is None else f"break-even at {millions(at)} tokens a day"
+        parts.append(f"{api.price.name}: {show_usd(api.usd_per_million_tokens)} per 1M, {crossing}")
     return "; ".join(parts) + "."

@@ -1,4 +1,4 @@
-"""The base of the calculator's questions: numbers with unit, range and meaning, and refusals in words."""
+"""Base class of the calculator's settings: numbers with unit, range and meaning, and readable errors."""
 
 from typing import Any, ClassVar, Self
 
@@ -18,31 +18,31 @@ from labkit.files import Frozen
 
 
 def quantity(low: float, high: float, unit: str, meaning: str, default: float | None = None) -> Any:
-    """A field for a number from `low` to `high`; its title is the unit, its description the meaning."""
+    """Return a field for a number from `low` to `high`; its title is the unit, its description the meaning."""
     return Field(default, ge=low, le=high, strict=True, title=unit, description=meaning)
 
 
 def limits(field: FieldInfo) -> tuple[float, float]:
-    """The range that a quantity was declared with."""
+    """Return the range that a quantity was declared with."""
     bounds: dict[str, Any] = {type(bound).__name__: bound for bound in field.metadata}
     return bounds["Ge"].ge, bounds["Le"].le
 
 
 class Checked(Frozen):
-    """Takes numbers as people write them; raises UsageError for what it refuses, with the value and the remedy."""
+    """Settings that accept 1,200 and 1_200, and raise UsageError with the value and the remedy."""
 
     model_config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
     prefix: ClassVar[str] = ""
-    """Of the fields' names in messages."""
+    """Goes before the field's name in messages."""
 
     def changed(self, **changes: Any) -> Self:
-        """A copy with other values, checked again."""
+        """Return a copy with other values, validated."""
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_as_written(cls, value: Any, info: ValidationInfo) -> Any:
-        """1,200 and 1_200 are 1200, 3.0 is whole, and an empty field is None."""
+        """Read 1,200 and 1_200 as 1200, 3.0 as 3, and an empty text as None."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if annotation not in (int, float, int | None, float | None):
             return value
@@ -55,16 +55,15 @@ class Checked(Frozen):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_words(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(values)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
+            problem = error.errors(include_url=False)[0]
+            name = str(problem["loc"][0])
             field = cls.model_fields[name]
             unit = f" ({field.title})" if field.title else ""
-            fix = (
-                f"it means: {field.description}{unit}" if field.description else "see labkit cost --json for its value"
-            )
-            said = first["msg"].replace("Input should", "it should")
-            raise UsageError(f"{cls.prefix}{name} is {first['input']!r}; {said}", remedy=fix) from None
+            meaning = f"it means: {field.description}{unit}"
+            fix = meaning if field.description else "see labkit cost --json for its value"
+            message = problem["msg"].replace("Input should", "it should")
+            raise UsageError(f"{cls.prefix}{name} is {problem['input']!r}; {message}", remedy=fix) from None

@@ -1,4 +1,4 @@
-"""The sums behind an answer, one per line: traffic, one machine, how many, what they cost, the APIs, the break-even."""
+"""The calculation behind an answer, line by line: traffic, one machine, the fleet, its cost, the APIs, break-evens."""
 
 from collections.abc import Iterator
 
@@ -9,30 +9,28 @@ from labkit.advice.costs.settings import CostSettings
 
 
 def explain(result: CostResult) -> tuple[str, ...]:
-    return tuple(_sums(result))
-
-
-def _sums(result: CostResult) -> Iterator[str]:
-    settings, wanted, single = result.settings, result.demand, machine(result.settings)
-    yield from _traffic(settings, wanted)
-    yield from _machine(settings, single)
-    yield from _fleet(settings, wanted, result.hosted, single)
-    yield from _interval(settings, result.dearest, result.cheapest)
+    settings, traffic, single = result.settings, result.demand, machine(result.settings)
+    lines = [
+        *_traffic(settings, traffic),
+        *_machine(settings, single),
+        *_fleet(settings, traffic, result.hosted, single),
+        *_interval(settings, result.dearest, result.cheapest),
+    ]
     for api in result.api:
-        requests, usd = wanted.requests_per_day, api.price.usd_per_request
-        a_day = f"x {show_number(requests)} = {show_usd(api.usd_per_day)} a day"
-        yield f"{api.price.name}: {api.price.words} = {show_usd(usd)} a request; {a_day}"
-        yield _break_even(settings, api.price, api.break_even)
+        day = f"x {show_number(traffic.requests_per_day)} = {show_usd(api.usd_per_day)} a day"
+        lines.append(f"{api.price.name}: {api.price.words} = {show_usd(api.price.usd_per_request)} a request; {day}")
+        lines.append(_break_even(settings, api.price, api.break_even))
+    return tuple(lines)
 
 
 def gpus_in_words(count: int) -> str:
     return f"{count:,} GPU{'' if count == 1 else 's'}"
 
 
-def _traffic(settings: CostSettings, wanted: Demand) -> Iterator[str]:
+def _traffic(settings: CostSettings, traffic: Demand) -> Iterator[str]:
     per_request = f"({settings.input_tokens:,} + {settings.output_tokens:,} tokens)"
-    requests, tokens = show_number(wanted.requests_per_day), show_number(wanted.tokens_per_day)
-    mean, hours = show_number(wanted.mean_per_s), f"{settings.hours_per_day:g} h"
+    requests, tokens = show_number(traffic.requests_per_day), show_number(traffic.tokens_per_day)
+    mean, hours = show_number(traffic.mean_per_s), f"{settings.hours_per_day:g} h"
     if settings.tokens_per_day is not None:
         yield f"requests a day = {tokens} tokens / {per_request} = {requests}"
     else:
@@ -42,11 +40,11 @@ def _traffic(settings: CostSettings, wanted: Demand) -> Iterator[str]:
     busiest = mean
     if settings.hourly_load:
         share = max(settings.hourly_load) / sum(settings.hourly_load)
-        busiest = show_number(wanted.requests_per_day * exact(share) / 3600)
+        busiest = show_number(traffic.requests_per_day * exact(share) / 3600)
         yield f"busiest hour = {share:.2%} of the day's requests / 3,600 s = {busiest} requests/s"
     yield (
-        f"planned for = {busiest} requests/s x peak factor {settings.peak_factor:g} "
-        f"x (1 + buffer {settings.buffer:g}) = {show_number(wanted.planned_per_s)} requests/s"
+        f"planned rate = {busiest} requests/s x peak factor {settings.peak_factor:g} "
+        f"x (1 + buffer {settings.buffer:g}) = {show_number(traffic.planned_per_s)} requests/s"
     )
 
 
@@ -71,21 +69,21 @@ def _machine(settings: CostSettings, single: MachineCost) -> Iterator[str]:
     yield f"price of an hour = {show_usd(single.usd_per_hour)}{times}: {source}"
 
 
-def _fleet(settings: CostSettings, wanted: Demand, hosted: Fleet, single: MachineCost) -> Iterator[str]:
+def _fleet(settings: CostSettings, traffic: Demand, hosted: Fleet, single: MachineCost) -> Iterator[str]:
     capacity = show_number(single.requests_per_s)
     yield (
-        f"machines = {show_number(wanted.planned_per_s)} / {capacity} requests/s = "
-        f"{show_number(wanted.planned_per_s / single.requests_per_s)}, rounded up, at least {settings.min_instances} = "
-        f"{hosted.machines:,} ({hosted.replicas:,} replicas, {gpus_in_words(hosted.gpus)})"
+        f"machines = {show_number(traffic.planned_per_s)} / {capacity} requests/s = "
+        f"{show_number(traffic.planned_per_s / single.requests_per_s)}, rounded up, at least {settings.min_instances} "
+        f"= {hosted.machines:,} ({hosted.replicas:,} replicas, {gpus_in_words(hosted.gpus)})"
     )
     hours = show_number(hosted.machine_hours)
     if settings.hourly_load:
-        yield f"machine hours a day = {hours}: {_by_hour(settings, wanted)}"
+        yield f"machine hours a day = {hours}: {_by_hour(settings, traffic)}"
     else:
-        each = show_number(hosted.machine_hours / hosted.machines)
-        yield f"machine hours a day = {hosted.machines:,} x {each} h = {hours}"
+        hours_each = show_number(hosted.machine_hours / hosted.machines)
+        yield f"machine hours a day = {hosted.machines:,} x {hours_each} h = {hours}"
     yield (
-        f"utilisation = {show_number(wanted.requests_per_day)} requests / ({hours} h x "
+        f"utilisation = {show_number(traffic.requests_per_day)} requests / ({hours} h x "
         f"{capacity} requests/s x 3,600 s) = {float(hosted.utilisation):.2%}"
     )
     machines, storage = single.usd_per_hour * hosted.machine_hours, single.storage_usd * hosted.machines
@@ -106,15 +104,15 @@ def _fleet(settings: CostSettings, wanted: Demand, hosted: Fleet, single: Machin
     per_million = hosted.usd_per_million_tokens
     if per_million is not None:
         yield (
-            f"hosting, 1M tokens = {show_usd(hosted.usd_per_day)} / {millions(wanted.tokens_per_day)} = "
+            f"hosting, 1M tokens = {show_usd(hosted.usd_per_day)} / {millions(traffic.tokens_per_day)} = "
             f"{show_usd(per_million)}; 1K tokens = {show_usd(per_million / 1000)}"
         )
 
 
-def _by_hour(settings: CostSettings, wanted: Demand) -> str:
+def _by_hour(settings: CostSettings, traffic: Demand) -> str:
     if settings.purchase.startswith("reserved"):
         return "the busiest hour's machines, reserved for 24 h"
-    counts = staircase(settings).machines(wanted.tokens_per_day)
+    counts = staircase(settings).machines(traffic.tokens_per_day)
     machines = dict(zip(sorted(set(settings.hourly_load)), counts, strict=True))
     return "machines from midnight on: " + " ".join(str(machines[load]) for load in settings.hourly_load)
 
@@ -132,10 +130,10 @@ def _interval(settings: CostSettings, dearest: Fleet, cheapest: Fleet) -> Iterat
 
 def _break_even(settings: CostSettings, price: ApiPrice, crossing: BreakEven) -> str:
     if crossing.first is None or crossing.for_good is None:
-        return f"{price.name}: never; a full {settings.instance} costs more than the same tokens there"
+        return f"{price.name}: no break-even; even a full {settings.instance} costs more than the same tokens there"
     per_token = price.usd_per_request / settings.tokens_per_request
     stays = "" if crossing.first == crossing.for_good else f", for good from {millions(crossing.for_good)} on"
     return (
-        f"{price.name}: hosting is as cheap at {show_usd(crossing.first * per_token)} a day / "
+        f"{price.name}: break-even at {show_usd(crossing.first * per_token)} a day / "
         f"{show_usd(per_token * MILLION)} per 1M = {millions(crossing.first)} tokens a day{stays}"
     )

@@ -1,6 +1,6 @@
-"""The cost calculator as a widget: a skin over `costs.calculate`.
+"""The cost calculator as a widget around `costs.calculate`.
 
-calculator = show_calculator(state)     # `state`: what another calculator exported, or "" for a first question
+calculator = show_calculator(state)     # `state`: exported by another calculator; default: a first question
 calculator.result, calculator.state     # the answer and the question, in Python
 """
 
@@ -25,31 +25,31 @@ from labkit.advice.costs.prices import (
 )
 from labkit.advice.costs.settings import LOADS, NUMBERS, CostSettings, default, settings_from
 from labkit.advice.costs.throughput import Throughput, modelled_models
-from labkit.advice.form import Form, made
+from labkit.advice.form import Form, labelled
 from labkit.display import LEAVE_ARROWS
 from labkit.files import Frozen, data_path, read_yaml
 from labkit.vega import Spec, live_bundle
 
-REQUESTS, TOKENS = "requests a second", "tokens a day"
+REQUESTS, TOKENS = "requests per second", "tokens per day"
 MODELLED, MEASURED, ENTERED = "modelled GPU", "measured here", "entered"
-OWN_LOAD = "hours of your own"
+OWN_LOAD = "your own hours"
 COUNTS = {"output only": "output", "input and output": "total"}
 STYLE = {"description_width": "128px"}
 LAYOUT = {"width": "334px", "height": "28px", "margin": "1px 0"}
 SUMS, SHARING = "The sums", "Share it"
 VIEWS = {
-    "Break-even": "From which volume on hosting is cheaper",
-    "Busy share": "What idle machines do to the price of a token",
-    "What matters": "Each input, a quarter less and a quarter more of it",
-    SUMS: "Every sum, line by line",
-    SHARING: "This question as text: for a colleague, a batch run, the command line",
+    "Break-even": "The volume from which hosting is cheaper",
+    "Busy share": "How idle machines raise the price of a token",
+    "What matters": "The effect of each input, a quarter less and a quarter more",
+    SUMS: "The calculation, line by line",
+    SHARING: "This question as text, for a colleague, a batch run or the command line",
 }
 WIDTH, HEIGHT = 480, 205
 PICTURE = "345px"
 SHARE = 0.25
 HOW_TO_SHARE = (
-    "<p style='line-height:1.4;margin:2px 0'>The same question elsewhere: the lab's parameter <code>state</code>, "
-    "or <code>labkit cost --set 'state=...'</code>. Or paste another one here.</p>"
+    "<p style='line-height:1.4;margin:2px 0'>Copy the question for the lab's parameter <code>state</code> or for "
+    "<code>labkit cost --set 'state=...'</code>. Or paste another one here.</p>"
 )
 
 
@@ -142,9 +142,9 @@ class CostCalculator(Form[CostResult]):
 
     def draw(self) -> None:
         view, chart = self.view.value, self._chart()
-        if chart is not None:  # first of all: it takes the browser longest
+        if chart is not None:  # first, since the browser takes longest for it
             data, metadata = live_bundle(chart)
-            # Set at once, instead of clearing and displaying: the picture does not flicker, and one message does it.
+            # One assignment instead of clear and display avoids flicker and a second message.
             self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.table.value = answer_html(self.result)
         self.picture.layout.display = "" if chart is not None else "none"
@@ -158,11 +158,11 @@ class CostCalculator(Form[CostResult]):
             self.sums.value = f"<ol class='labkit-sums' style='{style}'>{items}</ol>"
 
     def notes(self) -> str:
-        told = filter(None, (self.result.compared, *self.result.warnings))
-        return "".join(f"<div class='labkit-note'>{escape(warning)}</div>" for warning in told)
+        notes = filter(None, (self.result.compared, *self.result.warnings))
+        return "".join(f"<div class='labkit-note'>{escape(note)}</div>" for note in notes)
 
     def _chart(self) -> Spec | None:
-        """The view's picture in the form's size, without a title: the chosen button says what it is."""
+        """Return the view's chart in the form's size, without a title: the chosen button is one."""
         view, size = self.view.value, {"width": WIDTH, "height": HEIGHT}
         if view == "Break-even":
             chart = break_even_chart(self.result)
@@ -178,12 +178,12 @@ class CostCalculator(Form[CostResult]):
         return {name: value for name, value in chart.items() if name != "title"} | size
 
     def _changed(self, name: str, change: dict[str, Any]) -> None:
-        self.ask(lambda: calculate(self._asked(name, change["new"])))
+        self.ask(lambda: calculate(self._with_field(name, change["new"])))
 
-    def _asked(self, name: str, value: Any) -> CostSettings:
+    def _with_field(self, name: str, value: Any) -> CostSettings:
         settings = self.settings
         if name in ("traffic", "volume"):
-            return self._traffic(settings)
+            return self._with_traffic(settings)
         if name == "source":
             if value == ENTERED:
                 used = settings.used_throughput
@@ -200,17 +200,17 @@ class CostCalculator(Form[CostResult]):
             return settings.changed(api=(value, *(model for model in others if model != value)))
         return settings_from({name: value}, settings)
 
-    def _traffic(self, settings: CostSettings) -> CostSettings:
-        """Another kind of traffic keeps its amount: requests a second become the tokens a day that they are."""
-        by_tokens, wanted = settings.tokens_per_day is not None, self.fields["traffic"].value == TOKENS
+    def _with_traffic(self, settings: CostSettings) -> CostSettings:
+        """Convert the volume when the kind of traffic changes, requests per second to tokens per day or back."""
+        by_tokens = settings.tokens_per_day is not None
         amount, factor = self.fields["volume"].value, 3600 * settings.hours_per_day * settings.tokens_per_request
-        if wanted:
+        if self.fields["traffic"].value == TOKENS:
             return settings.changed(tokens_per_day=amount if by_tokens else amount * factor, requests_per_s=None)
         return settings.changed(requests_per_s=round(amount / factor, 6) if by_tokens else amount, tokens_per_day=None)
 
 
 def show_calculator(state: str | Mapping[str, Any] = "", *, settings: CostSettings | None = None) -> CostCalculator:
-    """Show the calculator and return it. `state`: exported by another one, or by `labkit cost --json` (settings).
+    """Show the calculator and return it. `state`: exported by another one, or the settings of `labkit cost --json`.
 
     UsageError: a state that cannot be read.
     """
@@ -239,17 +239,16 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
     elif name in choices:
         kind, options = widgets.Dropdown, {"options": choices[name]}
     elif name in ("usd_per_hour", "tensor_parallel"):
-        kind, options = widgets.Text, {"placeholder": "of the price list" if name == "usd_per_hour" else "the fewest"}
+        kind, options = widgets.Text, {"placeholder": "price list" if name == "usd_per_hour" else "the fewest"}
     elif name in NUMBERS and isinstance(getattr(settings, name), int):
         kind = widgets.IntText
     if kind not in (widgets.FloatSlider, widgets.Dropdown):
-        options["continuous_update"] = False  # a number that is half typed is no number
-    return made(kind, field.label, field.tip or _meaning(name), style=STYLE, layout=LAYOUT, **options)
-
-
-def _meaning(name: str) -> str:
-    meaning = str(NUMBERS[name].description)
-    return f"{meaning[:1].upper()}{meaning[1:]} ({NUMBERS[name].title})"
+        options["continuous_update"] = False  # wait until the number is complete
+    tip = field.tip
+    if not tip:
+        meaning = str(NUMBERS[name].description)
+        tip = f"{meaning[:1].upper()}{meaning[1:]} ({NUMBERS[name].title})"
+    return labelled(kind, field.label, tip, style=STYLE, layout=LAYOUT, **options)
 
 
 def _machines(settings: CostSettings) -> list[tuple[str, str]]:
@@ -258,11 +257,11 @@ def _machines(settings: CostSettings) -> list[tuple[str, str]]:
         price = instance.price(settings.prices_on)
         gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
         words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
-        choices.append((f"{name if name != OWN else 'a machine of yours'}: {words}", name))
+        choices.append((f"{name if name != OWN else 'your own machine'}: {words}", name))
     return choices
 
 
-# JupyterLab's own colours, so that it can be read in light and dark; black on white elsewhere.
+# JupyterLab's own colours, legible in light and dark themes; black on white elsewhere.
 INK, LINE = "var(--jp-content-font-color1, #000)", "var(--jp-border-color2, #bbb)"
 LOOK = f"""<style>
 .labkit-costs table.labkit-answer {{width:100%;border-collapse:collapse;margin:2px 0;font-size:12px;line-height:1.25;
@@ -278,7 +277,7 @@ LOOK = f"""<style>
 
 
 def answer_html(result: CostResult) -> str:
-    """Who is cheaper, and by how much; then hosting and each API: a day, a month, 1M tokens, the break-even."""
+    """Return which side is cheaper, and a table of hosting and each API: per day, per month, 1M tokens, break-even."""
     heads = ("", "a day", "a month", "1M tokens", "hosting pays from")
     head = "".join(f"<th scope='col'>{text}</th>" for text in heads)
     rows = [_row("labkit-mine", _hosting(result)), *(_row("", _api(api)) for api in result.api)]
@@ -288,13 +287,13 @@ def answer_html(result: CostResult) -> str:
 
 
 def _sentence(result: CostResult) -> str:
-    hosted, other = result.hosted.usd_per_day, result.against.usd_per_day
+    hosting, api = result.hosted.usd_per_day, result.against.usd_per_day
     name = escape(result.against.price.name)
-    if hosted == other:
-        return f"The same: {show_usd(hosted)} a day"
-    who, less, more = ("Host it", hosted, other) if hosted < other else (f"Take {name}", other, hosted)
-    beside = name if hosted < other else "hosting"
-    return f"{who}: {show_usd(less)} a day, {beside} {show_usd(more)}"
+    if hosting == api:
+        return f"The same: {show_usd(hosting)} a day"
+    if hosting < api:
+        return f"Host it: {show_usd(hosting)} a day, {name} {show_usd(api)}"
+    return f"Take {name}: {show_usd(api)} a day, hosting {show_usd(hosting)}"
 
 
 def _row(kind: str, cells: Iterable[str]) -> str:
@@ -323,5 +322,5 @@ def _api(api: ApiCost) -> Iterable[str]:
 
 
 def _whole_usd(usd: Fraction) -> str:
-    """Without cents: those of a month would be read as precision."""
+    """Format without cents, which would suggest a precision that a month's bill does not have."""
     return f"${rounded(usd, 0):,}"

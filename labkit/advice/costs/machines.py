@@ -1,11 +1,10 @@
-"""How many machines a traffic needs, what they cost, and how busy they are. Everything is an exact fraction.
+"""Calculate how many machines the traffic needs, what they cost and how busy they are, in exact fractions.
 
-Formulas: with R requests a day, of which an hour has the share s, peak factor p, buffer b, and a machine that holds
-whole replicas and answers mu requests a second,
-    machines of an hour = max(least, ceil(R s / 3600 x p x (1 + b) / mu))
-    machine hours       = their sum over the paid hours; of a reservation the largest number, 24 hours a day
+With R requests per day, of which an hour has the share s, peak factor p, buffer b, and mu requests/s per machine:
+    machines in an hour = max(least, ceil(R s / 3600 x p x (1 + b) / mu))
+    machine hours       = their sum over the paid hours; for a reservation 24 times the largest
     utilisation         = R / (machine hours x mu x 3600)
-    cost a day          = machine hours x price + most machines x storage + engineering
+    cost per day        = machine hours x price + most machines x storage + engineering
 """
 
 import math
@@ -21,9 +20,9 @@ ROUNDS = 5000
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """The traffic: requests and tokens per day, and requests/s: the mean, and what the busiest hour is planned for.
+    """The traffic: requests and tokens per day, the mean rate, and the rate planned for the busiest hour.
 
-    `hours`: paid hours, and the share of a day's requests that each of them has to be planned for, by share.
+    `hours`: numbers of paid hours, each with the share of the day's requests that such an hour is planned for.
     """
 
     requests_per_day: Fraction
@@ -46,8 +45,7 @@ class MachineCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """Machines, GPUs and replicas of the busiest hour, dollars per day, and the share of the paid time in which they
-    compute."""
+    """Machines, GPUs and replicas in the busiest hour, dollars per day, and the busy share of the paid time."""
 
     machines: int
     gpus: int
@@ -59,7 +57,6 @@ class Fleet:
 
     @property
     def usd_per_month(self) -> Fraction:
-        """Of 730 hours, a twelfth of a year."""
         return self.usd_per_day * DAYS_PER_MONTH
 
 
@@ -69,9 +66,9 @@ def demand(settings: CostSettings) -> Demand:
         requests = exact(settings.tokens_per_day) / settings.tokens_per_request
     else:
         requests = exact(settings.requests_per_s or 0) * SECONDS_PER_HOUR * hours
-    load = Counter(exact(each) for each in settings.hourly_load)
-    total = sum((each * count for each, count in load.items()), Fraction(0))
-    by_share = [(Fraction(count), each / total) for each, count in sorted(load.items())]
+    loads = Counter(exact(load) for load in settings.hourly_load)
+    total = sum((load * count for load, count in loads.items()), Fraction(0))
+    by_share = [(Fraction(count), load / total) for load, count in sorted(loads.items())]
     by_share = by_share or [(exact(settings.paid_hours_per_day), 1 / hours)]
     busiest = by_share[-1][1]
     if settings.purchase.startswith("reserved"):
@@ -87,9 +84,9 @@ def demand(settings: CostSettings) -> Demand:
 
 
 def machine(settings: CostSettings, tokens_per_s: float | None = None) -> MachineCost:
-    """One machine of the settings, with another throughput if `tokens_per_s` says so.
+    """Return one machine of the settings, at `tokens_per_s` if given.
 
-    Where GPUs are rented one by one it has those of one replica.
+    If GPUs are rented one by one, it has the GPUs of one replica.
     """
     instance, used, per_replica = find_instance(settings.instance), settings.used_throughput, settings.replica_gpus
     times = max(1, -(-per_replica // instance.gpus)) if instance.gpus else 1
@@ -110,11 +107,11 @@ def machine(settings: CostSettings, tokens_per_s: float | None = None) -> Machin
 
 
 def hour_price(settings: CostSettings) -> Fraction:
-    """Dollars an hour of the instance: entered, or of the price list on the settings' day."""
+    """Return dollars per hour of the instance: entered, or listed for the settings' day."""
     if settings.usd_per_hour is not None:
         return exact(settings.usd_per_hour)
     price = find_instance(settings.instance).price(settings.prices_on, settings.purchase)
-    return price.usd_per_hour if price else exact(0)  # the settings have refused a machine without a price
+    return price.usd_per_hour if price else exact(0)  # CostSettings refuses a machine without a price
 
 
 def engineering_per_day(settings: CostSettings) -> Fraction:
@@ -122,27 +119,26 @@ def engineering_per_day(settings: CostSettings) -> Fraction:
 
 
 def fleet(settings: CostSettings, tokens_per_s: float | None = None) -> Fleet:
-    """The machines that the traffic needs, with another throughput if `tokens_per_s` says so."""
-    wanted, single, stairs = demand(settings), machine(settings, tokens_per_s), staircase(settings, tokens_per_s)
-    tokens = wanted.tokens_per_day
-    count, usd = max(stairs.machines(tokens)), stairs.usd_per_day(tokens)
-    hours = stairs.machine_hours(tokens)
+    """Return the machines that the traffic needs, at `tokens_per_s` if given."""
+    traffic, single, stairs = demand(settings), machine(settings, tokens_per_s), staircase(settings, tokens_per_s)
+    tokens = traffic.tokens_per_day
+    count, usd, hours = max(stairs.machines(tokens)), stairs.usd_per_day(tokens), stairs.machine_hours(tokens)
     return Fleet(
         machines=count,
         gpus=count * single.gpus,
         replicas=count * single.replicas,
         machine_hours=hours,
         usd_per_day=usd,
-        utilisation=wanted.requests_per_day / (hours * single.requests_per_s * SECONDS_PER_HOUR),
+        utilisation=traffic.requests_per_day / (hours * single.requests_per_s * SECONDS_PER_HOUR),
         usd_per_million_tokens=usd * MILLION / tokens if tokens else None,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staircase:
-    """The cost of hosting as a function of the volume: dollars a day, tokens a day.
+    """The cost of hosting in dollars per day as a function of the volume in tokens per day.
 
-    `steps`: paid hours, and the share of a machine that a token of the day's volume takes in each of them.
+    `steps`: numbers of paid hours, each with the machines that such an hour needs per token of the day's volume.
     """
 
     fixed_usd: Fraction
@@ -152,7 +148,7 @@ class Staircase:
     least: int
 
     def machines(self, tokens_per_day: Fraction) -> list[int]:
-        """Machines for a volume, in the hours of each step."""
+        """Return the machines for a volume, step by step."""
         return [max(self.least, math.ceil(tokens_per_day * share)) for _, share in self.steps]
 
     def machine_hours(self, tokens_per_day: Fraction) -> Fraction:
@@ -166,46 +162,46 @@ class Staircase:
 
 @dataclass(frozen=True, kw_only=True)
 class BreakEven:
-    """Tokens a day: `first` where hosting becomes cheaper, `for_good` from where it stays so; None: never."""
+    """Tokens per day: hosting becomes cheaper at `first` and stays cheaper from `for_good` on; None: never."""
 
     first: Fraction | None
     for_good: Fraction | None
 
 
 def staircase(settings: CostSettings, tokens_per_s: float | None = None) -> Staircase:
-    """The settings' cost of hosting for any volume of their mix and clock."""
+    """Return the cost of hosting for any volume with the settings' mix and load by hour."""
     single = machine(settings, tokens_per_s)
-    tokens_an_hour = single.requests_per_s * SECONDS_PER_HOUR * settings.tokens_per_request
+    tokens_per_hour = single.requests_per_s * SECONDS_PER_HOUR * settings.tokens_per_request
     return Staircase(
         fixed_usd=engineering_per_day(settings),
         hour_usd=single.usd_per_hour,
         storage_usd=single.storage_usd,
-        steps=tuple((hours, share / tokens_an_hour) for hours, share in demand(settings).hours),
+        steps=tuple((hours, share / tokens_per_hour) for hours, share in demand(settings).hours),
         least=settings.min_instances,
     )
 
 
 def break_even(stairs: Staircase, usd_per_token: Fraction) -> BreakEven:
-    """Where the staircase falls below the API's line.
+    """Return where the staircase falls below the API's line.
 
-    volume -> cost of it in tokens of the API never falls, so from below its iteration ends at the first point where
-    both bills are equal, and from above at the last one.
+    The map from a volume to the API tokens that its hosting would buy is monotonic. Iterated from below it ends at the
+    first volume at which both bills are equal, from above at the last.
     """
     hours = sum((hours for hours, _ in stairs.steps), Fraction(0))
     slope = sum((hours * share * stairs.hour_usd for hours, share in stairs.steps), Fraction(0))
     slope += max(share for _, share in stairs.steps) * stairs.storage_usd
-    gain, one_more = usd_per_token - slope, hours * stairs.hour_usd + stairs.storage_usd
+    gain, step_usd = usd_per_token - slope, hours * stairs.hour_usd + stairs.storage_usd
     if gain <= 0:
         return BreakEven(first=None, for_good=None)
-    least = stairs.usd_per_day(Fraction(0))
-    surely = (least + one_more) / gain
-    found = []
-    for volume in (max(least / usd_per_token, stairs.fixed_usd / gain), surely):
+    least_usd = stairs.usd_per_day(Fraction(0))
+    upper_bound = (least_usd + step_usd) / gain
+    crossings = []
+    for volume in (max(least_usd / usd_per_token, stairs.fixed_usd / gain), upper_bound):
         for _ in range(ROUNDS):
             volume, before = stairs.usd_per_day(volume) / usd_per_token, volume
             if volume == before:
                 break
-        else:  # the lines run side by side: hosting is cheaper from here on at the latest
-            volume = surely
-        found.append(volume)
-    return BreakEven(first=found[0], for_good=found[1])
+        else:  # both bills grow almost alike
+            volume = upper_bound
+        crossings.append(volume)
+    return BreakEven(first=crossings[0], for_good=crossings[1])

@@ -1,4 +1,4 @@
-"""Throughput that was measured: in a lab's record, or by `labkit load --json`. Loaded only where there are runs."""
+"""Read measured throughput from a lab's record or from the output of `labkit load --json`. Imported on demand."""
 
 import json
 import re
@@ -14,15 +14,15 @@ from labkit.models.examples import example_models
 from labkit.records.record import Record, read
 
 UNIT = "tokens/s"
-CAPACITY, MANY_USERS, ONE_USER = 3, 2, 1  # how good a measurement is as a machine's capacity
-ONE_AT_A_TIME = ("one_user", "_concurrency_1")  # endings of quantities' names
+CAPACITY, MANY_USERS, ONE_USER = 3, 2, 1  # ranks: how well a measurement shows a machine's capacity
+ONE_AT_A_TIME = ("one_user", "_concurrency_1")  # endings of the names of quantities
 
 
 def measured(where: str | Path = "") -> Throughput:
-    """The newest measured throughput of a file, a run's folder, or a folder of runs (default: runs/).
+    """Return the newest measured throughput of a file, a run's folder, or a folder of runs (default: runs/).
 
-    Repeated measurements under load come first and a single user's speed last, whatever is newer.
-    UsageError: no measured throughput there.
+    Whatever its age, a repeated measurement under load comes first, and the speed of a single user last.
+    UsageError: no measured throughput.
     """
     path = Path(where).expanduser() if where else runs_path()
     best, best_rank = None, 0
@@ -33,7 +33,7 @@ def measured(where: str | Path = "") -> Throughput:
         if best_rank == CAPACITY:
             break
     if best is None:
-        fix = "run a lab that measures one (labkit run 01), keep what labkit load --json prints, or enter it"
+        fix = "run a lab that measures it (labkit run 01), save the output of labkit load --json, or enter it"
         raise UsageError(f"{path} holds no measured throughput", remedy=fix)
     return best
 
@@ -53,20 +53,20 @@ def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
             return [(_of_load(tree, file), CAPACITY)]
         if not isinstance(tree, dict) or "lab" not in tree:
             return []
-        found = list(_of_record(read(file)))
+        throughputs = list(_of_record(read(file)))
     except (OSError, ValueError, LabkitError) as error:
         if strict:
             raise UsageError(f"{file} cannot be read: {error}", remedy="pass a record or labkit load's JSON") from error
         return []
-    return sorted(found, key=lambda ranked: (ranked[1], ranked[0].tokens_per_s), reverse=True)
+    return sorted(throughputs, key=lambda ranked: (ranked[1], ranked[0].tokens_per_s), reverse=True)
 
 
 def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
-    """What `labkit load --json` or `labkit simulate --json` printed."""
+    """Read the output of `labkit load --json` or `labkit simulate --json`."""
     value = tree["output_throughput"]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        fix = "pass what labkit load --json or labkit simulate printed"
-        raise UsageError(f"{file}: output_throughput is {value!r}", remedy=fix)
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    fix = "pass the output of labkit load --json or labkit simulate --json"
+    require(valid, f"{file}: output_throughput is {value!r}", fix=fix)
     if "tensor_parallel" in tree:
         return _of_simulation(tree, value, file)
     label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests)"
@@ -74,14 +74,14 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
 
 
 def _of_simulation(tree: Mapping[str, Any], value: float, file: Path) -> Throughput:
-    """A modelled card is no measurement; its known error is the interval."""
+    """Read a simulation: not a measurement, with the model's known error as its interval."""
     error = (tree["error"].get("capacity") or tree["error"].get("tpot") or {}).get("worst")
     card, gpus = tree["gpu"], tree["tensor_parallel"] * tree["replicas"]
-    gpu = next((one.gpu for one in instances().values() if one.card == card), card)
-    off = "error not known" if error is None else f"off by up to {error:.0%}"
+    gpu = next((instance.gpu for instance in instances().values() if instance.card == card), card)
+    accuracy = "error not known" if error is None else f"off by up to {error:.0%}"
     interval = {} if error is None else {"low": value / (1 + error), "high": value / (1 - error)}
     machine = f"{gpus} modelled {card}, {tree['model']}"
-    label = f"{tree['source']} ({file.name}; {off})"
+    label = f"{tree['source']} ({file.name}; {accuracy})"
     return Throughput(tokens_per_s=value, gpus=gpus, gpu=gpu, label=label, machine=machine, **interval)
 
 
@@ -106,29 +106,31 @@ def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
 
 
 def _known_gpu(name: str) -> str:
-    """The price list's name of a GPU that the driver calls `name`; that name itself where the list has none."""
+    """Return the price list's name for the GPU that the driver calls `name`, or else `name`."""
     known = dict.fromkeys(instance.gpu for instance in instances().values() if instance.gpu)
     return next((gpu for gpu in known if re.search(rf"\b{gpu}\b", name)), name)
 
 
 def measured_instance(throughput: Throughput) -> str:
-    """The instance that is nearest to the machine on which a throughput was measured; `own` where none is like it.
+    """Return the instance nearest to the machine on which a throughput was measured, or `own` if none is similar.
 
-    UsageError: nothing says which machine it was.
+    UsageError: the machine is not known.
     """
     fix = "set instance to that machine, or to own with its usd_per_hour"
-    what = f"nothing says on which machine this was measured: {throughput.label}"
+    what = f"the machine on which this was measured is not known: {throughput.label}"
     require(bool(throughput.machine), what, fix=fix)
     if throughput.gpus == 0:
         return next(name for name, instance in instances().items() if not instance.gpus and name != OWN)
-    fitting = {name: one for name, one in instances().items() if one.gpu and one.gpu == throughput.gpu}
-    same_memory = [name for name, one in fitting.items() if f"{one.gpu_gb:g}GB" in throughput.machine.replace(" ", "")]
-    same_number = [name for name in same_memory or fitting if fitting[name].gpus == throughput.gpus]
-    return next(iter([*same_number, *same_memory, *fitting, OWN]))
+    machine = throughput.machine.replace(" ", "")
+    same_gpu = {
+        name: instance for name, instance in instances().items() if instance.gpu and instance.gpu == throughput.gpu
+    }
+    same_memory = [name for name, instance in same_gpu.items() if f"{instance.gpu_gb:g}GB" in machine]
+    same_number = [name for name in same_memory or same_gpu if same_gpu[name].gpus == throughput.gpus]
+    return next(iter([*same_number, *same_memory, *same_gpu, OWN]))
 
 
 def measured_model_gb(throughput: Throughput) -> float | None:
-    """The 16-bit weights of the model that was measured; None for a model that is not among the examples."""
-    models = example_models().items()
-    known = (model for name, model in models if name.lower() in throughput.machine.lower())
-    return next((round(2 * (model.parameters or 0) / 1e9, 2) for model in known), None)
+    """Return the 16-bit weights of the measured model in GB, or None if it is not an example model."""
+    models = (model for name, model in example_models().items() if name.lower() in throughput.machine.lower())
+    return next((round(2 * (model.parameters or 0) / 1e9, 2) for model in models), None)

@@ -16,27 +16,27 @@ from labkit.files import Frozen, data_path, read_yaml, validated
 
 MILLION = 1_000_000
 SECONDS_PER_HOUR = 3600
-NOTHING = Fraction(1, 10**12)  # of a dollar, or of whatever is shown: anything smaller is shown as zero
+NOTHING = Fraction(1, 10**12)  # smaller amounts are shown as zero
 DAYS_PER_MONTH = Fraction(365, 12)  # a month is 730 hours, as on cloud bills
 OWN = "own"
-"""The machine, or the API, whose price the user enters."""
+"""The machine or API whose price the user enters."""
 
 Purchase = Literal["on_demand", "spot", "reserved_1y", "reserved_3y"]
 PURCHASES: tuple[Purchase, ...] = get_args(Purchase)
 
 
 def exact(value: int | float | str | Decimal | Fraction) -> Fraction:
-    """The number as written: 0.1 is a tenth, not the binary fraction nearest to it."""
+    """Return the number as written: 0.1 is a tenth, not the nearest binary fraction."""
     return value if isinstance(value, Fraction) else Fraction(str(value))
 
 
 def rounded(value: Fraction, digits: int) -> Decimal:
-    """The value with `digits` decimals, half of the last one rounded up."""
+    """Round to `digits` decimals, half up."""
     return Decimal(math.floor(value * 10**digits + Fraction(1, 2))).scaleb(-digits)
 
 
 def show_usd(usd: Fraction) -> str:
-    """ "$1,234.56"; an amount below a dime with three significant digits, since cents would hide it."""
+    """Format as "$1,234.56", amounts below 10 cents with three significant digits."""
     if NOTHING < abs(usd) < Fraction(1, 10):
         digits = 2 - math.floor(math.log10(abs(usd)))
         return f"${rounded(usd, digits).normalize():f}"
@@ -44,7 +44,7 @@ def show_usd(usd: Fraction) -> str:
 
 
 def show_number(value: Fraction | float) -> str:
-    """Whole numbers with commas, others with up to four significant digits."""
+    """Format whole numbers with commas, others with up to four significant digits."""
     number = exact(value)
     if number.denominator == 1 or abs(number) >= 100_000 or abs(number) < NOTHING:
         return f"{math.floor(number + Fraction(1, 2)):,}"
@@ -60,7 +60,7 @@ Money = Annotated[Fraction, BeforeValidator(exact)]
 
 
 class HourPrice(Frozen):
-    """The price of an hour until a day (None: still), how it is bought, the day it was read, and its source."""
+    """The price per hour for one way to buy, valid until `until` (None: today), with source and day of reading."""
 
     usd_per_hour: Money
     read: date
@@ -74,9 +74,9 @@ class HourPrice(Frozen):
 
 
 class Instance(Frozen):
-    """A machine to rent, whole, or by the GPU up to `most` in one machine. Without a GPU `gpu` is empty.
+    """A machine for rent, whole or by the GPU (up to `most` in one machine). `gpu` is empty if it has none.
 
-    `gpu_gb` is one GPU's memory in 10^9 bytes, `card` its name in data/gpus.yaml.
+    `gpu_gb`: the memory of one GPU in 10^9 bytes; `card`: its name in data/gpus.yaml.
     """
 
     gpus: int
@@ -87,13 +87,13 @@ class Instance(Frozen):
     prices: tuple[HourPrice, ...]
 
     def price(self, on: date, purchase: str = "on_demand") -> HourPrice | None:
-        """The price on a day; None where it is not known."""
+        """Return the price on a day, or None if it is unknown."""
         valid = (price for price in self.prices if price.until is None or on <= price.until)
         return next((price for price in valid if price.purchase == purchase), None)
 
 
 class KnownModel(Frozen):
-    """A model of the genai-prices catalogue that the calculator offers. `like`: a modelled model of its size."""
+    """A model in the genai-prices catalogue that the calculator offers. `like`: the modelled model of its size."""
 
     name: str
     kind: Literal["closed", "open"]
@@ -101,7 +101,7 @@ class KnownModel(Frozen):
 
 
 class DatedModel(KnownModel):
-    """A model with its price per million tokens on a day, and what became of it since."""
+    """A model with its prices per million tokens on a past day; `since` says what has happened to them."""
 
     input_usd_per_million: Money
     output_usd_per_million: Money
@@ -131,17 +131,17 @@ def dated_models() -> Mapping[str, DatedModel]:
 
 
 def known_models() -> Mapping[str, KnownModel]:
-    """Today's models that are offered by name, by id (`provider/model`)."""
+    """Return the current models that are offered by name, by id (`provider/model`)."""
     return _models().catalogue
 
 
 def models_like(model: str) -> tuple[str, ...]:
-    """The hosted models of the same size as a modelled model."""
+    """Return the hosted models of the same size as a modelled model."""
     return tuple(name for name, known in known_models().items() if known.like and known.like == model)
 
 
 def find_instance(name: str) -> Instance:
-    """The machine of a name. UsageError for an unknown one, with the nearest name."""
+    """Return the machine by name. UsageError for an unknown name, with the nearest one."""
     if name not in instances():
         raise UsageError(f"there is no instance {name!r} in the price list", remedy=did_you_mean(name, instances()))
     return instances()[name]
@@ -154,7 +154,7 @@ def model_name(model: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ApiPrice:
-    """The exact price of one request at an API, the sum in words, its source, and what limits it."""
+    """The exact price of one request at an API, with the calculation, the source and its limits."""
 
     id: str
     name: str
@@ -165,7 +165,7 @@ class ApiPrice:
 
 
 class OwnPrices(Frozen):
-    """An API's prices as the user entered them, dollars per million tokens. Without `cached` a hit costs `input`."""
+    """Prices per million tokens that the user entered. Without `cached`, cached input costs as much as other input."""
 
     input: Money
     output: Money
@@ -182,42 +182,43 @@ def price_of_request(
     batch: bool = False,
     own: OwnPrices | None = None,
 ) -> ApiPrice:
-    """The price of one request at `model` on a day: a model of data/prices/api.yaml, `own`, or any `provider/model`.
+    """Return the price of one request on a day at a model of data/prices/api.yaml, `own`, or any `provider/model`.
 
-    `cached_tokens` of the input are read from the prompt cache; writes to it are not priced. `batch`: at the batch
-    price. UsageError for an unknown model. Long prompts may cost more per token.
+    `cached_tokens` of the input are read from the prompt cache; cache writes are not priced. Long prompts may cost
+    more per token. UsageError: an unknown model.
     """
     tokens = (input_tokens, cached_tokens, output_tokens)
     if model == OWN and own is not None:
-        return _by_sum(OWN, "API at your prices", own, tokens, batch, "entered")
+        return _multiply(OWN, "API at your prices", own, tokens, batch, "entered")
     if model in dated_models():
         dated = dated_models()[model]
         prices = OwnPrices(input=dated.input_usd_per_million, output=dated.output_usd_per_million)
-        return _by_sum(model, dated.name, prices, tokens, batch, f"{dated.source} ({dated.day}; {dated.since})")
+        return _multiply(model, dated.name, prices, tokens, batch, f"{dated.source} ({dated.day}; {dated.since})")
     fix = "set api_input_usd_per_million and api_output_usd_per_million"
     require(model != OWN, "the API 'own' has no prices", fix=fix)
     usd, notes = _catalogue_price(model, tokens, batch, on)
     cached = f" ({cached_tokens:,} of them cached)" if cached_tokens else ""
-    how = f"{' in a batch' if batch else ''}, priced by {_catalogue_version()}"
+    mode = " in a batch" if batch else ""
     return ApiPrice(
         id=model,
         name=model_name(model),
         usd_per_request=usd,
-        words=f"a request with {input_tokens:,} tokens in{cached} and {output_tokens:,} out{how}",
+        words=f"a request with {input_tokens:,} tokens in{cached} and {output_tokens:,} out{mode}, priced by "
+        f"{_catalogue_version()}",
         source=f"{_catalogue_version()}, as of {on}",
         notes=notes,
     )
 
 
-def _by_sum(
+def _multiply(
     model: str, name: str, prices: OwnPrices, tokens: tuple[int, int, int], batch: bool, source: str
 ) -> ApiPrice:
-    read, cached, written = tokens
-    notes: tuple[str, ...] = (f"{name}: no batch price is known; the sum is without one.",) if batch else ()
+    inputs, cached, outputs = tokens
+    notes: tuple[str, ...] = (f"{name}: no batch price is known; the standard price is used.",) if batch else ()
     if cached and prices.cached is None:
         notes += (f"{name}: no price of cached input is known; it is counted as input.",)
         cached = 0
-    parts = [(read - cached, prices.input), (cached, prices.cached or prices.input), (written, prices.output)]
+    parts = [(inputs - cached, prices.input), (cached, prices.cached or prices.input), (outputs, prices.output)]
     shown = [f"{count:,} x {show_usd(usd)}" for count, usd in parts if count or usd is not parts[1][1]]
     return ApiPrice(
         id=model,
@@ -240,7 +241,7 @@ def _catalogue_version() -> str:
 def _catalogue_price(
     model: str, tokens: tuple[int, int, int], batch: bool, on: date
 ) -> tuple[Fraction, tuple[str, ...]]:
-    """The catalogue's price, and which discounts it does not list: it then takes the full price without a word."""
+    """Return the catalogue's price, with notes on discounts that it does not list (it then takes the full price)."""
     from genai_prices import Usage, calc_price
 
     known = [*dated_models(), *known_models()]
@@ -269,7 +270,7 @@ def _catalogue_price(
 
 @cache
 def _providers() -> frozenset[str]:
-    # calc_price passes over an unknown provider and guesses one from the model's name.
+    # calc_price ignores an unknown provider and guesses one from the model's name.
     from genai_prices import data_snapshot
 
     return frozenset(provider.id for provider in data_snapshot.get_snapshot().providers)

@@ -1,4 +1,4 @@
-"""What decides: each input lowered and raised, and the value of each at which the cheaper side changes."""
+"""Vary each input of the calculator: how far it moves the answer, and the value at which the cheaper side changes."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from labkit.advice.costs.prices import PURCHASES, exact, find_instance, show_num
 from labkit.advice.costs.settings import NUMBERS, CostSettings
 from labkit.errors import UsageError, require
 
-# The inputs that are lowered and raised, with their names for a reader.
 INPUTS = {
     "traffic": "traffic",
     "throughput": "throughput",
@@ -27,12 +26,13 @@ INPUTS = {
     "engineering_hours_per_month": "people's hours",
     "api_price": "API's price",
 }
-FARTHEST, STEPS, HALVINGS = 20.0, 24, 12  # a flip is looked for up to 20 times less and more
+"""The inputs that are varied, with their names for readers."""
+FARTHEST, STEPS, HALVINGS = 20.0, 24, 12  # search for flips up to 20 times less and more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swing:
-    """One input, lowered and raised: the cost of hosting over the API's with each."""
+    """The cost of hosting over the API's, with one input lowered and raised."""
 
     name: str
     lowered: float
@@ -40,13 +40,13 @@ class Swing:
 
     @property
     def width(self) -> float:
-        """How far the answer moves, as a factor of 1 or more."""
+        """The larger ratio over the smaller one."""
         return max(self.lowered, self.raised) / min(self.lowered, self.raised)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """A setting that changes which side is cheaper, from its value to the nearest one that does."""
+    """A setting that alone changes which side is cheaper: its value, and the nearest value that does."""
 
     setting: str
     now: float | str
@@ -59,11 +59,11 @@ class Flip:
 
 
 def sensitivity(settings: CostSettings, *, share: float = 0.25) -> tuple[Swing, ...]:
-    """Every input lowered and raised by `share` (0 to below 1), the one that moves the answer most first.
+    """Lower and raise every input by `share`; return the widest swing first, without inputs that cannot be varied.
 
-    Inputs that cannot be both are left out. UsageError where the first API's bill is 0.
+    UsageError: the first API's bill is 0, or a share that is not between 0 and 1.
     """
-    require(0 < share < 1, f"the share is {share:g}", fix="give one above 0 and below 1, such as 0.25")
+    require(0 < share < 1, f"the share is {share:g}", fix="pass a share above 0 and below 1, such as 0.25")
     _ratio(settings)
     swings = []
     for name, words in INPUTS.items():
@@ -74,23 +74,23 @@ def sensitivity(settings: CostSettings, *, share: float = 0.25) -> tuple[Swing, 
 
 
 def flips(settings: CostSettings) -> tuple[Flip, ...]:
-    """The settings that alone change which side is cheaper; none where the first API's bill is 0."""
+    """Return the settings that alone change which side is cheaper; none if the first API's bill is 0."""
     price = request_price(settings, settings.api[0])
     if not price.usd_per_request or not demand(settings).requests_per_day:
         return ()
     hosting = _ratio(settings) < 1
-    then = f"{price.name} is cheaper" if hosting else "hosting is cheaper"
+    cheaper = f"{price.name} is cheaper" if hosting else "hosting is cheaper"
     numbers = (
-        Flip(setting=words, now=_value(settings, name, 1), to=_value(settings, name, factor), cheaper=then)
+        Flip(setting=words, now=_value(settings, name, 1), to=_value(settings, name, factor), cheaper=cheaper)
         for name, words in INPUTS.items()
         if (factor := _flipping(settings, name, hosting)) is not None
     )
-    others = [
-        Flip(setting=name, now=_word(getattr(settings, name)), to=_word(value), cheaper=then)
+    choices = (
+        Flip(setting=name, now=_word(getattr(settings, name)), to=_word(value), cheaper=cheaper)
         for name, value in _choices(settings)
         if (_ratio(settings.changed(**{name: value})) < 1) != hosting
-    ]
-    return (*numbers, *others)
+    )
+    return (*numbers, *choices)
 
 
 def _word(value: Any) -> str:
@@ -103,13 +103,13 @@ def _choices(settings: CostSettings) -> Iterator[tuple[str, Any]]:
         yield "cached_input", 0.9
     instance = find_instance(settings.instance)
     if settings.usd_per_hour is None:
-        known = (purchase for purchase in PURCHASES if instance.price(settings.prices_on, purchase))
-        yield from (("purchase", purchase) for purchase in known if purchase != settings.purchase)
+        priced = (purchase for purchase in PURCHASES if instance.price(settings.prices_on, purchase))
+        yield from (("purchase", purchase) for purchase in priced if purchase != settings.purchase)
 
 
 def _flipping(settings: CostSettings, name: str, hosting: bool) -> float | None:
-    """The factor nearest to 1 that changes the cheaper side, up to FARTHEST."""
-    found = []
+    """Return the factor nearest to 1 that changes the cheaper side, up to FARTHEST."""
+    factors = []
     for direction in (1, -1):
         before = 1.0
         for step in range(1, STEPS + 1):
@@ -122,10 +122,10 @@ def _flipping(settings: CostSettings, name: str, hosting: bool) -> float | None:
                     middle = math.sqrt(before * factor)
                     flipped = (_ratio(settings, name, middle) < 1) != hosting
                     before, factor = (before, middle) if flipped else (middle, factor)
-                found.append(factor)
+                factors.append(factor)
                 break
             before = factor
-    return min(found, key=lambda factor: abs(math.log(factor)), default=None)
+    return min(factors, key=lambda factor: abs(math.log(factor)), default=None)
 
 
 def _value(settings: CostSettings, name: str, factor: float) -> float:
@@ -144,7 +144,7 @@ def _field(settings: CostSettings, name: str) -> str:
 
 
 def _ratio(settings: CostSettings, name: str = "", factor: float = 1) -> float:
-    """Cost of hosting over the cost at the first API, with one input multiplied."""
+    """Return the cost of hosting over that of the first API, with one input multiplied."""
     api_factor, tokens_per_s = Fraction(1), None
     if name == "api_price":
         api_factor = exact(factor)
@@ -155,13 +155,12 @@ def _ratio(settings: CostSettings, name: str = "", factor: float = 1) -> float:
         settings = settings.changed(**{field: _changed_value(settings, field, factor)})
     price = request_price(settings, settings.api[0])
     bill = price.usd_per_request * demand(settings).requests_per_day * api_factor
-    fix = "raise the traffic, or take another API"
-    require(bill > 0, f"{price.name} costs nothing for this traffic", fix=fix)
+    require(bill > 0, f"{price.name} costs nothing for this traffic", fix="raise the traffic, or take another API")
     return float(fleet(settings, tokens_per_s).usd_per_day / bill)
 
 
 def _tried(settings: CostSettings, name: str, factor: float) -> float | None:
-    """As `_ratio`; None for a question that has no answer, such as one outside of what was modelled."""
+    """Return `_ratio`, or None for settings that the calculator refuses."""
     try:
         return _ratio(settings, name, factor)
     except UsageError:
@@ -169,7 +168,7 @@ def _tried(settings: CostSettings, name: str, factor: float) -> float | None:
 
 
 def _changed_value(settings: CostSettings, name: str, factor: float) -> float:
-    """A day has 24 hours, machines run at least as long as requests come, and a request has a token."""
+    """Multiply a setting within its range; machines are paid for at least the hours of traffic."""
     value = hour_price(settings) if name == "usd_per_hour" else exact(getattr(settings, name))
     low, high = limits(NUMBERS[name])
     if name == "paid_hours_per_day":

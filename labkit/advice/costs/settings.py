@@ -1,4 +1,4 @@
-"""The calculator's question: traffic, machine, throughput, prices. Checked here for every caller."""
+"""The calculator's settings: traffic, machine, throughput and prices, validated for every caller."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from labkit.files import read_state
 HOURS = 24.0
 MODEL, INSTANCE = "llama-3.1-8b", "rented-h100"
 SMALL_CLOSED = ("openai/gpt-6-luna", "openai/gpt-5.4-nano")
-# Requests of each hour over those of the busiest; assumptions: take your own log's counts where you have them.
+# Requests of each hour relative to the busiest. These shapes are assumptions: better use the counts of your own log.
 LOADS: Mapping[str, tuple[float, ...]] = {
     "flat": (),
     "office": (0.1,) * 8 + (1.0,) * 10 + (0.1,) * 6,
@@ -26,7 +26,7 @@ LOADS: Mapping[str, tuple[float, ...]] = {
     "nights": (1.0,) * 6 + (0.0,) * 16 + (1.0,) * 2,
 }
 ROOM = 0.8
-"""Largest share of the GPUs' memory that the weights may take: vLLM uses 0.9 of it, and the KV cache needs room."""
+"""Largest share of the GPUs' memory for weights: vLLM uses 0.9 of it, and the KV cache needs room."""
 
 
 def _names(value: Any) -> Any:
@@ -40,57 +40,55 @@ def _hours(value: Any) -> tuple[float, ...]:
 
 
 class CostSettings(Checked):
-    """One question to the calculator.
+    """The settings of one calculation. UsageError: impossible values, with the number and the remedy.
 
-    Traffic is `requests_per_s` or `tokens_per_day`, one of the two; `hourly_load` distributes it over a day (24 numbers
-    or a name of LOADS). `throughput` None: the modelled GPU's for `model`. `api`: models to compare with, the first one
-    for the break-even; `own` is the one at the user's prices. `prices_on`: the day whose prices count.
-    UsageError: what cannot be, with number and remedy.
+    Set either `requests_per_s` or `tokens_per_day`; `hourly_load` (24 numbers or a name of LOADS) distributes it over a
+    day. `throughput` None: that of the modelled GPU for `model`. `api`: models to compare with, the first for the
+    break-even; `own` has the user's prices.
     """
 
-    requests_per_s: float | None = quantity(0, 1e7, "requests/s", "mean arrivals a second while requests come")
-    tokens_per_day: float | None = quantity(0, 1e15, "tokens", "input and output tokens a day; needs the mix")
-    input_tokens: int | None = quantity(0, 1e7, "tokens a request", "input: prompt, documents, history")
-    output_tokens: int | None = quantity(0, 1e7, "tokens a request", "output: the answer")
-    cached_input: float = quantity(0, 1e7, "share, or tokens above 1", "input that is read from the prompt cache", 0.0)
+    requests_per_s: float | None = quantity(0, 1e7, "requests/s", "mean arrivals per second while requests come")
+    tokens_per_day: float | None = quantity(0, 1e15, "tokens", "input and output tokens per day; needs the mix")
+    input_tokens: int | None = quantity(0, 1e7, "tokens per request", "input: prompt, documents, history")
+    output_tokens: int | None = quantity(0, 1e7, "tokens per request", "output: the answer")
+    cached_input: float = quantity(0, 1e7, "share, or tokens above 1", "input read from the prompt cache", 0.0)
     batch: bool = Field(default=False, description="requests that may wait, at the batch price")
     hourly_load: Annotated[tuple[float, ...], BeforeValidator(_hours)] = Field(
         default=(), description=f"requests of each of 24 hours, as numbers or as one of {', '.join(LOADS)}"
     )
-    hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which requests come", HOURS)
+    hours_per_day: float = quantity(0.01, HOURS, "h", "hours per day with requests", HOURS)
     peak_factor: float = quantity(1, 1000, "x", "arrivals in the busiest minutes, as a multiple of the mean", 1.0)
-    buffer: float = quantity(0, 100, "share of the peak", "capacity held above the peak, for bursts and failures", 0.0)
+    buffer: float = quantity(0, 100, "share of the peak", "spare capacity above the peak, for bursts and failures", 0.0)
     instance: str
     purchase: Purchase = Field(default="on_demand", description="how the machine is bought")
     usd_per_hour: float | None = quantity(0, 1e6, "$/h of one machine", "your own price; without it the price list's")
-    paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours a day in which machines run and are paid", HOURS)
-    min_instances: int = quantity(1, 1e6, "machines", "machines at least: two survive the loss of one", 1)
+    paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours per day in which machines run and are paid", HOURS)
+    min_instances: int = quantity(1, 1e6, "machines", "fewest machines: two survive the loss of one", 1)
     model: str = MODEL
     throughput: Throughput | None = None
     tensor_parallel: int | None = quantity(1, 1024, "GPUs", "GPUs of one replica; without it the fewest that fit")
     model_gb: float | None = quantity(0, 1e6, "GB", "size of the weights; without it the modelled model's, in 16 bits")
     storage_usd_per_gb_month: float = quantity(0, 1000, "$/GB and month", "price of storage; an assumption", 0.0)
-    engineering_hours_per_month: float = quantity(0, 1e6, "h a month", "people's time, without a rota on call", 0.0)
-    engineer_usd_per_hour: float = quantity(0, 1e5, "$/h", "what an hour of theirs costs; an assumption", 0.0)
+    engineering_hours_per_month: float = quantity(0, 1e6, "h per month", "engineers' time, without on-call duty", 0.0)
+    engineer_usd_per_hour: float = quantity(0, 1e5, "$/h", "cost of an engineer's hour; an assumption", 0.0)
     api: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(description="models, such as openai/gpt-5.4-nano")
     api_input_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of input")
     api_output_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of output")
     api_cached_usd_per_million: float | None = quantity(0, 1e6, "$/1M tokens", "your own API price of cached input")
-    prices_on: date = Field(description="the day whose prices count, such as 2026-11-24")
+    prices_on: date = Field(description="the day of the prices, such as 2026-11-24")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        given = "neither" if self.requests_per_s is None else "both"
-        one = (self.requests_per_s is None) != (self.tokens_per_day is None)
-        require(one, f"{given} of requests_per_s and tokens_per_day is set", fix="set one of them: the traffic")
+        count = "neither" if self.requests_per_s is None else "both"
+        valid = (self.requests_per_s is None) != (self.tokens_per_day is None)
+        require(valid, f"{count} of requests_per_s and tokens_per_day is set", fix="set one of them: the traffic")
         missing = " and ".join(name for name in ("input_tokens", "output_tokens") if getattr(self, name) is None)
         what = f"the mix is missing ({missing}): input and output tokens have different prices"
-        require(
-            not missing, what, fix="set input_tokens and output_tokens of a request, such as 3 and 1 for a mix of 3:1"
-        )
+        fix = "set input_tokens and output_tokens of a request, such as 3 and 1 for a mix of 3:1"
+        require(not missing, what, fix=fix)
         require(self.tokens_per_request > 0, "a request has 0 tokens", fix="set input_tokens or output_tokens above 0")
         hours, paid = self.hours_per_day, self.paid_hours_per_day
-        what = f"requests come in {hours:g} hours a day and the machines are paid for only {paid:g}"
+        what = f"requests come in {hours:g} hours per day and the machines are paid for only {paid:g}"
         require(paid >= hours, what, fix="raise paid_hours_per_day, or lower hours_per_day")
         what = f"cached_input is {self.cached_input:g} tokens of {self.input_tokens}"
         fix = "give a share from 0 to 1, or tokens up to input_tokens"
@@ -103,18 +101,18 @@ class CostSettings(Checked):
         return self
 
     def _check_load(self, load: tuple[float, ...]) -> None:
-        fix = f"give 24 of 0 and more, one above 0, or a name: {', '.join(LOADS)}"
-        right = len(load) == HOURS and min(load) >= 0 and 0 < sum(load) < math.inf
-        require(right, f"hourly_load has {len(load)} numbers with a sum of {sum(load):g}", fix=fix)
-        what = "hourly_load says when requests come, and hours_per_day or paid_hours_per_day says so, too"
+        fix = f"give 24 numbers from 0, at least one above 0, or a name: {', '.join(LOADS)}"
+        valid = len(load) == HOURS and min(load) >= 0 and 0 < sum(load) < math.inf
+        require(valid, f"hourly_load has {len(load)} numbers with a sum of {sum(load):g}", fix=fix)
+        what = "hourly_load sets the hours of the requests, and so does hours_per_day or paid_hours_per_day"
         alone = self.hours_per_day == self.paid_hours_per_day == HOURS
         require(alone, what, fix="leave both at 24; an hour without requests is a 0 in hourly_load")
 
     def _check_price(self) -> None:
         instance = find_instance(self.instance)
-        known = " or ".join(name for name in PURCHASES if instance.price(self.prices_on, name))
+        listed = " or ".join(name for name in PURCHASES if instance.price(self.prices_on, name))
         priced = self.usd_per_hour is not None or instance.price(self.prices_on, self.purchase) is not None
-        fix = f"set usd_per_hour{f', or purchase to {known}' if known else ''}"
+        fix = f"set usd_per_hour{f', or purchase to {listed}' if listed else ''}"
         require(priced, f"the price of {self.instance!r} {self.purchase} is not known", fix=fix)
 
     def _check_throughput(self) -> None:
@@ -125,10 +123,10 @@ class CostSettings(Checked):
         if not instance.gpus:
             return
         what = f"the throughput is of {used.gpu} and {self.instance} has {instance.gpu}: {used.label}"
-        fix = "measure or enter it for this machine, or name one with that GPU"
+        fix = "measure or enter it for this machine, or choose an instance with that GPU"
         require(used.gpu in ("", instance.gpu), what, fix=fix)
         what = f"the throughput was measured without a GPU ({used.machine}) and {self.instance} has {instance.gpu}"
-        fix = "set instance to a machine like the one that was measured, such as m7g.large"
+        fix = "set instance to a machine like the measured one, such as m7g.large"
         require(not used.machine or used.gpus > 0, what, fix=fix)
         gpus, most = self.replica_gpus, instance.most or instance.gpus
         fix = "take a machine with more or larger GPUs, or a smaller tensor_parallel or model_gb"
@@ -136,28 +134,28 @@ class CostSettings(Checked):
         weights, memory = self.weights_gb, gpus * instance.gpu_gb
         what = f"{weights:g} GB of weights do not fit into {gpus} x {instance.gpu_gb:g} GB"
         require(weights < memory, what, fix="raise tensor_parallel, or take larger GPUs")
-        fix = "measure a replica of that size, or set tensor_parallel to what was measured"
+        fix = "measure a replica of that size, or set tensor_parallel to the measured number"
         what = f"the throughput is of {used.gpus} GPUs and a replica takes {gpus}"
         require(used.gpus % gpus == 0, what, fix=fix)
 
     @cached_property
     def modelled_replica(self) -> ModelledReplica | None:
-        """The replica of the modelled GPU whose throughput counts; None where one was measured or entered."""
+        """The modelled replica whose throughput is used; None if the throughput was measured or entered."""
         if self.throughput is not None:
             return None
         replicas, card = modelled_replicas(self.model), find_instance(self.instance).card
         for replica in replicas:
             if replica.card == card and self.tensor_parallel in (None, replica.tensor_parallel):
                 return replica
-        known = ", ".join(f"{row.tensor_parallel} x {row.card}" for row in replicas)
-        known = f"modelled are {known}" if known else f"modelled models: {did_you_mean(self.model, modelled_models())}"
+        cards = ", ".join(f"{row.tensor_parallel} x {row.card}" for row in replicas)
+        known = f"modelled are {cards}" if cards else f"modelled models: {did_you_mean(self.model, modelled_models())}"
         size = f" with tensor_parallel={self.tensor_parallel}" if self.tensor_parallel else ""
         fix = f"measure it (throughput_from: labkit load's JSON or a record), or enter throughput_tokens_per_s; {known}"
         raise UsageError(f"no throughput is known for {self.model} on {self.instance}{size}", remedy=fix)
 
     @cached_property
     def used_throughput(self) -> Throughput:
-        """The throughput that counts: measured or entered, else modelled for these requests."""
+        """The throughput, measured or entered; else modelled for these requests."""
         replica = self.modelled_replica
         if replica is None:
             return cast(Throughput, self.throughput)
@@ -166,7 +164,7 @@ class CostSettings(Checked):
 
     @property
     def weights_gb(self) -> float:
-        """The weights of one replica in GB; 0 where nothing is known of them."""
+        """The weights of one replica in GB; 0 if they are unknown."""
         if self.model_gb is not None:
             return self.model_gb
         replica = self.modelled_replica
@@ -186,31 +184,31 @@ class CostSettings(Checked):
 
     @property
     def cached_tokens(self) -> int:
-        """Input tokens of a request that are read from the cache."""
+        """Input tokens per request that are read from the cache."""
         return round(self.cached_input * (self.input_tokens or 0) if self.cached_input <= 1 else self.cached_input)
 
     @property
     def own_prices(self) -> OwnPrices | None:
-        """The API's prices that were entered, or None."""
-        read, written = self.api_input_usd_per_million, self.api_output_usd_per_million
-        if read is None or written is None:
+        """The API prices that the user entered, or None."""
+        inputs, outputs = self.api_input_usd_per_million, self.api_output_usd_per_million
+        if inputs is None or outputs is None:
             return None
         cached = self.api_cached_usd_per_million
-        return OwnPrices(input=exact(read), output=exact(written), cached=None if cached is None else exact(cached))
+        return OwnPrices(input=exact(inputs), output=exact(outputs), cached=None if cached is None else exact(cached))
 
     @property
     def tokens_per_request(self) -> int:
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings flat, as the command line and a notebook's `state` take them, without those that are not set."""
+        """Return all settings that are set, flat, as the command line and a notebook's `state` take them."""
         flat = self.model_dump(mode="json", exclude={"throughput"})
         throughput = self.throughput.model_dump() if self.throughput else {}
         flat |= {f"throughput_{name}": value for name, value in throughput.items()}
         return {name: value for name, value in flat.items() if value not in (None, "", [])}
 
     def to_json(self) -> str:
-        """The settings as one line of JSON: paste it as the parameter `state`, or give it to a colleague."""
+        """Return the settings as one line of JSON, for the parameter `state`."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
@@ -223,9 +221,9 @@ SETTINGS = [
 
 
 def default(*, prices_on: date | None = None, throughput: Throughput | None = None) -> CostSettings:
-    """A small service to begin with: an 8B on one modelled H100 against hosted models of its class.
+    """Return the settings of a small service: an 8B on one modelled H100, compared with hosted models of its size.
 
-    With a `throughput`: on the machine of the price list that is nearest to the one it was measured on.
+    With a measured `throughput`: on the listed machine nearest to the one on which it was measured.
     """
     instance, model_gb = INSTANCE, None
     if throughput:
@@ -241,7 +239,7 @@ def default(*, prices_on: date | None = None, throughput: Throughput | None = No
         instance=instance,
         throughput=throughput,
         model_gb=model_gb,
-        api=api_like(MODEL),
+        api=_api_like(MODEL),
         storage_usd_per_gb_month=0.08,
         engineering_hours_per_month=10.0,
         engineer_usd_per_hour=100.0,
@@ -250,16 +248,16 @@ def default(*, prices_on: date | None = None, throughput: Throughput | None = No
 
 
 def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -> CostSettings:
-    """`start` (by default `default()`) with the values of `given`: settings by name, `state` (JSON or a mapping) first.
+    """Apply the settings in `given` to `start` (default: `default()`), those in `state` (JSON or a mapping) first.
 
-    `throughput_from` reads a record or a folder; "modelled" takes the modelled GPU's. A machine that is not named
-    follows what was measured. UsageError: an unknown name, a wrong type, what cannot be.
+    `throughput_from`: a record, a folder of records, or "modelled". If `instance` is not set, it follows the
+    measurement. UsageError: an unknown name, a wrong type, an impossible value.
     """
     values = dict(given)
     state = read_state(values.pop("state", None))
-    if state:  # what an exported question does not set, it has not
-        blank = dict.fromkeys(name for name in NUMBERS if name.startswith(("usd_", "tensor_", "model_", "api_")))
-        start = settings_from({**blank, "throughput_from": "modelled", **state}, start)
+    if state:  # a setting that an exported state does not name is unset
+        unset = dict.fromkeys(name for name in NUMBERS if name.startswith(("usd_", "tensor_", "model_", "api_")))
+        start = settings_from({**unset, "throughput_from": "modelled", **state}, start)
     for name in values:
         if name not in SETTINGS:
             raise UsageError(f"the cost calculator has no setting {name!r}", remedy=did_you_mean(name, SETTINGS))
@@ -271,25 +269,25 @@ def settings_from(given: Mapping[str, Any], start: CostSettings | None = None) -
         nearest = default(throughput=throughput)
         changes = {"instance": nearest.instance, "model_gb": nearest.model_gb, "tensor_parallel": None, **changes}
     start = start or default()
-    return start.changed(**_api(_one_traffic(changes), start))
+    return start.changed(**_with_api(_with_one_traffic(changes), start))
 
 
-def api_like(model: str) -> tuple[str, ...]:
-    """What a model is compared with: hosted ones of its size first, then small closed ones."""
+def _api_like(model: str) -> tuple[str, ...]:
+    """Return the hosted models of a model's size, then small closed models."""
     return (*models_like(model), *SMALL_CLOSED)
 
 
-def _api(changes: dict[str, Any], start: CostSettings) -> dict[str, Any]:
-    """Where no list of APIs is given, it is that of another model, and own prices come first."""
+def _with_api(changes: dict[str, Any], start: CostSettings) -> dict[str, Any]:
+    """Unless the APIs are set, let them follow the model, and put own prices first."""
     if "api" in changes:
         return changes
-    others = api_like(str(changes["model"])) if "model" in changes else start.api
+    others = _api_like(str(changes["model"])) if "model" in changes else start.api
     own = (OWN,) if changes.get("api_input_usd_per_million") not in (None, "") else ()
     return {**changes, "api": (*own, *(model for model in others if model not in own))}
 
 
-def _one_traffic(changes: dict[str, Any]) -> dict[str, Any]:
-    """Setting one kind of traffic unsets the other; tokens a day need a mix of their own."""
+def _with_one_traffic(changes: dict[str, Any]) -> dict[str, Any]:
+    """Let one kind of traffic unset the other; tokens per day also unset the mix."""
     tokens, requests = (changes.get(name) not in (None, "") for name in ("tokens_per_day", "requests_per_s"))
     if tokens and not requests:
         return {"requests_per_s": None, "input_tokens": None, "output_tokens": None, **changes}
@@ -299,9 +297,9 @@ def _one_traffic(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _throughput(values: Mapping[str, Any], start: CostSettings | None) -> Throughput | None:
-    """The throughput that is asked for; None to keep what there is, or for the modelled one."""
+    """Return the throughput that the values set; None for the modelled one."""
     fields = {name: values[f"throughput_{name}"] for name in Throughput.model_fields if f"throughput_{name}" in values}
-    if "tokens_per_s" in fields:  # a new figure: nothing of the old one holds any more
+    if "tokens_per_s" in fields:  # a new figure replaces all of the old one
         return Throughput(**fields)
     where = str(values.get("throughput_from", "modelled"))
     if where == "modelled":

@@ -1,4 +1,4 @@
-"""Throughput as the calculator takes it: modelled (data/modelled_throughput.json), entered, or measured."""
+"""Throughput for the calculator: modelled (data/modelled_throughput.json), entered, or measured."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -15,10 +15,10 @@ Counts = Literal["output", "total"]
 
 
 class Throughput(Checked):
-    """Tokens/s of `gpus` GPUs (0: of a whole machine, whatever is in it), with their interval where there is one.
+    """Tokens/s of `gpus` GPUs (0: of a whole machine), with an interval if it is known.
 
-    `counts`: output tokens only, or input tokens as well ("total"): two very different figures of the same machine.
-    `label` says where it is from, `machine` on what it was measured, `gpu` of which GPU it is ("": not known).
+    `counts`: output tokens only, or input tokens too ("total"). `label`: its source; `machine`: where it was measured;
+    `gpu`: the name of the GPU ("": unknown).
     """
 
     prefix = "throughput_"
@@ -26,8 +26,8 @@ class Throughput(Checked):
     tokens_per_s: float = Field(gt=0, strict=True, description="tokens/s: measure it (labkit load) or enter it")
     low: float | None = Field(default=None, gt=0, strict=True, description="tokens/s at least")
     high: float | None = Field(default=None, gt=0, strict=True, description="tokens/s at most")
-    counts: Counts = Field(default="output", description="the tokens that it counts")
-    gpus: int = Field(default=0, ge=0, le=1024, strict=True, description="GPUs that it is of; 0: of a whole machine")
+    counts: Counts = Field(default="output", description="which tokens it counts")
+    gpus: int = Field(default=0, ge=0, le=1024, strict=True, description="GPUs measured; 0: a whole machine")
     gpu: str = ""
     label: str = "entered, not measured"
     measured: bool = False
@@ -35,7 +35,7 @@ class Throughput(Checked):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The interval's ends, around the value; None where no interval is known."""
+        """The ends of the interval, which includes the value; None if no interval is known."""
         if self.low is None and self.high is None:
             return None
         ends = [self.tokens_per_s, *(end for end in (self.low, self.high) if end is not None)]
@@ -43,7 +43,7 @@ class Throughput(Checked):
 
 
 class Mix(Frozen):
-    """One point of the modelled GPU: a closed loop of requests of one length."""
+    """A simulated point: requests of one length in a closed loop."""
 
     input_tokens: int
     output_tokens: int
@@ -51,11 +51,11 @@ class Mix(Frozen):
 
 
 class ModelledReplica(Frozen):
-    """One replica of a model on `tensor_parallel` modelled cards, and the seconds of it that a request takes.
+    """One replica of a model on `tensor_parallel` modelled cards, and a formula for the time it spends on a request.
 
-    A request takes prefill x computed input + output x (decode + context x (input + output / 2)): each output token is
-    a step that all running requests share, and the longer their contexts, the fewer run and the more each reads.
-    `error`: of the modelled capacity against real cards, `fit_error`: of this formula against `points`; both the worst.
+    Seconds = prefill x uncached input + output x (decode + context x (input + output / 2)): the longer the contexts,
+    the fewer requests share a decode step and the more it reads.
+    `error`: worst error of the modelled capacity against real cards; `fit_error`: of this formula against `points`.
     """
 
     model: str
@@ -72,7 +72,7 @@ class ModelledReplica(Frozen):
     points: tuple[Mix, ...]
 
     def request_s(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
-        """Seconds of the replica's time for one request."""
+        """Return the seconds that the replica spends on one request."""
         decode_s = self.decode_s + self.context_s * (input_tokens + output_tokens / 2)
         return self.prefill_s * (input_tokens - cached_tokens) + output_tokens * decode_s
 
@@ -97,18 +97,17 @@ def modelled_models() -> Sequence[str]:
 
 @cache
 def modelled_replicas(model: str) -> tuple[ModelledReplica, ...]:
-    """The replicas of a model, the smallest first."""
+    """Return the replicas of a model, the smallest first."""
     return tuple(sorted((row for row in _table().rows if row.model == model), key=lambda row: row.tensor_parallel))
 
 
 def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_tokens: int, cached: int) -> Throughput:
-    """The replica's throughput for requests of one length, with the model's error as its interval."""
+    """Return the replica's throughput for requests of one length, with the model's error as its interval."""
     table, total = _table(), input_tokens + output_tokens
     what = f"a request has {total:,} tokens; the modelled GPU was run with {table.max_model_len:,} at most"
     fix = "measure the throughput, or enter it (throughput_tokens_per_s)"
     require(total <= table.max_model_len, what, fix=fix)
-    counted = output_tokens or total
-    rate = counted / replica.request_s(input_tokens, output_tokens, cached)
+    rate = (output_tokens or total) / replica.request_s(input_tokens, output_tokens, cached)
     error = replica.error + replica.fit_error
     gpus = f"{replica.tensor_parallel} x {replica.card}" if replica.tensor_parallel > 1 else replica.card
     return Throughput(
@@ -123,9 +122,7 @@ def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_token
     )
 
 
-def outside(replica: ModelledReplica, input_tokens: int, output_tokens: int) -> bool:
-    reads, writes = (
-        {point.input_tokens for point in replica.points},
-        {point.output_tokens for point in replica.points},
-    )
-    return not (min(reads) <= input_tokens <= max(reads) and min(writes) <= output_tokens <= max(writes))
+def is_extrapolated(replica: ModelledReplica, input_tokens: int, output_tokens: int) -> bool:
+    inputs = [point.input_tokens for point in replica.points]
+    outputs = [point.output_tokens for point in replica.points]
+    return not (min(inputs) <= input_tokens <= max(inputs) and min(outputs) <= output_tokens <= max(outputs))

@@ -1,4 +1,4 @@
-"""The answer for a terminal, and as plain data: `labkit cost` and `labkit cost --json`."""
+"""Format the calculator's answer as text and as JSON, for `labkit cost`."""
 
 import math
 from collections.abc import Iterator
@@ -14,24 +14,23 @@ from labkit.advice.costs.settings import CostSettings
 
 
 def text(result: CostResult) -> str:
-    """The answer first, then the APIs, what would change it, and every sum."""
-    changed = [f"  {flip}" for flip in flips(result.settings)] or ["  no single setting, up to 20 times less or more"]
-    answers = [result.headline, _bought(result), result.compared, "", *_apis(result), ""]
-    sums = [f"  {line}" for line in explain(result)]
+    """Format the answer, the APIs, the settings that would change it, and every line of the calculation."""
+    changes = [f"  {flip}" for flip in flips(result.settings)] or ["  no single setting, up to 20 times less or more"]
+    answers = [result.headline, _purchases(result), result.compared, "", *_apis(result), ""]
+    lines = [f"  {line}" for line in explain(result)]
     notes = [f"Note: {warning}" for warning in result.warnings]
-    return "\n".join([*answers, "What would flip it:", *changed, "", "The sums:", *sums, *notes])
+    return "\n".join([*answers, "What would change it:", *changes, "", "The calculation:", *lines, *notes])
 
 
 def to_json(result: CostResult) -> dict[str, Any]:
-    """Plain data for scripts and records. What is not known, an interval or a price, is null."""
-    low, high = _fleet_json(result.cheapest), _fleet_json(result.dearest)
-    known = result.has_interval
+    """Return the answer as plain data for scripts and records; an unknown interval or price is null."""
+    low, high, known = _fleet_json(result.cheapest), _fleet_json(result.dearest), result.has_interval
     bounded = ("usd_per_day", "usd_per_million_tokens", "machines")
-    ends = {f"{name}_interval": [low[name], high[name]] if known else None for name in bounded}
+    intervals = {f"{name}_interval": [low[name], high[name]] if known else None for name in bounded}
     crossing, bounds = result.against.break_even, [_tokens(bound) for bound in result.against.break_even_bounds]
     used = result.settings.used_throughput
     return {
-        "self_hosted": _fleet_json(result.hosted) | ends,
+        "self_hosted": _fleet_json(result.hosted) | intervals,
         "purchase": purchases(result.settings),
         "throughput": {"label": used.label, "measured": used.measured, "tokens_per_s": used.tokens_per_s},
         "api": [_api_json(api) for api in result.api],
@@ -50,7 +49,7 @@ def to_json(result: CostResult) -> dict[str, Any]:
 
 
 def purchases(settings: CostSettings) -> list[dict[str, Any]]:
-    """The machine on demand, on the spot market and reserved: what an hour costs, and the day; null: not known."""
+    """Return the price per hour and the cost per day for each way to buy the machine; None: unknown."""
     instance, rows = find_instance(settings.instance), []
     for purchase in PURCHASES:
         price = instance.price(settings.prices_on, purchase)
@@ -62,11 +61,11 @@ def purchases(settings: CostSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def _bought(result: CostResult) -> str:
+def _purchases(result: CostResult) -> str:
     days = {row["purchase"].replace("_", " "): row["usd_per_day"] for row in purchases(result.settings)}
     if not any(days.values()):
         return f"No price of {result.settings.instance} is listed."
-    words = (f"{name} {'not known' if usd is None else f'{show_usd(exact(usd))} a day'}" for name, usd in days.items())
+    words = (f"{name} {'unknown' if usd is None else f'{show_usd(exact(usd))} a day'}" for name, usd in days.items())
     return "By the price list: " + ", ".join(words)
 
 
@@ -83,7 +82,6 @@ def _apis(result: CostResult) -> Iterator[str]:
 
 
 def _api_json(api: ApiCost) -> dict[str, Any]:
-    """Dollars to the cent, of a request to a billionth and of a million tokens to a millionth."""
     return {
         "model": api.price.id,
         "name": api.price.name,

@@ -1,4 +1,4 @@
-"""The fraction auditor: Ray's num_gpus, the engines' shares and the real memory, compared with each other."""
+"""Audit GPU fractions: Ray's num_gpus, the engines' memory shares and the real memory, compared with each other."""
 
 from labkit.advice.fractions.audit import Audit, audit
 from labkit.advice.fractions.cluster import Cluster, Gpus

@@ -1,8 +1,7 @@
-"""`audit()`: where Ray would put the replicas, what each finds when it starts, and whether it all fits at rest.
+"""Audit deployments: where Ray would place the replicas, whether each one starts, and whether all fit at rest.
 
-Three limits decide, each without regard to the others: Ray's scheduler adds up `num_gpus` and ignores memory; each vLLM
-instance takes its own share of the whole GPU (gpu_memory_utilization) if that much is free when it starts; and the
-memory itself is finite.
+Three independent limits decide. Ray's scheduler adds up `num_gpus` and ignores memory. Each vLLM engine takes its share
+of the whole GPU (gpu_memory_utilization) if that much is free when it starts. And the memory itself is finite.
 """
 
 from collections.abc import Sequence
@@ -10,16 +9,16 @@ from collections.abc import Sequence
 from labkit.advice.fractions.cluster import Cluster
 from labkit.advice.fractions.deployments import Deployment
 from labkit.advice.fractions.findings import Finding, cluster_findings, deployment_findings, gpu_findings
-from labkit.advice.fractions.replicas import GpuAudit, Replica, on_gpu, placed, start_replicas
+from labkit.advice.fractions.replicas import GpuAudit, Replica, audit_gpu, place_replicas, start_replicas
 from labkit.advice.fractions.suggest import Suggestion, suggest
 from labkit.errors import require
 from labkit.files import Frozen
 
 
 class Audit(Frozen):
-    """The question, where it lands, and what is wrong with it. `suggestion` is None where nothing has to change.
+    """The deployments, their placement and what is wrong with it. `suggestion` is None if nothing has to change.
 
-    `waits_if_packed`: replicas that wait only where Ray packs nodes in place of spreading replicas over them.
+    `waits_if_packed`: replicas that wait only if Ray packs nodes instead of spreading replicas over them.
     """
 
     deployments: tuple[Deployment, ...]
@@ -32,7 +31,7 @@ class Audit(Frozen):
 
     @property
     def ok(self) -> bool:
-        """Whether all replicas are placed, start (one after the other) and fit at rest, and nothing is unknown."""
+        """Whether all replicas are known to be placed, to start one after the other, and to fit at rest."""
         return not any(finding.level in ("error", "unknown") for finding in self.findings)
 
     @property
@@ -42,42 +41,40 @@ class Audit(Frozen):
 
 
 def audit(deployments: Sequence[Deployment], cluster: Cluster) -> Audit:
-    """Audit deployments, started in the order given, on these GPUs.
+    """Audit deployments on these GPUs, started in the given order.
 
-    UsageError: no deployment, or a GPU of which nothing is free.
+    UsageError: no deployment, or a GPU without free memory.
     """
     require(bool(deployments), "there are no deployments to audit", fix="give at least one deployment")
     cluster.check()
     replicas = tuple(start_replicas(deployments, cluster))
-    on_gpus = tuple(on_gpu(index, card, replicas) for index, card in enumerate(cluster.cards))
-    by_deployment = [
-        finding for deployment in deployments for finding in deployment_findings(deployment, replicas, on_gpus, cluster)
+    gpus = tuple(audit_gpu(index, card, replicas) for index, card in enumerate(cluster.cards))
+    on_deployments = [
+        finding for entry in deployments for finding in deployment_findings(entry, replicas, gpus, cluster)
     ]
-    by_gpu = [
-        finding
-        for gpu, card in zip(on_gpus, cluster.cards, strict=True)
-        for finding in gpu_findings(gpu, replicas, card.used_bytes)
-    ]
-    packed = _wait_if_packed(deployments, cluster, replicas)
-    by_cluster = list(cluster_findings(cluster, packed))
-    # A GPU's warning is about the order of starts, which no other numbers change.
-    repair = any(finding.level in ("error", "warning") for finding in (*by_deployment, *by_cluster)) or any(
-        finding.level == "error" for finding in by_gpu
-    )
+    used = [card.used_bytes for card in cluster.cards]
+    on_gpus = [finding for gpu in gpus for finding in gpu_findings(gpu, replicas, used[gpu.index])]
+    packed = _waiting_if_packed(deployments, cluster, replicas)
+    on_cluster = list(cluster_findings(cluster, packed))
+    # A GPU's warning is about the order of starts, which other numbers do not change.
+    repair = any(finding.level in ("error", "warning") for finding in (*on_deployments, *on_cluster))
+    repair = repair or any(finding.level == "error" for finding in on_gpus)
     return Audit(
         deployments=tuple(deployments),
         gpus_asked=cluster,
         replicas=replicas,
-        gpus=on_gpus,
-        findings=(*by_deployment, *by_gpu, *by_cluster),
+        gpus=gpus,
+        findings=(*on_deployments, *on_gpus, *on_cluster),
         waits_if_packed=tuple(replica.name for replica in packed),
         suggestion=suggest(deployments, cluster) if repair else None,
     )
 
 
-def _wait_if_packed(deployments: Sequence[Deployment], cluster: Cluster, replicas: Sequence[Replica]) -> list[Replica]:
-    """Where several nodes are spread over only by default: the replicas that would wait if Ray packed them."""
+def _waiting_if_packed(
+    deployments: Sequence[Deployment], cluster: Cluster, replicas: Sequence[Replica]
+) -> list[Replica]:
+    """Return the replicas that would wait if Ray packed several nodes, unless the scheduling is given."""
     if cluster.scheduling is not None or len(cluster.gpus_per_node) == 1:
         return []
-    packed = placed(deployments, cluster, packed=True)
-    return [replica for replica, (_, _, where) in zip(replicas, packed, strict=True) if replica.gpus and not where.gpus]
+    packed = place_replicas(deployments, cluster, packed=True)
+    return [replica for replica, (_, _, place) in zip(replicas, packed, strict=True) if replica.gpus and not place.gpus]

@@ -1,4 +1,4 @@
-"""The GPUs that are audited: nodes alike in a row, cards alike or not on a node, and how Ray spreads replicas."""
+"""The GPUs of an audit: rows of identical nodes, whose cards may differ, and how Ray schedules replicas."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -20,7 +20,7 @@ Scheduling = Literal["spread", "pack"]
 
 
 class Entry(Frozen):
-    """A mapping of the file. A key without a value counts as left out."""
+    """A mapping in the file. A key without a value counts as missing."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -33,9 +33,9 @@ class Entry(Frozen):
 
 
 class Gpus(Entry):
-    """`nodes` nodes alike, each with `count` GPUs of `memory_gib`; a list of memories names unequal cards one by one.
+    """`nodes` identical nodes, each with `count` GPUs of `memory_gib`, or with one GPU for each memory in a list.
 
-    `used_gib`: what other processes use on each card. `accelerator_type`: Ray's name of the card, as A10G.
+    `used_gib`: memory that other processes use on each card. `accelerator_type`: Ray's name of the card, such as A10G.
     """
 
     memory_gib: CardGib | Annotated[list[CardGib], Field(min_length=1)]
@@ -45,21 +45,19 @@ class Gpus(Entry):
     accelerator_type: str | None = None
 
     @model_validator(mode="after")
-    def _count_is_the_list(self) -> Self:
-        if isinstance(self.memory_gib, list) and self.count not in (1, len(self.memory_gib)):
-            raise ValueError(
-                f"memory_gib lists {len(self.memory_gib)} cards, count is {self.count}: give one of the two"
-            )
+    def _check_count(self) -> Self:
+        if isinstance(self.memory_gib, list) and self.count not in (1, length := len(self.memory_gib)):
+            raise ValueError(f"memory_gib lists {length} cards, count is {self.count}: give one of the two")
         return self
 
     @property
     def memories_gib(self) -> list[float]:
-        """The memory of each card of a node."""
+        """The memory of each card on a node."""
         return self.memory_gib if isinstance(self.memory_gib, list) else [self.memory_gib] * self.count
 
 
 class Card(NamedTuple):
-    """One GPU. `node`: the number of its node."""
+    """A GPU and the number of its node."""
 
     node: int
     total_bytes: int
@@ -67,14 +65,13 @@ class Card(NamedTuple):
 
     @property
     def free_share(self) -> float:
-        """The share of its memory that is free."""
         return (self.total_bytes - self.used_bytes) / self.total_bytes
 
 
 class Cluster(Frozen):
-    """All nodes, in Ray's order. `scheduling`: None where it is not said whether Serve spreads (its default) or packs.
+    """All nodes, in Ray's order. `scheduling`: whether Serve spreads (its default) or packs; None: not given.
 
-    `unread`: what a Ray Serve config leaves to its code, in sentences; `without_gpu`: deployments that ask for none.
+    `unread`: sentences about what a Ray Serve config leaves to its code; `without_gpu`: deployments without GPUs.
     """
 
     rows: tuple[Gpus, ...]
@@ -84,9 +81,10 @@ class Cluster(Frozen):
 
     @property
     def on_cpus(self) -> list[str]:
-        """A sentence about the deployments that ask for no GPU, if there are any."""
+        """A sentence about the deployments that request no GPU, if there are any."""
         names = shortened(", ".join(self.without_gpu))
-        return [f"no GPU is asked for by {names}, unless their code has placement_group_bundles"] if names else []
+        text = "these deployments request no GPU, unless their code has placement_group_bundles"
+        return [f"{text}: {names}"] if names else []
 
     @cached_property
     def cards(self) -> tuple[Card, ...]:
@@ -100,18 +98,17 @@ class Cluster(Frozen):
 
     @property
     def gpus_per_node(self) -> list[int]:
-        """How many GPUs each node has."""
         return [len(row.memories_gib) for row in self.rows for _ in range(row.nodes)]
 
     def nodes_with(self, accelerator_type: str | None) -> frozenset[int] | None:
-        """The nodes with that type of card; None where all may have it: none is asked for, or no row names its own."""
+        """Return the nodes with that type of card; None (all) if no type is required or no row names one."""
         if accelerator_type is None or not any(row.accelerator_type for row in self.rows):
             return None
         types = [row.accelerator_type for row in self.rows for _ in range(row.nodes)]
-        return frozenset(node for node, known in enumerate(types) if known == accelerator_type)
+        return frozenset(node for node, node_type in enumerate(types) if node_type == accelerator_type)
 
     def larger(self, more: int) -> "Cluster":
-        """With so many more GPUs on the one node, or, where there are several, more nodes like the last."""
+        """Return the cluster with `more` GPUs on its only node, or with `more` nodes like the last."""
         *rows, last = self.rows
         one_node = not rows and last.nodes == 1 and not isinstance(last.memory_gib, list)
         key = "count" if one_node else "nodes"
@@ -119,17 +116,19 @@ class Cluster(Frozen):
         return Cluster(rows=(*rows, grown), scheduling=self.scheduling)
 
     def check(self) -> None:
-        """UsageError: a card of which nothing is free, or more GPUs than are audited."""
+        """Raise UsageError for a card without free memory, or for too many GPUs."""
         for row in self.rows:
             used = f"gpu: used_gib is {row.used_gib:g} of {min(row.memories_gib):g} GiB: nothing is free"
-            require(row.used_gib < min(row.memories_gib), used, fix="stop what uses it, or take another")
+            require(
+                row.used_gib < min(row.memories_gib), used, fix="stop the process that uses it, or take another GPU"
+            )
         count = sum(len(row.memories_gib) * row.nodes for row in self.rows)
-        many = f"there are {count:,} GPUs; at most {MOST_GPUS:,} are audited"
+        many = f"there are {count:,} GPUs; the audit takes at most {MOST_GPUS:,}"
         require(0 < count <= MOST_GPUS, many, fix="audit a part of the cluster")
 
 
 def memory_gib_of(accelerator_type: str) -> float | None:
-    """The memory of Ray's type of card, by data/gpus.yaml; None if it is not there or, as A100, has several sizes."""
+    """Return the memory of Ray's type of card by data/gpus.yaml; None if it is unknown or, like A100, ambiguous."""
     name = accelerator_type.lower()
     names = {name, name.removesuffix("g")} if "-" in name else {name}  # A100-40G is a100-40
     sizes = {card.memory_gib for key, card in cards.known().items() if key in names or key.split("-")[0] in names}

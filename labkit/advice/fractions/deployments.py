@@ -1,4 +1,4 @@
-"""What is audited: deployments with their fractions, shares and models, and the GPUs; in Python or as YAML."""
+"""Read the deployments and GPUs of an audit from Python data or YAML, and write them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -29,8 +29,8 @@ from labkit.theory.kv_pool import type_bytes
 from labkit.theory.nodes import Strategy
 
 SERVED_BYTES = 2  # vLLM's dtype auto serves float32 weights in 16 bits
-# Assumptions, since only a start can tell: CUDA's context, activations and graphs of a vLLM engine; the context of any
-# other process that computes on a GPU. `other_gib` replaces them by what your own log or nvidia-smi says.
+# Assumptions, which `other_gib` replaces by the figures of a log or nvidia-smi: CUDA context, activations and graphs of
+# a vLLM engine; the CUDA context of any other process.
 ENGINE_OTHER_GIB, PLAIN_OTHER_GIB = 3.0, 0.5
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
@@ -39,13 +39,13 @@ Bundles = Annotated[list[Annotated[float, Field(gt=0, le=MOST_GPUS)]], Field(min
 
 
 class DeploymentEntry(Entry):
-    """One Ray Serve deployment as the file has it. `num_gpus` is what each replica asks of Ray: its actor's number, or
-    a list with the GPUs of each bundle of its placement group. `engine_share`: the engine's own gpu_memory_utilization,
-    None where the replica runs no engine that takes a share up front.
+    """A Ray Serve deployment as in the file.
 
-    `model`: an example model's name, an embedded model, a folder or a config.json. `weight_gib` takes precedence over
-    the model's files. `tensor_parallel`: the GPUs over which an engine is split, with a `num_gpus` up to 1 a bundle
-    for each. `max_model_len`: tokens, None: the model's own limit. `min_replicas`: where Serve scales up to `replicas`.
+    `num_gpus`: the actor's number, or a list with the GPUs of each bundle of its placement group. `engine_share`: the
+    engine's gpu_memory_utilization; None for a replica without such an engine. `model`: an example or embedded model,
+    a folder or a config.json; `weight_gib` takes precedence over its files. `tensor_parallel`: GPUs of a replica, each
+    with a bundle of `num_gpus` if that is at most 1. `max_model_len`: tokens; None: the model's limit. `min_replicas`:
+    set if Serve scales up to `replicas`.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -71,14 +71,14 @@ class DeploymentEntry(Entry):
 
 
 class Deployment(DeploymentEntry):
-    """A deployment with the architecture of its model, where that is known; `unknown` says why its memory is not."""
+    """A deployment with the architecture of its model, if known; `unknown`: why its memory is not known."""
 
     architecture: Architecture | None = Field(default=None, exclude=True)
     unknown: str = Field(default="", exclude=True)
 
     @property
     def is_group(self) -> bool:
-        """Whether a replica is a placement group, whose bundles may lie on several nodes, in place of one actor."""
+        """Whether a replica is a placement group, whose bundles can be on several nodes, and not one actor."""
         return isinstance(self.num_gpus, list) or ((self.tensor_parallel or 1) > 1 and self.num_gpus <= 1)
 
     @property
@@ -90,8 +90,8 @@ class Deployment(DeploymentEntry):
 
     @property
     def parts(self) -> tuple[float, ...]:
-        """What a replica asks of each of its GPUs: a part of one, or 1."""
-        return tuple(min(1.0, asked) for asked in self.bundles for _ in range(max(1, int(asked))))
+        """The part of each of its GPUs that a replica requests, at most 1."""
+        return tuple(min(1.0, gpus) for gpus in self.bundles for _ in range(max(1, int(gpus))))
 
     @property
     def part(self) -> float:
@@ -100,15 +100,15 @@ class Deployment(DeploymentEntry):
 
     @property
     def asks(self) -> str:
-        """`num_gpus` in words."""
+        """`num_gpus` as text, such as "2 x 0.5"."""
         if len(self.bundles) > 1 and len(set(self.bundles)) == 1:
             return f"{len(self.bundles)} x {self.part:g}"
-        return " + ".join(f"{asked:g}" for asked in self.bundles)
+        return " + ".join(f"{gpus:g}" for gpus in self.bundles)
 
     @property
     def valid(self) -> bool:
-        """Whether Ray takes num_gpus: a part of one GPU, or whole ones."""
-        return all(asked <= 1 or asked == int(asked) for asked in self.bundles)
+        """Whether Ray accepts num_gpus: a part of one GPU, or whole GPUs."""
+        return all(gpus <= 1 or gpus == int(gpus) for gpus in self.bundles)
 
     @property
     def gpus_each(self) -> int:
@@ -117,7 +117,7 @@ class Deployment(DeploymentEntry):
 
     @property
     def is_engine(self) -> bool:
-        """Whether it takes a share of each GPU when it starts, as vLLM does."""
+        """Whether it takes a share of each GPU at its start, like vLLM."""
         return self.engine_share is not None
 
     @property
@@ -127,52 +127,52 @@ class Deployment(DeploymentEntry):
 
     @property
     def model_bytes(self) -> int | None:
-        """The weights as served; None if neither the deployment nor the model's files tell."""
+        """The weights as served; None if they are unknown."""
         if self.weight_gib is not None:
             return round(self.weight_gib * GIB)
-        known = self.architecture
-        if known is None or known.parameters is None:
+        model = self.architecture
+        if model is None or model.parameters is None:
             return None
-        if known.served_bytes is not None:
-            return known.served_bytes
-        return known.parameters * min(known.dtype_bytes, SERVED_BYTES)  # an example model, of which there is no file
+        if model.served_bytes is not None:
+            return model.served_bytes
+        return model.parameters * min(model.dtype_bytes, SERVED_BYTES)  # an example model without files
 
     @property
     def weight_bytes(self) -> int | None:
-        """The weights on each of its GPUs; None where they are not known."""
+        """The weights on each of its GPUs; None if they are unknown."""
         return None if self.model_bytes is None else -(-self.model_bytes // self.gpus_each)
 
     @property
-    def besides_bytes(self) -> int:
-        """What a replica takes on each GPU besides weights and cache."""
+    def other_bytes(self) -> int:
+        """The memory on each GPU besides weights and KV cache."""
         default = ENGINE_OTHER_GIB if self.is_engine else PLAIN_OTHER_GIB
         return round((default if self.other_gib is None else self.other_gib) * GIB)
 
     @property
     def context_tokens(self) -> int:
-        """The longest request, in tokens; 0 for a model that generates nothing."""
-        known = self.architecture
-        return self.max_model_len or (known.default_length or known.max_positions if known else 0)
+        """The longest request in tokens; 0 if the model does not generate."""
+        model = self.architecture
+        return self.max_model_len or (model.default_length or model.max_positions if model else 0)
 
     @property
     def least_bytes(self) -> int | None:
-        """What a replica needs on each GPU: weights, the rest of the process, and for an engine one request's cache.
+        """The memory that a replica needs on each GPU, with the KV cache of one request for an engine.
 
-        None: the weights are not known.
+        None: the weights are unknown.
         """
         if self.weight_bytes is None:
             return None
-        least = self.weight_bytes + self.besides_bytes
+        least = self.weight_bytes + self.other_bytes
         if not self.is_engine or self.architecture is None:
             return least
         try:
             plan = self.kv_plan(2**60)
-        except UsageError:  # its heads cannot be split over the GPUs: it will be refused when it starts
+        except UsageError:  # the heads cannot be split over the GPUs: its start will be refused
             return least
         return least + plan.bytes_per_sequence + plan.bytes_per_block  # the block is vLLM's placeholder
 
     def kv_plan(self, kv_bytes: int) -> kv_size.KvPlan:
-        """Its KV cache in so many bytes on each GPU. UsageError: less than a block, heads that cannot be split."""
+        """Size the KV cache for these bytes on each GPU. UsageError: less than a block, heads that cannot be split."""
         assert self.architecture is not None
         return kv_size.describe(
             self.architecture,
@@ -184,10 +184,10 @@ class Deployment(DeploymentEntry):
         )
 
     def rest_bytes(self, card: Card) -> int | None:
-        """What a running replica holds on such a card: an engine all of its share, whatever it uses of it."""
+        """The memory that a running replica holds on a card: for an engine its whole share."""
         if self.engine_share is not None:
             return -int(-card.total_bytes * self.engine_share // 1)
-        return None if self.weight_bytes is None else self.weight_bytes + self.besides_bytes
+        return None if self.weight_bytes is None else self.weight_bytes + self.other_bytes
 
 
 class _File(Entry):
@@ -199,7 +199,7 @@ class _File(Entry):
 def read(
     path: Path, *, gpu: Mapping[str, Any] | None = None, default: Mapping[str, Any] | None = None
 ) -> tuple[list[Deployment], Cluster]:
-    """The deployments and GPUs of a YAML file (see `parse`); paths of models in it are relative to its folder."""
+    """Read deployments and GPUs from a YAML file (see `parse`); model paths in it are relative to its folder."""
     require(path.exists(), f"there is no file {path}", fix="name a YAML file of deployments")
     return parse(read_yaml(path, Any, remedy="correct it"), gpu=gpu, default=default, folder=path.parent)
 
@@ -211,24 +211,22 @@ def parse(
     default: Mapping[str, Any] | None = None,
     folder: Path = Path(),
 ) -> tuple[list[Deployment], Cluster]:
-    """Deployments and GPUs from plain data; `gpu` takes precedence over the content, and `default` (this machine's
-    GPUs) holds where neither has a memory_gib.
+    """Read deployments and GPUs from plain data, a Ray Serve config or a RayService (see `serve_config`).
 
     `{"gpu": {"memory_gib", "count", "nodes", "used_gib", "accelerator_type"} or a list of them, "scheduling",
-    "deployments": [{"name", "num_gpus", "model" or "weight_gib", "engine_share", ...}]}`, or a Ray Serve config or a
-    RayService as they are (see `serve_config`).
+    "deployments": [{"name", "num_gpus", "model" or "weight_gib", "engine_share", ...}]}`. `gpu` takes precedence over
+    the content; `default` (this machine's GPUs) fills in if neither names a card.
 
-    UsageError: an unknown key, a missing one or a wrong value, with its place.
+    UsageError: an unknown key, a missing key or a wrong value, with its place.
     """
     from labkit.advice.fractions import serve_config
 
-    left = serve_config.Left([], [])
-    unknown: Mapping[str, str] = {}
-    if serve_config.is_one(content):
-        content, unknown, left = serve_config.translated(content, folder)
+    unread, without_gpu, unknown = list[str](), list[str](), dict[str, str]()
+    if serve_config.is_serve_config(content):
+        content, unknown, (unread, without_gpu) = serve_config.to_deployments(content, folder)
         rows = content["gpu"] if isinstance(content["gpu"], list) else [content["gpu"] or {}]
         counted = all("count" in {**(default or {}), **row, **(gpu or {})} for row in rows)
-        require(counted, "a Serve config does not say how many GPUs there are", fix=GIVE_GPUS)
+        require(counted, "a Serve config does not name the number of GPUs", fix=GIVE_GPUS)
     if not isinstance(content, Mapping):
         raise UsageError(f"the file is {shortened(repr(content))}", remedy="write KEY: VALUE")
     content = {**content, **_merged_gpus(content, gpu or {}, default or {})}
@@ -236,24 +234,20 @@ def parse(
         file = _File.model_validate(content)
     except ValidationError as error:
         raise _refusal(error, content) from None
-    cluster = Cluster(
-        rows=tuple(file.gpu),
-        scheduling=file.scheduling,
-        unread=tuple(left.unread),
-        without_gpu=tuple(left.without_gpu),
-    )
+    open_ends = {"unread": tuple(unread), "without_gpu": tuple(without_gpu)}
+    cluster = Cluster(rows=tuple(file.gpu), scheduling=file.scheduling, **open_ends)
     cluster.check()
-    nothing = "; ".join(["there are no deployments to audit", *left.unread, *cluster.on_cpus])
+    nothing = "; ".join(["there are no deployments to audit", *unread, *cluster.on_cpus])
     require(bool(file.deployments), nothing, fix="list at least one under `deployments:`")
     deployments = [_resolved(entry, number, folder, unknown) for number, entry in enumerate(file.deployments, 1)]
     names = [deployment.name for deployment in deployments]
     twice = sorted({name for name in names if names.count(name) > 1})
-    require(not twice, f"two deployments are called {shortened(', '.join(twice))}", fix="give each its own name")
+    require(not twice, f"two deployments are called {shortened(', '.join(twice))}", fix="rename one of them")
     return deployments, cluster
 
 
 def as_yaml(deployments: Sequence[Deployment], cluster: Cluster) -> str:
-    """The file that `labkit fractions` reads, for these deployments."""
+    """Return the file for `labkit fractions` with these deployments."""
     rows = [row.model_dump(exclude_none=True, exclude={"nodes"} if row.nodes == 1 else None) for row in cluster.rows]
     content = {
         "gpu": rows[0] if len(rows) == 1 else rows,
@@ -264,19 +258,19 @@ def as_yaml(deployments: Sequence[Deployment], cluster: Cluster) -> str:
 
 
 def as_entry(deployment: Deployment) -> dict[str, Any]:
-    """A deployment as the file has it."""
+    """Return a deployment as an entry of the file."""
     return deployment.model_dump(exclude_defaults=True)
 
 
-def _merged_gpus(content: Mapping[str, Any], asked: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """The GPUs (and scheduling) with what the caller says above the file, the card's memory, and this machine's."""
-    given = {key: value for key, value in asked.items() if value is not None}
+def _merged_gpus(content: Mapping[str, Any], options: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the file's GPUs and scheduling, overridden by the options, completed by known cards or the default."""
+    given = {key: value for key, value in options.items() if value is not None}
     scheduling = {"scheduling": given.pop("scheduling")} if "scheduling" in given else {}
     gpu = content.get("gpu") or {}
     rows = gpu if isinstance(gpu, list) else [gpu]
     if not all(isinstance(row, Mapping) for row in rows):
         return {"gpu": rows, **scheduling}
-    several = f"the file has {len(rows)} rows of GPUs: {', '.join(given)} cannot be said of all"
+    several = f"the file has {len(rows)} rows of GPUs: {', '.join(given)} cannot hold for all"
     require(len(rows) == 1 or not given.keys() - {"memory_gib", "used_gib"}, several, fix="change it in the file")
     merged = []
     for row in rows:
@@ -289,10 +283,10 @@ def _merged_gpus(content: Mapping[str, Any], asked: Mapping[str, Any], default: 
 
 
 def _refusal(error: ValidationError, content: Any) -> UsageError:
-    """The first problem, unknown keys before all others: its place in the file, its value and what it should be."""
+    """Describe the first problem, unknown keys before all others, with its place, its value and the remedy."""
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     same = [problem for problem in problems if problem["loc"][:3] == problems[0]["loc"][:3]]
-    problem = max(same, key=lambda problem: len(problem["loc"]))  # of a number or a list: what is wrong in the list
+    problem = max(same, key=lambda problem: len(problem["loc"]))  # for a number or a list: the item of the list
     steps = tuple(step for step in problem["loc"] if not isinstance(step, str) or not step.startswith(KINDS))
     if len(content["gpu"]) == 1 and steps[:2] == ("gpu", 0):
         steps = ("gpu", *steps[2:])
@@ -310,44 +304,41 @@ def _refusal(error: ValidationError, content: Any) -> UsageError:
     return UsageError(what, remedy=problem["msg"].replace("Input should", "it should").removeprefix("Value error, "))
 
 
-KINDS = ("float", "constrained-", "list[")  # pydantic's names of a union's members, which are no places in the file
-GIVE_GPUS = "name the GPUs: --gpu-gib N and --gpus N, --nodes N where there are several; or gpu: in the file"
+KINDS = ("float", "constrained-", "list[")  # pydantic's names for the members of a union
+GIVE_GPUS = "name the GPUs: --gpu-gib N and --gpus N, --nodes N for several nodes; or gpu: in the file"
 
 
 def _resolved(entry: DeploymentEntry, number: int, folder: Path, unknown: Mapping[str, str]) -> Deployment:
+    """Complete an entry with name and architecture. `unknown`: why the memory of some is not known, by name."""
     name, model = entry.name or f"deployment {number}", entry.model
     reason = unknown.get(name, "")
     given = model is not None or entry.weight_gib is not None
     require(given or bool(reason), f"{name} has neither model nor weight_gib", fix="give one of the two")
-    known = None
+    config = None
     try:
-        known = None if model is None else _architecture(model, name, folder)
+        config = None if model is None else _architecture(model, name, folder)
     except LabkitError:
         if not reason:
             raise
-    deployment = Deployment(**{**dict(entry), "name": name, "architecture": known})
+    deployment = Deployment(**{**dict(entry), "name": name, "architecture": config})
     if deployment.model_bytes is None:
-        no_weights = f"{name}: no weights lie beside the config of {model}"
+        no_weights = f"{name}: there are no weights beside the config of {model}"
         require(bool(reason), no_weights, fix="give weight_gib too, or the whole folder")
         deployment = deployment.model_copy(update={"unknown": reason})
     ranks, gpus = entry.tensor_parallel, deployment.gpus_each
-    unequal = f"{name}: tensor_parallel is {ranks}, and a replica asks for {gpus} GPUs (num_gpus {deployment.asks})"
+    unequal = f"{name}: tensor_parallel is {ranks}, and a replica requests {gpus} GPUs (num_gpus {deployment.asks})"
     require(ranks in (None, gpus), unequal, fix="give as many bundles or GPUs as ranks")
-    if known is not None and entry.engine_share is not None and not deployment.generates:
-        raise UsageError(
-            f"{name} has an engine_share, but a model of type {known.model_type} is {known.no_kv_cache}",
-            remedy="leave engine_share out, or name a model that generates text",
-        )
+    if config is not None and entry.engine_share is not None and not deployment.generates:
+        what = f"{name} has an engine_share, but a model of type {config.model_type} is {config.no_kv_cache}"
+        raise UsageError(what, remedy="leave engine_share out, or name a model that generates text")
     if entry.kv_cache_dtype is not None:
         type_bytes(entry.kv_cache_dtype)
     has_length = not deployment.generates or deployment.context_tokens > 0
-    require(has_length, f"{name}: its config names no longest request", fix="give max_model_len, in tokens")
+    require(has_length, f"{name}: its config has no maximum length", fix="give max_model_len, in tokens")
     return deployment
 
 
-@cache
-def _examples() -> dict[str, Architecture]:
-    return example_models()
+_examples = cache(example_models)
 
 
 def _architecture(model: str, name: str, folder: Path) -> Architecture:
@@ -359,8 +350,5 @@ def _architecture(model: str, name: str, folder: Path) -> Architecture:
     for path in (folder / model, Path(model).expanduser()):
         if "\0" not in model and path.exists():
             return architecture(path)
-    known = ", ".join([*EMBEDDED, *examples])
-    raise UsageError(
-        f"{name}: there is no model {shortened(model)!r} here",
-        remedy=f"use a folder, a config.json, or one of {known}",
-    )
+    fix = f"use a folder, a config.json, or one of {', '.join([*EMBEDDED, *examples])}"
+    raise UsageError(f"{name}: there is no model {shortened(model)!r}", remedy=fix)

@@ -1,6 +1,6 @@
-"""The fraction auditor as a widget: a skin over `fractions.audit`.
+"""The fraction auditor as a widget around `fractions.audit`.
 
-auditor = show_auditor(state)      # `state`: YAML as `labkit fractions` reads it, or what another auditor exported
+auditor = show_auditor(state)      # `state`: YAML as for `labkit fractions`, or exported by another auditor
 auditor.audit, auditor.state       # the audit and the question, in Python
 """
 
@@ -18,24 +18,24 @@ from labkit.models import EMBEDDED
 from labkit.models.examples import example_models
 
 WIDE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
-# Key: (label, width in pixels, what the field is for)
+# Key: (label, width in pixels, tooltip)
 GPU_FIELDS = {
-    "memory_gib": ("Memory of a GPU (GiB)", 220, "All of it, as nvidia-smi says; [24, 48] for unequal cards"),
+    "memory_gib": ("Memory of a GPU (GiB)", 220, "Total memory as in nvidia-smi; [24, 48] for unequal cards"),
     "count": ("GPUs", 110, "On each node"),
-    "nodes": ("Nodes", 110, "Alike; empty: 1"),
-    "used_gib": ("Used by others (GiB)", 210, "On each GPU, before anything of this starts"),
+    "nodes": ("Nodes", 110, "Identical nodes; empty: 1"),
+    "used_gib": ("Used by others (GiB)", 210, "On each GPU, before these deployments start"),
 }
 DEPLOYMENT_FIELDS = {
     "name": ("Name", 180, "Of the deployment"),
-    "model": ("Model", 240, "An example or embedded model, a folder, a config.json; empty: its weights alone"),
-    "weight_gib": ("or weights (GiB)", 200, "Goes before what the model's files say"),
-    "num_gpus": ("num_gpus", 200, "What each replica asks of Ray; [0.6, 0.6] for the bundles of a placement group"),
-    "tensor_parallel": ("Tensor parallel", 160, "GPUs over which an engine is split; empty: those it asks for"),
+    "model": ("Model", 240, "An example or embedded model, a folder, a config.json; empty: weights only"),
+    "weight_gib": ("or weights (GiB)", 200, "Takes precedence over the model's files"),
+    "num_gpus": ("num_gpus", 200, "Of each replica; [0.6, 0.6] for the bundles of a placement group"),
+    "tensor_parallel": ("Tensor parallel", 160, "GPUs of an engine; empty: as many as it requests"),
     "engine_share": ("Engine's share", 160, "gpu_memory_utilization; empty: no engine that takes a share"),
     "replicas": ("Replicas", 120, "Empty: 1"),
     "max_model_len": ("Longest request (tokens)", 240, "max_model_len; empty: the model's own limit"),
-    "max_num_seqs": ("Requests at a time", 200, "max_num_seqs; empty: not looked at"),
-    "other_gib": ("Besides (GiB)", 160, "Context, activations, graphs; empty: an assumption"),
+    "max_num_seqs": ("Concurrent requests", 210, "max_num_seqs; empty: not checked"),
+    "other_gib": ("Other (GiB)", 160, "CUDA context, activations, graphs; empty: an assumption"),
 }
 TEXT = {"name", "model"}
 NEW = {"name": "new", "weight_gib": 1, "num_gpus": 0.1}
@@ -51,7 +51,6 @@ class FractionAuditor(Form[fractions.Audit]):
 
     @property
     def audit(self) -> fractions.Audit:
-        """The audit."""
         return self.answer
 
     @property
@@ -62,7 +61,6 @@ class FractionAuditor(Form[fractions.Audit]):
         return fractions.audit(*fractions.parse(_loaded(text)))
 
     def build(self) -> Any:
-        """The GPUs, a frame for each deployment, the buttons, the audit, and the question as a file."""
         import ipywidgets as widgets
         from ipywidgets.widgets.widget_string import TextStyle
 
@@ -73,8 +71,8 @@ class FractionAuditor(Form[fractions.Audit]):
         self.gpu = {key: self._field(key, *shape) for key, shape in GPU_FIELDS.items()}
         self.rows: list[dict[str, Any]] = []
         self.deployments, self.table = widgets.VBox(), widgets.HTML()
-        self.add = _button("Add a deployment", lambda _: self._ask_content(self._one_more))
-        self.take = _button("Take the numbers that fit", self._taken)
+        self.add = _button("Add a deployment", lambda _: self._ask_content(self._with_another))
+        self.take = _button("Take the numbers that fit", self._take_suggestion)
         self.exported = widgets.Textarea(
             description="As a file",
             tooltip="Copy it, or paste another auditor's text and press Tab",
@@ -94,7 +92,7 @@ class FractionAuditor(Form[fractions.Audit]):
         import ipywidgets as widgets
 
         content = self._question = yaml.safe_load(self.state)
-        several = isinstance(content["gpu"], list)  # unequal nodes: the text field has them
+        several = isinstance(content["gpu"], list)  # unequal nodes are only in the text field
         for key, field in self.gpu.items():
             field.value, field.disabled = "" if several else _shown(content["gpu"].get(key)), several
         self.rows = [
@@ -140,12 +138,12 @@ class FractionAuditor(Form[fractions.Audit]):
         self.ask(lambda: fractions.audit(*fractions.parse(content())), fill=fill)
 
     def _content(self) -> dict[str, Any]:
-        """The question in the fields, with what has none."""
+        """Return the question from the fields, with the keys that have no field."""
         gpu, entries = self._question["gpu"], self._question["deployments"]
         rows = [_filled(entry, row) for entry, row in zip(entries, self.rows, strict=True)]
         return {**self._question, "gpu": gpu if isinstance(gpu, list) else _filled(gpu, self.gpu), "deployments": rows}
 
-    def _one_more(self) -> dict[str, Any]:
+    def _with_another(self) -> dict[str, Any]:
         content = self._content()
         names = {entry.get("name") for entry in content["deployments"]}
         number = next(n for n in range(1, len(names) + 2) if f"new {n}" not in names)
@@ -156,15 +154,14 @@ class FractionAuditor(Form[fractions.Audit]):
         del content["deployments"][number]
         return content
 
-    def _taken(self, _: object) -> None:
+    def _take_suggestion(self, _: object) -> None:
         suggestion = self.audit.suggestion
         if suggestion is not None and suggestion.deployments:
-            numbers = fractions.as_yaml(suggestion.deployments, self.audit.gpus_asked)
-            self._ask_content(lambda: yaml.safe_load(numbers))
+            self.exported.value = fractions.as_yaml(suggestion.deployments, self.audit.gpus_asked)
 
 
 def show_auditor(state: str | Mapping[str, Any]) -> FractionAuditor:
-    """Show the auditor and return it. `state`: the question, as YAML or as the mapping that `fractions.parse` takes.
+    """Show the auditor and return it. `state`: the question as YAML, or as a mapping for `fractions.parse`.
 
     UsageError: a state that cannot be read.
     """
@@ -172,7 +169,7 @@ def show_auditor(state: str | Mapping[str, Any]) -> FractionAuditor:
 
 
 def _loaded(text: str) -> Any:
-    return parse_yaml(text, dict[str, Any], where="this", remedy="paste what an auditor exported")
+    return parse_yaml(text, dict[str, Any], where="the text", remedy="paste the export of an auditor")
 
 
 def _shown(value: object) -> str:
@@ -180,14 +177,14 @@ def _shown(value: object) -> str:
 
 
 def _filled(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry with what is in the fields, without the empty ones."""
+    """Return the entry with the values of the fields that are not empty."""
     values = {key: field.value.strip() for key, field in fields.items() if field.value.strip()}
     kept = {key: value for key, value in entry.items() if key not in fields}
     return kept | {key: value if key in TEXT else _number(value) for key, value in values.items()}
 
 
 def _number(text: str) -> object:
-    """A number as people write it, 1,200 or 0.5, or a list of them; other text stays, and is refused with its field."""
+    """Read a number such as 1,200 or 0.5, or a list of numbers; return other text as it is, to be refused later."""
     try:
         if text.startswith("["):
             return json.loads(text)

@@ -1,4 +1,4 @@
-"""Where Ray puts each replica, and what it finds there when the replicas start one after the other."""
+"""Place each replica as Ray does, and start the replicas one after the other."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,11 @@ from labkit.theory.nodes import Place, Request, place
 
 
 class Replica(Frozen):
-    """One replica: the GPUs that Ray gives it (none: it waits), and what it finds there when it starts.
+    """A replica, its GPUs (none: it waits), and the memory there when it starts.
 
-    `waits_on`: the node that Ray chose for it, though none of its GPUs has enough left. `rest_bytes` and `free_bytes`:
-    what it holds once it runs and what it finds free, on the tightest of its GPUs. `kv_tokens` and `at_full_length`
-    (requests of the longest kind that fit at once): None where weights or architecture are not known. `refused` says
-    why it does not start; "" if it does, or is not placed.
+    `waits_on`: the node that Ray chose although none of its GPUs has enough left. `rest_bytes`, `free_bytes`: the
+    memory that it holds once it runs and that it finds free, on its tightest GPU. `kv_tokens`, `at_full_length` (how
+    many of the longest requests fit): None if weights or architecture are unknown. `refused`: why it does not start.
     """
 
     name: str
@@ -36,12 +35,12 @@ class Replica(Frozen):
 
     @property
     def starts(self) -> bool:
-        """Placed, and as far as is known enough memory is free when its turn comes."""
+        """Whether it is placed and, as far as is known, finds enough free memory."""
         return bool(self.gpus) and not self.refused
 
 
 class GpuAudit(Frozen):
-    """One GPU: the replicas that Ray puts there, the sum of their num_gpus, and the memory that all want at rest.
+    """A GPU, its replicas, the sum of their num_gpus, and the memory that all of them hold at rest.
 
     `unknown`: the replicas whose memory is not in the sum.
     """
@@ -56,12 +55,13 @@ class GpuAudit(Frozen):
 
     @property
     def fits(self) -> bool:
-        """Whether all of it that is known fits at rest."""
         return self.rest_bytes <= self.total_bytes
 
 
-def placed(deployments: Sequence[Deployment], cluster: Cluster, *, packed: bool) -> list[tuple[Deployment, int, Place]]:
-    """Each replica with its number and where Ray puts it. A deployment that Ray refuses gets no GPU."""
+def place_replicas(
+    deployments: Sequence[Deployment], cluster: Cluster, *, packed: bool
+) -> list[tuple[Deployment, int, Place]]:
+    """Return each replica with its number and its place. A deployment that Ray refuses gets no GPU."""
     copies = [(deployment, n) for deployment in deployments for n in range(deployment.replicas)]
     requests = [
         Request(
@@ -78,59 +78,52 @@ def placed(deployments: Sequence[Deployment], cluster: Cluster, *, packed: bool)
 
 
 def start_replicas(deployments: Sequence[Deployment], cluster: Cluster) -> Iterator[Replica]:
-    """Place all replicas as Ray does and start the placed ones in turn; each finds what those before it have left."""
+    """Place all replicas and start them in turn, each in the memory that those before it have left."""
     cards = cluster.cards
     free = [card.total_bytes - card.used_bytes for card in cards]
-    for deployment, n, where in placed(deployments, cluster, packed=cluster.scheduling == "pack"):
+    for deployment, n, (gpus, waits_on) in place_replicas(deployments, cluster, packed=cluster.scheduling == "pack"):
         facts: dict[str, Any] = {"rest_bytes": deployment.rest_bytes(cards[0])}
-        if where.gpus:
-            shared = {gpu: free[gpu] // where.gpus.count(gpu) for gpu in where.gpus}  # two bundles may get the same GPU
+        if gpus:
+            shared = {gpu: free[gpu] // gpus.count(gpu) for gpu in gpus}  # two bundles can get the same GPU
             facts |= _start(deployment, [(cards[gpu], free_bytes) for gpu, free_bytes in shared.items()])
-            facts |= _same_gpu(deployment, where.gpus)
+            if deployment.is_engine and len(shared) < len(gpus):
+                gpu = next(gpu for gpu in gpus if gpus.count(gpu) > 1)
+                on_one = f"Ray puts {gpus.count(gpu)} of its bundles on GPU {gpu}"
+                facts["refused"] = f"{on_one}, and NCCL refuses two ranks on a GPU"
         name = f"{deployment.name}#{n}" if deployment.replicas > 1 else deployment.name
-        replica = Replica(name=name, deployment=deployment, gpus=where.gpus, waits_on=where.waits_on, **facts)
-        for gpu in where.gpus if replica.starts else ():
+        replica = Replica(name=name, deployment=deployment, gpus=gpus, waits_on=waits_on, **facts)
+        for gpu in gpus if replica.starts else ():
             free[gpu] -= deployment.rest_bytes(cards[gpu]) or 0
         yield replica
 
 
-def _same_gpu(deployment: Deployment, gpus: Sequence[int]) -> dict[str, Any]:
-    """Bundles of at most half a GPU may get the same one, where an engine's ranks cannot both be."""
-    if not deployment.is_engine or len(set(gpus)) == len(gpus):
-        return {}
-    shared = next(gpu for gpu in gpus if gpus.count(gpu) > 1)
-    return {
-        "refused": f"Ray puts {gpus.count(shared)} of its bundles on GPU {shared}, and NCCL refuses two ranks there"
-    }
-
-
 def _start(deployment: Deployment, cards: Sequence[tuple[Card, int]]) -> dict[str, Any]:
-    """What a replica finds when it starts on GPUs with so many bytes free."""
+    """Return the memory facts of a replica that starts on GPUs with these free bytes."""
 
     def left(card_and_free: tuple[Card, int]) -> int:
         return card_and_free[1] - (deployment.rest_bytes(card_and_free[0]) or 0)
 
     card, free_bytes = min(cards, key=left)
     rest_bytes = deployment.rest_bytes(card)
-    found: dict[str, Any] = {"rest_bytes": rest_bytes, "free_bytes": free_bytes}
+    facts: dict[str, Any] = {"rest_bytes": rest_bytes, "free_bytes": free_bytes}
     if deployment.engine_share is None:
         fits = rest_bytes is None or rest_bytes <= free_bytes
-        return {**found, "refused": "" if fits else "out of memory"}
+        return {**facts, "refused": "" if fits else "out of memory"}
     share = kv_size.EngineShare(
         utilization=deployment.engine_share,
         weights_bytes=deployment.weight_bytes or 0,
-        other_bytes=deployment.besides_bytes,
+        other_bytes=deployment.other_bytes,
     )
     budgets = [
         kv_size.start_in_turn([share], total_bytes=card.total_bytes, used_bytes=card.total_bytes - free)[0]
         for card, free in cards
     ]
     refused = next((budget.refused for budget in budgets if budget.refused), "")
-    if deployment.weight_bytes is None:  # its share is known, what the weights leave of it is not
-        return {**found, "refused": refused}
+    if deployment.weight_bytes is None:  # the share is known, the KV cache beside the weights is not
+        return {**facts, "refused": refused}
     kv_bytes = min(budget.kv_bytes for budget in budgets)  # the smallest rank sizes the cache of all
-    found |= {"kv_bytes": kv_bytes, "refused": refused}
-    return found if refused or deployment.architecture is None else found | _cache(deployment, kv_bytes)
+    facts |= {"kv_bytes": kv_bytes, "refused": refused}
+    return facts if refused or deployment.architecture is None else facts | _cache(deployment, kv_bytes)
 
 
 def _cache(deployment: Deployment, kv_bytes: int) -> dict[str, Any]:
@@ -147,21 +140,21 @@ def _cache(deployment: Deployment, kv_bytes: int) -> dict[str, Any]:
     }
 
 
-def on_gpu(index: int, card: Card, replicas: Sequence[Replica]) -> GpuAudit:
-    """What the replicas on one GPU ask for and hold."""
-    here = [
+def audit_gpu(index: int, card: Card, replicas: Sequence[Replica]) -> GpuAudit:
+    """Add up num_gpus and memory of the replicas on one GPU."""
+    parts = [
         (replica, part)
         for replica in replicas
         for gpu, part in zip(replica.gpus, replica.deployment.parts if replica.gpus else (), strict=True)
         if gpu == index
     ]
-    held = {replica.name: replica.deployment.rest_bytes(card) for replica, _ in here}
+    held = {replica.name: replica.deployment.rest_bytes(card) for replica, _ in parts}
     return GpuAudit(
         index=index,
         node=card.node,
         replicas=tuple(held),
-        num_gpus=math.fsum(part for _, part in here),
-        rest_bytes=card.used_bytes + sum(held[replica.name] or 0 for replica, _ in here),
+        num_gpus=math.fsum(part for _, part in parts),
+        rest_bytes=card.used_bytes + sum(held[replica.name] or 0 for replica, _ in parts),
         total_bytes=card.total_bytes,
         unknown=tuple(name for name, size in held.items() if size is None),
     )

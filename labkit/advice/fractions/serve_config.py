@@ -1,7 +1,7 @@
-"""Ray Serve configs and KubeRay RayServices as people have them, read as a file of deployments.
+"""Convert Ray Serve configs and KubeRay RayServices to a file of deployments.
 
 Source: Ray 2.60, serve/schema.py, serve/config.py (AutoscalingConfig), llm/_internal/serve (LLMConfig, LLMServer), and
-KubeRay's RayService. What a config leaves to its code is named, never assumed.
+KubeRay's RayService. Numbers that a config leaves to its code are named, never assumed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,52 +12,50 @@ from labkit.errors import require, shortened
 from labkit.files import parse_yaml, read_yaml
 
 ENGINE_SHARE = 0.92  # vLLM 0.32's default of gpu_memory_utilization
-AUTO_MAX_REPLICAS = 100  # Serve's for num_replicas: auto
-CONFIGS = ("llm_config", "prefill_config", "decode_config")  # beside llm_configs, in the builders of ray.serve.llm
-# What changes the memory of a rank in a way that is not computed here.
+AUTO_MAX_REPLICAS = 100  # Serve's default for num_replicas: auto
+CONFIGS = ("llm_config", "prefill_config", "decode_config")  # besides llm_configs, in the builders of ray.serve.llm
 NOT_COMPUTED = ("pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size")
 
 Plain = Mapping[str, Any]
-Found = tuple[dict[str, Any], str]
-"""An entry of `deployments:`, and why its memory is not known if its model is not here either."""
+EntryAndReason = tuple[dict[str, Any], str]
+"""An entry of `deployments:`, and the reason why its memory is unknown if its model is not on this machine."""
 
 
-def is_one(content: Any) -> bool:
-    """Whether this is a Ray Serve config (of several applications or one), or a RayService around one."""
+def is_serve_config(content: Any) -> bool:
+    """Whether this is a Ray Serve config (of several applications or one) or a RayService."""
     keys = ("applications", "serveConfigV2", "import_path", "kind", "llm_configs")
     return isinstance(content, Mapping) and any(key in content for key in keys)
 
 
-class Left(NamedTuple):
-    """What a config leaves open: `unread` in sentences, and the deployments `without_gpu` by name."""
+class OpenEnds(NamedTuple):
+    """What a config leaves to its code: `unread` in sentences, and the deployments `without_gpu` by name."""
 
     unread: list[str]
     without_gpu: list[str]
 
 
-def translated(content: Plain, folder: Path) -> tuple[dict[str, Any], dict[str, str], Left]:
-    """The same as a file of deployments; why the memory of some is not known, by name; and what is left to code."""
+def to_deployments(content: Plain, folder: Path) -> tuple[dict[str, Any], dict[str, str], OpenEnds]:
+    """Return a file of deployments, the reasons why the memory of some is unknown, by name, and the open ends."""
     gpu = _worker_groups(content)
-    serve = _serve_config(content)
-    entries, unknown, left = list[dict[str, Any]](), dict[str, str](), Left([], [])
-    for application in _mappings(serve, "applications", "applications"):
-        entries_before = len(entries)
-        for entry, reason in (*_llms(application, folder), *_deployments(application, left)):
+    entries, unknown, open_ends = list[dict[str, Any]](), dict[str, str](), OpenEnds([], [])
+    for application in _mappings(_serve_config(content), "applications", "applications"):
+        before = len(entries)
+        for entry, reason in (*_llms(application, folder), *_deployments(application, open_ends)):
             name = entry["name"]
             entry["name"] = name if name not in unknown else f"{application.get('name', 'app')}:{name}"
             unknown[entry["name"]] = reason
             entries.append(entry)
-        if entries_before == len(entries) and not _names(application):
+        if before == len(entries) and not application.get("deployments"):
             name = shortened(str(application.get("name") or application.get("import_path")))
-            left.unread.append(f"application {name} names no deployment that asks for GPUs: its code decides")
+            open_ends.unread.append(f"application {name} names no deployment with GPUs: its code decides")
     types = {str(entry["accelerator_type"]) for entry in entries if entry.get("accelerator_type")}
     if len(types) == 1:
         gpu = [{**row, "accelerator_type": next(iter(types))} for row in gpu or [{}]]
-    return {"gpu": gpu[0] if len(gpu) == 1 else gpu or None, "deployments": entries}, unknown, left
+    return {"gpu": gpu[0] if len(gpu) == 1 else gpu or None, "deployments": entries}, unknown, open_ends
 
 
 def _serve_config(content: Plain) -> Plain:
-    """The Serve config itself, out of a RayService's text, with one application where there is no list of them."""
+    """Return the Serve config, also from a RayService's text or a single application."""
     spec = content.get("spec")
     text = content.get("serveConfigV2", spec.get("serveConfigV2") if isinstance(spec, Mapping) else None)
     if "kind" in content or text is not None:
@@ -70,17 +68,13 @@ def _serve_config(content: Plain) -> Plain:
 
 
 def _worker_groups(content: Plain) -> list[dict[str, Any]]:
-    """The nodes with GPUs of a RayService's cluster, at their most: a row for the head and each group that has some."""
+    """Return the largest cluster of a RayService: a row for the head and for each worker group with GPUs."""
     spec = content.get("spec")
     cluster = spec.get("rayClusterConfig") if isinstance(spec, Mapping) else None
     if not isinstance(cluster, Mapping):
         return []
     replicas = "maxReplicas" if cluster.get("enableInTreeAutoscaling") else "replicas"
-    head = cluster.get("headGroupSpec")
-    groups = [
-        *([head] if isinstance(head, Mapping) else []),
-        *_mappings(cluster, "workerGroupSpecs", "workerGroupSpecs"),
-    ]
+    groups: list[Any] = [cluster.get("headGroupSpec"), *_mappings(cluster, "workerGroupSpecs", "workerGroupSpecs")]
     rows = []
     for group in groups:
         try:
@@ -94,30 +88,32 @@ def _worker_groups(content: Plain) -> list[dict[str, Any]]:
     return rows
 
 
-def _deployments(application: Plain, left: Left) -> Iterator[Found]:
-    """The deployments of an application that ask for GPUs, as far as the config says so."""
+def _deployments(application: Plain, open_ends: OpenEnds) -> Iterator[EntryAndReason]:
+    """Yield the deployments of an application that request GPUs in the config."""
     for deployment in _mappings(application, "deployments", "deployments"):
         name = shortened(str(deployment.get("name")))
         options, bundles = deployment.get("ray_actor_options"), deployment.get("placement_group_bundles")
         if options is None and bundles is None:
-            if not (_configs(application) and name.startswith("OpenAiIngress")):  # that one asks for CPUs only
-                left.unread.append(f"{name} has no ray_actor_options here: its code says how many GPUs it asks for")
+            if not (_configs(application) and name.startswith("OpenAiIngress")):  # an ingress needs only CPUs
+                open_ends.unread.append(f"{name} has no ray_actor_options here: its code sets the number of GPUs")
             continue
         options = _mapping(options or {}, f"{name}: ray_actor_options")
-        asked = _gpus_of(bundles, name) if bundles is not None else options.get("num_gpus", 0)
-        if not asked:
-            left.without_gpu.append(name)
+        num_gpus = _gpus_of(bundles, name) if bundles is not None else options.get("num_gpus", 0)
+        if not num_gpus:
+            open_ends.without_gpu.append(name)
             continue
-        entry = {"name": name, "num_gpus": asked, **_replicas(deployment, name)}
-        entry |= _given(deployment, strategy="placement_group_strategy", max_replicas_per_node="max_replicas_per_node")
-        entry |= _given(options, accelerator_type="accelerator_type")
-        yield entry, "a Serve config says nothing about a deployment's weights"
+        entry = {"name": name, "num_gpus": num_gpus, **_replicas(deployment, name)}
+        entry |= _renamed(
+            deployment, strategy="placement_group_strategy", max_replicas_per_node="max_replicas_per_node"
+        )
+        entry |= _renamed(options, accelerator_type="accelerator_type")
+        yield entry, "a Serve config does not contain the weights of a deployment"
 
 
-def _llms(application: Plain, folder: Path) -> Iterator[Found]:
-    """The deployments that the builders of ray.serve.llm make of LLMConfigs."""
+def _llms(application: Plain, folder: Path) -> Iterator[EntryAndReason]:
+    """Yield the deployments that the builders of ray.serve.llm create from LLMConfigs."""
     for config in _configs(application):
-        if isinstance(config, str):  # a file of its own
+        if isinstance(config, str):  # the path of a file
             config = read_yaml(folder / config, Any, remedy="correct it")
         yield from _llm(_mapping(config, "an entry of llm_configs"))
 
@@ -131,11 +127,9 @@ def _configs(application: Plain) -> list[Any]:
     return [*listed, *(args[name] for name in CONFIGS if name in args)]
 
 
-def _llm(config: Plain) -> Iterator[Found]:
-    loading = _mapping(config.get("model_loading_config", {}), "model_loading_config")
-    engine = _mapping(config.get("engine_kwargs") or {}, "engine_kwargs")
-    options = _mapping(config.get("deployment_config") or {}, "deployment_config")
-    group = _mapping(config.get("placement_group_config") or {}, "placement_group_config")
+def _llm(config: Plain) -> Iterator[EntryAndReason]:
+    sections = ("model_loading_config", "engine_kwargs", "deployment_config", "placement_group_config")
+    loading, engine, options, group = (_mapping(config.get(section) or {}, section) for section in sections)
     name = shortened(str(loading.get("model_id")))
     source = loading.get("model_source", loading.get("model_id"))
     ranks = 1
@@ -146,47 +140,43 @@ def _llm(config: Plain) -> Iterator[Found]:
         ranks *= size
     worker = group.get("bundle_per_worker", config.get("resources_per_bundle"))
     bundles = group.get("bundles", [{"GPU": 1} if worker is None else worker] * ranks)
-    asked = _gpus_of(bundles, name)
-    if not asked:  # it runs on CPUs
+    num_gpus = _gpus_of(bundles, name)
+    if not num_gpus:  # it runs on CPUs
         return
     actor = _mapping(options.get("ray_actor_options") or {}, f"{name}: ray_actor_options").get("num_gpus", 0)
     if isinstance(actor, int | float) and actor:  # the replica's actor shares the first bundle
-        asked[0] += actor
-    entry: dict[str, Any] = {"name": name, "num_gpus": asked, "tensor_parallel": ranks, **_replicas(options, name)}
+        num_gpus[0] += actor
+    entry: dict[str, Any] = {"name": name, "num_gpus": num_gpus, "tensor_parallel": ranks, **_replicas(options, name)}
     entry["engine_share"] = engine.get("gpu_memory_utilization", ENGINE_SHARE)
-    entry |= _given(group, strategy="strategy") | _given(config, accelerator_type="accelerator_type")
-    lengths = {key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")}
-    entry |= {key: value for key, value in _given(engine, **lengths).items() if value != "auto"}
-    odd = [f"{key}: {engine[key]}" for key in NOT_COMPUTED if engine.get(key, 1) != 1]
-    if odd or not isinstance(source, str):
-        yield entry, f"{' and '.join(odd) or 'a model in a bucket'} is not computed here"
+    entry |= _renamed(group, strategy="strategy") | _renamed(config, accelerator_type="accelerator_type")
+    limits = _renamed(engine, **{key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")})
+    entry |= {key: value for key, value in limits.items() if value != "auto"}
+    unsupported = [f"{key}: {engine[key]}" for key in NOT_COMPUTED if engine.get(key, 1) != 1]
+    if unsupported or not isinstance(source, str):
+        yield entry, f"{' and '.join(unsupported) or 'a model in a bucket'} is not computed here"
     else:
         yield entry | {"model": source}, f"the weights of {shortened(source)} are not on this machine"
 
 
 def _replicas(options: Plain, name: str) -> dict[str, Any]:
-    """The most replicas that Serve may start, and the least."""
+    """Return the largest number of replicas that Serve may start, and the smallest if it scales."""
     scaling = options.get("autoscaling_config")
     if scaling is None and options.get("num_replicas") != "auto":
-        return _given(options, replicas="num_replicas")
+        return _renamed(options, replicas="num_replicas")
     scaling = _mapping(scaling or {}, f"{name}: autoscaling_config")
     most = scaling.get("max_replicas", AUTO_MAX_REPLICAS if options.get("num_replicas") == "auto" else 1)
     return {"replicas": most, "min_replicas": scaling.get("min_replicas", 1)}
 
 
 def _gpus_of(bundles: Any, name: str) -> list[Any]:
-    """The GPUs of the bundles that ask for some."""
+    """Return the GPUs of each bundle that requests GPUs."""
     require(isinstance(bundles, list), f"{name}: bundles are {shortened(repr(bundles))}", fix="write a list of them")
     return [_mapping(bundle, f"{name}: a bundle")["GPU"] for bundle in bundles if _mapping(bundle, name).get("GPU")]
 
 
-def _given(source: Plain, **keys: str) -> dict[str, Any]:
-    """Our key with the value of theirs, where it has one."""
-    return {ours: source[theirs] for ours, theirs in keys.items() if source.get(theirs) is not None}
-
-
-def _names(application: Plain) -> list[Any]:
-    return [entry.get("name") for entry in _mappings(application, "deployments", "deployments")]
+def _renamed(source: Plain, **keys: str) -> dict[str, Any]:
+    """Return the values of the source's keys under our names, except missing ones."""
+    return {name: source[key] for name, key in keys.items() if source.get(key) is not None}
 
 
 def _mappings(source: Plain, key: str, where: str) -> list[Plain]:

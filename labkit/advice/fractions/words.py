@@ -1,4 +1,4 @@
-"""An audit for people (lines, HTML) and for scripts (JSON)."""
+"""Format an audit as text, HTML and JSON."""
 
 from html import escape
 from typing import Any
@@ -14,7 +14,7 @@ MARKS = {"error": "ERROR", "unknown": "UNKNOWN", "warning": "WARNING", "note": "
 
 
 def lines(audit: Audit) -> list[str]:
-    """The audit as text: a row for each replica, a line for each GPU, the findings, and numbers that would work."""
+    """Return the audit as text: a row for each replica, a line for each GPU, the findings, and a suggestion."""
     rows = [HEADS, *map(_row, audit.replicas)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -22,33 +22,31 @@ def lines(audit: Audit) -> list[str]:
         f"{MARKS[finding.level]} {finding.subject}: {finding.text}\n  change: {finding.change}"
         for finding in audit.findings
     ]
-    return [*table, "", *_gpu_lines(audit), "", *findings, in_a_sentence(audit), *_advice(audit)]
+    return [*table, "", *_gpu_lines(audit), "", *findings, verdict(audit), *_advice(audit)]
 
 
-def in_a_sentence(audit: Audit) -> str:
-    """Whether it fits, and what does not."""
+def verdict(audit: Audit) -> str:
+    """Return a sentence: whether the deployments fit, and what does not."""
     starting = sum(replica.starts for replica in audit.replicas)
     waiting = sum(not replica.gpus for replica in audit.replicas)
     all_start = starting == len(audit.replicas)
     if audit.ok:
         return f"It fits: all {starting} replicas are placed, start one after the other, and fit at rest."
     if audit.fails and audit.waits_if_packed and all_start:
-        return (
-            f"It fits only where Ray spreads replicas over the nodes: packed, {len(audit.waits_if_packed)} of "
-            f"{len(audit.replicas)} wait."
-        )
+        waiting = len(audit.waits_if_packed)
+        return f"It fits only if Ray spreads replicas over the nodes: packed, {waiting} of {len(audit.replicas)} wait."
     if not audit.fails:
-        open_ends = sum(finding.level == "unknown" for finding in audit.findings)
-        return f"It cannot be told: Ray places all {starting} replicas, but {open_ends} things are not known (UNKNOWN)."
+        unknown = sum(finding.level == "unknown" for finding in audit.findings)
+        return f"Undecided: Ray places all {starting} replicas, but {unknown} findings are unknown (UNKNOWN)."
     return f"It does not fit: of {len(audit.replicas)} replicas {starting} start, {waiting} are not placed."
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
-    """The audit as plain data. Sizes in bytes."""
+    """Return the audit as plain data, sizes in bytes."""
     suggestion = audit.suggestion
     return {
         "ok": audit.ok,
-        "verdict": in_a_sentence(audit),
+        "verdict": verdict(audit),
         "waits_if_packed": list(audit.waits_if_packed),
         "replicas": [
             {
@@ -70,7 +68,7 @@ def as_json(audit: Audit) -> dict[str, Any]:
 
 
 def as_html(audit: Audit) -> str:
-    """The same as `lines`, as tables."""
+    """Return the content of `lines` as HTML."""
     head = "".join(f"<th style='{CELL}'>{name}</th>" for name in HEADS)
     rows = ("".join(f"<td style='{CELL}'>{escape(text)}</td>" for text in _row(replica)) for replica in audit.replicas)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
@@ -82,7 +80,7 @@ def as_html(audit: Audit) -> str:
     )
     advice = "".join(f"<pre style='margin:.3em 0'>{escape(line)}</pre>" for line in _advice(audit))
     return (
-        f"<p role='status'><b>{escape(in_a_sentence(audit))}</b></p><table><thead><tr>{head}</tr></thead>"
+        f"<p role='status'><b>{escape(verdict(audit))}</b></p><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>{gpus}<ul>{findings}</ul>{advice}"
     )
 
@@ -90,10 +88,10 @@ def as_html(audit: Audit) -> str:
 def _row(replica: Replica) -> tuple[str, ...]:
     tokens = "-" if replica.kv_tokens is None else f"{replica.kv_tokens:,}"
     start = "waits" if not replica.gpus else "starts" if replica.starts else "refused"
-    where = ", ".join(map(str, replica.gpus)) or "-"
+    gpus = ", ".join(map(str, replica.gpus)) or "-"
     free = gib(replica.free_bytes) if replica.gpus else "-"
     takes = "?" if replica.rest_bytes is None else gib(replica.rest_bytes)
-    return replica.name, replica.deployment.asks, where, takes, free, tokens, start
+    return replica.name, replica.deployment.asks, gpus, takes, free, tokens, start
 
 
 def _gpu_lines(audit: Audit) -> list[str]:
@@ -107,22 +105,18 @@ def _gpu_lines(audit: Audit) -> list[str]:
 
 
 def _advice(audit: Audit) -> list[str]:
-    suggestion, asked = audit.suggestion, audit.gpus_asked
+    suggestion, cluster = audit.suggestion, audit.gpus_asked
     if any(deployment.unknown for deployment in audit.deployments):
-        question = as_yaml(audit.deployments, asked).rstrip()
-        return ["The same as a file, to which weight_gib can be added where it is missing:", question]
+        return ["As a file, to add the missing weight_gib:", as_yaml(audit.deployments, cluster).rstrip()]
     if suggestion is None:
         return []
     if suggestion.deployments:
-        numbers = as_yaml(suggestion.deployments, asked).rstrip()
-        return ["Numbers that fit, to be deployed in this order:", numbers]
+        return ["Numbers that fit, to deploy in this order:", as_yaml(suggestion.deployments, cluster).rstrip()]
     if suggestion.impossible:
-        ways_out = "Take a larger GPU, a shorter max_model_len, or more than one GPU."
-        return [f"No numbers help: {suggestion.impossible}. {ways_out}"]
-    found = f"No numbers were found for {len(asked.cards)} of these GPUs"
+        remedies = "Take a larger GPU, a shorter max_model_len, or more than one GPU."
+        return [f"No numbers help: {suggestion.impossible}. {remedies}"]
+    nothing = f"No numbers were found for {len(cluster.cards)} of these GPUs"
     if suggestion.gpus_needed:
-        return [f"{found}; {suggestion.gpus_needed} would do."]
-    limits = (
-        "max_replicas_per_node and a STRICT strategy limit a node; accelerator_type keeps a replica off small cards"
-    )
-    return [f"{found}: {limits}."]
+        return [f"{nothing}; {suggestion.gpus_needed} would be enough."]
+    limits = "max_replicas_per_node and a STRICT strategy limit a node; accelerator_type excludes small cards"
+    return [f"{nothing}: {limits}."]

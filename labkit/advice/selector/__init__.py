@@ -1,6 +1,6 @@
-"""Which stack for which workload: rules that are data, an answer with its reasons, and what would change it.
+"""Recommend a stack for a workload by the rules in `data/selector/`, with reasons and the answers that would change it.
 
-`select(answers)` is a pure function over `data/selector/`; the command line, lab 10 and the form show what it returns.
+`select(answers)` is a pure function; the command line, lab 10 and the form show its result.
 """
 
 from labkit.advice.selector.answers import check_model, complete, read_state, write_state

@@ -1,4 +1,4 @@
-"""The selector's questions, stacks and rules: `data/selector/`, read and validated once. Nothing there is evaluated."""
+"""Read and validate the selector's questions, stacks and rules from `data/selector/`; no code is evaluated."""
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import date
@@ -12,11 +12,11 @@ from labkit.advice.selector.fit import FITS, fit
 from labkit.errors import require
 from labkit.files import Frozen, data_path, read_yaml
 
-FIT = "fit"  # what conditions call the result of `fit`
+FIT = "fit"  # the name of the result of `fit` in conditions
 
 
 class Question(Frozen):
-    """One question. `options`: their labels by value, in order; `help`: a tooltip; `rounds`: see questions.yaml."""
+    """A question. `options`: labels by value, in order; `help`: a tooltip; `rounds`: see questions.yaml."""
 
     label: str
     question: str
@@ -29,14 +29,14 @@ class Question(Frozen):
     @model_validator(mode="after")
     def _default_is_an_option(self) -> Self:
         if self.default not in self.options:
-            raise ValueError(f"the default {self.default!r} is no option")
+            raise ValueError(f"the default {self.default!r} is not an option")
         return self
 
 
 class Stack(Frozen):
-    """What may be recommended: an engine and what surrounds it. `frameworks`: those of the article in it.
+    """A stack that can be recommended. `frameworks`: the article's frameworks in it.
 
-    `needs`: what keeps this course from starting its configuration; empty where the tests do.
+    `needs`: the reason why this course cannot start its configuration; empty if the tests start it.
     """
 
     title: str
@@ -48,13 +48,13 @@ class Stack(Frozen):
 
 
 class Conditional(Frozen):
-    """An entry that holds if every question in `when`, or what `fit` computes, has one of the named options."""
+    """An entry that holds if every question in `when`, or `fit`, has one of the named options."""
 
     when: dict[str, tuple[str, ...]]
 
     def holds(self, answers: Mapping[str, str]) -> bool:
-        known = {FIT: fit(answers), **answers} if FIT in self.when else answers
-        return all(known[question] in options for question, options in self.when.items())
+        values = {FIT: fit(answers), **answers} if FIT in self.when else answers
+        return all(values[question] in options for question, options in self.when.items())
 
 
 class Entry(Conditional):
@@ -62,10 +62,7 @@ class Entry(Conditional):
 
 
 class Grounds(Frozen):
-    """What a reason rests on.
-
-    `measured`: in `lab`; `cited`: in `source`, read on the day `checked`; `given`: by the answer itself.
-    """
+    """The evidence for a reason: measured in `lab`, cited from `source` as read on `checked`, or given by an answer."""
 
     evidence: Literal["measured", "cited", "given", "opinion"]
     source: str = ""
@@ -76,9 +73,9 @@ class Grounds(Frozen):
     @model_validator(mode="after")
     def _evidence_is_named(self) -> Self:
         if self.evidence == "measured" and not self.lab:
-            raise ValueError("what is measured names its lab")
+            raise ValueError("measured evidence names its lab")
         if (self.evidence == "cited") != bool(self.source and self.checked):
-            raise ValueError("what is cited, and only that, names source and day")
+            raise ValueError("cited evidence, and no other, names source and day")
         return self
 
 
@@ -87,19 +84,19 @@ class Grounded(Entry, Grounds):
 
 
 class Exclusion(Grounded):
-    """If it holds, `stacks` are not ranked."""
+    """A rule that excludes `stacks` from the ranking."""
 
     stacks: tuple[str, ...] = Field(min_length=1)
 
 
 class Rule(Grounded):
-    """If it holds, it speaks for a stack (points above zero) or against it (below)."""
+    """A rule for a stack (positive points) or against it (negative points)."""
 
     points: dict[str, int] = Field(min_length=1)
 
 
 class SelectionWarning(Entry):
-    """A text beside the result; with `winner` only beside these recommendations."""
+    """A text beside the result, or only beside the recommendations in `winner`."""
 
     winner: tuple[str, ...] = ()
     text: str
@@ -111,7 +108,7 @@ class SelectionWarning(Entry):
 
 
 class Branch(Conditional):
-    """A branch of the article's decision tree: the framework at its end."""
+    """A branch of the article's decision tree, with the framework at its end."""
 
     question: str
     framework: str
@@ -121,7 +118,7 @@ class Branch(Conditional):
 
 
 class Pattern(Frozen):
-    """A row of the article's table: a situation, its framework, and how ours differs (`difference`)."""
+    """A row of the article's table: a situation and its framework. `difference`: why our first choice is another."""
 
     id: str
     situation: str
@@ -133,13 +130,13 @@ class Pattern(Frozen):
 
 
 class Here(Conditional):
-    """The answers for which a neighbour is worth a look, and `why`: our judgement."""
+    """Answers for which a neighbour is worth a look, and our judgement why."""
 
     why: str
 
 
 class Neighbour(Frozen):
-    """A project that this course does not run, in one line, from `source` as of the day `checked`."""
+    """A project that this course does not run, described in one line from `source` as of the day `checked`."""
 
     name: str
     layer: Literal["engine", "orchestrator", "service"]
@@ -150,7 +147,7 @@ class Neighbour(Frozen):
     here: tuple[Here, ...] = ()
 
     def why(self, answers: Mapping[str, str]) -> str | None:
-        """Why it is worth a look for these answers: the first reason that holds, or None."""
+        """Return the first reason that holds why it is worth a look, or None."""
         return next((entry.why for entry in self.here if entry.holds(answers)), None)
 
 
@@ -165,14 +162,14 @@ class RulesFile(Frozen):
 
 
 class ArticleFile(Frozen):
-    """article.yaml: the article's table and its decision tree, whose last branch has no condition."""
+    """The article's table and its decision tree, whose last branch has no condition."""
 
     patterns: tuple[Pattern, ...]
     tree: tuple[Branch, ...]
 
 
 class Catalogue(RulesFile, ArticleFile):
-    """All of data/selector but the configurations."""
+    """All of data/selector except the configurations."""
 
     questions: dict[str, Question]
     stacks: dict[str, Stack]
@@ -185,7 +182,7 @@ class Catalogue(RulesFile, ArticleFile):
 
 @cache
 def catalogue(folder: Path | None = None) -> Catalogue:
-    """The course's catalogue, or that of another folder. UsageError names the file, the entry and what is wrong."""
+    """Return the course's catalogue, or that of another folder. UsageError: an invalid entry, by file and name."""
     folder = folder or data_path("selector")
     known = Catalogue(
         **dict(read_yaml(folder / "rules.yaml", RulesFile)),
@@ -198,12 +195,12 @@ def catalogue(folder: Path | None = None) -> Catalogue:
         require(name in names, f"selector: {where} {name!r} does not exist", fix=f"use one of: {', '.join(names)}")
     ids = [entry.id for entry in known.entries]
     twice = sorted({name for name in ids if ids.count(name) > 1})
-    require(not twice, f"selector/rules.yaml: {', '.join(twice)} stands there twice", fix="rename one")
+    require(not twice, f"selector/rules.yaml has {', '.join(twice)} twice", fix="rename one")
     return known
 
 
 def _names_used(known: Catalogue) -> Iterator[tuple[str, str, Collection[str]]]:
-    """Each question, option and stack that an entry names: where, its name, and the names that exist."""
+    """Yield each question, option and stack that an entry names: its place, its name, and the known names."""
     conditions = [(entry.id, entry.when) for entry in known.entries]
     conditions += [(branch.question, branch.when) for branch in known.tree]
     conditions += [(row.id, {name: (value,) for name, value in row.answers.items()}) for row in known.patterns]

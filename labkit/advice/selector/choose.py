@@ -1,6 +1,6 @@
-"""The choice: which stack suits the answers, why, why not the others, and which single answer would change it.
+"""Rank the stacks for the answers by points, with the reasons, and find the single answers that would change the first.
 
-A pure function of the answers and `data/selector/`. Points are added up; what an exclusion names is not ranked.
+A pure function of the answers and `data/selector/`. Excluded stacks are not ranked.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,11 +22,11 @@ from labkit.advice.selector.catalogue import (
 )
 from labkit.files import Frozen
 
-SHOWN = 3  # of the reasons that separate a stack from the first one
+MOST_BEHIND = 3  # reasons shown for a stack's distance from the winner
 
 
 class Reason(Grounds):
-    """One fact for (`points` above 0) or against a stack, or why it is excluded (`points` 0)."""
+    """A reason for a stack (`points` above 0), against it (below 0), or for its exclusion (0)."""
 
     rule: str
     text: str
@@ -34,9 +34,9 @@ class Reason(Grounds):
 
 
 class Ranked(Frozen):
-    """A stack's place. `score` is None where `excluded` says why it is not ranked.
+    """A stack in the ranking. `score` is None if it is `excluded`.
 
-    `reasons`: every rule that gave or took points, the weightiest first. `behind`: what the first one has over it.
+    `reasons`: the rules that gave or took points, by weight. `behind`: the reasons that put the winner ahead of it.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Ranked(Frozen):
 
 
 class Flip(Frozen):
-    """A single other answer that changes the first place to `winner`."""
+    """A single other answer that makes `winner` the first."""
 
     question: str
     answer: str
@@ -74,9 +74,9 @@ class Flip(Frozen):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The result. `without_opinions`: what comes first when only measured and cited reasons count.
+    """The result. `without_opinions`: the first stack if opinions do not count.
 
-    `neighbours`: the projects of the landscape that are worth a look for these answers, with the reason.
+    `neighbours`: projects of the landscape that are worth a look, with the reason.
     `article`: the branch at which the article's tree ends.
     """
 
@@ -94,13 +94,13 @@ class Selection:
 
     @property
     def margin(self) -> int | None:
-        """Points between the first and the second; None if nothing else is ranked."""
+        """Points between the first and the second; None if only one is ranked."""
         first, *rest = [ranked.score for ranked in self.ranking if ranked.score is not None]
         return first - rest[0] if rest else None
 
 
 def select(given: Mapping[str, Any] | None = None) -> Selection:
-    """Rank all stacks for the answers; a question without an answer has its default. UsageError: an unknown answer."""
+    """Rank all stacks for the answers; missing answers get defaults. UsageError: an unknown answer."""
     known, answers = catalogue(), complete(given)
     names = order(known, answers)
     winner = names[0]
@@ -116,7 +116,7 @@ def select(given: Mapping[str, Any] | None = None) -> Selection:
 
 
 def order(known: Catalogue, answers: Mapping[str, str], *, opinions: bool = True) -> list[str]:
-    """The stacks from first to last: by points, equal ones by fewest parts (the file's order), excluded ones last."""
+    """Return the stacks by points, ties by fewest parts (the file's order), excluded ones last."""
     scores, excluded = points(known, answers, opinions=opinions), exclusions(known, answers)
     return sorted(known.stacks, key=lambda name: (bool(excluded[name]), -scores[name]))
 
@@ -126,7 +126,7 @@ def first(known: Catalogue, answers: Mapping[str, str]) -> str:
 
 
 def points(known: Catalogue, answers: Mapping[str, str], *, opinions: bool = True) -> dict[str, int]:
-    """Each stack's points, with or without the rules that are opinions."""
+    """Return each stack's points, with or without opinions."""
     scores = dict.fromkeys(known.stacks, 0)
     for rule in known.rules:
         if (opinions or rule.evidence != "opinion") and rule.holds(answers):
@@ -136,7 +136,7 @@ def points(known: Catalogue, answers: Mapping[str, str], *, opinions: bool = Tru
 
 
 def exclusions(known: Catalogue, answers: Mapping[str, str]) -> dict[str, list[Exclusion]]:
-    """The exclusions that hold, by stack. At least one stack has none (a test goes through all answers)."""
+    """Return the exclusions that hold, by stack."""
     holding = [exclusion for exclusion in known.exclusions if exclusion.holds(answers)]
     return {name: [exclusion for exclusion in holding if name in exclusion.stacks] for name in known.stacks}
 
@@ -160,7 +160,7 @@ def _ranked(known: Catalogue, answers: Mapping[str, str], name: str, winner: str
         score=None if excluded else sum(reason.points for reason in reasons),
         reasons=tuple(sorted(reasons, key=lambda reason: (-abs(reason.points), -reason.points))),
         excluded=tuple(_reason(exclusion, 0) for exclusion in excluded),
-        behind=tuple(behind[:SHOWN]),
+        behind=tuple(behind[:MOST_BEHIND]),
     )
 
 
@@ -171,7 +171,7 @@ def _reason(entry: Grounded, points_given: int) -> Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row of the article's table beside what the selector puts first in that situation."""
+    """A row of the article's table, and the stack that the selector puts first in that situation."""
 
     pattern: Pattern
     name: str
@@ -194,7 +194,7 @@ class Comparison:
 
 
 def compare_patterns() -> list[Comparison]:
-    """The article's six patterns, each with our first choice for the same situation."""
+    """Return the article's six patterns, each with our first choice for the same situation."""
     known = catalogue()
     names = [first(known, {**known.defaults, **pattern.answers}) for pattern in known.patterns]
     pairs = zip(known.patterns, names, strict=True)

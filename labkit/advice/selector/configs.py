@@ -1,6 +1,6 @@
-"""The configuration for what was chosen, each setting explained. Rendered from `data/selector/configs/`, never run.
+"""Render the configuration of a stack from `data/selector/configs/`, with every setting explained.
 
-The engines' own readers check all files in tests/engine/test_selector_configs.py; test_selector_starts.py starts them.
+tests/engine/test_selector_configs.py checks all files with the engines' parsers; test_selector_starts.py starts them.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ GPU_MODELS = {
     "250b": "Qwen/Qwen3-235B-A22B-Instruct-2507",
     "700b": "deepseek-ai/DeepSeek-V3.1",
 }
-"""A model to begin with, by size."""
+"""A suitable model for each size."""
 
 
 class Setting(Frozen):
@@ -38,9 +38,9 @@ class Setting(Frozen):
 
 
 class ConfigFile(Frozen):
-    """A file or a command, with its settings explained. `language`: the one it is written in.
+    """A file or a command in a `language`, with its settings explained.
 
-    `separator`: of name and value, in a template whose text is its settings alone, one a line.
+    `separator`: between name and value, for a file that is a list of its settings.
     """
 
     name: str
@@ -51,18 +51,19 @@ class ConfigFile(Frozen):
 
 
 def configure(stack: str, answers: Mapping[str, str], *, model: str | None = None) -> tuple[ConfigFile, ...]:
-    """The files for a stack and complete answers. `model`: what is served (default: one that suits the hardware).
+    """Return the files for a stack and complete answers. `model`: the model to serve (default: a suitable one).
 
-    UsageError for a model's name that could not be written into a command.
+    UsageError: a model name that needs quoting in a command.
     """
     served = check_model(model) or _suitable_model(answers)
     values = {"model": served, "engine": engine_settings(answers), "second": _second(answers)}
     files = _render(stack, tuple[ConfigFile, ...], answers, gguf=_gguf(model, answers), **values)
-    return tuple(file.model_copy(update={"text": file.text or _lines(file)}) for file in files)
+    listed = ("".join(f"{entry.name}{file.separator}{entry.value}\n" for entry in file.settings) for file in files)
+    return tuple(file.model_copy(update={"text": file.text or text}) for file, text in zip(files, listed, strict=True))
 
 
 def proof(stack: str) -> str:
-    """What this course has tried of a stack's configuration: started, read by the engine's own parser, or neither."""
+    """Return how this course has tested a stack's configuration."""
     if needs := catalogue().stacks[stack].needs:
         return f"Not started by this course, which would need {needs}: read it before you use it."
     return (
@@ -71,12 +72,8 @@ def proof(stack: str) -> str:
     )
 
 
-def _lines(file: ConfigFile) -> str:
-    return "".join(f"{setting.name}{file.separator}{setting.value}\n" for setting in file.settings)
-
-
 def engine_settings(answers: Mapping[str, str]) -> tuple[Setting, ...]:
-    """What a vLLM engine is started with, as command-line flags without their dashes."""
+    """Return the settings of a vLLM engine as command-line flags without dashes."""
     return _render("engine", tuple[Setting, ...], answers)
 
 
@@ -100,7 +97,7 @@ def _suitable_model(answers: Mapping[str, str]) -> str:
 
 
 def _gguf(model: str | None, answers: Mapping[str, str]) -> str:
-    """A repository with weights in llama.cpp's format. Qwen publishes its own."""
+    """Return a repository with weights in llama.cpp's format. Qwen publishes its own."""
     if answers["kind"] == "pooling":
         return model or f"{EMBEDDING_MODEL}-GGUF:Q8_0"
     small = {"4b": "4B", "9b": "8B", "15b": "14B"}.get(answers["size"], "32B")
@@ -108,13 +105,18 @@ def _gguf(model: str | None, answers: Mapping[str, str]) -> str:
 
 
 def _second(answers: Mapping[str, str]) -> dict[str, Any] | None:
-    """The second server: embeddings beside chat, or one more model."""
+    """Return the second server: embeddings beside chat, or another model."""
     if answers["kind"] in ("rag", "both"):
         gpu = "shared" if _shared_gpu(answers) else "dedicated"
         engine = engine_settings({**answers, "kind": "pooling", "size": "4b", "gpu": gpu})
         why = "Embeddings have their own path, so nginx need not read the request. Add /rerank and /v1/audio likewise."
-        place = {"name": "embeddings", "location": "/v1/embeddings"}
-        return {"model": EMBEDDING_MODEL, "engine": engine, "why": why, **place}
+        return {
+            "model": EMBEDDING_MODEL,
+            "engine": engine,
+            "why": why,
+            "name": "embeddings",
+            "location": "/v1/embeddings",
+        }
     if answers["models"] == "one":
         return None
     why = "The second model's base address is http://HOST/model-2/v1; a gateway that reads the model's name hides it."
@@ -123,31 +125,29 @@ def _second(answers: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _facts(answers: Mapping[str, str]) -> dict[str, Any]:
-    """What follows from several answers and more than one template asks for."""
+    """Return values for the templates that follow from several answers."""
     hardware, kind, cards = answers["hardware"], answers["kind"], cards_needed(answers)
-    one_gpu, shared_gpu = hardware == "one", _shared_gpu(answers)
+    has_gpu, shared_gpu = hardware not in NO_GPU, _shared_gpu(answers)
     several_gpus = hardware in ("several", "cluster")
     tensor_parallel = min(cards, PER_MACHINE) if several_gpus else 1
+    second_gpus = 1 if kind in ("rag", "both") else tensor_parallel
     other_models = answers["pattern"] == "pipeline" or kind == "both"
-    share = 0.12 if kind == "pooling" else 0.8 if kind == "rag" and not other_models else 0.45
     many = answers["slo"] == "p99" or answers["rate"] == "high" or hardware == "cluster"
     return {
         "cards": cards,
         "context_tokens": 1024 * number(answers["context"]),
         "generates": kind in ("llm", "rag", "both"),
         "gpus_of_first": _numbers(0, tensor_parallel),
-        "gpus_of_second": _numbers(
-            0 if shared_gpu else tensor_parallel, 1 if kind in ("rag", "both") else tensor_parallel
-        ),
-        "has_gpu": hardware not in NO_GPU,
+        "gpus_of_second": _numbers(0 if shared_gpu else tensor_parallel, second_gpus),
+        "has_gpu": has_gpu,
         "machines": max(1, cards // PER_MACHINE) if hardware == "cluster" else 1,
         "other_models": other_models,
-        "own_models_on_gpu": hardware not in NO_GPU and not (one_gpu and kind != "other" and not shared_gpu),
+        "own_models_on_gpu": has_gpu and (hardware != "one" or kind == "other" or shared_gpu),
         "own_num_gpus": 0.25 if shared_gpu else 1,
         "replicas": 2 if many and answers["traffic"] != "rare" else 1,
         "several_gpus": several_gpus,
         "shared_gpu": shared_gpu,
-        "share": share,
+        "share": 0.12 if kind == "pooling" else 0.8 if kind == "rag" and not other_models else 0.45,
         "short_gaps": answers["priority"] == "latency" or answers["slo"] == "p99",
         "tensor_parallel": tensor_parallel,
     }
@@ -159,4 +159,4 @@ def _shared_gpu(answers: Mapping[str, str]) -> bool:
 
 
 def _numbers(first: int, count: int) -> str:
-    return ",".join(str(number) for number in range(first, first + count))
+    return ",".join(map(str, range(first, first + count)))

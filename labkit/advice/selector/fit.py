@@ -1,23 +1,23 @@
-"""How many cards hold a model: arithmetic on the answers `size`, `card` and `hardware`."""
+"""Calculate how many cards hold a model from the answers `size`, `card` and `hardware`."""
 
 from collections.abc import Mapping
 
 GB_PER_BILLION = 2  # weights in 16 bits
-LEAST_CACHE = 0.1  # of the weights: the least that KV cache and activations need
-USABLE = 0.92  # of a card: vLLM's own default for gpu_memory_utilization
+LEAST_CACHE = 0.1  # smallest KV cache and activations, relative to the weights
+USABLE = 0.92  # share of a card's memory: vLLM's default of gpu_memory_utilization
 PER_MACHINE = 8  # cards
-NO_GPU = ("laptop", "cpu")  # hardware where the main memory counts; a laptop's small GPU is llama.cpp's to use
+NO_GPU = ("laptop", "cpu")  # hardware whose main memory holds the model
 FITS = ("one", "cards", "machines")
-"""A card (or the main memory) holds the model; several cards of one machine do; it takes several machines."""
+"""The model fits on one card or in main memory, on several cards of one machine, or on several machines."""
 
 
 def number(option: str) -> int:
-    """The number of an option such as 34b (billions of parameters), 80gb or 32k."""
+    """Return the number in an option such as 34b (billions of parameters), 80gb or 32k."""
     return int(option.rstrip("bgk"))
 
 
 def cards_needed(answers: Mapping[str, str]) -> int:
-    """Cards for one replica in 16 bits: a power of two, as tensor parallelism wants it. 1 where there are no cards."""
+    """Return the cards for one replica in 16 bits, a power of two for tensor parallelism; 1 without cards."""
     if answers["hardware"] in NO_GPU:
         return 1
     needed_gb, cards = GB_PER_BILLION * number(answers["size"]) * (1 + LEAST_CACHE), 1
@@ -32,7 +32,7 @@ def fit(answers: Mapping[str, str]) -> str:
 
 
 def in_words(answers: Mapping[str, str]) -> str:
-    """The result in a sentence; empty where no card or no engine for the model is in question."""
+    """Return a sentence about the cards; empty without cards or an LLM engine."""
     if answers["hardware"] in NO_GPU or answers["kind"] == "other":
         return ""
     billions, card_gb, cards = number(answers["size"]), number(answers["card"]), cards_needed(answers)

@@ -1,20 +1,21 @@
-"""The selector's form: the questions on the left, the answer on the right. It decides nothing: `select` does.
+"""The selector as a widget around `select`: questions on the left, the answer on the right.
 
-form = selector.show()          # or show(state), with what a form exported
-form.answers, form.selection    # the answers in the form, and what they lead to
-form.state                      # one line of JSON: a colleague's form, `labkit select --answers`, a lab's parameter
+form = selector.show()          # or show(state), with the state that another form exported
+form.answers, form.selection    # the answers in the form, and the result
+form.state                      # one line of JSON, for another form, `labkit select --answers` or a lab's parameter
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from functools import cache, partial
 from typing import Any, NamedTuple
 
-from labkit.advice.form import Form, made
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from labkit.advice.form import Form, labelled
 from labkit.advice.selector import (
     Comparison,
     ConfigFile,
-    Ranked,
-    Reason,
     Selection,
     catalogue,
     compare_patterns,
@@ -24,195 +25,80 @@ from labkit.advice.selector import (
     write_state,
 )
 from labkit.advice.selector.configs import proof
-from labkit.advice.selector.fit import in_words as fit_in_words
+from labkit.advice.selector.fit import in_words
 from labkit.advice.selector.words import by_winner, grounds, to_text
 from labkit.display import LEAVE_ARROWS
+from labkit.files import data_path
 
 INK = "color:var(--jp-ui-font-color1,#212121)"
-ACCENT = "var(--jp-brand-color1,#0072B2)"
-RULE = "1px solid var(--jp-border-color1,#8c8c8c)"
 TEXT = f"{INK};font-size:13px;line-height:1.4"
-CODE = "font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:1.35"
-PROS = 6
+PROS = 6  # reasons shown
 
 
-def summary(found: Selection) -> str:
-    """The recommendation, the ranking as bars, and what the article and a second opinion say."""
-    winner, known = found.winner, catalogue()
-    layers = f"engine: <b>{escape(winner.stack.engine)}</b> · orchestrator: <b>{escape(winner.stack.orchestrator)}</b>"
-    contained = "a layer of this" if found.article.in_stack(winner.stack) else "no part of this"
-    article = f"The article's tree says <b>{found.article.framework}</b>: {contained}."
-    second = f"With opinions left out: <b>{escape(known.stacks[found.without_opinions].title)}</b>."
-    return (
-        f"<div style='{TEXT}'><div role='status' style='font-size:20px;line-height:1.2'><b>{escape(winner.title)}</b>"
-        f"</div><div>{layers}</div>{_bars(found)}<div>{fit_in_words(found.answers)}</div><div>{article}</div>"
-        f"<div>{second}</div></div>"
-    )
+@cache
+def _macros() -> Any:
+    """Return the macros of data/selector/form.html.j2, which draw the views and escape all values."""
+    loader = FileSystemLoader(data_path("selector"))
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["linked"] = _linked
+    environment.globals |= {"ink": INK, "text": TEXT, "pros": PROS, "known": catalogue(), "fit": in_words}
+    environment.globals |= {"by_winner": by_winner, "grounds": grounds}
+    environment.globals |= {"neighbour_rows": _neighbour_rows, "pattern_rows": _pattern_rows}
+    return environment.get_template("form.html.j2").module
 
 
-def _bars(found: Selection) -> str:
-    top = max(1, *(one.score or 0 for one in found.ranking))
-    rows = "".join(_bar(one, top) for one in found.ranking)
-    return (
-        f"<table style='{TEXT};border-collapse:collapse;width:100%;margin:4px 0'>"
-        f"<caption style='display:none'>Ranking with points</caption>{rows}</table>"
-    )
+def _draw(macro: str, *values: object) -> str:
+    return str(getattr(_macros(), macro)(*values))
 
 
-def _bar(one: Ranked, top: int) -> str:
-    cell = "padding:1px 8px 1px 0;border:0;text-align:left;background:none"
-    points = "not ranked" if one.score is None else f"{one.score}"
-    width = 0 if one.score is None else round(100 * max(0, one.score) / top)
-    bar = f"<div style='background:{ACCENT};height:11px;width:{width}%'></div>"
-    return (
-        f"<tr style='background:none'><td style='{cell};width:210px;white-space:nowrap'>{escape(one.title)}</td>"
-        f"<td style='{cell}'>{bar}</td><td style='{cell};width:72px;white-space:nowrap'>{points}</td></tr>"
-    )
-
-
-def why(found: Selection, verdicts: Mapping[str, str]) -> str:
-    winner = found.winner
-    cons = _heading("What speaks against it") + _reasons(winner.cons, verdicts) if winner.cons else ""
-    more = len(winner.pros) - PROS
-    rest = f"<div>and {more} smaller ones</div>" if more > 0 else ""
-    return f"<div>{escape(winner.stack.what)}</div>{_reasons(winner.pros[:PROS], verdicts)}{rest}{cons}"
-
-
-def why_not(found: Selection, verdicts: Mapping[str, str]) -> str:
-    """Why each of the others is excluded, or what the first one has over it."""
-    return "".join(_heading(one.title) + _against(one, verdicts) for one in found.ranking[1:])
-
-
-def _against(one: Ranked, verdicts: Mapping[str, str]) -> str:
-    if one.excluded:
-        return _list(f"<b>out</b> · {escape(why.text)} {_small(why, verdicts)}" for why in one.excluded)
-    behind = [f"<b>{why.points}</b> behind · {escape(why.text)} {_small(why, verdicts)}" for why in one.behind]
-    return _list(behind or ["equal points, more parts"])
-
-
-def what_if(found: Selection, _: Mapping[str, str]) -> str:
-    """The single answers that would change the first place, by what they would bring."""
-    if not found.flips:
-        return "<div>No single answer changes the first place.</div>"
-    known = catalogue()
-    parts = ["<div>One other answer, all else as it is, and this comes first:</div>"]
-    for winner, flips in by_winner(found.flips).items():
-        questions = ((known.questions[one.question], one.answer) for one in flips)
-        parts.append(_heading(known.stacks[winner].title))
-        parts.append(_list(f"{escape(one.label)}: <b>{escape(one.options[answer])}</b>" for one, answer in questions))
-    return "".join(parts)
-
-
-def warnings(found: Selection, _: Mapping[str, str]) -> str:
-    if not found.warnings:
-        return "<div>None for these answers.</div>"
-    return _list(f"{escape(one.text)} {_where(one.claim, one.lab)}" for one in found.warnings)
-
-
-def neighbours(found: Selection, _: Mapping[str, str]) -> str:
-    """The projects beside those ranked that are worth a look for these answers."""
-    if not found.neighbours:
-        return "<div>None for these answers.</div>"
-    return table(
-        {"name": project.name, "why": why, "what": project.line, "source": f"{project.source}, {project.checked}"}
-        for project, why in found.neighbours
-    )
-
-
-def article(found: Selection, _: Mapping[str, str]) -> str:
-    """The article's tree for these answers, and its six patterns beside ours."""
-    said = f"Its tree stops at <i>{escape(found.article.question)}</i> and says <b>{found.article.framework}</b>."
-    return f"<div>{said}</div>{patterns(compare_patterns(), differences=False)}"
-
-
-VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
-    "Why": why,
-    "Why not": why_not,
-    "What if": what_if,
-    "Neighbours": neighbours,
-    "Warnings": warnings,
-    "Article": article,
-}
+def summary(selection: Selection) -> str:
+    """Return the recommendation, the ranking as bars, the article's answer, and the winner without opinions."""
+    return _draw("summary", selection)
 
 
 def configuration(files: Sequence[ConfigFile]) -> str:
-    return "".join(_file(one) for one in files)
-
-
-def _file(one: ConfigFile) -> str:
-    box = f"{CODE};{INK};margin:2px 0;padding:4px 6px;border:{RULE};overflow-x:auto;white-space:pre;background:none"
-    settings = (
-        f"<code style='{CODE};{INK};background:none'>{escape(f'{each.name} {each.value}'.strip())}</code> · "
-        f"{escape(each.why)}"
-        for each in one.settings
-    )
-    return f"{_heading(one.name)}<pre style='{box}'>{escape(one.text.strip())}</pre>{_list(settings)}"
-
-
-def patterns(rows: Iterable[Comparison], *, differences: bool = True) -> str:
-    """The article's six patterns as a table: what it recommends, and what comes first here."""
-    return table(
-        {
-            "In this situation": one.pattern.situation,
-            "the article says": one.pattern.framework,
-            "first here": one.stack.title,
-            **({"why": one.pattern.difference} if differences else {}),
-        }
-        for one in rows
-    )
+    """Return the files, each setting explained."""
+    return _draw("configuration", files)
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a table, its words to the left."""
-    cell, found = "text-align:left;vertical-align:top;padding:1px 10px 1px 0;background:none", list(rows)
-    head = "".join(f"<th style='{cell}'>{escape(name)}</th>" for name in (found[0] if found else ()))
-    lines = ("".join(_cell(str(text), cell) for text in row.values()) for row in found)
-    body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
-    return f"<table style='{TEXT};border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """Return rows with the same keys as an HTML table, aligned to the left."""
+    return _draw("table", list(rows))
 
 
-def _cell(text: str, style: str) -> str:
-    """Short texts, dates among them, stay on one line."""
-    return f"<td style='{style}{';white-space:nowrap' if len(text) <= 12 else ''}'>{escape(text)}</td>"
+def patterns(comparisons: Iterable[Comparison]) -> str:
+    """Return the article's six patterns as a table: its framework, and the stack that comes first here."""
+    return table(_pattern_rows(comparisons))
 
 
-def static(found: Selection) -> str:
-    """The result where nothing can be clicked: the answers, the ranking and the reasons."""
-    asked = catalogue().questions.items()
-    answers = (f"{escape(question.label)}: {escape(question.options[found.answers[name]])}" for name, question in asked)
-    return f"{summary(found)}<div style='{TEXT}'>{' · '.join(answers)}{why(found, {})}</div>"
+def _pattern_rows(
+    comparisons: Iterable[Comparison] | None = None, *, differences: bool = True
+) -> list[Mapping[str, object]]:
+    return [
+        {
+            "In this situation": row.pattern.situation,
+            "the article says": row.pattern.framework,
+            "first here": row.stack.title,
+            **({"why": row.pattern.difference} if differences else {}),
+        }
+        for row in comparisons or compare_patterns()
+    ]
 
 
-def _reasons(reasons: Iterable[Reason], verdicts: Mapping[str, str]) -> str:
-    return _list(f"<b>{one.points:+d}</b> · {escape(one.text)} {_small(one, verdicts)}" for one in reasons)
+def _neighbour_rows(selection: Selection) -> list[Mapping[str, object]]:
+    return [
+        {"name": project.name, "why": why, "what": project.line, "source": f"{project.source}, {project.checked}"}
+        for project, why in selection.neighbours
+    ]
 
 
-def _small(one: Reason, verdicts: Mapping[str, str]) -> str:
-    return f"<span style='white-space:nowrap;font-size:12px'>[{_linked(grounds(one, verdicts), one.lab)}]</span>"
-
-
-def _where(claim: str | None, lab: str | None) -> str:
-    parts = [part for part in (claim, f"lab {lab.partition('_')[0]}" if lab else None) if part]
-    return f"<span style='font-size:12px'>[{_linked(', '.join(parts), lab)}]</span>" if parts else ""
-
-
-def _linked(text: str, lab: str | None) -> str:
-    """The text, with its "lab NN" leading to the notebook of that lab."""
-    safe = escape(text)
+def _linked(text: str, lab: str | None) -> Markup:
+    """Escape the text and link its "lab NN" to the lab's notebook."""
     if lab is None:
-        return safe
-    number = lab.partition("_")[0]
-    link = f"<a href='{lab}.ipynb' style='color:inherit;text-decoration:underline'>lab {number}</a>"
-    return safe.replace(f"lab {number}", link)
-
-
-def _heading(text: str) -> str:
-    return f"<div style='margin-top:5px'><b>{escape(text)}</b></div>"
-
-
-def _list(items: Iterable[str]) -> str:
-    body = "".join(f"<li style='margin:1px 0'>{item}</li>" for item in items)
-    return f"<ul style='margin:1px 0;padding-left:18px'>{body}</ul>"
+        return escape(text)
+    name = f"lab {lab.partition('_')[0]}"
+    link = Markup("<a href='{}.ipynb' style='color:inherit;text-decoration:underline'>{}</a>").format(lab, name)
+    return escape(text).replace(name, link)
 
 
 HEIGHT = "500px"
@@ -220,25 +106,30 @@ QUESTIONS_WIDTH = "318px"
 COLUMN_WIDTH = "336px"  # of the questions, with their scroll bar
 CONFIGURATION = "Configuration"
 TIPS = {
-    "Why": "The reasons for the first place, and what each rests on",
+    "Why": "The reasons for the first place, with their evidence",
     "Why not": "Why the others are not first, or not ranked at all",
-    "What if": "Which single other answer would change the first place",
-    "Neighbours": "Projects that are not ranked here and worth a look for these answers",
-    "Warnings": "What to mind with this choice",
+    "What if": "The single answers that would change the first place",
+    "Neighbours": "Unranked projects that are worth a look for these answers",
+    "Warnings": "The risks of this choice",
     CONFIGURATION: "Commands and files, ready to use, each setting explained",
-    "Article": "What the article says of the same situation",
+    "Article": "The article's answer for the same situation",
+}
+
+
+VIEWS: Mapping[str, Callable[[Selection, Mapping[str, str]], str]] = {
+    name: partial(_draw, name.lower().replace(" ", "_")) for name in TIPS if name != CONFIGURATION
 }
 
 
 class Chosen(NamedTuple):
-    """What the answers lead to, and the model that is to be served (None: one that suits)."""
+    """The result for the answers, and the model to serve (None: a suitable one)."""
 
     selection: Selection
     model: str | None
 
 
 class SelectorForm(Form[Chosen]):
-    """The form and its answers. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
+    """The form. `verdicts`: of this machine's runs, by claim, shown beside the reasons."""
 
     def __init__(
         self, state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None
@@ -277,11 +168,11 @@ class SelectorForm(Form[Chosen]):
         self.fields = {name: _dropdown(name) for name in catalogue().questions}
         self.summary, self.detail = widgets.HTML(), widgets.HTML()
         self.buttons = {name: self._button(name) for name in TIPS}
-        self.served = _text("Model", "What is served: a hub id or a folder; empty: what suits", "330px")
+        self.served = _text("Model", "The model to serve: a hub id or a folder; empty: a suitable one", "330px")
         self.exported = _text("State", "The answers as JSON: copy it, or paste another and press Enter", "100%")
         for field in self.fields.values():
-            field.observe(lambda _: self.ask(self._answered), names="value")
-        self.served.observe(lambda _: self.ask(self._model_given), names="value")
+            field.observe(lambda _: self.ask(self._from_fields), names="value")
+        self.served.observe(lambda _: self.ask(self._with_model), names="value")
         detail = widgets.Box([self.detail], layout={"overflow": "auto", "flex": "1 1 0", "min_height": "0"})
         buttons = widgets.HBox(list(self.buttons.values()), layout={"flex": "0 0 auto", "flex_flow": "row wrap"})
         right = widgets.VBox(
@@ -299,7 +190,7 @@ class SelectorForm(Form[Chosen]):
         for by, heading in (("article", "The article's questions"), ("ours", "What it leaves out")):
             html = f"<b style='{TEXT}'>{heading}</b>{LEAVE_ARROWS}"
             column.append(widgets.HTML(html, layout={"margin": "0", "height": "22px"}))
-            column += [self.fields[name] for name, asked in catalogue().questions.items() if asked.asked_by == by]
+            column += [self.fields[name] for name, question in catalogue().questions.items() if question.asked_by == by]
         return column
 
     def _button(self, name: str) -> Any:
@@ -313,10 +204,10 @@ class SelectorForm(Form[Chosen]):
         self.view = view
         self._draw_view()
 
-    def _answered(self) -> Chosen:
+    def _from_fields(self) -> Chosen:
         return Chosen(select({name: field.value for name, field in self.fields.items()}), self.model)
 
-    def _model_given(self) -> Chosen:
+    def _with_model(self) -> Chosen:
         return Chosen(self.selection, read_state({"model": self.served.value.strip()})[1])
 
     def fill(self) -> None:
@@ -330,12 +221,11 @@ class SelectorForm(Form[Chosen]):
         self._draw_view()
 
     def _draw_view(self) -> None:
-        drawn = ""
         if self.view == CONFIGURATION:
-            tried = proof(self.selection.winner.name)
-            drawn = f"<div><b>{escape(tried)}</b></div>{configuration(self.config)}"
-        drawn = drawn or VIEWS[self.view](self.selection, self.verdicts)
-        self.detail.value = f"<div style='{TEXT}'>{drawn}</div>"
+            html = f"<div><b>{escape(proof(self.selection.winner.name))}</b></div>{configuration(self.config)}"
+        else:
+            html = VIEWS[self.view](self.selection, self.verdicts)
+        self.detail.value = f"<div style='{TEXT}'>{html}</div>"
         for name, button in self.buttons.items():
             button.button_style = "primary" if name == self.view else ""
 
@@ -343,17 +233,17 @@ class SelectorForm(Form[Chosen]):
         return to_text(self.selection, self.config, verdicts=self.verdicts, model=self.model)
 
     def html(self) -> str:
-        return static(self.selection)
+        return _draw("page", self.selection)
 
     def _ipython_display_(self) -> None:
-        """Nothing: as the last value of the cell that has shown the form, it adds no second one."""
+        """Display nothing: as the last value of the cell that shows the form, it would be shown twice."""
 
 
 def _dropdown(name: str) -> Any:
     import ipywidgets as widgets
 
     question = catalogue().questions[name]
-    return made(
+    return labelled(
         widgets.Dropdown,
         question.label,
         f"{question.question} {question.help}",
@@ -368,12 +258,12 @@ def _text(label: str, tip: str, width: str) -> Any:
 
     layout = {"width": width, "margin": "2px 8px 2px 0"}
     style = {"description_width": "initial"}
-    return made(widgets.Text, label, tip, continuous_update=False, style=style, layout=layout)
+    return labelled(widgets.Text, label, tip, continuous_update=False, style=style, layout=layout)
 
 
 def show(state: str | Mapping[str, Any] | None = None, *, verdicts: Mapping[str, str] | None = None) -> SelectorForm:
-    """Show the form with the answers of `state` (default: the article's own and ours) and return it, live.
+    """Show the form with the answers of `state` and return it; outside a notebook print the result.
 
-    Outside a notebook the result is printed. UsageError for a state that cannot be read.
+    UsageError: a state that cannot be read.
     """
     return SelectorForm(state, verdicts=verdicts).show()

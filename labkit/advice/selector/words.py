@@ -1,4 +1,4 @@
-"""A selection in words for a terminal, and as plain data for scripts."""
+"""Format a selection as text for a terminal and as plain data for scripts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from labkit.advice.selector.fit import cards_needed, in_words
 
 PROS = 5
 Verdicts = Mapping[str, str]
-"""What this machine's runs say, by claim."""
+"""The verdicts of this machine's runs, by claim."""
 
 
 def to_json(selection: Selection, config: Sequence[ConfigFile], *, model: str | None = None) -> dict[str, Any]:
-    """Everything as plain data. Scripts rely on `ranking`, `flips`, `config` and `landscape`.
+    """Return everything as plain data. Scripts rely on `ranking`, `flips`, `config` and `landscape`.
 
-    In `landscape`, `why` says why a neighbour is worth a look for these answers; where it is not, it is null.
+    In `landscape`, `why` is the reason why a neighbour is worth a look for these answers, or null.
     """
     stack, article = selection.winner.stack, selection.article
     suggested = {project.name: why for project, why in selection.neighbours}
@@ -49,7 +49,7 @@ def to_json(selection: Selection, config: Sequence[ConfigFile], *, model: str | 
 
 
 def grounds(reason: Reason, verdicts: Verdicts | None = None) -> str:
-    """What a reason rests on, in a few words: "measured, C06, lab 03", with this machine's verdict if there is one."""
+    """Describe the evidence for a reason: "measured, C06, lab 03", with this machine's verdict if there is one."""
     cited = reason.evidence == "cited"
     parts = [f"cited: {reason.source}, read {reason.checked}" if cited else str(reason.evidence)]
     parts += [reason.claim] if reason.claim else []
@@ -59,7 +59,7 @@ def grounds(reason: Reason, verdicts: Verdicts | None = None) -> str:
 
 
 def by_winner(flips: Iterable[Flip]) -> dict[str, list[Flip]]:
-    """Flips by the stack that they bring to the first place."""
+    """Group flips by the stack that they bring to the first place."""
     grouped: dict[str, list[Flip]] = {}
     for flip in flips:
         grouped.setdefault(flip.winner, []).append(flip)
@@ -73,13 +73,15 @@ def to_text(
     verdicts: Verdicts | None = None,
     model: str | None = None,
 ) -> str:
-    """The whole result for a terminal. `verdicts`: of this machine's runs, by claim."""
+    """Format the whole result for a terminal."""
     winner, others = selection.winner, selection.ranking[1:]
-    state = write_state(selection.answers, model)
     layers = f"  engine: {winner.stack.engine}; orchestrator: {winner.stack.orchestrator}"
+    ranking = (
+        f"  {'out' if ranked.score is None else ranked.score:>4}  {ranked.title}" for ranked in selection.ranking
+    )
     parts = [_section(winner.title, filter(None, (layers, in_words(selection.answers))))]
     parts += [f"warning: {warning.text}" for warning in selection.warnings]
-    parts.append(_section("Ranking", (_rank(ranked) for ranked in selection.ranking)))
+    parts.append(_section("Ranking", ranking))
     parts.append(_section("Why", (_line(reason, verdicts) for reason in winner.pros[:PROS])))
     if winner.cons:
         parts.append(_section("What speaks against it", (_line(reason, verdicts) for reason in winner.cons)))
@@ -87,19 +89,15 @@ def to_text(
     if selection.neighbours:
         heading = "Look at these too (that they suit is our judgement)"
         parts.append(_section(heading, (_neighbour(*pair) for pair in selection.neighbours)))
-    parts.append(_section("What single answer would change it", _flips(selection)))
+    parts.append(_section("Single answers that would change it", _flips(selection)))
     parts.append(_article(selection))
-    parts.append("\n\n".join((proof(winner.name), *(_config(file) for file in config))))
-    parts.append(f"The answers, to be given again:\n  labkit select --answers '{state}'")
+    parts += [proof(winner.name), *(_config(file) for file in config)]
+    parts.append(f"To repeat these answers:\n  labkit select --answers '{write_state(selection.answers, model)}'")
     return "\n\n".join(parts)
 
 
 def _section(heading: str, lines: Iterable[str]) -> str:
     return "\n".join((heading, *lines))
-
-
-def _rank(ranked: Ranked) -> str:
-    return f"  {'out' if ranked.score is None else ranked.score:>4}  {ranked.title}"
 
 
 def _line(reason: Reason, verdicts: Verdicts | None) -> str:
@@ -125,15 +123,15 @@ def _flips(selection: Selection) -> Iterable[str]:
         answers = "; ".join(f"{question.label}: {question.options[answer]}" for question, answer in questions)
         yield f"  {known.stacks[winner].title}: {answers}"
     if not selection.flips:
-        yield "  none: the result stands whichever single answer is changed"
+        yield "  none"
 
 
 def _article(selection: Selection) -> str:
     contained = selection.article.in_stack(selection.winner.stack)
     return (
         f'What the article says: {selection.article.framework} ("{selection.article.question}"), '
-        f"{'which is a layer of this' if contained else 'which is no part of this'}.\n"
-        f"With all opinions left out: {catalogue().stacks[selection.without_opinions].title}."
+        f"{'which is a layer of this' if contained else 'which is not part of this'}.\n"
+        f"Without opinions: {catalogue().stacks[selection.without_opinions].title}."
     )
 
 
