@@ -52,8 +52,8 @@ def running(answer: type, *parts: type) -> Iterator[Call]:
         deployment: Any = serve.deployment(deployed)
         return deployment.options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=20).bind(*handles)
 
-    handle = serve.run(bound(answer, *map(bound, parts)), name=APPLICATION, route_prefix=None)
     try:
+        handle = serve.run(bound(answer, *map(bound, parts)), name=APPLICATION, route_prefix=None)
         yield lambda method, *arguments: getattr(handle, method).remote(*arguments)
     finally:
         serve.delete(APPLICATION)
