@@ -270,6 +270,6 @@ def length_evidence(lab: LabSession, message: str, fitted: Any) -> None:
     lab.evidence("C23", refused_at_start=bool(message), longest_stated=longest, long_prompt_refused=refused)
     lab.exact("longest_length_error_and_fit", [longest, fits])
     print(
-        f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; "
-        f"a longer prompt is refused: {refused}"
+        f"longest length that fits: {longest:,} by the error, {fits:,} by `--max-model-len auto`; "
+        f"a longer prompt is rejected: {refused}"
     )
