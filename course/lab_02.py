@@ -95,17 +95,17 @@ solution(
 
 def check_sizes(lab: LabSession, *, positions: int) -> None:
     """Refuse sizes with which nothing would be preempted, or the engine would not start. `positions`: the most tokens
-    that the model was made for. UsageError."""
+    that the model supports. UsageError."""
     asked = lab.parameters
     block_size, length, tiny = asked["block_size"], asked["max_model_len"], asked["tiny_blocks"]
     kv_size.check_block_size(block_size, gpu=bool(lab.machine.gpus))
-    too_long = f"max_model_len is {length:,}; the model was made for {positions:,} positions"
+    too_long = f"max_model_len is {length:,}; the model supports {positions:,} positions"
     require(length <= positions, too_long, fix=f"give max_model_len at most {positions:,}")
     longest = kv_size.blocks_for_tokens(length, block_size=block_size)
     together = asked["prompt_tokens"] + asked["output_tokens"]
     cut = f"a prompt and an answer of {together:,} tokens are longer than max_model_len, {length:,}"
     require(together <= length, cut, fix="ask for less, or raise max_model_len")
-    too_few = f"{tiny:,} blocks of {block_size} hold no request of max_model_len {length:,}"
+    too_few = f"{tiny:,} blocks of {block_size} cannot hold a request of max_model_len {length:,}"
     require(tiny > longest, too_few, fix=f"give at least {longest + 1:,} blocks: vLLM keeps one for itself")
     each = kv_size.blocks_for_tokens(together - 1, block_size=block_size)
     enough = f"{asked['requests']} requests of {each} blocks fit into {tiny - 1} at once: nothing would be preempted"
@@ -270,6 +270,6 @@ def length_evidence(lab: LabSession, message: str, fitted: Any) -> None:
     lab.evidence("C23", refused_at_start=bool(message), longest_stated=longest, long_prompt_refused=refused)
     lab.exact("longest_length_error_and_fit", [longest, fits])
     print(
-        f"longest that fits: {longest:,} by the error, {fits:,} by the automatic fit; "
-        f"a longer prompt is refused: {refused}"
+        f"longest length that fits: {longest:,} by the error, {fits:,} by `--max-model-len auto`; "
+        f"a longer prompt is rejected: {refused}"
     )

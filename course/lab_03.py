@@ -163,7 +163,7 @@ def pressure(driven: Drive) -> str:
     moments = driven.moments[0]
     running, usage = max(moment.running for moment in moments), max(moment.kv_usage for moment in moments)
     return (
-        f"{running} requests at most at a time, KV usage at most {usage:.0%}, {driven.result.duration_s:.2f} s for all"
+        f"at most {running} concurrent requests, KV usage at most {usage:.0%}, {driven.result.duration_s:.2f} s for all"
     )
 
 

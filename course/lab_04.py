@@ -166,7 +166,7 @@ def check_sizes(lab: LabSession) -> None:
     budgets, most, long = asked["budgets"], asked["max_model_len"], asked["long_prompt_tokens"]
     positions = models.architecture(models.resolve(asked["model"])).max_positions
     require(min(budgets) < max(budgets), f"budgets is {budgets}: nothing to compare", fix="give two that differ")
-    too_long = f"max_model_len is {most}; the model was made for {positions} positions"
+    too_long = f"max_model_len is {most}; the model supports {positions} positions"
     require(most <= positions, too_long, fix=f"pass max_model_len={positions} or less")
     no_answer = f"a prompt of {long} tokens and its answer are longer than max_model_len, {most}"
     require(long + 2 <= most, no_answer, fix=f"pass long_prompt_tokens={most - 2} or less")
@@ -303,7 +303,7 @@ def tradeoff_title(figures: Mapping[str, Mapping[str, float]], limited: str) -> 
     first = min(figures, key=lambda name: figures[name]["TTFT, newcomer (ms)"])
     gap, wait = (words.amount(figures[first][f"{name} (ms)"] / 1000, "s") for name in ("longest gap", "TTFT, newcomer"))
     name = "The threshold" if first == limited else f"A budget of {first}"
-    return f"{name} lets the newcomer in first: after {wait}, with gaps up to {gap}"
+    return f"{name} has the newcomer's lowest TTFT: {wait}, with gaps up to {gap}"
 
 
 def default_budgets() -> dict[str, int]:
@@ -336,7 +336,7 @@ def tail(played: Played, freeze_s: float) -> dict[str, float]:
     frozen = sum(max(record.itl_s) > freeze_s for record in chats)
     gaps_ms = {"gap p50": gaps.p50, "gap p99": gaps.p99, "longest gap": gaps.max}
     return {f"{name} (ms)": round(1000 * value, 1) for name, value in gaps_ms.items()} | {
-        "gaps above the promise (%)": round(100 * sum(gap > freeze_s for gap in played.gaps_s) / gaps.count, 3),
+        "gaps above the SLO (%)": round(100 * sum(gap > freeze_s for gap in played.gaps_s) / gaps.count, 3),
         "chats that froze (%)": round(100 * frozen / len(chats), 1),
         "frozen per long prompt": round(frozen / reports, 1) if reports else 0.0,
     }

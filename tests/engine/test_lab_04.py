@@ -72,7 +72,7 @@ def test_more_chats_freeze_than_the_median_shows() -> None:
     )
     assert quiet["chats that froze (%)"] == 0 < loaded["chats that froze (%)"]
     assert loaded["gap p50 (ms)"] < 1.1 * quiet["gap p50 (ms)"]
-    assert loaded["chats that froze (%)"] > 10 * loaded["gaps above the promise (%)"]
+    assert loaded["chats that froze (%)"] > 10 * loaded["gaps above the SLO (%)"]
     assert loaded["frozen per long prompt"] > 1
 
 

@@ -96,7 +96,7 @@ def test_the_prediction_sheet_is_current() -> None:
     for lab in LABS.values():
         asked = (notebooks_path() / lab.notebook).read_text(encoding="utf-8").count("lab.predict(")
         assert len(list(prediction_sheet.predictions(lab))) == asked, lab.name
-    assert "| The first token of the slowest request, with 16 clients instead of 1: how much later? | ☐ no" in page
+    assert "| With 16 clients instead of 1, how much later is the slowest first token? | ☐ no" in page
 
 
 def rows_after(heading: str, text: str = GUIDE) -> list[list[str]]:

@@ -112,7 +112,7 @@ def test_every_result_is_told(full: Path) -> None:
     _, found = page(full)
     words = " ".join(found.text.split())
     expected = (
-        *("What is this machine, and what can it run?", "tokens per second: 41 tok/s (", "1:03", "gain: 2.05x ("),
+        *("What can this machine serve, and how fast?", "tokens per second: 41 tok/s (", "1:03", "gain: 2.05x ("),
         *("2.05 times too low", "C29", "refuted", "the client was the limit", "INFO all well", "0.0.1", "1 of 2"),
         *("ValueError: no memory (in cell 3: go())", "Test CPU", synthetic.NO_GPU),
     )
