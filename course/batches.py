@@ -197,7 +197,7 @@ def chats_title(runs: Mapping[str, Served]) -> str:
     """The finding: what continuous batching gains."""
     static, continuous = runs[STATIC], runs[CONTINUOUS]
     tokens, wait = continuous.tokens_per_s / static.tokens_per_s, static.short_s / continuous.short_s
-    return f"Continuous batching: {tokens:.1f} times the tokens/s, short answers {wait:.1f} times sooner"
+    return f"Continuous batching: {tokens:.1f} times the tokens/s, short answers {wait:.1f} times as fast"
 
 
 def chats_chart(runs: Mapping[str, Served], *, title: str, caption: str | None = None) -> charts.Chart:
