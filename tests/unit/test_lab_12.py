@@ -152,7 +152,7 @@ def test_what_cannot_be_tried_is_refused() -> None:
         ({"machine": "runpod-rtx-4090", "tensor_parallel": 2}, "has 1 at most"),
         ({"served": "gpt-9"}, "gpt-9"),
         ({"api": "nobody/gpt"}, "no API 'nobody/gpt'"),
-        ({"prices_on": "tomorrow"}, "no day"),
+        ({"prices_on": "tomorrow"}, "not a date"),
     ]
     assert not_refused(lambda changes: plan(**changes), table) == []
 
