@@ -410,7 +410,7 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
     data = [reason.text for reason in ranked.excluded if reason.rule in ("no-api", "no-cloud")]
     if not api and plan.machine in brief.ruled_out:
         data.append(f"{plan.machine}: {brief.ruled_out[plan.machine]}")
-    yield "The data stay where they must", " ".join(data) or "by stack and machine", not data
+    yield "Data stay where the brief requires", " ".join(data) or "by stack and machine", not data
     others = [reason.text for reason in ranked.excluded if reason.rule not in ("no-api", "no-cloud")]
     behind = f"place {number} of {len(place)}" if ranked.score is None else f"place {number}, {ranked.score} points"
     yield "The selector does not exclude the stack", " ".join(others) or behind, not others
@@ -458,7 +458,7 @@ def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]
     day = f"{found.day_share:.1%} of the sampled day"
     yield (f"{brief.share:.0%} of the day within the SLO", *told(day, found.day_share >= brief.share))
     hard = f"{found.hard.good:.1%} of {found.hard.requests} requests"
-    yield ("At the peak, with the worst known error of the model added", *told(hard, found.hard.good >= brief.share))
+    yield ("At the peak, with the worst known error of the modelled GPU", *told(hard, found.hard.good >= brief.share))
     counted = min(found.peak.requests, found.hard.requests)
     yield (f"At least {ENOUGH} requests behind it", *told(f"{counted}", counted >= ENOUGH))
     if brief.most_busy < 1:
