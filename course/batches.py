@@ -116,7 +116,7 @@ def law_chart(rates: Rates, *, delay_s: float, cost: Mapping[str, float], seed: 
         found = experiments.interval(values, seed=seed)
         dots.append(charts.LinePoint(size, found.value, _series(clients), found.low, found.high))
     best = max(dots, key=lambda dot: dot.y)
-    title = f"Most requests per second: {best.series}, batches of {best.x:g}"
+    title = f"Highest throughput: {best.series}, batches of {best.x:g}"
     axes = {"x_title": "batchSize", "y_title": "requests/s", "unit": "requests/s"}
     return charts.computed_and_measured(computed, dots, title=title, **axes)
 

@@ -352,7 +352,7 @@ def batching_chart(
         f"{ratio.value:.2g}x with {clients} client{'s' * (clients > 1)}" for clients, ratio in ratios.items()
     )
     about = {
-        "title": f"Batches over none: {words}",
+        "title": f"Throughput with batches over without: {words}",
         "unit": "requests/s",
         "axis_title": "messages classified per second",
     }

@@ -373,7 +373,7 @@ def metrics_evidence(lab: LabSession, by_default: bool, server: TorchServe) -> d
 def check(lab: LabSession, folder: Path) -> None:
     """UsageError for a load that one worker cannot carry, and for a model's folder that TorchServe cannot load."""
     rate, most = float(lab.parameters["rate"]), math.floor(MOST_OF_CAPACITY * CAPACITY)
-    what = f"{rate:g} requests/s are too many for one worker, which handles {CAPACITY:.0f} in batches of 8"
+    what = f"{rate:g} requests/s are too many for one worker, which answers {CAPACITY:.0f} in batches of 8"
     require(rate <= most, what, fix=f"lower rate to {most} or less")
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     fix = "pass an embedded model's name, or a model folder"
