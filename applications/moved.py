@@ -34,7 +34,7 @@ class Moved:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.02)  # type: ignore[untyped-decorator]
     async def write(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """One answer a row, in their order. In a thread: the event loop keeps taking requests."""
+        """One answer per row, in order. In a thread: the event loop keeps taking requests."""
         await asyncio.to_thread(self.model.write, rows)
         return [row.answer() for row in rows]
 

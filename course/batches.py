@@ -116,7 +116,7 @@ def law_chart(rates: Rates, *, delay_s: float, cost: Mapping[str, float], seed: 
         found = experiments.interval(values, seed=seed)
         dots.append(charts.LinePoint(size, found.value, _series(clients), found.low, found.high))
     best = max(dots, key=lambda dot: dot.y)
-    title = f"Most requests per second: {best.series}, batches of {best.x:g}"
+    title = f"Highest throughput: {best.series}, batches of {best.x:g}"
     axes = {"x_title": "batchSize", "y_title": "requests/s", "unit": "requests/s"}
     return charts.computed_and_measured(computed, dots, title=title, **axes)
 
@@ -197,7 +197,7 @@ def chats_title(runs: Mapping[str, Served]) -> str:
     """The finding: what continuous batching gains."""
     static, continuous = runs[STATIC], runs[CONTINUOUS]
     tokens, wait = continuous.tokens_per_s / static.tokens_per_s, static.short_s / continuous.short_s
-    return f"Continuous batching: {tokens:.1f} times the tokens/s, short answers {wait:.1f} times sooner"
+    return f"Continuous batching: {tokens:.1f} times the tokens/s, short answers {wait:.1f} times as fast"
 
 
 def chats_chart(runs: Mapping[str, Served], *, title: str, caption: str | None = None) -> charts.Chart:

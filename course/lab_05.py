@@ -241,7 +241,7 @@ def overhead_chart(added_ms: Mapping[str, Sequence[float]], *, seed: int) -> cha
     found = {name: interval(values, seed=seed) for name, values in added_ms.items()}
     bars = [charts.Bar(name, ms.value, ms.low, ms.high) for name, ms in found.items()]
     most = max(found, key=lambda name: found[name].value)
-    title = f"{most}: {amount(found[most].value, 'ms')} per request, before anything is computed"
+    title = f"{most}: {amount(found[most].value, 'ms')} of overhead per request"
     return charts.bars_with_intervals(bars, title=title, unit="ms", axis_title="milliseconds added")
 
 
@@ -269,7 +269,7 @@ class Share:
         yield f"of {LONG_TOKENS} tokens by this engine: {self.of(LONG_TOKENS, short_tokens):.1%} (computed)"
         for token_s in (4 * FAST_TOKEN_S, FAST_TOKEN_S):
             shares = " and ".join(f"{self.at(tokens, token_s):.1%}" for tokens in (short_tokens, LONG_TOKENS))
-            yield f"of both by an engine with {amount(token_s, 's')} per token: {shares} (computed)"
+            yield f"of both lengths by an engine with {amount(token_s, 's')} per token: {shares} (computed)"
 
 
 def share(
@@ -353,7 +353,7 @@ def batching_chart(
         f"{ratio.value:.2g}x with {clients} client{'s' * (clients > 1)}" for clients, ratio in ratios.items()
     )
     about = {
-        "title": f"Batches over none: {words}",
+        "title": f"Throughput with batches over without: {words}",
         "unit": "requests/s",
         "axis_title": "messages classified per second",
     }

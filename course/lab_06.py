@@ -322,7 +322,7 @@ def load_chart(served: Loads) -> charts.Chart:
     points = [charts.LinePoint(n, rate, name) for name, by in served.items() for n, rate in by.items()]
     percents = [100 * share for share in _of_one_engine(served)]
     title = f"Two engines on one card give {min(percents):.0f} to {max(percents):.0f}% of one engine's tokens/s"
-    axes = {"x_title": "clients, each with one request at a time", "y_title": "output tokens/s (modelled)"}
+    axes = {"x_title": "concurrent clients", "y_title": "output tokens/s (modelled)"}
     return charts.lines(points, title=title, log_x=True, **axes)
 
 

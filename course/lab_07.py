@@ -292,7 +292,9 @@ def tour_table(**tours: Mapping[str, Sequence[Answer]]) -> Any:
     columns: dict[str, dict[str, str]] = {}
     for name, by_stop in tours.items():
         columns[name] = {stop: statuses(found) for stop, found in by_stop.items()}
-        columns[f"{name}: the first client reads"] = {stop: text_of(found[0])[-45:] for stop, found in by_stop.items()}
+        columns[f"{name}: end of the first client's text"] = {
+            stop: text_of(found[0])[-45:] for stop, found in by_stop.items()
+        }
     return pd.DataFrame(columns)
 
 

@@ -268,7 +268,7 @@ def forest_chart(paths: Mapping[str, Sequence[tuple[int, Interval]]], *, title: 
     none_y = draw.mark("rule", {"y": "at"}, [{"at": 0}], **zero)
     inset = draw.layers([none_y, draw.layers([band, line], way, steps)], width=PATH_PX, height=ROW_PX * len(rows))
     words = "; ".join(f"{row['name']}: {row['value']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})" for row in rows)
-    text = f"Intervals of a difference in {POINTS}: {words}. Beside them, how each narrowed as answers came in."
+    text = f"Intervals of a difference in {POINTS}: {words}. Beside them, how each narrowed as answers arrived."
     return charts.finish({"hconcat": [forest, inset], "spacing": 24}, title=title, description=text)
 
 

@@ -249,7 +249,7 @@ def plan(parameters: Mapping[str, Any]) -> Plan:
         day = date.fromisoformat(parameters["prices_on"])
     except ValueError as error:
         raise UsageError(
-            f"prices_on is {parameters['prices_on']!r}, no day", remedy="write it as 2026-11-30"
+            f"prices_on is {parameters['prices_on']!r}, not a date", remedy="write it as 2026-11-30"
         ) from error
     return Plan(brief=BRIEFS[parameters["brief"]], prices_on=day, **chosen)
 
@@ -410,7 +410,7 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
     data = [reason.text for reason in ranked.excluded if reason.rule in ("no-api", "no-cloud")]
     if not api and plan.machine in brief.ruled_out:
         data.append(f"{plan.machine}: {brief.ruled_out[plan.machine]}")
-    yield "The data stay where they must", " ".join(data) or "by stack and machine", not data
+    yield "Data stay where the brief requires", " ".join(data) or "by stack and machine", not data
     others = [reason.text for reason in ranked.excluded if reason.rule not in ("no-api", "no-cloud")]
     behind = f"place {number} of {len(place)}" if ranked.score is None else f"place {number}, {ranked.score} points"
     yield "The selector does not exclude the stack", " ".join(others) or behind, not others
@@ -427,7 +427,7 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
         alone = plan.stack == "vllm" and plan.replicas > 1
         yield "The stack serves that many", "one server is one replica" if alone else f"{plan.replicas}", not alone
     if brief.limits:
-        yield "The model reads the images", "the trial and the small version had text alone", None
+        yield "The model reads the images", "the trial and the small version used only text", None
     yield from _latency(plan, found)
     usd = found.api_usd if api else found.fleet_usd
     priced = plan.stack != "managed-endpoint"
@@ -449,7 +449,7 @@ def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]
     brief, known = plan.brief, found.peak.promise
     engine = selector.catalogue().stacks[plan.stack].engine
     title = selector.catalogue().stacks[plan.stack].title
-    unknown = "" if engine.startswith("vLLM") else f"tried with vLLM alone; {title} is not modelled: use labkit load"
+    unknown = "" if engine.startswith("vLLM") else f"tried only with vLLM; {title} is not modelled: use labkit load"
     unknown = unknown or known.direction_only
 
     def told(number: str, met: bool) -> tuple[str, bool | None]:
@@ -458,7 +458,7 @@ def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]
     day = f"{found.day_share:.1%} of the sampled day"
     yield (f"{brief.share:.0%} of the day within the SLO", *told(day, found.day_share >= brief.share))
     hard = f"{found.hard.good:.1%} of {found.hard.requests} requests"
-    yield ("At the peak, with the worst known error of the model added", *told(hard, found.hard.good >= brief.share))
+    yield ("At the peak, with the worst known error of the modelled GPU", *told(hard, found.hard.good >= brief.share))
     counted = min(found.peak.requests, found.hard.requests)
     yield (f"At least {ENOUGH} requests behind it", *told(f"{counted}", counted >= ENOUGH))
     if brief.most_busy < 1:

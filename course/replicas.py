@@ -46,7 +46,7 @@ class Scaling:
     def words(self, by_rule: int) -> str:
         """The replicas by the rule and by Ray Serve, and the delays."""
         up = "no second replica ran" if self.added_s is None else f"a second one ran {_s(self.added_s)} after the step"
-        one = "more than one ran to the end"
+        one = "more than one was still running at the end"
         down = one if self.removed_s is None else f"one was left {_s(self.removed_s)} after the load"
         return f"by the rule {by_rule} replicas, by Ray Serve {self.most}; {up}; {down}"
 
@@ -57,8 +57,8 @@ class Scaling:
             replicas=self.seen.replicas,
             under_way=self.seen.under_way(),
             latencies=[(answer.sent_s, answer.latency_s) for answer in self.seen.answers if answer.ok],
-            moments=[charts.Moment(self.step_s, "requests grow longer"), charts.Moment(self.end_s, "last answer")],
-            title=f"At a constant rate, longer requests bring {added}",
+            moments=[charts.Moment(self.step_s, "requests take longer"), charts.Moment(self.end_s, "last answer")],
+            title=f"At a constant rate, longer requests add {added}",
         )
 
     def evidence(self, lab: LabSession) -> None:
@@ -102,7 +102,7 @@ def burst_words(answers: Sequence[Answer], *, room: int) -> str:
     way = "more than" if len(answered) > room else "fewer than" if len(answered) < room else "exactly"
     text = refused[0].text if refused else ""
     counts = f"{len(answers)} at once: {len(answered)} answered, {len(refused)} refused"
-    return f"{counts}; {way} the sum of {room} got an answer\n{spans}\n{text}".strip()
+    return f"{counts}; that is {way} the sum of {room}\n{spans}\n{text}".strip()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ CUT_AT_TOKENS = 512
 
 
 class NaiveHandler(BaseHandler):  # type: ignore[misc]
-    """TorchServe calls `initialize`, and for each batch `handle`: `BaseHandler` has it call the other three."""
+    """TorchServe calls `initialize` once and `handle` for each batch; `BaseHandler.handle` calls the other three."""
 
     def initialize(self, context: Any) -> None:
         """Called once, when the worker starts."""

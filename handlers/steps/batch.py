@@ -40,7 +40,7 @@ class BatchHandler(BaseHandler):  # type: ignore[misc]
         return rows
 
     def read(self, body: Any) -> tuple[list[int], int]:
-        """The tokens of the prompt inside the chat template, and how many may be written."""
+        """The tokens of the prompt inside the chat template, and the most new tokens."""
         body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
         if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
             raise ValueError("send a JSON object with a 'prompt' that is a text")
@@ -55,13 +55,13 @@ class BatchHandler(BaseHandler):  # type: ignore[misc]
         return ids, max_tokens
 
     def inference(self, rows: list[Any]) -> list[Any]:
-        """All rows that can be answered at once; the answers go to their places."""
+        """Generate all valid rows at once, and put each answer back into its row."""
         good = [row for row in rows if not isinstance(row, ValueError)]
         written = iter(self.write(good) if good else [])
         return [row if isinstance(row, ValueError) else next(written) for row in rows]
 
     def write(self, rows: list[tuple[list[int], int]]) -> list[dict[str, Any]]:
-        """The mask keeps a row from reading its padding."""
+        """The attention mask hides the padding."""
         batch = self.tokenizer.pad({"input_ids": [ids for ids, _ in rows]}, return_tensors="pt").to(self.device)
         longest = max(max_tokens for _, max_tokens in rows)
         with torch.inference_mode():
@@ -78,7 +78,7 @@ class BatchHandler(BaseHandler):  # type: ignore[misc]
         return {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": reason, "usage": usage}
 
     def postprocess(self, answers: list[Any]) -> list[str]:
-        """One answer a row, in their order; a mistake gets its status."""
+        """One answer per row, in order; an invalid row gets status 422."""
         for index, answer in enumerate(answers):
             if isinstance(answer, ValueError):
                 self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)

@@ -28,7 +28,7 @@ from tests.unit.refusals import not_refused
 LAB = labs.find_lab("12")
 DEFAULTS = read_defaults(notebooks_path() / LAB.notebook)
 STACKS = selector.catalogue().stacks
-DATA, BUDGET = "The data stay where they must", "Within $7,000 per month"
+DATA, BUDGET = "Data stay where the brief requires", "Within $7,000 per month"
 
 
 def plan(**changes: Any) -> Plan:
@@ -67,7 +67,7 @@ def failing(chosen: Plan, **facts: Any) -> list[str]:
 
 def test_the_defaults_are_a_right_answer_and_wrong_choices_fail_by_name() -> None:
     """Each wrong choice fails its own requirement and no other."""
-    share, hard = "95% of the day within the SLO", "At the peak, with the worst known error of the model added"
+    share, hard = "95% of the day within the SLO", "At the peak, with the worst known error of the modelled GPU"
     table: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
         ({}, {}, []),
         ({}, {"day_share": 0.9}, [share]),
@@ -152,7 +152,7 @@ def test_what_cannot_be_tried_is_refused() -> None:
         ({"machine": "runpod-rtx-4090", "tensor_parallel": 2}, "has 1 at most"),
         ({"served": "gpt-9"}, "gpt-9"),
         ({"api": "nobody/gpt"}, "no API 'nobody/gpt'"),
-        ({"prices_on": "tomorrow"}, "no day"),
+        ({"prices_on": "tomorrow"}, "not a date"),
     ]
     assert not_refused(lambda changes: plan(**changes), table) == []
 
