@@ -397,7 +397,7 @@ def test_what_cannot_be_is_refused_with_the_number_and_a_remedy() -> None:
         ({"prices_on": "soon"}, "prices_on is 'soon'"),
         ({"paid_hours_per_day": 8}, "paid for only 8"),
         ({"bufer": 1}, "no setting 'bufer'\n  To fix it: did you mean buffer?"),
-        ({"state": "{"}, "state is no JSON"),
+        ({"state": "{"}, "state is not JSON"),
         ({"state": [1]}, "state is a list"),
     ]
     assert not_refused(lambda values: costs.calculate(costs.settings_from(values, question())), bad) == []

@@ -245,7 +245,7 @@ def test_a_state_comes_back_as_it_went(answers: dict[str, str], model: str | Non
 def test_a_bad_state_is_told_what_is_wrong() -> None:
     """JSON that is none, unknown questions and options, and odd model names."""
     states = [
-        ("[1]", "a list, no object"),
+        ("[1]", "a list, not an object"),
         ("{", "no JSON"),
         ("[" * 9000, "no JSON"),
         ("x" * 20_000, "20,000 characters"),
