@@ -246,8 +246,8 @@ def test_a_bad_state_is_told_what_is_wrong() -> None:
     """JSON that is none, unknown questions and options, and odd model names."""
     states = [
         ("[1]", "a list, not an object"),
-        ("{", "no JSON"),
-        ("[" * 9000, "no JSON"),
+        ("{", "not JSON"),
+        ("[" * 9000, "not JSON"),
         ("x" * 20_000, "20,000 characters"),
         ('{"knd": "llm"}', "did you mean kind"),
         ('{"kind": "lmm"}', "did you mean llm"),
