@@ -1,6 +1,6 @@
-"""What the locked CUDA 13 stack needs of a machine with an NVIDIA GPU: GPU, driver, C compiler, Python headers, disk.
+"""Requirements of the locked CUDA 13 stack: GPU, driver, C compiler, Python headers, disk.
 
-Standard library only, for Python 3.8 too: setup/install.py reads it before anything is installed.
+Standard library only, for Python 3.8 too: setup/install.py imports it before anything is installed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-OLDEST_CUDA = 13000  # requirements/gpu.lock has CUDA 13.0; written as NVML writes it, 1000 x major + 10 x minor
+OLDEST_CUDA = 13000  # CUDA 13.0 (requirements/gpu.lock) in NVML's format, 1000 x major + 10 x minor
 OLDEST_DRIVER = 580  # the first driver branch with CUDA 13.0 (CUDA toolkit release notes)
 OLDEST_CAPABILITY = (7, 5)  # Turing: CUDA 13.0 dropped Maxwell, Pascal and Volta
-MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: what GPUs from MODEL_GPU_GIB serve; smaller ones serve a 1.5B
+MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: for GPUs from MODEL_GPU_GIB; smaller ones serve a 1.5B
 MODEL_GIB = 15
 MODEL_GPU_GIB = 20
 CPU_STACK = "take the CPU stack: make STACK=cpu"
 
 
 class Gpu(Protocol):
-    """What has to be known of a GPU. `capability` is None and `cuda_driver` 0 where NVML does not report them."""
+    """The required facts of a GPU. `capability` is None and `cuda_driver` 0 if NVML does not report them."""
 
     @property
     def index(self) -> int: ...
@@ -40,7 +40,7 @@ class Gpu(Protocol):
 
 @dataclass(frozen=True)
 class Need:
-    """A requirement of the CUDA stack. `found`: what the machine has; `fix`: what to do, "" where it is met."""
+    """A requirement of the CUDA stack. `found`: what the machine has; `fix`: what to do, "" if it is met."""
 
     topic: str
     met: bool
@@ -49,7 +49,7 @@ class Need:
 
 
 def engine_needs(gpus: Sequence[Gpu]) -> tuple[Need, ...]:
-    """Return what every engine of the CUDA stack needs on a machine with these GPUs (at least one)."""
+    """Check what every engine of the CUDA stack needs on a machine with these GPUs (at least one)."""
     return capability_need(gpus), driver_need(gpus), compiler_need(), headers_need()
 
 
@@ -63,13 +63,13 @@ def capability_need(gpus: Sequence[Gpu]) -> Need:
     rest = ",".join(dict.fromkeys(str(gpu.index) for gpu in gpus if gpu not in old))
     has = ".".join(map(str, old[0].capability or ()))
     found = f"{old[0].name} has compute capability {has}; the CUDA stack needs {oldest} (Turing) or newer"
-    # PCI_BUS_ID is NVML's order; CUDA's own is fastest first, so its index could be another GPU's.
+    # PCI_BUS_ID is NVML's order; CUDA's default is fastest first, so an index could mean another GPU.
     hide = f"hide it: export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={rest}"
     return Need("GPU capability", False, found, hide if rest else CPU_STACK)
 
 
 def driver_need(gpus: Sequence[Gpu]) -> Need:
-    """Check the driver by the CUDA version it supports, or by its own number where NVML does not report that."""
+    """Check the driver by the CUDA version it supports, or by its version if NVML does not report that."""
     driver, cuda = gpus[0].driver or "of unknown version", gpus[0].cuda_driver
     major = driver.partition(".")[0]
     new_enough = cuda >= OLDEST_CUDA if cuda else not major.isdecimal() or int(major) >= OLDEST_DRIVER

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class LabkitError(Exception):
-    """The root. `exit_code` is what the command line ends with when the error reaches it."""
+    """The root. `exit_code`: the command line's exit code for this error."""
 
     exit_code = 1
 
@@ -35,13 +35,13 @@ class ModelError(LabkitError):
 
 
 class ConfigError(ModelError):
-    """A config.json that cannot be read, or names sizes or layers that no engine could serve."""
+    """A config.json that cannot be read, or has sizes or layers that no engine supports."""
 
     exit_code = 2
 
 
 class ServerError(LabkitError):
-    """A server that did not start, died or did not stop. `log_tail` holds its last lines."""
+    """A server that did not start, died or did not stop. `log_tail`: the last lines of its log."""
 
     def __init__(self, what: str, *, remedy: str = "", log_tail: str = "") -> None:
         super().__init__(what, remedy=remedy)
@@ -53,11 +53,11 @@ class ServerError(LabkitError):
 
 
 class LoadError(LabkitError):
-    """A load run that could not be carried out at all (single failed requests are outcomes, not errors)."""
+    """A load run that failed as a whole (failures of single requests are outcomes, not errors)."""
 
 
 class RecordError(LabkitError):
-    """A result record that is corrupt, of another format version, or cannot be written."""
+    """A result record that is corrupt, has another format version, or cannot be written."""
 
     exit_code = 2
 
@@ -67,7 +67,7 @@ class LabError(LabkitError):
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """The text, or its beginning and how long it is."""
+    """Return the text, or its beginning and its length."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
@@ -75,13 +75,13 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def require(condition: bool, what: str, *, fix: str) -> None:
-    """UsageError that says `what` is wrong and how to `fix` it, unless `condition` holds."""
+    """Raise a UsageError with `what` is wrong and how to `fix` it, unless `condition` holds."""
     if not condition:
         raise UsageError(what, remedy=fix)
 
 
 def whole(name: str, value: object, *, at_least: int) -> None:
-    """`value` is an int (no bool) of `at_least` or more."""
+    """Check that `value` is an int (not a bool) of `at_least` or more."""
     fix = f"pass {name}={at_least} or more"
     is_int = isinstance(value, int) and not isinstance(value, bool)
     require(is_int, f"{name} is {value!r}; it must be a whole number", fix=fix)
@@ -89,7 +89,7 @@ def whole(name: str, value: object, *, at_least: int) -> None:
 
 
 def number(name: str, value: object, *, low: float = 0.0, high: float = math.inf) -> None:
-    """`value` is a finite number from `low` to `high`."""
+    """Check that `value` is a finite number from `low` to `high`."""
     wanted = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     require(
@@ -100,13 +100,13 @@ def number(name: str, value: object, *, low: float = 0.0, high: float = math.inf
 
 
 def above_zero(name: str, value: object, *, unit: str) -> None:
-    """`value` is a finite number above 0."""
+    """Check that `value` is a finite number above 0."""
     number(name, value)
     require(value != 0, f"{name} is 0; it must be above 0", fix=f"pass {name} in {unit}, above 0")
 
 
 def span(name: str, low: int | None, high: int, *, at_least: int) -> None:
-    """`high`, and `low` where given, are whole numbers of `at_least` or more, in order."""
+    """Check that `high`, and `low` if given, are whole numbers of `at_least` or more, in order."""
     whole(name, high, at_least=at_least)
     if low is not None:
         whole(f"{name}_low", low, at_least=at_least)
@@ -114,7 +114,7 @@ def span(name: str, low: int | None, high: int, *, at_least: int) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown name: the closest known one, or all of them."""
+    """Return a remedy for an unknown name: the closest known name, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(names)}"

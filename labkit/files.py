@@ -1,4 +1,4 @@
-"""Files that are whole or not there, data files as typed data, paths, and values from a command line."""
+"""Atomic writes, typed data files, paths, and values from a command line."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from labkit.errors import RecordError, UsageError, require, shortened
 
 FORMAT = 1
-"""The format version of records and of run.json. A reader refuses another."""
+"""The format version of records and of run.json. Readers refuse other versions."""
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CORRECT_IT = "correct the entry named above"
@@ -26,44 +26,44 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Frozen(BaseModel):
-    """Immutable data that refuses fields it does not know: a misspelt key in a data file must not pass."""
+    """Immutable data that refuses unknown fields, such as misspelt keys in data files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def read_yaml(path: Path, kind: type[T], *, remedy: str = CORRECT_IT) -> T:
-    """The YAML file `path` as `kind`: a pydantic model or a type made of them, such as dict[str, Price].
+    """Read the YAML file `path` as `kind`: a pydantic model or a type of models, such as dict[str, Price].
 
-    UsageError names the file, the position in it and `remedy`.
+    UsageError has the file, the position and `remedy`.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        text = content.decode("utf-8-sig")  # editors on Windows put a byte order mark first
+        text = content.decode("utf-8-sig")  # editors on Windows add a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", remedy="restore it, or name another file") from None
     require(len(content) <= MOST_BYTES, f"{path} has more than {MOST_BYTES:,} bytes", fix="name a shorter file")
-    ours = path.is_relative_to(root() / "data")
-    return parse_yaml(text, kind, where=str(path), remedy=remedy, ours=ours)
+    trusted = path.is_relative_to(root() / "data")
+    return parse_yaml(text, kind, where=str(path), remedy=remedy, trusted=trusted)
 
 
-def parse_yaml(text: str, kind: type[T], *, where: str, remedy: str = CORRECT_IT, ours: bool = False) -> T:
-    """YAML `text` as `kind`; see `read_yaml`. `where` names the text in the error; `ours`: it need not be checked."""
+def parse_yaml(text: str, kind: type[T], *, where: str, remedy: str = CORRECT_IT, trusted: bool = False) -> T:
+    """Parse YAML `text` as `kind`; see `read_yaml`. `where`: its name in errors; `trusted`: skip the size checks."""
     try:
-        if ours:
+        if trusted:
             tree = yaml.load(text, Loader=FAST_LOADER)
         else:
             from labkit.checked_yaml import load
 
             tree = load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, brackets without end
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, too much nesting
         raise UsageError(f"{where} is not valid YAML: {shortened(str(error), 600)}", remedy=remedy) from None
     require(tree is not None, f"{where} is not valid: it is empty", fix=remedy)
     return validated(tree, kind, where=where, remedy=remedy)
 
 
 def read_named(path: Path, kind: type[Model], *, remedy: str = CORRECT_IT) -> dict[str, Model]:
-    """The entries of a YAML file by name, in the file's order; each model gets its key as its `name`."""
+    """Return the entries of a YAML file by name, in the file's order; each model's `name` is its key."""
     entries = read_yaml(path, dict[str, dict[str, Any]], remedy=remedy)
     return {
         name: validated({"name": name, **entry}, kind, where=f"{path}: {name}", remedy=remedy)
@@ -72,7 +72,7 @@ def read_named(path: Path, kind: type[Model], *, remedy: str = CORRECT_IT) -> di
 
 
 def validated(tree: Any, kind: type[T], *, where: str, remedy: str = CORRECT_IT) -> T:
-    """Plain data as `kind`. UsageError: `where` it came from, the positions that are wrong, and `remedy`."""
+    """Validate plain data as `kind`. UsageError has its origin `where`, the wrong positions and `remedy`."""
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
@@ -80,12 +80,12 @@ def validated(tree: Any, kind: type[T], *, where: str, remedy: str = CORRECT_IT)
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path` so that a reader, a crash or a power cut sees the old file or the new one, whole.
+    """Write `text` (UTF-8) to `path` atomically: after a crash the file is either the old one or the new one.
 
-    The text goes to a hidden file in the same folder, is flushed to the disk and then renamed over `path`.
+    The text goes to a hidden file in the same folder, is flushed to the disk and then renamed to `path`.
 
     Raises:
-        RecordError: no such folder, no permission, no space: `path` is as it was and the hidden file is gone.
+        RecordError: no such folder, no permission, no space. `path` is unchanged and the hidden file is removed.
     """
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -96,14 +96,14 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(hidden, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the rename itself survives a power cut, too
+            os.fsync(folder)  # so that the rename survives a power cut
         finally:
             os.close(folder)
     except OSError as error:
         hidden.unlink(missing_ok=True)
         raise RecordError(
             f"{path} cannot be written: {error.strerror or error}",
-            remedy="free space there, or choose a folder that you may write to (--out DIR); what it held is untouched",
+            remedy="free space there, or choose a folder with write access (--out DIR); the old file is unchanged",
         ) from error
     except BaseException:  # Ctrl-C in the middle
         hidden.unlink(missing_ok=True)
@@ -111,18 +111,18 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the hidden files of writes to `path` that were killed half-way."""
+    """Remove the hidden files of interrupted writes to `path`."""
     for hidden in path.parent.glob(f".{path.name}.*.tmp"):
         hidden.unlink(missing_ok=True)
 
 
 def write_model(path: Path, model: BaseModel) -> None:
-    """A record or run.json as JSON; floats are written so that the same bits come back."""
+    """Write a record or run.json as JSON; floats keep their exact value."""
     write_atomic(path, json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
 
 
 def read_model(path: Path, kind: type[Model], *, remedy: str) -> Model:
-    """Read and validate. RecordError names the file, the position and `remedy`."""
+    """Read and validate a record or run.json. RecordError has the file, the position and `remedy`."""
     try:
         tree: JsonValue = from_json(path.read_bytes(), allow_inf_nan=False)
     except OSError as error:
@@ -140,14 +140,14 @@ def read_model(path: Path, kind: type[Model], *, remedy: str) -> Model:
 
 
 def first_errors(error: ValidationError, *, most: int = 3) -> str:
-    """The first few validation errors, each with its position, as one line."""
+    """Return the first validation errors, each with its position, in one line."""
     problems = error.errors(include_url=False)
     listed = "; ".join(f"{position(*item['loc'])}: {item['msg']}".removeprefix(": ") for item in problems[:most])
     return listed + (f"; and {len(problems) - most} more" if len(problems) > most else "")
 
 
 def position(*steps: str | int) -> str:
-    """A place in a tree: position("exact", "tokens", 3) is "exact.tokens[3]"."""
+    """Return a position in a tree: position("exact", "tokens", 3) is "exact.tokens[3]"."""
     text = ""
     for step in steps:
         if isinstance(step, int):
@@ -168,11 +168,11 @@ CLONE = (
 
 
 PACKAGE = Path(__file__).resolve().parent
-BUNDLED = PACKAGE / "bundled"  # what a wheel brings: data, handlers and applications; a clone has them beside labkit
+BUNDLED = PACKAGE / "bundled"  # data, handlers and applications in a wheel; a clone has them beside labkit
 
 
 def root() -> Path:
-    """The folder that holds `data/`: `LABKIT_ROOT`, else the repository, or what an installed wheel brings."""
+    """Return the folder with `data/`: `LABKIT_ROOT`, or else the repository or the wheel's files."""
     chosen = os.environ.get("LABKIT_ROOT")
     if chosen:
         return Path(chosen).expanduser().resolve()
@@ -180,7 +180,7 @@ def root() -> Path:
 
 
 def data_path(name: str = "") -> Path:
-    """The path of `name` in the data folder, or of the folder itself. UsageError says which of the two is missing."""
+    """Return the path of `name` in the data folder, or of the folder. UsageError: one of them is missing."""
     folder = root() / "data"
     require(folder.is_dir(), f"the course's data folder is missing: {folder}", fix=CLONE)
     path = folder / name
@@ -189,28 +189,28 @@ def data_path(name: str = "") -> Path:
 
 
 def notebooks_path() -> Path:
-    """The folder of the course's notebooks."""
+    """Return the folder of the course's notebooks. UsageError: it is missing."""
     folder = root() / "notebooks"
     require(folder.is_dir(), f"the notebooks are missing: {folder}", fix=CLONE)
     return folder
 
 
 def runs_path() -> Path:
-    """Default folder for runs: `LABKIT_RUNS`, else `runs/` in the repository, or here for a wheel. May not exist."""
+    """Return the folder for runs: `LABKIT_RUNS`, or `runs/` in the repository (for a wheel, in the current folder)."""
     chosen = os.environ.get("LABKIT_RUNS")
     if chosen:
         return Path(chosen).expanduser().resolve()
     return (Path.cwd() if root() == BUNDLED else root()) / "runs"
 
 
-# --- values as people type them on the command line: KEY=VALUE ---
+# --- values on the command line: KEY=VALUE ---
 
 # vLLM 0.32's default block sizes.
 CPU_BLOCK_SIZE, GPU_BLOCK_SIZE = 128, 16
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`["prefix_words=400"]` as names and values; a value is a number, true, false or text. UsageError without `=`."""
+    """Parse `["prefix_words=400"]` as names and values: numbers, true, false or text. UsageError: no `=`."""
     from labkit.checked_yaml import load
 
     values: dict[str, Any] = {}
@@ -222,20 +222,20 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             values[key] = load(text)
         except yaml.YAMLError:
             values[key] = text
-        except ValueError as error:  # a date that is none, thousands of digits
+        except ValueError as error:  # an impossible date, thousands of digits
             raise UsageError(f"{shortened(setting)}: {error}", remedy="give another value") from None
     return values
 
 
 def read_state(state: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a form exported: its line of JSON, or that as a mapping; empty for nothing. UsageError for anything else."""
+    """Return a form's exported state, given as a line of JSON or a mapping ({} for None). UsageError: not a state."""
     fix = "paste what the form exported, one line of JSON"
     if isinstance(state, str):
         require(len(state) <= MOST_STATE, f"the state has {len(state):,} characters", fix=fix)
         try:
             state = json.loads(state.strip() or "{}")
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"the state is no JSON: {error}", remedy=fix) from error
+            raise UsageError(f"the state is not JSON: {error}", remedy=fix) from error
     if state is not None and not isinstance(state, Mapping):
-        raise UsageError(f"the state is a {type(state).__name__}, no object", remedy=fix)
+        raise UsageError(f"the state is a {type(state).__name__}, not an object", remedy=fix)
     return dict(state or {})

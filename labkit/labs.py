@@ -1,7 +1,7 @@
-"""The list of labs and what each may be asked: `data/labs.yaml`, read and validated once.
+"""Labs and their parameters (`data/labs.yaml`), profiles (`data/profiles`), and which labs run on a machine.
 
 papermill does not check parameters (an unknown name prints a line, a wrong type runs); `check_parameters` does, before
-anything starts. It knows nothing of machines, profiles or notebooks.
+anything starts.
 """
 
 import math
@@ -31,7 +31,7 @@ def _not_a_bool(value: object) -> object:
 
 
 def _elements(value: object) -> object:
-    """A list's elements: of a list or tuple, of JSON ("[1, 2]"), of "1,2", or the single value itself."""
+    """Return the elements of a list or tuple, of JSON ("[1, 2]"), of "1,2", or a single value as a list."""
     if not isinstance(value, str):
         return value if isinstance(value, list | tuple) else [value]
     if value.strip().startswith("["):
@@ -54,7 +54,7 @@ TYPES: Mapping[str, TypeAdapter[Any]] = {
 
 
 class Parameter(Frozen):
-    """One parameter of a lab. `min` and `max` are inclusive, in `unit`, and hold for every element of a list."""
+    """A parameter of a lab. `min` and `max` are inclusive, in `unit`, and apply to every element of a list."""
 
     type: Literal["int", "float", "bool", "str", "list[int]", "list[float]", "list[str]"]
     help: str
@@ -78,7 +78,7 @@ class Parameter(Frozen):
         return self.type.removeprefix("list[").removesuffix("]")
 
     def convert(self, value: object) -> Any:
-        """`value` as the declared type. ValueError: it cannot be, or it is not allowed."""
+        """Return `value` as the declared type. ValueError: the wrong type, or not allowed."""
         if self.optional and str(value).strip().lower() in NONE:
             return None
         converted = TYPES[self.type].validate_python(value)
@@ -92,7 +92,7 @@ class Parameter(Frozen):
         return isinstance(value, str) or self.min <= value <= self.max
 
     def describe(self) -> str:
-        """What is allowed, in words: "an int from 1 to 256 (requests in flight)"."""
+        """Return what is allowed, in words: "an int from 1 to 256 (requests in flight)"."""
         article = "an" if self.type == "int" else "a"
         text = f"{article} {self.type}" if self.type == self.scalar else f"a list of {self.scalar}s"
         if math.isfinite(self.min) and math.isfinite(self.max):
@@ -107,7 +107,7 @@ class Parameter(Frozen):
 
 
 class Needs(Frozen):
-    """What a lab takes at its fullest on the embedded model. `engines`: those that part its share of a GPU."""
+    """A lab's peak needs with the embedded model. `engines`: the number that divide its share of a GPU."""
 
     engines: int = Field(default=1, ge=1)
     memory_gib: float = Field(default=0, ge=0)
@@ -121,12 +121,12 @@ Quantity = Factor | tuple[Factor, ...]
 
 
 class Work(Frozen):
-    """A part of what a lab asks of vLLM: `starts` of an engine, then a closed loop of requests.
+    """A part of a lab's work for vLLM: `starts` of an engine, then a closed loop of requests.
 
-    A quantity is a number, a parameter (of a list its largest value), or a list of factors. The part is done `times`
-    over, for every combination of the values of the lists in `each`; inside it these names mean one value. `eager`: the
-    engine neither compiles nor captures CUDA graphs. Open loops: requests arrive at `rate` per second, or at
-    `load_share` of the closed loop's rate.
+    A quantity is a number, a parameter (of a list, its largest value), or a list of factors. The part is repeated
+    `times` times for every combination of values of the list parameters in `each`; within it, these names mean a single
+    value. `eager`: the engine neither compiles nor captures CUDA graphs. Open loops: requests arrive at `rate` per
+    second, or at `load_share` of the closed loop's rate.
     """
 
     each: tuple[str, ...] = ()
@@ -142,9 +142,9 @@ class Work(Frozen):
 
 
 class Lab(Frozen):
-    """One lab of the course. `minutes` is the batch run's time with the cpu profile on two cores; `host_minutes` the
-    part of it without engine starts and requests, which `work` lists where step times can be modelled. A batch run
-    leaves an `optional` lab out unless it is named."""
+    """A lab of the course. `minutes`: the batch run's time with the cpu profile on two cores; `host_minutes`: its part
+    without engine starts and requests, which `work` lists if step times can be modelled. A batch run skips an
+    `optional` lab unless it is named."""
 
     name: str = Field(pattern=r"^[0-9]{2}[a-z]?_[a-z0-9_]+$")
     title: str
@@ -160,7 +160,7 @@ class Lab(Frozen):
 
     @property
     def number(self) -> str:
-        """What the name begins with: "05", or "05b"."""
+        """The name's prefix: "05", or "05b"."""
         return self.name.partition("_")[0]
 
     @property
@@ -175,7 +175,7 @@ class Lab(Frozen):
 
 
 def load_labs(path: Path | None = None) -> dict[str, Lab]:
-    """The labs of `path` (default: data/labs.yaml), in the file's order. UsageError names the entry that is wrong."""
+    """Return the labs of `path` (default: data/labs.yaml), in the file's order. UsageError: a wrong entry."""
     return read_named(path or data_path("labs.yaml"), Lab)
 
 
@@ -183,29 +183,26 @@ LABS: Mapping[str, Lab] = load_labs()
 
 
 def find_lab(name: str, labs: Mapping[str, Lab] = LABS) -> Lab:
-    """The lab called `name`; its number alone ("01", "1") or a unique beginning will do."""
+    """Return the lab called `name`, which may be its number ("01", "1") or a unique prefix."""
     if name in labs:
         return labs[name]
-    beginning = f"{name:0>2}_" if name.isdigit() else name  # "1" is lab 01, and not the beginning of 10
-    found = [lab for key, lab in labs.items() if beginning and key.startswith(beginning)]
-    if len(found) == 1:
-        return found[0]
+    prefix = f"{name:0>2}_" if name.isdigit() else name  # "1" is lab 01, not a prefix of 10
+    matches = [lab for key, lab in labs.items() if prefix and key.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
     raise UsageError(f"there is no lab called {name!r}", remedy=did_you_mean(name, labs))
 
 
 def check_parameters(lab: Lab | str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the types that `lab` declares (an int becomes a float, "1,2,4" a list), in the declared order.
+    """Return `values` with the types that `lab` declares (an int becomes a float, "1,2,4" a list), in declared order.
 
-    Names that are missing stay missing: the notebook's own default holds. UsageError: an unknown name, a wrong type, a
-    number outside its range; the message has the value, what is allowed and the remedy.
+    Missing names stay missing: the notebook's default applies. UsageError: an unknown name, a wrong type, a number
+    outside its range; the message has the value, what is allowed and the remedy.
     """
     lab = find_lab(lab) if isinstance(lab, str) else lab
     for name in values:
-        require(
-            name in lab.parameters,
-            f"{lab.name} has no parameter {name!r}",
-            fix=did_you_mean(name, lab.parameters),
-        )
+        known = lab.parameters
+        require(name in known, f"{lab.name} has no parameter {name!r}", fix=did_you_mean(name, known))
     return {
         name: _checked(f"{lab.name}.{name}", parameter, values[name])
         for name, parameter in lab.parameters.items()
@@ -219,7 +216,7 @@ def _checked(where: str, parameter: Parameter, value: object) -> object:
     except ValueError:  # pydantic's ValidationError is one
         raise UsageError(
             f"{where} is {shortened(repr(value))}; it must be {parameter.describe()}",
-            remedy=f"give it such a value ({parameter.help})",
+            remedy=f"change it ({parameter.help})",
         ) from None
 
 
@@ -228,12 +225,12 @@ def _checked(where: str, parameter: Parameter, value: object) -> object:
 GIB = 2**30
 AUTO = "auto"
 LARGEST_SHARE = 0.92  # vLLM 0.32's own default
-# CUDA's contexts take memory between our look at the GPU and the engine's: on small cards more than the share says.
+# CUDA contexts take memory after this check and before the engine's: on small cards more than the share's margin.
 SHARE_MARGIN, MARGIN_BYTES = 0.02, GIB
 SMALLEST_SHARE = 0.05
 WEIGHT_BYTES = 2  # a parameter in bfloat16, the dtype in which vLLM loads a 7-8B model
 EVERY_LAB = "all"
-GPU = "gpu"  # as a profile: the one that fits the card
+GPU = "gpu"  # the profile that fits the card
 # The profile for cards below this many GiB.
 GPU_PROFILES = ((20, "gpu-16"), (38, "gpu-24"), (70, "gpu-48"), (130, "gpu-80"), (math.inf, "gpu-141"))
 
@@ -252,7 +249,7 @@ class Profile(Frozen):
     weights: dict[str, int] = Field(default_factory=dict)
 
     def parameters(self, lab: Lab, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-        """What `lab` runs with, checked: the profile's `all` and own values, then the overrides' `all` and own."""
+        """Return checked parameters: the profile's `all` and values for the lab, then those of the overrides."""
         values: dict[str, Any] = {}
         for layer in ({**self.labs, EVERY_LAB: self.all}, overrides or {}):
             shared = layer.get(EVERY_LAB, {}).items()
@@ -261,7 +258,7 @@ class Profile(Frozen):
         return check_parameters(lab, values)
 
     def over(self, base: "Profile") -> "Profile":
-        """This profile's values before those of `base`."""
+        """Return a profile with this profile's values, and those of `base` for the rest."""
         names = dict.fromkeys((*base.labs, *self.labs))
         changes = {
             "all": {**base.all, **self.all},
@@ -271,7 +268,7 @@ class Profile(Frozen):
         return self.model_copy(update=changes)
 
     def sized(self, machine: Machine) -> "Profile":
-        """With the share of the GPU that is free now in place of `auto`. UsageError: there is no GPU."""
+        """Replace `auto` by the GPU's free share. UsageError: there is no GPU."""
         if not any(AUTO in values.values() for values in (self.all, *self.labs.values())):
             return self
         _require_gpu(self.name, machine)
@@ -284,7 +281,7 @@ class Profile(Frozen):
 
 
 def profile_for(machine: Machine) -> str:
-    """The profile that fits the machine: the one of its first GPU's size, or "cpu"."""
+    """Return the profile for the machine: by the memory of its first GPU, or "cpu"."""
     if not machine.gpus:
         return "cpu"
     total_gib = machine.gpus[0].memory_total_bytes / GIB
@@ -292,12 +289,12 @@ def profile_for(machine: Machine) -> str:
 
 
 def load_profile(name_or_path: str, machine: Machine, labs: Mapping[str, Lab] = LABS) -> Profile:
-    """The profile "cpu", "gpu" (the one that fits the card), another of data/profiles, or a YAML file.
+    """Load "cpu", "gpu" (the profile that fits the card), another of data/profiles, or a YAML file.
 
-    It is checked against `labs` and sized to the machine.
+    The profile is checked against `labs` and sized to the machine.
 
-    UsageError: no such profile, a lab or parameter that does not exist, a value out of range, or a GPU profile on a
-    machine without a GPU (with the reason why it has none).
+    UsageError: an unknown profile, lab or parameter, a value out of range, or a GPU profile on a machine without a GPU
+    (with the reason).
     """
     if name_or_path == GPU:
         _require_gpu(GPU, machine)
@@ -312,7 +309,7 @@ def load_profile(name_or_path: str, machine: Machine, labs: Mapping[str, Lab] = 
 
 
 def parse_overrides(settings: Sequence[str], labs: Mapping[str, Lab] = LABS) -> dict[str, dict[str, str]]:
-    """`["01_first_deployment.repeats=3", "all.seed=7"]` by lab (or "all") and name. UsageError for anything else."""
+    """Parse `["01_first_deployment.repeats=3", "all.seed=7"]` by lab (or "all") and name. UsageError: another form."""
     overrides: dict[str, dict[str, str]] = {}
     for setting in settings:
         target, equals, value = setting.partition("=")
@@ -335,10 +332,10 @@ def parse_overrides(settings: Sequence[str], labs: Mapping[str, Lab] = LABS) -> 
 def check_gpu_memory(
     parameters: Mapping[str, Any], machine: Machine, weights: Mapping[str, int], *, engines: int = 1
 ) -> None:
-    """UsageError, with the numbers, where the share is not free on the GPU or the weights do not fit into what each of
-    `engines` gets of it.
+    """Raise a UsageError, with the numbers, if the share is not free on the GPU, or an engine's part of it is too small
+    for the weights.
 
-    Nothing is checked without a GPU, without a `gpu_memory_share`, or for a model of unknown size.
+    Nothing is checked without a GPU or a `gpu_memory_share`; models of unknown size are not checked for fit.
     """
     share, model = parameters.get("gpu_memory_share"), parameters.get("model")
     if machine.gpus and share is not None and model is not None:
@@ -348,12 +345,12 @@ def check_gpu_memory(
 
 
 def count_parameters(model: str, weights: Mapping[str, int]) -> int | None:
-    """Counted in the folder, given by the profile, or read from the name ("-7B-"); None where it is unknown."""
+    """Count parameters in the model's folder, or take them from the profile or the name ("-7B-"); None if unknown."""
     folder = Path(model).expanduser()
     if model not in EMBEDDED and folder.is_dir():
         try:
             return architecture(folder).parameters
-        except ModelError:  # `models.resolve` says what is wrong with the folder
+        except ModelError:  # `models.resolve` reports what is wrong with the folder
             return None
     if model in weights:
         return weights[model]
@@ -387,7 +384,7 @@ def _require_gpu(name: str, machine: Machine) -> None:
 
 
 def _free_share(gpu: Gpu) -> float:
-    """The largest share, in whole hundredths, that vLLM would still find free (never below the smallest allowed)."""
+    """Return the largest share, in whole hundredths, that vLLM will find free, at least SMALLEST_SHARE."""
     margin = max(SHARE_MARGIN, MARGIN_BYTES / gpu.memory_total_bytes)
     free = gpu.memory_free_bytes / gpu.memory_total_bytes - margin
     return max(SMALLEST_SHARE, min(LARGEST_SHARE, int(free * 100) / 100))
@@ -399,7 +396,7 @@ def _check_names(names: Iterable[str], labs: Mapping[str, Lab], where: str) -> N
         require(name in known, f"{where}: no lab has a parameter {name!r}", fix=did_you_mean(name, known))
 
 
-# --- what runs here ---
+# --- readiness ---
 
 INSTALL = "run make again: it installs what requirements/ lists"
 PACKAGES = {
@@ -413,7 +410,7 @@ PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Readiness:
-    """Whether a lab runs on a machine: yes, small (the embedded model on the CPU) or no; why, and the fix."""
+    """Whether a lab runs on a machine: yes, small (the embedded model on the CPU) or no, with reason and fix."""
 
     runs: Literal["yes", "small", "no"]
     reason: str = ""
@@ -421,7 +418,7 @@ class Readiness:
 
 
 def readiness(lab: Lab | str, machine: Machine, versions: Mapping[str, str]) -> Readiness:
-    """What `lab` can do on `machine` with the installed `versions` (as `machine.versions()` gives them)."""
+    """Return whether `lab` runs on `machine` with the installed `versions` (see `machine.versions`)."""
     lab = find_lab(lab) if isinstance(lab, str) else lab
     if missing := [package for package in PACKAGES[lab.engine] if package not in versions]:
         return Readiness(runs="no", reason=f"{' and '.join(missing)} not installed", fix=INSTALL)
@@ -434,7 +431,7 @@ def readiness(lab: Lab | str, machine: Machine, versions: Mapping[str, str]) -> 
     if free_gib < lab.needs.memory_gib:
         reason = f"it takes {lab.needs.memory_gib:g} GiB of memory and {free_gib:.1f} of {total_gib:.1f} GiB are free"
         enough = total_gib >= lab.needs.memory_gib
-        fix = "close what else uses memory" if enough else "use a machine with more memory"
+        fix = "close other programs" if enough else "use a machine with more memory"
         return Readiness(runs="no", reason=reason, fix=fix)
     if lab.engine == "none":
         return Readiness(runs="yes")

@@ -1,7 +1,4 @@
-"""A lab's session: what a notebook holds between its first cell and its last.
-
-It checks the parameters, opens the record, and puts the machine's line under every chart.
-"""
+"""A lab's session: check the parameters, open the record, and caption every chart with the machine."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +18,7 @@ from labkit.records import Measured, Recorder, ledger_page
 from labkit.records.ledger import Row, ledger
 from labkit.records.reference import beside_recorded, reference_beside
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal
+from labkit.vega import titled
 
 OUT_DIR = "out_dir"
 VERDICT_HEADS = ("", "The article says", "Sources say", "Measured here", "Because")
@@ -32,16 +30,16 @@ def start(name: str, parameters: Mapping[str, Any], *, out_dir: str | Path | Non
     """Begin a lab: check its parameters, open its record and show the machine's line.
 
     `parameters`: a dict, or the notebook's `globals()`, from which the declared names are taken. `out_dir`: the run's
-    folder (default: the parameter of that name; empty: a new folder under runs/notebook). A lab that is started again,
-    in the same kernel or not, starts its record afresh. UsageError: a missing, unknown or wrong parameter.
+    folder (default: the parameter of that name; empty: a new folder under runs/notebook). A second start replaces the
+    record. UsageError: a missing, unknown or wrong parameter.
     """
     lab = find_lab(name)
-    if "__name__" in parameters:  # a notebook's globals, which hold much else
+    if "__name__" in parameters:  # a notebook's globals, which include much else
         parameters = {name: parameters[name] for name in lab.parameters if name in parameters}
     checked = check_parameters(lab, parameters)
     missing = ", ".join(name for name in lab.parameters if name not in checked and name != OUT_DIR)
     require(not missing, f"{lab.name} was started without {missing}", fix="assign them in the cell tagged parameters")
-    chosen = checked.pop(OUT_DIR, "")  # the folder of a record is not a parameter of what is measured
+    chosen = checked.pop(OUT_DIR, "")  # the folder does not change what is measured
     folder = str(chosen if out_dir is None else out_dir)
     session = LabSession(lab, checked, Path(folder).expanduser() if folder else _fresh_folder(), machine=inspect())
     listen(session.judged)
@@ -56,9 +54,9 @@ def start(name: str, parameters: Mapping[str, Any], *, out_dir: str | Path | Non
 
 
 class LabSession:
-    """One lab while it runs. Everything that is added is on disk at once; `finish` completes the record.
+    """One lab while it runs. Each addition is saved at once; `finish` completes the record.
 
-    As a context manager it also marks the record as failed when the block raises; a batch run does so in any case.
+    As a context manager it marks the record as failed when the block raises; a batch run always does so.
     """
 
     def __init__(self, lab: Lab, parameters: Mapping[str, Any], out_dir: Path, *, machine: Machine) -> None:
@@ -77,16 +75,16 @@ class LabSession:
 
     @property
     def machine_line(self) -> str:
-        """The machine in one line, with the model and the engine's version: what every chart carries."""
+        """Machine, model and engine version in one line: the caption of every chart."""
         version = self.recorder.record.versions.get(self.lab.engine, "")
         engine = "" if self.lab.engine in ("none", "all") else f"{self.lab.engine} {version}".strip()
         return " · ".join(part for part in (self.machine.line(), str(self.parameters.get("model", "")), engine) if part)
 
     def show_machine(self) -> None:
-        """Show the machine's line and where the record goes."""
-        text = f"{self.machine_line}\nRecord: {self.recorder.path}"
-        html = f"<p><b>{escape(self.machine_line)}</b><br>Record: <code>{escape(str(self.recorder.path))}</code></p>"
-        display.show({"text/plain": text, "text/html": html})
+        """Show the machine's line and the record's path."""
+        path = str(self.recorder.path)
+        html = f"<p><b>{escape(self.machine_line)}</b><br>Record: <code>{escape(path)}</code></p>"
+        display.show({"text/plain": f"{self.machine_line}\nRecord: {path}", "text/html": html})
 
     def predict(
         self,
@@ -99,9 +97,7 @@ class LabSession:
         confidence: float | None = None,
     ) -> Prediction:
         """Ask before anything runs (see `teaching.predict`). `guess` and `confidence` are the lab's parameters."""
-        return predict(
-            id, question, unit=unit, options=tuple(options) if options else None, guess=guess, confidence=confidence
-        )
+        return predict(id, question, unit=unit, options=options, guess=guess, confidence=confidence)
 
     def reveal(
         self,
@@ -114,10 +110,10 @@ class LabSession:
         model: float | str | None = None,
         modelled: str = "",
     ) -> Reveal:
-        """Show the guess beside the measurement and record both. An Interval, Ratio or Measured brings its bounds.
+        """Show the guess beside the measurement and record both. An Interval, Ratio or Measured has its own bounds.
 
-        `modelled`: the label of the modelled card that the value comes from, or "Computed: " and from what; nothing is
-        then called measured.
+        `modelled`: the label of the modelled card that the value comes from, or "Computed: " and its source. The value
+        is then not called measured.
         """
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
@@ -129,37 +125,37 @@ class LabSession:
         return shown
 
     def _recorded(self, prediction_id: str, measured: float | str) -> tuple[float | str | None, str]:
-        """A recorded run's value for a prediction, with place and date; (None, "") without one of the same parameters.
+        """Return a recorded run's value for a prediction, with place and date; (None, "") if its parameters differ.
 
-        Values that are the same to the last bit are skipped: they are computed or counted, not measured.
+        Identical values are skipped: they are computed or counted, not measured.
         """
         record = self.recorder.record
         reference = reference_beside(record)
-        found = reference.prediction(record.lab, prediction_id) if reference else None
-        if reference is None or found is None or found["measured"] == measured or reference.other_parameters(record):
+        recorded = reference.comparable(record, prediction_id) if reference else None
+        if reference is None or recorded is None or recorded["measured"] == measured:
             return None, ""
-        return found["measured"], reference.place
+        return recorded["measured"], reference.place
 
     def judged(self, result: CheckResult) -> None:
-        """Record a judged answer to an exercise of this lab; `start` has `check` call it."""
+        """Record a judged answer to an exercise of this lab; `check` calls it."""
         if result.answered and result.exercise.startswith(f"{self.lab.number}."):
             self.recorder.exercise(result.exercise, passed=result.passed, misconceptions=result.misconceptions)
 
     def exact(self, name: str, value: Any, *, on_gpu: bool = True) -> None:
-        """Record what is the same, bit by bit, in every run of the same parameters.
+        """Record a value that is identical in every run with the same parameters.
 
-        `on_gpu`: false for what follows free memory or timing there (the size of a cache, the words of a batch)."""
+        `on_gpu`: false for a value that varies with free memory or timing on GPUs (a cache's size, a batch's words)."""
         if on_gpu or not self.machine.gpus:
             self.recorder.exact(name, value)
 
     def says(self, sentence: str, holds: bool) -> None:
-        """Record whether a sentence of the lab, or a chart's title, holds in this run; warn where it does not.
+        """Record whether a sentence of the lab, or a chart's title, holds in this run; warn if it does not.
 
-        A direction in prose that nothing computes goes through here: the course's run fails where one does not hold.
+        Use it for every direction stated in prose: the course's run fails if one does not hold.
         """
         self.recorder.exact(f"says: {sentence}", bool(holds))
         if not holds:
-            self.warn(f"this lab says: {sentence}. In this run it came out otherwise.")
+            self.warn(f"this lab says: {sentence}. This run does not show it.")
 
     def measure(
         self, name: str, unit: str, values: Sequence[float] | float, interval: Interval | None = None
@@ -172,17 +168,17 @@ class LabSession:
         return self.recorder.ratio(ratio, tolerance=tolerance)
 
     def evidence(self, claim_id: str, value: Evidence | None = None, **more: Evidence | None) -> None:
-        """Add what this lab found on a claim, by the names that the claim's rule needs (see `Recorder.evidence`)."""
-        fix = f"this lab tests {', '.join(self.lab.claims) or 'none'}; labs.yaml says which"
+        """Add evidence on a claim, by the names that the claim's rule needs (see `Recorder.evidence`)."""
+        fix = f"this lab tests {', '.join(self.lab.claims) or 'none'} (data/labs.yaml)"
         require(claim_id in self.lab.claims, f"{self.lab.name} does not test claim {claim_id}", fix=fix)
         self.recorder.evidence(claim_id, value, **more)
 
     def chart(self, chart: Any, name: str, *, key: bool = False, caption: str = "", modelled: str = "") -> None:
         """Show an Altair chart (or a Vega-Lite specification) and record it under `name`, data included.
 
-        The line under its title is the machine's, or `modelled`, the label of the modelled card that its values come
-        from; then `caption`. `key`: the report shows it unfolded. Where a recorded run with the same parameters has the
-        same bars or points, they are shown, too.
+        The line below its title is the machine's, or `modelled`, the label of the modelled card that its values come
+        from; then `caption`. `key`: the report shows it unfolded. A recorded run with the same parameters adds its
+        values to the same bars or points.
         """
         from labkit import charts
 
@@ -205,7 +201,7 @@ class LabSession:
         display.show({"text/plain": f"Warning: {text}", "text/html": html})
 
     def verdicts(self) -> list[Row]:
-        """Show what the article claims, what sources say and what was measured here; return the ledger's rows."""
+        """Show the article's claims, what sources say and the verdicts measured here; return the ledger's rows."""
         rows = [row for row in ledger([self.recorder.record]) if row.id in self.lab.claims]
         text = "\n\n".join(f"{row.id} {row.verdict}: {row.short}\n  {row.because}" for row in rows)
         html = display.html_table(VERDICT_HEADS, (list(map(escape, _verdict_cells(row))) for row in rows))
@@ -213,27 +209,23 @@ class LabSession:
         return rows
 
     def ledger(self) -> list[Row]:
-        """Show all claims of the course, with what was found here so far and what was recorded elsewhere."""
-
+        """Show all claims of the course, with the verdicts measured here and those recorded elsewhere."""
         return ledger_page.show(self.out_dir, machine=self.recorder.record.machine)
 
     def finish(self) -> None:
-        """Complete the record. A claim of the lab without evidence becomes a warning."""
+        """Complete the record; warn of each claim of the lab without evidence."""
         for claim in self.lab.claims:
             if claim not in self.recorder.record.claims:
                 self.warn(f"this run has no evidence on claim {claim}")
         self.recorder.save("done")
-        text = f"Recorded: {self.recorder.path}"
-        html = f"<p>Recorded: <code>{escape(str(self.recorder.path))}</code></p>"
-        display.show({"text/plain": text, "text/html": html})
+        path = str(self.recorder.path)
+        display.show({"text/plain": f"Recorded: {path}", "text/html": f"<p>Recorded: <code>{escape(path)}</code></p>"})
 
 
 def _captioned(spec: dict[str, Any], lines: list[str], *, without: str = "") -> dict[str, Any]:
-    """The specification with each of `lines` below its title, unless it is there already, and `without` that line."""
-    title = spec.get("title") or {"text": ""}
-    title = dict(title) if isinstance(title, dict) else {"text": title}
-    below = title.get("subtitle") or []
-    below = [line for line in (below if isinstance(below, list) else [below]) if line != without]
+    """Return the specification with `lines` in its subtitle, each once, and `without` that line."""
+    title = titled(spec)
+    below = [line for line in title["subtitle"] if line != without]
     return {**spec, "title": {**title, "subtitle": below + [line for line in lines if line not in below]}}
 
 
@@ -243,7 +235,7 @@ def _verdict_cells(row: Row) -> tuple[str, ...]:
 
 
 def _fresh_folder() -> Path:
-    """runs/notebook/<time>; a second start in the same second takes the next name."""
+    """Return runs/notebook/<time>, with a number added for further starts within one second."""
     base = runs_path() / "notebook" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}"
     candidates = (base.with_name(f"{base.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
     return next(folder for folder in candidates if not folder.exists())

@@ -1,9 +1,10 @@
-"""Vega-Lite specifications: the look of the course's figures, and how a notebook shows one. Needs no Altair.
+"""Vega-Lite specifications: the style of the course's figures, and how a notebook shows them. Without Altair.
 
-JupyterLab 4.6 brings Vega-Lite 5.6.1 and draws a specification that keeps to what version 5 knows, without a network.
+JupyterLab 4.6 includes Vega-Lite 5.6.1 and draws specifications of version 5 without a network.
 Colours: Okabe and Ito, "Color Universal Design", 2008. Grey text on white has a contrast of at least 7:1.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from labkit.errors import UsageError
@@ -22,12 +23,12 @@ FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
 
 
 def palette() -> list[str]:
-    """The colours of series, in order. Yellow is left out: on white it cannot be seen."""
+    """Return the colours of series, in order. Yellow is left out: it cannot be seen on white."""
     return [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK]
 
 
 def config() -> Spec:
-    """The Vega-Lite configuration of the course, kept to what Vega-Lite 5.6 (in JupyterLab 4.6) knows."""
+    """Return the course's Vega-Lite configuration, limited to what Vega-Lite 5.6 (in JupyterLab 4.6) supports."""
     axis = {"labelFontSize": 13, "titleFontSize": 13, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK}
     lines = {
         "gridColor": FAINT,
@@ -53,8 +54,16 @@ def config() -> Spec:
     }
 
 
+def titled(spec: Mapping[str, Any]) -> Spec:
+    """Return a specification's title as an object, with its subtitle as a list of lines."""
+    title = spec.get("title") or ""
+    title = dict(title) if isinstance(title, dict) else {"text": title}
+    lines = title.get("subtitle") or []
+    return {**title, "subtitle": list(lines) if isinstance(lines, list) else [lines]}
+
+
 def describe(drawn: Spec) -> str:
-    """What a chart shows, in words: its description, else its title."""
+    """Return what a chart shows in words: its description, or else its title."""
     title = drawn.get("title") or ""
     text = drawn.get("description") or (title.get("text") if isinstance(title, dict) else title)
     if not text:
@@ -63,15 +72,15 @@ def describe(drawn: Spec) -> str:
 
 
 def bundle(drawn: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Data and metadata by mime type, for IPython. Raises UsageError for a chart without a description or a title."""
+    """Return data and metadata by mime type, for IPython. UsageError: a chart without a description or a title."""
     data: dict[str, Any] = {MIME: drawn, "text/plain": f"<chart: {describe(drawn)}>"}
     return data, {MIME: {"embed_options": {"renderer": "svg", "actions": False}}}
 
 
 def live_bundle(drawn: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Data and metadata of a picture that follows the hand, with one empty pixel as its PNG.
+    """Return data and metadata of a picture that changes live, with an empty pixel as its PNG.
 
-    Of a picture without a PNG JupyterLab makes one, and then draws the picture once more: twice the time.
+    Without a PNG, JupyterLab makes one and draws the picture again, which doubles the time.
     """
     data, metadata = bundle(drawn)
     return {**data, "image/png": EMPTY_PNG}, {**metadata, "image/png": {"alt": describe(drawn)}}

@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, the unit beside the number, a factor in words."""
+"""Format numbers: three significant digits, units, intervals and factors in words."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from labkit.errors import UsageError, shortened
 
 
 def number(value: float, *, digits: int = 3) -> str:
-    """Integers exactly, other numbers to `digits` significant digits; thousands are separated by commas."""
+    """Format integers exactly, other numbers with `digits` significant digits; commas separate thousands."""
     if isinstance(value, int) or not math.isfinite(value):
         return f"{value:,}"
     if value == 0:
@@ -19,7 +19,7 @@ def number(value: float, *, digits: int = 3) -> str:
 
 
 def amount(value: float, unit: str | None) -> str:
-    """The number with its unit; seconds below a tenth are given in milliseconds."""
+    """Format a number with its unit; seconds below 0.1 as milliseconds."""
     if unit == "s" and 0 < abs(value) < 0.1:
         return f"{number(value * 1000)} ms"
     if not unit:
@@ -29,26 +29,24 @@ def amount(value: float, unit: str | None) -> str:
 
 
 def span(low: float, high: float, unit: str | None) -> str:
-    """An interval, both ends in the unit that suits the upper one."""
+    """Format an interval, both ends in the upper end's unit."""
     if unit == "s" and 0 < abs(high) < 0.1:
         return f"{number(low * 1000)} to {number(high * 1000)} ms"
     return f"{number(low)} to {amount(high, unit)}"
 
 
 def share(value: float) -> str:
-    """A share between 0 and 1 as a whole percentage."""
+    """Format a share between 0 and 1 as a whole percentage."""
     return f"{100 * value:.0f}%"
 
 
 def factor_between(a: float, b: float) -> float | None:
-    """How many times the larger of two positive numbers is the smaller; None where a factor means nothing."""
-    if a <= 0 or b <= 0:
-        return None
-    return max(a / b, b / a)
+    """Return the larger of two positive numbers over the smaller; None if one is not positive."""
+    return max(a / b, b / a) if a > 0 and b > 0 else None
 
 
 def off_by(guess: float, truth: float, unit: str | None = None) -> str:
-    """How far a guess is from the truth, in words: a factor, or a difference where a factor means nothing."""
+    """Return how far a guess is from the truth, in words: as a factor, or else as a difference."""
     factor = factor_between(guess, truth)
     if factor is None:
         return "exact" if guess == truth else f"off by {amount(abs(guess - truth), unit)}"
@@ -58,7 +56,7 @@ def off_by(guess: float, truth: float, unit: str | None = None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds: "3:07"."""
+    """Format seconds as minutes and seconds: "3:07"."""
     whole = max(0, round(seconds))
     return f"{whole // 60}:{whole % 60:02d}"
 
@@ -72,7 +70,7 @@ UNITS = {"": 1, "b": 1} | {
 
 
 def parse_bytes(text: str) -> int:
-    """ "1GiB", "500 MB", "2g" or plain bytes. UsageError for anything else."""
+    """Parse "1GiB", "500 MB", "2g" or plain bytes. UsageError: anything else."""
     match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)\s*", text.lower())
     if not match or match[2] not in UNITS:
         raise UsageError(

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 REQUESTS, CONVERSATIONS = 32, 8
 MOST_REQUESTS = 100_000
-"""All are made, and kept until the end: some kilobytes each."""
-RECORDED = ("file", "mooncake")  # workloads that have a number of requests of their own
+"""All are built before the run and kept until its end: some kilobytes each."""
+RECORDED = ("file", "mooncake")  # workloads whose file determines the number of requests
 SLO_BOUNDS = ("ttft_s", "tpot_s", "e2e_s")
-WAYS_ON = {
+REMEDIES = {
     "stream_options": "pass --no-stream-options",
     "ignore_eos": "pass --no-ignore-eos",
     "max_completion_tokens": "pass --limit-field max_tokens",
     "max_tokens": "pass --limit-field max_completion_tokens",
 }
-"""What to do if a server's refusal names a field."""
+"""The remedy for a field that a server's refusal names."""
 INTERRUPTED = 130
 Run = Callable[..., "LoadResult"]
 
@@ -38,28 +38,28 @@ def load(
     ] = "chat",
     options: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
-    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests in flight.")] = None,
     ramp_from: Annotated[
-        float | None, typer.Option(metavar="X", help="Rise linearly from X to --rate or --concurrency.")
+        float | None, typer.Option(metavar="X", help="Ramp linearly from X to --rate or --concurrency.")
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(metavar="rate=1,2,4,8", help="A ladder of rates or concurrencies; finds the knee.")
+        str | None, typer.Option(metavar="rate=1,2,4,8", help="A sweep of rates or concurrencies; finds the knee.")
     ] = None,
     slo: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="ttft_s, tpot_s or e2e_s: the knee by an SLO.")
+        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="Find the knee by an SLO: ttft_s, tpot_s or e2e_s.")
     ] = None,
     requests: Annotated[
         int | None, typer.Option(metavar="N", help="Requests, or conversations. Default: 32, 8, or all of a file's.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent before, and kept apart.")] = 1,
-    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Of an open loop.")] = "poisson",
+    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent first and not measured.")] = 1,
+    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="For an open loop.")] = "poisson",
     api: Annotated[
         Literal["completions", "chat"] | None, typer.Option(help="Default: what URL or the workload needs.")
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
     api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
-    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Do not ask for the server's models.")] = False,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Do not query the server's models.")] = False,
     no_stream_options: Annotated[
         bool, typer.Option("--no-stream-options", help="For servers that refuse them; tokens may be unknown.")
     ] = False,
@@ -71,18 +71,18 @@ def load(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Loads a server and measures it.
+    """Load a server and measure it.
 
     Example: labkit load http://127.0.0.1:8000 --model my-model --sweep rate=1,2,4,8 --slo ttft_s=0.5"""
     _check(requests, warmup, timeout_s)
     driven = {"rate": rate, "concurrency": concurrency, "ramp_from": ramp_from}
-    one = rate is None or concurrency is None
-    require(one, "both --concurrency and --rate are given", fix="one of them drives a load")
-    aimless = ramp_from is not None and rate is None and concurrency is None
-    require(not aimless, "--ramp-from without --rate or --concurrency", fix="say what it rises to")
+    both = rate is not None and concurrency is not None
+    require(not both, "both --concurrency and --rate are given", fix="pass only one of them")
     default = rate is None and concurrency is None
-    fix = "leave those out"
-    require(default or sweep is None, "--sweep comes with --rate, --concurrency or --ramp-from", fix=fix)
+    what = "--ramp-from without --rate or --concurrency"
+    require(ramp_from is None or not default, what, fix="pass --rate or --concurrency, where the ramp ends")
+    what = "--sweep comes with --rate, --concurrency or --ramp-from"
+    require(default or sweep is None, what, fix="leave those out")
     ladder = None if sweep is None else _ladder(sweep)
     bounds = _slo(slo or (), sweep)
     from labkit.cli import tables
@@ -98,19 +98,20 @@ def load(
     leave_out = {"stream_options": no_stream_options, "ignore_eos": no_ignore_eos}
 
     def run(fresh_seed: int, least: int, driven: Mapping[str, Any] | None) -> "LoadResult":
-        made = build(workload, n=count and max(count, least), seed=fresh_seed, **settings)
-        for note in made.notes:
+        traffic = build(workload, n=count and max(count, least), seed=fresh_seed, **settings)
+        for note in traffic.notes:
             say(note)
         if driven is None:
-            driven = {} if made.due_s else {"concurrency": 1}
+            driven = {} if traffic.due_s else {"concurrency": 1}
         with tables.counting("requests") as progress:
             return run_blocking(
                 url,
                 model,
-                made,
+                traffic,
                 **driven,
                 arrival=arrival,
-                api=api or ("chat" if chats or any(one.messages for one in made.requests) else "completions"),
+                api=api
+                or ("chat" if chats or any(request.messages for request in traffic.requests) else "completions"),
                 warmup=warmup,
                 timeout_s=timeout_s,
                 api_key=api_key,
@@ -136,13 +137,13 @@ def load(
 
 
 def _check(requests: int | None, warmup: int, timeout_s: float) -> None:
-    """By the names of the command line, and before anything is made."""
+    """Check numbers by their option names, before the workload is built."""
     errors.whole("--requests", REQUESTS if requests is None else requests, at_least=1)
     errors.whole("--warmup", warmup, at_least=0)
     errors.above_zero("--timeout", timeout_s, unit="seconds")
     for name, number in (("--requests", requests or 0), ("--warmup", warmup)):
-        fix = "several loads with other seeds measure as well"
-        require(number <= MOST_REQUESTS, f"{name} is {number:,}; the most are {MOST_REQUESTS:,}", fix=fix)
+        fix = "run several loads with different seeds"
+        require(number <= MOST_REQUESTS, f"{name} is {number:,}; the maximum is {MOST_REQUESTS:,}", fix=fix)
 
 
 def _ladder(sweep: str) -> tuple[str, list[float]]:
@@ -164,7 +165,7 @@ def _slo(bounds: Sequence[str], sweep: str | None) -> "Slo | None":
     values = parse_settings(bounds)
     require(sweep is not None or not values, "--slo without --sweep", fix="add --sweep rate=1,2,4,8")
     for name in values:
-        require(name in SLO_BOUNDS, f"--slo bounds no {name!r}", fix=f"name one of {', '.join(SLO_BOUNDS)}")
+        require(name in SLO_BOUNDS, f"--slo has no bound {name!r}", fix=f"name one of {', '.join(SLO_BOUNDS)}")
     return Slo(**values) if values else None
 
 
@@ -178,13 +179,13 @@ def _show(result: "LoadResult", as_json: bool) -> None:
 
 def _none_succeeded(result: "LoadResult") -> NoReturn:
     record = result.records[0]
-    fix = next((fix for word, fix in WAYS_ON.items() if word in record.error), "look at the server's log")
+    fix = next((fix for word, fix in REMEDIES.items() if word in record.error), "look at the server's log")
     what = f"none of {len(result.records)} requests succeeded: {record.outcome} {record.error}".rstrip()
     raise LabkitError(what, remedy=fix)
 
 
 def _sweep(run: Run, kind: str, levels: Sequence[float], *, slo: "Slo | None", seed: int, as_json: bool) -> None:
-    """Fresh prompts for each step, or a prefix cache would answer the later ones."""
+    """Run each step with new prompts, so that a prefix cache does not serve the later ones."""
     from labkit.cli import tables
     from labkit.load.sweep import judge, step
 
@@ -200,7 +201,7 @@ def _sweep(run: Run, kind: str, levels: Sequence[float], *, slo: "Slo | None", s
         steps.append(step(result, level, slo))
         say(f"{kind} {level:g}: {steps[-1].throughput:.3g} requests/s, p50 {steps[-1].summary.e2e_s.p50:.3g} s")
     if steps:
-        found = judge(kind, steps, slo)  # type: ignore[arg-type]  # check_levels knows the kinds
-        answer(as_json, found.to_dict, lambda: tables.show_sweep(found))
+        sweep = judge(kind, steps, slo)  # type: ignore[arg-type]  # check_levels checks the kind
+        answer(as_json, sweep.to_dict, lambda: tables.show_sweep(sweep))
     if interrupted:
         raise typer.Exit(INTERRUPTED)

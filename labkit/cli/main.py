@@ -1,4 +1,4 @@
-"""The command line. Scripts rely on it: `--json` prints one object on stdout and nothing else; the rest goes to stderr.
+"""The command line. For scripts, `--json` prints one object on stdout; everything else goes to stderr.
 
 Exit codes: 0 done, 1 a lab, server or comparison failed, 2 bad usage or input, 130 stopped by the user.
 """
@@ -31,13 +31,13 @@ app = typer.Typer(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """What runs on this machine, and the fixes."""
+    """Show what runs on this machine, and the fixes."""
     from rich.console import Console
 
     from labkit.workshop.doctor import examine
 
-    found = examine()
-    answer(as_json, found.to_json, lambda: found.render(Console()))
+    result = examine()
+    answer(as_json, result.to_json, lambda: result.render(Console()))
 
 
 @app.command()
@@ -46,7 +46,7 @@ def fetch(
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the embedded ones.")
     ] = None,
 ) -> None:
-    """Fetches models into the cache, verified."""
+    """Fetch models into the cache and verify them."""
     from labkit.models import EMBEDDED, resolve
     from labkit.models import fetch as fetch_model
 
@@ -59,10 +59,10 @@ def fetch(
 def run(
     labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all that exist.")] = None,
     profile: Annotated[
-        str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: what fits this machine.")
+        str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: the one for this machine.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing or failed there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only labs that are missing or failed.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="A parameter; LAB may be `all`.")
     ] = None,
@@ -70,7 +70,7 @@ def run(
         str | None, typer.Option(metavar="ADDRESS", help="On a Ray cluster: HOST:PORT of its head, or auto.")
     ] = None,
 ) -> None:
-    """Runs labs: records, notebooks, a report."""
+    """Run labs; write records, notebooks and a report."""
     from labkit.cli import tables
     from labkit.report.page import build
     from labkit.runs.plan import make_plan
@@ -99,7 +99,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"{RUNS}.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR.")] = None,
 ) -> None:
-    """Writes a run's report, one HTML file."""
+    """Write a run's report as one HTML file."""
     from labkit.report.page import build
 
     typer.echo(build(folder, out))
@@ -111,9 +111,9 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="DIR", help="Another run's folder.")],
     as_json: Json = False,
 ) -> None:
-    """Compares two runs.
+    """Compare two runs.
 
-    Exit 0: identical where they must be, ratios inside their tolerance; else 1."""
+    Exit 0: exact values are identical and ratios within their tolerance; else 1."""
     from labkit import records
     from labkit.cli import tables
 
@@ -125,10 +125,10 @@ def compare(
 
 @app.command()
 def claims(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"{RUNS}: whose evidence counts.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"{RUNS}, with the evidence.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The article's claims and their verdicts."""
+    """Show the article's claims and their verdicts."""
     from labkit import records
     from labkit.cli import tables
     from labkit.records.ledger import ledger
@@ -149,7 +149,7 @@ def kv(
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """The arithmetic of a model's KV cache, on one GPU."""
+    """Compute the size of a model's KV cache on a GPU."""
     from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
     from labkit.machine import inspect
     from labkit.models import architecture, resolve
@@ -173,7 +173,7 @@ def kv(
 
 @app.command(epilog="Example: labkit log vllm.log --model Qwen3-8B/config.json; kubectl logs POD | labkit log -")
 def log(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="What vLLM wrote when it started; - is a pipe.")],
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="vLLM's log from its start; - is a pipe.")],
     model: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="Recompute with this config.json, folder or embedded model.")
     ] = None,
@@ -182,7 +182,7 @@ def log(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explains every line of a vLLM log on memory."""
+    """Explain every line of a vLLM log on memory."""
     from labkit.models import architecture, resolve
     from labkit.serving import vllm_log
     from labkit.serving.log_lines import open_log
@@ -190,10 +190,10 @@ def log(
     path = Path(model or "").expanduser()
     config = architecture(path if path.suffix == ".json" else resolve(model, progress=say)) if model else None
     with open_log(file) as stream:
-        found = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
+        report = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
     fix = "name the log of `vllm serve` from its start on (INFO lines included)"
-    require(bool(found.lines), f"no vLLM memory line found in {found.lines_read:,} lines of {file}", fix=fix)
-    answer(as_json, found.to_json, lambda: typer.echo(str(found)))
+    require(bool(report.lines), f"no vLLM memory line found in {report.lines_read:,} lines of {file}", fix=fix)
+    answer(as_json, report.to_json, lambda: typer.echo(str(report)))
 
 
 @app.command()
@@ -203,7 +203,7 @@ def cost(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What serving costs, hosted and by API.
+    """Compute what serving costs, self-hosted and by API.
 
     Example: labkit cost --set model=llama-3.1-70b --set instance=p5.48xlarge --set hourly_load=office"""
     from labkit.advice import costs
@@ -220,12 +220,10 @@ def select(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
     ] = None,
     answers: Annotated[str, typer.Option(metavar="JSON", help="Answers as the form exports them.")] = "",
-    runs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help=f"{RUNS}: whose verdicts stand by the reasons.")
-    ] = None,
+    runs: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{RUNS}: adds its verdicts to the reasons.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Which framework for which workload, and why."""
+    """Choose a framework for a workload, with reasons."""
     from labkit import records
     from labkit.advice import selector
     from labkit.files import parse_settings
@@ -233,14 +231,14 @@ def select(
 
     known, model = selector.read_state(answers)
     known, other = selector.read_state({**known, **parse_settings(settings or ())})
-    found, model = selector.select(known), other or model
-    config = selector.configure(found.winner.name, found.answers, model=model)
+    choice, model = selector.select(known), other or model
+    config = selector.configure(choice.winner.name, choice.answers, model=model)
     rows = ledger(records.read_newest(runs).values()) if runs else []
     verdicts = {row.id: row.verdict for row in rows if row.measured}
     answer(
         as_json,
-        lambda: selector.to_json(found, config, model=model),
-        lambda: typer.echo(selector.to_text(found, config, verdicts=verdicts, model=model)),
+        lambda: selector.to_json(choice, config, model=model),
+        lambda: typer.echo(selector.to_text(choice, config, verdicts=verdicts, model=model)),
     )
 
 
@@ -257,13 +255,13 @@ def fractions(
     gpus: Annotated[
         int | None, typer.Option(metavar="N", help="GPUs of a node. Default: FILE's, or those here.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes alike. Default: FILE's, or 1.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Equal nodes. Default: FILE's, or 1.")] = None,
     scheduling: Annotated[
         str | None, typer.Option(metavar="spread|pack", help="Of Ray Serve over nodes. Default: FILE's, or both.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Audits fractions of GPUs: what fits.
+    """Audit fractions of GPUs: what fits.
 
     Exit 0: all replicas are placed, start and fit at rest; else 1."""
     from labkit.advice import fractions as auditor
@@ -275,9 +273,9 @@ def fractions(
         used = max(gpu.memory_total_bytes - gpu.memory_free_bytes for gpu in here) / 2**30
         alike = len(set(memories)) == 1
         default = {"memory_gib": memories[0] if alike else memories, "used_gib": used, "count": len(here)}
-    asked = {"memory_gib": gpu_gib, "count": gpus, "nodes": nodes, "scheduling": scheduling}
-    asked = {key: value for key, value in asked.items() if value is not None}
-    audit = auditor.audit(*auditor.read(file, gpu=asked, default=default))
+    options = {"memory_gib": gpu_gib, "count": gpus, "nodes": nodes, "scheduling": scheduling}
+    options = {key: value for key, value in options.items() if value is not None}
+    audit = auditor.audit(*auditor.read(file, gpu=options, default=default))
     answer(as_json, lambda: auditor.as_json(audit), lambda: typer.echo("\n".join(auditor.lines(audit))))
     if not audit.ok:
         raise typer.Exit(1)
@@ -300,7 +298,7 @@ def serve(
     port: Annotated[int, typer.Option(metavar="P", help="On the loopback interface.")] = 8000,
     gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that vLLM takes.")] = 0.9,
 ) -> None:
-    """Starts a server in the foreground."""
+    """Start a server in the foreground."""
     from labkit.cli import serve as servers
     from labkit.errors import did_you_mean
     from labkit.models import CHAT
@@ -330,7 +328,7 @@ def progress(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One folder of records for each learner.")],
     as_json: Json = False,
 ) -> None:
-    """Where each learner of a workshop is."""
+    """Show the progress of a workshop's learners."""
     from labkit import teaching
     from labkit.cli.tables import show_learners
     from labkit.workshop import learners
@@ -355,7 +353,7 @@ def solutions(
     labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The exercises' solutions, as Markdown."""
+    """Print the exercises' solutions as Markdown."""
     from labkit.workshop import learners
 
     solved = learners.solutions(labs or ())
@@ -367,22 +365,22 @@ def workshop_check(
     labs: Annotated[list[str] | None, typer.Option("--lab", metavar="LAB", help="Only for these labs.")] = None,
     first_answer: Annotated[bool, typer.Option("--answer", help="Also get a first answer from an engine.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<host name>.json.")] = None,
-    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: sum up the files in DIR.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: summarise the files in DIR.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Is this machine, or this room, ready?
+    """Check a machine or a room before a workshop.
 
-    Exit 0: no problem anywhere; else 1."""
+    Exit 0: no problem; else 1."""
     from labkit.cli import tables
     from labkit.runs.runner import now_and_then
     from labkit.workshop import room
 
     if summary is not None:
         if labs or first_answer or save:
-            raise UsageError("--summary looks at no machine", remedy="leave --lab, --answer and --save out")
-        everyone = room.read_room(summary)
-        answer(as_json, everyone.to_json, lambda: tables.show_room(everyone))
-        ready = everyone.ok
+            raise UsageError("--summary checks no machine", remedy="leave --lab, --answer and --save out")
+        machines = room.read_room(summary)
+        answer(as_json, machines.to_json, lambda: tables.show_room(machines))
+        ready = machines.ok
     else:
         ask = (lambda: room.first_answer(now_and_then(say))) if first_answer else None
         check = room.check_room(labs=labs, answer=ask)
@@ -395,18 +393,18 @@ def workshop_check(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point: a LabkitError, or a path that cannot be used, is a message on stderr and an exit code."""
+    """Run a command; print a LabkitError, or an unusable path, on stderr and exit with its code."""
     try:
         app(arguments, prog_name="labkit")
     except LabkitError as error:
         _exit(error)
     except (OSError, RuntimeError) as error:
         path = getattr(error, "filename", None)
-        if path is None and not str(error).startswith(PATHLIB_ERRORS):  # not about a path that somebody chose
+        if path is None and not str(error).startswith(PATHLIB_ERRORS):  # not about a path
             raise
         what = f"{path}: {error.strerror}" if path and isinstance(error, OSError) else str(error)
         _exit(UsageError(what, remedy="choose a path that exists and that you may use"))
-    except ModuleNotFoundError as error:  # an install of the pages alone has no engines and no load client
+    except ModuleNotFoundError as error:  # the install for the web pages has no engines and no load client
         package = (error.name or "").partition(".")[0]
         if package in ("", "labkit", "course", "applications"):
             raise
@@ -415,6 +413,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _exit(error: LabkitError) -> NoReturn:
-    """Say the error, in which a word of thousands of characters (a number, brackets) is cut, and end."""
+    """Print the error, with very long words (numbers, brackets) shortened, and exit."""
     typer.echo(re.sub(LONG_WORD, r"\1...\2", f"labkit: {error}"), err=True)
     sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""What every command prints: lines on stderr, and on stdout one JSON object or words."""
+"""The output of every command: progress on stderr, and one JSON object or text on stdout."""
 
 import json
 from collections.abc import Callable
@@ -10,12 +10,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print a line on stderr."""
     typer.echo(text, err=True)
 
 
 def answer(as_json: bool, value: Callable[[], dict[str, Any]], show: Callable[[], object]) -> None:
-    """`value` as the one object on stdout (ValueError for NaN and infinity, which JSON lacks), or `show` it."""
+    """Print `value` as one JSON object on stdout (ValueError: NaN or infinity), or call `show`."""
     if as_json:
         typer.echo(json.dumps(value(), indent=2, allow_nan=False))
     else:

@@ -27,11 +27,13 @@ def simulate(
     tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Cards for one replica.")] = 1,
     replicas: Annotated[int, typer.Option(metavar="N", help="Engines behind a router.")] = 1,
     router: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(ROUTERS)}.")] = "least-loaded",
-    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests under way.")] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests in flight.")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
-    arrival: Annotated[str, typer.Option(metavar="poisson|constant|bursty", help="Of an open loop.")] = "poisson",
+    arrival: Annotated[
+        str, typer.Option(metavar="poisson|constant|bursty", help="Arrivals of an open loop.")
+    ] = "poisson",
     requests: Annotated[
-        int | None, typer.Option(metavar="N", help="How many. Default: 200, or all of a trace's.")
+        int | None, typer.Option(metavar="N", help="Requests. Default: 200, or all of a trace.")
     ] = None,
     input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 500,
     output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 200,
@@ -43,18 +45,18 @@ def simulate(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
     direction_only: Annotated[
-        bool, typer.Option("--direction-only", help="Also where nothing was compared with a real card.")
+        bool, typer.Option("--direction-only", help="Also without any comparison with a real card.")
     ] = False,
     as_json: Json = False,
-    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="As of vllm serve.")] = None,
+    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of vllm serve.")] = None,
 ) -> None:
-    """A load on a modelled GPU: vLLM's own engine, seconds.
+    """Run a load on a modelled GPU with vLLM's scheduler.
 
     Example: labkit simulate --gpu h100-sxm --rate 10 -- --max-num-batched-tokens 2048"""
     from labkit import modelled
 
     both = concurrency is not None and rate is not None
-    require(not both, "both --concurrency and --rate are given", fix="one of them drives a load")
+    require(not both, "both --concurrency and --rate are given", fix="pass only one of them")
     card = modelled.gpu(gpu, model=model, tensor_parallel=tensor_parallel)
     os.environ.update(card.env)  # before vllm is imported
     from labkit.cli.tables import counting, show_simulation
@@ -131,7 +133,7 @@ def _token_traffic(
         trace = traces.generated(count, rate=rate or 1.0, seed=seed, **options)
     else:
         fix = "leave --rate out, or --set speed=2"
-        require(rate is None, "a trace has arrival times of its own", fix=fix)
+        require(rate is None, "a trace has its own arrival times", fix=fix)
         trace = traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options)
     for note in trace.notes:
         say(note)

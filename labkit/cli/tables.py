@@ -1,4 +1,4 @@
-"""Results as tables on a terminal. Values come ready; here they only get rows."""
+"""Print results as tables on a terminal."""
 
 import math
 import sys
@@ -27,16 +27,16 @@ MOST_HURDLES = 12
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 
 
-def put(what: Any) -> None:
-    """Print a table or words on stdout; brackets in them are brackets."""
+def put(content: Any) -> None:
+    """Print a table or text on stdout; brackets are not markup."""
     from rich.console import Console
 
-    # 80 columns, rich's guess where there is no terminal, would fold every sentence.
-    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(what)
+    # Without a terminal, rich assumes 80 columns, which would fold every sentence.
+    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(content)
 
 
 def styled(word: str) -> Any:
-    """A status or verdict in its colour."""
+    """Return a status or verdict in its colour."""
     from rich.text import Text
 
     return Text(word, style=STYLES.get(word, "dim"))
@@ -44,7 +44,7 @@ def styled(word: str) -> Any:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress callback (done, total) that draws one line on a terminal's stderr, and nothing elsewhere."""
+    """Return a progress callback (done, total) that draws a line if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress
 
@@ -56,7 +56,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_run(run_dir: Path) -> None:
-    """Each lab of a run: its status, its time and its key figures."""
+    """Print each lab of a run with its status, time and key figures."""
     from labkit.report.data import load
 
     run = load(run_dir)
@@ -79,7 +79,7 @@ def _lab_cells(lab: LabRun, record: Record | None) -> tuple[Any, ...]:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """What two runs agree on and what not."""
+    """Print where two runs agree and differ."""
     rows = table("ratio", "a", "b", "tolerance", "agrees")
     for pair in comparison.ratios:
         values = ["absent" if value is None else number(value) for value in (pair.a, pair.b)]
@@ -88,8 +88,8 @@ def show_comparison(comparison: Comparison) -> None:
         put(rows)
     kinds = (("exact", comparison.exact_differences), ("parameter", comparison.parameter_differences))
     for kind, differences in kinds:
-        for one in differences:
-            put(f"{kind} difference: {one.lab} {one.path}: {one.a!r} in a, {one.b!r} in b")
+        for change in differences:
+            put(f"{kind} difference: {change.lab} {change.path}: {change.a!r} in a, {change.b!r} in b")
     for run, labs in (("a", comparison.only_in_a), ("b", comparison.only_in_b)):
         for lab in labs:
             put(f"only in {run}: {lab}")
@@ -100,7 +100,7 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def show_claims(ledger: Sequence[Row]) -> None:
-    """The ledger: first what was measured, then the rest."""
+    """Print the ledger, measured claims first."""
     rows = table("claim", "the article says", "sources say", "verdict here", "because")
     for row in sorted(ledger, key=lambda row: not row.measured):
         rows.add_row(row.id, row.short, row.literature, styled(row.verdict), " ".join([row.because, *row.notes]))
@@ -108,7 +108,7 @@ def show_claims(ledger: Sequence[Row]) -> None:
 
 
 def show_load(summary: Summary) -> None:
-    """A load in figures."""
+    """Print a load's figures."""
     tokens_in, tokens_out = (
         "unknown" if n is None else f"{n:,}" for n in (summary.input_tokens, summary.output_tokens)
     )
@@ -132,7 +132,7 @@ def show_load(summary: Summary) -> None:
         rows.add_row(title.upper() if name in LATENCIES else title, *map(_known, values))
     put(rows)
     if summary.e2e_from_send_s != summary.e2e_s:
-        put("TTFT and E2E count from the time at which a request was due.")
+        put("TTFT and E2E count from the scheduled time of a request.")
     for warning in summary.warnings:
         put(f"warning: {warning}")
 
@@ -142,7 +142,7 @@ def _known(value: float) -> str:
 
 
 def show_sweep(sweep: "Sweep") -> None:
-    """The ladder, and its knee."""
+    """Print the steps of a sweep and its knee."""
     rows = table(sweep.kind, "requests/s", "output tokens/s", "TTFT p50", "E2E p50", "E2E p99", "in the SLO", "failed")
     for step in sweep.steps:
         summary = step.summary
@@ -152,12 +152,12 @@ def show_sweep(sweep: "Sweep") -> None:
     put(rows)
     put(f"knee: {'not found' if sweep.knee is None else f'{sweep.kind} {number(sweep.knee)}'}; {sweep.why}")
     put(f"rule: {sweep.rule}")
-    for warning in dict.fromkeys(said for step in sweep.steps for said in step.summary.warnings):
+    for warning in dict.fromkeys(text for step in sweep.steps for text in step.summary.warnings):
         put(f"warning: {warning}")
 
 
 def show_simulation(answer: "Simulation") -> None:
-    """A load on a modelled GPU: figures, where they come from, and their error."""
+    """Print a load on a modelled GPU: figures, their origin and their error."""
     summary = answer.summary
     put(
         f"{answer.gpu.label}\n"
@@ -174,29 +174,29 @@ def show_simulation(answer: "Simulation") -> None:
     for name in LATENCIES:
         quantity = answer.quantity(name)
         cells = [number(value) for value in (quantity.mean, quantity.p50, quantity.p90)] if quantity else []
-        rows.add_row(name.removesuffix("_s").upper(), *(cells or ["not told"] * 3), "not told")
+        rows.add_row(name.removesuffix("_s").upper(), *(cells or ["not reported"] * 3), "not reported")
     put(rows)
-    put("TTFT and E2E are the engine's own: an HTTP server and a network add to them.")
+    put("TTFT and E2E are the engine's: an HTTP server and a network add to them.")
     for warning in answer.warnings:
         put(f"warning: {warning}")
 
 
-# --- the instructor's ---
+# --- for instructors ---
 
 
 def show_check(check: "RoomCheck") -> None:
-    """Every check of one machine, problems first."""
+    """Print every check of a machine, problems first."""
     from labkit.workshop.doctor import checks_table
 
     order = ("problem", "note", "ok")
-    put(checks_table(sorted(check.checks, key=lambda one: order.index(one.state))))
+    put(checks_table(sorted(check.checks, key=lambda item: order.index(item.state))))
     count = len(check.problems)
     verdict = "ready for the workshop" if check.ok else f"not ready: {count} problem{'s' if count > 1 else ''}"
     put(f"{check.machine}: {verdict}")
 
 
 def show_room(room: "Room") -> None:
-    """A row for each machine; problems and their fixes, then what differs from the others."""
+    """Print a row for each machine: problems and their fixes, then software that differs from the others."""
     from labkit.workshop.doctor import styled as state
 
     rows = table("machine", "state", "found", "what to do")
@@ -219,7 +219,7 @@ def _machine_rows(machine: "MachineState") -> list[tuple[str, str]]:
 
 
 def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]", calibration: "Calibration") -> None:
-    """A row for each learner, the room's calibration, and the exercises that are open or showed a misconception."""
+    """Print a row for each learner, the room's calibration, and exercises that are open or showed a misconception."""
     rows = table("learner", "done", "open", "failed", "predictions", "sure / right", "exercises", "last (UTC)")
     for learner in learners:
         rows.add_row(learner.name, *_learner_cells(learner))
@@ -229,9 +229,9 @@ def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]", ca
         for bucket in buckets:
             rows.add_row(*bucket.cells())
         put(rows)
-    if left := [hurdle for hurdle in hurdles if hurdle.passed < hurdle.tried or hurdle.misconceptions]:
-        rows = table("exercise", "passed", "what the answers showed (learners)")
-        for hurdle in left[:MOST_HURDLES]:
+    if shown_hurdles := [hurdle for hurdle in hurdles if hurdle.passed < hurdle.tried or hurdle.misconceptions]:
+        rows = table("exercise", "passed", "misconceptions (learners)")
+        for hurdle in shown_hurdles[:MOST_HURDLES]:
             shown = "; ".join(f"{name} ({count})" for name, count in hurdle.misconceptions.items())
             rows.add_row(hurdle.exercise, f"{hurdle.passed} of {hurdle.tried}", shown)
         put(rows)
@@ -243,10 +243,10 @@ def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]", ca
 def _learner_cells(learner: "Learner") -> Iterator[str]:
     for status in ("done", "running", "failed"):
         yield " ".join(lab.partition("_")[0] for lab in learner.labs_that_are(status))
-    made = learner.calibration
-    yield f"{learner.hits} of {made.n} close" if made.n else "none made"
-    sure, right = made.mean_confidence, made.hit_share
+    calibration = learner.calibration
+    yield f"{learner.hits} of {calibration.n} close" if calibration.n else "none made"
+    sure, right = calibration.mean_confidence, calibration.hit_share
     yield "" if sure is None or right is None else f"{share(sure)} / {share(right)}"
-    passed, tried = sum(one.passed for one in learner.exercises.values()), len(learner.exercises)
+    passed, tried = sum(attempts.passed for attempts in learner.exercises.values()), len(learner.exercises)
     yield f"{passed} of {tried} tried" if tried else "none tried"
     yield f"{learner.last:%d %b %H:%M}" if learner.last else "no record"

@@ -1,8 +1,8 @@
-"""Repeats, pairs, intervals, and the ways in which a benchmark deceives its owner.
+"""Repeats, pairs, intervals, and cautions about misleading benchmarks.
 
 Comparisons are *interleaved* (all arms run under the same machine load: in rounds, or step by step in turns) and
-*paired* (round k of one arm against round k of the other); what is reported is a ratio with its interval. This room
-knows nothing of servers, models or records.
+*paired* (round k of one arm against round k of the other). The result is a ratio with its interval. Nothing here
+depends on servers, models or records.
 """
 
 from labkit.experiments.cautions import Caution, closed_loop, mixed_machines, samples_needed, warnings_for

@@ -1,4 +1,4 @@
-"""What a handful of repeats is worth: means, medians and paired ratios, each with its interval."""
+"""Means, medians and paired ratios of a few repeats, each with a bootstrap interval."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Interval:
 
     @property
     def warning(self) -> str | None:
-        return None if self.n > 1 else "1 value: no spread can be told from it; repeat at least 3 times for an interval"
+        return None if self.n > 1 else "1 value has no spread; repeat at least 3 times for an interval"
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, n={self.n})"
@@ -35,7 +35,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times larger the first arm is than the second: geometric mean of `values`, one for each pair.
+    """The first arm over the second: the geometric mean of `values`, one for each pair.
 
     `low` and `high` bound it at `confidence`. With one pair low = high = value, and `warning` says so.
     """
@@ -50,13 +50,13 @@ class Ratio:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves out 1, that is, whether these pairs tell the two arms apart."""
+        """Whether the interval excludes 1, so that these pairs distinguish the two arms."""
         return self.pairs > 1 and not self.low <= 1 <= self.high
 
     @property
     def warning(self) -> str | None:
         subject = f"ratio {self.name!r}" if self.name else "this ratio"
-        few = f"{subject} rests on 1 pair: no spread can be told from it; repeat at least 3 times for an interval"
+        few = f"{subject} is from 1 pair, which has no spread; repeat at least 3 times for an interval"
         return None if self.pairs > 1 else few
 
     def __str__(self) -> str:
@@ -66,10 +66,10 @@ class Ratio:
 def paired_ratio(
     a: Sequence[float], b: Sequence[float], *, name: str = "", confidence: float = 0.95, seed: int = 0
 ) -> Ratio:
-    """a over b, pair by pair: the geometric mean of a[k] / b[k] with a bootstrap interval on the logarithms.
+    """Return a over b: the geometric mean of a[k] / b[k], with a bootstrap interval on the logarithms.
 
-    Logarithms make the comparison fair in both directions: ratio(b, a) is 1 / ratio(a, b), bounds included. The
-    interval is deterministic for a seed. See `interval` for the correction for few repeats.
+    Logarithms make it symmetric: ratio(b, a) is 1 / ratio(a, b), bounds included. The interval is deterministic for a
+    seed. See `interval` for the correction for few repeats.
 
     Raises:
         UsageError: different lengths, no pair, or a value that is not finite and above zero.
@@ -79,7 +79,7 @@ def paired_ratio(
         _check_finite(values, what=f"the {label} arm of ratio {name!r}", above_zero=True)
     logs = [math.log(x) - math.log(y) for x, y in zip(a, b, strict=True)]
     value, low, high = map(math.exp, _bounds(logs, "mean", confidence=confidence, seed=seed))
-    # Exponentials of nearly equal logarithms may come out in another order by one last digit.
+    # Rounding may change the order of exponentials of nearly equal logarithms.
     low, high = min(low, value), max(high, value)
     ratios = tuple(map(math.exp, logs))
     return Ratio(name=name, value=value, low=low, high=high, pairs=len(a), confidence=confidence, values=ratios)
@@ -88,13 +88,13 @@ def paired_ratio(
 def interval(
     values: Sequence[float], *, statistic: Statistic = "mean", confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The mean or median of `values` with a bootstrap interval (deterministic for a seed), in the values' unit.
+    """Return the mean or median of `values` with a bootstrap interval (deterministic for a seed), in the values' unit.
 
-    The percentile bootstrap is too narrow for few values: of three it reaches only their own minimum and maximum, which
-    hold the true mean 75% of the time, not 95%. So its distances from the estimate are stretched by
+    The percentile bootstrap is too narrow for few values: with three it reaches only their minimum and maximum, which
+    contain the true mean 75% of the time, not 95%. Its distances from the estimate are therefore multiplied by
     sqrt(n / (n - 1)) x t / z, Student's quantile over the normal one: the "narrowness bias" of T. Hesterberg, "What
-    Teachers Should Know about the Bootstrap", The American Statistician 69 (2015). At n = 3 it is 2.7, at
-    n = 20 it is 1.1; the coverage is then near nominal from two values up (the tests measure it).
+    Teachers Should Know about the Bootstrap", The American Statistician 69 (2015). The factor is 2.7 at n = 3 and 1.1
+    at n = 20; the coverage is near nominal from two values on (the tests measure it).
 
     Raises:
         UsageError: no value, or one that is not finite.
@@ -103,7 +103,7 @@ def interval(
     _check_finite(values, what="the values", above_zero=False)
     value, low, high = _bounds(values, statistic, confidence=confidence, seed=seed)
     if min(values) >= 0:
-        low = max(low, 0.0)  # what cannot be negative (a rate, a time) has no mean below zero either
+        low = max(low, 0.0)  # quantities that cannot be negative (rates, times) have no mean below zero
     return Interval(value=value, low=low, high=high, n=len(values), confidence=confidence, statistic=statistic)
 
 
@@ -112,15 +112,13 @@ def _check_finite(values: Sequence[float], *, what: str, above_zero: bool) -> No
     need = "finite and above zero" if above_zero else "finite"
     for index, value in enumerate(values):
         if not math.isfinite(value) or (above_zero and value <= 0):
-            raise UsageError(
-                f"{what}: value {index} is {float(value)}; it must be {need}", remedy="look at that repeat"
-            )
+            raise UsageError(f"{what}: value {index} is {float(value)}; it must be {need}", remedy="check that repeat")
 
 
 def _bounds(
     values: Sequence[float], statistic: Statistic, *, confidence: float, seed: int
 ) -> tuple[float, float, float]:
-    """(estimate, low, high) of a sample by the stretched percentile bootstrap."""
+    """Return (estimate, low, high) of a sample by the corrected percentile bootstrap."""
     import numpy as np
     from scipy import stats
 

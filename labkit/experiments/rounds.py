@@ -24,12 +24,11 @@ def interleaved(
     together: Sequence[Sequence[str]] = (),
     progress: OnMeasurement | None = None,
 ) -> dict[str, list[T]]:
-    """Run every arm once a round, in an order shuffled by `seed`, for `repeats` rounds; results in order of rounds.
+    """Run every arm once per round, in an order shuffled by `seed`; return each arm's results in order of rounds.
 
-    Each arm is called with its round (0, 1, ...). A machine that slows down or warms up then affects all arms alike,
-    and round k of one arm pairs with round k of another. `together`: groups of arms that directly follow each other,
-    since they will be compared and the load changes within a round. An exception ends the experiment and carries a
-    note that names the arm and the round.
+    Each arm is called with its round (0, 1, ...). Changes of the machine's speed then affect all arms equally, and
+    round k of one arm pairs with round k of another. `together`: groups of arms to run directly after each other,
+    because they will be compared. An exception ends the experiment, with a note that names the arm and the round.
 
     Raises:
         UsageError: no arm, `repeats` below 1, or a group that names an arm twice or one that does not exist.
@@ -53,12 +52,12 @@ def interleaved(
 
 
 def _units(names: Sequence[str], together: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """The groups, and each arm that is in none by itself."""
+    """Return the groups, and each remaining arm as a group by itself."""
     grouped = [name for group in together for name in group]
     for name in grouped:
         if name not in names:
             known = ", ".join(map(repr, names))
-            raise UsageError(f"`together` names {name!r}, and there is no such arm", remedy=f"name one of {known}")
+            raise UsageError(f"`together` names {name!r}, which is not an arm", remedy=f"name one of {known}")
         if (count := grouped.count(name)) > 1:
             raise UsageError(f"`together` names {name!r} {count} times", remedy="let each arm be in one group at most")
     return [*together, *([name] for name in names if name not in grouped)]
@@ -73,26 +72,26 @@ def _schedule(units: Sequence[Sequence[str]], *, repeats: int, seed: int) -> Ite
 
 @dataclass(frozen=True, kw_only=True)
 class Turns(Generic[T]):
-    """What an arm returned, and the seconds of each of its turns: its steps, and what came after the last one."""
+    """An arm's result, and the seconds of each of its turns: its steps, and the end after the last one."""
 
     result: T
     steps_s: tuple[float, ...]
 
     @property
     def seconds(self) -> float:
-        """Of all its turns, without the other arms'."""
+        """The sum of its own turns."""
         return sum(self.steps_s)
 
 
 def in_turns(
     arms: Mapping[Name, Steps[T]], *, seed: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[Name, Turns[T]]:
-    """Advance all arms a step each, in an order drawn anew every turn, until all have ended; results in `arms`' order.
+    """Advance all arms by one step per turn, in a random order, until all have ended; return results in `arms`' order.
 
-    In rounds (`interleaved`) all arms meet the same machine load if it lasts for a round. Where others share the
-    processor, its speed may change by half from second to second; arms in turns are at most one step apart.
+    Rounds (`interleaved`) are fair if the machine load lasts for a round. On a shared processor its speed may change
+    by half within a second; arms in turns are at most one step apart.
 
-    An exception closes all arms and carries a note that names the arm and its step. UsageError without an arm.
+    An exception closes all arms, with a note that names the arm and its step. UsageError: no arm.
     """
     require(bool(arms), "there are 0 arms to compare", fix="give at least one: {'name': generator}")
     results: dict[Name, T] = {}

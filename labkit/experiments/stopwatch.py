@@ -1,4 +1,4 @@
-"""Wall seconds and CPU-seconds of a block of code, of this process and of others."""
+"""Measure wall seconds and CPU-seconds of a block of code, in this process and in others."""
 
 import resource
 import time
@@ -12,10 +12,10 @@ from labkit.errors import ServerError, UsageError
 
 
 class Stopwatch:
-    """Wall seconds and CPU-seconds of a block of code. Waiting for a core that others have costs wall seconds only.
+    """Wall seconds and CPU-seconds of a block of code. Waiting for a busy core adds to wall seconds only.
 
-    A neighbour on the same core (another thread of it, another machine of the same host) slows both: the core then does
-    less in each of its seconds. Compare in rounds or in turns.
+    Load on the same core (its other hardware thread, another virtual machine) adds to both, because the core does less
+    per second. Compare in rounds or in turns.
 
         with Stopwatch(pids=[server.pid]) as watch:
             ...
@@ -25,10 +25,10 @@ class Stopwatch:
         wall_s: elapsed.
         own_cpu_s: CPU of this process alone, all threads, user and system.
         cpu_s: CPU of this process, its descendants, `pids` and their descendants; each process counts once.
-        pids_cpu_s: CPU of `pids` and their descendants alone: what a server used, without its client.
+        pids_cpu_s: CPU of `pids` and their descendants alone: a server without its client.
 
-    Other processes are read through psutil, in steps of the kernel's clock tick (10 ms on Linux): time blocks of a
-    second or more. Children that ended inside the block count, if their parent waited for them.
+    psutil reads other processes in steps of the kernel's clock tick (10 ms on Linux): time blocks of a second or more.
+    Children that ended inside the block count if their parent waited for them.
 
     Raises:
         UsageError: a pid that is not running at the start, or a reading taken before the block has ended.
@@ -51,7 +51,7 @@ class Stopwatch:
     def __enter__(self) -> Self:
         for name in Stopwatch.__annotations__:
             self.__dict__.pop(name, None)
-        # The wall clock is innermost: read last when a block opens, first when it closes.
+        # The wall clock is read last when a block opens, first when it closes.
         self._before = (*self._others(), time.process_time(), time.perf_counter())
         return self
 
@@ -62,7 +62,7 @@ class Stopwatch:
         try:
             others_s, pids_s = self._others()
         except UsageError as gone:
-            if error is not None:  # never hide the error that the block itself raised
+            if error is not None:  # do not hide the block's own error
                 return
             raise ServerError(
                 f"{gone.what}: it ended while it was being timed, so its CPU-seconds are unknown",
@@ -70,18 +70,18 @@ class Stopwatch:
             ) from gone
         others_before_s, pids_before_s, own_before_s, wall_before_s = self._before
         self.wall_s, self.own_cpu_s = wall_s - wall_before_s, own_s - own_before_s
-        # A descendant that ended without being waited for takes its seconds with it: less than nothing is nothing.
+        # The seconds of a descendant that ended without being waited for are lost, so the difference may be negative.
         self.cpu_s = max(0.0, self.own_cpu_s + others_s - others_before_s)
         self.pids_cpu_s = max(0.0, pids_s - pids_before_s)
 
     def _others(self) -> tuple[float, float]:
-        """CPU-seconds of all other processes of interest, and of `pids` and their descendants."""
-        me = psutil.Process()
+        """Return CPU-seconds of all other processes, and of `pids` with their descendants."""
+        own = psutil.Process()
         given = {process for pid in self._pids for process in _tree(pid)}
-        others = {*me.children(recursive=True), *given} - {me}
+        others = {*own.children(recursive=True), *given} - {own}
         waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)  # finer than psutil's ticks
-        mine_s = waited_for.ru_utime + waited_for.ru_stime
-        return mine_s + sum(map(_cpu_s, others)), sum(map(_cpu_s, given))
+        children_s = waited_for.ru_utime + waited_for.ru_stime
+        return children_s + sum(map(_cpu_s, others)), sum(map(_cpu_s, given))
 
 
 def _tree(pid: int) -> list[psutil.Process]:
@@ -95,7 +95,7 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    """User and system seconds of a process and of those of its children that it has waited for."""
+    """Return user and system seconds of a process, including children that it has waited for."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:  # ended between the listing and this line

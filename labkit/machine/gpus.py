@@ -1,6 +1,6 @@
-"""GPUs by NVML (module `pynvml` of the distribution nvidia-ml-py), never by a framework that would take memory to look.
+"""List GPUs with NVML (module `pynvml` of nvidia-ml-py), not with a framework, which would take GPU memory.
 
-NVML fails in many ways on machines without a usable GPU: each becomes a reason in words.
+NVML's errors on machines without a usable GPU become reasons in words.
 """
 
 import importlib
@@ -21,10 +21,10 @@ REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One device that a program can use: a whole GPU, or one MIG instance of it.
+    """A device that a program can use: a whole GPU, or a MIG instance.
 
-    `capability`: compute capability (major, minor), None where NVML does not report it. `cuda_driver`: the newest CUDA
-    that the driver supports, 13000 for 13.0, 0 where NVML does not report it.
+    `capability`: compute capability (major, minor), None if NVML does not report it. `cuda_driver`: the newest CUDA
+    version that the driver supports, 13000 for 13.0, 0 if NVML does not report it.
     """
 
     index: int
@@ -39,14 +39,14 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuUse:
-    """One reading of one device. `busy_percent` is None where NVML does not tell (MIG instances)."""
+    """A reading of a device. `busy_percent` is None if NVML does not report it (MIG instances)."""
 
     busy_percent: float | None
     memory_used_bytes: int
 
 
 def load_nvml() -> Any | None:
-    """The module, or None where nvidia-ml-py is not installed."""
+    """Return the module, or None if nvidia-ml-py is not installed."""
     try:
         return importlib.import_module("pynvml")
     except ImportError:
@@ -55,7 +55,7 @@ def load_nvml() -> Any | None:
 
 @contextmanager
 def session(nvml: Any) -> Iterator[None]:
-    """NVML between init and shutdown. It counts its users, so nesting is fine."""
+    """Initialise NVML, and shut it down at the end. Sessions may be nested: NVML counts them."""
     nvml.nvmlInit()
     try:
         yield
@@ -64,10 +64,9 @@ def session(nvml: Any) -> Iterator[None]:
 
 
 def find_gpus(nvml: Any | None = None, *, visible: str | None = None) -> tuple[tuple[Gpu, ...], str]:
-    """The devices a program would see, and "" or the reason why there are none.
+    """Return the devices that a program would see, and "" or the reason why there are none.
 
-    `nvml`: the module to ask (default: `pynvml`). `visible`: as CUDA_VISIBLE_DEVICES (default: that variable), which
-    NVML itself does not follow.
+    `nvml`: default `pynvml`. `visible`: default CUDA_VISIBLE_DEVICES, which NVML ignores.
     """
     nvml = nvml or load_nvml()
     if nvml is None:
@@ -81,7 +80,7 @@ def find_gpus(nvml: Any | None = None, *, visible: str | None = None) -> tuple[t
 
 
 def _visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[tuple[Gpu, ...], str]:
-    """The devices that CUDA_VISIBLE_DEVICES leaves, by index or by (the beginning of) a UUID, in its order."""
+    """Return the devices in CUDA_VISIBLE_DEVICES, which has indices and prefixes of UUIDs, in its order."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     if visible is None:
         return gpus, ""
@@ -96,7 +95,7 @@ def _visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[tuple[Gpu, ...
 
 
 def handles(nvml: Any) -> tuple[list[tuple[int, Any]], str]:
-    """(index of the physical GPU, handle) of every usable device; a GPU in MIG mode is usable only as its instances."""
+    """Return (index of the physical GPU, handle) for every usable device: of a GPU in MIG mode, its instances."""
     usable: list[tuple[int, Any]] = []
     reason = "the NVIDIA driver reports no GPU"
     for index in range(nvml.nvmlDeviceGetCount()):
@@ -109,7 +108,7 @@ def handles(nvml: Any) -> tuple[list[tuple[int, Any]], str]:
 
 
 def read_use(nvml: Any, handle: Any) -> GpuUse | None:
-    """How busy the device is now, or None where it does not answer."""
+    """Return the device's current load, or None if it does not answer."""
     memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
     use = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
     if memory is None:
@@ -118,7 +117,7 @@ def read_use(nvml: Any, handle: Any) -> GpuUse | None:
 
 
 def _ask(nvml: Any, function: str, *arguments: Any) -> Any:
-    """NVML's answer, or None where the device, the driver or the library does not have one."""
+    """Return NVML's answer, or None if the device, the driver or the library does not support the call."""
     try:
         return getattr(nvml, function)(*arguments)
     except nvml.NVMLError:
@@ -150,7 +149,7 @@ def _all_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
 
 
 def _mig_instances(nvml: Any, handle: Any) -> list[Any] | None:
-    """The MIG instances of a GPU; None where it is not in MIG mode."""
+    """Return a GPU's MIG instances; None if it is not in MIG mode."""
     current, _pending = _ask(nvml, "nvmlDeviceGetMigMode", handle) or (0, 0)
     if not current:
         return None
@@ -160,5 +159,5 @@ def _mig_instances(nvml: Any, handle: Any) -> list[Any] | None:
 
 
 def _text(value: str | bytes) -> str:
-    """Old releases of the binding returned bytes."""
+    """Decode bytes, which old releases of the binding return."""
     return value.decode() if isinstance(value, bytes) else value

@@ -1,8 +1,7 @@
-"""Every process that a lab starts, and the end of all of them.
+"""Track and end every process that a lab starts.
 
-A lab's kernel starts servers in process groups of their own, and what dies in the middle leaves orphans. On Linux this
-process adopts orphans (it becomes their "child subreaper"), so that whatever a lab started stays below us in the tree,
-however often it forked.
+A lab's kernel starts servers in new process groups, and a process that dies leaves orphans. On Linux this process
+adopts orphans (as their "child subreaper"), so that everything a lab started stays below it in the process tree.
 """
 
 import contextlib
@@ -25,19 +24,19 @@ def adopts_orphans() -> bool:
     """Whether this process is the new parent of orphans below it."""
     if not sys.platform.startswith("linux"):
         return False
-    found = ctypes.c_int(0)
-    ctypes.CDLL(None).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0)
-    return bool(found.value)
+    is_subreaper = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(is_subreaper), 0, 0, 0)
+    return bool(is_subreaper.value)
 
 
 def adopt_orphans(yes: bool) -> None:
-    """Makes this process the new parent of orphans below it, or no longer. Without effect outside of Linux."""
+    """Start or stop adopting orphans below this process. No effect outside Linux."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
 class Scope:
-    """The processes below this one that start inside the `with` block, which adopts orphans while it lasts."""
+    """The processes below this one that start inside the `with` block. The block adopts orphans."""
 
     def __enter__(self) -> Self:
         self._adopted_before = adopts_orphans()
@@ -49,11 +48,11 @@ class Scope:
         adopt_orphans(self._adopted_before)
 
     def alive(self) -> list[psutil.Process]:
-        """Those that still run. Zombies that nobody else waits for are reaped on the way."""
+        """Return the processes that still run; reap zombies that are our children."""
         return [process for process in _descendants() if process not in self._older and not _taken_away(process)]
 
     def end(self, *, wait_s: float = 0.0) -> int:
-        """Ends them all: `wait_s` for their own end, then SIGTERM, then SIGKILL. Returns how many had to be ended."""
+        """Wait up to `wait_s` seconds, then send SIGTERM, then SIGKILL. Return how many processes had to be ended."""
         left = wait_for_end(self.alive(), timeout_s=wait_s)
         ended = len(left)
         end_processes(left)
@@ -62,7 +61,7 @@ class Scope:
 
 
 def end_processes(processes: Iterable[psutil.Process]) -> None:
-    """SIGTERM to all, SIGKILL to what is alive after `TERMINATE_GRACE_S`; returns when they are gone."""
+    """Send SIGTERM to all, and SIGKILL to those alive after `TERMINATE_GRACE_S`; return when they are gone."""
     left = list(processes)
     for act, grace_s in ((psutil.Process.terminate, TERMINATE_GRACE_S), (psutil.Process.kill, KILL_GRACE_S)):
         for process in left:
@@ -72,10 +71,9 @@ def end_processes(processes: Iterable[psutil.Process]) -> None:
 
 
 def wait_for_end(processes: Iterable[psutil.Process], *, timeout_s: float) -> list[psutil.Process]:
-    """Waits at most `timeout_s` for their own end; returns those that run on.
+    """Wait up to `timeout_s` for processes to end; return those that still run.
 
-    psutil.wait_procs would wait for zombies, too: an orphan that ended stays one for as long as the process that
-    adopted it (see `adopt_orphans`) does something else.
+    psutil.wait_procs would also wait for zombies, such as adopted orphans that have not been reaped.
     """
     deadline = time.monotonic() + timeout_s
     while (left := [process for process in processes if not _taken_away(process)]) and time.monotonic() < deadline:
@@ -89,13 +87,13 @@ def _descendants() -> list[psutil.Process]:
 
 
 def running(pids: Iterable[int]) -> list[int]:
-    """The processes that still run. Zombies count as ended."""
+    """Return the processes that still run. Zombies count as ended."""
     wanted = set(pids)
     return [process.pid for process in psutil.process_iter() if process.pid in wanted and not has_ended(process)]
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """True for a process that is gone, and for a zombie, which only its parent can reap."""
+    """Whether a process is gone or a zombie, which only its parent can reap."""
     try:
         return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -103,10 +101,10 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def _taken_away(process: psutil.Process) -> bool:
-    """Whether it has ended; a zombie that is our own child leaves the process table."""
+    """Whether a process has ended; reap it if it is a zombie and our child."""
     if not has_ended(process):
         return False
-    if process.is_running():  # a zombie, and not another process that has got its number since
+    if process.is_running():  # a zombie, not another process with a reused id
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
     return True

@@ -1,4 +1,4 @@
-"""How busy the machine was while something ran: a thread that reads CPU, memory and GPUs at a fixed interval."""
+"""Sample CPU, memory and GPU use at a fixed interval, in a thread."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from labkit.machine.gpus import GpuUse, handles, load_nvml, read_use, session
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One reading, since the one before. Machine CPU: 100 is every core busy. Processes' CPU: 100 is one core busy."""
+    """Use since the previous reading. Machine CPU: 100 is all cores busy. Processes' CPU: 100 is one core busy."""
 
     at_s: float
     machine_cpu_percent: float
@@ -25,7 +25,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Mean and highest value of what was sampled."""
+    """Mean and maximum of samples."""
 
     mean: float
     max: float
@@ -33,7 +33,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class UseSummary:
-    """All of a sampler's readings. `processes_cpu_s`: CPU-seconds of the given processes and their descendants."""
+    """A summary of a sampler's readings. `processes_cpu_s`: CPU-seconds of the processes and their descendants."""
 
     samples: int
     duration_s: float
@@ -48,8 +48,7 @@ class UseSummary:
 class Sampler:
     """Samples while it is open: `with Sampler(pids=[server.pid]) as use: ...; use.summary()`.
 
-    The processes are the given ones with all their descendants, looked up anew each time: they may end, or start
-    others. RSS counts a page that several of them share once for each.
+    Each reading includes the current descendants of `pids`. RSS counts shared pages once per process.
     """
 
     def __init__(self, *, pids: Iterable[int] = (), interval_s: float = 0.5, nvml: Any | None = None) -> None:
@@ -69,7 +68,7 @@ class Sampler:
         return tuple(self._samples)
 
     def start(self) -> Self:
-        """Takes the zero reading and starts the thread. A second start of a running sampler changes nothing."""
+        """Take the first reading and start the thread. No effect on a running sampler."""
         if self._thread is None:
             self._open_gpus()
             self._ended.clear()
@@ -80,7 +79,7 @@ class Sampler:
         return self
 
     def stop(self) -> None:
-        """Takes a last reading and ends the thread; does nothing where none runs."""
+        """Take a last reading and end the thread. No effect on a stopped sampler."""
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
@@ -94,7 +93,7 @@ class Sampler:
         self.stop()
 
     def summary(self) -> UseSummary:
-        """Mean and maximum of everything sampled so far; None where there was nothing to sample."""
+        """Return mean and maximum of all samples; None for quantities without samples."""
         return UseSummary(
             samples=len(self._samples),
             duration_s=self._samples[-1].at_s if self._samples else 0.0,
@@ -113,14 +112,14 @@ class Sampler:
         return Span(mean=sum(values) / len(values), max=max(values)) if values else None
 
     def _loop(self) -> None:
-        psutil.cpu_percent()  # the next call in this thread gives the share since this one
+        psutil.cpu_percent()  # the next call in this thread returns the share since this one
         while not self._ended.wait(self.interval_s):
             self._samples.append(self._read())
         self._samples.append(self._read())
 
     def _read(self) -> Sample:
         now_s, processes = time.monotonic(), self._processes()
-        # A process that was not there before has used all its CPU time since.
+        # All CPU time of a new process is since the previous reading.
         used_s = sum(cpu_s - self._cpu_s.get(process, 0.0) for process, cpu_s, _ in processes)
         elapsed_s = max(now_s - self._last_s, 1e-9)
         self._last_s = now_s
@@ -135,7 +134,7 @@ class Sampler:
         )
 
     def _processes(self) -> list[tuple[psutil.Process, float, int]]:
-        """(process, CPU-seconds, RSS bytes) of the roots and their descendants that are there now, each once."""
+        """Return (process, CPU-seconds, RSS bytes) of `pids` and their descendants, each once."""
         processes = {process for pid in self._pids for process in family(pid)}
         return [reading for process in processes if (reading := _reading(process)) is not None]
 
@@ -149,7 +148,7 @@ class Sampler:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """The process and all its descendants; empty once it has ended."""
+    """Return the process and all its descendants; [] if it has ended."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]

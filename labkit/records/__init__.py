@@ -1,7 +1,7 @@
-"""The result record: parameters, machine, versions, what is exact, what was measured. Write, read, compare.
+"""Result records: write, read and compare parameters, machine, versions, exact values and measurements.
 
-One lab writes one file, <lab>.json, whole at every moment; run.json describes the run. `exact` is compared bit by bit,
-ratios within the tolerance that stands beside them.
+Each lab writes <lab>.json, complete at every moment; run.json describes the run. `exact` is compared bit by bit, ratios
+within their tolerance.
 """
 
 from labkit.files import FORMAT, write_atomic

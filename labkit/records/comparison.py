@@ -1,4 +1,4 @@
-"""Do two runs agree? Bit by bit where they must, within a stated tolerance where time is measured."""
+"""Compare two runs: exact values bit by bit, measured ratios within a tolerance."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from labkit.errors import RecordError
 from labkit.experiments import mixed_machines
 from labkit.records.record import Difference, Measured, Record, differences, read_all
 
-# Where a record is written and what a learner guessed change nothing that is measured.
+# The record's folder and the learner's guesses do not change what is measured.
 IRRELEVANT = frozenset({"out_dir", "confidence"})
 GPU_SHARE = "gpu_memory_share"
 GUESS = "guess"
@@ -17,7 +17,7 @@ GUESS = "guess"
 
 @dataclass(frozen=True, kw_only=True)
 class RatioPair:
-    """One ratio in both runs, named <lab>.<name>; None where a run lacks it. `tolerance`: the stricter of the two."""
+    """A ratio in both runs, named <lab>.<name>; None if a run lacks it. `tolerance`: the stricter of the two."""
 
     name: str
     a: float | None
@@ -30,10 +30,10 @@ class RatioPair:
 class Comparison:
     """Two runs side by side.
 
-    identical: at least one lab is in both, and all of those had the same parameters and, bit by bit, the same `exact`.
-    exact_differences, parameter_differences: where not. Where parameters differ, exact values are not compared.
-    only_in_a, only_in_b: labs that one run lacks. unfinished: labs that did not end well, as "a: lab (failed)".
-    notes: what else to know: other machines, other versions.
+    identical: at least one lab is in both, and those labs have the same parameters and, bit by bit, the same `exact`.
+    exact_differences, parameter_differences: otherwise. Exact values are compared only if the parameters are equal.
+    only_in_a, only_in_b: labs that one run lacks. unfinished: labs that are not done, as "a: lab (failed)".
+    notes: different machines or versions.
     """
 
     identical: bool
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Identical, every ratio within its tolerance, and both runs complete: exit code 0."""
+        """Identical, every ratio within its tolerance, and both runs complete (exit code 0)."""
         complete = not (self.only_in_a or self.only_in_b or self.unfinished)
         return self.identical and complete and all(pair.within for pair in self.ratios)
 
@@ -65,8 +65,8 @@ def compare(dir_a: Path, dir_b: Path) -> Comparison:
     """
     run_a, run_b = _records(dir_a), _records(dir_b)
     both = [(run_a[lab], run_b[lab]) for lab in run_a if lab in run_b]
-    parameters = tuple(found for a, b in both for found in _parameter_differences(a, b))
-    exact = tuple(found for a, b in both for found in _exact_differences(a, b))
+    parameters = tuple(difference for a, b in both for difference in _parameter_differences(a, b))
+    exact = tuple(difference for a, b in both for difference in _exact_differences(a, b))
     return Comparison(
         identical=bool(both) and not exact and not parameters,
         labs=tuple(a.lab for a, _ in both),
@@ -93,8 +93,8 @@ def _parameter_differences(a: Record, b: Record) -> Iterator[Difference]:
 
 
 def relevant(record: Record, other: Record) -> dict[str, Any]:
-    """The parameters that make a difference to what was measured: no guesses, and no share of a GPU where neither
-    machine has one."""
+    """Return the parameters that affect measurements: without guesses, and without the GPU share if no machine has
+    a GPU."""
     on_gpu = record.machine.get("gpus") or other.machine.get("gpus")
     return {
         name: value
@@ -126,7 +126,7 @@ def _ratio_pair(name: str, a: Measured | None, b: Measured | None) -> RatioPair:
 
 
 def within(a: float, b: float, *, tolerance: float) -> bool:
-    """Whether neither of two ratios is more than (1 + tolerance) times the other, in whichever order they come."""
+    """Whether neither of two ratios is more than (1 + tolerance) times the other."""
     if a <= 0 or b <= 0:
         return a == b
     # One part in 10^9 for the last digit of a division.
@@ -143,13 +143,13 @@ def _notes(both: list[tuple[Record, Record]]) -> Iterator[str]:
     mixed = mixed_machines(_machines("a", (a for a, _ in both)) | _machines("b", (b for _, b in both)))
     if mixed is not None:
         yield str(mixed)
-    versions = {found.path: found for a, b in both for found in differences(a.lab, {**a.versions}, {**b.versions})}
-    for package, found in sorted(versions.items()):
-        yield f"Other version: {package} is {found.a or 'absent'} in a and {found.b or 'absent'} in b."
+    versions = {change.path: change for a, b in both for change in differences(a.lab, {**a.versions}, {**b.versions})}
+    for package, change in sorted(versions.items()):
+        yield f"Other version: {package} is {change.a or 'absent'} in a and {change.b or 'absent'} in b."
 
 
 def _machines(run: str, records: Iterable[Record]) -> dict[str, str]:
-    """The run's machine, or that of each of its labs where it had several."""
+    """Return the run's machine, or each lab's machine if the run used several."""
     lines = {record.lab: record.machine_line for record in records}
-    one_machine = len(set(lines.values())) == 1
-    return {run if one_machine else f"{lab} of {run}": line for lab, line in lines.items()}
+    single = len(set(lines.values())) == 1
+    return {run if single else f"{lab} of {run}": line for lab, line in lines.items()}

@@ -1,4 +1,4 @@
-"""The ledger: every claim of data/claims.yaml beside what the literature says and what was measured here.
+"""The ledger: every claim of data/claims.yaml with the literature's verdict and the verdict measured here.
 
 A claim's rule turns a lab's evidence into a verdict: cases in order, and a default.
 """
@@ -48,7 +48,7 @@ class Finding(Frozen):
 
 
 class Verdict(Finding):
-    """What the evidence says of a claim. `missing`: names that the rule needs and the evidence lacks."""
+    """A rule's result for some evidence. `missing`: names that the rule needs and the evidence lacks."""
 
     missing: tuple[str, ...] = ()
 
@@ -60,7 +60,7 @@ class Case(Finding):
 
 
 class ClaimRule(Frozen):
-    """Cases in order and a default, over the evidence names in `needs` and no others."""
+    """Cases in order and a default, which use exactly the evidence names in `needs`."""
 
     needs: tuple[str, ...] = Field(min_length=1)
     cases: tuple[Case, ...] = Field(min_length=1)
@@ -95,10 +95,10 @@ class ClaimRule(Frozen):
             yield from _placeholders(outcome.because)
 
     def decide(self, evidence: Evidence) -> Verdict:
-        """The first case that holds, or the default. Evidence may hold more names than the rule needs.
+        """Return the first case that holds, or the default. Evidence may have more names than the rule needs.
 
-        A name that is missing (a lab that was stopped) makes the verdict "inconclusive". UsageError: a text or a truth
-        value where the rule compares numbers, or a number that is not finite.
+        A missing name (the lab was stopped) makes the verdict "inconclusive". UsageError: a text or a truth value
+        where the rule compares numbers, or a number that is not finite.
         """
         missing = tuple(name for name in self.needs if name not in evidence)
         if missing:
@@ -111,7 +111,7 @@ class ClaimRule(Frozen):
 
 
 def _placeholders(text: str) -> Iterator[str]:
-    """The names in braces. A format specification, an index or an attribute is refused: the text is data."""
+    """Yield the names in braces. ValueError: a format specification, an index or an attribute."""
     for _, name, specification, conversion in Formatter().parse(text):
         if name is None:
             continue
@@ -121,7 +121,7 @@ def _placeholders(text: str) -> Iterator[str]:
 
 
 def _shown(value: Scalar) -> str:
-    """A piece of evidence for a sentence: three significant digits, thousands with commas, yes and no."""
+    """Format evidence for a sentence: three significant digits, commas between thousands, yes or no."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -136,8 +136,8 @@ def _holds(condition: Condition, evidence: Evidence) -> bool:
     for value in (left, other):
         require(
             _kind(value) == need,
-            f"{name} {operation} {_shown(right)}: {value!r} is no {need}",
-            fix=f"record a {need} there",
+            f"{name} {operation} {_shown(right)}: {value!r} is not a {need}",
+            fix=f"record a {need}",
         )
     return OPERATORS[operation](left, other)
 
@@ -156,7 +156,7 @@ def _checked(name: str, evidence: Evidence) -> Scalar:
 
 
 class Literature(Frozen):
-    """What sources say of a claim, with versions and names, as checked on a day."""
+    """What sources say about a claim, with names and versions, on the date it was checked."""
 
     verdict: Literal["true", "outdated", "wrong", "depends", "unsourced"]
     evidence: str = Field(min_length=1)
@@ -164,7 +164,7 @@ class Literature(Frozen):
 
 
 class Claim(Frozen):
-    """One claim of the article in our words. `labs`: where it is tested, first the lab that settles it."""
+    """A claim of the article, paraphrased. `labs`: those that test it, first the one that decides it."""
 
     id: str = Field(pattern=r"^C\d{2}$")
     section: Literal["performance", "configuration", "api", "status", "prices"]
@@ -178,9 +178,9 @@ class Claim(Frozen):
 
 
 def load_claims(path: Path | None = None) -> dict[str, Claim]:
-    """All claims by id, in the file's order; of the course's own file when no path is given.
+    """Return all claims of `path` (default: data/claims.yaml) by id, in the file's order.
 
-    UsageError: a file that cannot be read, or an entry that is not valid: the message names the claim and the key.
+    UsageError: a file that cannot be read, or an entry that is not valid, with its claim and key.
     """
     return dict(_load(path or data_path(FILE)))
 
@@ -191,14 +191,14 @@ def _load(path: Path) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for entry in entries:
         claim = validated(entry, Claim, where=f"{FILE}: claim {entry.get('id', 'without an id')}")
-        require(claim.id not in claims, f"{FILE}: claim {claim.id} is there twice", fix="remove or renumber one")
+        require(claim.id not in claims, f"{FILE} has claim {claim.id} twice", fix="remove or renumber one")
         claims[claim.id] = claim
     require(bool(claims), f"{path} holds no claims", fix="restore it from the repository")
     return claims
 
 
 def find_claim(claim_id: str) -> Claim:
-    """The claim with this id. UsageError for an unknown one."""
+    """Return the claim with this id. UsageError: an unknown id."""
     claims = load_claims()
     known = f"{min(claims)} to {max(claims)}"
     require(claim_id in claims, f"there is no claim {claim_id!r}", fix=f"use {known}: `labkit claims` lists them")
@@ -206,10 +206,10 @@ def find_claim(claim_id: str) -> Claim:
 
 
 class Row(Frozen):
-    """One claim. `verdict`, `because`: by the claim's rule from `evidence`, or "not measured here" and why.
+    """A claim with its verdict. `verdict`, `because`: by the claim's rule from `evidence`, or "not measured here".
 
-    `lab`, `cell`, `machine`, `date` (ISO 8601, UTC) say where the evidence is from. Without any, `lab` is where to get
-    it.
+    `lab`, `cell`, `machine`, `date` (ISO 8601, UTC): the origin of the evidence. Without evidence, `lab` is the lab
+    that would measure it.
     """
 
     id: str
@@ -238,9 +238,9 @@ class Row(Frozen):
 
 
 def verdict(claim: Claim | str, evidence: Evidence) -> Verdict:
-    """The verdict of a claim's rule on evidence. `claim` may be an id.
+    """Apply a claim's rule to evidence. `claim` may be an id.
 
-    UsageError: an unknown id, a claim without a rule, or evidence of the wrong type; the message names the claim.
+    UsageError, with the claim: an unknown id, a claim without a rule, or evidence of the wrong type.
     """
     claim = find_claim(claim) if isinstance(claim, str) else claim
     if claim.rule is None:
@@ -252,19 +252,16 @@ def verdict(claim: Claim | str, evidence: Evidence) -> Verdict:
 
 
 def ledger(records: Iterable[Record], *, claims: Mapping[str, Claim] | None = None) -> list[Row]:
-    """A row for every claim, in the file's order. Where several records speak of one claim, the newest decides.
+    """Return a row for every claim, in the file's order. If several records have evidence, the newest decides.
 
-    UsageError: a record with evidence on a claim that does not exist, or of a type that its rule cannot use.
+    UsageError: evidence on a claim that does not exist, or of a type that its rule cannot use.
     """
     known = load_claims() if claims is None else claims
     newest_first = sorted(records, key=lambda record: record.when, reverse=True)
     for record in newest_first:
-        strangers = sorted(set(record.claims) - set(known))
-        require(
-            not strangers,
-            f"the record of {record.lab} has evidence on {', '.join(strangers)}, which the ledger does not have",
-            fix="use the labkit that wrote the record",
-        )
+        unknown = ", ".join(sorted(set(record.claims) - set(known)))
+        what = f"the record of {record.lab} has evidence on {unknown}, which the ledger does not have"
+        require(not unknown, what, fix="use the labkit that wrote the record")
     return [_row(claim, [record for record in newest_first if claim.id in record.claims]) for claim in known.values()]
 
 
@@ -299,7 +296,7 @@ _ENDINGS = {"done": (), "running": ("From a lab that has not ended yet.",), "fai
 
 def _disagreement(claim: Claim, older: Record, newest: Verdict) -> str:
     before = verdict(claim, older.claims[claim.id]).verdict
-    agrees = "says the same" if before == newest.verdict else f"said: {before}"
+    agrees = "agrees" if before == newest.verdict else f"has the verdict {before}"
     origin = f"{older.lab}, {older.when.date().isoformat()}, {older.machine_line}"
     return f"The newest evidence decides. An older record ({origin}) {agrees}."
 
@@ -307,9 +304,9 @@ def _disagreement(claim: Claim, older: Record, newest: Verdict) -> str:
 def _why_not(claim: Claim) -> str:
     where = f"`labkit run {claim.labs[0]}`" if claim.labs else "no lab"
     reasons = {
-        "text": "Only sources can settle it: see what the literature says.",
-        "gpu": f"It takes a GPU: run {where} with a GPU profile.",
-        "arithmetic": f"It is settled by arithmetic: run {where}.",
+        "text": "Only sources can decide it: see the literature.",
+        "gpu": f"It needs a GPU: run {where} with a GPU profile.",
+        "arithmetic": f"It follows from arithmetic: run {where}.",
         "measurement": f"No lab has measured it yet: run {where}.",
     }
     return reasons[claim.settled_by]

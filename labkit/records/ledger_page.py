@@ -1,4 +1,4 @@
-"""The whole ledger as one page: every claim, what sources say, what was found here and what was recorded elsewhere."""
+"""Show the whole ledger: every claim, what sources say, the verdict measured here and the one recorded elsewhere."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,46 +26,46 @@ SMALL = "color:#566373;font-size:.9em"
 
 
 def show(out_dir: Path, *, machine: Mapping[str, Any]) -> list[Row]:
-    """Show all claims by section, with the newest evidence of this run or, in a notebook, of all runs; return it.
+    """Show all claims by section, with the newest evidence of this run or, in a notebook, of all runs; return rows.
 
-    Beside it is what was recorded on the reference machine that is nearest to `machine` (a record's facts).
+    The page also has the verdicts recorded on the reference machine nearest to `machine` (a record's facts).
     """
     here = ledger(newest_records(out_dir))
-    recorded = reference_for(machine)
-    there = ledger(recorded.records.values()) if recorded else here
-    display.show({"text/plain": as_text(here, there, recorded), "text/html": as_html(here, there, recorded)})
+    reference = reference_for(machine)
+    recorded = ledger(reference.records.values()) if reference else here
+    display.show({"text/plain": as_text(here, recorded, reference), "text/html": as_html(here, recorded, reference)})
     return here
 
 
 def newest_records(out_dir: Path) -> list[Any]:
-    """The newest finished record of each lab: of the run in `out_dir`, or of all runs for a notebook's own folder."""
+    """Return the newest finished record of each lab in `out_dir`, or in all runs if it is a notebook's folder."""
     interactive = runs_path() / "notebook" in out_dir.resolve().parents
     return list(newest(runs_path() if interactive else out_dir).values())
 
 
-def as_text(here: Sequence[Row], there: Sequence[Row], recorded: Reference | None) -> str:
-    """One line for each claim."""
-    lines = [_summary(here, there, recorded)]
-    for row, other in zip(here, there, strict=True):
-        told = f"; recorded: {other.verdict}" if recorded and other.measured else ""
-        lines.append(f"{row.id} sources: {row.literature}; here: {_verdict(row)}{told}. {row.short}")
+def as_text(here: Sequence[Row], recorded: Sequence[Row], reference: Reference | None) -> str:
+    """Return one line for each claim, below a summary."""
+    lines = [_summary(here, recorded, reference)]
+    for row, other in zip(here, recorded, strict=True):
+        verdict = f"; recorded: {other.verdict}" if reference and other.measured else ""
+        lines.append(f"{row.id} sources: {row.literature}; here: {_verdict(row)}{verdict}. {row.short}")
     return "\n".join(lines)
 
 
-def as_html(here: Sequence[Row], there: Sequence[Row], recorded: Reference | None) -> str:
-    """A folded table for each section, below a summary."""
-    heads = ("", "The article says", "Sources say", "Here", *(["Recorded"] if recorded else []))
-    parts = [f"<p>{escape(_summary(here, there, recorded))}</p>"]
+def as_html(here: Sequence[Row], recorded: Sequence[Row], reference: Reference | None) -> str:
+    """Return a folded table for each section, below a summary."""
+    heads = ("", "The article says", "Sources say", "Here", *(["Recorded"] if reference else []))
+    parts = [f"<p>{escape(_summary(here, recorded, reference))}</p>"]
     for section, title in SECTIONS.items():
-        pairs = [(row, other) for row, other in zip(here, there, strict=True) if row.section == section]
+        pairs = [(row, other) for row, other in zip(here, recorded, strict=True) if row.section == section]
         summary = f"{title}: {len(pairs)} claims, {sum(row.measured for row, _ in pairs)} measured here"
         parts.append(display.folded(summary, display.html_table(heads, (_cells(row, other) for row, other in pairs))))
     return "".join(parts)
 
 
-def _summary(here: Sequence[Row], there: Sequence[Row], recorded: Reference | None) -> str:
+def _summary(here: Sequence[Row], recorded: Sequence[Row], reference: Reference | None) -> str:
     text = f"{len(here)} claims. Here: {_counted(here)}."
-    return text if recorded is None else f"{text} Recorded ({recorded.place}): {_counted(there)}."
+    return text if reference is None else f"{text} Recorded ({reference.place}): {_counted(recorded)}."
 
 
 def _counted(rows: Sequence[Row]) -> str:
@@ -96,11 +96,11 @@ def _small(text: str) -> str:
 def _verdict(row: Row) -> str:
     if row.measured:
         return row.verdict
-    return {"text": "only sources can tell", "gpu": "it takes a GPU"}.get(row.settled_by, NOT_YET)
+    return {"text": "only sources can decide", "gpu": "it needs a GPU"}.get(row.settled_by, NOT_YET)
 
 
 def shown_in(row: Row) -> str:
-    """The lab that settles a claim, and the cell if its record has it: "lab 01 A first deployment, cell 13"."""
+    """Return a claim's lab, and the cell if its record has one: "lab 01 A first deployment, cell 13"."""
     lab = row.lab or ""
     title = f"lab {LABS[lab].heading}" if lab in LABS else lab
     return title if row.cell is None else f"{title}, cell {row.cell}"

@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, Field, JsonValue, Strict, StrictBool, Strict
 from labkit.errors import LabkitError, RecordError, UsageError, require
 from labkit.files import FORMAT, Frozen, position, read_model, write_model
 
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]  # 1 may stand for 1.0; "1" and true may not
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]  # 1 is accepted as 1.0; "1" and true are not
 Scalar = StrictBool | StrictInt | Number | StrictStr
 Status = Literal["running", "done", "failed"]
 
@@ -23,9 +23,9 @@ LAB_NAME = r"[0-9]{2}[a-z]?_[a-z0-9_]+"
 
 
 class Measured(Frozen):
-    """One measured quantity: each repeat's value, their summary and its interval, all in `unit`.
+    """A measured quantity: each repeat's value, their summary and its interval, all in `unit`.
 
-    A ratio has the unit "x" and a `tolerance`: two runs agree on it when neither is more than (1 + tolerance) times the
+    A ratio has the unit "x" and a `tolerance`: two runs agree on it if neither is more than (1 + tolerance) times the
     other.
     """
 
@@ -47,15 +47,21 @@ class Chart(Frozen):
 
 
 class Attempts(Frozen):
-    """How an exercise went so far. `tries`: judged answers; `misconceptions`: the names of those recognised in them."""
+    """The judged answers to an exercise. `tries`: their number; `misconceptions`: the names of those recognised."""
 
     passed: bool
     tries: Annotated[StrictInt, Field(ge=1)]
     misconceptions: tuple[str, ...] = ()
 
+    def joined(self, later: Self) -> Self:
+        """Return both together: an exercise that was passed once stays passed."""
+        names = dict.fromkeys((*self.misconceptions, *later.misconceptions))
+        update = {"passed": self.passed or later.passed, "tries": self.tries + later.tries}
+        return self.model_copy(update={**update, "misconceptions": tuple(names)})
+
 
 class _Described(Frozen):
-    """What records and run.json have in common. Times are UTC."""
+    """The common fields of records and run.json. Times are UTC."""
 
     format: StrictInt = FORMAT
     machine: dict[str, JsonValue]
@@ -71,14 +77,14 @@ class _Described(Frozen):
 
     @property
     def when(self) -> datetime:
-        """The end, or the start of what has not ended."""
+        """The end, or the start if it has not ended."""
         return self.ended or self.started
 
 
 class Record(_Described):
-    """What one lab found: `exact` is the same in every run of the same parameters, `measured` is not.
+    """One lab's results: `exact` is identical in every run with the same parameters, `measured` is not.
 
-    `cells`: by claim, the notebook's cell that recorded the evidence on it.
+    `cells`: by claim, the notebook's cell that recorded its evidence.
     """
 
     lab: str
@@ -95,12 +101,12 @@ class Record(_Described):
 
     @property
     def ratios(self) -> dict[str, Measured]:
-        """What `compare` holds two runs to, by name."""
+        """The measurements that `compare` compares, by name."""
         return {item.name: item for item in self.measured if item.tolerance is not None}
 
 
 class LabRun(Frozen):
-    """How one lab of a run went. `seconds`: wall time, None before it has ended. `error`: one line, or ""."""
+    """The outcome of a lab in a run. `seconds`: wall time, None before it has ended. `error`: one line, or ""."""
 
     name: str
     status: Literal["waiting", "running", "done", "failed", "skipped"]
@@ -109,15 +115,15 @@ class LabRun(Frozen):
 
     @classmethod
     def of(cls, record: Record) -> Self:
-        """How the lab of a record went."""
+        """Return the outcome of a record's lab."""
         seconds = (record.ended - record.started).total_seconds() if record.ended else None
         return cls(name=record.lab, status=record.status, seconds=seconds)
 
 
 class RunInfo(_Described):
-    """run.json: where, with what and when a run of several labs took place.
+    """run.json: the machine, versions, times and labs of a run.
 
-    earlier_commits: those of the labs that were done when the run was resumed, where they differ from `git_commit`.
+    earlier_commits: commits other than `git_commit` of labs that were done before the run was resumed.
     """
 
     profile: str
@@ -126,20 +132,20 @@ class RunInfo(_Described):
     labs: tuple[LabRun, ...] = ()
 
     def with_lab(self, lab: LabRun) -> Self:
-        """A copy in which `lab` replaces the lab of its name, or comes last."""
+        """Return a copy in which `lab` replaces the lab of the same name, or is added."""
         names = [other.name for other in self.labs]
         kept = [lab if other.name == lab.name else other for other in self.labs]
         return self.model_copy(update={"labs": tuple(kept if lab.name in names else [*kept, lab])})
 
     def write(self, run_dir: Path) -> None:
-        """Write run.json into the run's folder, whole or not at all."""
+        """Write run.json into the run's folder, atomically."""
         write_model(run_dir / RUN_FILE, self)
 
 
 def read(path: Path) -> Record:
-    """Read one record. One that is corrupt or of another format: RecordError with file, position and remedy."""
-    again = f"labkit run {path.stem} --out {shlex.quote(str(path.parent))} --resume"
-    remedy = f"rm {shlex.quote(str(path))}; {again}" if re.fullmatch(LAB_NAME, path.stem) else "remove or rename it"
+    """Read a record. RecordError, with file, position and remedy: it is corrupt or has another format."""
+    rerun = f"labkit run {path.stem} --out {shlex.quote(str(path.parent))} --resume"
+    remedy = f"rm {shlex.quote(str(path))}; {rerun}" if re.fullmatch(LAB_NAME, path.stem) else "remove or rename it"
     record = read_model(path, Record, remedy=remedy)
     if record.lab != path.stem:
         raise RecordError(f"{path} holds the record of {record.lab!r}", remedy=f"rename it to {record.lab}.json")
@@ -152,7 +158,7 @@ def read_run(run_dir: Path) -> RunInfo:
 
 
 def read_all(run_dir: Path) -> dict[str, Record]:
-    """All records of a run's folder by lab, in the order of their names; {} where there is none.
+    """Return all records of a run's folder by lab, in the order of their names; {} if there are none.
 
     Raises:
         RecordError: not a folder, or a record that cannot be read.
@@ -163,15 +169,15 @@ def read_all(run_dir: Path) -> dict[str, Record]:
 
 
 def set_status(path: Path, status: Status, *, at: datetime) -> None:
-    """Note from outside how a lab ended, when its own process can no longer do so. `at` needs a time zone."""
+    """Set a record's status after its lab's process has ended. `at` needs a time zone."""
     ended = None if status == "running" else at
     write_model(path, read(path).model_copy(update={"status": status, "ended": ended}))
 
 
 def plain(value: Any, *steps: str | int) -> JsonValue:
-    """`value` as JSON holds it: tuples become lists; numpy's scalars and arrays, and enums, become plain.
+    """Return `value` as JSON data: tuples become lists; numpy's scalars and arrays, and enums, become plain.
 
-    `steps` say where the value stands, for the message.
+    `steps`: the value's position, for the message.
 
     Raises:
         UsageError: NaN, infinity, a key that is not text, or a type that JSON lacks, with its position.
@@ -186,7 +192,7 @@ def plain(value: Any, *steps: str | int) -> JsonValue:
         require(
             math.isfinite(value),
             f"{position(*steps)} is {value}, which JSON does not have",
-            fix="record None for what was not measured, and look at what made the number so",
+            fix="record None for what was not measured, and find the cause of the number",
         )
         return float(value)
     if isinstance(value, Mapping):
@@ -206,7 +212,7 @@ def plain(value: Any, *steps: str | int) -> JsonValue:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One place where two records differ. `only_in`: "a" or "b" where the other has nothing there."""
+    """A position where two records differ. `only_in`: "a" or "b" if the other has no value there."""
 
     lab: str
     path: str
@@ -216,7 +222,7 @@ class Difference:
 
 
 def differences(lab: str, a: JsonValue, b: JsonValue, *steps: str | int) -> Iterator[Difference]:
-    """Every place where two JSON values are not the same to the last bit: 1, 1.0 and true are three values."""
+    """Yield every position where two JSON values are not identical: 1, 1.0 and true are three values."""
     if isinstance(a, dict) and isinstance(b, dict):
         yield from _by_key(lab, a, b, sorted(a.keys() | b.keys()), *steps)
     elif isinstance(a, list) and isinstance(b, list):
@@ -237,26 +243,26 @@ def _by_key(
 
 
 def _bits(value: JsonValue) -> JsonValue:
-    return value.hex() if isinstance(value, float) else value  # tells 0.0 from -0.0
+    return value.hex() if isinstance(value, float) else value  # distinguishes 0.0 and -0.0
 
 
 def read_newest(folder: Path) -> dict[str, Record]:
-    """All records of a run's folder by lab; of a folder of runs, such as runs/notebook, the newest finished ones.
+    """Return all records of a run's folder by lab, or the newest finished ones of a folder of runs (runs/notebook).
 
     Raises:
-        RecordError: not a folder, nothing in it, or a run's record that cannot be read.
+        RecordError: not a folder, no record, or a run's record that cannot be read.
     """
-    found = read_all(folder) or newest(folder)
-    if not found:
-        remedy = "pass a folder that `labkit run --out DIR` wrote, or one with such folders, as runs/notebook"
+    records = read_all(folder) or newest(folder)
+    if not records:
+        remedy = "pass a folder that `labkit run --out DIR` wrote, or a folder of such folders, such as runs/notebook"
         raise RecordError(f"{folder} holds 0 records", remedy=remedy)
-    return found
+    return records
 
 
 def newest(folder: Path) -> dict[str, Record]:
-    """The newest finished record of each lab, by lab, of all that are at most two folders down.
+    """Return the newest finished record of each lab, by lab, from at most two folders down.
 
-    Files that cannot be read as a record belong to something else (and run.json begins with no digit).
+    Files that are not records are skipped.
     """
     by_lab: dict[str, Record] = {}
     for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):

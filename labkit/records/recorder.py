@@ -1,4 +1,4 @@
-"""Writes a record while its lab runs: saved after each addition, so that a killed lab keeps what it had."""
+"""Write a record while its lab runs, after each addition, so that a killed lab keeps its results."""
 
 import re
 import threading
@@ -24,11 +24,11 @@ Evidence = bool | int | float | str | Ratio | Interval
 
 
 class Recorder:
-    """The record of one lab in progress: `record` is its present state, and `path` holds the same on disk.
+    """The record of a lab in progress: `record` is its current state, which is also on disk at `path`.
 
-    A name that is recorded again replaces what it held: a notebook's cell may be run twice. Threads may share a
-    recorder. Every method may raise UsageError (a value that JSON lacks, with its position) or RecordError (the file
-    cannot be written).
+    Recording a name again replaces its value: a notebook's cell may be run twice. Threads may share a recorder. Every
+    method may raise UsageError (a value that JSON lacks, with its position) or RecordError (the file cannot be
+    written).
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Recorder:
         versions: Mapping[str, str],
         seed: int,
     ) -> None:
-        """Start the record with the status "running", in place of one that an earlier run left at its path."""
+        """Start the record with the status "running"; it replaces an earlier record at its path."""
         if not LAB_NAME.fullmatch(lab) or f"{lab}.json" == RUN_FILE:
             raise UsageError(f"{lab!r} cannot name a record", remedy="use letters, digits, _ and -, such as 01_first")
         facts = machines.to_json(machine) if isinstance(machine, machines.Machine) else machine
@@ -53,21 +53,21 @@ class Recorder:
             machine=_plain_dict(facts, "machine"),
             versions=dict(versions),
             parameters=_plain_dict(parameters, "parameters"),
-            seed=int(seed),  # numpy counts too
+            seed=int(seed),  # a numpy integer is accepted
             started=datetime.now(UTC),
         )
         self._lock = threading.Lock()
         self.save("running")
 
     def exact(self, name: str, value: Any) -> None:
-        """Record what is the same, bit by bit, in every run of the same parameters: counts, tokens, texts."""
-        held = plain(value, "exact", name)
-        self._change(lambda record: {"exact": {**record.exact, name: held}})
+        """Record a value that is identical in every run with the same parameters: a count, tokens, a text."""
+        data = plain(value, "exact", name)
+        self._change(lambda record: {"exact": {**record.exact, name: data}})
 
     def measure(
         self, name: str, unit: str, values: Sequence[float] | float, interval: Interval | None = None
     ) -> Measured:
-        """Record each repeat of a quantity, in `unit`. Without an `interval`, that of the mean is computed."""
+        """Record each repeat of a quantity, in `unit`. Default `interval`: the mean's."""
         numbers = _numbers(values, "measured", name)
         summary = interval or experiments.interval(numbers, seed=self.record.seed)
         item = _measured(name, unit, numbers, summary)
@@ -87,14 +87,14 @@ class Recorder:
         return item
 
     def evidence(self, claim_id: str, value: Evidence | None = None, **more: Evidence | None) -> None:
-        """Add evidence on a claim of the ledger, by the names that its rule needs, to what is there already.
+        """Add evidence on a claim, by the names that its rule needs.
 
-        A Ratio or Interval becomes three names: evidence("C01", static=ratio) gives static_value, static_low and
-        static_high; as `value` it gives value, low and high.
+        A Ratio or Interval becomes three names: evidence("C01", static=ratio) records static_value, static_low and
+        static_high; as `value` it records value, low and high.
         """
         if not CLAIM_ID.fullmatch(claim_id):
             raise UsageError(f"{claim_id!r} is not a claim's id", remedy="use C01 to C65: `labkit claims` lists them")
-        found = {
+        evidence = {
             name: number
             for key, item in {"value": value, **more}.items()
             for name, number in _named(key, item, claim_id).items()
@@ -103,30 +103,30 @@ class Recorder:
         cells = {} if cell is None else {claim_id: cell}
         self._change(
             lambda record: {
-                "claims": record.claims | {claim_id: record.claims.get(claim_id, {}) | found},
+                "claims": record.claims | {claim_id: record.claims.get(claim_id, {}) | evidence},
                 "cells": record.cells | cells,
             }
         )
 
     def prediction(self, prediction: Mapping[str, Any]) -> None:
-        """Record what a learner predicted; `prediction` has an "id", and may grow by what was measured."""
-        held = _plain_dict(prediction, "predictions")
-        name = held.get("id")
+        """Record a prediction in place of an earlier one with the same "id"."""
+        data = _plain_dict(prediction, "predictions")
+        name = data.get("id")
         if not isinstance(name, str):
             raise UsageError(f"the prediction's id is {name!r}", remedy='give it one: {"id": "speed-up", ...}')
-        self._change(lambda record: {"predictions": (*_without(record.predictions, name), held)})
+
+        def replaced(record: Record) -> dict[str, Any]:
+            return {"predictions": (*(item for item in record.predictions if item.get("id") != name), data)}
+
+        self._change(replaced)
 
     def exercise(self, exercise_id: str, *, passed: bool, misconceptions: Sequence[str] = ()) -> None:
-        """Add one judged answer to what is known of an exercise; what was passed once stays passed."""
+        """Add a judged answer to an exercise; an exercise that was passed stays passed."""
+        attempt = Attempts(passed=passed, tries=1, misconceptions=tuple(dict.fromkeys(misconceptions)))
 
         def added(record: Record) -> dict[str, Any]:
             before = record.exercises.get(exercise_id)
-            now = Attempts(
-                passed=passed or (before is not None and before.passed),
-                tries=(before.tries if before else 0) + 1,
-                misconceptions=tuple(dict.fromkeys((*(before.misconceptions if before else ()), *misconceptions))),
-            )
-            return {"exercises": {**record.exercises, exercise_id: now}}
+            return {"exercises": {**record.exercises, exercise_id: before.joined(attempt) if before else attempt}}
 
         self._change(added)
 
@@ -140,7 +140,7 @@ class Recorder:
         self._change(lambda record: {"warnings": tuple(dict.fromkeys((*record.warnings, str(text))))})
 
     def save(self, status: Status) -> None:
-        """Set the status and write the record. "done" and "failed" note the end."""
+        """Set the status and write the record. "done" and "failed" also set the end."""
         ended = None if status == "running" else datetime.now(UTC)
         self._change(lambda _: {"status": status, "ended": ended})
 
@@ -155,20 +155,21 @@ def _folder(out_dir: Path) -> Path:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise RecordError(f"{out_dir} cannot be made: {reason}", remedy="choose another folder (--out DIR)") from error
+        remedy = "choose another folder (--out DIR)"
+        raise RecordError(f"{out_dir} cannot be created: {reason}", remedy=remedy) from error
     return out_dir
 
 
 def _plain_dict(value: Mapping[str, Any], where: str) -> dict[str, JsonValue]:
-    held = plain(value, where)
-    if not isinstance(held, dict):
+    data = plain(value, where)
+    if not isinstance(data, dict):
         raise UsageError(f"{where} is {type(value).__name__}, not a dict", remedy="pass names and values")
-    return held
+    return data
 
 
 def _numbers(values: Sequence[float] | float, *steps: str) -> tuple[float, ...]:
-    held = plain(values, *steps)
-    items = held if isinstance(held, list) else [held]
+    data = plain(values, *steps)
+    items = data if isinstance(data, list) else [data]
     if not items:
         raise UsageError(f"{'.'.join(steps)} has 0 values", remedy="measure at least once")
     return tuple(_number(item, *steps, index) for index, item in enumerate(items))
@@ -188,24 +189,19 @@ def _measured(
 
 
 def _named(key: str, item: Evidence | None, claim_id: str) -> dict[str, Scalar]:
-    """One piece of evidence as names and scalars; nothing for None."""
+    """Return a piece of evidence as names and scalars; {} for None."""
     if isinstance(item, Ratio | Interval):
         prefix = "" if key == "value" else f"{key}_"
         bounds = {"value": item.value, "low": item.low, "high": item.high}
         return {f"{prefix}{name}": _number(plain(x, claim_id, key), claim_id, key) for name, x in bounds.items()}
-    held = plain(item, "claims", claim_id, key)
-    if held is None:
+    data = plain(item, "claims", claim_id, key)
+    if data is None:
         return {}
-    if isinstance(held, list | dict):
-        raise UsageError(f"claims.{claim_id}.{key} is a {type(item).__name__}", remedy="evidence is numbers and texts")
-    return {key: held}
+    if isinstance(data, list | dict):
+        raise UsageError(f"claims.{claim_id}.{key} is a {type(item).__name__}", remedy="record numbers and texts")
+    return {key: data}
 
 
 def _replaced(items: tuple[Named, ...], item: Named) -> tuple[Named, ...]:
-    """`items` with `item` in the place of the one of its name, or at the end."""
-    by_name = {other.name: other for other in items} | {item.name: item}
-    return tuple(by_name.values())
-
-
-def _without(predictions: tuple[dict[str, JsonValue], ...], name: str) -> list[dict[str, JsonValue]]:
-    return [prediction for prediction in predictions if prediction.get("id") != name]
+    """Return `items` with `item` replacing the one of the same name, or added."""
+    return tuple(({other.name: other for other in items} | {item.name: item}).values())

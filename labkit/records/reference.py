@@ -1,7 +1,7 @@
-"""Recorded results of named machines, data/reference/: what a whole run found there, beside what is found here.
+"""Read and check data/reference/: runs recorded on named machines, shown beside the run on this one.
 
-Such a folder is a run's folder without what is personal or large: run.json and the labs' records, so that `labkit
-claims`, `compare` and `report` read it as they read any run. tools/reference.py makes it; here it is read and checked.
+Each folder is a run's folder without personal or large data: run.json and the labs' records. `labkit claims`, `compare`
+and `report` read it as any run. tools/reference.py writes it.
 """
 
 import re
@@ -20,7 +20,7 @@ FOLDER = "reference"
 PERSONAL = frozenset({"hostname_hash", "memory_available_bytes"})
 PATHS = re.compile(r"(?<![\w./])/(?:home|Users|root|tmp|work|mnt|opt|var)/\S*")
 ENGINES = ("vllm", "ray", "torchserve", "torch")
-REMEDY = "make it anew from a run's folder: make reference RUN=DIR"
+REMEDY = "rebuild it from a run's folder: make reference RUN=DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,74 +33,81 @@ class Reference:
 
     @property
     def place(self) -> str:
-        """Where and when: "2 CPUs (AMD EPYC), 24 GiB, no GPU, 24 Nov 2026"."""
+        """Machine and date: "2 CPUs (AMD EPYC), 24 GiB, no GPU, 24 Nov 2026"."""
         return f"{self.info.machine_line}, {self.info.when:%d %b %Y}"
 
     @property
     def label(self) -> str:
-        """Where and when, for a mark or a caption: "recorded: 2 CPUs (AMD EPYC), 24 GiB, no GPU, 24 Nov 2026"."""
+        """`place` for a caption: "recorded: 2 CPUs (AMD EPYC), 24 GiB, no GPU, 24 Nov 2026"."""
         return f"recorded: {self.place}"
 
     @property
     def provenance(self) -> str:
-        """How to do it again: the command, the commit, the day, the engines' versions."""
+        """How to repeat the run: machine, date, command, commit and engine versions."""
         engines = [f"{name} {self.info.versions[name]}" for name in ENGINES if name in self.info.versions]
         commit = f"commit {self.info.git_commit[:10]}" if self.info.git_commit else "commit unknown"
-        commit += "".join(f", some labs at {one[:10]}" for one in self.info.earlier_commits)
+        commit += "".join(f", some labs at {earlier[:10]}" for earlier in self.info.earlier_commits)
         command = f"labkit run --profile {self.info.profile}"
         return " · ".join([self.info.machine_line, f"{self.info.when:%d %b %Y}", command, commit, *engines])
 
     def prediction(self, lab: str, prediction_id: str) -> Mapping[str, Any] | None:
-        """What was measured there for a prediction: its record, without anybody's guess; None where nothing was."""
+        """Return the recorded prediction, which has a measurement and no guess; None if there is none."""
         record = self.records.get(lab)
-        found = record.predictions if record else ()
-        return next((one for one in found if one.get("id") == prediction_id and one.get("measured") is not None), None)
+        for prediction in record.predictions if record else ():
+            if prediction.get("id") == prediction_id and prediction.get("measured") is not None:
+                return prediction
+        return None
+
+    def comparable(self, record: Record, prediction_id: str) -> Mapping[str, Any] | None:
+        """Return the recorded prediction for a prediction of `record`; None if there is none or parameters differ."""
+        return None if self.other_parameters(record) else self.prediction(record.lab, prediction_id)
 
     def points(self, lab: str, chart: str) -> list[dict[str, Any]]:
-        """The rows of a key chart's bars or points as they came out there; [] where none are kept."""
+        """Return the recorded rows of a key chart's bars or points; [] if there are none."""
         record = self.records.get(lab)
-        specs = [one.spec for one in record.charts if one.name == chart] if record else []
+        specs = [stored.spec for stored in record.charts if stored.name == chart] if record else []
         return [row for spec in specs for row in _rows(spec)]
 
     def other_parameters(self, record: Record) -> tuple[str, ...]:
-        """Names of the parameters with which `record` was measured otherwise than its counterpart; guesses aside."""
-        there = self.records.get(record.lab)
-        if there is None:
+        """Return the names of the parameters that differ between `record` and its counterpart, except guesses."""
+        recorded = self.records.get(record.lab)
+        if recorded is None:
             return ()
-        ours, theirs = relevant(record, there), relevant(there, record)
-        return tuple(name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name))
+        here, there = relevant(record, recorded), relevant(recorded, record)
+        return tuple(name for name in sorted({*here, *there}) if here.get(name) != there.get(name))
 
 
 def references(folder: Path | None = None) -> tuple[Reference, ...]:
-    """All recorded runs, by name; none where the folder is missing. RecordError: one that is broken, and how."""
+    """Return all recorded runs by name, or none if the folder is missing. RecordError: a run that is not valid."""
     base = folder or (data_path(FOLDER) if (root() / "data" / FOLDER).exists() else None)
     return _references(base) if base and base.is_dir() else ()
 
 
 @cache
 def _references(base: Path) -> tuple[Reference, ...]:
-    return tuple(load(one) for one in sorted(base.iterdir()) if one.is_dir())
+    return tuple(load(folder) for folder in sorted(base.iterdir()) if folder.is_dir())
 
 
 def reference_for(machine: Mapping[str, Any], folder: Path | None = None) -> Reference | None:
-    """The recorded run to set beside `machine` (a record's facts): with GPUs if it has some, then the nearest.
+    """Return the recorded run nearest to `machine` (a record's facts): both with GPUs, or both without.
 
-    Nearest is as many CPUs, then the same processor and GPUs by name, then the newest.
-    None where only the other kind was recorded: a GPU's figures beside a CPU's would mislead.
+    Nearest: by the number of CPUs, then the same processor and GPUs by name, then the newest. None if there is no run
+    of the same kind: a GPU's figures beside a CPU's would mislead.
     """
-    alike = [one for one in references(folder) if bool(one.info.machine.get("gpus")) == bool(machine.get("gpus"))]
-    return min(alike, key=lambda one: _apart(one.info, machine), default=None)
+    has_gpu = bool(machine.get("gpus"))
+    alike = [reference for reference in references(folder) if bool(reference.info.machine.get("gpus")) == has_gpu]
+    return min(alike, key=lambda reference: _distance(reference.info, machine), default=None)
 
 
 def reference_beside(record: Record) -> Reference | None:
-    """As `reference_for` the record's machine; None where the recorded run is the very run that the record is of."""
-    found = reference_for(record.machine)
-    there = found.records.get(record.lab) if found else None
-    return None if there is not None and there.started == record.started else found
+    """Return `reference_for` the record's machine; None if that run contains `record` itself."""
+    reference = reference_for(record.machine)
+    recorded = reference.records.get(record.lab) if reference else None
+    return None if recorded is not None and recorded.started == record.started else reference
 
 
 def beside_recorded(record: Record, chart: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A chart of `record` with the recorded run's values in it, where the parameters were the same; else as it was."""
+    """Return a chart of `record` with the recorded run's values; unchanged if the parameters differ."""
     from labkit.records.recorded import with_recorded
 
     reference = reference_beside(record)
@@ -109,7 +116,7 @@ def beside_recorded(record: Record, chart: str, spec: Mapping[str, Any]) -> dict
     return with_recorded(spec, reference.points(record.lab, chart), label=reference.label)
 
 
-def _apart(info: RunInfo, machine: Mapping[str, Any]) -> tuple[int, bool, float]:
+def _distance(info: RunInfo, machine: Mapping[str, Any]) -> tuple[int, bool, float]:
     there, here = info.machine.get("cpus"), machine.get("cpus")
     cpus = abs(there - here) if isinstance(there, int) and isinstance(here, int) else 0
     return cpus, _names(info.machine) != _names(machine), -info.when.timestamp()
@@ -120,15 +127,15 @@ def _names(machine: Mapping[str, Any]) -> list[Any]:
 
 
 def load(folder: Path) -> Reference:
-    """Read and check one recorded run. RecordError names the first thing that is wrong with it."""
+    """Read and check one recorded run. RecordError names its first fault."""
     reference = Reference(name=folder.name, info=read_run(folder), records=read_all(folder))
-    if found := next(_faults(reference), None):
-        raise RecordError(f"data/{FOLDER}/{folder.name}: {found}", remedy=REMEDY)
+    if fault := next(_faults(reference), None):
+        raise RecordError(f"data/{FOLDER}/{folder.name}: {fault}", remedy=REMEDY)
     return reference
 
 
 def _faults(reference: Reference) -> Iterator[str]:
-    """What a recorded run must not be: unfinished, of several machines, personal, bound to a machine's folders."""
+    """Yield what is wrong: unfinished labs, several machines, personal data, paths of a machine."""
     if not reference.records:
         yield "it holds 0 records"
     for lab, record in reference.records.items():
@@ -136,8 +143,8 @@ def _faults(reference: Reference) -> Iterator[str]:
             yield f"{lab} is {record.status}, not done"
         if record.machine_line != reference.info.machine_line:
             yield f"{lab} is from another machine ({record.machine_line})"
-        if guessed := [one.get("id") for one in record.predictions if one.get("guess") is not None]:
-            yield f"{lab} holds somebody's guess for {guessed[0]}"
+        if guessed := [item.get("id") for item in record.predictions if item.get("guess") is not None]:
+            yield f"{lab} holds a learner's guess for {guessed[0]}"
     for name, text in _texts(reference):
         if personal := PERSONAL & _keys(text):
             yield f"{name} holds {sorted(personal)[0]}"

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read for its report: what is broken is kept as a message, so that the rest still shows."""
+"""Read a run's folder for its report. A broken file becomes a message; the rest is still shown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from labkit.records import RUN_FILE, LabRun, Record, RunInfo, read, read_newest,
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What a run's folder holds. `broken`: the message by the file's stem for what could not be read."""
+    """The contents of a run's folder. `broken`: by file stem, why a file could not be read."""
 
     folder: Path
     info: RunInfo | None
@@ -19,21 +19,21 @@ class RunData:
 
     @property
     def labs(self) -> tuple[LabRun, ...]:
-        """How each lab went: by run.json, else by its record."""
+        """Each lab's outcome: from run.json, or else from its record."""
         listed = self.info.labs if self.info else ()
         names = {lab.name for lab in listed}
         return (*listed, *(LabRun.of(record) for lab, record in self.records.items() if lab not in names))
 
     @property
     def described(self) -> RunInfo | Record | None:
-        """What tells machine, versions and time: run.json, else the first record; None where all is broken."""
+        """The source of machine, versions and times: run.json, or else the first record; None if all is broken."""
         return self.info or next(iter(self.records.values()), None)
 
 
 def load(run_dir: Path) -> RunData:
-    """Reads a run's folder, or the newest finished record of each lab where it holds runs (runs/notebook).
+    """Read a run's folder, or the newest finished record of each lab in a folder of runs (runs/notebook).
 
-    A run's broken file is kept as its message. RecordError where there is nothing to report at all.
+    RecordError: there is nothing to report.
     """
     if not run_dir.is_dir():
         raise RecordError(f"{run_dir} is not a folder", remedy="pass the folder of a run")

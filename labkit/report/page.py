@@ -1,7 +1,6 @@
-"""The report of a run: one HTML file that asks nothing of any other machine.
+"""The report of a run: one HTML file without external resources.
 
-Everything in it comes out of run.json and the records. What is missing or broken is told in its place, so that a run
-that ended badly has a report, too.
+It contains only data of run.json and the records. It names missing and broken files, so that a failed run has a report.
 """
 
 from pathlib import Path
@@ -13,10 +12,9 @@ from labkit.report.view import view
 
 
 def build(run_dir: Path, out_file: Path | None = None) -> Path:
-    """Writes the report of `run_dir` (default: report.html in it) and returns its path.
+    """Write the report of `run_dir` (default: report.html in it) and return its path.
 
-    Everything that a record holds is escaped. RecordError: not a folder, or one without any record, or a file that
-    cannot be written.
+    All data of records is escaped. RecordError: not a folder, no record, or a file that cannot be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -1,4 +1,4 @@
-"""A run in words: everything that the report's template shows, computed from the records."""
+"""Compute everything that the report's template shows from the records."""
 
 import json
 import math
@@ -23,9 +23,9 @@ from labkit.words import amount, clock, number, off_by, share, span
 GIB = 2**30
 KEY_FIGURES = 5
 LOG_LINES = 25
-LONGEST_CELLS, WORTH_TELLING_S = 3, 1.0
+LONGEST_CELLS, SHORTEST_SHOWN_S = 3, 1.0
 FEW_PREDICTIONS = 10
-SCALE_ENDS = 8  # a guess further off than this factor is drawn as an arrow at the end
+SCALE_ENDS = 8  # guesses that are off by more than this factor are drawn as an arrow
 MARKS = {"done": "good", "failed": "bad", "skipped": "none", "waiting": "none", "running": "mid"}
 VERDICTS = {"supported": "good", "refuted": "bad", "depends": "mid"}
 HITS = {True: "good", False: "bad", None: "none"}
@@ -33,7 +33,7 @@ View = dict[str, Any]
 
 
 def view(data: RunData) -> View:
-    """Everything that the template shows, in words."""
+    """Return everything that the template shows."""
     described = data.described
     charts = {
         lab: [_chart(record, chart, f"{lab}-{n}-") for n, chart in enumerate(record.charts)]
@@ -93,7 +93,7 @@ def _tiles(data: RunData, predictions: list[View], claims: list[View], warnings:
 
 
 def lab_views(data: RunData) -> list[View]:
-    """Each lab with its status, time, figures and parameters."""
+    """Return each lab with its status, time, figures and parameters."""
     return [_lab_view(lab, data.records.get(lab.name)) for lab in data.labs]
 
 
@@ -170,7 +170,7 @@ def _exercise(name: str, attempts: Attempts) -> View:
 
 
 def _kind(modelled: str) -> str:
-    """What stands behind a value that was not measured."""
+    """Return the label of a value that was not measured."""
     if not modelled:
         return ""
     return " (computed)" if modelled.startswith("Computed: ") else " (modelled)"
@@ -181,12 +181,10 @@ def _quantity(value: object, unit: str | None) -> str:
 
 
 def _recorded(record: Record, prediction: Mapping[str, Any]) -> str:
-    """What a recorded run of the same parameters found for this prediction; empty where none did."""
+    """Return the measurement of a recorded run with the same parameters, or ""."""
     reference = reference_beside(record)
-    found = reference.prediction(record.lab, str(prediction.get("id"))) if reference else None
-    if reference is None or found is None or reference.other_parameters(record):
-        return ""
-    return _quantity(found.get("measured"), found.get("unit"))
+    recorded = reference.comparable(record, str(prediction.get("id"))) if reference else None
+    return _quantity(recorded.get("measured"), recorded.get("unit")) if recorded else ""
 
 
 def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:
@@ -196,12 +194,12 @@ def _outcome(prediction: Mapping[str, Any], unit: str | None) -> str:
     if hit is None or measured is None:
         return "not measured"
     if isinstance(guess, str) or isinstance(measured, str):
-        return "right" if hit else "another one"
+        return "right" if hit else "wrong"
     return "close" if hit else off_by(guess, measured, unit)
 
 
 def guess_scale(guess: object, measured: object) -> View | None:
-    """The guess on a logarithmic line from -100 to 100 with the measurement at 0; None where a factor means nothing."""
+    """Return the guess on a logarithmic line from -100 to 100, the measurement at 0; None if there is no factor."""
     if not isinstance(guess, int | float) or not isinstance(measured, int | float) or guess <= 0 or measured <= 0:
         return None
     unit = 100 / math.log(SCALE_ENDS)
@@ -214,11 +212,11 @@ def _calibration(predictions: list[View]) -> str:
     calibration = teaching.calibration(predictions)
     if not 0 < calibration.n < FEW_PREDICTIONS:
         return calibration.sentence()
-    return f"{calibration.sentence()} That few ({calibration.n}) tell little about how well calibrated anybody is."
+    return f"{calibration.sentence()} {calibration.n} predictions are too few to judge calibration."
 
 
 def _claims(data: RunData) -> tuple[list[View], str]:
-    """The ledger's rows for this run, and the message where evidence cannot be judged."""
+    """Return the ledger's rows for this run, and a message if evidence cannot be judged."""
     try:
         recorded = _recorded_verdicts(data)
         return [_claim(row, recorded.get(row.id, "")) for row in ledger(data.records.values())], ""
@@ -227,7 +225,7 @@ def _claims(data: RunData) -> tuple[list[View], str]:
 
 
 def _recorded_verdicts(data: RunData) -> dict[str, str]:
-    """By claim, what a recorded run's evidence says; nothing for the recorded run itself."""
+    """Return a recorded run's verdicts by claim; {} for the recorded run itself."""
     reference = reference_for(data.described.machine if data.described else {})
     if reference is None or any(reference_beside(record) is None for record in data.records.values()):
         return {}
@@ -251,9 +249,9 @@ def _claim(row: Row, recorded: str) -> View:
 
 
 def times(data: RunData) -> View:
-    """The table of times: each lab with its seconds, its share of the bar, what was planned, and its longest cells.
+    """Return the table of times: each lab with its time, its share of the bar, the planned time, and its longest cells.
 
-    `total` is the labs' sum, `whole` what the run took, where run.json tells.
+    `total` is the labs' sum; `whole` is the run's time, if run.json has it.
     """
     timed = {lab.name: lab.seconds for lab in data.labs if lab.seconds is not None}
     most = max(timed.values(), default=0.0)
@@ -275,9 +273,9 @@ def times(data: RunData) -> View:
 
 
 def longest_cells(notebook: Path) -> list[tuple[float, int, str]]:
-    """(seconds, number, first line) of the cells that took longest, numbered as Jupyter does; [] without a notebook."""
+    """Return (seconds, Jupyter's number, first line) of the longest cells; [] without a notebook."""
     cells = sorted(_timed_cells(notebook), reverse=True)
-    return [cell for cell in cells if cell[0] >= WORTH_TELLING_S][:LONGEST_CELLS]
+    return [cell for cell in cells if cell[0] >= SHORTEST_SHOWN_S][:LONGEST_CELLS]
 
 
 def _timed_cells(notebook: Path) -> Iterator[tuple[float, int, str]]:
@@ -288,9 +286,9 @@ def _timed_cells(notebook: Path) -> Iterator[tuple[float, int, str]]:
     for cell in cells:
         spent = cell.get("metadata", {}).get("papermill", {}).get("duration")
         lines = [line.strip() for line in "".join(cell.get("source", [])).splitlines()]
-        does = [line for line in lines if line and not line.startswith(("#", "import ", "from "))]
-        if isinstance(spent, int | float) and cell.get("cell_type") == "code" and does:
-            yield float(spent), int(cell.get("execution_count") or 0), does[0]
+        statements = [line for line in lines if line and not line.startswith(("#", "import ", "from "))]
+        if isinstance(spent, int | float) and cell.get("cell_type") == "code" and statements:
+            yield float(spent), int(cell.get("execution_count") or 0), statements[0]
 
 
 def _failures(data: RunData, claims_error: str) -> Iterator[View]:
@@ -298,7 +296,7 @@ def _failures(data: RunData, claims_error: str) -> Iterator[View]:
         if lab.status == "failed":
             log = data.folder / "logs" / f"{lab.name}.log"
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-            error = lab.error or "it ended before it was complete"
+            error = lab.error or "it ended early"
             place = {"log": f"logs/{log.name}" if log.exists() else "", "tail": "\n".join(lines[-LOG_LINES:])}
             yield {"lab": _lab_title(lab.name), "error": error, **place}
     unreadable = {**data.broken, "claims": claims_error}
@@ -313,7 +311,7 @@ def _warnings(data: RunData) -> Iterator[View]:
         yield from ({"lab": _lab_title(record.lab), "text": text} for text in record.warnings)
     for lab in data.labs:
         if lab.status in ("skipped", "waiting"):
-            yield {"lab": _lab_title(lab.name), "text": f"did not run: {lab.error or 'the run was stopped before'}"}
+            yield {"lab": _lab_title(lab.name), "text": f"did not run: {lab.error or 'the run was stopped first'}"}
 
 
 def _machine(data: RunData) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""How a lab teaches: commit to a prediction, see it revealed, answer exercises that name the misconception."""
+"""Predictions that are revealed beside a measurement, and exercises whose diagnosis names the misconception."""
 
 from labkit.teaching.exercises import (
     CheckResult,

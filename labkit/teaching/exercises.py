@@ -1,7 +1,7 @@
-"""What an exercise is, and how an answer is judged: by its value, by its behaviour, or by the options chosen.
+"""Exercises, and how an answer is judged: by its value, its behaviour, or the options chosen.
 
-What a learner reads is in `course/questions/NN.md`; the solutions, and the wrong answers to which misconceptions lead,
-are Python in `course/lab_NN.py` (`solution`). They may depend on a context: what was measured, what a config says.
+`course/questions/NN.md` has the text that a learner reads; `course/lab_NN.py` has the solutions, and the wrong answers
+that misconceptions lead to (`solution`). Both may depend on a context, such as measured values.
 """
 
 import ast
@@ -41,7 +41,7 @@ COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The judgement of one answer. `misconceptions` holds the names of those recognised."""
+    """The judgement of an answer. `misconceptions`: the names of those recognised."""
 
     exercise: str
     diagnosis: str
@@ -57,15 +57,15 @@ class CheckResult:
         return "not yet" if self.answered else "not answered yet"
 
     def _ipython_display_(self) -> None:
-        """`check` has shown the result: as a cell's last value there is nothing to add."""
+        """Show nothing: `check` has already shown the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exercise(Question, ABC):
     """A question that can judge its answers.
 
-    `data` are its own numbers; a caller may replace them by measured ones. `needs` are names that a caller has to give,
-    each with the example value that tests use. `worked` is shown, solved, before the question.
+    `data`: its numbers, which a caller may replace by measured ones. `needs`: names that a caller must pass, each with
+    an example value for tests. `worked`: a worked example, shown before the question.
     """
 
     needs: Context = field(default_factory=dict)
@@ -73,37 +73,37 @@ class Exercise(Question, ABC):
 
     @property
     def answer_name(self) -> str:
-        """The name to which the learner's cell gives a value."""
-        named = (ast.FunctionDef, ast.ClassDef)
-        names = [one.name for one in ast.parse(self.starter).body if isinstance(one, named)]
+        """The name that the learner's cell defines."""
+        defined = (ast.FunctionDef, ast.ClassDef)
+        names = [node.name for node in ast.parse(self.starter).body if isinstance(node, defined)]
         return names[0] if names else self.starter.split(" = ")[0]
 
     def context(self, given: Context | None = None) -> dict[str, Any]:
-        """The numbers that this exercise is asked with. Raises UsageError when one that it needs is missing."""
+        """Return the exercise's numbers. UsageError: one that it needs is missing."""
         known = {**self.data, **(given or {})}
         missing = ", ".join(name for name in self.needs if known.get(name) is None)
         require(not missing, f"exercise {self.id} needs {missing}", fix="pass them: context={'NAME': value, ...}")
         return known
 
     def asked(self, given: Context | None = None) -> str:
-        """The prompt with the context's numbers in it, and the options where there are some."""
+        """Return the prompt with the context's numbers, and the options if there are any."""
         context = self.context(given)
         options = "\n".join(f"- **{option.code}** {option.text}" for option in self.options)
-        # A prompt without numbers may have braces of its own.
+        # A prompt without numbers may contain braces.
         prompt = self.prompt.format_map(context) if self.data or self.needs else self.prompt
         return f"{prompt}\n\n{options}".strip()
 
     def cell(self) -> str:
-        """The source of the learner's cell: the starter and the line that checks it."""
+        """Return the source of the learner's cell: the starter and the line that checks it."""
         context = ", context=facts" if self.needs else ""
         return f'{self.starter}\n\ncheck("{self.id}", {self.answer_name}{context})'
 
     def judge(self, answer: Any, context: Context | None = None) -> CheckResult:
-        """Judges an answer; never raises for what a learner wrote."""
+        """Judge an answer; never raise for a learner's mistake."""
         context = self.context(context)
         try:
             return self._unanswered() if _is_unanswered(answer) else self._judge(answer, context)
-        except Exception as error:  # an answer may be of any type, and the lab has to go on
+        except Exception as error:  # an answer may be of any type, and the lab must continue
             text = f"A {type(answer).__name__} cannot be compared with the right answer: {error}."
             return CheckResult(self.id, text)
 
@@ -112,15 +112,15 @@ class Exercise(Question, ABC):
 
     @abstractmethod
     def reference(self, context: Context) -> Any:
-        """The right answer."""
+        """Return the right answer."""
 
     @abstractmethod
     def solution_text(self) -> str:
-        """The reference solution, as the learner may read it."""
+        """Return the reference solution as text for the learner."""
 
     @abstractmethod
     def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
-        """Every listed wrong answer with the name of its misconception."""
+        """Yield every listed wrong answer with the name of its misconception."""
 
     def _passed(self) -> CheckResult:
         return CheckResult(self.id, "That is right.", passed=True)
@@ -130,7 +130,7 @@ class Exercise(Question, ABC):
         return CheckResult(self.id, text, answered=False)
 
     def _shows(self, *names: str) -> CheckResult:
-        return CheckResult(self.id, "\n\n".join(self.told[name] for name in names), names)
+        return CheckResult(self.id, "\n\n".join(self.feedback[name] for name in names), names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +138,17 @@ class ChoiceExercise(Exercise):
     """Asks which of several options apply. The answer: their letters, as a list, a set or a string, "A C" or "AC"."""
 
     def reference(self, context: Context) -> set[str]:  # noqa: ARG002 - options do not depend on it
-        """The codes of all options that apply."""
+        """Return the codes of all options that apply."""
         return {option.code for option in self.options if option.right}
 
     def solution_text(self) -> str:
-        """The options that apply, and why the others do not."""
-        applies = [f"{one.code}: {one.text}" for one in self.options if one.right]
-        others = [f"not {one.code}: {self.told[one.misconception]}" for one in self.options if not one.right]
-        return "\n".join(applies + others)
+        """Return the options that apply, and why the others do not."""
+        applies = [f"{option.code}: {option.text}" for option in self.options if option.right]
+        wrong = [option for option in self.options if not option.right]
+        return "\n".join(applies + [f"not {option.code}: {self.feedback[option.misconception]}" for option in wrong])
 
     def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
-        """The right set short of one option, and with one too many."""
+        """Yield the right set without one of its options, or with one more."""
         right = self.reference(context)
         return ((option.misconception, right ^ {option.code}) for option in self.options)
 
@@ -160,19 +160,18 @@ class ChoiceExercise(Exercise):
             return CheckResult(self.id, text)
         if not chosen:
             return self._unanswered()
-        off = [o.misconception for o in self.options if o.code in chosen ^ self.reference(context)]
-        return self._shows(*off) if off else self._passed()
+        wrong = [option.misconception for option in self.options if option.code in chosen ^ self.reference(context)]
+        return self._shows(*wrong) if wrong else self._passed()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolvedExercise(Exercise):
-    """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by what it returns on them.
+    """Asks for a number, or with `cases` (tuples of arguments) for a function, judged by its results on them.
 
-    A number's `solution` and wrong answers are functions of the context's entries that they name. `exact`: of results
-    that name something (a status, the number of a GPU), it says nothing to be nearly right. `observe`: tries an answer
-    that is not simply called, such as a class that a server calls or a configuration that is audited. With `cases`,
-    `observe(answer, cases)` returns what each case shows; without, `observe(answer)` returns its tests by name, each
-    with what failed ("" where it passes).
+    A number's `solution` and wrong answers are functions whose parameters are entries of the context. `exact`: results
+    are labels (a status, a GPU's index), so the diagnosis does not compare sizes. `observe`: tests an answer that
+    cannot simply be called, such as a deployment or a configuration. With `cases`, `observe(answer, cases)` returns a
+    result for each case; without, `observe(answer)` returns its tests by name, each with the failure ("" if it passes).
     """
 
     solution: Function
@@ -184,20 +183,20 @@ class SolvedExercise(Exercise):
     observe: Function | None
 
     def reference(self, context: Context) -> Any:
-        """The right function, or the right number."""
+        """Return the right function, or the right number."""
         return self.solution if self.cases else self._value(self.solution, context)
 
     def solution_text(self) -> str:
-        """The source of the solution."""
+        """Return the source of the solution."""
         return source(self.solution)
 
     def wrong_answers(self, context: Context) -> Iterator[tuple[str, Any]]:
-        """Every listed wrong function, or wrong number."""
+        """Yield every listed wrong function, or wrong number."""
         for name, function in self.wrong:
             yield name, function if self.cases else self._value(function, context)
 
     def _value(self, function: Function, context: Context) -> Any:
-        """What is compared: the function's number, or its results on the cases."""
+        """Return the function's number, or its results on the cases."""
         if self.cases:
             cases = copy.deepcopy(self.cases)
             return self.observe(function, cases) if self.observe else [function(*case) for case in cases]
@@ -216,7 +215,7 @@ class SolvedExercise(Exercise):
             return self._unanswered()
         try:
             results = self._value(answer, context)
-        except (Exception, SystemExit) as error:  # a learner's function may raise anything, and the lab has to go on
+        except (Exception, SystemExit) as error:  # a learner's function may raise anything, and the lab must continue
             return CheckResult(self.id, f"The function raised {type(error).__name__}: {error}.")
         return self._unanswered() if all(map(_is_unanswered, results)) else self._compared(results, context)
 
@@ -224,7 +223,7 @@ class SolvedExercise(Exercise):
         if answer == ast.literal_eval(self.starter.partition(" = ")[2]):
             return self._unanswered()
         outcome = observe(answer)
-        failed = [f"{test}: no. {what}." for test, what in outcome.items() if what]
+        failed = [f"{test}: no. {failure}." for test, failure in outcome.items() if failure]
         if not failed:
             return self._passed()
         for name, function in self.wrong:
@@ -247,7 +246,7 @@ class SolvedExercise(Exercise):
         if self.observe:
             shown = case[0] if len(case) == 1 and isinstance(case[0], str) else f"With {arguments}"
             return CheckResult(self.id, f"{shown}: expected {reprlib.repr(right)}, got {reprlib.repr(got)}.")
-        text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not what is asked for."
+        text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not right."
         return CheckResult(self.id, text if self.exact else f"{text} {_describe(got, right, unit=self.unit)}")
 
 
@@ -264,18 +263,22 @@ def solution(
     exact: bool = False,
     observe: Function | None = None,
 ) -> None:
-    """Makes the function, or with `observe` the class, the solution of an exercise; see `SolvedExercise`.
+    """Register the function, or with `observe` the class, as the solution of an exercise; see `SolvedExercise`.
 
-    `wrong`: by the misconception's name, the function or functions to which it leads.
+    `wrong`: by the misconception's name, the function or functions that it leads to.
     """
-    pairs = [(name, one) for name, ones in wrong.items() for one in (ones if isinstance(ones, Sequence) else [ones])]
-    how: dict[str, Any] = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked}
-    how |= {"tolerance": tolerance, "exact": exact, "observe": observe}
-    setattr(function, SOLVES, (id, {"solution": function, "wrong": pairs, **how}))
+    pairs = [
+        (name, wrong_function)
+        for name, functions in wrong.items()
+        for wrong_function in (functions if isinstance(functions, Sequence) else [functions])
+    ]
+    settings: dict[str, Any] = {"unit": unit, "cases": cases, "needs": needs or {}, "worked": worked}
+    settings |= {"tolerance": tolerance, "exact": exact, "observe": observe}
+    setattr(function, SOLVES, (id, {"solution": function, "wrong": pairs, **settings}))
 
 
 def source(function: Function) -> str:
-    """A function's source, as shown to learners."""
+    """Return a function's source, without indentation."""
     return textwrap.dedent(inspect.getsource(function)).strip()
 
 
@@ -283,35 +286,35 @@ def source(function: Function) -> str:
 
 
 def exercises() -> dict[str, Exercise]:
-    """Every exercise of the course by id, in order: those of each `course/questions/NN.md` beside `data/`.
+    """Return every exercise of the course by id, in the order of the files `course/questions/NN.md`.
 
-    UsageError for a file that cannot be read, or that does not fit the solutions in `course/lab_NN.py`.
+    UsageError: a file that cannot be read, or that does not match the solutions in `course/lab_NN.py`.
     """
     return _exercises(root() / "course")
 
 
 @cache
 def _exercises(folder: Path) -> dict[str, Exercise]:
-    found: dict[str, Exercise] = {}
+    by_id: dict[str, Exercise] = {}
     for path in sorted(folder.glob("questions/[0-9][0-9]*.md")):
         solutions = _solutions(folder / f"lab_{path.stem}.py")
         for question in read_questions(path):
             fix = "begin it with the file's number, and give each its own name"
-            is_own = question.id not in found and question.id.startswith(f"{path.stem}.")
+            is_own = question.id not in by_id and question.id.startswith(f"{path.stem}.")
             require(is_own, f"{path} cannot ask {question.id}", fix=fix)
-            found[question.id] = _exercise(question, solutions.pop(question.id, {}), path)
-        fix = "ask them there, or take these solutions away"
+            by_id[question.id] = _exercise(question, solutions.pop(question.id, {}), path)
+        fix = "add the questions, or remove these solutions"
         require(not solutions, f"{path} does not ask {', '.join(solutions)}", fix=fix)
-    return found
+    return by_id
 
 
-def _exercise(question: Question, how: Mapping[str, Any], path: Path) -> Exercise:
+def _exercise(question: Question, settings: Mapping[str, Any], path: Path) -> Exercise:
     if question.options:
         return ChoiceExercise(**vars(question))
-    names, told = list(dict(how.get("wrong", ()))), list(question.told)
-    what = f"{path}: {question.id} tells {told}; its solution in lab_{path.stem}.py has {names}"
-    require(names == told, what, fix="give both the same names, in the same order")
-    return SolvedExercise(**vars(question), **how)
+    names, expected = list(dict(settings.get("wrong", ()))), list(question.feedback)
+    what = f"{path}: {question.id} names {expected}; its solution in lab_{path.stem}.py has {names}"
+    require(names == expected, what, fix="give both the same names, in the same order")
+    return SolvedExercise(**vars(question), **settings)
 
 
 def _solutions(path: Path) -> dict[str, dict[str, Any]]:
@@ -323,7 +326,7 @@ def _solutions(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _module(path: Path) -> Any:
-    """The module of a lab; a workshop's own folder, which Python does not search, is read from its file."""
+    """Import a lab's module; from its file if the folder is not on Python's path."""
     name = f"course.{path.stem}"
     installed = importlib.util.find_spec(name)
     if installed is not None and installed.origin == str(path):
@@ -337,16 +340,16 @@ def _module(path: Path) -> Any:
 
 
 def find(id: str) -> Exercise:
-    """The exercise of an id. Raises UsageError for an unknown one."""
+    """Return the exercise with this id. UsageError: an unknown id."""
     known = exercises()
     require(id in known, f"there is no exercise {id!r}", fix=f"use one of: {', '.join(known)}")
     return known[id]
 
 
 def ask(id: str, context: Context | None = None) -> None:
-    """Shows the question, with the context's numbers in it and the worked example before it.
+    """Show the question, with the context's numbers, after its worked example if it has one.
 
-    Raises UsageError for an unknown id or a missing number of the context.
+    UsageError: an unknown id, or a number missing from the context.
     """
     exercise = find(id)
     worked = f"Worked example:\n\n```python\n{source(exercise.worked)}\n```\n\n" if exercise.worked else ""
@@ -359,22 +362,22 @@ _answers: Counter[str] = Counter()
 
 
 def listen(listener: Callable[[CheckResult], None]) -> None:
-    """Has `listener` told of every answer that `check` judges from now on, in place of the one before it."""
+    """Call `listener` with every answer that `check` judges from now on, in place of the previous listener."""
     _listeners[:] = [listener]
 
 
 def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
-    """Judges an answer, shows the judgement and returns it. An unsolved starter is `not answered yet`, never an error.
+    """Judge an answer, show the judgement and return it. An unsolved starter is `not answered yet`, never an error.
 
-    The solution is folded below it once the answer is right, or from the second wrong one on.
-    `context` gives the numbers that the exercise depends on. Raises UsageError for an unknown id or a missing number.
+    The solution is added, folded, after a right answer or from the second wrong one on. `context`: the numbers that the
+    exercise depends on. UsageError: an unknown id, or a number missing from the context.
     """
     exercise = find(id)
     result = exercise.judge(answer, context)
     for listener in _listeners:
         listener(result)
-    named = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
-    headline = f"{exercise.title[:1].upper()}{exercise.title[1:]}: {result.outcome}{named}"
+    names = f" ({'; '.join(result.misconceptions)})" if result.misconceptions else ""
+    headline = f"{exercise.title[:1].upper()}{exercise.title[1:]}: {result.outcome}{names}"
     hints = [] if result.passed else [display.inline(hint) for hint in exercise.hints]
     parts = [display.inline(result.diagnosis)]
     parts += [display.folded(f"Hint {n}", hint) for n, hint in enumerate(hints, start=1)]
@@ -391,7 +394,7 @@ def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
 
 def _codes(answer: Any) -> set[str]:
     if isinstance(answer, str):
-        # Codes are single letters, so that they may be written with blanks, with commas, with words or together.
+        # Codes are single letters: "A C", "A, C", "A and C" and "AC" are the same answer.
         letters = re.sub(r"\b(and|or)\b", " ", answer, flags=re.IGNORECASE)
         return {letter.upper() for letter in letters if letter.isalnum()}
     parts = answer if isinstance(answer, Iterable) else (answer,)
@@ -403,10 +406,10 @@ def _is_unanswered(answer: Any) -> bool:
 
 
 def _sources(answer: Function) -> list[str]:
-    """The source of a function, or of each function in a class: a class that a cell defines has none by itself."""
-    functions = (
-        [one for one in vars(answer).values() if inspect.isfunction(one)] if inspect.isclass(answer) else [answer]
-    )
+    """Return the source of a function, or of each method: inspect has no source for a class defined in a cell."""
+    functions = [answer]
+    if inspect.isclass(answer):
+        functions = [member for member in vars(answer).values() if inspect.isfunction(member)]
     try:
         return [source(function) for function in functions]
     except (OSError, TypeError):  # a built-in has no source
@@ -414,16 +417,16 @@ def _sources(answer: Function) -> list[str]:
 
 
 def _is_untouched(answer: Function, starter: str) -> bool:
-    """Whether all of it stands in the starter, which may be code that runs and is wrong."""
+    """Whether the answer is still the starter, which may be code that runs and is wrong."""
     texts = _sources(answer)
     return bool(texts) and all(text in starter or textwrap.indent(text, "    ") in starter for text in texts)
 
 
 def _has_blank(answer: Function) -> bool:
-    """Whether a `...` is left in its source; Python takes it for true in a condition, and says nothing."""
+    """Whether a `...` is left in its source, which Python would silently treat as true."""
     try:
         tree = ast.parse("\n\n".join(_sources(answer)))
-    except SyntaxError:  # a lambda inside of a call
+    except SyntaxError:  # a lambda within a call
         return False
     statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     blanks = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ...)
@@ -431,14 +434,14 @@ def _has_blank(answer: Function) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, also inside of a list."""
+    """Return arrays as lists, also within a list."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def _close(given: Any, expected: Any, tolerance: float) -> bool:
-    """Equal; numbers to a relative tolerance; lists element by element."""
+    """Compare numbers with a relative tolerance, lists element by element, and other values for equality."""
     if _is_number(given) and _is_number(expected):
         return math.isclose(float(given), float(expected), rel_tol=tolerance, abs_tol=1e-12)
     if _is_list(given) and _is_list(expected):
@@ -448,7 +451,7 @@ def _close(given: Any, expected: Any, tolerance: float) -> bool:
 
 
 def _describe(given: Any, expected: Any, *, unit: str) -> str:
-    """What kind of thing is off about a wrong answer; never the right answer itself."""
+    """Describe what is wrong with an answer without giving the right one."""
     if _is_list(expected):
         if not _is_list(given):
             return f"A list is expected; this is a {type(given).__name__}."
@@ -465,7 +468,7 @@ def _describe(given: Any, expected: Any, *, unit: str) -> str:
     if not math.isfinite(given):
         return "The number is not finite: something was divided by zero."
     if float(given) * float(expected) <= 0:
-        return "The sign is off, or the answer is zero: check what is subtracted from what."
+        return "The sign is wrong, or the answer is zero: check what is subtracted from what."
     return _describe_size(float(given) / float(expected))
 
 
@@ -473,7 +476,7 @@ def _describe_size(ratio: float) -> str:
     way, size = ("too large", ratio) if ratio > 1 else ("too small", 1 / ratio)
     for base, name in UNITS.items():
         if math.isclose(size, base, rel_tol=0.01):
-            return f"The number is {way} by a factor that units differ by ({name}): check the unit."
+            return f"The number is {way} by a factor between units ({name}): check the unit."
     if size < 1.1:
         return f"Nearly: the number is {way} by less than a tenth."
     return f"The number is {way}, by {'less' if size < 10 else 'more'} than a factor of ten."

@@ -1,6 +1,6 @@
-"""What a learner commits to before a measurement, and how it meets the measurement: predict, reveal, calibration.
+"""Predictions before a measurement, compared with it afterwards: predict, reveal, calibration.
 
-The form in a notebook is a skin over `Prediction.commit`; without a learner the lab's parameter is the guess.
+The form in a notebook calls `Prediction.commit`. In a batch run the lab's parameter is the guess.
 """
 
 import math
@@ -17,10 +17,10 @@ from labkit.errors import UsageError, require
 from labkit.words import amount, factor_between, off_by, share, span
 
 Source = Literal["widget", "parameter", "none"]
-"""Where a guess came from; "widget": committed by the learner, in the form or by `commit`."""
+"""The origin of a guess; "widget": committed by the learner, in the form or by `commit`."""
 
 TOLERANCE = 0.25  # a guess within a factor of 1.25 is a hit
-BUCKETS = (0.0, 0.5, 0.7, 0.9, 1.0)  # bounds of the confidences that calibration counts together
+BUCKETS = (0.0, 0.5, 0.7, 0.9, 1.0)  # bounds of calibration's confidence intervals
 COLOURS = {True: "#009E73", False: "#D55E00", None: "#8c8c8c"}
 LEFT = "style='text-align:left'"
 STYLE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
@@ -29,9 +29,9 @@ WIDE = {"width": "420px"}
 
 @dataclass
 class Prediction:
-    """One question and the guess that counts now: the lab's parameter, or what a learner has committed to.
+    """A question and its current guess: the lab's parameter, or the learner's commitment.
 
-    A number (in `unit`) or one of `options`. `confidence` is the probability, 0 to 1, given to being right.
+    The guess is a number (in `unit`) or one of `options`; `confidence` is the stated probability of being right.
     """
 
     id: str
@@ -43,20 +43,20 @@ class Prediction:
     source: Source = "none"
 
     def commit(self, value: object, confidence: float | None = None) -> None:
-        """Commits to an answer, once. Raises UsageError for a second answer, or one that does not fit the question."""
-        fix = "run the cell that asks the question again to start afresh"
+        """Commit to an answer, once. UsageError: a second answer, or one that does not fit the question."""
+        fix = "to answer again, first run the cell that asks the question again"
         require(self.source != "widget", f"prediction {self.id} is committed already: {self.in_words()}", fix=fix)
         self.take(value, confidence, source="widget")
 
     def take(self, value: object, confidence: float | None, *, source: Source) -> None:
-        """Makes a guess the one that counts. Raises UsageError where it does not fit the question."""
+        """Set the current guess. UsageError: it does not fit the question."""
         is_share = confidence is None or 0 <= confidence <= 1
         require(is_share, f"confidence is {confidence}", fix="give a share between 0 and 1")
         self.value = self._choice(value) if self.options else self._number(value)
         self.confidence, self.source = confidence, source
 
     def in_words(self) -> str:
-        """The guess with unit and confidence, or that there is none."""
+        """Return the guess with unit and confidence, or "no prediction made"."""
         if self.value is None:
             return "no prediction made"
         text = _words(self.value, self.unit)
@@ -64,13 +64,12 @@ class Prediction:
 
     def _choice(self, value: object) -> str:
         fix = f"choose one of: {', '.join(self.options)}"
-        require(value in self.options, f"{value!r} is no answer to {self.id}", fix=fix)
+        require(value in self.options, f"{value!r} is not an option of {self.id}", fix=fix)
         return str(value)
 
     def _number(self, value: object) -> float:
         try:
-            # What a spreadsheet or a reader writes, 1,200, is read as the number it means.
-            number = float(str(value).replace(",", "").strip())
+            number = float(str(value).replace(",", "").strip())  # 1,200 is 1200
         except ValueError:
             number = math.nan
         fix = f"answer {self.id} with a number, in {self.unit}"
@@ -78,7 +77,7 @@ class Prediction:
         return number
 
     def _ipython_display_(self) -> None:
-        """`predict` has shown the form: as a cell's last value there is nothing to add."""
+        """Show nothing: `predict` has already shown the form."""
 
 
 def predict(
@@ -90,19 +89,19 @@ def predict(
     guess: float | str | None = None,
     confidence: float | None = None,
 ) -> Prediction:
-    """Asks for a number (`unit`) or a choice (`options`), shows a form in a notebook, and returns at once.
+    """Ask for a number (`unit`) or a choice (`options`), show a form in a notebook, and return at once.
 
-    The returned prediction is live: read `.value` in a later cell. `guess` and `confidence` (0 to 1) are the lab's
-    parameters: they count until the learner commits. Raises UsageError for a guess that does not fit the question.
+    The returned prediction changes when the learner commits: read `.value` in a later cell. Until then it has `guess`
+    and `confidence` (0 to 1), the lab's parameters. UsageError: a guess that does not fit the question.
     """
-    is_one = (unit is None) != (not options)
-    require(is_one, f"prediction {id} needs a unit or options, one of the two", fix="pass unit= or options=")
+    valid = (unit is None) != (not options)
+    require(valid, f"prediction {id} needs either a unit or options", fix="pass unit= or options=")
     prediction = Prediction(id, question, unit, tuple(options or ()))
     if guess is not None and guess != "":
         prediction.take(guess, confidence, source="parameter")
     bundle = {"text/plain": f"{question}\n  {prediction.in_words()}"}
     if display.in_notebook():
-        # Where widgets cannot be drawn the question and the parameter's guess are shown in the form's place.
+        # Frontends without widgets show the question and the parameter's guess.
         html = display.inline(question) + display.inline(prediction.in_words())
         bundle = {**form(prediction)._repr_mimebundle_(), **bundle, "text/html": html}
     display.show(bundle)
@@ -110,7 +109,7 @@ def predict(
 
 
 def form(prediction: Prediction) -> Any:
-    """The ipywidgets form: question, answer, confidence, a Commit button and a line that says what counts."""
+    """Return the ipywidgets form: question, answer, confidence, a Commit button and a line with the current guess."""
     import ipywidgets as widgets
 
     title = f"<b>{escape(prediction.question, quote=False)}</b>"
@@ -122,7 +121,7 @@ def form(prediction: Prediction) -> Any:
     button = widgets.Button(description="Commit", button_style="primary", tooltip="Commit to this prediction")
     counts = ". The lab also runs without a prediction."
     if prediction.value is not None:
-        counts = f": the lab's parameter counts, {prediction.in_words()}."
+        counts = f": the guess is the lab's parameter, {prediction.in_words()}."
     status = widgets.HTML(_status(f"Nothing committed yet{counts}"))
 
     def commit(_: object) -> None:
@@ -152,11 +151,11 @@ def _choices(prediction: Prediction) -> Any:
 def _number_field(prediction: Prediction) -> Any:
     import ipywidgets as widgets
 
-    # A text field and not FloatText: that one starts at 0, which would be committed by accident. It starts at the
-    # parameter's exact number, not the rounded one: committing it as it is must not change it.
-    given = f"{prediction.value:,}".removesuffix(".0") if isinstance(prediction.value, float) else ""
+    # FloatText would start at 0, which could be committed by accident. The initial value is exact, not rounded, so that
+    # committing it does not change the number.
+    initial = f"{prediction.value:,}".removesuffix(".0") if isinstance(prediction.value, float) else ""
     label = f"Your guess ({prediction.unit})"
-    return widgets.Text(value=given, placeholder="a number", description=label, style=STYLE, layout=WIDE)
+    return widgets.Text(value=initial, placeholder="a number", description=label, style=STYLE, layout=WIDE)
 
 
 def _status(text: str) -> str:
@@ -165,9 +164,9 @@ def _status(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Reveal:
-    """A prediction, as it was, beside its measurement. `recorded` is what another machine measured on another day.
+    """A prediction beside its measurement. `recorded`: the measurement of a recorded run on another machine.
 
-    `modelled`: where nothing was measured here, the label of the modelled card, or "Computed: " and from what."""
+    `modelled`: if nothing was measured, the label of the modelled card, or "Computed: " and the source."""
 
     prediction: Prediction
     measured: float | str
@@ -185,23 +184,23 @@ class Reveal:
         return is_hit(self.prediction.value, self.measured, self.low, self.high)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the record; what was recorded elsewhere is not part of it."""
-        asked = self.prediction
-        guess = {"guess": asked.value, "confidence": asked.confidence, "source": asked.source}
+        """Return what is recorded: everything except values recorded elsewhere."""
+        prediction = self.prediction
+        guess = {"guess": prediction.value, "confidence": prediction.confidence, "source": prediction.source}
         names = ("measured", "low", "high", "article", "model", "hit", "modelled")
         figures = {name: getattr(self, name) for name in names}
-        return {"id": asked.id, "question": asked.question, "unit": asked.unit, **guess, **figures}
+        return {"id": prediction.id, "question": prediction.question, "unit": prediction.unit, **guess, **figures}
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What the card shows, row by row: whose figure, the figure, how it compares with the measurement."""
-        asked = self.prediction
-        interval = "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, asked.unit)}"
+        """Return the card's rows: source, figure, and how it compares with the measurement."""
+        unit = self.prediction.unit
+        interval = "" if self.low is None or self.high is None else f"interval {span(self.low, self.high, unit)}"
         rows = [
-            ("Your guess", self._guess_in_words(), self._compared(asked.value)),
-            (self._kind, _words(self.measured, asked.unit), interval),
-            ("Recorded", _words(self.recorded, asked.unit), self.recorded_from),
-            ("The article", _words(self.article, asked.unit), self._compared(self.article)),
-            ("By formula", _words(self.model, asked.unit), self._compared(self.model)),
+            ("Your guess", self._guess_in_words(), self._compared(self.prediction.value)),
+            (self._kind, _words(self.measured, unit), interval),
+            ("Recorded", _words(self.recorded, unit), self.recorded_from),
+            ("The article", _words(self.article, unit), self._compared(self.article)),
+            ("By formula", _words(self.model, unit), self._compared(self.model)),
             ("", self.modelled.removeprefix(f"{self._kind}: "), ""),
         ]
         return [row for row in rows if row[1]]
@@ -213,21 +212,21 @@ class Reveal:
         return "Modelled" if self.modelled else "Measured here"
 
     def sentence(self) -> str:
-        """The outcome in one sentence."""
+        """Return the outcome in one sentence."""
         guess = self.prediction.value
         if guess is None:
             return "No prediction was made."
         if isinstance(guess, str):
-            return "Your prediction was right." if self.hit else "Your prediction was another one."
+            return "Your prediction was right." if self.hit else "Your prediction was wrong."
         return f"Your prediction was {'close enough to count as a hit' if self.hit else self._compared(guess)}."
 
     def _guess_in_words(self) -> str:
-        asked = self.prediction
-        if asked.value is None:
+        prediction = self.prediction
+        if prediction.value is None:
             return "no prediction made"
-        sure = "" if asked.confidence is None else f", {share(asked.confidence)} sure"
-        whose = " (the lab's parameter)" if asked.source == "parameter" else ""
-        return f"{_words(asked.value, asked.unit)}{sure}{whose}"
+        sure = "" if prediction.confidence is None else f", {share(prediction.confidence)} sure"
+        origin = " (the lab's parameter)" if prediction.source == "parameter" else ""
+        return f"{_words(prediction.value, prediction.unit)}{sure}{origin}"
 
     def _compared(self, value: float | str | None) -> str:
         if value is None:
@@ -237,19 +236,19 @@ class Reveal:
         return off_by(value, self.measured, self.prediction.unit)
 
     def _ipython_display_(self) -> None:
-        """`reveal` has shown the card: as a cell's last value there is nothing to add."""
+        """Show nothing: `reveal` has already shown the card."""
 
 
 def reveal(
     prediction: Prediction, measured: float | str, low: float | None = None, high: float | None = None, **figures: Any
 ) -> Reveal:
-    """Shows guess and measurement with interval, and the further `figures` of a `Reveal`; returns all for the record.
+    """Show guess and measurement with interval, and the other `figures` of a `Reveal`; return all for the record.
 
-    A number is a hit inside the interval or within a factor of 1 + TOLERANCE of the measurement, a choice when it is
-    the right one. Raises UsageError when `measured` is no option of a choice, or no number where a number was asked.
+    A number is a hit inside the interval or within a factor of 1 + TOLERANCE of the measurement; a choice if it is
+    right. UsageError: `measured` is not one of the options, or not a number if a number was asked for.
     """
     if prediction.options:
-        what = f"{measured!r} is no option of prediction {prediction.id}"
+        what = f"{measured!r} is not an option of prediction {prediction.id}"
         require(measured in prediction.options, what, fix="reveal one of its options")
     else:
         what = f"prediction {prediction.id} asks for a number, not {measured!r}"
@@ -292,7 +291,7 @@ def _words(value: float | str | None, unit: str | None) -> str:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Predictions made with a confidence from `low` to below `high` (1.0 included), and how many were hits."""
+    """Predictions with a confidence from `low` to below `high` (1.0 included), and the number of hits."""
 
     low: float
     high: float
@@ -300,16 +299,16 @@ class Bucket:
     hits: int
 
     def cells(self) -> tuple[str, str, str]:
-        """A row of a table: how sure, how many predictions, the share of hits."""
+        """Return a table's row: confidence, number of predictions, share of hits."""
         sure = f"{share(self.low)} to {share(self.high)}"
         return sure, str(self.predictions), share(self.hits / self.predictions)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How good a learner's predictions are. Shares are 0 to 1; None where there is nothing to average.
+    """Statistics of predictions. Shares are 0 to 1; None if there is nothing to average.
 
-    `brier` is the mean of (confidence - hit)^2 (Brier 1950): 0 is perfect, 0.25 is what "50% sure" of everything gets.
+    `brier` is the mean of (confidence - hit)^2 (Brier 1950): 0 is perfect; always saying "50% sure" gets 0.25.
     """
 
     asked: int
@@ -320,7 +319,7 @@ class Calibration:
     buckets: tuple[Bucket, ...] = ()
 
     def sentence(self) -> str:
-        """The summary in one or two sentences, for the report."""
+        """Return a summary in one or two sentences."""
         if self.hit_share is None:
             return f"No prediction was made for {self.asked} questions."
         hits = f"{share(self.hit_share)} of the predictions were hits"
@@ -331,12 +330,13 @@ class Calibration:
 
 
 def calibration(reveals: Iterable[Mapping[str, Any]]) -> Calibration:
-    """Summarises reveals as `Reveal.to_dict` gives them; without a guess a question only counts as asked."""
-    asked = list(reveals)
-    hits = [one["hit"] for one in asked if one.get("hit") is not None]
-    sure = [(one["confidence"], one["hit"]) for one in asked if None not in (one.get("confidence"), one.get("hit"))]
+    """Summarise reveals as `Reveal.to_dict` returns them; a question without a guess only counts as asked."""
+    items = list(reveals)
+    guessed = [item for item in items if item.get("hit") is not None]
+    hits = [item["hit"] for item in guessed]
+    sure = [(item["confidence"], item["hit"]) for item in guessed if item.get("confidence") is not None]
     return Calibration(
-        asked=len(asked),
+        asked=len(items),
         n=len(hits),
         hit_share=fmean(hits) if hits else None,
         mean_confidence=fmean(confidence for confidence, _ in sure) if sure else None,
@@ -346,7 +346,7 @@ def calibration(reveals: Iterable[Mapping[str, Any]]) -> Calibration:
 
 
 def _buckets(sure: Sequence[tuple[float, bool]]) -> Iterator[Bucket]:
-    """The buckets that hold a prediction; `sure`: each one's confidence and whether it was a hit."""
+    """Yield the buckets that are not empty; `sure`: each prediction's confidence and whether it was a hit."""
     for low, high in pairwise(BUCKETS):
         hits = [hit for confidence, hit in sure if low <= confidence < high or confidence == high == BUCKETS[-1]]
         if hits:

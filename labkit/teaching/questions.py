@@ -1,15 +1,15 @@
-"""Reads `course/questions/NN.md`: all that a learner reads of a lab's exercises, each sentence once.
+"""Read `course/questions/NN.md`: the text of a lab's exercises.
 
 A question is a heading `## ID: title`, the prompt, and sections in this order:
 
-    ### Data           a YAML block with the prompt's numbers, where it has {placeholders}
-    ### Cell           a Python block: what the learner's cell begins with
+    ### Data           a YAML block with numbers for the prompt's {placeholders}, if it has any
+    ### Cell           a Python block: the start of the learner's cell
     ### Hints          a numbered list
-    ### Options        - [x] text (where it applies, else [ ]); indented below: - *misconception:* what it tells
-    ### Wrong answers  - *misconception:* what it tells, for a number or a function, in place of options
+    ### Options        - [x] text ([ ] if it does not apply); indented below: - *misconception:* feedback
+    ### Wrong answers  - *misconception:* feedback, for a number or a function, in place of options
 
-An option's misconception is shown by missing the option, where it applies, or by choosing it, where it does not. The
-options get their order and their letters by a shuffle whose seed is the question's id.
+A learner shows an option's misconception by leaving out an option that applies, or by choosing one that does not.
+Options are shuffled with the question's id as the seed.
 """
 
 import random
@@ -29,12 +29,12 @@ SECTIONS = ("Data", "Cell", "Hints", "Options", "Wrong answers")
 HEADING = r"([0-9]{2}[a-z]?\.\w+): (.+)", "## NN.name: title, with the number of the file"
 HINT = r"\d+\. (.+)", "1. hint"
 OPTION = r"- \[([x ])\] (.+)", "- [x] text"
-TOLD = r"- \*(.+?):\* (.+)", "- *misconception:* what it tells"
+FEEDBACK = r"- \*(.+?):\* (.+)", "- *misconception:* feedback"
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a choice; `misconception` is what a wrong decision about it shows."""
+    """An option of a choice; `misconception`: what a wrong decision about it shows."""
 
     code: str
     text: str
@@ -44,20 +44,20 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a learner reads. `told`: what each misconception, by its name, is answered with. `starter`: their cell."""
+    """The text of an exercise. `feedback`: by the misconception's name. `starter`: the learner's cell."""
 
     id: str
     title: str
     prompt: str
     starter: str
     hints: tuple[str, ...]
-    told: Mapping[str, str]
+    feedback: Mapping[str, str]
     options: tuple[Option, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of one file, in its order. UsageError names the file and the line of what it cannot read."""
+    """Return a file's questions in order. UsageError names the file and the line that cannot be read."""
     try:
         lines = list(enumerate(path.read_text(encoding="utf-8").splitlines(), start=1))
     except (OSError, UnicodeDecodeError) as error:
@@ -80,18 +80,17 @@ def _question(number: int, heading: str, body: Lines) -> Question:
     order = [name for name in SECTIONS if name in sections]
     if [name for _, name, _ in parts] != order or not {"Cell", "Hints"} <= set(order):
         raise _FormatError(number, f"its sections are {list(sections)}", f"take these, in this order: {SECTIONS}")
-    told = [_pair(*item) for item in _items(r"- ", sections.get("Wrong answers", []))]
+    feedback = [_pair(*item) for item in _items(r"- ", sections.get("Wrong answers", []))]
     decisions = []
     listed = _items(r"- \[| +- ", sections.get("Options", []))
     for first, second in zip(listed[::2], [*listed[1::2], (number, "")], strict=False):
         mark, option = _match(OPTION, *first)
-        told.append(_pair(*second))
-        decisions.append((option, mark == "x", told[-1][0]))
+        feedback.append(_pair(*second))
+        decisions.append((option, mark == "x", feedback[-1][0]))
     random.Random(id).shuffle(decisions)
-    if len(dict(told)) != len(told) or len(told) < 2:
-        raise _FormatError(
-            number, f"its misconceptions are {[name for name, _ in told]}", "name two or more, each once"
-        )
+    names = [name for name, _ in feedback]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise _FormatError(number, f"its misconceptions are {names}", "name two or more, each once")
     data = parse_yaml(_block("yaml", number, sections["Data"]), dict[str, Any], where=id) if "Data" in sections else {}
     return Question(
         id=id,
@@ -99,7 +98,7 @@ def _question(number: int, heading: str, body: Lines) -> Question:
         prompt=_joined(prompt),
         starter=_block("python", number, sections["Cell"]),
         hints=tuple(_match(HINT, *item)[0] for item in _items(r"\d+\. ", sections["Hints"])),
-        told=dict(told),
+        feedback=dict(feedback),
         options=tuple(Option(code, *rest) for code, rest in zip(string.ascii_uppercase, decisions, strict=False)),
         data=data,
     )
@@ -107,40 +106,40 @@ def _question(number: int, heading: str, body: Lines) -> Question:
 
 def _match(form: tuple[str, str], number: int, text: str) -> tuple[str, ...]:
     pattern, in_words = form
-    found = re.fullmatch(pattern, text)
-    if not found:
-        raise _FormatError(number, f"{text!r} is not of the form it should have", f"write {in_words}")
-    return found.groups()
+    match = re.fullmatch(pattern, text)
+    if not match:
+        raise _FormatError(number, f"{text!r} does not have the expected form", f"write {in_words}")
+    return match.groups()
 
 
 def _pair(number: int, text: str) -> tuple[str, str]:
-    name, tells = _match(TOLD, number, text)
-    return name, tells
+    name, feedback = _match(FEEDBACK, number, text)
+    return name, feedback
 
 
 def _block(language: str, number: int, lines: Lines) -> str:
-    found = re.fullmatch(rf"```{language}\n(.*)\n```", _joined(lines), re.DOTALL)
-    if not found:
+    match = re.fullmatch(rf"```{language}\n(.*)\n```", _joined(lines), re.DOTALL)
+    if not match:
         at = lines[0][0] if lines else number
         raise _FormatError(at, f"a block of {language} is missing", f"write ```{language}, the lines, ```")
-    return found[1]
+    return match[1]
 
 
 def _items(start: str, lines: Lines) -> Lines:
-    """The items of a list, each on one line with its number; `start`: what an item begins with."""
+    """Return a list's items with their line numbers, each joined to one line; `start`: how an item begins."""
     items: Lines = []
     for number, line in lines:
         if re.match(start, line):
             items.append((number, line.strip()))
         elif line.strip():
             if not items or line[0] != " ":
-                raise _FormatError(number, f"{line!r} is in no list", "indent it, or begin an item")
+                raise _FormatError(number, f"{line!r} is not part of a list", "indent it, or begin an item")
             items[-1] = (items[-1][0], f"{items[-1][1]} {line.strip()}")
     return items
 
 
 def _split(marker: str, lines: Lines) -> list[tuple[int, str, Lines]]:
-    """(line, heading, lines below it) at each heading outside of blocks; first what is before them, at line 0."""
+    """Return (line, heading, lines below) for each heading outside code blocks; first the text before, at line 0."""
     parts: list[tuple[int, str, Lines]] = [(0, "", [])]
     in_block = False
     for number, line in lines:

@@ -1,7 +1,7 @@
-"""What this machine can run, why not, and the fix: one list of checks for `labkit doctor` and `labkit workshop-check`.
+"""Check what this machine can run, with reasons and fixes, for `labkit doctor` and `labkit workshop-check`.
 
-It reads files and package metadata only: no engine is imported and no GPU memory is taken. Doctor takes less than a
-second; the workshop's mode also verifies the cached models, which reads every file.
+It reads only files and package metadata: it imports no engine and takes no GPU memory. Doctor takes less than a second;
+the workshop's mode also verifies every file of the cached models.
 """
 
 import os
@@ -29,22 +29,20 @@ GIB = 2**30
 SERVER_PORTS = {8000: "vllm serve and Ray Serve", 8080: "TorchServe", 8081: "TorchServe", 8265: "Ray's dashboard"}
 JUPYTER_PORT = 8888
 NEEDED = ("vllm", "torch", "transformers", "ray", "torchserve", "jupyterlab", "papermill", "altair")
-HOST_MEMORY_GB = 32  # the 15 GB of a 7B model's weights pass through host memory, and some labs keep a copy there
-CORES = 2  # what the labs' minutes are stated for
-BUSY_SHARE = 0.25  # of the cores: from here on other programs' load shows in the labs' intervals
+HOST_MEMORY_GB = 32  # a 7B model's 15 GB of weights pass through host memory, and some labs keep a copy there
+CORES = 2  # the number that the labs' minutes assume
+BUSY_SHARE = 0.25  # of the cores: above it, other programs' load widens the labs' intervals
 MOST_USED_SHARE = 0.2  # of a GPU's memory
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "firefox", "firefox-esr",
             "microsoft-edge", "microsoft-edge-stable", "brave-browser", "epiphany")  # fmt: skip
-TUNNEL = (
-    f"ssh -L {JUPYTER_PORT}:127.0.0.1:{JUPYTER_PORT} this-machine, and open JupyterLab's address in a browser there"
-)
+TUNNEL = f"ssh -L {JUPYTER_PORT}:127.0.0.1:{JUPYTER_PORT} this-machine, then open JupyterLab's address in its browser"
 STYLES = {"ok": "green", "yes": "green", "note": "yellow", "small": "yellow", "problem": "bold red", "no": "bold red"}
 State = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One finding. `fix` says what to do where `state` is not "ok"."""
+    """A finding. `fix`: what to do if `state` is not "ok"."""
 
     topic: str
     state: State
@@ -53,13 +51,13 @@ class Check:
 
 
 def judged(topic: str, found: str, ok: bool, fix: str, *, otherwise: State = "problem") -> Check:
-    """A check that is ok, or `otherwise` with the fix."""
+    """Return a check that is ok, or `otherwise` with the fix."""
     return Check(topic=topic, state="ok" if ok else otherwise, found=found, fix="" if ok else fix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """All findings. `labs`: by name; `took_s`: seconds that the examination took."""
+    """All findings. `labs`: by name; `took_s`: duration in seconds."""
 
     machine: Machine
     versions: dict[str, str]
@@ -75,7 +73,7 @@ class Doctor:
 
     @property
     def ok(self) -> bool:
-        """No check found a problem and every lab runs, if small."""
+        """No check found a problem and every lab runs, at least on the small model."""
         states = [check.state for check in self.checks] + [ready.runs for ready in self.labs.values()]
         return not {"problem", "no"} & set(states)
 
@@ -103,7 +101,7 @@ class Doctor:
         }
 
     def render(self, console: "Console") -> None:
-        """Print the tables for people; states are words, the colours only repeat them."""
+        """Print the tables. States are words; the colours repeat them."""
         labs = table("lab", "runs here", "why", "what to do", title="The labs")
         for name, ready in self.labs.items():
             labs.add_row(name, styled(ready.runs), ready.reason, ready.fix)
@@ -113,14 +111,14 @@ class Doctor:
 
 
 def styled(word: str) -> Any:
-    """A state in its colour."""
+    """Return a state in its colour."""
     from rich.text import Text
 
     return Text(word, style=STYLES[word])
 
 
 def checks_table(checks: Iterable[Check], *, title: str = "") -> "Table":
-    """A row for each check."""
+    """Return a table with a row for each check."""
     rows = table("what", "state", "found", "what to do", title=title)
     for check in checks:
         rows.add_row(check.topic, styled(check.state), check.found, check.fix)
@@ -134,10 +132,10 @@ def examine(
     machine: Machine | None = None,
     workshop: bool = False,
 ) -> Doctor:
-    """Look at everything. `labs`: names (default: all); `out_dir`: the folder for runs (default: `runs/`).
+    """Run all checks. `labs`: names (default: all); `out_dir`: the folder for runs (default: `runs/`).
 
-    `workshop`: with what a room has to have before learners come. `machine`: another than this one, for tests and for
-    asking "what if". UsageError for a lab that does not exist.
+    `workshop`: add the checks before a workshop. `machine`: a machine other than this one, for tests and for "what
+    if". UsageError: an unknown lab.
     """
     started_s = time.perf_counter()
     chosen = [find_lab(name) for name in (LABS if labs is None else labs)]
@@ -193,19 +191,19 @@ def _machine_checks(machine: Machine, installed: Mapping[str, str]) -> Iterator[
 
 
 def _gpu_check(machine: Machine, *, cuda_build: bool) -> Check:
-    """The GPU and the installed build of vLLM have to go together."""
+    """Check that the GPU and the installed build of vLLM match."""
     if machine.gpus:
         return judged("GPU", f"{machine.gpu_line()}, driver {machine.gpus[0].driver}", True, "")
     if machine.unused_gpus:
         return _unused_gpu_check(machine)
     if cuda_build:
-        return judged("GPU", f"{machine.gpu_reason}, but vLLM is the CUDA build", False, f"mend that, or {CPU_STACK}")
+        return judged("GPU", f"{machine.gpu_reason}, but vLLM is the CUDA build", False, f"fix that, or {CPU_STACK}")
     fix = "nothing to do: every lab has a small form for the CPU"
     return judged("GPU", machine.gpu_reason, False, fix, otherwise="note")
 
 
 def _unused_gpu_check(machine: Machine) -> Check:
-    """Name the way to the CUDA build: the command that installs it, or what has to be mended first."""
+    """Return the fix for an unused GPU: the command that installs the CUDA build, or what to fix first."""
     gpus = machine.unused_gpus
     missing = [need for need in engine_needs(gpus) if not need.met]
     unused = f"{in_words(gpus)}, driver {gpus[0].driver}: vLLM is the CPU build and does not use it"
@@ -242,7 +240,7 @@ def _cache_check(name: str, stored: bool) -> Check:
 
 
 def _port_check(port: int, free: bool) -> Check:
-    fix = "nothing to do for the labs, which take free ports; with `labkit serve` choose another by --port"
+    fix = "nothing to do for the labs, which use free ports; for `labkit serve` choose another with --port"
     found = f"{'free' if free else 'in use'} (default of {SERVER_PORTS[port]})"
     return judged(f"port {port}", found, free, fix, otherwise="note")
 
@@ -258,43 +256,43 @@ def _room_checks(machine: Machine) -> Iterator[Check]:
     for gpu in machine.gpus:
         used = gpu.memory_total_bytes - gpu.memory_free_bytes
         found = f"{gpu.memory_free_bytes / GIB:.1f} of {gpu.memory_total_bytes / GIB:.1f} GiB free"
-        fix = "`nvidia-smi` lists who holds it; end what nobody needs, or plan the shares from what is free"
+        fix = "`nvidia-smi` lists the processes; end unneeded ones, or plan the shares for the free memory"
         little = used <= MOST_USED_SHARE * gpu.memory_total_bytes
         yield judged(f"GPU {gpu.index} memory", found, little, fix, otherwise="note")
     yield writable_check("runs folder", runs_path())
     free = port_is_free(JUPYTER_PORT)
-    fix = "nothing to do: JupyterLab takes the next free port and prints it; tell the learners to read the address"
+    fix = "nothing to do: JupyterLab takes the next free port and prints its address; tell the learners"
     found = f"{'free' if free else 'in use'} (JupyterLab's default)"
     yield judged(f"port {JUPYTER_PORT}", found, free, fix, otherwise="note")
     browser = next((name for name in BROWSERS if shutil.which(name)), "")
-    fix = f"from the learner's own: {TUNNEL}"
+    fix = f"on the learner's computer: {TUNNEL}"
     yield judged("browser", browser or "none on this machine", bool(browser), fix, otherwise="note")
 
 
 def load_check(busy_cores: float, cpus: int) -> Check:
-    """What other programs take of the cores (the load average of the last minute)."""
+    """Check other programs' load on the cores (the load average of the last minute)."""
     found = f"{busy_cores:.1f} of {cpus} cores were busy in the last minute"
-    fix = "close what else runs: measurements get wider intervals, and Ray may need several tries to start"
+    fix = "close other programs: they widen the intervals, and Ray may need several tries to start"
     return judged("load", found, busy_cores <= BUSY_SHARE * cpus, fix, otherwise="note")
 
 
 def _intact_check(name: str, stored: bool) -> Check:
-    """An embedded model in the cache: each file's hash is compared."""
+    """Check an embedded model in the cache by the hash of each file."""
     if stored and models.is_intact(models.cached(name)):
         return judged(f"model {name}", "in the cache, every file verified", True, "")
-    found = "a file is damaged" if stored else "not in the cache: a room would fetch it all at once"
-    fix = "labkit fetch: it verifies what is there and fetches it anew where it is damaged"
+    found = "a file is damaged" if stored else "not in the cache: all learners would fetch it at once"
+    fix = "labkit fetch: it verifies the files and fetches damaged ones again"
     return judged(f"model {name}", found, False, fix)
 
 
 def writable_check(topic: str, folder: Path) -> Check:
-    """Whether a file can be made in `folder`, or in the parent that would hold it."""
+    """Check that a file can be created in `folder`, or in its nearest existing parent."""
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
             return judged(topic, f"{folder} can be written", True, "")
     except OSError as error:
-        fix = "give the learner's user the right to write there, or set LABKIT_ROOT to a folder of the learner's own"
+        fix = "give the learner's user write access, or set LABKIT_ROOT to a folder that the learner owns"
         return judged(topic, f"{folder}: {error.strerror or error}", False, fix)
 
 

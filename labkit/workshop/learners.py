@@ -1,7 +1,7 @@
-"""How far a learner is, from the records in a folder of theirs: labs, predictions, exercises, the last sign of life.
+"""Read a learner's progress from a folder of records: labs, predictions, exercises, last activity.
 
-A learner starts a lab more than once, and each start writes a record of its own. A lab counts as done when one of them
-is; a prediction counts as it was made first, since the second time one knows; an exercise that was passed stays passed.
+A learner may start a lab several times; each start writes a record. A lab is done if one of its records is. Only the
+first guess of a prediction counts, because later ones know the result. An exercise that was passed stays passed.
 """
 
 import os
@@ -26,7 +26,7 @@ RECORD = re.compile(r"[0-9]{2}[a-z]?_[a-z0-9_]+\.json")
 
 @dataclass(frozen=True, kw_only=True)
 class LabProgress:
-    """Where a learner is in one lab. `starts`: how often it was started, each time with a record."""
+    """A learner's progress in one lab. `starts`: the number of its records."""
 
     status: Status
     starts: int
@@ -37,7 +37,7 @@ class LabProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """One learner. `broken`: the message for each file that could not be read. `folder` is where the records were."""
+    """A learner. `broken`: why files could not be read; `folder`: the folder of the records."""
 
     name: str
     folder: Path
@@ -45,12 +45,12 @@ class Learner:
     broken: tuple[str, ...] = ()
 
     def labs_that_are(self, status: Status) -> list[str]:
-        """The labs with this status, in the course's order."""
+        """Return the labs with this status, in the course's order."""
         return [name for name, lab in self.labs.items() if lab.status == status]
 
     @property
     def calibration(self) -> Calibration:
-        """All predictions of the learner, summarised as in the report."""
+        """The learner's predictions, summarised."""
         return teaching.calibration(self.predictions)
 
     @property
@@ -60,22 +60,22 @@ class Learner:
 
     @property
     def hits(self) -> int:
-        """Predictions that came true."""
+        """The number of predictions that were hits."""
         return sum(prediction.get("hit") is True for prediction in self.predictions)
 
     @property
     def exercises(self) -> dict[str, Attempts]:
         """Every exercise that was tried."""
-        return {name: tried for lab in self.labs.values() for name, tried in lab.exercises.items()}
+        return {name: attempts for lab in self.labs.values() for name, attempts in lab.exercises.items()}
 
     @property
     def last(self) -> datetime | None:
-        """The last sign of life; None where there is no record."""
+        """The last activity; None without a record."""
         return max((lab.last for lab in self.labs.values()), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        tried = self.exercises
+        """Return plain data."""
+        exercises = self.exercises
         return {
             "name": self.name,
             "folder": str(self.folder),
@@ -83,8 +83,8 @@ class Learner:
             **{status: self.labs_that_are(status) for status in ("done", "running", "failed")},
             "predictions": {**asdict(self.calibration), "hits": self.hits},
             "exercises": {
-                "passed": [name for name, one in tried.items() if one.passed],
-                "not_yet": [name for name, one in tried.items() if not one.passed],
+                "passed": [name for name, attempts in exercises.items() if attempts.passed],
+                "not_yet": [name for name, attempts in exercises.items() if not attempts.passed],
             },
             "last_activity": self.last.isoformat() if self.last else None,
             "broken": list(self.broken),
@@ -93,7 +93,7 @@ class Learner:
 
 @dataclass(frozen=True, kw_only=True)
 class Hurdle:
-    """An exercise as the whole room met it. `misconceptions`: how many learners showed each."""
+    """An exercise's results in the whole room. `misconceptions`: how many learners showed each."""
 
     exercise: str
     tried: int
@@ -102,27 +102,28 @@ class Hurdle:
 
 
 def read_learner(folder: Path, *, name: str) -> Learner:
-    """Reads every record below `folder`, hidden folders left out. A broken file is kept as its message.
+    """Read every record below `folder`, except in hidden folders; broken files become messages.
 
-    RecordError when it is no folder.
+    RecordError: not a folder.
     """
     if not folder.is_dir():
         raise RecordError(f"{folder} is not a folder", remedy="pass a learner's folder, such as serving-lab/runs")
-    found: list[tuple[Record, datetime]] = []
+    records: list[tuple[Record, datetime]] = []
     broken: list[str] = []
     for file in _record_files(folder):
         try:
             record = read(file)
-            found.append((record, _last_sign(record, file)))
+            # A lab that is still open was last active when its file was written.
+            records.append((record, record.ended or datetime.fromtimestamp(file.stat().st_mtime, tz=UTC)))
         except (RecordError, OSError) as error:
             broken.append(str(error))
-    return Learner(name=name, folder=folder, labs=progress_of(found), broken=tuple(broken))
+    return Learner(name=name, folder=folder, labs=progress_of(records), broken=tuple(broken))
 
 
 def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProgress]:
-    """Records, each with its last sign of life, in any order, as progress by lab in the course's order.
+    """Return progress by lab, in the course's order, from records with their times of last activity.
 
-    Copies of one start count once, as they were last.
+    Of several copies of one start, only the latest counts.
     """
     starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=itemgetter(1))}
     by_lab: dict[str, list[tuple[Record, datetime]]] = {}
@@ -132,28 +133,28 @@ def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProg
 
 
 def hurdles(learners: Iterable[Learner]) -> list[Hurdle]:
-    """Every exercise that somebody tried: first those that most of who tried have not passed."""
+    """Return every exercise that was tried, first those that most learners tried without passing."""
     tried: dict[str, list[Attempts]] = {}
     for learner in learners:
         for name, attempts in learner.exercises.items():
             tried.setdefault(name, []).append(attempts)
-    found = [_hurdle(name, attempts) for name, attempts in sorted(tried.items())]
-    return sorted(found, key=lambda one: one.passed - one.tried)
+    hurdles = [_hurdle(name, attempts) for name, attempts in sorted(tried.items())]
+    return sorted(hurdles, key=lambda hurdle: hurdle.passed - hurdle.tried)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: what tells it from the others. Of /home/ann/runs and /home/ben/runs: ann and ben."""
+    """Return the distinguishing part of each path: ann and ben for /home/ann/runs and /home/ben/runs."""
     if len(folders) < 2:
         return [folder.absolute().name for folder in folders]
     parts = [folder.absolute().parts for folder in folders]
     start = _shared(parts)
     end = _shared([part[start:][::-1] for part in parts])
     names = ["/".join(part[start : len(part) - end]) for part in parts]
-    return names if all(names) else [str(folder) for folder in folders]  # one is in the other, or it is named twice
+    return names if all(names) else [str(folder) for folder in folders]  # nested or repeated folders
 
 
 def _shared(paths: Sequence[tuple[str, ...]]) -> int:
-    """The number of leading parts that are the same in all paths."""
+    """Return the number of leading parts that all paths share."""
     return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False)))
 
 
@@ -161,11 +162,6 @@ def _record_files(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where, name) for name in sorted(files) if RECORD.fullmatch(name))
-
-
-def _last_sign(record: Record, file: Path) -> datetime:
-    """The record's end; while the lab is open, when its file was last written."""
-    return record.ended or datetime.fromtimestamp(file.stat().st_mtime, tz=UTC)
 
 
 def _lab_progress(starts: Sequence[tuple[Record, datetime]]) -> LabProgress:
@@ -182,96 +178,84 @@ def _lab_progress(starts: Sequence[tuple[Record, datetime]]) -> LabProgress:
 
 
 def _first_predictions(records: Iterable[Record]) -> dict[str, Mapping[str, Any]]:
-    """Each question with its first guess, or without one where nobody ever guessed."""
-    found: dict[str, Mapping[str, Any]] = {}
+    """Return each question with its first guess, if there was one."""
+    first: dict[str, Mapping[str, Any]] = {}
     for record in records:
-        for one in record.predictions:
-            name = str(one.get("id"))
-            if name not in found or found[name].get("guess") is None:
-                found[name] = one
-    return found
+        for prediction in record.predictions:
+            name = str(prediction.get("id"))
+            if name not in first or first[name].get("guess") is None:
+                first[name] = prediction
+    return first
 
 
 def _joined_exercises(records: Iterable[Record]) -> dict[str, Attempts]:
-    found: dict[str, Attempts] = {}
+    joined: dict[str, Attempts] = {}
     for record in records:
-        for name, now in record.exercises.items():
-            before = found.get(name)
-            found[name] = now if before is None else _joined(before, now)
-    return found
+        for name, attempts in record.exercises.items():
+            joined[name] = joined[name].joined(attempts) if name in joined else attempts
+    return joined
 
 
-def _joined(a: Attempts, b: Attempts) -> Attempts:
-    return Attempts(
-        passed=a.passed or b.passed,
-        tries=a.tries + b.tries,
-        misconceptions=tuple(dict.fromkeys((*a.misconceptions, *b.misconceptions))),
-    )
-
-
-def _hurdle(name: str, attempts: Sequence[Attempts]) -> Hurdle:
-    shown = Counter(one for each in attempts for one in each.misconceptions)
-    passed = sum(each.passed for each in attempts)
-    return Hurdle(exercise=name, tried=len(attempts), passed=passed, misconceptions=dict(shown.most_common()))
+def _hurdle(name: str, tried: Sequence[Attempts]) -> Hurdle:
+    shown = Counter(misconception for attempts in tried for misconception in attempts.misconceptions)
+    passed = sum(attempts.passed for attempts in tried)
+    return Hurdle(exercise=name, tried=len(tried), passed=passed, misconceptions=dict(shown.most_common()))
 
 
 # --- solutions ---
 
 
 def solutions(labs: Iterable[str] = ()) -> dict[str, list[Exercise]]:
-    """The exercises by lab; `labs`: names, numbers or beginnings (default: all). UsageError for an unknown lab, or for
-    one without exercises that was asked for."""
-    asked = [find_lab(name) for name in labs]
-    found = {
+    """Return the exercises by lab; `labs`: names, numbers or prefixes (default: all). UsageError: an unknown lab, or a
+    chosen lab without exercises."""
+    chosen = [find_lab(name) for name in labs]
+    by_lab = {
         lab.name: [exercise for key, exercise in exercises().items() if key.startswith(f"{lab.number}.")]
-        for lab in asked or LABS.values()
+        for lab in chosen or LABS.values()
     }
-    for lab in asked:
-        require(bool(found[lab.name]), f"{lab.name} has 0 exercises", fix="leave it out; without a lab, all are shown")
-    return {name: by_lab for name, by_lab in found.items() if by_lab}
+    for lab in chosen:
+        require(bool(by_lab[lab.name]), f"{lab.name} has 0 exercises", fix="leave it out; the default is all labs")
+    return {name: items for name, items in by_lab.items() if items}
 
 
-def to_json(found: dict[str, list[Exercise]]) -> dict[str, Any]:
-    """Plain data, in the course's order."""
-    return {"exercises": [_as_data(lab, one) for lab, ones in found.items() for one in ones]}
+def to_json(by_lab: dict[str, list[Exercise]]) -> dict[str, Any]:
+    """Return plain data, in the course's order."""
+    return {"exercises": [_as_data(lab, exercise) for lab, items in by_lab.items() for exercise in items]}
 
 
-def to_markdown(found: dict[str, list[Exercise]]) -> str:
-    """One document: question, solution, and what a wrong answer tells, for each exercise."""
+def to_markdown(by_lab: dict[str, list[Exercise]]) -> str:
+    """Return one document with each exercise's question, solution and feedback on wrong answers."""
     parts = ["# Solutions", NOTE]
-    for lab, ones in found.items():
-        parts += [f"## {LABS[lab].number} · {LABS[lab].title}", *(_section(one) for one in ones)]
+    for lab, items in by_lab.items():
+        parts += [f"## {LABS[lab].number} · {LABS[lab].title}", *map(_section, items)]
     return "\n\n".join(parts) + "\n"
 
 
 NOTE = (
-    "For instructors. Where an exercise uses what was measured on a learner's machine, the question stands here with "
-    "an example's numbers; the solution is the function that computes the answer from theirs."
+    "For instructors. Questions that use a learner's own measurements are shown with example numbers; their solution "
+    "is a function that computes the answer from the learner's numbers."
 )
 
 
-def _as_data(lab: str, one: Exercise) -> dict[str, Any]:
+def _as_data(lab: str, exercise: Exercise) -> dict[str, Any]:
     return {
-        "id": one.id,
+        "id": exercise.id,
         "lab": lab,
-        "title": one.title,
-        "prompt": one.asked(one.needs),
-        "solution": one.solution_text(),
-        "hints": list(one.hints),
-        "misconceptions": [{"name": name, "told": told} for name, told in one.told.items()],
+        "title": exercise.title,
+        "prompt": exercise.asked(exercise.needs),
+        "solution": exercise.solution_text(),
+        "hints": list(exercise.hints),
+        "misconceptions": [{"name": name, "told": text} for name, text in exercise.feedback.items()],
     }
 
 
-def _section(one: Exercise) -> str:
-    solved = one.solution_text()
-    shown = f"```text\n{solved}\n```" if isinstance(one, ChoiceExercise) else f"```python\n{solved}\n```"
-    wrong = "\n".join(f"- **{name}**: {' '.join(told.split())}" for name, told in one.told.items())
+def _section(exercise: Exercise) -> str:
+    language = "text" if isinstance(exercise, ChoiceExercise) else "python"
     parts = [
-        f"### {one.id}: {one.title}",
-        one.asked(one.needs),
-        "**Solution**",
-        shown,
-        "**What wrong answers tell**",
-        wrong,
+        f"### {exercise.id}: {exercise.title}",
+        exercise.asked(exercise.needs),
+        f"**Solution**\n\n```{language}\n{exercise.solution_text()}\n```",
+        "**Feedback on wrong answers**",
+        "\n".join(f"- **{name}**: {' '.join(text.split())}" for name, text in exercise.feedback.items()),
     ]
     return "\n\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""A room before a workshop: each machine's check as one JSON file in a folder, and all of them in one table."""
+"""Check the machines of a workshop's room: one JSON file for each machine, and a summary of all."""
 
 import json
 import math
@@ -25,14 +25,14 @@ from labkit.serving import vllm
 from labkit.workshop.doctor import Check, examine, judged
 
 COMPARED = ("labkit", "vllm", "torch", "ray", "torchserve", "jupyterlab")
-AGAIN = "run the check there again: make workshop-check ARGS='--save DIR'"
+AGAIN = "run the check on that machine again: make workshop-check ARGS='--save DIR'"
 FORMAT = 1
 
 
 class RoomCheck(BaseModel, frozen=True):
-    """The findings on one machine, as they are written to its file, which may hold more.
+    """The checks of one machine, as its file contains them; other fields are ignored.
 
-    `commit`: the course's, "+" added where files were changed; None without git.
+    `commit`: the course's commit, with "+" if files were changed; None without git.
     """
 
     workshop_check: int = FORMAT
@@ -43,12 +43,12 @@ class RoomCheck(BaseModel, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """No problem was found; notes stop nobody."""
+        """No problem was found; notes are allowed."""
         return not self.problems
 
     @property
     def problems(self) -> list[Check]:
-        """What has to be mended before the workshop."""
+        """The checks that must be fixed before the workshop."""
         return [check for check in self.checks if check.state == "problem"]
 
     def to_json(self) -> dict[str, Any]:
@@ -59,21 +59,21 @@ class RoomCheck(BaseModel, frozen=True):
 def check_room(
     *, labs: Iterable[str] | None = None, answer: Callable[[], str] | None = None, machine: Machine | None = None
 ) -> RoomCheck:
-    """Look at everything. `labs`: those of the workshop (default: all that exist); UsageError for an unknown one.
+    """Run all checks. `labs`: the workshop's (default: all); UsageError: an unknown lab.
 
-    `answer` gets a first real answer out of an engine and returns it in words (see `first_answer`); None leaves it out.
+    `answer`: a function that gets a first answer from an engine (see `first_answer`); None skips this check.
     """
-    seen = examine(labs=labs, machine=machine, workshop=True)
+    doctor = examine(labs=labs, machine=machine, workshop=True)
     return RoomCheck(
-        machine=seen.machine.line(),
+        machine=doctor.machine.line(),
         commit=git_commit(),
-        versions=seen.versions,
-        checks=seen.checks if answer is None else (*seen.checks, answer_check(answer)),
+        versions=doctor.versions,
+        checks=doctor.checks if answer is None else (*doctor.checks, answer_check(answer)),
     )
 
 
 def answer_check(answer: Callable[[], str]) -> Check:
-    """A first answer, or why there is none. `answer` raises a LabkitError where it fails."""
+    """Check that `answer` returns a first answer and does not raise a LabkitError."""
     try:
         return judged("first answer", answer(), True, "")
     except LabkitError as error:
@@ -85,7 +85,7 @@ def answer_check(answer: Callable[[], str]) -> Check:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineState:
-    """One machine of the room. `differs`: in what it is not like most of the room."""
+    """A machine of the room. `differs`: software that differs from most machines."""
 
     name: str
     check: RoomCheck
@@ -115,7 +115,7 @@ def _without_state(check: Check) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """All machines with a file. `broken`: the message for each file that could not be read."""
+    """All machines with a file. `broken`: why files could not be read."""
 
     machines: tuple[MachineState, ...]
     broken: tuple[str, ...]
@@ -137,7 +137,7 @@ def write_check(check: RoomCheck, folder: Path, *, name: str | None = None) -> P
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecordError(
-            f"{folder} cannot be made: {error.strerror or error}", remedy="choose another folder"
+            f"{folder} cannot be created: {error.strerror or error}", remedy="choose another folder"
         ) from error
     path = folder / f"{name or socket.gethostname()}.json"
     write_atomic(path, json.dumps(check.to_json(), indent=1) + "\n")
@@ -145,7 +145,7 @@ def write_check(check: RoomCheck, folder: Path, *, name: str | None = None) -> P
 
 
 def read_room(folder: Path) -> Room:
-    """Read every *.json of `folder`; a machine's name is its file's. UsageError where there is no file at all."""
+    """Read every *.json of `folder`; a machine's name is its file's stem. UsageError: there is no file."""
     files = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []
     if not files:
         raise UsageError(f"{folder} holds 0 checks", remedy=f"on each machine, {AGAIN.partition(': ')[2]}")
@@ -157,7 +157,7 @@ def read_room(folder: Path) -> Room:
         except OSError as error:
             broken.append(f"{file} cannot be read: {error.strerror or error}\n  To fix it: {AGAIN}")
         except ValidationError as error:
-            broken.append(f"{file} is no workshop check: {first_errors(error, most=1)}\n  To fix it: {AGAIN}")
+            broken.append(f"{file} is not a workshop check: {first_errors(error, most=1)}\n  To fix it: {AGAIN}")
     usual = _usual([_software(check) for check in checks.values()])
     machines = [_state(name, check, usual) for name, check in checks.items()]
     return Room(machines=tuple(machines), broken=tuple(broken))
@@ -168,7 +168,7 @@ def _software(check: RoomCheck) -> dict[str, str]:
 
 
 def _usual(software: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What most machines have, software by software; of equally many the first by name."""
+    """Return the most frequent version of each software; in a tie, the first in order."""
     usual = {}
     for name in software[0] if software else ():
         counts = Counter(versions[name] for versions in software)
@@ -185,7 +185,7 @@ def _state(name: str, check: RoomCheck, usual: Mapping[str, str]) -> MachineStat
 
 
 def _short(version: str) -> str:
-    """A commit's first characters, with its "+"; versions as they are."""
+    """Shorten a commit, keeping its "+"; return versions unchanged."""
     return version[:10] + ("+" if version.endswith("+") else "") if len(version) > 20 else version
 
 
@@ -197,9 +197,10 @@ LEAST_SHARE = 0.05
 
 
 def first_answer(say: Callable[[str], None] = lambda _: None) -> str:
-    """Start `vllm serve` with the embedded chat model, ask it once and stop it; say how long start and answer took.
+    """Start `vllm serve` with the embedded chat model, send one request and stop it; return the times in words.
 
-    About a minute on two cores. UsageError (too little memory), ModelError, ServerError or LoadError: no answer.
+    It takes about a minute on two cores. UsageError (too little memory), ModelError, ServerError or LoadError: no
+    answer.
     """
     started_s = time.perf_counter()
     machine, model = inspect(), models.resolve(models.CHAT, progress=say)
@@ -224,18 +225,18 @@ def first_answer(say: Callable[[str], None] = lambda _: None) -> str:
 
 
 def in_words(result: LoadResult, *, ready_s: float) -> str:
-    """The answer's tokens and times. LoadError where there is no answer."""
+    """Return the answer's tokens and times. LoadError: no answer."""
     record = result.records[-1]
     if record.e2e_s is None or not record.output_tokens:
         raise LoadError(
-            f"the engine came up and did not answer: {record.outcome} {record.error}".rstrip(),
-            remedy="look at `labkit serve vllm` and `labkit load` by hand: they show the server's log",
+            f"the engine started but did not answer: {record.outcome} {record.error}".rstrip(),
+            remedy="run `labkit serve vllm` and `labkit load` by hand: they show the server's log",
         )
     return f"{record.output_tokens} tokens in {record.e2e_s:.1f} s; the engine was ready after {ready_s:.0f} s"
 
 
 def small_share(machine: Machine) -> float:
-    """Of a GPU's memory: half of what is free, for the embedded model needs little. Without a GPU it has no effect."""
+    """Return half of the GPU's free memory as a share, enough for the embedded model. No effect without a GPU."""
     if not machine.gpus:
         return LEAST_SHARE
     gpu = machine.gpus[0]

@@ -167,7 +167,7 @@ def test_another_question_can_be_pasted(calculator: Any, page: Any) -> None:
     expect(field(calculator, "How many").locator("input")).to_have_value("20")
     calculator.locator("textarea").fill("{")
     page.keyboard.press("Tab")
-    expect(calculator.get_by_role("alert")).to_contain_text("the state is no JSON")
+    expect(calculator.get_by_role("alert")).to_contain_text("the state is not JSON")
 
 
 def test_the_picture_follows_the_hand(

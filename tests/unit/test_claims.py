@@ -82,7 +82,7 @@ BROKEN = [
     (without(C07, "short"), "C07 .*short: Field required"),
     ({**C07, "sort": "x"}, "C07 .*sort: Extra inputs"),
     ({**C07, "literature": {**C07["literature"], "verdict": True}}, r"C07 .*literature\.verdict"),
-    ({**C07, "id": "C08"}, "claim C08 is there twice"),
+    ({**C07, "id": "C08"}, "has claim C08 twice"),
     ({**C07, "id": "7"}, "claim 7 is not valid: id"),
 ]
 
@@ -213,10 +213,10 @@ def test_more_gain_never_turns_the_first_claim_from_supported(
 def test_evidence_of_the_wrong_type_is_refused() -> None:
     """Text or truth for a number, NaN, a claim without a rule and an unknown id name the claim."""
     refused: list[tuple[str, dict[str, Scalar], str]] = [
-        ("C28", {"listening_ports": "none"}, "claim C28: listening_ports == 0: 'none' is no number"),
-        ("C28", {"listening_ports": False}, "claim C28: listening_ports == 0: False is no number"),
+        ("C28", {"listening_ports": "none"}, "claim C28: listening_ports == 0: 'none' is not a number"),
+        ("C28", {"listening_ports": False}, "claim C28: listening_ports == 0: False is not a number"),
         ("C28", {"listening_ports": float("nan")}, "claim C28: listening_ports is nan"),
-        ("C04", {CODE: 1, VERSION: "5"}, "claim C04: .* 1 is no truth value"),
+        ("C04", {CODE: 1, VERSION: "5"}, "claim C04: .* 1 is not a truth value"),
         ("C02", {}, "claim C02 has no rule"),
         ("C99", {}, "no claim 'C99'(.|\n)*C01 to C65"),
     ]
@@ -273,8 +273,8 @@ def test_the_newest_evidence_decides_and_older_evidence_is_noted() -> None:
         assert row.evidence == {"listening_ports": 0}
         assert (row.machine, row.date) == ("machine of hour 3", "2026-11-24T15:00:00+00:00")
         assert len(row.notes) == 2
-        assert "machine of hour 2) said: supported" in row.notes[0]
-        assert "machine of hour 1) says the same" in row.notes[1]
+        assert "machine of hour 2) has the verdict supported" in row.notes[0]
+        assert "machine of hour 1) agrees" in row.notes[1]
         assert row.model_dump(mode="json")["measured"] is True
 
 

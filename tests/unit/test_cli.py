@@ -132,8 +132,8 @@ WRONG = {
     f"{LOAD} --workload nonsense --json": "no workload 'nonsense'",
     f"{LOAD} --rate 1 --concurrency 2": "concurrency",
     f"{LOAD} --requests 0": "--requests=1 or more",
-    f"{LOAD} --requests 1000000000": "the most are 100,000",
-    f"{LOAD} --warmup 1000000000": "the most are 100,000",
+    f"{LOAD} --requests 1000000000": "the maximum is 100,000",
+    f"{LOAD} --warmup 1000000000": "the maximum is 100,000",
     f"{LOAD} --warmup -1": "--warmup=0 or more",
     f"{LOAD} --timeout 0": "--timeout is 0",
     f"{LOAD} --set prompt_words=1000000000": "too many",
@@ -143,7 +143,7 @@ WRONG = {
     f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
     f"{LOAD} --api-key a\x01b": "line break",
     f"{LOAD} --api embeddings": "completions",
-    f"{LOAD} --ramp-from 2": "say what it rises to",
+    f"{LOAD} --ramp-from 2": "where the ramp ends",
     f"{LOAD} --sweep users=1,2,3": "not 'users'",
     f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
     f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out",
@@ -183,7 +183,7 @@ WRONG = {
     "solutions 99": "there is no lab called '99'",
     "workshop-check --lab 99": "there is no lab called '99'",
     "workshop-check --summary {tmp}/nowhere": "holds 0 checks",
-    "workshop-check --summary {tmp} --answer": "--summary looks at no machine",
+    "workshop-check --summary {tmp} --answer": "--summary checks no machine",
 }
 
 

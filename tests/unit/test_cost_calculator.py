@@ -154,7 +154,7 @@ def test_a_pasted_question_fills_every_field(calculator: CostCalculator, capsys:
     calculator.exported.value = '{"bufer": 1}'
     assert "no setting" in calculator.message.value
     assert calculator.result == other.result
-    assert not_refused(show_calculator, [("{", "JSON")]) == []
+    assert not_refused(show_calculator, [("{", "not JSON")]) == []
 
 
 def test_texts_from_outside_are_escaped() -> None:

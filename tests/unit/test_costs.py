@@ -378,7 +378,7 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"api": " , "}, "no API to compare with"),
         ({"paid_hours_per_day": 8}, "paid for only 8"),
         ({"bufer": 1}, "no setting 'bufer'\n  To fix it: did you mean buffer?"),
-        ({"state": "{"}, "the state is no"),
+        ({"state": "{"}, "state is not JSON"),
         ({"state": [1]}, "state is a list"),
     ]
     assert not_refused(lambda values: costs.calculate(costs.settings_from(values, question())), bad) == []

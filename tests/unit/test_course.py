@@ -220,7 +220,7 @@ def test_too_little_gpu_memory_is_told_with_the_numbers() -> None:
         (80, 2.0, 1, 0.9, "org/Some-1B", ("only 2.0 of its 80.0 GiB", "nvidia-smi")),
         (80, 80.0, 1, 0.1, seven, ("14.2 GiB", "is 8.0 GiB", "smaller model")),
         (80, 80.0, 1, 0.1, "org/Other-8B-chat", ("14.9 GiB", "is 8.0 GiB")),
-        (24, 24.0, 2, 0.9, seven, ("parted by 2 engines, is 10.8 GiB",)),
+        (24, 24.0, 2, 0.9, seven, ("divided among 2 engines, is 10.8 GiB",)),
     ):
         machine = synthetic.machine(gpu_gib=card, gpu_free_gib=free_gib)
         with pytest.raises(UsageError) as caught:

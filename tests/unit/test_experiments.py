@@ -99,7 +99,7 @@ def test_order_is_shuffled_by_the_seed_alone() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     """No arm, no repeat, and groups with an unknown arm or one named twice: refused before anything runs."""
     arms: dict[str, Callable[[int], Any]] = dict.fromkeys("abc", lambda _: pytest.fail("it ran"))
-    groups = {("ax",): "'x', and there is no such arm", ("aa",): "'a' 2 times", ("ab", "bc"): "'b' 2 times"}
+    groups = {("ax",): "'x', which is not an arm", ("aa",): "'a' 2 times", ("ab", "bc"): "'b' 2 times"}
     for together, message in groups.items():
         refused(lambda together=together: interleaved(arms, repeats=1, seed=0, together=together), message)  # type: ignore[misc]
     refused(lambda: interleaved({}, repeats=1, seed=0), "0 arms")
@@ -237,7 +237,7 @@ def test_one_pair_has_no_interval_and_says_so() -> None:
     one, same = paired_ratio([6.0], [2.0], name="speed-up"), paired_ratio([6.0, 3.0], [2.0, 1.0])
     for ratio in (one, same):
         assert (ratio.low, ratio.value, ratio.high) == pytest.approx((3, 3, 3))
-    assert "'speed-up' rests on 1 pair" in (one.warning or "")
+    assert "'speed-up' is from 1 pair" in (one.warning or "")
     assert (one.differs, same.differs, same.warning) == (False, True, None)
     assert interval([5.0]).warning is not None
 

@@ -59,7 +59,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 20))
 HOSTILE = [
     (BOMB, "it has more than 1,000,000 values"),
-    ("&a [*a]", "*a stands for itself"),
+    ("&a [*a]", "*a refers to itself"),
     ("[" * 100_000, "nested more than 64 deep"),
     ("{a: " * 100_000, "nested more than 64 deep"),
     ("- " * 100_000, "nested more than 64 deep"),
@@ -79,7 +79,7 @@ def test_hostile_yaml_is_refused_at_once(tmp_path: Path) -> None:
         return read_yaml(path, Any)
 
     only_files = [
-        ("a: {b: 1, b: 2}", "b is there twice"),
+        ("a: {b: 1, b: 2}", "b appears twice"),
         ("a: 1\n---\na: 2", "expected a single document"),
         ("# nothing", "it is empty"),
         ("!!python/object:os.system x", "not valid YAML"),

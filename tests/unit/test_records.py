@@ -88,7 +88,7 @@ def test_everything_recorded_comes_back(tmp_path: Path) -> None:
     assert found == writer.record
     assert own.low < own.value == 2.0 < own.high
     assert (given_interval.value, given_interval.low, given_interval.high) == (2.5, 2.0, 3.0)
-    assert "'once' rests on 1 pair" in found.warnings[0]
+    assert "'once' is from 1 pair" in found.warnings[0]
     assert found.warnings[1:] == (str(caution),)
     assert found.ended is not None
     assert (found.status, found.when, found.ended >= found.started) == ("done", found.ended, True)
@@ -167,7 +167,7 @@ def test_misuse_of_the_recorder_is_refused_and_changes_nothing(tmp_path: Path) -
             call()
     assert writer.path.read_text() == before
     (tmp_path / "taken").write_text("")
-    with pytest.raises(RecordError, match=r"taken cannot be made(.|\n)*--out"):
+    with pytest.raises(RecordError, match=r"taken cannot be created(.|\n)*--out"):
         recorder(tmp_path / "taken")
 
 

@@ -125,7 +125,7 @@ def test_a_broken_reference_is_refused_by_name(kept: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"status": "failed"}, "is failed, not done"),
         ({"machine": {"line": "64 CPUs"}}, "from another machine"),
-        ({"predictions": [{"id": "x", "guess": 1.0}]}, "somebody's guess for x"),
+        ({"predictions": [{"id": "x", "guess": 1.0}]}, "a learner's guess for x"),
         ({"machine": {"line": good["machine"]["line"], "hostname_hash": "0"}}, "hostname_hash"),
         ({"lab": "02_other"}, "holds the record of"),
         ({"measured": "many"}, "not a valid Record"),

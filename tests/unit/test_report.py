@@ -195,7 +195,7 @@ def test_what_is_broken_or_does_not_fit_is_told_and_the_rest_is_there(full: Path
 
 
 def test_few_predictions_are_not_called_a_calibration(tmp_path: Path) -> None:
-    """Below ten predictions the page says that they tell little; without any it says that, too."""
+    """Below ten predictions the page says that they too few to judge calibration; without any it says that, too."""
     guess = {"question": "q", "unit": "s", "guess": 1.0, "confidence": 0.5, "measured": 1.0, "hit": True}
     for count in (0, 1, 9, 10):
         made = recorder(tmp_path)
@@ -203,7 +203,7 @@ def test_few_predictions_are_not_called_a_calibration(tmp_path: Path) -> None:
             made.prediction({**guess, "id": str(n)})
         made.save("done")
         _, found = page(tmp_path)
-        assert ("tell little" in found.text) == (0 < count < 10)
+        assert ("too few to judge calibration" in found.text) == (0 < count < 10)
         assert ("No lab of this run asked for a prediction" in found.text) == (count == 0)
         assert ("Brier score 0.25" in found.text) == (count > 0)
         assert ("50% to 70%" in found.text) == (count > 0)
@@ -238,7 +238,7 @@ def test_labs_that_did_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
     skipped = LabRun(name=SECOND, status="skipped", error="java not found: run make again")
     run_info(tmp_path, LabRun(name=FIRST, status="done", seconds=1.0), skipped, LabRun(name="77_x", status="waiting"))
     texts = [warning["text"] for warning in view(load(tmp_path))["warnings"]]
-    assert texts == ["did not run: java not found: run make again", "did not run: the run was stopped before"]
+    assert texts == ["did not run: java not found: run make again", "did not run: the run was stopped first"]
 
 
 def test_the_report_goes_where_it_is_asked_to(

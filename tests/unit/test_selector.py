@@ -245,9 +245,9 @@ def test_a_state_comes_back_as_it_went(answers: dict[str, str], model: str | Non
 def test_a_bad_state_is_refused() -> None:
     """Invalid JSON, unknown questions and options, and invalid model names are refused."""
     states = [
-        ("[1]", "a list"),
-        ("{", "JSON"),
-        ("[" * 9000, "JSON"),
+        ("[1]", "a list, not an object"),
+        ("{", "not JSON"),
+        ("[" * 9000, "not JSON"),
         ("x" * 20_000, "20,000 characters"),
         ('{"knd": "llm"}', "did you mean kind"),
         ('{"kind": "lmm"}', "did you mean llm"),

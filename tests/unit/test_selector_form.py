@@ -133,7 +133,7 @@ def test_bad_input_ends_with_two_and_a_remedy(capsys: pytest.CaptureFixture[str]
         (["--set", "kind=lmm"], "did you mean llm"),
         (["--set", "kind"], "sets nothing"),
         (["--set", "prefixs=no"], "did you mean prefixes"),
-        (["--answers", "{"], "JSON"),
+        (["--answers", "{"], "not JSON"),
         (["--runs", "/nowhere"], "not a folder"),
     ):
         with pytest.raises(SystemExit) as ended:

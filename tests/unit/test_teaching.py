@@ -67,7 +67,7 @@ def test_what_does_not_fit_the_question_is_refused() -> None:
         ({"options": ["yes", "no"], "guess": "perhaps"}, "yes, no"),
         ({}, "unit or options"),
         ({"unit": "s", "options": ["a"]}, "unit or options"),
-        ({"options": ["a", "b"]}, "no option"),
+        ({"options": ["a", "b"]}, "not an option"),
         ({"unit": "s"}, "asks for a number"),
     ]
     for question, message in refused:
@@ -97,7 +97,7 @@ def test_the_form_starts_at_the_parameter() -> None:
     """A guess from the parameters is in the form, and is said to count."""
     _, answer, confidence, _, status = form(predict("q", "?", unit="tok/s", guess=1234.5, confidence=0.7)).children
     assert (answer.value, confidence.value) == ("1,234.5", 70)
-    assert "the lab's parameter counts" in status.value
+    assert "the guess is the lab's parameter" in status.value
 
 
 def test_a_reveal_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:

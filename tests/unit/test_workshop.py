@@ -323,13 +323,13 @@ def test_a_room_is_what_its_machines_wrote(tmp_path: Path) -> None:
     assert (whole.ok, first.ok, second.ok, third.ok) == (False, True, False, False)
     assert (second.check.problems[0].topic, second.check.problems[0].fix) == ("disk", "free some")
     assert third.differs == (f"commit {'b' * 10}+, most have {'a' * 10}", "vllm 0.31.0, most have 0.32.0")
-    assert [("pc4.json is no workshop check" in line) for line in whole.broken] == [True]
+    assert [("pc4.json is not a workshop check" in line) for line in whole.broken] == [True]
 
 
 def test_a_check_needs_a_folder_to_be_written_to(tmp_path: Path) -> None:
     """A file in the folder's place is an error with a remedy, and an empty folder is no room."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match="cannot be made"):
+    with pytest.raises(RecordError, match="cannot be created"):
         room.write_check(a_check(), tmp_path / "file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds 0 checks"):
