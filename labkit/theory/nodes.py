@@ -1,7 +1,7 @@
-"""Where Ray puts actors and placement groups on several nodes.
+"""Ray's placement of actors and placement groups on several nodes.
 
-Ray chooses a node by the *sum* of what its GPUs have left, and only then a GPU on it: a request for 0.6 of a GPU goes
-to a node with 8 x 0.4 left, and waits there while another node is empty (ray-project/ray#20933, open in Ray 2.60:
+Ray chooses a node by the *sum* of its free GPU capacity, and only then a GPU on it: a request for 0.6 of a GPU goes
+to a node with 8 x 0.4 free, and waits there while another node is empty (ray-project/ray#20933, open in Ray 2.60:
 NodeResources::IsAvailable compares sums, NodeResourceInstanceSet::TryAllocate looks at each GPU).
 """
 
@@ -17,10 +17,10 @@ Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a replica asks for: an actor's num_gpus, or with a `strategy` the GPUs of a placement group's bundles.
+    """A replica's resources: an actor's num_gpus, or with a `strategy` the GPUs of a placement group's bundles.
 
-    `nodes`: the only ones that will do (by accelerator type); None: any. `per_node`: most replicas of `deployment` on
-    a node (max_replicas_per_node).
+    `nodes`: allowed nodes (by accelerator type); None: any. `per_node`: most replicas of `deployment` per node
+    (max_replicas_per_node).
     """
 
     bundles: tuple[float, ...]
@@ -32,20 +32,20 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A replica's GPUs, bundle by bundle, numbered over all nodes; () while it waits, and then perhaps the node that
-    Ray chose by its sum, though none of its GPUs has enough left."""
+    """A replica's GPUs, bundle by bundle, numbered over all nodes; () while it waits. `waits_on`: the node that Ray
+    chose by its sum although none of its GPUs has enough free capacity."""
 
     gpus: tuple[int, ...] = ()
     waits_on: int | None = None
 
 
 def place(requests: Sequence[Request], gpus: Sequence[int], *, packed: bool = False) -> list[Place]:
-    """The places of replicas that ask one after the other, on nodes with so many GPUs each.
+    """Place replicas that arrive one after the other; `gpus`: the number of GPUs of each node.
 
-    Serve's default is to spread: actors go round the nodes (Ray's spread_scheduling_policy.cc). With `packed`
-    (RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1) the largest come first, each on the node in use with the least left
-    (Serve's deployment_scheduler.py, which spreads after all if a placement group need not be on one node). Groups that
-    spread over nodes are placed by the rules of bundle_scheduling_policy.cc. UsageError: a number that Ray refuses.
+    Serve spreads by default: actors go round-robin over the nodes (Ray's spread_scheduling_policy.cc). With `packed`
+    (RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1) the largest come first, each on the used node with the least free
+    capacity (Serve's deployment_scheduler.py, which still spreads if a placement group need not be on one node).
+    Groups over several nodes follow bundle_scheduling_policy.cc. UsageError for a number that Ray refuses.
     """
     nodes = _Nodes(gpus)
     packed = packed and all(request.strategy in (None, "STRICT_PACK") for request in requests)
@@ -69,17 +69,17 @@ def place(requests: Sequence[Request], gpus: Sequence[int], *, packed: bool = Fa
 
 
 class _Nodes:
-    """What is left of each GPU, node by node."""
+    """The free capacity of each GPU, by node."""
 
     def __init__(self, gpus: Sequence[int]) -> None:
         self.free = [[PRECISION] * count for count in gpus]
         self.first = [sum(gpus[:node]) for node in range(len(gpus))]
-        self.planned = [PRECISION * count for count in gpus]  # left by the sums of a scheduler that packs
+        self.planned = [PRECISION * count for count in gpus]  # free capacity by the packing scheduler's sums
         self.turn = 0
         self.replicas: Counter[tuple[str, int]] = Counter()
 
     def allowed(self, request: Request) -> list[int]:
-        """The nodes that the request may go to."""
+        """Return the nodes on which the request may run."""
         return [
             node
             for node in range(len(self.free))
@@ -101,14 +101,14 @@ class _Nodes:
         return [min(in_use or fitting, key=lambda node: self.planned[node])] if fitting else []
 
     def for_bundles(self, units: Sequence[int], strategy: Strategy, allowed: Sequence[int]) -> list[int]:
-        """A node for each bundle, the largest bundle first, always the node of which the largest share stays free."""
+        """Choose a node for each bundle, the largest bundle first: always the one with the largest free share left."""
         left = {node: sum(self.free[node]) for node in allowed}
         chosen: dict[int, int] = {}
         unused = list(allowed)
 
-        def best(asked: int, among: Sequence[int]) -> int | None:
-            fitting = [node for node in among if left[node] >= asked]
-            return max(fitting, key=lambda node: (left[node] - asked) / left[node], default=None)
+        def best(needed: int, candidates: Sequence[int]) -> int | None:
+            fitting = [node for node in candidates if left[node] >= needed]
+            return max(fitting, key=lambda node: (left[node] - needed) / left[node], default=None)
 
         if strategy == "STRICT_PACK":
             node = best(sum(units), unused)
@@ -130,19 +130,19 @@ class _Nodes:
         return [chosen[bundle] for bundle in range(len(units))]
 
     def take(self, request: Request, units: Sequence[int], chosen: Sequence[int]) -> Place:
-        """A GPU for each bundle on the chosen nodes; where one has none, nothing is taken and the request waits."""
+        """Take a GPU for each bundle on the chosen nodes; if a node has none free, take nothing: the request waits."""
         if not chosen:
             return Place()
         if request.strategy is None or len(set(chosen)) == 1:
             self.planned[chosen[0]] -= sum(units)
         before = [list(node) for node in self.free]
         gpus: list[int] = []
-        for node, asked in zip([chosen[0]] * len(units) if len(chosen) == 1 else chosen, units, strict=True):
-            got = take(self.free[node], asked)
-            if not got:
+        for node, needed in zip([chosen[0]] * len(units) if len(chosen) == 1 else chosen, units, strict=True):
+            taken = take(self.free[node], needed)
+            if not taken:
                 self.free = before
                 return Place(waits_on=node)
-            gpus += [self.first[node] + gpu for gpu in got]
+            gpus += [self.first[node] + gpu for gpu in taken]
         for node in set(chosen):
             self.replicas[request.deployment, node] += 1
         return Place(gpus=tuple(gpus))
