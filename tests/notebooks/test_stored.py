@@ -155,7 +155,7 @@ def test_two_parameter_cells_are_a_fault(tmp_path: Path) -> None:
     """Papermill fills one cell."""
     notebook = lab(*tool.TAGS)
     notebook.cells[3].metadata["tags"] += ["parameters"]
-    assert "only one" in " ".join(tool.faults(stored(notebook, tmp_path)))
+    assert "exactly one" in " ".join(tool.faults(stored(notebook, tmp_path)))
 
 
 @pytest.mark.notebook
