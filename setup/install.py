@@ -1,10 +1,10 @@
-"""Makes `.venv` from a lock: `python3 setup/install.py [--stack auto|cpu|gpu] [--venv DIR]`. Standard library only.
+"""Create `.venv` from a lock: `python3 setup/install.py [--stack auto|cpu|gpu] [--venv DIR]`. Standard library only.
 
-It takes the CUDA stack where an NVIDIA GPU and its driver can run it, and the CPU stack elsewhere. What else the CUDA
-stack needs is checked before anything is installed. A second call finds the stamp of the first and does nothing.
+Installs the CUDA stack if an NVIDIA GPU and its driver can run it, otherwise the CPU stack. Other requirements of the
+CUDA stack are checked before anything is installed. If the environment is up to date, nothing is done.
 """
 
-from __future__ import annotations  # so that 3.8 and 3.9 reach the message that they are too old
+from __future__ import annotations  # so that Python 3.8 and 3.9 get as far as the message that they are too old
 
 import argparse
 import ctypes
@@ -43,7 +43,7 @@ DISK_GIB = {"cpu": 7, "gpu": 18}
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU of this machine. `capability` is None and `cuda_driver` 0 where the driver does not report them."""
+    """A GPU of this machine. `capability` is None and `cuda_driver` 0 if the driver does not report them."""
 
     index: int
     name: str
@@ -53,18 +53,18 @@ class Gpu:
 
 
 def main() -> int:
-    """Installs what is missing. Returns the exit code: 0 done, 1 an installation step failed, 2 not possible here."""
+    """Install what is missing; return the exit code: 0 done, 1 a step failed, 2 not possible on this machine."""
     options = _options()
     if problem := platform_problem(sys.version_info[:2], platform.system(), platform.machine()):
         return _stop(2, problem)
     stamp_file = options.venv / "serving-lab.json"
-    found = _read_stamp(stamp_file)
-    # A stack that was asked for by name stays until another one is.
-    chosen = found.get("chosen", "") if options.stack == "auto" else options.stack
+    installed = _read_stamp(stamp_file)
+    # An explicitly chosen stack is kept until another one is chosen.
+    chosen = installed.get("chosen", "") if options.stack == "auto" else options.stack
     gpus = () if chosen == "cpu" else find_gpus()
     stack, reason = (chosen, "") if chosen else choose_stack(gpus)
     wanted = {**stamp(stack), "chosen": chosen}
-    if found == wanted:
+    if installed == wanted:
         return 0
     if reason:
         print(reason)
@@ -73,8 +73,8 @@ def main() -> int:
         print(f"{need.found}\n  To fix it: {need.fix}", file=sys.stderr)
     if not chosen and any(need.fix == build_tools() for need in missing):
         return _stop(2, f"Nothing was installed. Run make again after that, or {CPU_STACK}")
-    if reason := remake_reason(options.venv, found, wanted):
-        print(f"{options.venv} was made {reason}; making it anew.")
+    if reason := remake_reason(options.venv, installed, wanted):
+        print(f"{options.venv} was made {reason}; creating it again.")
         shutil.rmtree(options.venv)
     if not options.venv.exists() and (problem := disk_problem(stack, shutil.disk_usage(ROOT).free)):
         return _stop(2, problem)
@@ -89,7 +89,7 @@ def _options() -> argparse.Namespace:
 
 
 def platform_problem(python: tuple[int, ...], system: str, architecture: str) -> str:
-    """Says why the engines cannot be installed on this platform; empty when they can."""
+    """Return why the engines cannot be installed on this platform; "" if they can."""
     if not OLDEST <= python[:2] <= NEWEST:
         versions = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
         return f"This is Python {python[0]}.{python[1]}; the engines need {versions}. Try: make PYTHON=python3.11 ..."
@@ -99,22 +99,22 @@ def platform_problem(python: tuple[int, ...], system: str, architecture: str) ->
 
 
 def disk_problem(stack: str, free_bytes: int) -> str:
-    """Says how much disk is missing for the stack; empty when there is enough."""
+    """Return a message if the disk is too small for the stack; "" if it is not."""
     if free_bytes >= DISK_GIB[stack] * 2**30:
         return ""
     return f"The {stack} stack needs about {DISK_GIB[stack]} GiB; {free_bytes / 2**30:.1f} GiB are free under {ROOT}."
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that the NVIDIA driver's library lists, or else nvidia-smi; () where neither answers."""
+    """Return the GPUs that NVML lists, or else nvidia-smi; () if neither works."""
     return _gpus_of_nvml() or _gpus_of_smi()
 
 
 def choose_stack(gpus: Sequence[Gpu], driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, str]:
-    """gpu where one GPU and the driver can run the CUDA stack, else cpu; and why a GPU is not used, "" without one."""
+    """Return "gpu" if a GPU and the driver can run the CUDA stack, else "cpu"; and why a GPU is not used, or ""."""
     if not gpus:
         listed = driver.is_dir() and any(driver.iterdir())
-        problem = f"{driver} lists a GPU, but its driver does not answer here"
+        problem = f"{driver} lists a GPU, but its driver does not answer"
         fix = "reboot if the driver was updated; start a container with --gpus all"
         return "cpu", _cpu_reason([Need("GPU driver", False, problem, fix)]) if listed else ""
     able = [gpu for gpu in gpus if capability_need([gpu]).met]
@@ -142,7 +142,7 @@ def _gpus_of_nvml() -> tuple[Gpu, ...]:
 
 
 def _read_nvml(nvml: ctypes.CDLL) -> Iterator[Gpu]:
-    """Each GPU; NVML's functions return 0 when they succeed, and a library older than CUDA 10 lacks the third."""
+    """Each GPU. NVML's functions return 0 on success; libraries before CUDA 10 cannot report the CUDA version."""
     count, cuda, driver = ctypes.c_uint(), ctypes.c_int(), ctypes.create_string_buffer(96)
     nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
     nvml.nvmlSystemGetDriverVersion(driver, 96)
@@ -176,39 +176,39 @@ def _gpu_of_row(index: int, row: Sequence[str]) -> Gpu:
 
 
 def missing_for_cuda(gpus: Sequence[Gpu], *, new: bool) -> list[Need]:
-    """What the CUDA stack lacks on this machine. `new`: it is yet to be installed, and takes its part of the disk."""
-    absent = Need("GPU", False, "no NVIDIA GPU answers here", "look at what nvidia-smi says")
+    """Return unmet needs of the CUDA stack. `new`: the stack is not installed yet, so its disk space counts too."""
+    absent = Need("GPU", False, "no NVIDIA GPU answers on this machine", "run nvidia-smi and read its message")
     needs = [capability_need(gpus), driver_need(gpus)] if gpus else [absent]
     needs += [compiler_need(), headers_need(), *([model_need(_free_for_model())] if new else [])]
     return [need for need in needs if not need.met]
 
 
 def _free_for_model() -> int:
-    """Bytes that are free for the hub's cache once the stack is installed, which may be on the same file system."""
+    """Free bytes for the hub's cache after the stack is installed, which may be on the same file system."""
     folder = hub_folder().absolute()
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    stack = DISK_GIB["gpu"] * 2**30 if place.stat().st_dev == ROOT.stat().st_dev else 0
-    return shutil.disk_usage(place).free - stack
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    stack = DISK_GIB["gpu"] * 2**30 if existing.stat().st_dev == ROOT.stat().st_dev else 0
+    return shutil.disk_usage(existing).free - stack
 
 
 def stamp(stack: str) -> dict[str, str]:
-    """What the environment is made of: when any of it changes, it is installed again."""
+    """Return the inputs of the environment; if any of them changes, it is installed again."""
     files = [REQUIREMENTS / f"{stack}.lock", ROOT / "pyproject.toml", Path(__file__)]
     files += [REQUIREMENTS / "torch-cpu.lock", ROOT / "setup/vllm-name/pyproject.toml"] if stack == "cpu" else []
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return {"stack": stack, "python": platform.python_version(), "digest": digest, "root": str(ROOT)}
 
 
-def remake_reason(venv: Path, found: dict[str, str], wanted: dict[str, str]) -> str:
-    """Says why the environment cannot be brought up to date by pip, if it cannot: what it was made for or where."""
+def remake_reason(venv: Path, installed: dict[str, str], wanted: dict[str, str]) -> str:
+    """Return why pip cannot update the environment, so that it must be created again; "" if pip can."""
     if not (venv / "pyvenv.cfg").is_file():
-        return ""  # nothing there, or nothing that is ours to delete
+        return ""  # no environment; do not delete what else may be there
     if not (venv / "bin" / "python").exists():
-        return "without a Python that is still there"
-    if found and found["stack"] != wanted["stack"]:
-        return f"for the {found['stack']} stack, this is the {wanted['stack']} stack"
-    if found and found["root"] != wanted["root"]:
-        return f"in {found['root']}, which its commands still name"
+        return "with a Python that no longer exists"
+    if installed and installed["stack"] != wanted["stack"]:
+        return f"for the {installed['stack']} stack, this is the {wanted['stack']} stack"
+    if installed and installed["root"] != wanted["root"]:
+        return f"in {installed['root']}, which its commands still name"
     made_by = _venv_python(venv)
     if made_by.split(".")[:2] != wanted["python"].split(".")[:2]:
         return f"by Python {made_by or 'unknown'}, this is Python {wanted['python']}"
@@ -216,7 +216,7 @@ def remake_reason(venv: Path, found: dict[str, str], wanted: dict[str, str]) -> 
 
 
 def _venv_python(venv: Path) -> str:
-    """The version that stands in the environment's pyvenv.cfg; empty when there is none."""
+    """The Python version in the environment's pyvenv.cfg; "" if there is none."""
     try:
         lines = (venv / "pyvenv.cfg").read_text().splitlines()
     except OSError:
@@ -225,7 +225,7 @@ def _venv_python(venv: Path) -> str:
 
 
 def _read_stamp(file: Path) -> dict[str, str]:
-    """What the environment was made of; empty when there is none or its stamp is damaged."""
+    """The environment's stamp; empty if it is missing or damaged."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -238,7 +238,7 @@ def _install(venv: Path, stack: str, stamp_file: Path, wanted: dict[str, str]) -
     print(f"Setting up {venv} with the {stack} stack (a few minutes the first time).", flush=True)
     if not (venv / "bin" / "python").exists() and not _make_venv(venv):
         return _stop(1, "Python's venv module did not work; on Debian and Ubuntu: apt install python3-venv")
-    # Not done yet, but a later call has to know for what it was begun.
+    # Not complete yet, but a later call needs to know for which stack it was started.
     stamp_file.write_text(json.dumps({**wanted, "digest": "incomplete"}))
     for title, arguments in steps(stack, sys.version_info[:2]):
         if not _pip(venv, title, arguments):
@@ -251,12 +251,12 @@ def _make_venv(venv: Path) -> bool:
     new = not venv.exists()
     done = subprocess.run([sys.executable, "-m", "venv", str(venv)], check=False).returncode == 0
     if new and not done:
-        shutil.rmtree(venv, ignore_errors=True)  # it has a Python and no pip
+        shutil.rmtree(venv, ignore_errors=True)  # it has Python but no pip
     return done
 
 
 def steps(stack: str, python: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
-    """The pip calls in order, each a title and its arguments."""
+    """Yield the pip calls in order: (title, arguments)."""
     yield "packages", ["--require-hashes", "-r", str(REQUIREMENTS / f"{stack}.lock")]
     if stack == "cpu":
         yield "torch for the CPU", torch_arguments(python)
@@ -265,7 +265,7 @@ def steps(stack: str, python: tuple[int, ...]) -> Iterator[tuple[str, list[str]]
 
 
 def torch_arguments(python: tuple[int, ...]) -> list[str]:
-    """By hash on the Python whose wheel the lock knows, by exact version on the others (torch-cpu.lock says why)."""
+    """Pin by hash on the Python whose wheel is in the lock, by version on others (see torch-cpu.lock)."""
     lock = REQUIREMENTS / "torch-cpu.lock"
     fallback = ["--extra-index-url", TORCH_CPU_INDEX]
     if python[:2] == TORCH_HASH_PYTHON:
@@ -276,7 +276,7 @@ def torch_arguments(python: tuple[int, ...]) -> list[str]:
 
 
 def _pip(venv: Path, title: str, arguments: list[str], *, tries: int = 3) -> bool:
-    """Runs pip, showing how far it is; tries again, since an index may not answer just once."""
+    """Run pip with progress; retry, since an index may fail temporarily."""
     for attempt in range(1, tries + 1):
         command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
         if _show_progress([*command, *arguments], title, venv / "install.log") == 0:

@@ -1,7 +1,7 @@
-"""Renews the locks from pyproject.toml: `make lock`, or `python setup/lock.py` where uv is installed.
+"""Update the locks from pyproject.toml: `make lock`, or `python setup/lock.py` with uv installed.
 
-Exact versions and hashes for every supported Python on Linux x86-64 (pyproject's [tool.uv] environments), and no
-index addresses.
+Locks have exact versions and hashes for all supported Pythons on Linux x86-64 (pyproject's [tool.uv] environments), and
+no index addresses.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ LOCKS = {  # each with the parts of pyproject.toml that it holds
 
 
 def compile_lock(stack: str, *options: str) -> None:
-    """Resolve requirements/`stack`.lock. Versions in it stay where they may, unless `options` has --upgrade."""
+    """Resolve requirements/`stack`.lock. Its versions are kept if possible, unless `options` has --upgrade."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", *LOCKS[stack], *OPTIONS, *options]
     command += ["--output-file", f"requirements/{stack}.lock"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -31,4 +31,4 @@ if __name__ == "__main__":
         for name in LOCKS:
             compile_lock(name, "--upgrade")
     except subprocess.CalledProcessError as error:
-        sys.exit(f"uv could not resolve the requirements (exit code {error.returncode}); its reason stands above")
+        sys.exit(f"uv could not resolve the requirements (exit code {error.returncode}); see its message above")

@@ -1,6 +1,6 @@
-"""Archives our TorchServe handlers, ready for a model store: `make archives`, or python tools/archives.py [FOLDER].
+"""Archive the course's TorchServe handlers for a model store: `make archives`, or python tools/archives.py [FOLDER].
 
-The embedded models stay where they are, in the cache; the archives name their folders. Default: build/archives.
+Embedded models stay in the cache; the archives refer to their folders. Default folder: build/archives.
 """
 
 import sys
@@ -20,12 +20,11 @@ MODELS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Writes one archive a handler; prints its path."""
+    """Write one archive per handler; print its path."""
     folder = Path(arguments[0]) if arguments else root() / "build" / "archives"
     for handler, model in MODELS.items():
         weights = {"model_path": str(models.resolve(model))} if model else {}
-        made = archive(handler, folder=folder, model_name=handler, handler_settings=weights)
-        print(made.path)
+        print(archive(handler, folder=folder, model_name=handler, handler_settings=weights).path)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Tries binder/ without Docker: a clean environment made as repo2docker would make it, and every lab that it is for.
+"""Test binder/ without Docker: build a clean environment as repo2docker would, and run all labs that need no engine.
 
     python tools/binder.py [FOLDER]
 
-In FOLDER (default: a new temporary one) go the environment and the executed notebooks. It wants the network, or pip's
-cache. What it does not try is the image around it: `repo2docker --no-build --debug .` shows how that would be built.
+The environment and the executed notebooks go to FOLDER (default: a new temporary one). It needs the network, or pip's
+cache. The image is not tested: `repo2docker --no-build --debug .` shows how it would be built.
 """
 
 import os
@@ -22,13 +22,13 @@ PAGES = ("widgets/cost_calculator", "widgets/selector")
 
 
 def notebooks() -> Iterator[str]:
-    """What runs without an engine: the labs that say so, and the two pages; names without their ending."""
+    """Yield the names of notebooks that need no engine: labs and the two pages."""
     yield from (name for name, lab in LABS.items() if lab.engine == "none")
     yield from PAGES
 
 
 def steps(environment: Path, out_dir: Path) -> Iterator[list[str]]:
-    """The commands in order, as repo2docker gives them: the requirements, postBuild, then each notebook by start."""
+    """Yield the commands in repo2docker's order: the requirements, postBuild, then each notebook by start."""
     yield [str(environment / "bin" / "python"), "-m", "pip", "install", "-q", "-r", str(BINDER / "requirements.txt")]
     yield [str(BINDER / "postBuild")]
     for name in notebooks():
@@ -37,7 +37,7 @@ def steps(environment: Path, out_dir: Path) -> Iterator[list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Makes the environment and runs everything; the exit code of the first command that fails, or 0."""
+    """Create the environment and run all commands; return the exit code of the first that fails, or 0."""
     folder = Path(arguments[0] if arguments else tempfile.mkdtemp(prefix="serving-lab-binder-")).resolve()
     environment, out_dir = folder / "venv", folder / "out"
     venv.create(environment, with_pip=True, clear=True)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _settings(environment: Path) -> dict[str, str]:
-    """The variables of the commands: the new environment first on PATH, nothing from the one that runs this."""
+    """The commands' environment variables: the new environment first on PATH, without the present one's."""
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     dropped = {"PYTHONPATH", "VIRTUAL_ENV", "LABKIT_ROOT"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}

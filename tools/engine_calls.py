@@ -1,7 +1,7 @@
-"""The engines that a lab starts, with their arguments, read from its notebook: nothing starts, nothing is typed.
+"""Extract the engines that a lab starts, with their arguments, from its notebook, without starting them.
 
-Finds each `LLM(...)` and `serving.start(command)` of a notebook, runs only the assignments, imports and functions that
-their arguments need, and notes what they were called with. Engines that a Ray replica starts are not among them.
+Finds each `LLM(...)` and `serving.start(command)` of a notebook, executes only the assignments, imports and functions
+that their arguments need, and records the arguments. Engines that a Ray replica starts are not included.
 """
 
 import ast
@@ -24,7 +24,7 @@ from labkit.models.examples import decoder_parameters, example_models
 from labkit.runs.plan import read_defaults
 from labkit.serving import vllm as serving
 
-Loop = tuple[ast.expr, ast.expr]  # target and what it runs over
+Loop = tuple[ast.expr, ast.expr]  # target and iterable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class EngineCall:
     command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is recorded: only what it has."""
+        """Return the fields that are set, for the record."""
         return {name: value for name, value in asdict(self).items() if value not in (None, "")}
 
 
@@ -48,9 +48,9 @@ class _Site:
 
 
 def engine_calls(lab: Lab, profile: Profile, machine: Machine) -> list[EngineCall]:
-    """What `lab` starts with the profile's parameters on `machine`, each once, in the notebook's order.
+    """Return the engines of `lab` with the profile's parameters on `machine`, without duplicates, in notebook order.
 
-    Engines on a modelled card are not among them. LabError: an argument depends on what only a run can tell.
+    Engines on a modelled card are not included. LabError if an argument depends on a run's results.
     """
     notebook = notebooks_path() / lab.notebook
     parameters = read_defaults(notebook) | profile.parameters(lab)
@@ -71,19 +71,19 @@ def engine_calls(lab: Lab, profile: Profile, machine: Machine) -> list[EngineCal
         "models": SimpleNamespace(resolve=_example, architecture=lambda folder: _architectures()[str(folder)]),
         "lab": SimpleNamespace(machine=machine, out_dir=Path("out")),
     }
-    with patch.dict(os.environ):  # a cell's settings are not ours
+    with patch.dict(os.environ):  # undo a cell's changes
         for site in _sites(_statements(notebook)):
             try:
                 _evaluate(site, given)
             except Exception as error:
-                remedy = "start the engine with parameters and what follows from them"
+                remedy = "start the engine with arguments that depend only on parameters"
                 where = f"{lab.name}: {ast.unparse(site.call)}"
                 raise LabError(f"{where} cannot be read: {type(error).__name__}: {error}", remedy=remedy) from error
     return [call for index, call in enumerate(calls) if call not in calls[:index]]
 
 
 def small_config() -> dict[str, Any]:
-    """The config of the small GPU model, Qwen2.5-1.5B; `qkv_bias` is what the model's class adds."""
+    """Return the config of the small GPU model, Qwen2.5-1.5B, with `qkv_bias`, which the model's class adds."""
     return {**read_config(model_folder("qwen2.5-1.5b")), "qkv_bias": True}
 
 
@@ -105,7 +105,7 @@ def _architectures() -> dict[str, Architecture]:
 
 
 def _example(name: str) -> Path:
-    """The example model of that shape: "Qwen/Qwen2.5-7B-Instruct" is "Qwen2.5-7B"."""
+    """The example model of the same shape: "Qwen2.5-7B" for "Qwen/Qwen2.5-7B-Instruct"."""
     short = name.split("/")[-1].removesuffix("-Instruct").casefold()
     return Path(next(example for example in _architectures() if example.casefold() == short))
 
@@ -117,7 +117,7 @@ def _statements(notebook: Path) -> list[ast.stmt]:
 
 
 def _flat(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements, those of a `with` in its place."""
+    """The statements, with each `with` replaced by its body."""
     for statement in body:
         if isinstance(statement, ast.With):
             yield from _flat(statement.body)
@@ -126,7 +126,7 @@ def _flat(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _sites(statements: Sequence[ast.stmt]) -> Iterator[_Site]:
-    """Where an engine is started, also by a function of the notebook that passes its own arguments on."""
+    """Calls that start an engine, also through a notebook's function that passes its arguments on."""
     starters = {"LLM", "serving.start"}
     for index, statement in enumerate(statements):
         for call, loops in _calls(statement, starters, ()):
@@ -138,7 +138,7 @@ def _sites(statements: Sequence[ast.stmt]) -> Iterator[_Site]:
 
 
 def _calls(node: ast.AST, starters: set[str], loops: tuple[Loop, ...]) -> Iterator[tuple[ast.Call, tuple[Loop, ...]]]:
-    """The starting calls below `node`, each with the loops around it; `submit(f, x)` counts as `f(x)`."""
+    """Engine starts below `node`, each with its enclosing loops; `submit(f, x)` counts as `f(x)`."""
     if isinstance(node, ast.For):
         loops = (*loops, (node.target, node.iter))
     elif isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
@@ -154,32 +154,32 @@ def _calls(node: ast.AST, starters: set[str], loops: tuple[Loop, ...]) -> Iterat
 
 
 def _evaluate(site: _Site, given: Mapping[str, Any]) -> None:
-    """Runs what the call needs, then the call, for each item of the loops around it."""
+    """Execute the statements that the call needs, then the call, for each iteration of its enclosing loops."""
     needed = (_names(site.call) | {name for _, over in site.loops for name in _names(over)}) - _bound(site.loops)
     space = dict(given)
     for statement in _slice(site.before, needed, given.keys()):
         exec(compile(ast.Module([statement], []), "<notebook>", "exec"), space)
-        space |= given  # an import may bring more than what is needed of it
+        space |= given  # an import may overwrite given names
     for _ in _in_loops(site.loops, space):
         eval(compile(ast.fix_missing_locations(ast.Expression(site.call)), "<notebook>", "eval"), space)
 
 
 def _slice(before: Sequence[ast.stmt], needed: set[str], given: Set[str]) -> list[ast.stmt]:
-    """The statements that make the needed names, and those that make theirs, in order."""
+    """The statements that bind the needed names, and recursively the names that they need, in order."""
     chosen: list[ast.stmt] = []
     needed = needed - given
     for statement in reversed(before):
-        made = _made(statement)
-        if made & needed:
+        bound = _bound_names(statement)
+        if bound & needed:
             chosen.insert(0, statement)
-            if isinstance(statement, ast.Assign) and all(isinstance(one, ast.Name) for one in statement.targets):
-                needed -= made
+            if isinstance(statement, ast.Assign) and all(isinstance(target, ast.Name) for target in statement.targets):
+                needed -= bound
             needed |= _names(statement) - given
     return chosen
 
 
-def _made(statement: ast.stmt) -> set[str]:
-    """The names that a statement binds or changes; `x.pop(...)` changes x."""
+def _bound_names(statement: ast.stmt) -> set[str]:
+    """Names that a statement binds or mutates; `x.pop(...)` mutates x."""
     match statement:
         case ast.Assign(targets=targets):
             return {name for target in targets for name in _names(target)}
@@ -215,4 +215,4 @@ def _parameters(function: ast.FunctionDef) -> set[str]:
 
 
 def _names(node: ast.AST) -> set[str]:
-    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}

@@ -1,10 +1,11 @@
-"""Does vLLM's CUDA build take what the labs ask of it, and is requirements/gpu.lock whole: `make gpu-arguments`.
+"""Check that vLLM's CUDA build accepts the labs' arguments, and that requirements/gpu.lock is complete:
+`make gpu-arguments`.
 
 Needs no GPU. Writes data/gpu_arguments.jsonl, which a unit test compares with the lock and the notebooks.
 
-The Python files of the locked CUDA wheel (326 MB, kept in build/) go before this environment's vLLM, on a fake NVIDIA
-library that shows one card after the other. `LLM(...)` and the parser of `vllm serve` then run as far as the engine's
-configuration. No kernel is there, so Triton counts as missing and Model Runner V2 as off.
+The Python files of the locked CUDA wheel (326 MB, kept in build/) take precedence over this environment's vLLM, with a
+fake NVML that reports one card after the other. `LLM(...)` and the parser of `vllm serve` then run as far as the
+engine's configuration. Without kernels, Triton counts as missing and Model Runner V2 as off.
 """
 
 import argparse
@@ -36,7 +37,7 @@ RECORD = root() / "data" / "gpu_arguments.jsonl"
 BUILD = root() / "build" / "gpu-arguments"
 MODELS, CACHE = BUILD / "models", BUILD / "cache"
 MIB, GIB = 2**20, 2**30
-WRONG = EngineCall(model="SmolLM2-135M", command="vllm serve SmolLM2-135M --no-such-option")  # has to be refused
+WRONG = EngineCall(model="SmolLM2-135M", command="vllm serve SmolLM2-135M --no-such-option")  # must be refused
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
@@ -50,7 +51,7 @@ class Card:
 
     @property
     def machine(self) -> Machine:
-        """A machine with this card alone, none of it in use."""
+        """A machine with this card only, unused."""
         gpu = Gpu(
             index=0,
             name=self.name,
@@ -81,7 +82,7 @@ CARDS = {
 
 
 def harvest(card: Card) -> Iterator[tuple[str, str, EngineCall]]:
-    """(profile, lab, call) of each engine that the course starts on the card, with the profile that fits it."""
+    """Yield (profile, lab, call) for each engine that the course starts on the card, with its default profile."""
     machine = card.machine
     profile = load_profile(profile_for(machine), machine)
     for lab in LABS.values():
@@ -90,24 +91,24 @@ def harvest(card: Card) -> Iterator[tuple[str, str, EngineCall]]:
 
 
 def read_record() -> list[dict[str, Any]]:
-    """The record's lines: the lock, its check on each Python, and a line for each card and call."""
+    """Return the record's lines: the lock, its check on each Python, and a line for each card and call."""
     return [json.loads(line) for line in RECORD.read_text(encoding="utf-8").splitlines()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the record and names what was refused; 1 where something was."""
+    """Write the record and print what was refused; return 1 if anything was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parse", nargs=2, type=Path, metavar=("CALLS", "ANSWERS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.parse:
         calls, answers = arguments.parse
-        given = [EngineCall(**each) for each in json.loads(calls.read_text(encoding="utf-8"))]
-        answers.write_text(json.dumps([_device(), *map(_answer, given)]), encoding="utf-8")
+        to_parse = [EngineCall(**fields) for fields in json.loads(calls.read_text(encoding="utf-8"))]
+        answers.write_text(json.dumps([_device(), *map(_answer, to_parse)]), encoding="utf-8")
         return 0
     build, library = _cuda_build(), _fake_nvml()
     _write_models()
-    # vLLM inspects a model's class by importing it, which needs the CUDA kernels; the CPU build has the same files, and
-    # what it has seen of them is kept, by their hash, where the CUDA build finds it.
+    # vLLM inspects a model's class by importing it, which needs the CUDA kernels. The CPU build has the same files; its
+    # results are cached by the files' hash, where the CUDA build finds them.
     _parse([EngineCall(model=name) for name in _configs()], {})
     lines = [*_lock_lines(), *(line for card in CARDS for line in _lines(card, build, library))]
     RECORD.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lock_lines() -> list[dict[str, Any]]:
-    """What is known of this very lock, or else the lock checked anew."""
+    """The record's lines on this lock, or a new check if it has changed."""
     known = read_record() if RECORD.is_file() else []
     first, checked = {"lock_sha256": gpu_lock.sha256()}, [line for line in known if "python" in line]
     if known[:1] == [first] and tuple(line["python"] for line in checked) == gpu_lock.PYTHONS:
@@ -131,8 +132,7 @@ def _lock_lines() -> list[dict[str, Any]]:
 
 
 def _lines(card: str, build: Path, library: Path) -> list[dict[str, Any]]:
-    found = list(harvest(CARDS[card]))
-    shown = CARDS[card]
+    shown, calls = CARDS[card], list(harvest(CARDS[card]))
     nvml = {
         "FAKE_NVML_NAME": shown.name,
         "FAKE_NVML_TOTAL_MIB": str(shown.total_mib),
@@ -140,30 +140,30 @@ def _lines(card: str, build: Path, library: Path) -> list[dict[str, Any]]:
         "LD_LIBRARY_PATH": str(library),
         "PYTHONPATH": f"{build}{os.pathsep}{root()}",
     }
-    device, wrong, *answers = _parse([WRONG, *(call for *_, call in found)], nvml)
+    device, wrong, *answers = _parse([WRONG, *(call for *_, call in calls)], nvml)
     if device != shown.name or "refused" not in wrong:
         raise SystemExit(f"no check: vLLM sees {device} for {shown.name}, and says of {WRONG.command!r}: {wrong}")
     print(f"{card}: {len(answers)} calls", flush=True)
     return [
         {"card": card, "profile": profile, "lab": lab, **call.to_dict(), **answer}
-        for (profile, lab, call), answer in zip(found, answers, strict=True)
+        for (profile, lab, call), answer in zip(calls, answers, strict=True)
     ]
 
 
 def _parse(calls: Sequence[EngineCall], variables: Mapping[str, str]) -> list[Any]:
-    """The device, and the answers, of the vLLM that a new process finds with these variables."""
-    asked, answers = BUILD / "calls.json", BUILD / "answers.json"
-    asked.write_text(json.dumps([call.to_dict() for call in calls]), encoding="utf-8")
+    """The device and answers of the vLLM in a new process with these environment variables."""
+    call_file, answers = BUILD / "calls.json", BUILD / "answers.json"
+    call_file.write_text(json.dumps([call.to_dict() for call in calls]), encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA_", "NVIDIA_", "VLLM_"))}
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment = {**kept, **quiet, "VLLM_CACHE_ROOT": str(CACHE), "PYTHONPATH": str(root()), **GPU_ENV, **variables}
-    command = [sys.executable, "-W", "ignore", "-m", "tools.gpu_arguments", "--parse", str(asked), str(answers)]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.gpu_arguments", "--parse", str(call_file), str(answers)]
     subprocess.run(command, cwd=MODELS, env=environment, check=True)
     return list(json.loads(answers.read_text(encoding="utf-8")))
 
 
 class _ConfiguredError(Exception):
-    """Ends the constructor of `LLM` when its engine is configured."""
+    """Raised to end the constructor of `LLM` once its engine is configured."""
 
 
 def _device() -> str:
@@ -173,7 +173,7 @@ def _device() -> str:
 
 
 def _answer(call: EngineCall) -> dict[str, Any]:
-    """What vLLM makes of the call, or the first line of its refusal."""
+    """The call's configuration, or the first lines of vLLM's error."""
     try:
         config = _served(call.command) if call.command else _constructed(call)
         _check_dtype(config.model_config.dtype)
@@ -215,25 +215,25 @@ def _served(command: str) -> Any:
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(command.split()[2:])
     except SystemExit:
-        raise ValueError(said.getvalue().strip().splitlines()[-1]) from None
+        raise ValueError(stderr.getvalue().strip().splitlines()[-1]) from None
     arguments.model = arguments.model_tag  # as `vllm serve` does
     return AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 def _check_dtype(dtype: Any) -> None:
-    """The card's say on the number type, for which a worker asks when it starts."""
+    """Check that the card supports the number type, as a worker does when it starts."""
     from vllm.platforms import current_platform
 
     current_platform.check_if_supports_dtype(dtype)
 
 
 def _cuda_build() -> Path:
-    """A folder with the Python files of the locked CUDA wheel, and an empty module for each library."""
+    """Create a folder with the Python files of the locked CUDA wheel, and an empty module for each library."""
     lock = gpu_lock.LOCK.read_text(encoding="utf-8")
     entry = re.search(r"^vllm==(\S+) (?:.*\\\n)+.*\n", lock, re.MULTILINE)
     if entry is None:
@@ -267,7 +267,7 @@ def _fake_nvml() -> Path:
 
 
 def _configs() -> dict[str, dict[str, Any]]:
-    """The shapes of the models that the GPU profiles serve, by name."""
+    """Configs of the models that the GPU profiles serve, by name."""
     examples = yaml.safe_load(data_path("example_models.yaml").read_text(encoding="utf-8"))
     return {**{name: examples[name] for name in ("SmolLM2-135M", "Qwen2.5-7B")}, "Qwen2.5-1.5B": small_config()}
 

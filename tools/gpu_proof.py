@@ -1,8 +1,8 @@
-"""What a real GPU says to what the course assumes of one: `make gpu-proof`, ten minutes at most.
+"""Check the course's assumptions about GPUs on a real one: `make gpu-proof`, ten minutes at most.
 
-Runs wherever a GPU is at hand, with or without vLLM. Each check is a process of its own with a time limit; its result
-is one line of JSON, in build/gpu-proof/results.jsonl and on stdout. What could not be checked says why. Exit code 0
-unless a check failed.
+Runs on any machine with a GPU, with or without vLLM. Each check is a separate process with a time limit; its result is
+one line of JSON, in build/gpu-proof/results.jsonl and on stdout. A check that cannot run reports the reason. The exit
+code is 0 unless a check failed.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from labkit.machine.gpus import find_gpus
 
 OUT = root() / "build" / "gpu-proof"
 MIB, GIB = 2**20, 2**30
-MODEL = "llama-3.1-8b"  # its shape, with random weights: times do not depend on what the weights are
+MODEL = "llama-3.1-8b"  # its shape with random weights: times do not depend on the weights' values
 Result = Mapping[str, Any]
 
 
 class NotHereError(LabkitError):
-    """A check that this machine cannot make, and why."""
+    """A check that this machine cannot run, with the reason."""
 
 
 def tools() -> Result:
-    """What Triton and FlashInfer compile with, and whether a Triton kernel compiles and runs."""
+    """Look for the compilers of Triton and FlashInfer, and compile and run a Triton kernel."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     found = {name: shutil.which(name) for name in ("gcc", "clang", "nvcc", "ninja")}
     return {**{name: bool(path) for name, path in found.items()}, "python_h": header.is_file(), "triton": _triton()}
@@ -51,7 +51,7 @@ def _triton() -> str:
 
 
 def nvml() -> Result:
-    """The GPUs as labkit sees them, and its doctor's verdict on each lab."""
+    """Return the GPUs that labkit finds, and its doctor's verdict on each lab."""
     _require_gpu()
     doctor = subprocess.run([sys.executable, "-m", "labkit", "doctor", "--json"], capture_output=True, text=True)
     labs = json.loads(doctor.stdout)["labs"] if doctor.stdout else [{"name": "doctor", "runs": doctor.stderr[-300:]}]
@@ -59,7 +59,7 @@ def nvml() -> Result:
 
 
 def memory() -> Result:
-    """Device memory that a CUDA context, a matrix product and attention take, and what stays after a release (MiB)."""
+    """Measure device memory (MiB) of a CUDA context, a matrix product and attention, and what is left after release."""
     torch = _cuda()
     before = _free_mib()
     torch.ones(1, device="cuda")
@@ -75,7 +75,7 @@ def memory() -> Result:
 
 
 def bandwidth() -> Result:
-    """GB/s of a sum over 256 MiB, 1 and 4 GiB: how large lab 00's read has to be."""
+    """Measure GB/s of a sum over 256 MiB, 1 and 4 GiB, to see how large lab 00's read must be."""
     torch = _cuda()
     found = {}
     for mib in (256, 1024, 4096):
@@ -88,7 +88,7 @@ def bandwidth() -> Result:
 
 
 def steps() -> Result:
-    """Prefill and decode of an 8B with random weights in transformers (ms), beside the modelled card's formula."""
+    """Time prefill and decode of an 8B model with random weights in transformers (ms), and compute them by formula."""
     torch = _cuda()
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -118,7 +118,7 @@ def steps() -> Result:
 
 
 def _modelled() -> Result:
-    """The same steps by the formula, for the card whose name fits; without engine and host."""
+    """The same steps by the formula, without engine and host, for the modelled card of this name."""
     from labkit import modelled
     from labkit.modelled.step_time import Step
 
@@ -145,7 +145,7 @@ def _fits(title: str, name: str) -> bool:
 
 
 def vllm_start() -> Result:
-    """A first answer out of vLLM with the course's own settings, twice in one process: does memory come back?"""
+    """Start vLLM twice in one process with the course's settings, and measure free memory after each."""
     _cuda()
     if "vllm" not in versions() or versions()["vllm"].endswith("+cpu"):
         raise NotHereError("the CUDA build of vLLM is not installed")
@@ -174,7 +174,7 @@ CHECKS: dict[str, tuple[Callable[[], Result], int]] = {
     "steps": (steps, 150),
     "vllm_start": (vllm_start, 150),
 }
-"""Each check and its time limit in seconds: together ten minutes."""
+"""Each check and its time limit in seconds: ten minutes in total."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -197,7 +197,7 @@ def _head() -> dict[str, Any]:
 
 
 def _carried_out(name: str, limit_s: int) -> dict[str, Any]:
-    """One check in a process of its own: done with its result, not checked with the reason, or failed."""
+    """Run one check in a separate process; its row says done with a result, not checked with the reason, or failed."""
     began = time.monotonic()
     command = [sys.executable, "-m", "tools.gpu_proof", "--check", name]
     try:
@@ -236,7 +236,7 @@ def _require_gpu() -> None:
 
 
 def _cuda() -> Any:
-    """torch, where it can use a GPU."""
+    """Return torch. NotHereError if it cannot use a GPU."""
     _require_gpu()
     import torch
 

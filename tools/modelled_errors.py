@@ -1,10 +1,10 @@
-"""How far the modelled GPU is from real ones: `make modelled-errors`.
+"""Compute the modelled GPU's errors against real ones: `make modelled-errors`.
 
-With --write it renews data/modelled_errors.json and the table in docs/modelled-gpu.md.
+With --write it updates data/modelled_errors.json and the table in docs/modelled-gpu.md.
 
-Compares with served points of data/measurements/gpu_points.csv (public; source, version and licence on each row) and of
-aiconfigurator-core's silicon_sample.csv. Takes about five minutes on two cores. Each host's constants (what engine and
-host add to a step, and the HTTP server to a TTFT) come from its lightest point alone, which then is not compared.
+Real values are the served points of data/measurements/gpu_points.csv (public; source, version and licence on each row)
+and of aiconfigurator-core's silicon_sample.csv. Takes about five minutes on two cores. Each host's constants (added by
+engine and host per step, and by the HTTP server to the TTFT) come only from its lightest point, which is not compared.
 """
 
 import argparse
@@ -38,15 +38,15 @@ CARDS = {
     "b200_sxm": "b200",
 }
 SERVER = {"max_num_batched_tokens": 2048, "max_num_seqs": 256, "max_model_len": 8192}  # vLLM's defaults below 70 GiB
-LONGEST_S = 20  # of an open loop: enough for a steady state
-# The demo's data set (its config.yaml): 10 system prompts of 128 tokens, 10 users each, so 100 prompts that recur.
+LONGEST_S = 20  # length of an open loop: enough for a steady state
+# The demo's data set (its config.yaml): 10 system prompts of 128 tokens, 10 users each, so 100 repeated prompts.
 SYSTEM_PROMPTS, PROMPTS, SYSTEM_TOKENS = 10, 100, 128
 LEFT_OUT = ("Qwen2.5-0.5B",)  # so small that the host decides, not the card
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One load that was measured on a real card, and how to repeat it on the modelled one."""
+    """A load that was measured on a real card, with its settings for the modelled card."""
 
     kind: str
     card: str
@@ -58,15 +58,15 @@ class Experiment:
     options: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int | None = None
     tensor_parallel: int = 1
-    share_of_capacity: float | None = None  # of an open loop: the rate over what the real card could finish
+    share_of_capacity: float | None = None  # for open loops: rate over the real card's capacity
     host: str = ""
-    lightest: bool = False  # the point from which the host's constants come
+    lightest: bool = False  # the point that determines the host's constants
     statistic: str = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What one machine and engine version add: to each step, and to a TTFT (the HTTP server and the network)."""
+    """Constants of a machine and engine version: time added per step, and to the TTFT (HTTP server and network)."""
 
     overhead_ms: float
     http_ms: float
@@ -79,7 +79,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ.update(modelled.gpu("h100-sxm").env)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(compare([one for one in experiments(Path(folder)) if options.only in one.kind]))
+        rows = list(
+            compare([experiment for experiment in experiments(Path(folder)) if options.only in experiment.kind])
+        )
     if options.write:
         ERRORS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
         write_page(rows)
@@ -88,52 +90,58 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
-    """Each experiment's measured quantities beside the modelled ones; progress goes to stderr."""
-    hosts = {one.host: constants(one) for one in todo if one.lightest}
+    """Yield each experiment's measured and modelled quantities; progress goes to stderr."""
+    hosts = {experiment.host: constants(experiment) for experiment in todo if experiment.lightest}
     with Engines() as engines:
-        for number, one in enumerate(todo, start=1):
-            print(f"{number} of {len(todo)}: {one.kind}, {one.card}, {one.load}", file=sys.stderr, flush=True)
-            host = hosts.get(one.host)
-            found = figures(one, engines, overhead_ms=host.overhead_ms if host else None)
-            if host is not None and "ttft_ms" in found:
-                found["ttft_ms"] += host.http_ms
-            for name, measured in one.measured.items():
-                if one.lightest and name in ("tpot_ms", "ttft_ms"):
+        for number, experiment in enumerate(todo, start=1):
+            print(
+                f"{number} of {len(todo)}: {experiment.kind}, {experiment.card}, {experiment.load}",
+                file=sys.stderr,
+                flush=True,
+            )
+            host = hosts.get(experiment.host)
+            results = figures(experiment, engines, overhead_ms=host.overhead_ms if host else None)
+            if host is not None and "ttft_ms" in results:
+                results["ttft_ms"] += host.http_ms
+            for name, measured in experiment.measured.items():
+                if experiment.lightest and name in ("tpot_ms", "ttft_ms"):
                     continue
                 yield Compared(
-                    kind=one.kind,
-                    card=one.card,
-                    vllm=one.vllm,
-                    load=one.load,
-                    region=region(one, name),
+                    kind=experiment.kind,
+                    card=experiment.card,
+                    vllm=experiment.vllm,
+                    load=experiment.load,
+                    region=region(experiment, name),
                     quantity=name,
                     measured=measured,
-                    modelled=found[name],
+                    modelled=results[name],
                 )
 
 
-def constants(one: Experiment) -> Host:
-    """The constants of a host from its lightest point: what is missing in the modelled TPOT, then in the TTFT."""
+def constants(experiment: Experiment) -> Host:
+    """Return a host's constants: measured minus modelled TPOT, then TTFT, at its lightest point."""
     with Engines() as engines:
-        without = figures(one, engines, overhead_ms=0.0)
-        overhead_ms = max(0.0, one.measured["tpot_ms"] - without["tpot_ms"])
-        ttft_ms = figures(one, engines, overhead_ms=overhead_ms)["ttft_ms"]
-    measured = one.measured.get("ttft_ms")
+        without = figures(experiment, engines, overhead_ms=0.0)
+        overhead_ms = max(0.0, experiment.measured["tpot_ms"] - without["tpot_ms"])
+        ttft_ms = figures(experiment, engines, overhead_ms=overhead_ms)["ttft_ms"]
+    measured = experiment.measured.get("ttft_ms")
     return Host(overhead_ms=overhead_ms, http_ms=max(0.0, measured - ttft_ms) if measured else 0.0)
 
 
 class Engines:
-    """vLLM engines on modelled cards, one at a time; the last one is kept for the next experiment like it."""
+    """vLLM engines on modelled cards, one at a time; the last is reused while settings are equal."""
 
     def __init__(self) -> None:
         self._key = ""
         self._llm: Any = None
 
-    def get(self, one: Experiment, overhead_ms: float | None) -> Any:
+    def get(self, experiment: Experiment, overhead_ms: float | None) -> Any:
         from vllm import LLM
 
-        gpu = modelled.gpu(one.card, model=one.model, tensor_parallel=one.tensor_parallel, overhead_ms=overhead_ms)
-        arguments = {"model": gpu.model, **gpu.llm, **one.options}
+        gpu = modelled.gpu(
+            experiment.card, model=experiment.model, tensor_parallel=experiment.tensor_parallel, overhead_ms=overhead_ms
+        )
+        arguments = {"model": gpu.model, **gpu.llm, **experiment.options}
         key = repr(sorted(arguments.items()))
         if key != self._key:
             self.close()
@@ -152,22 +160,24 @@ class Engines:
         self.close()
 
 
-def figures(one: Experiment, engines: Engines, *, overhead_ms: float | None) -> dict[str, float]:
-    """TPOT, TTFT (ms) and output tokens per second of an experiment on the modelled card."""
-    driven = modelled.drive(engines.get(one, overhead_ms), one.requests, concurrency=one.concurrency)
+def figures(experiment: Experiment, engines: Engines, *, overhead_ms: float | None) -> dict[str, float]:
+    """Return TPOT, TTFT (ms) and output tokens per second of an experiment on the modelled card."""
+    driven = modelled.drive(
+        engines.get(experiment, overhead_ms), experiment.requests, concurrency=experiment.concurrency
+    )
     summary = summarise(driven.result)
     return {
-        "tpot_ms": 1e3 * getattr(summary.tpot_s, one.statistic),
-        "ttft_ms": 1e3 * getattr(summary.ttft_s, one.statistic),
+        "tpot_ms": 1e3 * getattr(summary.tpot_s, experiment.statistic),
+        "ttft_ms": 1e3 * getattr(summary.ttft_s, experiment.statistic),
         "output_per_s": summary.output_throughput,
     }
 
 
-def region(one: Experiment, quantity: str) -> str:
-    """Where in the load's range a comparison belongs."""
-    if one.concurrency is not None and one.concurrency > 1:
+def region(experiment: Experiment, quantity: str) -> str:
+    """Return the range of loads to which a comparison belongs."""
+    if experiment.concurrency is not None and experiment.concurrency > 1:
         return "closed loop"
-    share = one.share_of_capacity
+    share = experiment.share_of_capacity
     if share is None or share > 1:
         return "overload" if quantity != "output_per_s" else "capacity"
     if quantity == "output_per_s":
@@ -179,9 +189,16 @@ def region(one: Experiment, quantity: str) -> str:
 
 
 def experiments(folder: Path) -> list[Experiment]:
-    """All of them; `folder` takes config.json files that are made."""
-    loops = {(one.kind, one.card, one.load): one for one in (*tensor_parallel(), *from_package(folder))}
-    small = [one for one in loops.values() if sum(r.output_tokens for r in one.requests) <= LARGEST_TOKENS]
+    """Return all experiments; config.json files are written to `folder`."""
+    loops = {
+        (experiment.kind, experiment.card, experiment.load): experiment
+        for experiment in (*tensor_parallel(), *from_package(folder))
+    }
+    small = [
+        experiment
+        for experiment in loops.values()
+        if sum(r.output_tokens for r in experiment.requests) <= LARGEST_TOKENS
+    ]
     return [*one_gpu(), *small]
 
 
@@ -207,7 +224,7 @@ def _series(key: Sequence[str]) -> tuple[str, ...]:
 
 
 def _capacities(groups: Groups) -> dict[tuple[str, ...], float]:
-    """Output tokens per second that each series reached at most: what its card could finish."""
+    """The most output tokens per second of each series: its card's capacity."""
     reached: dict[tuple[str, ...], float] = {}
     for key, measured in groups.items():
         series = _series(key)
@@ -257,9 +274,9 @@ def _experiment(
         )
 
 
-def _measured(found: Mapping[str, float]) -> dict[str, float]:
+def _measured(metrics: Mapping[str, float]) -> dict[str, float]:
     names = {"TTFT": "ttft_ms", "TPOT": "tpot_ms", "output": "output_per_s"}
-    return {names[name.split()[0]]: value for name, value in found.items()}
+    return {names[name.split()[0]]: value for name, value in metrics.items()}
 
 
 def _demo(
@@ -339,8 +356,8 @@ def _fp8_model(config: Path, folder: Path) -> Path:
     return folder
 
 
-WAVES = 5  # requests of a closed loop for each client: beyond the first wave, in which all prompts come at once
-LARGEST_TOKENS = 170_000  # output tokens of a closed loop: what a few seconds can simulate; larger ones are left out
+WAVES = 5  # requests per client of a closed loop: more than the first wave, in which all prompts arrive at once
+LARGEST_TOKENS = 170_000  # output tokens of a closed loop that a few seconds can simulate; larger ones are skipped
 
 
 def _closed(
@@ -365,7 +382,7 @@ def _closed(
 
 
 def table(rows: Sequence[Compared]) -> list[str]:
-    """The summary as Markdown."""
+    """Return the summary as a Markdown table."""
     head = [
         "| what | region | quantity | error, mean (worst) | points | cards | vLLM |",
         "|---|---|---|---|---|---|---|",
@@ -378,7 +395,7 @@ def table(rows: Sequence[Compared]) -> list[str]:
 
 
 def write_page(rows: Sequence[Compared]) -> None:
-    """The table between its marks in docs/modelled-gpu.md."""
+    """Replace the table between its marks in docs/modelled-gpu.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]

@@ -1,10 +1,10 @@
-"""How well a calibrated model of this machine's engine predicts loads on it: python tools/modelled_here.py
+"""Compare predictions of a calibrated step-time formula with measured loads: python tools/modelled_here.py
 
-Starts vLLM with the embedded chat model in this process, calibrates its step times, and then sends open loops at
-shares of the modelled capacity through it, in random order and each of them REPEATS times or more. Prints what was
-predicted beside what was measured, and never judges: the exit status is 0. About three minutes on two cores.
+Starts vLLM with the embedded chat model in this process, calibrates its step times, and sends open loops at shares of
+the predicted capacity, in random order, each at least REPEATS times. Prints predictions and measurements; the exit
+status is always 0. About three minutes on two cores.
 
-Two columns tell the machine's noise from the model's error. "speed": seconds of a few fixed steps just before and after
+Two columns separate machine noise from the formula's error. "speed": seconds of a few fixed steps just before and after
 a load, over the seconds at calibration. "waited": share of the load's step time in which the process had no core.
 """
 
@@ -36,7 +36,7 @@ BOUND = 0.15  # for the count in the last lines
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """An open loop at a share of capacity, and what the calibration predicts for it."""
+    """An open loop at a share of capacity, with its prediction."""
 
     kind: str
     share: float
@@ -50,9 +50,9 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One measurement of a load. `predicted_now`: with the machine's speed around the run instead of the calibration's.
+    """One measurement of a load. `predicted_now`: prediction with the machine's speed around the run.
 
-    `steps`: measured over fitted seconds of the run's own steps. `speed` and `waited`: see this module.
+    `steps`: measured over fitted seconds of the run's steps. `speed` and `waited`: see the module's docstring.
     """
 
     measured: Latencies
@@ -85,7 +85,7 @@ def say(text: str) -> None:
 
 
 def start(model: str) -> Any:
-    """A real engine in this process, with the settings that labkit gives it here."""
+    """Start an engine in this process, with labkit's settings for this machine."""
     from labkit import models
     from labkit.serving import vllm as serving
 
@@ -101,7 +101,7 @@ def start(model: str) -> Any:
 
 
 def planned(calibration: Calibration, kind: str, share: float, *, seconds: float, engine: Any, seed: int) -> Load:
-    """Poisson arrivals for `seconds` whose rate is exactly `share` of the capacity modelled for these requests."""
+    """Return Poisson arrivals for `seconds`, at exactly `share` of the predicted capacity for these requests."""
     sample = requests(kind, 100, seed=seed)
     rate = share * predict(calibration, sample, engine=engine).capacity_per_s
     n = max(LEAST_REQUESTS, round(rate * seconds))
@@ -109,13 +109,13 @@ def planned(calibration: Calibration, kind: str, share: float, *, seconds: float
         sample[:n] if n <= 100 else requests(kind, n, seed=seed),
         poisson_arrivals_s(n, rate=rate, seed=seed),
     )
-    found = predict(calibration, arriving(sent, times_s), engine=engine)
-    traffic = arriving(sent, [time_s * found.load_share / share for time_s in times_s])
+    prediction = predict(calibration, arriving(sent, times_s), engine=engine)
+    traffic = arriving(sent, [time_s * prediction.load_share / share for time_s in times_s])
     return Load(kind=kind, share=share, traffic=traffic, prediction=predict(calibration, traffic, engine=engine))
 
 
 def requests(kind: str, n: int, *, seed: int) -> list[TokenRequest]:
-    """Chat: 40 to 160 prompt tokens and 16 to 48 output tokens. Mixed: every fourth prompt has 300 to 800."""
+    """Return requests. Chat: 40 to 160 prompt and 16 to 48 output tokens. Mixed: each fourth prompt has 300 to 800."""
     rng = Random(f"here/{kind}/{seed}")
     sent = []
     for number in range(n):
@@ -132,7 +132,7 @@ def requests(kind: str, n: int, *, seed: int) -> list[TokenRequest]:
 def measured(
     llm: Any, calibration: Calibration, loads: Sequence[Load], *, repeats: int, engine: Any
 ) -> dict[str, list[Run]]:
-    """Each load's runs. All loads are measured once, in random order, before any is measured again."""
+    """Return each load's runs. Each repeat measures all loads in random order."""
     rng = Random(0)
     todo = [load for load in loads if load.prediction.latencies is not None]
     runs: dict[str, list[Run]] = {load.name: [] for load in todo}
@@ -159,7 +159,7 @@ def measured(
 
 
 def at_speed(calibration: Calibration, slowness: float, traffic: Traffic, *, engine: Any) -> Latencies:
-    """What is predicted where every step takes `slowness` times as long as when the machine was calibrated."""
+    """Return the prediction if each step takes `slowness` times as long as at calibration."""
     coefficients = {name: slowness * value for name, value in calibration.coefficients.items()}
     engine.llm_engine.model_executor.step_time = Fitted(coefficients=coefficients)
     return Latencies.of(modelled.drive(engine, traffic))
@@ -169,7 +169,7 @@ def at_speed(calibration: Calibration, slowness: float, traffic: Traffic, *, eng
 
 
 def report(calibration: Calibration, loads: Sequence[Load], runs: Mapping[str, Sequence[Run]]) -> list[str]:
-    """The tables as Markdown, and how many quantities were predicted within BOUND."""
+    """Return the tables as Markdown, and the number of quantities that were predicted within BOUND."""
     fitted = ", ".join(f"{name} {1e6 * value:.3g}" for name, value in calibration.coefficients.items())
     lines = [
         f"{calibration.machine}; vLLM {calibration.vllm}; {Path(calibration.model).name}",
@@ -187,11 +187,11 @@ def report(calibration: Calibration, loads: Sequence[Load], runs: Mapping[str, S
 
 
 def _row(load: Load, runs: Sequence[Run]) -> str:
-    found = load.prediction
-    if found.latencies is None:
-        return f"| {load.name} | {len(load.traffic)} | {found.cannot_say} | | | | | |"
+    prediction = load.prediction
+    if prediction.latencies is None:
+        return f"| {load.name} | {len(load.traffic)} | {prediction.cannot_say} | | | | | |"
     cells = [
-        _cell(getattr(found.latencies, name), [getattr(run.measured, name) for run in runs]) for name in QUANTITIES
+        _cell(getattr(prediction.latencies, name), [getattr(run.measured, name) for run in runs]) for name in QUANTITIES
     ]
     noise = [
         " ".join(f"{run.speed:.2f}" for run in runs),
@@ -210,12 +210,12 @@ def _counts(loads: Sequence[Load], runs: Mapping[str, Sequence[Run]]) -> list[st
     ratios, ratios_now = [], []
     for load in loads:
         for name in QUANTITIES:
-            found = runs.get(load.name, ())
+            load_runs = runs.get(load.name, ())
             if load.prediction.latencies is None:
                 continue
-            real_s = geometric_mean([getattr(run.measured, name) for run in found])
+            real_s = geometric_mean([getattr(run.measured, name) for run in load_runs])
             ratios.append(getattr(load.prediction.latencies, name) / real_s)
-            ratios_now.append(geometric_mean([getattr(run.predicted_now, name) for run in found]) / real_s)
+            ratios_now.append(geometric_mean([getattr(run.predicted_now, name) for run in load_runs]) / real_s)
     return [
         f"{_within(ratios)}: predicted from the calibration alone",
         f"{_within(ratios_now)}: predicted with the machine's speed around each run",

@@ -1,9 +1,9 @@
-"""data/modelled_throughput.json: what one replica of the modelled GPU does under load, as `labkit cost` prices it.
+"""Write data/modelled_throughput.json, the throughput of one replica on modelled GPUs, for `labkit cost`.
 
     python -m tools.modelled_throughput          (`make modelled-throughput`; about ten minutes on two cores)
 
-Each point is one `labkit simulate`: vLLM's own engine and scheduler, a closed loop of CONCURRENCY requests. Only cards
-and models that `labkit simulate` gives a size for are in the table; it refuses the others, and so does the calculator.
+Each point is one `labkit simulate`: vLLM's engine and scheduler, a closed loop of CONCURRENCY requests. The table has
+only cards and models that `labkit simulate` supports; it refuses the others, and so does the calculator.
 """
 
 import argparse
@@ -34,7 +34,7 @@ REPLICAS = (  # model, card, GPUs of one replica
 
 
 def simulated(model: str, card: str, tensor_parallel: int, mix: tuple[int, int]) -> dict[str, Any]:
-    """What `labkit simulate --json` says of one mix on one replica."""
+    """Return the output of `labkit simulate --json` for one mix on one replica."""
     options = {
         "--gpu": card,
         "--model": model,
@@ -54,38 +54,38 @@ def simulated(model: str, card: str, tensor_parallel: int, mix: tuple[int, int])
 
 
 def known_error(gpu: modelled.ModelledGpu) -> Errors:
-    """The error of the modelled capacity; where none was compared, of the time per token, which sets it."""
+    """Return the error of the modelled capacity, or else of the TPOT, which determines the capacity."""
     known = promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=1.0)
-    found = known.of("output_per_s") or known.of("tpot_ms")
-    require(found is not None, f"nothing was compared with {gpu.label}", fix="leave it out of REPLICAS")
-    return cast(Errors, found)
+    errors = known.of("output_per_s") or known.of("tpot_ms")
+    require(errors is not None, f"no measurement was compared with {gpu.label}", fix="remove it from REPLICAS")
+    return cast(Errors, errors)
 
 
 def fitted(points: Sequence[dict[str, Any]]) -> tuple[list[float], float]:
-    """prefill_s, decode_s and context_s (see ModelledReplica) with the least relative error, and the worst one."""
+    """Return prefill_s, decode_s and context_s (see ModelledReplica) by least relative squares, and the worst error."""
     rows = [
         (p["input_tokens"], p["output_tokens"], p["output_tokens"] * (p["input_tokens"] + p["output_tokens"] / 2))
         for p in points
     ]
     shares = np.array(rows) * np.array([[p["requests_per_s"]] for p in points])
     seconds = np.linalg.lstsq(shares, np.ones(len(points)), rcond=None)[0]
-    return [float(f"{each:.6g}") for each in seconds], float(np.abs(shares @ seconds - 1).max())
+    return [float(f"{value:.6g}") for value in seconds], float(np.abs(shares @ seconds - 1).max())
 
 
 def point(model: str, card: str, tensor_parallel: int, mix: tuple[int, int]) -> dict[str, Any]:
-    """One point of the table."""
+    """Simulate one point of the table."""
     rate = simulated(model, card, tensor_parallel, mix)["request_throughput"]
     return {"input_tokens": mix[0], "output_tokens": mix[1], "requests_per_s": round(rate, 4)}
 
 
 def row(model: str, card: str, tensor_parallel: int, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One replica with its points and their fit."""
+    """Return a replica's row: its points and their fit."""
     seconds, fit_error = fitted(points)
     gpu = modelled.gpu(card, model=model, tensor_parallel=tensor_parallel)
     error = known_error(gpu)
     warning = f"no capacity of {model} on {gpu.card.title} was compared with a real one: the error is that of a "
     warning += f"{error.kind} on {', '.join(error.cards)}"
-    compared = card in error.cards and tensor_parallel == 1  # on several cards only a 32B was compared
+    compared = card in error.cards and tensor_parallel == 1  # on several cards, only a 32B model was compared
     return {
         "model": model,
         "card": card,

@@ -1,6 +1,6 @@
-"""Writes docs/workshop/prediction-sheet.md, every prediction of every lab on paper: `make prediction-sheet`.
+"""Write docs/workshop/prediction-sheet.md, all labs' predictions on paper: `make prediction-sheet`.
 
-A figure in a question comes from the notebook's own parameters; one that only a run knows is a blank.
+Numbers in a question come from the notebook's parameters; numbers that only a run yields are blanks.
 """
 
 import ast
@@ -29,13 +29,13 @@ BUILTINS = {function.__name__: function for function in (len, list, max, min, ro
 
 
 def predictions(lab: Lab) -> Iterator[tuple[str, str]]:
-    """Each question that the lab's notebook asks, in order, with the form of its answer."""
+    """Yield each question of the lab's notebook, in order, with the form of its answer."""
     names: dict[str, Any] = {"__builtins__": BUILTINS}
     cells = json.loads((notebooks_path() / lab.notebook).read_text(encoding="utf-8"))["cells"]
     for cell in (cell for cell in cells if cell["cell_type"] == "code"):
         for node in ast.walk(ast.parse("".join(cell["source"]))):
             if isinstance(node, ast.Assign):
-                with suppress(Exception):  # what needs an import or a run stays unknown
+                with suppress(Exception):  # values that need an import or a run stay unknown
                     exec(ast.unparse(node), names)
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lab.predict":
                 question, given = node.args[1], {keyword.arg: keyword.value for keyword in node.keywords}
@@ -53,7 +53,7 @@ def _filled(part: ast.expr, names: dict[str, Any]) -> str:
 
 
 def page() -> str:
-    """The sheet: a table for each lab that asks."""
+    """Return the sheet: a table for each lab with predictions."""
     text = HEAD
     for lab in load_labs().values():
         if rows := [f"| {question} | {answer} | {BLANK}% |\n" for question, answer in predictions(lab)]:

@@ -1,7 +1,7 @@
-"""Keeps a run as a machine's recorded results: `make reference RUN=DIR`, or `python tools/reference.py DIR`.
+"""Store a run as a machine's recorded results: `make reference RUN=DIR`, or `python tools/reference.py DIR`.
 
-Every lab of the run must have ended well. Guesses, host name and drawings are left out; a folder that exists for this
-machine is replaced whole.
+All labs of the run must be done. Guesses, host name and drawings are removed; an existing folder of this machine is
+replaced.
 """
 
 import argparse
@@ -24,13 +24,14 @@ MAX_BYTES = 300_000
 
 
 def keep(run_dir: Path, base: Path = REFERENCE) -> Path:
-    """Stores the run under `base` in a folder named after its machine; returns that folder.
+    """Store the run under `base` in a folder named after its machine; return that folder.
 
-    RecordError: no run, a lab that failed or did not run, a path in a record, more than MAX_BYTES: nothing is changed.
+    RecordError, without a change: no run, a lab that failed or did not run, a path in a record, more than MAX_BYTES.
     """
     info, records = read_run(run_dir), read_all(run_dir)
-    if left := [lab.name for lab in info.labs if lab.status != "done"]:
-        raise RecordError(f"{run_dir}: {', '.join(left)} did not end well", remedy="finish it: labkit run --resume")
+    if unfinished := [lab.name for lab in info.labs if lab.status != "done"]:
+        what = f"{run_dir}: {', '.join(unfinished)} did not end well"
+        raise RecordError(what, remedy="finish it: labkit run --resume")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / machine_name(info.machine)
         folder.mkdir()
@@ -48,12 +49,12 @@ def keep(run_dir: Path, base: Path = REFERENCE) -> Path:
 
 
 def slim(record: Record) -> Record:
-    """The record without what is personal, changes by itself, or is only drawn."""
+    """Return the record without personal data, and with only the measured values of its key charts."""
     drawn = ((chart.name, marks(chart.spec)) for chart in record.charts if chart.key)
     changes: dict[str, Any] = {
         "machine": _machine(record.machine),
         "parameters": {name: value for name, value in record.parameters.items() if not _personal(name)},
-        "predictions": tuple(_measured_only(one) for one in record.predictions),
+        "predictions": tuple(map(_measured_only, record.predictions)),
         "exercises": {},
         "charts": tuple(Chart(name=name, key=True, spec=spec) for name, spec in drawn if spec is not None),
     }
@@ -61,12 +62,12 @@ def slim(record: Record) -> Record:
 
 
 def slim_run(info: RunInfo) -> RunInfo:
-    """run.json without what is personal."""
+    """Return run.json without personal data."""
     return info.model_copy(update={"machine": _machine(info.machine)})
 
 
 def machine_name(machine: Mapping[str, Any]) -> str:
-    """A folder's name out of the machine's facts, such as "2-cpus-amd-epyc-24-gib-no-gpu"."""
+    """Return a folder name for the machine, such as "2-cpus-amd-epyc-24-gib-no-gpu"."""
     return re.sub(r"[^a-z0-9]+", "-", str(machine.get("line") or "unknown machine").lower()).strip("-")
 
 
@@ -83,7 +84,7 @@ def _measured_only(prediction: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Keeps the run that was named; returns the exit code: 2 where it cannot be kept."""
+    """Store the given run; return the exit code: 2 if it cannot be stored."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, metavar="DIR", help="a run's folder, as labkit run --out DIR wrote it")
     given = parser.parse_args(arguments)

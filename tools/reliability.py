@@ -1,7 +1,7 @@
-"""How reliable the course is: `make run`, repeated. `make reliability N=10 OUT=runs/reliability`.
+"""Measure the course's reliability by repeated runs: `make reliability N=10 OUT=runs/reliability`.
 
-Each repeat is a run of its own in OUT/01, OUT/02, ... A second call counts the finished ones and goes on after them.
-Nothing is tried twice: a lab that fails counts as failed. The summary is printed and kept in OUT/reliability.json.
+The runs are in OUT/01, OUT/02, ... A second call continues after the finished ones. No lab is retried: a failure
+counts. The summary is printed and written to OUT/reliability.json.
 """
 
 import argparse
@@ -23,8 +23,8 @@ SUMMARY = "reliability.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """`runs` whole runs: `passed` of them ended with every lab done. `cells`: code cells in their notebooks, and how
-    many of these were `executed`. `differing`: runs whose exact results are not those of the first one."""
+    """A summary of complete runs. `passed`: runs in which all labs are done; `executed`: of all code `cells`;
+    `differing`: runs whose exact results differ from the first run's."""
 
     machine: str
     commits: tuple[str, ...]
@@ -40,7 +40,7 @@ class Summary:
     failures: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
-        """The summary as a Markdown table."""
+        """Yield the summary as a Markdown table."""
         yield f"| {self.runs} runs in a row | {self.machine}, commit {', '.join(self.commits)} |"
         yield "|---|---|"
         yield f"| runs in which every lab passed | {self.passed} of {self.runs} |"
@@ -53,7 +53,7 @@ class Summary:
 
 
 def repeat(times: int, out: Path) -> None:
-    """Run the course until OUT holds `times` runs. Ctrl-C ends the present one, which the next call resumes."""
+    """Run the course until `out` contains `times` runs. The next call resumes a run that Ctrl-C ended."""
     for number in range(1, times + 1):
         folder = out / f"{number:02d}"
         if folder.exists() and _ended(read_run(folder)):
@@ -61,12 +61,12 @@ def repeat(times: int, out: Path) -> None:
         print(f"run {number} of {times}", flush=True)
         resume = ["--resume"] if folder.exists() else []
         command = [sys.executable, "-m", "labkit", "run", "--out", str(folder), *resume]
-        if subprocess.run(command, check=False).returncode not in (0, 1):  # 1: a lab failed, which is counted
+        if subprocess.run(command, check=False).returncode not in (0, 1):  # 1: a lab failed, which counts
             sys.exit(2)
 
 
 def summarise(folders: Sequence[Path]) -> Summary:
-    """Summarise whole runs, at least one."""
+    """Summarise one or more complete runs."""
     runs = [read_run(folder) for folder in folders]
     labs = [lab for run in runs for lab in run.labs]
     cells = [cell for folder in folders for cell in _code_cells(folder)]
@@ -99,9 +99,9 @@ def _ended(run: RunInfo) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Repeat, summarise; the exit code is 0 where every run passed with the same exact results."""
+    """Repeat and summarise; return 0 if all runs passed with the same exact results, else 1."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("times", type=int, help="runs in all")
+    parser.add_argument("times", type=int, help="number of runs")
     parser.add_argument("out", type=Path, help="folder for the runs")
     given = parser.parse_args(arguments)
     if given.times < 1:

@@ -1,9 +1,7 @@
-"""Figures that need no network, say on which machine they were measured, and can be read without seeing colours.
+"""Charts that need no network, name the machine that was measured, and can be read without colour vision.
 
-Every function takes plain data and returns a `Chart`: a Vega-Lite specification that a notebook shows offline, and
-`svg` draws for the report. A chart of nothing is a UsageError.
-
-A module is imported when a name of its is first used.
+Every function takes plain data and returns a `Chart`: a Vega-Lite specification that a notebook shows offline and
+`svg` draws for the report. Empty data raise UsageError. Submodules are imported on first use.
 """
 
 from importlib import import_module

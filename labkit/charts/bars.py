@@ -13,15 +13,15 @@ from labkit.words import amount, span
 
 ROW = 52
 PART_ROW = 46
-LANES = 5  # heights at which neighbouring dots are drawn, so that they do not hide each other
+LANES = 5  # neighbouring dots are drawn at different heights, so that none hides another
 PARTS = (BLUE, ORANGE, VERMILLION, SKY, GREEN, PURPLE)
-LABEL_FROM = 0.06  # of the longest bar: a shorter part has no room for its value
+LABEL_FROM = 0.06  # share of the longest bar; shorter parts have no room for their value
 Part = tuple[str, float]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One measured quantity; `low` and `high` are the ends of its interval, where it has one."""
+    """One measured quantity; `low` and `high` are the ends of its interval, if it has one."""
 
     label: str
     value: float
@@ -40,7 +40,7 @@ def bars_with_intervals(
     axis_title: str | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A bar for each row with its interval and value; guess, article and a formula's value, by its name, as rules."""
+    """Draw a bar with interval and value for each row; guess, article and `formula` (name, value) are rules."""
     require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
     references = draw.rules(unit, guess=guess, article=article)
     if formula:
@@ -63,7 +63,7 @@ def bars_with_intervals(
         draw.mark("tick", {"x": "low"}, **caps),
         draw.mark("tick", {"x": "high"}, **caps),
     ]
-    # Values stand above their bars, where no interval crosses them, and on top of the rules.
+    # Values are above their bars, where no interval crosses them, and in front of the rules.
     value = draw.words({}, align="left", baseline="middle", x=2, dy=-11, fontWeight="bold")
     drawn = [
         draw.layers([{"name": MEASURED, **draw.mark("bar", color=SKY, height=20, yOffset=9)}, *interval], axes, data),
@@ -82,9 +82,9 @@ def _with_interval(value: float, low: float | None, high: float | None, unit: st
 def stacked_bars(
     rows: Mapping[str, Sequence[Part]], *, title: str, unit: str, rest: str = "", caption: str | None = None
 ) -> Chart:
-    """A bar for each row, its parts in the order given; a kind may come again. The kind called `rest` is drawn pale.
+    """Draw a bar for each row, its parts in the given order; kinds may repeat. The kind called `rest` is pale.
 
-    UsageError without rows or with a part below zero.
+    UsageError without rows or with a negative part.
     """
     is_whole = bool(rows) and all(value >= 0 for parts in rows.values() for _, value in parts)
     require(is_whole, f"the chart {title!r} has no rows, or a part below zero", fix="pass parts from zero up")
@@ -117,7 +117,7 @@ def stacked_bars(
 
 
 Waits = tuple[Sequence[float], Sequence[float]]
-"""Values that were seen, and those that were still running when the test ended."""
+"""Values of requests that ended, and of requests still running when the test ended."""
 DOT_ROW = 46
 
 
@@ -125,16 +125,17 @@ def dots(
     rows: Mapping[str, Waits], *, title: str, x_title: str, unit: str, slo: float | None = None,
     caption: str | None = None,
 ) -> Chart:  # fmt: skip
-    """A row of dots for each name: one per value, hollow where it had not ended; the SLO as a labelled rule.
+    """Draw a row of dots for each name, one per value, hollow if still running; the SLO is a labelled rule.
 
-    UsageError where nothing is to be drawn."""
+    UsageError without values.
+    """
     values = [value for kinds in rows.values() for kind in kinds for value in kind]
     require(bool(values), f"the chart {title!r} has no dots", fix="pass at least one value")
     data = [
         {"row": name, "value": value, "ended": kind == 0, "text": amount(value, unit), "lane": number % LANES}
         for name, kinds in rows.items()
-        for kind, among in enumerate(kinds)
-        for number, value in enumerate(among)
+        for kind, values_of_kind in enumerate(kinds)
+        for number, value in enumerate(values_of_kind)
     ]
     references = draw.rules(unit, slo=slo)
     domain = (0.0, 1.04 * max([*values, *(rule.value for rule in references)]))

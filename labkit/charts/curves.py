@@ -1,4 +1,4 @@
-"""One quantity against another: curves, loads, a model with measurements, trade-offs, distributions."""
+"""One quantity against another: curves, loads, formulas beside measurements, trade-offs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,17 +10,17 @@ from labkit.errors import require
 from labkit.vega import BLUE, GREY, WIDTH, Spec
 from labkit.words import amount, number, span
 
-# Beyond this ratio between largest and smallest the small values of a linear axis cannot be read.
+# Above this ratio of largest to smallest value, small values cannot be read on a linear axis.
 LOG_FROM_RATIO = 30
 LINE = {"strokeWidth": 2.5}
 POINT = {"filled": True, "size": 70, "opacity": 1}
 NO_DIFFERENCE = {"color": GREY, "strokeDash": [8, 4], "strokeWidth": 2}
-ONE = "pass at least one"
+PASS_POINTS = "pass at least one"
 
 
 @dataclass(frozen=True)
 class LoadPoint:
-    """What was measured at one load: output tokens per second (with its interval) and a latency's p50 and p99."""
+    """One load's measurements: output tokens per second (with interval) and the latency's p50 and p99."""
 
     concurrency: float
     throughput: float
@@ -33,7 +33,7 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class LinePoint:
-    """One point of a curve, with its interval where it has one."""
+    """One point of a curve, with its interval if it has one."""
 
     x: float
     y: float
@@ -43,7 +43,7 @@ class LinePoint:
 
     @property
     def top(self) -> float:
-        """The highest place that it takes in a drawing."""
+        """The highest value that is drawn for it."""
         return self.y if self.high is None else max(self.y, self.high)
 
 
@@ -56,8 +56,8 @@ def throughput_latency(
     unit: str = "tok/s",
     caption: str | None = None,
 ) -> Chart:
-    """Throughput above, E2E latency below, against the load (log axis); `guess` in `unit`."""
-    require(bool(points), f"the chart {title!r} has no points", fix=ONE)
+    """Draw throughput above E2E latency, against the load (log axis); `guess` in `unit`."""
+    require(bool(points), f"the chart {title!r} has no points", fix=PASS_POINTS)
     rates = [LinePoint(p.concurrency, p.throughput, p.series, p.throughput_low, p.throughput_high) for p in points]
     x = _log_x({p.concurrency for p in points}, x_title)
     y_title = f"throughput ({unit})"
@@ -102,15 +102,15 @@ def lines(
     article: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """Curves with their intervals as bands; guess and article as labelled rules."""
-    require(bool(rows), f"the chart {title!r} has no points", fix=ONE)
+    """Draw curves with their intervals as bands; guess and article are labelled rules."""
+    require(bool(rows), f"the chart {title!r} has no points", fix=PASS_POINTS)
     x = _log_x({row.x for row in rows}, x_title) if log_x else draw.quantity("x", x_title, tickCount=8)
     drawn = _curves(rows, x, y_title=y_title, unit=unit, references=draw.rules(unit, guess=guess, article=article))
     parts = []
     for name in _names(rows):
-        mine = [row for row in rows if row.series == name]
-        ends = " to ".join(f"{amount(row.y, unit)} at {number(row.x)}" for row in (mine[0], mine[-1]))
-        heights = [row.y for row in mine]
+        points = [row for row in rows if row.series == name]
+        ends = " to ".join(f"{amount(point.y, unit)} at {number(point.x)}" for point in (points[0], points[-1]))
+        heights = [point.y for point in points]
         parts.append(f"{name}: {ends}, range {span(min(heights), max(heights), unit)}")
     text = f"{y_title} against {x_title}. {'; '.join(parts)}."
     return finish(drawn, title=title, description=text, caption=caption)
@@ -135,7 +135,7 @@ def _rows(points: Sequence[LinePoint], unit: str) -> list[Spec]:
 
 
 def _log_x(values: set[float], title: str) -> Spec:
-    """Measured loads are the ticks: between them nothing was measured."""
+    """A log axis with ticks only at the measured values."""
     domain = (min(values) / 1.08, max(values) * 1.08)
     x = draw.quantity("x", title, domain, log=True, values=sorted(values), format="~g", labelOverlap=True)
     return {**x, "scale": {**x["scale"], "base": 2}}
@@ -146,7 +146,7 @@ def _names(points: Sequence[LinePoint | LoadPoint]) -> list[str]:
 
 
 def _by_series(points: Sequence[LinePoint | LoadPoint], **legend: str) -> Spec:
-    """The colour of each series, with a legend where there are several."""
+    """The colour of each series, with a legend if there are several."""
     names = _names(points)
     colour = draw.series("series", names, **legend)
     return colour if len(names) > 1 else {**colour, "legend": None}
@@ -156,9 +156,9 @@ def _tooltip(*fields: str) -> list[Spec]:
     return [{"field": field, "type": "quantitative" if field == "x" else "nominal"} for field in fields]
 
 
-MARGIN = 0.06  # of the x axis, left and right: points at the ends stay whole
+MARGIN = 0.06  # share of the x axis left free on both sides, so that points at the ends are not cut
 DODGE = 9  # pixels between the series' points at the same x, so that no interval hides another
-PLAIN = "format(datum.value, ',')"  # a format on the axis would round its labels to the axis's own step
+PLAIN = "format(datum.value, ',')"  # the axis's `format` would round labels to the tick step
 
 
 def computed_and_measured(
@@ -171,9 +171,9 @@ def computed_and_measured(
     unit: str = "",
     caption: str | None = None,
 ) -> Chart:
-    """Dashed lines for what a formula gives, points with intervals for what was measured; equal series, equal colours.
+    """Draw computed values as dashed lines and measurements as points with intervals; a series keeps its colour.
 
-    UsageError without points of either.
+    UsageError if either is empty.
     """
     what = f"the chart {title!r} has {len(computed)} computed points and {len(measured)} measured ones"
     require(bool(computed) and bool(measured), what, fix="pass some of both")
@@ -193,20 +193,20 @@ def computed_and_measured(
 
 
 def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
-    """Points with their intervals, each series a little aside."""
+    """Points with their intervals, each series offset from the next."""
     drawn = []
     names = _names(points)
-    for turn, name in enumerate(names):
-        aside = DODGE * (turn - (len(names) - 1) / 2)
+    for position, name in enumerate(names):
+        offset = DODGE * (position - (len(names) - 1) / 2)
         marks = [
-            draw.mark("rule", {"y": "low", "y2": "high"}, strokeWidth=2.5, xOffset=aside),
-            draw.mark("point", {"tooltip": _tooltip("series", "x", "text")}, xOffset=aside, **{**POINT, "size": 100}),
+            draw.mark("rule", {"y": "low", "y2": "high"}, strokeWidth=2.5, xOffset=offset),
+            draw.mark("point", {"tooltip": _tooltip("series", "x", "text")}, xOffset=offset, **{**POINT, "size": 100}),
         ]
         drawn.append(draw.layers(marks, None, _rows([point for point in points if point.series == name], unit)))
     return draw.layers(drawn, {"color": colour})
 
 
-LETTER = 8  # pixels that a letter of a label takes, generously
+LETTER = 8  # upper bound of a letter's width in pixels
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def tradeoff(
     slo_s: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """A point for each setting; the objective is a rule on the horizontal axis."""
+    """Draw a point for each setting; the SLO is a rule on the horizontal axis."""
     require(bool(points), f"the chart {title!r} has no points", fix="pass at least one Tradeoff")
     points = sorted(points, key=lambda point: point.x_s)
     references = draw.rules("s", slo=slo_s)
@@ -237,7 +237,7 @@ def tradeoff(
         "x": draw.quantity("x", x_title, domain, tickCount=8, format="~g"),
         "y": draw.quantity("y", y_title, (0, top * 1.15), tickCount=6, format="~g"),
     }
-    # Names below the upper points, each on a thin line of its own: points often crowd on one height.
+    # Labels are below the upper points, each on its own thin line: points often share a height.
     highest = min(p.y_s for p in points if p.y_s > 0.3 * top) - 0.06 * top
     levels = label_levels(points, right=domain[1])
     rows = [
@@ -256,7 +256,7 @@ def tradeoff(
 
 
 def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:
-    """The row, 0 on top, of each label from left to right, so that none overlaps another. `points` in that order."""
+    """Return each label's row (0 on top), so that none overlaps another. `points`: sorted by x."""
     ends: list[float] = []  # of the last label in each row, in pixels
     levels = []
     for point in points:

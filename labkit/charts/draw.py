@@ -1,7 +1,7 @@
-"""The parts that all charts are built of: channels, marks, layers, panels, labelled rules.
+"""Building blocks of all charts: channels, marks, layers, panels, labelled rules.
 
 Charts are plain Vega-Lite 5 specifications. A layer inherits its panel's data and channels and names only what differs
-(`{"x": "low"}` is the panel's x axis with another field), so that an axis is described once.
+(`{"x": "low"}` is the panel's x axis with another field), so each axis is described once.
 """
 
 import csv
@@ -16,7 +16,7 @@ from labkit.words import amount
 Rows = Iterable[Mapping[str, Any]]
 
 PALE, ARTICLE = "#c9c9c9", "#8a2f6b"
-MEASURED = "measured"  # the name of the layer that shows what was measured: a recorded run is drawn beside it
+MEASURED = "measured"  # the name of the layer with measurements: a recorded run is drawn beside it
 
 
 def quantity(
@@ -27,7 +27,7 @@ def quantity(
     log: bool = False,
     **axis: Any,
 ) -> Spec:
-    """A channel of numbers. Without `domain` Vega chooses one; `axis`: Vega-Lite's properties of the axis."""
+    """A numeric channel. Without `domain` Vega chooses it; `axis`: Vega-Lite's axis properties."""
     scale = {} if domain is None else {"domain": list(domain), "nice": False}
     channel = {"field": field, "type": "quantitative", "title": title, "axis": axis}
     return {**channel, "scale": {**scale, "type": "log"} if log else scale}
@@ -36,26 +36,26 @@ def quantity(
 def labels(
     field: str, *, title: str | None = None, sort: Sequence[object] | None = None, framed: bool = False, **axis: Any
 ) -> Spec:
-    """A channel of names down the left side, in the order of `sort`, by default that of the data."""
+    """A channel of names down the left side, in the order of `sort` (default: order of the data)."""
     axis = {"domain": framed, "ticks": framed, **axis}
     return {"field": field, "type": "ordinal" if title else "nominal", "title": title, "sort": sort, "axis": axis}
 
 
 def series(field: str, names: Iterable[str], look: Iterable[Any] | None = None, **legend: Any) -> Spec:
-    """A channel that tells series apart, by the palette's colours or by `look`; `legend`: its properties."""
+    """A channel that distinguishes series by the palette's colours or by `look`; `legend`: its properties."""
     scale: Spec = {"domain": list(names)} | ({"range": list(look)} if look is not None else {})
     return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": legend}
 
 
 def mark(kind: str, encoding: Mapping[str, Any] | None = None, rows: Rows | Spec | None = None, /, **look: Any) -> Spec:
-    """One layer. A channel given as text is that field; `rows` are its own data; `look`: the mark's properties."""
+    """One layer. A channel given as text names a field; `rows`: the layer's data; `look`: the mark's properties."""
     return {"mark": {"type": kind, **look}} | _inside(encoding, rows)
 
 
 def layers(
     marks: Iterable[Spec], encoding: Mapping[str, Any] | None = None, rows: Rows | Spec | None = None, /, **panel: Any
 ) -> Spec:
-    """Layers over each other that share data and channels; `panel`: its width, height, title."""
+    """Stacked layers that share data and channels; `panel`: width, height, title."""
     return {"layer": list(marks), **panel} | _inside(encoding, rows)
 
 
@@ -65,18 +65,18 @@ def heading(text: str) -> Spec:
 
 
 def words(encoding: Mapping[str, Any], rows: Rows | None = None, /, **look: Any) -> Spec:
-    """Text with a white halo, so that it can be read where it crosses a line."""
+    """Text with a white halo, legible where it crosses a line."""
     halo = mark("text", aria=False, stroke="white", strokeWidth=7, strokeJoin="round", **look)
     return layers([halo, mark("text", **look)], {"text": "text", **encoding}, rows)
 
 
 def column(parts: Sequence[Spec], *, spacing: int, **resolve: str) -> Spec:
-    """Panels below each other; `resolve` says which channels' scales are shared."""
+    """Panels below each other; `resolve`: "shared" or "independent" scale for each channel."""
     return {"vconcat": list(parts), "spacing": spacing, "resolve": {"scale": resolve}}
 
 
 def table(rows: Iterable[Sequence[object]], **columns: str) -> Spec:
-    """Data as CSV, with the type of each column: as objects, hundreds of rows would fill half a notebook."""
+    """Data as CSV, with each column's type: hundreds of rows as JSON objects would fill half a notebook."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -97,8 +97,8 @@ def _channel(name: str, given: Any) -> Any:
 
 
 ROW = 18
-NEAR = 0.1  # of an axis about 210 pixels high: a label's height
-# Dark, so that none is taken for a series, and told apart by their dashes as well as by colour.
+NEAR = 0.1  # a label's height as a share of an axis about 210 pixels high
+# Dark, so that no rule is mistaken for a series; dashes distinguish them as well as colour.
 STYLES: dict[str, tuple[str, list[int]]] = {
     "your guess": (BLACK, [7, 4]),
     "the article": (ARTICLE, [2, 3]),
@@ -118,7 +118,7 @@ class ReferenceLine:
 
     @property
     def row(self) -> Spec:
-        """Its place and its label, by its own name where it has one."""
+        """Its position and its label."""
         return {"at": self.value, "text": f"{self.name or self.kind}: {amount(self.value, self.unit)}"}
 
     @property
@@ -136,14 +136,14 @@ def rules(
     model: float | None = None,
     slo: float | None = None,
 ) -> list[ReferenceLine]:
-    """Those references that are given, smallest first."""
+    """Return a line for each given reference, smallest value first."""
     values = {"your guess": guess, "the article": article, "the model": model, "SLO": slo}
     given = [ReferenceLine(kind, float(value), unit) for kind, value in values.items() if value is not None]
     return sorted(given, key=lambda rule: rule.value)
 
 
 def upright(references: Sequence[ReferenceLine], domain: tuple[float, float]) -> list[Spec]:
-    """Rules on a horizontal value axis. Each label has a row of its own above the plot, so that none overlaps."""
+    """Draw rules on a horizontal value axis. Each label has its own row above the plot."""
     drawn = []
     for row, rule in enumerate(references):
         top = -ROW * (len(references) - row)
@@ -156,13 +156,13 @@ def upright(references: Sequence[ReferenceLine], domain: tuple[float, float]) ->
 
 
 def level(references: Sequence[ReferenceLine], domain: tuple[float, float]) -> list[Spec]:
-    """Rules on a vertical value axis, smallest first. A label stands above its rule, or below if the next is near."""
+    """Draw rules on a vertical value axis, smallest first. A label is above its rule, or below if the next is near."""
     lines, labels = [], []
     for n, rule in enumerate(references):
         lines.append(mark("rule", {"y": "at"}, [rule.row], x=0, x2=WIDTH, **rule.look))
         next_is_near = n + 1 < len(references) and references[n + 1].value - rule.value < NEAR * (domain[1] - domain[0])
         side = {"baseline": "top", "dy": 6} if next_is_near else {"baseline": "bottom", "dy": -4}
-        # Of three near ones the middle one has no free side: it moves to the other end.
+        # The middle of three near rules has no free side: its label moves to the right end.
         place = {"x": WIDTH - 8, "align": "right"} if n == 1 and len(references) == 3 else {"x": 8, "align": "left"}
         labels.append(words({"y": "at"}, [rule.row], **side, **place))
     return lines + labels

@@ -1,4 +1,4 @@
-"""A slider over one setting: each move runs an experiment and redraws its picture in place.
+"""A slider over one setting: each move runs an experiment and redraws its chart in place.
 
     explore([512, 2048, 8192], run=drive_with_budget, draw=picture, name="max_num_batched_tokens")
 
@@ -20,10 +20,10 @@ STYLE = "<style>.labkit-running .jp-OutputArea {opacity: 0.35}</style>"
 
 
 class Explorer(Generic[Value, Result]):
-    """The slider, its picture and its line of text. `value` and `result`: the setting shown and what its run returned.
+    """The slider, its chart and its line of text. `value` and `result`: the setting shown and its run's result.
 
-    Built with one run, so that the picture is there without a click. While a run is under way the front end keeps only
-    the slider's newest position, so a held arrow key costs two runs, not one for each repeat.
+    The first run happens at construction. During a run the front end keeps only the slider's newest position, so
+    holding an arrow key costs two runs, not one for each repeat.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Explorer(Generic[Value, Result]):
         self.picture.add_class("labkit-running")
         try:
             self._show(change["new"])
-        except Exception as error:  # raised in a callback, it would reach only the log console
+        except Exception as error:  # an error raised in a callback would reach only the log console
             self.line.value = _status(f"{type(error).__name__}: {error}", role="alert")
         finally:
             self.picture.remove_class("labkit-running")
@@ -68,12 +68,12 @@ class Explorer(Generic[Value, Result]):
         self.chart, self.text = self._draw(value, result)
         self.value, self.result = value, result
         data, metadata = live_bundle(spec(self.chart))
-        # Assigned, not displayed after a clear: outputs cannot pile up, and the picture does not flicker.
+        # Assign instead of clear and display: outputs cannot pile up, and the chart does not flicker.
         self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.line.value = _status(self.text)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The widget, and for pages that draw no widgets the chart as a PNG and the line of text."""
+        """The widget; for pages without widgets the chart as a PNG and the line of text."""
         data, metadata = bundle(self.chart)
         shown = dict(self.box._repr_mimebundle_(**options))
         shown |= {"image/png": data["image/png"], "text/plain": f"{data['text/plain']}\n{self.text}"}
@@ -91,8 +91,8 @@ def explore(
 ) -> Explorer[Value, Result]:
     """Return a slider over `values` that shows `draw(value, run(value))`: an Altair chart and a line of text.
 
-    `start`: the value run at once, by default the first. `height_px`: room kept for the chart, so that the page does
-    not move. UsageError for no values, or a `start` that is not among them.
+    `start`: the value of the first run (default: the first). `height_px`: the chart's minimum height, so that the page
+    does not move. UsageError without values, or for a `start` that is not one of them.
     """
     if not values:
         raise UsageError(f"the slider {name} has no values", remedy="pass at least one")

@@ -1,4 +1,4 @@
-"""A run over time: an engine step by step, a service that scales, requests under way."""
+"""A run over time: an engine step by step, a service that scales, requests in flight."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class StepPanel:
-    """One panel: its axis' title and a curve for each series, one value a step. `top`: the axis' end."""
+    """One panel: its axis title and a curve for each series, one value per step. `top`: the axis's upper end."""
 
     title: str
     series: Mapping[str, Sequence[float]]
@@ -30,9 +30,9 @@ class StepPanel:
 
 
 def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None = None) -> Chart:
-    """Panels over the same steps. A series has the same colour and dash in each."""
+    """Draw panels over the same steps. A series has the same colour and dash in each."""
     has_values = bool(panels) and all(panel.series and all(panel.series.values()) for panel in panels)
-    require(has_values, f"the chart {title!r} has no values", fix="pass a value a step for each series")
+    require(has_values, f"the chart {title!r} has no values", fix="pass one value per step for each series")
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     curves = [(panel, name, values) for panel in panels for name, values in panel.series.items()]
     steps = max(len(values) for _, _, values in curves)
@@ -66,19 +66,19 @@ def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None 
 
 
 def _corners(points: Points) -> Points:
-    """A curve of steps without the points at which nothing changes."""
+    """A step curve without the points at which nothing changes."""
     last = len(points) - 1
     return [point for n, point in enumerate(points) if n in (0, last) or point[1] != points[n - 1][1]]
 
 
 MOST = 250  # points of a curve
 RUG = 12  # pixels
-EXTENT = 34  # the same room for all labels, so that the panels stand one below the other
+EXTENT = 34  # pixels for axis labels, equal for all panels, so that they are aligned
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Something that happened `at_s`, marked by a line through all panels."""
+    """An event at `at_s`, marked by a line through all panels."""
 
     at_s: float
     text: str
@@ -95,13 +95,13 @@ def scaling_timeline(
     title: str,
     caption: str | None = None,
 ) -> Chart:
-    """Replicas by their controller, requests under way, and each request's latency at the moment it was sent (seconds).
+    """Draw replicas as the controller reports them, requests in flight, and each request's latency by send time (s).
 
-    `lost`: when requests were sent that failed, a rug at the foot of the last panel. `unnoticed`: from when to when a
-    replica was gone without the controller's knowledge, shaded. Raises UsageError without replicas or requests.
+    `lost`: send times of requests that failed, drawn as a rug below the last panel. `unnoticed`: the interval, shaded,
+    in which a replica was gone and the controller had not noticed. UsageError without replicas or requests.
     """
-    is_something = bool(replicas) and bool(latencies)
-    require(is_something, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
+    has_data = bool(replicas) and bool(latencies)
+    require(has_data, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
     end = max(at for points in (replicas, under_way, latencies) for at, _ in points)
     x = draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8)
     bare_x = {**x, "title": None, "axis": {**x["axis"], "labels": False, "ticks": False}}
@@ -143,7 +143,7 @@ def scaling_timeline(
 def _steps(points: Points, title: list[str], colour: str) -> list[Spec]:
     top = max(value for _, value in points)
     axis: Spec = {"tickCount": 4, "tickMinStep": 1, "format": "d", "minExtent": EXTENT}
-    if top <= 8:  # whole numbers as ticks, where there are few
+    if top <= 8:  # few enough for a tick at every whole number
         axis["values"] = list(range(int(top) + 1))
     y = draw.quantity("value", title, (0, top * 1.1 + 0.2), **axis)
     line = {"color": colour, "strokeWidth": 2.5}
@@ -156,19 +156,19 @@ def _points(points: Points) -> Spec:
 
 
 def _until(points: Points, end: float) -> Points:
-    """The same, with its last value held to the end of the axis, and nothing before its beginning."""
+    """Extend the curve's last value to the end of the axis; without points, a flat line at 0."""
     return [*points, (end, points[-1][1])] if points else [(0.0, 0), (end, 0)]
 
 
 def _thinned(points: Points, end: float) -> Points:
-    """At most MOST points: of those that would be drawn over each other the highest."""
+    """At most MOST points: the highest of those that would overlap."""
     if len(points) <= MOST:
         return points
     highest: dict[int, tuple[float, float]] = {}
     for at, value in points:
-        place = int(at / end * MOST)
-        if place not in highest or value >= highest[place][1]:
-            highest[place] = (at, value)
+        bin_index = int(at / end * MOST)
+        if bin_index not in highest or value >= highest[bin_index][1]:
+            highest[bin_index] = (at, value)
     return [*highest.values(), points[-1]]
 
 
@@ -176,14 +176,14 @@ def _moments_words(moments: Iterable[Moment]) -> str:
     return "".join(f"; {moment.text} at {moment.at_s:.1f} s" for moment in moments)
 
 
-TIMES = 80  # at which requests under way are counted
+SAMPLES = 80  # times at which requests in flight are counted
 
 
 def under_way(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None) -> Chart:
-    """Requests that were due and had not ended, over time, a line for each load. UsageError without requests."""
+    """Draw the requests that were due and had not ended over time, a line per load. UsageError without requests."""
     rows: list[LinePoint] = []
     for name, records in loads.items():
         end_s = max((record.finished_s for record in records), default=0.0)
-        times_s = [end_s * n / TIMES for n in range(TIMES + 1)]
+        times_s = [end_s * n / SAMPLES for n in range(SAMPLES + 1)]
         rows += [LinePoint(at, sum(r.scheduled_s <= at < r.finished_s for r in records), name) for at in times_s]
     return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running", caption=caption)

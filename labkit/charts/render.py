@@ -1,7 +1,7 @@
-"""Draws without a network: in JupyterLab by its own Vega-Lite 5, elsewhere as a small PNG, in the report as SVG.
+"""Render charts offline: by JupyterLab's Vega-Lite 5, as a small PNG elsewhere, as SVG in the report.
 
-JupyterLab 4.6 brings Vega-Lite 5.6.1 and draws a chart that keeps to what version 5 knows. So charts go out under that
-mime type, with a PNG for GitHub and exports. Altair 6 writes Vega-Lite 6, and its own renderers fetch a library.
+JupyterLab 4.6 bundles Vega-Lite 5.6.1. So charts use only features of version 5 and its mime type, with a PNG for
+GitHub and exports. Altair 6 writes Vega-Lite 6, and its own renderers fetch a library.
 """
 
 import base64
@@ -16,7 +16,7 @@ from labkit import vega
 from labkit.errors import LabkitError, require
 from labkit.vega import FONT, SCHEMA, Spec, config, describe
 
-VEGA_LITE = "5.8"  # the oldest that vl-convert draws with, nearest to JupyterLab's 5.6
+VEGA_LITE = "5.8"  # the oldest version in vl-convert, nearest to JupyterLab's 5.6
 SCALE = 2
 COLOURS = 256  # fewer would merge the colours of thin lines
 
@@ -31,25 +31,27 @@ class Chart(Spec):
 
 
 def set_caption(text: str) -> None:
-    """The line under every title from now on: the machine on which the numbers were measured."""
+    """Set the line under all later titles: the machine that was measured."""
     _caption["text"] = text
 
 
 def finish(chart: Spec, *, title: str | None, description: str, caption: str | None = None) -> Chart:
-    """Give a chart title, caption, look and description (which becomes the drawing's aria-label).
+    """Add title, caption, theme and description (the drawing's aria-label) to a chart.
 
-    Without `caption` the one that `enable` was given is used. Raises UsageError without a description.
+    Default `caption`: that of `set_caption` or `enable`. UsageError without a description.
     """
-    require(bool(description.strip()), f"the chart {title!r} has no description", fix="say in a sentence what it shows")
+    require(
+        bool(description.strip()), f"the chart {title!r} has no description", fix="describe in a sentence what it shows"
+    )
     below = _caption["text"] if caption is None else caption
     heading = {"title": {"text": title} | ({"subtitle": below} if below else {})} if title else {}
     return Chart({"$schema": SCHEMA, "config": config(), **heading, "description": description, **chart})
 
 
 def enable(*, caption: str = "") -> None:
-    """Make Altair's charts, too, show offline in this notebook and in the course's look.
+    """Show Altair's charts offline too, in the course's theme.
 
-    `caption` is the line under every title, the machine's.
+    `caption`: the line under every title, which names the machine.
     """
     import altair as alt
 
@@ -60,12 +62,12 @@ def enable(*, caption: str = "") -> None:
 
 
 def spec(chart: Any) -> Spec:
-    """The Vega-Lite 5 specification of a chart, ours or Altair's; a copy."""
+    """Return a copy of the Vega-Lite 5 specification of a `Chart` or an Altair chart."""
     return {**(chart if isinstance(chart, dict) else chart.to_dict()), "$schema": SCHEMA}
 
 
 def bundle(chart: Any, *, png: bool = True) -> tuple[Spec, Spec]:
-    """Data and metadata by mime type, for IPython. Raises UsageError for a chart without a description or a title."""
+    """Return data and metadata by mime type, for IPython. UsageError for a chart without description or title."""
     drawn = spec(chart)
     data, metadata = vega.bundle(drawn)
     if png:
@@ -75,19 +77,19 @@ def bundle(chart: Any, *, png: bool = True) -> tuple[Spec, Spec]:
 
 
 def svg(chart: Any) -> str:
-    """The chart (or its specification) as SVG, with the description as its aria-label. Fetches nothing."""
+    """Return the chart (or specification) as SVG, with the description as its aria-label. Fetches nothing."""
     import vl_convert
 
     drawn = spec(chart)
-    # What the theme cannot give, since a specification out of a record has no theme any more: the ground and the font.
+    # A specification from a record has no theme, so background and font are set here.
     base = {"background": "white", "font": FONT}
     raw = vl_convert.vegalite_to_svg(drawn, vl_version=VEGA_LITE, config=base, allowed_base_urls=[])
-    # In a browser vega-embed names the drawing; vl-convert leaves that to us.
+    # vega-embed sets the aria-label in a browser; vl-convert does not.
     return str(raw).replace("<svg ", f'<svg role="img" aria-label="{escape(describe(drawn))}" ', 1)
 
 
 def _png(drawn: Spec) -> tuple[str, int, int]:
-    """A small PNG as base64, with the width and height at which it is to be shown."""
+    """A small PNG as base64, with its display width and height."""
     import vl_convert
     from PIL import Image
 
@@ -101,11 +103,11 @@ def _png(drawn: Spec) -> tuple[str, int, int]:
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 PASSIVE = {"svg", "g", "defs", "path", "line", "rect", "circle", "text", "tspan", "clipPath", "style", "title", "desc",
            "image", "a", "linearGradient", "radialGradient", "stop", "mask", "symbol", "use"}  # fmt: skip
-HERE = ("#", "data:image/")
+INTERNAL = ("#", "data:image/")
 
 
 def chart_svg(chart: Mapping[str, Any], *, prefix: str) -> str:
-    """The chart as one `<svg>` element; its ids begin with `prefix`. LabkitError says why it could not be drawn."""
+    """Return the chart as one `<svg>` element whose ids begin with `prefix`. LabkitError if it cannot be drawn."""
     try:
         root = ElementTree.fromstring(svg(dict(chart)))
     except Exception as error:  # vl-convert raises what its JavaScript engine raises
@@ -122,22 +124,24 @@ def chart_svg(chart: Mapping[str, Any], *, prefix: str) -> str:
 
 def _require_passive(element: ElementTree.Element) -> None:
     name = element.tag.rpartition("}")[2]
-    outside = [value for key, value in element.attrib.items() if key.endswith("href") and not value.startswith(HERE)]
+    outside = [
+        value for key, value in element.attrib.items() if key.endswith("href") and not value.startswith(INTERNAL)
+    ]
     outside += [url for value in element.attrib.values() for url in _urls(value)]
     outside += _urls(element.text or "") if name == "style" else []
     active = [key for key in element.attrib if key.lower().startswith("on")]
     if name not in PASSIVE or active or outside:
-        what = f"it would ask {outside[0]}" if outside else f"it holds {active[0] if active else name}"
+        what = f"it would fetch {outside[0]}" if outside else f"it contains {active[0] if active else name}"
         raise LabkitError(f"the chart was left out: {what}")
 
 
 def _urls(text: str) -> list[str]:
-    """What `url(...)` in an attribute or a style sheet points to, unless it is in this very file."""
-    return [url for url in re.findall(r"""url\(\s*["']?([^"')]*)""", text) if not url.startswith(HERE)]
+    """External targets of `url(...)` in an attribute or a style sheet."""
+    return [url for url in re.findall(r"""url\(\s*["']?([^"')]*)""", text) if not url.startswith(INTERNAL)]
 
 
 def _make_ids_unique(root: ElementTree.Element, prefix: str) -> None:
-    """Ids become `prefix` and a number, in the document's order: Vega's own count on from drawing to drawing."""
+    """Replace ids by `prefix` and a number in document order: Vega's counters continue from drawing to drawing."""
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     names = {old: f"{prefix}{n}" for n, old in enumerate(dict.fromkeys(ids))}
     for element in root.iter():

@@ -1,6 +1,4 @@
-"""Rows of boxes with a start, an end and a kind: requests, batches, token streams, prompts in blocks, and memory
-over time.
-"""
+"""Rows of boxes from a start to an end: requests, batches, token streams, prompts in blocks, memory over time."""
 
 import heapq
 import statistics
@@ -37,7 +35,7 @@ class Span:
 
 
 def _boxes(spans: Iterable[Span], kinds: Mapping[str, str], *, digits: int = 4, **look: Any) -> Spec:
-    """The bars of `spans`; `kinds` has the colours, in the legend's order."""
+    """Bars for `spans`; `kinds`: the colour of each kind, in the legend's order."""
     colour = draw.series("kind", kinds, kinds.values(), symbolType="square")
     return draw.mark("bar", {"x2": "end", "color": colour}, _rows(spans, digits), **look)
 
@@ -50,9 +48,9 @@ def _rows(spans: Iterable[Span], digits: int) -> list[Spec]:
 
 
 def anatomy(record: "RequestRecord", *, title: str = "One request, taken apart", caption: str | None = None) -> Chart:
-    """One streamed request: what arrived when, and E2E, TTFT, ITL and TPOT drawn to scale, in vLLM's definitions.
+    """Draw one streamed request to scale: arrivals, E2E, TTFT, ITL and TPOT by vLLM's definitions.
 
-    Raises UsageError for a request that failed or brought fewer than two chunks.
+    UsageError for a request that failed or returned fewer than two chunks.
     """
     chunks = len(record.chunk_times_s)
     what = f"request {record.index} brought {chunks} chunks ({record.outcome})"
@@ -104,35 +102,35 @@ ANSWER, PADDING = "a token of an answer", "padding: computed for nobody"
 
 
 def static_spans(lengths: Sequence[int], *, batch: int) -> Iterator[Span]:
-    """Batches of `batch` rows, each as long as its longest answer (in tokens); the next starts when one is done."""
+    """Batches of `batch` rows, each as long as its longest answer (in tokens); the next starts when all are done."""
     start = 0
     for first in range(0, len(lengths), batch):
         answers = lengths[first : first + batch]
         end = start + max(answers)
-        for place, length in enumerate(answers, start=1):
-            yield Span(place, start, start + length, ANSWER)
+        for slot, length in enumerate(answers, start=1):
+            yield Span(slot, start, start + length, ANSWER)
             if start + length < end:
-                yield Span(place, start + length, end, PADDING)
+                yield Span(slot, start + length, end, PADDING)
         start = end
 
 
 def continuous_spans(lengths: Sequence[int], *, batch: int) -> Iterator[Span]:
-    """A place that becomes free goes to the next request at once (first come, first served)."""
-    free = [(0, place) for place in range(1, batch + 1)]
+    """Give each free slot to the next request at once (first come, first served)."""
+    free = [(0, slot) for slot in range(1, batch + 1)]
     for length in lengths:
-        start, place = heapq.heappop(free)
-        yield Span(place, start, start + length, ANSWER)
-        heapq.heappush(free, (start + length, place))
+        start, slot = heapq.heappop(free)
+        yield Span(slot, start, start + length, ANSWER)
+        heapq.heappush(free, (start + length, slot))
 
 
 def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str | None = None) -> Chart:
-    """Both policies for answers of `lengths` tokens on `batch` places, one step for each token. UsageError if empty.
+    """Draw both policies for answers of `lengths` tokens on `batch` slots, one step per token. UsageError if empty.
 
-    A model, not a measurement: every step is drawn equally long and the prompts' prefill is left out.
+    A simulation, not a measurement: all steps are equally long, and prefill is left out.
     """
     is_possible = bool(lengths) and min(lengths) >= 1 and batch >= 1
-    fix = "give at least one answer of one token or more, one place"
-    require(is_possible, f"{len(lengths)} answers on {batch} places", fix=fix)
+    fix = "pass at least one answer of one token or more, and one slot"
+    require(is_possible, f"{len(lengths)} answers on {batch} slots", fix=fix)
     static, continuous = (list(spans(lengths, batch=batch)) for spans in (static_spans, continuous_spans))
     static_steps, steps = (max(int(span.end) for span in spans) for spans in (static, continuous))
     axes = {
@@ -158,7 +156,7 @@ HASH_DIGITS = 4
 
 
 def pieces(prompts: Mapping[str, Sequence[int]], *, block_size: int) -> Iterator[Span]:
-    """The blocks of the prompts, which are answered in this order by a cache that was empty and is large enough."""
+    """The blocks of prompts that arrive in this order at a large, initially empty cache."""
     known: set[bytes] = set()
     for name, tokens in prompts.items():
         hashes = block_hashes(tokens, block_size=block_size)
@@ -174,9 +172,9 @@ def pieces(prompts: Mapping[str, Sequence[int]], *, block_size: int) -> Iterator
 def prefix_blocks(
     prompts: Mapping[str, Sequence[int]], *, block_size: int, title: str, caption: str | None = None
 ) -> Chart:
-    """A row for each prompt (token numbers, by name), a box for each block.
+    """Draw a row for each prompt (token ids by name), a box for each block.
 
-    A model of the cache (prefix_cache.block_hashes), not a measurement.
+    Computed by prefix_cache.block_hashes, not measured.
     """
     has_tokens = bool(prompts) and all(map(len, prompts.values()))
     require(has_tokens, f"the chart {title!r} has no prompts", fix="pass at least one, with tokens")
@@ -208,7 +206,7 @@ LANE = 30
 
 @dataclass(frozen=True)
 class Lane:
-    """One request: when its tokens came, when it came itself, and from when to when the parts of its prompt took.
+    """One request: its arrival, its token times, and the parts in which its prompt was computed.
 
     `parts`: begin, end and tokens of each. Seconds on one clock. `marked`: its longest gap is drawn.
     """
@@ -221,12 +219,12 @@ class Lane:
 
     @property
     def gaps(self) -> list[tuple[float, float]]:
-        """Begin and end of each gap between two tokens, if they are to be marked."""
+        """Begin and end of each gap between two tokens; empty unless `marked`."""
         return list(pairwise(self.token_times_s)) if self.marked else []
 
     @property
     def spans(self) -> Iterator[Span]:
-        """The parts of its prompt, its wait for the first of them, and its longest gap."""
+        """The parts of its prompt, its wait for the first, and its longest gap."""
         yield from (Span(self.name, begin, end, PART) for begin, end, _ in self.parts)
         if self.parts and self.parts[0][0] > self.arrived_s:
             yield Span(self.name, self.arrived_s, self.parts[0][0], QUEUED)
@@ -237,15 +235,15 @@ class Lane:
 def token_streams(
     panels: Mapping[str, Sequence[Lane]], *, title: str, x_title: str, caption: str | None = None
 ) -> Chart:
-    """A panel for each entry, one below the other on the same time axis; a row for each request, a tick for each token.
+    """Draw a panel for each entry on the same time axis: a row for each request, a tick for each token.
 
-    Raises UsageError without a panel, or with a request that got no token.
+    UsageError without a panel, or for a request without tokens.
     """
-    every = [lane for lanes in panels.values() for lane in lanes]
-    is_answered = bool(every) and all(lane.token_times_s for lane in every)
+    all_lanes = [lane for lanes in panels.values() for lane in lanes]
+    is_answered = bool(all_lanes) and all(lane.token_times_s for lane in all_lanes)
     fix = "pass requests that were answered"
     require(is_answered, f"the chart {title!r} has a request without tokens", fix=fix)
-    domain = (0, max(lane.token_times_s[-1] for lane in every) * 1.02)
+    domain = (0, max(lane.token_times_s[-1] for lane in all_lanes) * 1.02)
     parts, says = [], []
     for name, lanes in panels.items():
         gaps = [_length(gap) for lane in lanes for gap in lane.gaps]
@@ -268,12 +266,12 @@ def _length(ends: tuple[float, float]) -> float:
 
 
 STORED, EMPTY = "stored", "given, but empty"
-MOST_NAMED = 12  # beyond this many sequences colours repeat too often for a legend
+MOST_NAMED = 12  # with more sequences, colours repeat too often for a legend
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of memory that looks the same for some steps: `low` to `high` in tokens, `start` to `end` in steps."""
+    """A part of memory that is unchanged for some steps: `low` to `high` in tokens, `start` to `end` in steps."""
 
     owner: str
     kind: str
@@ -293,10 +291,10 @@ def memory_map(
     crop: bool = False,
     caption: str | None = None,
 ) -> Chart:
-    """A panel for each allocation: memory upwards, steps to the right, a colour for each sequence, pale where empty.
+    """Draw a panel for each allocation: memory upwards, steps to the right, a colour per sequence, pale where empty.
 
-    `block_size`: draws a line at each block's edge of every panel. `every`: only each so many-th step is looked at (a
-    smaller drawing). `crop`: each axis ends at the highest place in use.
+    `block_size`: draw a line at each block's edge. `every`: draw every n-th step only, for a smaller chart. `crop`:
+    end each axis at the highest address in use.
     """
     has_steps = bool(panels) and all(panels.values())
     require(has_steps, f"the chart {title!r} has no steps", fix="pass at least one snapshot for each panel")
@@ -307,13 +305,15 @@ def memory_map(
     colour = draw.series("owner", names, [palette()[n % len(palette())] for n in range(len(names))])
     legend = {"title": "sequence", "columns": len(names), **squares} if len(names) <= MOST_NAMED else None
     opacity = draw.series("kind", [STORED, EMPTY], [1, 0.25], **squares, symbolFillColor=GREY, symbolStrokeWidth=0)
-    # Opacity is for what has an order.
+    # Ordinal: Vega-Lite warns of opacity for a nominal field.
     looks = {"color": {**colour, "title": "sequence", "legend": legend}, "opacity": {**opacity, "type": "ordinal"}}
     columns = {"owner": "string", "kind": "string"} | dict.fromkeys(("low", "high", "start", "end"), "number")
     parts, says = [], []
     for name, snapshots in panels.items():
-        says.append(f"{name}: {len(snapshots)} steps, at most {max(one.running for one in snapshots)} at once")
-        # What is given lies below what is stored in it.
+        says.append(
+            f"{name}: {len(snapshots)} steps, at most {max(snapshot.running for snapshot in snapshots)} at once"
+        )
+        # Draw allocated memory below the tokens stored in it.
         drawn = sorted(patches(snapshots, every=every), key=lambda patch: patch.kind == STORED)
         top = max((patch.high for patch in drawn), default=1) if crop else snapshots[0].capacity_tokens
         x_title = "steps of the engine" if len(says) == len(panels) else None
@@ -332,23 +332,22 @@ def memory_map(
 
 
 def patches(snapshots: Sequence["MemorySnapshot"], *, every: int = 1) -> Iterator[Patch]:
-    """The parts of memory in use: what is given, and on top of it what is stored from some step on.
+    """The parts of memory in use: allocated extents, and over them the tokens stored from some step on.
 
-    A stored part reaches from its extent's beginning to what is filled then; the next one, larger, lies over it. So no
-    seam shows between them.
+    A stored part begins at its extent's start; the next, larger one is drawn over it, so that no seam shows.
     """
     grown: dict[tuple[int, Extent], list[Patch]] = {}
-    looked_at = snapshots[::every]
-    for snapshot in looked_at:
+    sampled = snapshots[::every]
+    for snapshot in sampled:
         now, filled = snapshot.step, _filled(snapshot)
         for key in [key for key in grown if _filled_until(grown[key]) > key[1].start + filled.get(key, -1)]:
             yield from (replace(patch, end=now) for patch in grown.pop(key))
         for (owner, extent), stored in filled.items():
-            given = Patch(str(owner + 1), EMPTY, extent.start, extent.start + extent.tokens, now, now)
-            held = grown.setdefault((owner, extent), [given])
+            allocated = Patch(str(owner + 1), EMPTY, extent.start, extent.start + extent.tokens, now, now)
+            held = grown.setdefault((owner, extent), [allocated])
             if extent.start + stored > _filled_until(held):
-                held.append(replace(given, kind=STORED, high=extent.start + stored))
-    end = looked_at[-1].step + every if looked_at else 0
+                held.append(replace(allocated, kind=STORED, high=extent.start + stored))
+    end = sampled[-1].step + every if sampled else 0
     yield from (replace(patch, end=end) for held in grown.values() for patch in held)
 
 
@@ -357,7 +356,7 @@ def _filled_until(held: Sequence[Patch]) -> int:
 
 
 def _filled(snapshot: "MemorySnapshot") -> dict[tuple[int, "Extent"], int]:
-    """How many tokens are stored in each extent of each sequence."""
+    """Tokens stored in each extent of each sequence."""
     filled = {}
     for owner, holding in snapshot.holdings.items():
         left = holding.stored_tokens

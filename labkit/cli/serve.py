@@ -1,4 +1,4 @@
-"""A server in the foreground: started, described, and ended by Ctrl-C with every process that it has.
+"""Run a server in the foreground until Ctrl-C, which ends it with all its processes.
 
 Of labkit's modules only this one imports `applications`.
 """
@@ -28,13 +28,13 @@ from labkit.serving.process import require_free_port
 
 POLL_S = 0.5
 KEY = "LABKIT_API_KEY"
-LONGEST = 4096  # prompt and answer in tokens; TorchServe's handler keeps a whole batch of them, padded to the longest
-LONGEST_ANSWER = 256  # a batch is written to its end, also when its clients have left (handlers/README.md)
+LONGEST = 4096  # prompt and answer in tokens: TorchServe's handler pads a whole batch to the longest
+LONGEST_ANSWER = 256  # a batch is computed to its end even if its clients have disconnected (handlers/README.md)
 TOO_SLOW = "modelled GPU: this machine is too slow"
 
 
 def serve_vllm(model: str, *, port: int, gpu_memory_share: float) -> None:
-    """Serve `model` by `vllm serve` until it is stopped. ServerError, with the log's end, when it dies."""
+    """Serve `model` by `vllm serve` until it is stopped. ServerError, with the end of the log, if it dies."""
     require_free_port(port)
     folder = resolve(model, progress=say)
     weight_bytes = architecture(folder).weight_bytes
@@ -46,9 +46,9 @@ def serve_vllm(model: str, *, port: int, gpu_memory_share: float) -> None:
 
 
 def serve_modelled(card: str, model: str, *, port: int, tensor_parallel: int) -> None:
-    """`vllm serve` on a modelled GPU: answers take the time that the card would take; their text is filler.
+    """Run `vllm serve` on a modelled GPU: answers take the time that the card would take; their text is filler.
 
-    UsageError for a card or model that cannot be modelled; ServerError, with the log's end, when the server dies.
+    UsageError for a card or model that cannot be modelled; ServerError, with the end of the log, if the server dies.
     """
     from labkit import modelled
 
@@ -56,23 +56,23 @@ def serve_modelled(card: str, model: str, *, port: int, tensor_parallel: int) ->
     gpu = modelled.gpu(card, model=model, tensor_parallel=tensor_parallel, tokenizer=resolve(CHAT, progress=say))
     name = gpu.folder.name
     command = f"{shlex.join(['vllm', 'serve', gpu.model, '--served-model-name', name])} {gpu.flags}"
-    say(f"{command}\n{gpu.label}\nIts answers are filler text: no model computes them.")
+    say(f"{command}\n{gpu.label}\nIts answers are filler text, not computed by a model.")
     _run_vllm(command, modelled.SERVER_ENV, name, port)
 
 
 def _run_vllm(command: str, env: dict[str, str], name: str, port: int) -> None:
     with _private_folder() as folder:
-        key, waiting = os.environ.get(KEY), now_and_then(say)
-        server = vllm.start(command, folder=folder, env=env, port=port, api_key=key, progress=waiting)
-        seen = 0
+        key, progress = os.environ.get(KEY), now_and_then(say)
+        server = vllm.start(command, folder=folder, env=env, port=port, api_key=key, progress=progress)
+        read_to = 0
 
         def check() -> None:
-            nonlocal seen
+            nonlocal read_to
             server.process.check()
             with server.process.log_path.open(encoding="utf-8", errors="replace") as log:
-                log.seek(seen)
+                log.seek(read_to)
                 lines = log.read().splitlines()
-                seen = log.tell()
+                read_to = log.tell()
             for line in lines:
                 if TOO_SLOW in line:
                     say(line[line.index(TOO_SLOW) :])
@@ -84,7 +84,7 @@ def _run_vllm(command: str, env: dict[str, str], name: str, port: int) -> None:
 def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
     """Serve the support desk (applications/support_desk.py) on Ray Serve, with its OpenAI routes, until it is stopped.
 
-    ServerError when Ray does not come up or the application cannot be deployed.
+    ServerError if Ray does not start or the application cannot be deployed.
     """
     require_free_port(port)
     machine, folder = inspect(), resolve(model, progress=say)
@@ -109,39 +109,38 @@ def serve_ray(model: str, *, port: int, gpu_memory_share: float) -> None:
             gpu_memory_share=gpu_memory_share,
             api_key_file=gate.write_key(Path(private) / "api_key", key),
         )
-        say("the support desk (applications/support_desk.py): starting, a minute or so")
+        say("the support desk (applications/support_desk.py): starting, about a minute")
         ray_serve.deploy(build(DeskSettings(**settings)), name="desk")
-        say(f"also there: POST {running.url}/chain and /parallel, a message as JSON in `text`")
+        say(f"more routes: POST {running.url}/chain and /parallel, a message as JSON in `text`")
         _stay(running.url, served_name(model), key, running.check)
 
 
 def serve_torchserve(model: str, *, port: int) -> None:
     """Serve `model` by TorchServe and the batched handler (handlers/text_generation.py) until it is stopped.
 
-    ServerError, with the log's end, when it does not start or dies.
+    ServerError, with the end of the log, if it does not start or dies.
     """
     require_free_port(port)
     model_folder = resolve(model, progress=say)
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1]).lstrip("_.-")  # what its URLs take
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", served_name(model).rsplit("/", 1)[-1]).lstrip("_.-")  # allowed in URLs
     positions = min(architecture(model_folder).max_positions or LONGEST, LONGEST)
     answer = min(positions // 4, LONGEST_ANSWER)
     settings = {"model_path": str(model_folder), "max_new_tokens": answer, "max_prompt_tokens": positions - answer}
     if os.environ.get(KEY):
-        say(f"TorchServe makes its own keys: {KEY} is not used")
+        say(f"TorchServe makes its own keys; {KEY} is ignored")
     with _private_folder() as folder:
-        made = torchserve.archive(
+        archive = torchserve.archive(
             "text_generation", folder=folder / "archives", model_name=name, handler_settings=settings
         )
-        say(made.command)
-        waiting = now_and_then(say)
-        with torchserve.start([made], folder=folder / "run", port=port, progress=waiting) as server:
+        say(archive.command)
+        with torchserve.start([archive], folder=folder / "run", port=port, progress=now_and_then(say)) as server:
             say(f"{server.command}\nmetrics: {server.metrics_url}")
             root = server.base_url(name).removesuffix("/v1")
             _stay(root, name, server.keys.inference, server.process.check)
 
 
 def _find_applications() -> None:
-    """Let this process and Ray's workers import `applications`, which a wheel brings below labkit."""
+    """Let this process and Ray's workers import `applications`, which a wheel installs below labkit."""
     folder = str(root())
     if folder not in sys.path:
         sys.path.append(folder)
@@ -149,13 +148,13 @@ def _find_applications() -> None:
 
 
 def served_name(model: str) -> str:
-    """The name by which requests call the model: an embedded one's, a hub id, or the folder's last part."""
+    """Return the model's name in requests: an embedded model's name, a hub id, or the folder's last part."""
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder that is removed at the end, also when a signal ends a start; a server that failed leaves its log."""
+    """A folder that is removed at the end, even if a signal interrupts a start; a failed server's log is kept."""
     folder, failed = Path(tempfile.mkdtemp(prefix="labkit-serve-")), False
     with stop_signals_call(signal.default_int_handler):
         try:
@@ -169,7 +168,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _stay(url: str, name: str, key: str, check: Callable[[], None]) -> None:
-    """Say how to reach the server, and stay until Ctrl-C; `check` raises when the server has died."""
+    """Print how to reach the server, and wait until Ctrl-C; `check` raises if the server has died."""
     with stop_on_signals() as stop:
         say(f"ready: {url}/v1 (Ctrl-C stops it). In another terminal:")
         say(f"  {KEY}={key} labkit load {url} --model {shlex.quote(name)}")

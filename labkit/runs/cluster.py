@@ -1,4 +1,4 @@
-"""A run on a Ray cluster: join it, look at its nodes, and give Ray one task a lab. Ray decides which node runs it."""
+"""Run labs on a Ray cluster: join it, inspect its nodes, and submit one task per lab. Ray chooses the node."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ from labkit.runs.plan import Job, Plan, make_plan
 from labkit.runs.runner import Progress, RunResult, Step, git_commit, opening_lines, run_labs
 from labkit.serving import ray_serve
 
-RAY_ADDRESS = "ray_address"  # a lab with this parameter deploys into the cluster itself
-TRIES = 3  # attempts in all, when nodes are lost
+RAY_ADDRESS = "ray_address"  # labs with this parameter deploy into the cluster
+TRIES = 3  # maximum attempts if nodes are lost
 POLL_S = 0.5
-STOP_PATIENCE_S, URGENT_PATIENCE_S = 60.0, 15.0  # then a lab that was asked to stop is ended
+STOP_PATIENCE_S, URGENT_PATIENCE_S = 60.0, 15.0  # from a stop request until the lab's task is cancelled
 SURVEY_TIMEOUT_S = 180.0
-HEAD = "node:__internal_head__"  # the resource by which Ray marks it
+HEAD = "node:__internal_head__"  # the resource that marks Ray's head node
 PLACE = "node:__internal_implicit_resource_labkit"
-"""Every node has 1 of it without any set-up; Ray Serve limits replicas per node in the same way."""
-SMALL_SHARE = 0.01  # of a node, for a lab that others may run beside
-NODE_ID = "ray.io/node-id"  # the label by which Ray knows a node
+"""Every node has 1 of it by default; Ray Serve limits replicas per node in the same way."""
+SMALL_SHARE = 0.01  # of a node, for a lab that may share it with others
+NODE_ID = "ray.io/node-id"  # Ray's label of a node's id
 
 Say = Callable[[str], None]
 
@@ -37,19 +37,20 @@ def run_on_cluster(
     say: Say = lambda _: None,
     **options: Any,
 ) -> RunResult:
-    """As `make_plan` and `run_labs`, on the Ray cluster whose head is at `address` (HOST:PORT, or "auto").
+    """Plan and run labs on the Ray cluster whose head is at `address` (HOST:PORT, or "auto"); see `make_plan`.
 
-    UsageError, before any lab starts: no cluster there, no right to it, no node that fits, another course on all nodes.
+    UsageError, before any lab starts: no cluster, no access to it, no node that fits, or another version of the course
+    on all nodes.
     """
     address = knock(address)
     ray_serve.connect(address)
-    import ray  # not before `knock`, which decides how Ray is spoken to
+    import ray  # after `knock`, which sets the authentication mode
 
     _silence_raylets()
     try:
         nodes = survey(address, say=say)
         facts = strongest(nodes)
-        if any(map(_deploys, LABS.values())):  # as every node reaches the head
+        if any(map(_deploys, LABS.values())):  # the address at which all nodes reach the head
             settings = [f"all.{RAY_ADDRESS}={ray.get_runtime_context().gcs_address}", *settings]
         plan = make_plan(
             names,
@@ -68,25 +69,25 @@ def run_on_cluster(
 
 
 def _silence_raylets() -> None:
-    """Ray reports a lost node with twenty lines of its log on stdout; we do so with one on stderr."""
+    """Keep Ray from printing twenty log lines per lost node to stdout; the progress has a line for it."""
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *_data, **_options: None
 
 
 def _deploys(lab: Lab) -> bool:
-    """Whether it deploys into the cluster itself."""
+    """Whether the lab deploys into the cluster."""
     return RAY_ADDRESS in lab.parameters
 
 
-# --- the nodes, and which lab fits which
+# --- nodes, and the labs that fit them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node that is alive. `cpus` and `gpus` as Ray counts them; without `facts` it is not used, for a `reason`.
+    """A live node. `cpus` and `gpus`: Ray's counts; without `facts` it is not used, for `reason`.
 
-    The `head` may offer no CPU at all. Ray Serve's HTTP proxy listens there, and on its loopback interface only.
+    The `head` may have no CPUs. Ray Serve's HTTP proxy listens there, on its loopback interface only.
     """
 
     id: str
@@ -100,18 +101,18 @@ class Node:
 
 
 def survey(address: str, *, say: Say) -> list[Node]:
-    """The nodes that offer CPUs, and the head. UsageError: no node can run a lab."""
+    """Inspect the head and all nodes with CPUs. UsageError if no node can run a lab."""
     code, commit = on_node.fingerprint(), git_commit()  # a "+" after a commit: files were changed since
     nodes = []
     for node, facts, reason in _ask([node for node in _alive() if node.cpus >= 1 or node.head], on_node.look):
         if facts and facts.code != code:
             theirs = f"code {facts.code}, commit {facts.commit or 'no clone'}"
-            reason = f"its course is another one ({theirs}; here {code}, {commit or 'no clone'})"
+            reason = f"it has another version of the course ({theirs}; here {code}, {commit or 'no clone'})"
         if reason:
-            say(f"node {node.name} is left out: {reason}")
+            say(f"node {node.name} is not used: {reason}")
         nodes.append(replace(node, facts=None if reason else facts, reason=reason))
     with_cpus = [node for node in nodes if node.cpus >= 1]
-    listed = "; ".join(f"{node.name}: {node.reason}" for node in with_cpus) or "none offers a CPU"
+    listed = "; ".join(f"{node.name}: {node.reason}" for node in with_cpus) or "none has a CPU"
     what = f"no node of the cluster at {address} can run a lab ({listed})"
     fix = "start Ray there from a .venv of the same commit, with --num-cpus of 1 or more (docs/ray-serve.md)"
     require(any(node.facts for node in with_cpus), what, fix=fix)
@@ -121,11 +122,11 @@ def survey(address: str, *, say: Say) -> list[Node]:
 def _alive() -> list[Node]:
     import ray
 
-    alive = [about for about in ray.nodes() if about["Alive"]]
-    hosts = [about["NodeManagerAddress"] for about in alive]
+    alive = [info for info in ray.nodes() if info["Alive"]]
+    hosts = [info["NodeManagerAddress"] for info in alive]
     nodes = []
-    for about, host in zip(alive, hosts, strict=True):
-        id, resources = about["NodeID"], about["Resources"]
+    for info, host in zip(alive, hosts, strict=True):
+        id, resources = info["NodeID"], info["Resources"]
         name = host if hosts.count(host) == 1 else f"{host}/{id[:6]}"
         cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
         nodes.append(Node(id=id, name=name, cpus=cpus, gpus=gpus, head=HEAD in resources))
@@ -133,7 +134,7 @@ def _alive() -> list[Node]:
 
 
 def _with_models(plan: Plan, nodes: Sequence[Node], *, say: Say) -> list[Node]:
-    """Every node that is used fetches the labs' models into its own cache, all at the same time."""
+    """Let all used nodes fetch the labs' models into their caches, in parallel."""
     if not plan.models:
         return list(nodes)
     say(f"models on the nodes: {', '.join(plan.models)}")
@@ -149,7 +150,7 @@ def _with_models(plan: Plan, nodes: Sequence[Node], *, say: Say) -> list[Node]:
 def _ask(
     nodes: Sequence[Node], function: Callable[..., Any], *arguments: object, timeout_s: float | None = SURVEY_TIMEOUT_S
 ) -> Iterator[tuple[Node, Any, str]]:
-    """Call `function` on all nodes at the same time: (node, what it returned or None, the problem in words or "")."""
+    """Call `function` on all nodes in parallel; yield (node, its result or None, the problem in words or "")."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
@@ -161,11 +162,11 @@ def _ask(
         try:
             yield node, ray.get(call, timeout=timeout_s), ""
         except GetTimeoutError:
-            yield node, None, f"it did not answer within {timeout_s:.0f} s"
+            yield node, None, f"no answer within {timeout_s:.0f} s"
         except (RayError, ImportError, AttributeError) as error:
             missing = "No module named 'labkit'" in str(error)
-            why = "labkit is not installed in the Python that Ray runs there" if missing else _last_line(error)
-            yield node, None, why
+            reason = "labkit is not installed in the Python that Ray runs there" if missing else _last_line(error)
+            yield node, None, reason
 
 
 def _last_line(error: BaseException) -> str:
@@ -174,7 +175,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def strongest(nodes: Sequence[Node]) -> Facts:
-    """The node for which a run is planned: of those with CPUs one with a GPU before one without, then by memory."""
+    """Return the facts of the node for which a run is planned: the most free GPU memory, then the most memory."""
 
     def strength(facts: Facts) -> tuple[int, int]:
         gpus = facts.machine.gpus
@@ -184,12 +185,12 @@ def strongest(nodes: Sequence[Node]) -> Facts:
 
 
 def misfit(job: Job, node: Node, plan: Plan) -> str:
-    """The reason why the lab cannot run on the node even when that is idle; "" where it can."""
+    """Return why the lab cannot run on the node even if it is idle; "" if it can."""
     if node.facts is None:
         return node.reason
     machine = node.facts.machine
-    if _deploys(job.lab):  # its replicas go where Ray finds room; the lab only asks them, by HTTP too
-        return "" if node.head else "it asks Ray Serve on the loopback interface of the head"
+    if _deploys(job.lab):  # Ray places its replicas; the lab itself only calls them, also by HTTP
+        return "" if node.head else "it calls Ray Serve on the loopback interface of the head"
     if plan.machine.gpus and job.lab.engine != "none" and not (machine.gpus and node.gpus >= 1):
         return machine.gpu_reason or "Ray counts no GPU there (ray start --num-gpus)"
     if node.cpus < 1:
@@ -207,18 +208,18 @@ def misfit(job: Job, node: Node, plan: Plan) -> str:
 
 
 def require_fit(plan: Plan, nodes: Sequence[Node]) -> None:
-    """UsageError where a lab of the plan fits no node, with each node's reason."""
+    """UsageError, with each node's reason, if a lab of the plan fits no node."""
     for job in plan.running:
         reasons = {node.name: misfit(job, node, plan) for node in nodes}
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         what = f"no node of the cluster can run {job.lab.name} ({listed})"
-        require(not all(reasons.values()), what, fix="add a node that has it, or leave the lab out")
+        require(not all(reasons.values()), what, fix="add a node that can run it, or leave the lab out")
 
 
 def task_options(job: Job, nodes: Sequence[Node], *, on_gpu: bool) -> dict[str, Any]:
-    """What Ray is asked for: one of `nodes`, which all fit, and there one GPU, the whole node, or one CPU.
+    """Return the task's Ray options: one of `nodes`, which all fit, and there one GPU, the whole node, or one CPU.
 
-    The whole node is all CPUs of the smallest of them, and `PLACE`, which keeps other labs away from a larger one.
+    The whole node means all CPUs of the smallest node, and `PLACE`, which keeps other labs off a larger one.
     """
     cpus, gpus, share = 1.0, 0, SMALL_SHARE
     if _deploys(job.lab):
@@ -241,7 +242,7 @@ def task_options(job: Job, nodes: Sequence[Node], *, on_gpu: bool) -> dict[str, 
 
 
 class Board:
-    """An actor beside the driver: labs report to it, and read from it how often the run was asked to stop."""
+    """An actor on the driver's node: labs report to it and read the number of stop requests from it."""
 
     def __init__(self) -> None:
         self.attempts: list[tuple[str, str]] = []  # (lab, id of the node)
@@ -249,36 +250,38 @@ class Board:
         self.stops = 0
 
     def begin(self, lab: str, node_id: str) -> int:
-        """Note an attempt; return which one of the lab it is."""
+        """Record an attempt; return its number among the lab's attempts."""
         self.attempts.append((lab, node_id))
         return [name for name, _ in self.attempts].count(lab)
 
     def report(self, lab: str, cell: Cell) -> int:
-        """Note the cell that runs; return the number of requests to stop."""
+        """Record the running cell; return the number of stop requests."""
         self.cells[lab] = cell
         return self.stops
 
     def stop(self) -> None:
-        """Ask all labs to stop; the second time, at once."""
+        """Request all labs to stop; the second request is urgent."""
         self.stops += 1
 
     def read(self) -> tuple[list[tuple[str, str]], dict[str, Cell]]:
-        """All attempts so far, and the cell that each lab is at."""
+        """Return all attempts so far, and each lab's running cell."""
         return self.attempts, self.cells
 
 
 def run_order(order: Order, board: Any) -> LabEnd:
-    """The task: one lab on the node that Ray chose."""
+    """The Ray task: run one lab on the node that Ray chose."""
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
-    if ray.get(board.begin.remote(order.lab, node_id)) > TRIES:  # Ray has no such limit where memory ran out
-        raise MemoryError(f"it was ended for want of memory {TRIES} times")
+    if (
+        ray.get(board.begin.remote(order.lab, node_id)) > TRIES
+    ):  # Ray does not limit retries after running out of memory
+        raise MemoryError(f"Ray killed it {TRIES} times because memory ran out")
     return on_node.run_lab(order, lambda cell: int(ray.get(board.report.remote(order.lab, cell))))
 
 
 def _phases(nodes: Sequence[Node], jobs: Sequence[Job], plan: Plan, stop: Stop, progress: Progress) -> Iterator[Step]:
-    """Labs that deploy into the cluster have it to themselves, after the others."""
+    """Run labs that deploy into the cluster after the others, so that they have it to themselves."""
     for deploying in (False, True):
         phase = [job for job in jobs if _deploys(job.lab) == deploying]
         if phase and not stop.asked.is_set():
@@ -286,7 +289,7 @@ def _phases(nodes: Sequence[Node], jobs: Sequence[Job], plan: Plan, stop: Stop, 
 
 
 class Dispatch:
-    """Labs as Ray tasks, from their submission to their end."""
+    """Labs as Ray tasks, from submission to end."""
 
     def __init__(self, jobs: Sequence[Job], nodes: Sequence[Node], plan: Plan, stop: Stop, progress: Progress) -> None:
         import ray
@@ -299,7 +302,7 @@ class Dispatch:
         self.stops_s: list[float] = []
 
     def steps(self) -> Iterator[Step]:
-        """(job, None) when a lab starts and (job, its end) when its files are in the run's folder."""
+        """Yield (job, None) when a lab starts and (job, its end) when its files are in the run's folder."""
         import ray
 
         try:
@@ -323,7 +326,7 @@ class Dispatch:
         return ray.remote(run_order).options(**options).remote(order, self.board)
 
     def _begun(self) -> Iterator[Step]:
-        """Read the board: attempts that were not known yet, and the cells that run."""
+        """Read new attempts and the running cells from the board."""
         import ray
 
         jobs = {job.lab.name: job for job in self.jobs.values()}
@@ -332,10 +335,10 @@ class Dispatch:
         for lab, node_id in attempts[sum(map(len, self.attempts.values())) :]:
             before, node = self.attempts[lab], names[node_id]
             if before:
-                note = f"node {before[-1]} was lost; it starts again on node {node}, try {len(before) + 1}"
+                note = f"node {before[-1]} was lost; restarting on node {node}, try {len(before) + 1}"
             else:
                 note = f"on node {node}"
-                if lab in jobs:  # not ended meanwhile by a stop
+                if lab in jobs:  # a stop may have ended it meanwhile
                     yield jobs[lab], None
             self.progress.note(f"{lab}: {note}")
             before.append(node)
@@ -347,14 +350,14 @@ class Dispatch:
         from ray.exceptions import RayError, RayTaskError, TaskUnschedulableError
 
         attempts = self.attempts[job.lab.name]
-        lost = f"its node was lost {len(attempts)} times, at last {attempts[-1]}" if attempts else "it was not started"
+        lost = f"its node was lost {len(attempts)} times, last {attempts[-1]}" if attempts else "it was not started"
         if not attempts:
             yield job, None
         try:
             outcome: LabEnd = ray.get(task)
         except TaskUnschedulableError:
-            yield job, _end("failed", f"no node that is left can run it; {lost}")
-        except RayTaskError as error:  # an error of ours on the node, such as a full disk
+            yield job, _end("failed", f"no remaining node can run it; {lost}")
+        except RayTaskError as error:  # labkit's own error on the node, such as a full disk
             yield job, _end("failed", f"on the node: {_last_line(error)}")
         except RayError as error:
             yield job, _end("failed", f"{lost}: {_last_line(error)}")
@@ -366,7 +369,7 @@ class Dispatch:
             yield job, outcome.end
 
     def _stopped(self) -> Iterator[Step]:
-        """Pass on the user's requests; end what has not started, and what does not answer."""
+        """Pass stop requests on to the labs; cancel labs that have not started or do not answer."""
         import ray
 
         while len(self.stops_s) < (2 if self.stop.urgent.is_set() else 1):
@@ -384,5 +387,5 @@ class Dispatch:
 
 
 def _end(status: str, error: str) -> NotebookEnd:
-    """The end of a lab that has no notebook to tell of it."""
+    """The end of a lab without an executed notebook."""
     return NotebookEnd(status=status, seconds=0.0, error=error)

@@ -1,11 +1,11 @@
-"""One lab on a node of a cluster, in a process that ends when its parent does.
+"""Run one lab on a cluster's node, in a process that stops when its parent ends.
 
     python -m labkit.runs.lab_process FOLDER
 
-FOLDER holds `job.json` and the notebook; the lab writes to FOLDER/out. A Ray worker that ends kills its children
-without a word, and theirs would live on: so this process leaves its parent at once, and holds on to it by two pipes.
-Each line on stdin asks to stop, the second one at once; the end of stdin asks too, and then the folder goes as well.
-On stdout: one `Message` a line.
+FOLDER holds `job.json` and the notebook; the lab writes to FOLDER/out. A Ray worker that ends kills its children but
+not their children. So this process detaches from its parent at once, and is connected to it only by two pipes. Each
+line on stdin requests a stop, the second an urgent one; the end of stdin requests a stop and the removal of FOLDER.
+Output: one `Message` per line.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def _listen(stop: Stop, orphaned: threading.Event) -> None:
 
 
 def _write(message: Message) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone: the listener notices too, and stops the lab
+    with contextlib.suppress(BrokenPipeError):  # the parent has ended; `_listen` stops the lab
         print(message.model_dump_json(), flush=True)
 
 

@@ -1,6 +1,6 @@
-"""How long labs take on a GPU, before anything runs: engine starts, and their requests at the modelled card's pace.
+"""Estimate a lab's time on a GPU before it runs: engine starts, and requests at the modelled card's speed.
 
-Only arithmetic: no engine, no torch. A lab that is not modelled keeps the time of two CPU cores, and says so.
+Pure arithmetic, without an engine or torch. A lab that is not modelled gets its time on two CPU cores, labelled so.
 """
 
 import itertools
@@ -19,15 +19,15 @@ from labkit.modelled.shapes import dense_shape, known_models, model_folder
 from labkit.modelled.step_time import Formula, Step
 
 START_S, EAGER_START_S = 60, 35
-"""An engine's start, with and without torch.compile and CUDA graphs. Not modelled: from one public log (vLLM issue
-20264: 59 s in all, 7.5 s and 17 s for these two; a filled compile cache, 3.4 GiB of weights in the page cache)."""
+"""Seconds of an engine's start with and without torch.compile and CUDA graphs. Not modelled: from one public log (vLLM
+issue 20264: 59 s in total, 7.5 s and 17 s for these two; warm compile cache, 3.4 GiB of weights in the page cache)."""
 
 MODELLED, RECORDED = "modelled", "two CPU cores with the cpu profile"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds of a lab, and in words what they rest on."""
+    """A lab's expected seconds, and the basis of the estimate in words."""
 
     seconds: float
     basis: str
@@ -35,14 +35,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """A model on a card. `overhead_s`: what engine and host add to a step; `budget`: the tokens of a step at most."""
+    """A model's speed on a card. `overhead_s`: added by engine and host per step; `budget`: most tokens per step."""
 
     formula: Formula
     overhead_s: float
     budget: int
 
     def loop_s(self, requests: int, input_tokens: int, output_tokens: int, concurrency: int) -> float:
-        """A closed loop in waves of `concurrency` requests that start and end together."""
+        """Return the seconds of a closed loop, in waves of `concurrency` requests that start and end together."""
         full, rest = divmod(requests, concurrency)
         waves = ((full, concurrency), (1, rest))
         return sum(count * self._wave_s(size, input_tokens, output_tokens) for count, size in waves if count and size)
@@ -52,7 +52,7 @@ class Pace:
         for _ in range(requests):
             prefill.add(input_tokens, prefix=0, decode=False, sampled=True)
             decode.add(1, prefix=input_tokens + output_tokens // 2, decode=True, sampled=True)
-        further = math.ceil(prefill.tokens / self.budget) - 1  # steps of the prefill: each reads the weights again
+        further = math.ceil(prefill.tokens / self.budget) - 1  # further prefill steps: each reads the weights again
         return self._step_s(prefill) + further * self._step_s(Step()) + (output_tokens - 1) * self._step_s(decode)
 
     def _step_s(self, step: Step) -> float:
@@ -60,7 +60,7 @@ class Pace:
 
 
 def estimate(lab: Lab, parameters: Mapping[str, Any], gpu: Gpu | None) -> Estimate:
-    """The time of `lab` with these parameters on `gpu`; without one, what data/labs.yaml says of two CPU cores."""
+    """Estimate the time of `lab` with these parameters on `gpu`; without a GPU, by data/labs.yaml for two CPU cores."""
     reason, pace = "", None
     if gpu is not None and not lab.work:
         reason = "TorchServe" if lab.engine in ("torchserve", "all") else "no vLLM engine"
@@ -77,7 +77,7 @@ def estimate(lab: Lab, parameters: Mapping[str, Any], gpu: Gpu | None) -> Estima
 
 
 def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
-    """The estimates as a table: minutes, lab and basis; last, what modelled minutes rest on."""
+    """Return the estimates as a table (minutes, lab, basis), and below it the basis of modelled minutes."""
     rows = [f"{lab.seconds / 60:6.1f}  {name:24} {lab.basis}" for name, lab in estimates.items()]
     total = sum(lab.seconds for lab in estimates.values()) / 60
     modelled = [lab.basis == MODELLED for lab in estimates.values()]
@@ -96,25 +96,25 @@ def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
 
 
 def pace_of(model: str, gpu: Gpu) -> Pace:
-    """UsageError where the card or the model has no step times."""
+    """Return the model's pace on the card. UsageError if either has no step times."""
     card = reported_as(gpu.name)
     if card is None or card.efficiency is None:
-        raise UsageError(f"no step times for {gpu.name}", remedy="docs/modelled-gpu.md lists the cards that have some")
+        raise UsageError(f"no step times for {gpu.name}", remedy="docs/modelled-gpu.md lists the modelled cards")
     published = model.rpartition("/")[2].lower().removesuffix("-instruct")
     folder = model_folder(published if published in known_models() else model)
     shape = dense_shape(folder)
     if shape is None:
-        raise UsageError(f"no step times for {model}", remedy="name a dense 16-bit Llama, Mistral or Qwen2")
+        raise UsageError(f"no step times for {model}", remedy="choose a dense 16-bit Llama, Mistral or Qwen2")
     formula = Formula.of(card, shape)
     overhead_s = OVERHEAD_MS_PER_LAYER * shape.layers / 1e3
     return Pace(formula=formula, overhead_s=overhead_s, budget=batch_defaults(card, server=True)[0])
 
 
 def _work_s(work: Work, parameters: Mapping[str, Any], pace: Pace) -> float:
-    """A part of a lab's work, for each combination of the values that it is repeated for."""
+    """Seconds of a part of a lab, over all combinations of the values that it is repeated for."""
     combinations = itertools.product(*(parameters[name] for name in work.each))
-    values = ({**parameters, **dict(zip(work.each, chosen, strict=True))} for chosen in combinations)
-    return sum(_once_s(work, its, pace) for its in values)
+    settings = ({**parameters, **dict(zip(work.each, chosen, strict=True))} for chosen in combinations)
+    return sum(_once_s(work, values, pace) for values in settings)
 
 
 def _once_s(work: Work, values: Mapping[str, Any], pace: Pace) -> float:

@@ -1,7 +1,7 @@
-"""One notebook from top to bottom with nobody at the keyboard, stopped cleanly whenever that is asked.
+"""Execute one notebook unattended, from top to bottom, and stop it cleanly on request.
 
-papermill executes it in a thread, so that the main thread stays free for signals and progress. Whatever happens, the
-notebook is written as far as it came, the kernel ends, and so does every process that the lab started.
+papermill executes it in a thread; the main thread handles signals and progress. In every case the notebook is written
+as far as it ran, and the kernel and all processes that the lab started are ended.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from labkit.machine.processes import Scope
 from labkit.serving import guard
 from labkit.serving.process import SOCKET_NAME_BYTES, temporary_folder
 
-INTERRUPT_GRACE_S = 10.0  # for the lab's own clean-up: a server's clean stop takes some seconds
+INTERRUPT_GRACE_S = 10.0  # for the lab's clean-up: stopping a server takes some seconds
 LEFTOVER_GRACE_S = 2.0
 TICK_S = 0.1
 ENGINE = "labkit"
-LOG_TAIL = "The end of its log:"  # as ServerError begins it
+LOG_TAIL = "The end of its log:"  # ServerError's words before the log
 
 
 @dataclass(frozen=True, kw_only=True)
 class NotebookEnd:
-    """How a notebook ended. `status`: done, failed or interrupted. `cell`: where, `error`: what, when it failed."""
+    """How a notebook ended. `status`: done, failed or interrupted; `cell` and `error`: set if it failed."""
 
     status: str
     seconds: float
@@ -41,13 +41,13 @@ class NotebookEnd:
 
 @dataclass
 class Stop:
-    """A request to stop. A second one is `urgent`: no more time for clean-up."""
+    """A request to stop. The second one is `urgent`: it leaves no time for clean-up."""
 
     asked: threading.Event = field(default_factory=threading.Event)
     urgent: threading.Event = field(default_factory=threading.Event)
 
     def ask(self) -> None:
-        """Ask to stop; the second time, at once."""
+        """Request a stop; the second time, an urgent one."""
         (self.urgent if self.asked.is_set() else self.asked).set()
 
 
@@ -61,7 +61,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def stop_signals_call(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """`handler` for Ctrl-C, SIGTERM and a closed terminal while the block runs; what `nohup` ignores stays ignored."""
+    """Handle Ctrl-C, SIGTERM and a closed terminal by `handler` in this block; SIGHUP stays ignored under `nohup`."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signals.append(signal.SIGHUP)
@@ -84,9 +84,9 @@ def execute(
     stop: Stop | None = None,
     on_cell: Callable[[int, int], None] = lambda _index, _total: None,
 ) -> NotebookEnd:
-    """Run `notebook` with `parameters` into `output`, everything printed into `log_path`.
+    """Run `notebook` with `parameters` into `output`; its printed output goes to `log_path`.
 
-    `on_cell(index, total)` is called when a cell starts, from another thread.
+    `on_cell(index, total)` is called from another thread when a cell starts.
     """
     stop, started = stop or Stop(), time.monotonic()
     log_path.write_text("", encoding="utf-8")
@@ -116,13 +116,13 @@ def execute(
 
 @contextlib.contextmanager
 def temporary_files() -> Iterator[Path]:
-    """A folder for a lab's temporary files. It goes at the end, also when this process is killed."""
+    """A folder for a lab's temporary files, removed at the end even if this process is killed."""
     folder = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES)
     watch = guard.start_watch(str(folder), ())
     try:
         yield folder
     finally:
-        watch.communicate()  # closes its pipe, upon which it removes the folder and ends
+        watch.communicate()  # closes the watch's pipe: it removes the folder and ends
 
 
 def _wait(thread: threading.Thread, until: threading.Event, *, timeout_s: float = math.inf) -> None:
@@ -133,7 +133,7 @@ def _wait(thread: threading.Thread, until: threading.Event, *, timeout_s: float 
 
 
 def _interrupt(run: "_Run", stop: Stop, scope: Scope) -> None:
-    """KeyboardInterrupt in the running cell, so that the lab cleans up; after that, or when urgent, end the tree."""
+    """Raise KeyboardInterrupt in the running cell, so that the lab cleans up; then, or if urgent, end its processes."""
     if run.kernel_pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.kernel_pid, signal.SIGINT)
@@ -144,7 +144,7 @@ def _interrupt(run: "_Run", stop: Stop, scope: Scope) -> None:
 
 @dataclass
 class _Run:
-    """A notebook's execution in a thread of its own."""
+    """A notebook's execution in its own thread."""
 
     notebook: Path
     output: Path
@@ -174,11 +174,11 @@ class _Run:
                 progress_bar=False,
                 run=self,
             )
-        except BaseException as error:  # it is reported in the main thread
+        except BaseException as error:  # reported in the main thread
             self.error = error
 
     def failure(self) -> tuple[str, str]:
-        """(the cell, the error in one line), both "" where all went well."""
+        """Return (the cell, the error in one line), both "" without an error."""
         if self.error is None:
             return "", ""
         if not hasattr(self.error, "ename"):
@@ -186,26 +186,26 @@ class _Run:
         error: Any = self.error  # papermill's PapermillExecutionError
         number = f" [In {error.exec_count}]" if error.exec_count else ""
         code = [line for line in error.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        begins = code[0] if code else ""
-        return f"cell {error.cell_index + 1}{number}: {begins}", f"{error.ename}: {one_line(error.evalue)}"
+        first_line = code[0] if code else ""
+        return f"cell {error.cell_index + 1}{number}: {first_line}", f"{error.ename}: {one_line(error.evalue)}"
 
 
 def one_line(message: str) -> str:
-    """A message in one line, without a server's log, which is in the notebook and in the lab's own log."""
+    """Return a message in one line, without a server's log, which is in the notebook and in the lab's log."""
     return " ".join(message.partition(LOG_TAIL)[0].split())
 
 
 def kernel_environment() -> dict[str, str]:
-    """The kernel's environment: programs of this Python's environment (vllm, ray) come first on its PATH."""
+    """Return the kernel's environment, with this Python's programs (vllm, ray) first on PATH."""
     programs = str(Path(sys.executable).parent)
     return {**os.environ, "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")])}
 
 
 def _register_engine() -> None:
-    """A papermill engine that reports cells, logs all output, and names the cell in which a kernel died."""
+    """Register a papermill engine that reports cells, logs all output, and names the cell in which a kernel died."""
     # A kernelspec in the user's home must not replace this environment's Python.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    # Parameters are checked already; papermill would warn of those in the folded cell.
+    # Parameters are already checked; papermill would warn about those in the folded cell.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
@@ -216,7 +216,7 @@ def _register_engine() -> None:
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, run: _Run, **_options: Any) -> Any:
             def on_cell_start(cell_index: int, **_cell: Any) -> None:
-                if run.stop.asked.is_set():  # an idle kernel ignores SIGINT: a stop between two cells ends the run here
+                if run.stop.asked.is_set():  # an idle kernel ignores SIGINT, so stop between two cells here
                     raise KeyboardInterrupt
                 run.kernel_pid = getattr(client.km.provisioner, "pid", None)
                 run.on_cell(cell_index, len(nb_man.nb.cells))
@@ -242,13 +242,13 @@ def _register_engine() -> None:
 
 
 def _mark_dead_kernel(nb_man: Any) -> None:
-    """Write the death into the cell that was running: papermill leaves it looking completed."""
+    """Add an error output to the cell that was running, which papermill leaves looking completed."""
     import nbformat
 
     started = [cell for cell in nb_man.nb.cells if cell.metadata.papermill.get("start_time")]
     if not started:
         raise RuntimeError("the kernel died before the first cell")
-    evalue = "the kernel died while this cell ran (ended from outside, out of memory, or a crash in native code)"
+    evalue = "the kernel died while this cell ran (killed, out of memory, or a crash in native code)"
     output = nbformat.v4.new_output("error", ename="DeadKernelError", evalue=evalue, traceback=[evalue])
     started[-1].setdefault("outputs", []).append(output)
     nb_man.cell_exception(started[-1])

@@ -1,4 +1,4 @@
-"""What runs on a node of a cluster: a look at it, the fetching of models, and one lab, whose files come back."""
+"""Functions that run on a cluster's node: inspect it, fetch models, run one lab and return its files."""
 
 import contextlib
 import hashlib
@@ -29,11 +29,11 @@ HASH_DIGITS = 12
 REPORT_S = 0.5
 
 Cell = tuple[int, int]
-"""(the cell that runs, from 0; how many there are); (0, 0) before the first."""
+"""(index of the running cell, number of cells); (0, 0) before the first."""
 
 
 class Message(BaseModel):
-    """One line that the lab's process writes: the cell that begins, or at last its end."""
+    """One line of the lab process's output: the cell that starts, or finally the notebook's end."""
 
     cell: Cell = (0, 0)
     end: NotebookEnd | None = None
@@ -50,9 +50,9 @@ class Facts:
 
 
 class Order(BaseModel):
-    """A lab to run on a node. The notebook comes along, so that an edited one runs as it is on the driver.
+    """A lab to run on a node, with the driver's notebook, which may be edited.
 
-    job.json, which `labkit.runs.lab_process` reads, is the same without the notebook.
+    job.json, which `labkit.runs.lab_process` reads, has the same fields without the notebook.
     """
 
     lab: str
@@ -62,21 +62,21 @@ class Order(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class LabEnd:
-    """How a lab ended, and every file that a local run would have left in the run's folder, by relative path."""
+    """How a lab ended, and all files for the run's folder, by relative path."""
 
     end: NotebookEnd
     files: Mapping[str, bytes]
 
 
 def look() -> Facts:
-    """The node as a lab will find it."""
+    """Inspect the node as a lab will see it."""
     if not os.environ.get(GPUS):
-        os.environ.pop(GPUS, None)  # Ray hides all GPUs from a task that asks for none; a lab will ask
+        os.environ.pop(GPUS, None)  # Ray hides all GPUs from a task that requests none, unlike a lab
     return Facts(machine=inspect(), versions=versions(), code=fingerprint(), commit=git_commit())
 
 
 def fingerprint() -> str:
-    """A hash of labkit, the course, the applications and the data. Notebooks stay out: they travel with each lab."""
+    """Return a hash of labkit, course, applications and data. Notebooks are not included: they travel with each lab."""
     digest = hashlib.sha256()
     for name, path in _code_files():
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
@@ -93,7 +93,7 @@ def _code_files() -> Iterator[tuple[str, Path]]:
 
 
 def missing_models(names: Sequence[str]) -> dict[str, str]:
-    """Fetch the models into the node's cache; return the reason for each that cannot be had there."""
+    """Fetch the models into the node's cache; return the reason for each that cannot be fetched."""
     missing = {}
     for name in names:
         try:
@@ -104,9 +104,9 @@ def missing_models(names: Sequence[str]) -> dict[str, str]:
 
 
 def run_lab(order: Order, report: Callable[[Cell], int], *, environment: Mapping[str, str] | None = None) -> LabEnd:
-    """Run the lab in a private folder, which is gone afterwards.
+    """Run the lab in a private folder, which is removed afterwards.
 
-    `report` is called twice a second with the cell that runs and returns how often the run was asked to stop.
+    `report` is called twice per second with the running cell; it returns the number of stop requests so far.
     """
     with tempfile.TemporaryDirectory(prefix="labkit-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -115,16 +115,16 @@ def run_lab(order: Order, report: Callable[[Cell], int], *, environment: Mapping
             end = _follow(process, report) or _died(folder)
             paths = [path for path in sorted((folder / OUT).rglob("*")) if path.is_file() and not path.is_symlink()]
             return LabEnd(end=end, files={str(path.relative_to(folder / OUT)): path.read_bytes() for path in paths})
-        finally:  # also when Ray cancels this task: a lab whose input ends stops
+        finally:  # also if Ray cancels this task: closing stdin stops the lab
             with contextlib.suppress(OSError):
                 cast(IO[str], process.stdin).close()
 
 
 def node_environment() -> dict[str, str]:
-    """The environment in which Ray was started on this node, and the GPUs that Ray gave to this worker.
+    """Return the environment of Ray's start on this node, with the GPUs that Ray assigned to this worker.
 
-    A worker's own has more in it (OMP_NUM_THREADS, RAY_JOB_ID ...), which would change what a lab measures and where
-    a Ray that it starts belongs.
+    A worker's own environment has more variables (OMP_NUM_THREADS, RAY_JOB_ID ...), which would change measurements
+    and the cluster that a lab's Ray joins.
     """
     environment = psutil.Process(os.getppid()).environ()
     environment.pop(GPUS, None)
@@ -146,12 +146,12 @@ def _start(folder: Path, order: Order, environment: Mapping[str, str]) -> "subpr
             text=True,
             start_new_session=True,
         )
-    process.wait()  # it has left us: the lab runs in its child
+    process.wait()  # it forks and exits: the lab runs in its child
     return process
 
 
 def _follow(process: "subprocess.Popen[str]", report: Callable[[Cell], int]) -> NotebookEnd | None:
-    """Wait for the lab's end; None when its process died without a word."""
+    """Wait for the lab's end; None if its process died without a message."""
     messages = [Message()]
 
     def listen() -> None:
@@ -165,7 +165,7 @@ def _follow(process: "subprocess.Popen[str]", report: Callable[[Cell], int]) -> 
     stdin, stops_sent = cast(IO[str], process.stdin), 0
     while listener.is_alive():
         stops = report(messages[-1].cell)
-        with contextlib.suppress(OSError):  # the lab has ended in this moment
+        with contextlib.suppress(OSError):  # the lab has just ended
             stdin.write("stop\n" * (stops - stops_sent))
             stdin.flush()
         stops_sent = stops
@@ -175,5 +175,5 @@ def _follow(process: "subprocess.Popen[str]", report: Callable[[Cell], int]) -> 
 
 def _died(folder: Path) -> NotebookEnd:
     lines = (folder / ERRORS).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    why = f": {lines[-1]}" if lines else " (ended from outside, or out of memory)"
-    return NotebookEnd(status="failed", seconds=0.0, error=f"the process that ran the lab died{why}")
+    reason = f": {lines[-1]}" if lines else " (killed, or out of memory)"
+    return NotebookEnd(status="failed", seconds=0.0, error=f"the process that ran the lab died{reason}")

@@ -1,7 +1,7 @@
-"""What a batch run will do, decided and checked before anything starts.
+"""Plan a batch run and check it before anything starts.
 
-Labs, notebooks, parameters, profile, memory, disk, models and the folder: whatever would fail in the middle of an
-hour's run is refused in its first seconds, with the number and the remedy.
+Labs, notebooks, parameters, profile, memory, disk, models and folder are checked in the first seconds; an error names
+the number and the remedy.
 """
 
 import ast
@@ -34,12 +34,12 @@ from labkit.models import resolve
 from labkit.records import read
 
 GIB = 2**30
-OUT_DIR = "out_dir"  # where a record goes is no parameter of what is measured
+OUT_DIR = "out_dir"  # not part of a record's parameters: it does not affect measurements
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One lab to run. `given`: what the notebook is passed; `parameters`: that and its defaults, without out_dir."""
+    """One lab to run. `given`: parameters passed to the notebook; `parameters`: with its defaults, without out_dir."""
 
     lab: Lab
     notebook: Path
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked run. A job that is `done` (resume) or `refused` (this machine cannot run it) is not run."""
+    """A checked run. Jobs that are `done` (resume) or `refused` (this machine cannot run them) are skipped."""
 
     out_dir: Path
     profile: Profile
@@ -66,21 +66,21 @@ class Plan:
 
     @property
     def running(self) -> tuple[Job, ...]:
-        """The jobs that are to run."""
+        """The jobs to run."""
         return tuple(job for job in self.jobs if not job.done and not job.refused)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that they serve, each once."""
+        """The models of the jobs to run, without duplicates."""
         return tuple(dict.fromkeys(str(job.parameters["model"]) for job in self.running if "model" in job.parameters))
 
     @property
     def seed(self) -> int:
-        """The seed of the first lab that has one (each record holds its own); 0 where none has."""
+        """The seed of the first lab that has one (each record has its own); 0 if none has."""
         return next((int(job.parameters["seed"]) for job in self.jobs if "seed" in job.parameters), 0)
 
     def record_file(self, job: Job) -> Path:
-        """The file of the lab's record."""
+        """Return the path of the lab's record."""
         return self.out_dir / f"{job.lab.name}.json"
 
 
@@ -97,14 +97,14 @@ def make_plan(
     fetch: Callable[[str], object] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """Check everything and decide. `names`: labs (default: all with a notebook that are not optional).
+    """Check everything and return the plan. `names`: labs (default: all with a notebook that are not optional).
     `settings`: LAB.NAME=VALUE.
 
-    `machine`, `versions`, `fetch`: where the labs will run, what is installed there, and how a model gets there
-    (default: here, into the cache).
+    `machine`, `versions`, `fetch`: the machine that runs the labs, its packages, and how it gets models (default: this
+    machine, into the cache).
 
-    UsageError: an unknown lab, parameter, profile or model; a value out of range; no memory, disk or GPU for it; a
-    folder that cannot be written or holds another run. RecordError: a corrupt record where a run is to be resumed.
+    UsageError: an unknown lab, parameter, profile or model; a value out of range; too little memory or disk, or no
+    GPU; a folder that cannot be written or contains another run. RecordError: a corrupt record in a resumed run.
     """
     machine, versions = machine or inspect(), versions or installed_versions()
     chosen = load_profile(profile or profile_for(machine), machine, labs)
@@ -117,7 +117,7 @@ def make_plan(
     plan = Plan(out_dir=folder, profile=chosen, machine=machine, versions=versions, jobs=())
     plan = replace(plan, jobs=tuple(_job(lab, plan, overrides, resume=resume) for lab in selected))
     refused = [job for job in plan.jobs if job.refused]
-    if refused and (names or len(refused) == len(plan.jobs)):  # in a run of all it is a skipped line
+    if refused and (names or len(refused) == len(plan.jobs)):  # a run of all labs skips it instead
         raise UsageError(f"{refused[0].lab.name} cannot run here: {refused[0].refused}", remedy="see labkit doctor")
     _require_disk(plan)
     for model in plan.models:
@@ -127,8 +127,8 @@ def make_plan(
 
 
 def read_defaults(notebook: Path) -> dict[str, Any]:
-    """The names and values that the cells tagged `parameters` and `defaults` assign, the folded ones being in the
-    latter. LabError where there are no parameters, or something that is no literal."""
+    """Return the names and values assigned in the cells tagged `parameters` and `defaults`. LabError without
+    parameters, or for a value that is not a literal."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         tagged = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells]
@@ -169,7 +169,7 @@ def _selected(names: Sequence[str], labs: Mapping[str, Lab]) -> list[Lab]:
 
 
 def _job(lab: Lab, plan: Plan, overrides: Mapping[str, Mapping[str, Any]], *, resume: bool) -> Job:
-    """The lab with its parameters, checked against its notebook and the plan's machine."""
+    """The lab's job, with parameters checked against its notebook and the plan's machine."""
     notebook = notebooks_path() / lab.notebook
     defaults = read_defaults(notebook)
     if differing := sorted(set(defaults) ^ set(lab.parameters)):
@@ -189,7 +189,7 @@ def _job(lab: Lab, plan: Plan, overrides: Mapping[str, Mapping[str, Any]], *, re
 
 
 def _is_done(record_file: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether the record is complete and of the same parameters. RecordError: a corrupt one, which is kept."""
+    """Whether the record is complete and has these parameters. RecordError if it is corrupt; it is kept."""
     if not record_file.exists():
         return False
     record = read(record_file)
@@ -201,7 +201,7 @@ def _folder(out_dir: Path | None, profile: Profile, resume: bool) -> Path:
         return _newest_run()
     folder = (out_dir or runs_path() / f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{profile.name}").expanduser().resolve()
     is_free = resume or not (folder / "run.json").exists()
-    require(is_free, f"{folder} holds a run already", fix="pass --resume to complete that run, or another --out")
+    require(is_free, f"{folder} already contains a run", fix="pass --resume to complete that run, or another --out")
     return folder
 
 
@@ -213,7 +213,7 @@ def _newest_run() -> Path:
 
 
 def _require_disk(plan: Plan) -> None:
-    """The labs clean up after themselves, so the hungriest of them decides."""
+    """UsageError if the disk is too small for the lab that needs most (labs clean up after themselves)."""
     need_gib = max((job.lab.needs.disk_gib for job in plan.running), default=0)
     free_gib = disk_free_bytes(plan.out_dir) / GIB
     what = f"the run needs {need_gib:.1f} GiB of disk and {free_gib:.1f} GiB are free for {plan.out_dir}"

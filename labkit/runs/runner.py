@@ -1,4 +1,4 @@
-"""Runs the labs of a plan, and keeps run.json, the records and the estimates true whatever happens."""
+"""Run the labs of a plan; keep run.json, records and estimates consistent even if a lab or the run fails."""
 
 import functools
 import subprocess
@@ -31,22 +31,22 @@ ENDED_EARLY = {"running": "the notebook ended without lab.finish()", "failed": "
 def now_and_then(
     say: Callable[[str], None], *, every_s: float = 10.0, now: Callable[[], float] = time.monotonic
 ) -> Callable[[str], None]:
-    """Rate-limit `say`: the first text, then one every `every_s` seconds."""
+    """Rate-limit `say`: the first text, then one per `every_s` seconds."""
     due_s = now()
 
-    def tell(text: str) -> None:
+    def limited(text: str) -> None:
         nonlocal due_s
         if now() >= due_s:
             due_s = now() + every_s
             say(text)
 
-    return tell
+    return limited
 
 
 class Progress(rich.progress.Progress):
-    """The run's progress: a bar a lab on a terminal, elsewhere a line when a lab starts and one when it ends.
+    """The run's progress: a bar per lab on a terminal, elsewhere a line when a lab starts and one when it ends.
 
-    Use it in a `with` block. `estimates_s` is by lab, in the run's order.
+    Use it in a `with` block. `estimates_s`: seconds by lab, in the run's order.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Progress(rich.progress.Progress):
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labs = list(estimates_s)
-        # Replaced, never changed: rich reads them in a thread of its own.
+        # Replaced, never mutated: rich reads them in its own thread.
         self.estimates_s, self.running = dict(estimates_s), dict[str, Task]()
         stream = stream or sys.stderr
         is_terminal = stream.isatty()
@@ -66,24 +66,24 @@ class Progress(rich.progress.Progress):
         super().__init__(*columns, console=console, transient=True, disable=not is_terminal, get_time=now)
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """What is drawn below the notes."""
+        """What rich draws below the notes."""
         yield from super().get_renderables()
         yield f"about {clock(self.left_s())} left"
 
     def lab_started(self, lab: str) -> None:
-        """A lab begins; others may be running."""
+        """Show that a lab starts; others may be running."""
         self.add_task(self._position(lab), total=None)
         self.running = {**self.running, lab: self.tasks[-1]}
         if self.disable:
             self.note(f"{self._position(lab)}: about {clock(self.estimates_s[lab])}, all about {clock(self.left_s())}")
 
     def cell_started(self, lab: str, index: int, total: int) -> None:
-        """A cell of the lab begins (`index` from 0)."""
+        """Show that a cell of the lab starts (`index` from 0)."""
         if total and (task := self.running.get(lab)):
             self.update(task.id, completed=index + 1, total=total)
 
     def lab_ended(self, lab: str, status: str, seconds: float, detail: str = "") -> None:
-        """A lab is over."""
+        """Show how a lab ended."""
         if task := self.running.get(lab):
             self.remove_task(task.id)
         self.running = {other: task for other, task in self.running.items() if other != lab}
@@ -91,11 +91,11 @@ class Progress(rich.progress.Progress):
         self.note(f"{self._position(lab)}: {status} in {clock(seconds)}{f' - {detail}' if detail else ''}")
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def left_s(self) -> float:
-        """The rest in seconds. Labs that run at the same time share those that wait; the longest is the least."""
+        """Expected seconds left: work is shared by the running labs, but never less than the longest of them."""
         tasks, estimates_s = self.running, self.estimates_s
         running = [max(0.0, estimates_s[lab] - (task.elapsed or 0.0)) for lab, task in tasks.items()]
         waiting = sum(seconds for lab, seconds in estimates_s.items() if lab not in tasks)
@@ -112,7 +112,7 @@ Executor = Callable[[Sequence[Job], Plan, Stop, Progress], Iterator[Step]]
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended. `interrupted`: it was stopped by the user."""
+    """How a run ended. `interrupted`: the user stopped it."""
 
     out_dir: Path
     labs: tuple[LabRun, ...]
@@ -142,14 +142,14 @@ def one_by_one(jobs: Sequence[Job], plan: Plan, stop: Stop, progress: Progress) 
 
 
 def run_labs(plan: Plan, *, executor: Executor = one_by_one, stream: TextIO | None = None) -> RunResult:
-    """Run the plan's labs into its folder, progress to `stream` (default: stderr).
+    """Run the plan's labs into its folder, with progress on `stream` (default: stderr).
 
-    One lab's failure leaves the others running; Ctrl-C ends all of it. `executor`: where and in which order. run.json
-    is rewritten whenever a lab starts or ends. A record says "failed" whenever its notebook did not end well.
+    The others run on if a lab fails; Ctrl-C ends the run. `executor` decides where and in which order labs run.
+    run.json is rewritten when a lab starts or ends. A record says "failed" unless its notebook ended well.
     """
     expected_s = {name: estimate.seconds for name, estimate in estimates(plan).items()}
     with Progress(expected_s, stream=stream) as progress, stop_on_signals() as stop:
-        info = _opening(plan, progress.note)
+        info = _initial_info(plan, progress.note)
         info.write(plan.out_dir)
         for job, end in executor(plan.running, plan, stop, progress):
             if end is None:
@@ -185,24 +185,24 @@ def _ended(job: Job, plan: Plan, end: NotebookEnd) -> LabRun:
 
 
 def log_path(out_dir: Path, lab: str) -> Path:
-    """The file with everything that a lab printed."""
+    """Return the file with a lab's output."""
     return out_dir / "logs" / f"{lab}.log"
 
 
 def opening_lines(plan: Plan) -> list[str]:
-    """The run's profile, and with a GPU the minutes that each lab is expected to take."""
+    """Return the run's profile and, with a GPU, the expected minutes of each lab."""
     gpus = plan.machine.gpus
     return [plan.line, *(minutes.lines(estimates(plan), gpus[0]) if gpus else ())]
 
 
 def estimates(plan: Plan) -> dict[str, Estimate]:
-    """By lab that is to run: the newest run with this profile in which it ended well, or else `minutes.estimate`."""
+    """Return each lab's time in the newest run with this profile in which it ended well, or else `minutes.estimate`."""
     gpu = plan.machine.gpus[0] if plan.machine.gpus else None
     by_lab = {job.lab.name: minutes.estimate(job.lab, job.parameters, gpu) for job in plan.running}
     for run_file in sorted(runs_path().glob("*/run.json"), key=lambda file: file.stat().st_mtime):
         try:
             earlier = read_run(run_file.parent)
-        except RecordError:  # a broken file is no estimate; whoever reports or resumes that run is told
+        except RecordError:  # skip it here; reporting or resuming that run reports the error
             continue
         for lab in earlier.labs:
             if lab.name in by_lab and lab.status == "done" and lab.seconds and earlier.profile == plan.profile.name:
@@ -211,7 +211,7 @@ def estimates(plan: Plan) -> dict[str, Estimate]:
 
 
 def git_commit() -> str | None:
-    """The commit of the course, "+" added when files were changed since; None outside of a clone."""
+    """Return the course's commit, with "+" if files have changed since; None outside a clone."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         described = subprocess.run(command, cwd=root(), capture_output=True, text=True, timeout=10, check=False)
@@ -220,8 +220,8 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _opening(plan: Plan, note: Callable[[str], None]) -> RunInfo:
-    """The run as it begins. What a resumed run does not run again stays in it, with the commits that measured it."""
+def _initial_info(plan: Plan, note: Callable[[str], None]) -> RunInfo:
+    """The run's initial info. A resumed run keeps labs that do not run again, and the commits that measured them."""
     commit, jobs = git_commit(), {job.lab.name: job for job in plan.jobs}
     earlier = _earlier(plan.out_dir, note) if (plan.out_dir / RUN_FILE).exists() else None
     kept = {lab.name: _not_running(lab) for lab in (earlier.labs if earlier else _recorded(plan.out_dir))}
@@ -243,13 +243,13 @@ def _opening(plan: Plan, note: Callable[[str], None]) -> RunInfo:
 
 
 def _earlier(folder: Path, note: Callable[[str], None]) -> RunInfo | None:
-    """The folder's run.json. One that cannot be read is kept under another name, and said."""
+    """The folder's run.json. An unreadable one is renamed, with a note."""
     try:
         return read_run(folder)
     except RecordError as error:
         aside = folder / f"{RUN_FILE}.unreadable"
         (folder / RUN_FILE).replace(aside)
-        note(f"{error.what}. It is kept as {aside.name}; {RUN_FILE} is made anew from the records in the folder")
+        note(f"{error.what}. It is kept as {aside.name}; {RUN_FILE} is rebuilt from the records in the folder")
         return None
 
 
@@ -263,10 +263,10 @@ def _recorded(folder: Path) -> Iterator[LabRun]:
 
 
 def _not_running(lab: LabRun) -> LabRun:
-    """The lab as the earlier run left it, which may have been killed while the lab ran."""
+    """The lab's last state; "running" becomes "failed", since the earlier run was killed."""
     if lab.status != "running":
         return lab
-    return lab.model_copy(update={"status": "failed", "error": "the run was ended from outside"})
+    return lab.model_copy(update={"status": "failed", "error": "the run was killed"})
 
 
 def _not_started(job: Job, plan: Plan) -> LabRun:

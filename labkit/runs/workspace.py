@@ -1,7 +1,7 @@
-"""The notebooks as a learner opens them: without outputs, with the parameters that fit this machine.
+"""Copies of the notebooks for the learner: without outputs, with the parameters for this machine.
 
-`make lab` lays them out in workspace/, which git ignores. What a learner has changed or run is never overwritten: where
-a newer version of such a notebook exists, the notebook says so when it is started.
+`make lab` writes them to workspace/, which git ignores. Notebooks that a learner has edited or run are never
+overwritten; they report at start if a newer version exists.
 """
 
 import argparse
@@ -27,7 +27,7 @@ KEY = "serving_lab"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What was laid out: notebooks that are new or renewed, and those of the learner's that were kept."""
+    """The workspace after `lay_out`: notebooks that were written, and the learner's own that were kept."""
 
     folder: Path
     profile: str
@@ -37,18 +37,18 @@ class Layout:
 
     @property
     def text(self) -> str:
-        """What to tell the learner."""
+        """A message for the learner."""
         lines = [f"workspace {self.folder}: {len(self.written)} notebooks with the sizes of profile {self.profile}"]
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
         if self.outdated:
             newer = ", ".join(self.outdated)
-            lines.append(f"of these there are newer versions: {newer} (rename yours, and start again)")
+            lines.append(f"newer versions exist of: {newer} (rename your copy and start again)")
         return "\n".join(lines)
 
 
 def workspace_path() -> Path:
-    """The learner's folder: `LABKIT_WORKSPACE`, or else workspace/ under the root."""
+    """Return the learner's folder: `LABKIT_WORKSPACE`, by default workspace/ under the root."""
     chosen = os.environ.get("LABKIT_WORKSPACE")
     return Path(chosen).expanduser().resolve() if chosen else root() / "workspace"
 
@@ -56,7 +56,7 @@ def workspace_path() -> Path:
 def lay_out(folder: Path, profile: Profile) -> Layout:
     """Copy the course's notebooks into `folder` with the profile's parameters.
 
-    A notebook that a learner has edited or run stays as it is; one that was only laid out is renewed."""
+    A notebook that a learner has edited or run is kept; an untouched copy is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     written, kept, outdated = [], [], []
     for source in course_notebooks():
@@ -75,20 +75,20 @@ def lay_out(folder: Path, profile: Profile) -> Layout:
 
 
 def course_notebooks() -> list[Path]:
-    """The labs in order."""
+    """Return the labs' notebooks in order."""
     return sorted(notebooks_path().glob("*.ipynb"))
 
 
 def digest(notebook: Any) -> str:
-    """A fingerprint of a notebook's cells, whatever their outputs."""
+    """Return a hash of a notebook's cells without their outputs."""
     cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
 
 
 def with_parameters(source: str, values: Mapping[str, Any]) -> str:
-    """The text of a parameters cell with other values; comments, order and what is not named stay as they are."""
+    """Return a parameters cell with `values`; comments, order and other parameters are unchanged."""
     lines = [line.encode() for line in source.splitlines(keepends=True)]
-    for statement in reversed(ast.parse(source).body):  # from the end, so that positions before it stay right
+    for statement in reversed(ast.parse(source).body):  # from the end, so that earlier positions stay valid
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in values:
                 first, last = value.lineno - 1, (value.end_lineno or value.lineno) - 1
@@ -98,7 +98,7 @@ def with_parameters(source: str, values: Mapping[str, Any]) -> str:
 
 
 def newer_version(notebook: Path) -> str:
-    """What to tell a learner whose notebook is older than the course's; empty where it is not, or is not laid out."""
+    """Return a message if the learner's notebook is older than the course's; "" if not, or if it is not a copy."""
     try:
         laid_out = nbformat.read(notebook, as_version=4).metadata.get(KEY)
         source = next(path for path in course_notebooks() if path.name == notebook.name)
@@ -112,19 +112,19 @@ def newer_version(notebook: Path) -> str:
 
 
 def opened_notebook() -> Path | None:
-    """The notebook that this kernel was started for, where JupyterLab tells."""
+    """Return the notebook of this kernel, or None if JupyterLab does not name it."""
     name = os.environ.get("JPY_SESSION_NAME", "")
     return Path(name) if name.endswith(".ipynb") and Path(name).is_file() else None
 
 
 def _learners_version(target: Path) -> str | None:
-    """The version that a learner's notebook came from, if it was edited or run; None if it may be written."""
+    """The version of a learner's notebook that was edited or run; None if it may be overwritten."""
     if not target.exists():
         return None
     try:
         notebook = nbformat.read(target, as_version=4)
     except (OSError, ValueError):
-        return ""  # not ours to repair
+        return ""  # unreadable: keep it
     laid_out = notebook.metadata.get(KEY, {})
     ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     return str(laid_out.get("version", "")) if ran or laid_out.get("laid_out") != digest(notebook) else None
@@ -142,13 +142,13 @@ def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:
 
 
 def _literal(value: Any) -> str:
-    """As the notebooks write it: texts in double quotes, wherever JSON and Python agree on them."""
+    """A literal in the notebooks' style: strings in double quotes if JSON and Python agree on them."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
     return text if ast.literal_eval(text) == value else repr(value)
 
 
 def expected_minutes(profile: Profile, machine: Machine) -> list[str]:
-    """On a machine with a GPU: how long each lab is expected to take there, run from top to bottom."""
+    """Return a table of each lab's expected minutes on this machine's GPU; empty without one."""
     from labkit.runs import minutes
     from labkit.runs.plan import read_defaults
 
@@ -162,9 +162,9 @@ def expected_minutes(profile: Profile, machine: Machine) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m labkit.runs.workspace [--profile NAME]`: lay out the notebooks, and say what was done."""
+    """Run `python -m labkit.runs.workspace [--profile NAME]`: write the notebooks, report, return the exit code."""
     parser = argparse.ArgumentParser(prog="labkit.runs.workspace", description=__doc__)
-    parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file; default: what fits this machine")
+    parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file (default: by this machine)")
     chosen = parser.parse_args(arguments).profile
     try:
         machine = inspect()

@@ -1,9 +1,9 @@
-"""A key and a limit on a request's size before an ASGI application.
+"""ASGI middleware that requires an API key and limits the size of request bodies.
 
 Ray Serve's proxy has neither; vLLM's own key leaves many routes open (in 0.32 /invocations, /tokenize, /load, /docs and
-others). `vllm serve --middleware labkit.serving.gate.Gate`, or `api.add_middleware(Gate)` in an ingress. A body that is
-too large is refused while it arrives. The settings are environment variables of the server (`environment` makes them).
-A key in a file stays out of what the environment shows; the file is read when the server starts.
+others). Use it by `vllm serve --middleware labkit.serving.gate.Gate`, or `api.add_middleware(Gate)` in an ingress. Too
+large a body is refused while it arrives. Settings are environment variables of the server (see `environment`). A key in
+a file does not show in the environment; the file is read when the server starts.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ def environment(
     open_paths: Sequence[str] = (),
     body_limit_bytes: int = DEFAULT_LIMIT_BYTES,
 ) -> dict[str, str]:
-    """The server's environment for this key, or the file that holds it, the paths that need none, and this limit.
+    """Return the server's environment variables for this key (or key file), these open paths and this limit.
 
-    Without a key and a file none is asked for.
+    Without a key and a file, requests need no key.
     """
     limits = {OPEN: " ".join(open_paths), LIMIT: str(body_limit_bytes)}
     return {KEY_FILE: api_key_file, **limits} if api_key_file else {KEY: api_key, **limits}
 
 
 def write_key(path: Path, key: str) -> Path:
-    """Write the key to a file that only its owner can read, in the place of one that was there."""
+    """Write the key to a file that only its owner can read; an existing file is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -49,23 +49,23 @@ def write_key(path: Path, key: str) -> Path:
 
 
 def read_key() -> str:
-    """The server's key, "" without one. PermissionError for a file that every user can read, OSError without the file,
-    ValueError for an empty one: a server that cannot read its key must not start without one."""
+    """Return the server's key, "" if none is set. A server that cannot read its key must not start without it:
+    PermissionError if other users can read the file, OSError if it is missing, ValueError if it is empty."""
     if not (path := os.environ.get(KEY_FILE)):
         return os.environ.get(KEY, "")
     if Path(path).stat().st_mode & 0o007:
         raise PermissionError(f"every user of this machine can read the key in {path}: chmod 600 {path}")
     if not (key := Path(path).read_text(encoding="utf-8").strip()):
-        raise ValueError(f"{path} holds no key")
+        raise ValueError(f"{path} contains no key")
     return key
 
 
 class TooLargeError(Exception):
-    """The body grew above the limit."""
+    """The body exceeds the limit."""
 
 
 class Gate:
-    """Answers 401 without the key (to a WebSocket 403), whatever the method, and 413 to a body above the limit."""
+    """Answer 401 without the key, for all methods (403 to a WebSocket), and 413 to a body above the limit."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -79,7 +79,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if self._key and scope["path"] not in self._open and not self._knows(headers.get(b"authorization", b"")):
+        if self._key and scope["path"] not in self._open and not self._accepts(headers.get(b"authorization", b"")):
             await _refuse(scope, send, 401, "the key is missing or wrong: send Authorization: Bearer KEY")
             return
         if int(headers.get(b"content-length", b"0")) > self._limit_bytes:
@@ -87,14 +87,14 @@ class Gate:
             return
         await self._forward(scope, receive, send)
 
-    def _knows(self, authorization: bytes) -> bool:
+    def _accepts(self, authorization: bytes) -> bool:
         scheme, _, key = authorization.partition(b" ")
         return secrets.compare_digest(key, self._key.encode()) and scheme.lower() == b"bearer"
 
     async def _forward(self, scope: Message, receive: Receive, send: Send) -> None:
         received, answered = 0, False
 
-        async def counted() -> Message:  # a client may leave the length out
+        async def counted_receive() -> Message:  # Content-Length is optional
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -102,14 +102,14 @@ class Gate:
                 raise TooLargeError
             return message
 
-        async def noted(message: Message) -> None:
+        async def limited_send(message: Message) -> None:
             nonlocal answered
-            if received <= self._limit_bytes:  # the framework makes a 400 of our error
+            if received <= self._limit_bytes:  # drop the 400 that the framework makes of TooLargeError
                 answered = True
                 await send(message)
 
         with contextlib.suppress(TooLargeError):
-            await self._app(scope, counted, noted)
+            await self._app(scope, counted_receive, limited_send)
         if received > self._limit_bytes and not answered:
             await _refuse(scope, send, 413, f"the body is larger than {self._limit_bytes} bytes")
 

@@ -1,14 +1,14 @@
-"""Ends what a process started when that process is gone, however it went. Runs by its file and needs only psutil.
+"""End a process's children when that process ends, for whatever reason. Runs as a script and needs only psutil.
 
-    python guard.py FOLDER GRACE_S COMMAND ...    starts a command and ends it, with everything that it started
-    python guard.py --watch FOLDER [PID ...]      ends processes that are already running, and everything below them
+    python guard.py FOLDER GRACE_S COMMAND ...    start a command; end it with all its descendants
+    python guard.py --watch FOLDER [PID ...]      end processes that already run, with all their descendants
 
-FOLDER has their temporary files and is removed at the end, by a watch of no process when its parent is gone. Both hold
-the read end of a pipe (their stdin) whose other end their parent holds. When the parent ends - normally, by Ctrl-C, by
-a kernel restart, or by SIGKILL, which no `atexit` survives - the pipe closes. A command has two guards, one inside the
-other: when one is killed, the other ends the command. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so a worker whose
-own parent died is found too. The watch is for Ray, whose processes end themselves when their driver is killed, except
-two agents that stay for ever, and for a lab's temporary files.
+FOLDER holds their temporary files and is removed at the end; a watch without PIDs removes it when its parent ends. Both
+modes read from a pipe (stdin) whose write end their parent holds. The pipe closes when the parent ends: normally, by
+Ctrl-C, by a kernel restart, or by SIGKILL, which runs no `atexit`. A command has two guards, one inside the other: when
+one is killed, the other ends the command. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so they also find workers whose
+parent died. The watch serves Ray, which leaves two agents running when its driver is killed, and a lab's temporary
+files.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ import psutil
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.2
-LOOK_S = 2.0  # between two looks at the process table, which would be felt by what is measured meanwhile
+SCAN_S = 2.0  # between scans of the process table: more would disturb measurements
 OWN_END_S, TERMINATE_GRACE_S, REMOVAL_S = 3.0, 3.0, 20.0
-CANNOT_START = 127  # what a shell says of a command that does not exist
+CANNOT_START = 127  # a shell's exit code for a missing command
 
 
 def run(folder: str, grace_s: float, command: list[str]) -> int:
-    """Run `command` until it ends or we are asked to stop.
+    """Run `command` until it ends, a signal arrives, or the parent ends.
 
-    Return its exit code, 128 + N when signal N ended it, or 128 + SIGTERM or the signal that asked when we ended it.
+    Return its exit code, or 128 + N: N is the signal that ended it, the signal that arrived, or else SIGTERM.
     """
     parent, outer = os.getppid(), os.getpid()
     libc = ctypes.CDLL(None)
     stop_signals: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:  # no more: `_guard` ends the tree in order
+    def record_signal(number: int, _frame: FrameType | None) -> None:  # the loop below ends the tree in order
         stop_signals.append(number)
 
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, record_signal)
+    signal.signal(signal.SIGINT, record_signal)
     child = os.fork()
     if child == 0:  # the inner guard
         parent = outer
@@ -70,50 +70,50 @@ def run(folder: str, grace_s: float, command: list[str]) -> int:
 
 
 def start_watch(folder: str, pids: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """Start a watch over these processes; it ends when they have ended."""
+    """Start a watch over these processes; it ends after them."""
     return subprocess.Popen(
         [sys.executable, "-P", __file__, "--watch", folder, *map(str, pids)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C is for our parent
+        start_new_session=True,  # so that a Ctrl-C does not reach it
     )
 
 
 def watch(folder: str, pids: list[int]) -> None:
-    """Wait until the parent is gone, or nothing of what was seen is left; then end what is."""
-    parent, seen, looked = os.getppid(), set[psutil.Process](), 0.0
+    """Wait until the parent or all watched processes have ended; then end what is left."""
+    parent, watched, scanned_at = os.getppid(), set[psutil.Process](), 0.0
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
-            seen.add(psutil.Process(pid))
-    while not _parent_gone(parent) and (_alive(seen) or not pids):
-        if pids and time.monotonic() - looked > LOOK_S:
-            looked = time.monotonic()
-            seen = _alive(seen) | _below(seen)
-    seen |= _below(seen)
-    _wait(seen, OWN_END_S)
-    _signal_all(_alive(seen), signal.SIGTERM)
-    _wait(seen, TERMINATE_GRACE_S)
-    _signal_all(_alive(seen), signal.SIGKILL)
+            watched.add(psutil.Process(pid))
+    while not _parent_gone(parent) and (_alive(watched) or not pids):
+        if pids and time.monotonic() - scanned_at > SCAN_S:
+            scanned_at = time.monotonic()
+            watched = _alive(watched) | _children(watched)
+    watched |= _children(watched)
+    _wait(watched, OWN_END_S)
+    _signal_all(_alive(watched), signal.SIGTERM)
+    _wait(watched, TERMINATE_GRACE_S)
+    _signal_all(_alive(watched), signal.SIGKILL)
     deadline = time.monotonic() + REMOVAL_S
-    while os.path.exists(folder) and time.monotonic() < deadline:  # those that end may still write there
+    while os.path.exists(folder) and time.monotonic() < deadline:  # ending processes may still write there
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(POLL_S)
 
 
 def _parent_gone(parent: int) -> bool:
-    """Waits a moment on the pipe; it becomes readable, with nothing to read, when its other end closes.
+    """Wait up to POLL_S; True if the pipe's write end has closed (end of file) or the parent's pid has changed.
 
-    A fork of the parent may hold the other end too and live on, so the parent's pid is looked at as well.
+    The pid is needed too: a fork of the parent may still hold the write end.
     """
     readable, _, _ = select.select([0], [], [], POLL_S)
     return os.getppid() != parent or (bool(readable) and os.read(0, 1) == b"")
 
 
 def _reaped(child: int) -> int | None:
-    """Collect orphans that ended, which would stay in the process table; return the exit code of an ended `child`."""
+    """Reap orphans that ended, so that no zombies stay; return the exit code if `child` ended."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:
@@ -123,30 +123,30 @@ def _reaped(child: int) -> int | None:
 
 
 def _end_descendants(root: psutil.Process, *, grace_s: float) -> None:
-    """SIGTERM to the direct children, which stop their own workers in order; after `grace_s`, SIGKILL to the rest.
+    """Send SIGTERM to direct children, which stop their own workers in order; after `grace_s`, SIGKILL to the rest.
 
-    A worker whose parent ended without stopping it becomes a direct child and gets its SIGTERM then.
+    A worker whose parent ended without stopping it becomes a direct child and gets SIGTERM then.
     """
-    asked: set[psutil.Process] = set()
+    signalled: set[psutil.Process] = set()
     deadline = time.monotonic() + grace_s
     while (left := root.children(recursive=True)) and time.monotonic() < deadline:
-        new = set(root.children()) - asked
+        new = set(root.children()) - signalled
         _signal_all(new, signal.SIGTERM)
-        asked |= new
+        signalled |= new
         psutil.wait_procs(left, timeout=POLL_S)
     while running := _alive(root.children(recursive=True)):
         _signal_all(running, signal.SIGKILL)
         psutil.wait_procs(running, timeout=1)
 
 
-def _below(processes: set[psutil.Process]) -> set[psutil.Process]:
-    """Their children, by one look at the process table."""
+def _children(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """Their children, by one scan of the process table."""
     pids = {process.pid for process in processes}
     return {process for process in psutil.process_iter(["ppid"]) if process.info["ppid"] in pids}
 
 
 def _alive(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    """Those that still run; a zombie does not."""
+    """Those that still run; zombies count as ended."""
     running = set()
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Keeps an interrupt of a cell from the processes that the cell started."""
+"""Protect the processes that a cell started from an interrupt of that cell."""
 
 import contextlib
 import signal
@@ -8,13 +8,13 @@ from multiprocessing import resource_tracker
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Processes that start in this block never hear SIGINT; SIGTERM and SIGKILL reach them as always.
+    """Block SIGINT for processes that start in this block; SIGTERM and SIGKILL still reach them.
 
-    JupyterLab's *Interrupt* sends SIGINT to the kernel and to all that it started. On a GPU, `LLM` runs its engine in
-    a process of its own, which would end; a process is born with the signals that its parent blocks. The kernel itself
-    is still interrupted: by a thread of it that does not block them.
+    JupyterLab's *Interrupt* sends SIGINT to the kernel and its child processes. On a GPU, `LLM` runs its engine in a
+    separate process, which SIGINT would end. Child processes inherit the signals that their parent blocks. The kernel
+    can still be interrupted, through a thread that does not block SIGINT.
     """
-    resource_tracker.ensure_running()  # its start unblocks SIGINT, so it has to be over
+    resource_tracker.ensure_running()  # starting it unblocks SIGINT, so start it first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,6 +1,6 @@
-"""One process type for every server: own process group, log file, health check, loopback port, clean stop.
+"""A server process for any engine: own process group, log file, health check, loopback port, clean stop.
 
-Knows nothing of any engine. A server runs under `labkit.serving.guard`, which ends it when we end, however we end.
+A server runs under `labkit.serving.guard`, which ends it when this process ends, even by SIGKILL.
 """
 
 import contextlib
@@ -29,22 +29,22 @@ from labkit.serving import guard
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
-PREFIX = "labkit-"  # of temporary folders
+PREFIX = "labkit-"  # for temporary folders
 SOCKET_PATH_BYTES = 107  # unix(7)
 SOCKET_NAME_BYTES = 48  # "/" and a UUID (vLLM), "/pymp-xxxxxxxx/listener-xxxxxxxx" (multiprocessing), "/.ts.sock.65535"
 Say = Callable[[str], None]
 Failures = Sequence[tuple[str, str, str]]
-"""What a failed start says in its log (a pattern), what that means, and what helps; {0} is the pattern's group."""
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
+"""Known failures of a start: a pattern in its log, its meaning, its remedy; {0} is the pattern's group."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this loopback
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nothing listens at this moment."""
+    """Return a loopback port that is free at this moment."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """As many different ones; all are held until the last is found."""
+    """Return `count` different free ports; all are held until the last is found."""
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def require_free_port(port: int) -> int:
-    """Returns `port`, or raises `UsageError` when it is out of range or something listens on it already."""
+    """Return `port`. UsageError if it is out of range or in use."""
     fix = "use a port from 1024 to 65535, or leave it out"
     require(1 <= port <= 65535, f"port {port} does not exist", fix=fix)
     with socket.socket() as probe:
@@ -69,9 +69,9 @@ def require_free_port(port: int) -> int:
 
 
 def temporary_folder(*, sockets_bytes: int, inside: str | None = None) -> Path:
-    """A new folder for temporary files in `inside` (default: TMPDIR), or in /tmp where that is too long for sockets.
+    """Create a folder for temporary files in `inside` (default: TMPDIR), or in /tmp if sockets' paths get too long.
 
-    `sockets_bytes`: the longest path of a socket that is made in it, from its own "/" on.
+    `sockets_bytes`: length of the longest socket path below the folder, with its leading "/".
     """
     path = tempfile.mkdtemp(prefix=PREFIX, dir=inside)
     if len(os.fsencode(path)) + sockets_bytes > SOCKET_PATH_BYTES:
@@ -81,7 +81,7 @@ def temporary_folder(*, sockets_bytes: int, inside: str | None = None) -> Path:
 
 
 def poll(every_s: float, *, timeout_s: float) -> Iterator[float]:
-    """The seconds that have passed, at every look; at least one look, and none after `timeout_s`."""
+    """Yield the seconds that have passed, every `every_s` seconds until `timeout_s`, at least once."""
     began = time.monotonic()
     while (waited_s := time.monotonic() - began) <= timeout_s:
         yield waited_s
@@ -92,7 +92,7 @@ class Stoppable:
     """Something that is stopped at the end of a `with` block."""
 
     def stop(self) -> None:
-        """Ends it and waits until it is gone. Safe to call again."""
+        """Stop it and wait until it has ended. Safe to call again."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -105,11 +105,10 @@ class Stoppable:
 
 
 class ServerProcess(Stoppable):
-    """A server that runs as a child process, until `stop`, the end of a `with` block, or the end of this process.
+    """A server as a child process, which runs until `stop`, the end of a `with` block, or the end of this process.
 
-    `command` runs in the private folder `folder`, its output goes to `folder/server.log`; it counts as ready when
-    `health_url` answers 200. `failures` explain the log of a failed start. Its temporary files and sockets are in a
-    folder that goes with it.
+    `command` runs in `folder` and logs to `folder/server.log`; it is ready when `health_url` answers 200. `failures`
+    explain the log of a failed start. Temporary files and sockets are in another folder, removed when it ends.
     """
 
     def __init__(
@@ -144,15 +143,15 @@ class ServerProcess(Stoppable):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The server's own process first, then everything that it started."""
+        """The server's process, then its descendants."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if self._guard is not None and self.running:
                 family = psutil.Process(self._guard.pid).children(recursive=True)
-                return tuple(process.pid for process in family[1:])  # the first is the inner guard
+                return tuple(process.pid for process in family[1:])  # without the inner guard
         return ()
 
     def start(self, *, progress: Say = lambda _: None) -> Self:
-        """Starts the server, unless it runs, and waits until it is ready; on any failure nothing is left running."""
+        """Start the server, unless it runs, and wait until it is ready; a failed start leaves no process running."""
         if self.running:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,14 +172,14 @@ class ServerProcess(Stoppable):
         return self
 
     def stop(self) -> None:
-        """Ends the server and everything it started; returns when it is gone. Safe to call again."""
+        """End the server and its descendants, and wait until they have ended. Safe to call again."""
         if self._guard is None:
             return
         server, pids = self._guard, self.pids
         if server.stdin is not None:
             with contextlib.suppress(OSError):
                 server.stdin.close()
-        server.terminate()  # a fork of ours may still hold the pipe's other end
+        server.terminate()  # a fork of this process may still hold the pipe's write end
         try:
             server.wait(self._stop_grace_s + 10)
         except subprocess.TimeoutExpired:
@@ -194,18 +193,18 @@ class ServerProcess(Stoppable):
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def check(self) -> None:
-        """Raises `ServerError` with the end of the log when the server has died; one that we stopped has not."""
+        """Raise ServerError, with the end of the log, if the server has died (not if `stop` ended it)."""
         if self._guard is not None and not self.running:
             raise self.error(f"{self.name} {_ending(self._guard.returncode)}")
 
     def log_text(self) -> str:
-        """Everything the server has written so far."""
+        """The whole log so far."""
         with contextlib.suppress(FileNotFoundError):
             return self.log_path.read_text(errors="replace")
         return ""
 
     def error(self, what: str) -> ServerError:
-        """`what` happened, with the reason and the remedy that the log gives, and the log's last lines."""
+        """Return an error for `what`, with the reason and remedy that the log gives and its last lines."""
         whole_log = f"the whole log: {self.log_path}"
         reason, remedy = explain(self.log_text(), self._failures) or ("", "")
         remedy = f"{remedy} ({whole_log})" if remedy else f"read {whole_log}"
@@ -213,7 +212,7 @@ class ServerProcess(Stoppable):
         return ServerError(f"{what}: {reason}" if reason else what, remedy=remedy, log_tail=log_tail)
 
     def _launch(self) -> None:
-        # By its file and without a path of its own (-P): nothing in the server's folder can stand in for a module.
+        # Run as a file and with -P, so that no file in the server's folder can shadow a module.
         self._temporary = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES)
         temporary = str(self._temporary)
         guarded = [sys.executable, "-P", guard.__file__, temporary, str(self._stop_grace_s), *self.command]
@@ -225,7 +224,7 @@ class ServerProcess(Stoppable):
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal reaches us, and we stop the server in order
+                start_new_session=True,  # a Ctrl-C reaches only this process, which then stops the server
             )
         self._cleaner = threading.Thread(target=_end_session, args=(self._guard,), daemon=True)
         self._cleaner.start()
@@ -235,7 +234,7 @@ class ServerProcess(Stoppable):
 
 
 def _end_session(leader: "subprocess.Popen[bytes]") -> None:
-    """Waits for the outer guard's end; where both guards were killed, ends what is left of their session."""
+    """Wait for the outer guard; if both guards were killed, end the rest of their session."""
     leader.wait()
     while left := _session(leader.pid):
         if not any(guard.__file__ in (process.info["cmdline"] or ()) for process in left):
@@ -256,7 +255,7 @@ def _session(pid: int) -> list[psutil.Process]:
 
 
 def answers_http(port: int, *, timeout_s: float = 0.5) -> bool:
-    """Whether an HTTP request to this loopback port gets any HTTP response, an error's status among them."""
+    """Whether this loopback port gives any HTTP response, including errors."""
     return _status(f"http://{LOOPBACK}:{port}/", timeout_s) is not None
 
 
@@ -271,7 +270,7 @@ def _status(url: str, timeout_s: float) -> int | None:
 
 
 def explain(log: str, failures: Failures) -> tuple[str, str] | None:
-    """What the first of `failures` that the log of a start names means, and what helps; None when it names none."""
+    """Return meaning and remedy of the first of `failures` that matches the log; None if none does."""
     for pattern, meaning, remedy in failures:
         if hits := list(re.finditer(pattern, log)):
             return meaning.format(*hits[-1].groups()), remedy.format(*hits[-1].groups())
@@ -279,10 +278,10 @@ def explain(log: str, failures: Failures) -> tuple[str, str] | None:
 
 
 def _ending(code: int) -> str:
-    """Words for a guard's exit code; a negative one is the guard's own death by a signal."""
+    """Describe a guard's exit code; negative: a signal ended the guard itself."""
     number = -code if code < 0 else code - 128
     if number == signal.SIGKILL:
-        return "was killed (SIGKILL: someone's, or the kernel's when memory runs out)"
+        return "was killed (SIGKILL, from a process or from the kernel when memory runs out)"
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(number).name}"
-    return f"died with exit code {code}" if code else "ended by itself, with exit code 0"
+    return f"died with exit code {code}" if code else "ended on its own with exit code 0"

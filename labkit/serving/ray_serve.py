@@ -1,6 +1,6 @@
-"""Ray and Ray Serve on this machine, or a cluster that the user has: started with a real retry, stopped for good.
+"""Start and stop Ray and Ray Serve on this machine, with retries, or connect to a running cluster.
 
-What is deployed stays Ray Serve's own business: cells call `serve.run`, `@serve.deployment`, `serve.status` themselves.
+Applications are not wrapped: cells call `serve.run`, `@serve.deployment` and `serve.status` themselves.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from labkit.serving.process import (
     temporary_folder,
 )
 
-BUSY_PERCENT = 80.0  # of all cores: above it another try at once would meet what the last one met
-CALM_WAIT_S = 20.0  # and this much longer after each failed try
+BUSY_PERCENT = 80.0  # CPU use over all cores above which another try would fail in the same way
+CALM_WAIT_S = 20.0  # longest wait for less load after the first failed try; it grows with each try
 POLL_S = 0.1
-LOOK_S = 0.25  # at the processes, while Ray Serve starts
-STOP_WAIT_S = 3.0  # for their own end; then they are ended
+CHECK_S = 0.25  # between checks of Ray's processes while Ray Serve starts
+STOP_WAIT_S = 3.0  # until processes end on their own; then they are killed
 TRIES = 5
 SERVE_TIMEOUT_S = 180.0  # 10 to 22 s are usual on two cores
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -51,13 +51,13 @@ TRANSIENT = (
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 TOKEN_FILE = Path("~/.ray/auth_token")
 SOCKET_NAME_BYTES = len("/session_2026-11-30_05-09-03_123456_1234567/sockets/plasma_store.1")
-# Read when ray is imported. The two warnings tell after seconds, not half a minute, why a replica does not start.
+# Read when ray is imported. The two warnings report after seconds, not half a minute, why a replica does not start.
 ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5",
     "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything busy its replicas would be measured as slow
+    "RAY_worker_niceness": "0",  # Ray's default of 15 would slow its replicas down on a busy machine
 }
 T = TypeVar("T")
 
@@ -65,8 +65,8 @@ T = TypeVar("T")
 class RayServe(Stoppable):
     """A running Ray with Ray Serve's HTTP proxy on the loopback interface. Use it in a `with` block, or call `stop`.
 
-    `url` is the proxy's root. On a cluster that ran before, `stop` takes away what was deployed since and leaves the
-    rest. `folder`: of a Ray that is ours, with its sessions, logs and temporary files; it goes with it.
+    `url`: the proxy's root. On a cluster that was already running, `stop` deletes only applications deployed since.
+    `folder`: sessions, logs and temporary files of a Ray that this process started; `stop` removes it.
     """
 
     def __init__(
@@ -75,28 +75,28 @@ class RayServe(Stoppable):
         self.url = f"http://{LOOPBACK}:{port}"
         self._processes, self._folder = processes, folder
         self._watch = guard.start_watch(str(folder), [process.pid for process in processes]) if processes else None
-        self._others = others  # applications that ran before; None: Serve is ours altogether
+        self._others = others  # applications that ran before; None: this process started Serve
         self._stopped = False
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Ray's processes that this one started, and theirs; empty on somebody else's cluster."""
+        """Ray's processes that this process started, and their children; empty on an existing cluster."""
         return tuple(process.pid for process in _with_children(self._processes))
 
     def check(self) -> None:
-        """Raises `ServerError` when Ray, where it is ours, has died."""
+        """Raise ServerError if a Ray that this process started has died."""
         if not self._stopped and any(map(has_ended, self._processes)):
             raise ServerError("Ray has died", remedy="free memory if it ran short, and start it again")
 
     def stop(self) -> None:
-        """Ends the applications and, where it is ours, Ray with all its processes. Safe to call again."""
+        """Delete the applications; end Ray with all its processes if this process started it. Safe to call again."""
         if self._stopped:
             return
         import ray
 
         self._stopped = True
         left = _with_children(self._processes)
-        with contextlib.redirect_stdout(io.StringIO()):  # Ray reports its controller's end as a failure
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of its controller as a failure
             try:
                 if ray.is_initialized():
                     _end_applications(self._others)
@@ -104,7 +104,7 @@ class RayServe(Stoppable):
                 ray.shutdown()
                 _end(left)
                 if self._watch is not None:
-                    self._watch.communicate()  # closes its pipe, upon which it ends
+                    self._watch.communicate()  # closes the watch's pipe, which ends it
                 if self._folder is not None:
                     shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -118,13 +118,13 @@ def start(
     port: int | None = None,
     progress: Say = lambda _: None,
 ) -> RayServe:
-    """`ray.init` and `serve.start`, with the retry that a busy machine needs.
+    """Call `ray.init` and `serve.start`, with the retries that a busy machine needs.
 
-    `num_cpus` and `num_gpus` are logical: Ray counts them and looks at no hardware, so any number works on any
-    machine. `address`: a cluster that runs already ("auto", or HOST:PORT of its head), of which this machine is a
-    node; it has its own resources. With `own_numbers`, and with vLLM's CPU build, a Ray of our own does not read
-    CUDA_VISIBLE_DEVICES, which would bound `num_gpus`, and numbers its GPUs from 0. Raises `UsageError` for
-    what cannot work and `ServerError` when Ray does not come up in several tries; nothing is left running then.
+    `num_cpus` and `num_gpus` are logical: Ray does not check the hardware, so any number works on any machine.
+    `address`: a running cluster ("auto", or HOST:PORT of its head) of which this machine is a node; its own resources
+    apply. With `own_numbers`, or with vLLM's CPU build, a new Ray ignores CUDA_VISIBLE_DEVICES, which would limit
+    `num_gpus`, and numbers GPUs from 0. UsageError for invalid settings; ServerError, with nothing left running, if
+    Ray does not start in several tries.
     """
     chosen = free_port() if port is None else require_free_port(port)
     prepare_environment(address)
@@ -132,11 +132,11 @@ def start(
 
     _reread_environment()
     running = ray.is_initialized()
-    require(not running, "Ray runs in this process already", fix="stop it first: .stop(), or ray.shutdown()")
+    require(not running, "Ray already runs in this process", fix="stop it first: .stop(), or ray.shutdown()")
     if address is None:
         folder = temporary_folder(sockets_bytes=SOCKET_NAME_BYTES, inside=os.environ.get("RAY_TMPDIR"))
         settings = {
-            "address": "local",  # also where RAY_ADDRESS or a node of a cluster on this machine would be joined
+            "address": "local",  # do not join a cluster, even if RAY_ADDRESS is set or a node runs on this machine
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "include_dashboard": False,
@@ -145,9 +145,9 @@ def start(
             "object_store_memory": OBJECT_STORE_BYTES,
             "_temp_dir": str(folder),
         }
-        # An engine in a replica leaves sockets and a file behind.
+        # An engine in a replica leaves sockets and a file, which go with the folder.
         environment: dict[str, str | None] = {"TMPDIR": str(folder), "VLLM_RPC_BASE_PATH": str(folder)}
-        if own_numbers or vllm_version().endswith("+cpu"):  # which uses no GPU, shown or hidden
+        if own_numbers or vllm_version().endswith("+cpu"):  # the CPU build uses no GPU
             environment[VISIBLE_GPUS] = None
         try:
             with _environment(environment):
@@ -160,12 +160,12 @@ def start(
         others = _applications()
         return RayServe(port=_start_serve(chosen, []), processes=[], others=others)
     except BaseException:
-        ray.shutdown()  # nothing has been deployed yet: what runs on that cluster is not ours
+        ray.shutdown()  # nothing was deployed yet, so nothing on the cluster needs deleting
         raise
 
 
 def connect(address: str) -> None:
-    """Joins a cluster that runs already as a driver; starts no process."""
+    """Join a running cluster as a driver; starts no process. UsageError if none answers."""
     import ray
 
     try:
@@ -173,14 +173,14 @@ def connect(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster answers at {address!r}: {error}",
-            remedy="name a cluster of which this machine is a node (see `ray status` there), or leave it out",
+            remedy="pass a cluster of which this machine is a node (see `ray status` there), or no address",
         ) from error
 
 
 def prepare_environment(address: str | None = None) -> None:
-    """Puts Ray's settings into the environment, before ray is imported; what the user set already stays.
+    """Add Ray's settings to the environment; variables that are set stay. Call it before ray is imported.
 
-    A cluster that is named by its address is asked with the user's token, if there is one (~/.ray/auth_token).
+    With `address`, the user's token authenticates to that cluster, if there is one (~/.ray/auth_token).
     """
     for name, value in ENV.items():
         os.environ.setdefault(name, value)
@@ -189,7 +189,7 @@ def prepare_environment(address: str | None = None) -> None:
 
 
 def deploy(application: Any, *, name: str, route_prefix: str = "/") -> None:
-    """`serve.run`, whose failure becomes a `ServerError` with what the deployments say."""
+    """Call `serve.run`; a failure becomes a ServerError with the deployments' messages."""
     from ray import serve
 
     try:
@@ -203,7 +203,7 @@ def deploy(application: Any, *, name: str, route_prefix: str = "/") -> None:
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> float:
-    """Waits until `condition` holds; returns the seconds it took. ServerError, naming `what`, after `timeout_s`."""
+    """Wait until `condition` is true; return the seconds it took. ServerError, naming `what`, after `timeout_s`."""
     began = time.monotonic()
     for _ in poll(POLL_S, timeout_s=timeout_s):
         if condition():
@@ -211,13 +211,13 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> f
     raise ServerError(f"{what} did not happen within {timeout_s:.0f} s", remedy="look at serve.status()")
 
 
-# --- starting, again and again on a busy machine ---
+# --- starting, with retries ---
 
 
 def _retried(start_once: Callable[[], T], progress: Say) -> T:
-    """A failed try leaves children behind: they are ended, and only they, before the next.
+    """Call `start_once` up to `TRIES` times; child processes that a failed try left are ended before the next.
 
-    Raises `ServerError` after `TRIES` tries, and at once whatever another try cannot help.
+    ServerError after `TRIES` tries; errors that a retry cannot help are raised at once.
     """
     import ray
 
@@ -235,7 +235,7 @@ def _retried(start_once: Callable[[], T], progress: Say) -> T:
                 remedy = "wait until the machine is less busy and start again"
                 raise ServerError(f"Ray did not start in {TRIES} tries: {error}", remedy=remedy) from error
             reason = str(error).partition("\n")[0]
-            progress(f"Ray: try {attempt} of {TRIES} failed on a busy machine ({reason}); once more")
+            progress(f"Ray: try {attempt} of {TRIES} failed on a busy machine ({reason}); trying again")
             began = time.monotonic()
             while psutil.cpu_percent(1.0) > BUSY_PERCENT and time.monotonic() - began < CALM_WAIT_S * attempt:
                 pass
@@ -251,13 +251,13 @@ def _own(settings: dict[str, Any], port: int, folder: Path) -> RayServe:
 
 
 def _start_serve(port: int, processes: list[psutil.Process]) -> int:
-    """Starts Serve, unless it runs in the cluster already; returns the port of its proxy."""
+    """Start Serve, unless the cluster already runs it; return its proxy's port."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     http_options = {"host": LOOPBACK, "port": port}
     logging_config = {"enable_access_log": False, "log_level": "ERROR"}
-    _beside(
+    _with_live(
         lambda: serve.start(http_options=http_options, logging_config=logging_config),
         processes,
         timeout_s=SERVE_TIMEOUT_S,
@@ -266,17 +266,17 @@ def _start_serve(port: int, processes: list[psutil.Process]) -> int:
     return int(client.http_config.port) if client else port
 
 
-def _beside(work: Callable[[], T], processes: list[psutil.Process], *, timeout_s: float) -> T:
-    """What `work` returns, which needs `processes` and would wait without a limit for one that has died.
+def _with_live(work: Callable[[], T], processes: list[psutil.Process], *, timeout_s: float) -> T:
+    """Return the result of `work`, which needs `processes` and would wait forever for one that has died.
 
-    Raises `ServerError` when one of them dies, or after `timeout_s`; what they had started is ended.
+    ServerError if one of them dies, or after `timeout_s`; then all their descendants are ended.
     """
     future, seen = _in_background(work), set(processes)
     try:
-        for _ in poll(LOOK_S, timeout_s=timeout_s):
+        for _ in poll(CHECK_S, timeout_s=timeout_s):
             if future.done():
                 return future.result()
-            seen.update(_with_children(processes))  # a dead one does not tell any more what it had started
+            seen.update(_with_children(processes))  # the children of a dead process cannot be listed any more
             if any(map(has_ended, processes)):
                 raise ServerError(NODE_DIED, remedy="free memory if it ran short, and start it again")
         raise ServerError(f"{SERVE_START} took more than {timeout_s:.0f} s", remedy="start it again")
@@ -286,7 +286,7 @@ def _beside(work: Callable[[], T], processes: list[psutil.Process], *, timeout_s
 
 
 def _in_background(work: Callable[[], T]) -> "Future[T]":
-    """Runs `work` in a thread for which nothing waits, not even Python at its end (as an executor's would)."""
+    """Run `work` in a daemon thread: unlike an executor's thread, it does not delay Python's exit."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -301,7 +301,7 @@ def _in_background(work: Callable[[], T]) -> "Future[T]":
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str | None]) -> Iterator[None]:
-    """The environment with these variables, or without those that are None; it is put back afterwards."""
+    """Set these environment variables, or unset those that are None; restore them afterwards."""
     before = {name: os.environ.pop(name, None) for name in changes}
     os.environ.update({name: value for name, value in changes.items() if value is not None})
     try:
@@ -314,9 +314,10 @@ def _environment(changes: dict[str, str | None]) -> Iterator[None]:
 
 
 def _reread_environment() -> None:
-    """Ray keeps what it read at its import, while the nodes that it starts read the environment as it is now.
+    """Make Ray read its settings from the environment again, as Ray itself does when it sets an authentication mode.
 
-    A driver in one mode of authentication and a node in another do not speak; so does Ray itself when it sets a mode.
+    Ray reads them at import, and the nodes that it starts read the current environment. A driver and a node with
+    different authentication modes cannot talk to each other.
     """
     from ray._raylet import Config  # type: ignore[attr-defined]
 
@@ -328,7 +329,7 @@ def _children() -> set[psutil.Process]:
 
 
 def _with_children(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those of `processes` that run, each with everything below it."""
+    """The running processes of `processes`, each with its descendants."""
     tree: list[psutil.Process] = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -341,14 +342,14 @@ def _end(processes: Iterable[psutil.Process]) -> None:
 
 
 def _client() -> Any:
-    """Serve's own client, which knows the proxy's options; None while Serve does not run."""
+    """Serve's client, which has the proxy's options; None while Serve does not run."""
     from ray.serve.context import _get_global_client
 
     return _get_global_client(raise_if_no_controller_running=False)
 
 
 def _applications() -> frozenset[str] | None:
-    """What is deployed; None while Serve does not run."""
+    """Names of deployed applications; None while Serve does not run."""
     from ray import serve
 
     return frozenset(serve.status().applications) if _client() else None

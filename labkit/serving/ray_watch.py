@@ -1,6 +1,6 @@
-"""What a client sees of a Ray Serve application while something happens to it, beside what Ray Serve says itself.
+"""Observe a Ray Serve application from a client's side, with the replica counts that Ray Serve reports.
 
-For requests that are not OpenAI's (`labkit.load` sends those). Times are seconds since the observation began.
+For requests outside the OpenAI API (`labkit.load` sends those). Times are seconds since the observation began.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; `status` is 0 where nothing did (refused, reset, timed out by this client)."""
+    """A response; `status` is 0 without one (connection refused, reset, or timed out by this client)."""
 
     sent_s: float
     finished_s: float
@@ -46,7 +46,7 @@ class Answer:
 
 
 class Observation:
-    """A clock, what was asked since it began, and how many replicas were running meanwhile."""
+    """A clock, all responses since it began, and the number of running replicas over time."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -58,7 +58,7 @@ class Observation:
         return time.perf_counter() - self._began
 
     async def ask_all(self, asks: Sequence[Ask], *, timeout_s: float = 60.0) -> list[Answer]:
-        """Sends each request when it is due, whatever is still under way; returns when all have been answered."""
+        """Send each request when it is due (open loop); return when all have been answered."""
         async with session(timeout_s) as client:
             answers = await asyncio.gather(*(self._ask(client, ask) for ask in asks))
         self.answers += answers
@@ -67,15 +67,15 @@ class Observation:
     async def ask_until(
         self, ask: Ask, done: Callable[[], bool], *, rate: float, at_most_s: float, timeout_s: float = 60.0
     ) -> None:
-        """Sends `ask` at `rate` a second until `done` (looked at before each) or for `at_most_s`; waits for answers."""
+        """Send `ask` `rate` times per second until `done` or for `at_most_s`; then wait for the responses."""
         began, number = self.now_s(), 0
         async with session(timeout_s) as client, asyncio.TaskGroup() as tasks:
             while not done() and self.now_s() - began < at_most_s:
-                tasks.create_task(self._noted(client, ask))
+                tasks.create_task(self._record(client, ask))
                 number += 1
                 await asyncio.sleep(max(0.0, began + number / rate - self.now_s()))
 
-    async def _noted(self, client: aiohttp.ClientSession, ask: Ask) -> None:
+    async def _record(self, client: aiohttp.ClientSession, ask: Ask) -> None:
         self.answers.append(await self._ask(client, ask))
 
     async def _ask(self, client: aiohttp.ClientSession, ask: Ask) -> Answer:
@@ -87,7 +87,7 @@ class Observation:
 
     @contextlib.asynccontextmanager
     async def watching(self, application: str, deployment: str) -> AsyncIterator[None]:
-        """Notes the running replicas, as `serve.status()` tells them, every so often inside the block."""
+        """Record the running replicas by `serve.status()` every INTERVAL_S inside the block."""
         task = asyncio.create_task(self._watch(application, deployment))
         try:
             yield
@@ -103,14 +103,14 @@ class Observation:
             await asyncio.sleep(INTERVAL_S)
 
     def under_way(self) -> list[tuple[float, int]]:
-        """How many requests were sent and not answered yet, after each change."""
+        """(time, requests in flight) after each change."""
         sent = [(answer.sent_s, 1) for answer in self.answers]
         changes = sorted(sent + [(answer.finished_s, -1) for answer in self.answers])
         return list(zip((at for at, _ in changes), accumulate(change for _, change in changes), strict=True))
 
 
 def running(application: str, deployment: str) -> int:
-    """The running replicas of a deployment, by `serve.status()`; 0 while Serve does not know it."""
+    """Return a deployment's running replicas by `serve.status()`; 0 while Serve does not know it."""
     from ray import serve
 
     app = serve.status().applications.get(application)
@@ -120,14 +120,15 @@ def running(application: str, deployment: str) -> int:
 
 @contextlib.asynccontextmanager
 async def session(timeout_s: float = 60.0) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections without limit; cookies and the environment's proxies stay out of it."""
+    """A client session without a limit of connections; it ignores cookies and proxy variables."""
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as one:
-        yield one
+    jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar) as client:
+        yield client
 
 
 async def fetch(client: aiohttp.ClientSession, ask: Ask) -> tuple[int, str]:
-    """Status and text of the answer; status 0 and the error's name without one."""
+    """Return status and text of the response; without one, 0 and the error's name."""
     try:
         async with client.request("GET" if ask.body is None else "POST", ask.url, **_content(ask)) as response:
             return response.status, await response.text()
@@ -136,14 +137,14 @@ async def fetch(client: aiohttp.ClientSession, ask: Ask) -> tuple[int, str]:
 
 
 def _content(ask: Ask) -> dict[str, Any]:
-    """JSON of a value; text and bytes go as they are, so that bad JSON can be sent, too."""
+    """Send a value as JSON; text and bytes unchanged, so that malformed JSON can be sent too."""
     if isinstance(ask.body, str | bytes):
         return {"data": ask.body, "headers": {"Content-Type": "application/json", **ask.headers}}
     return {"headers": ask.headers} if ask.body is None else {"json": ask.body, "headers": ask.headers}
 
 
 async def calls_per_second(call: Callable[[int], Awaitable[Any]], *, clients: int, calls: int) -> float:
-    """`clients` call again as soon as they are answered, until `calls` calls were made: a closed loop's throughput."""
+    """Return the throughput of a closed loop: each of `clients` calls again on a response, `calls` calls in total."""
     numbers = iter(range(calls))
 
     async def client() -> None:
@@ -156,7 +157,7 @@ async def calls_per_second(call: Callable[[int], Awaitable[Any]], *, clients: in
 
 
 async def seconds_of(call: Callable[[], Awaitable[Any]]) -> float:
-    """How long one call takes, by the wall's clock."""
+    """Return the wall-clock seconds of one call."""
     began = time.perf_counter()
     await call()
     return time.perf_counter() - began

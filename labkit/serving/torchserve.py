@@ -1,7 +1,7 @@
 """TorchServe as a server: `torchserve --start --foreground` in a private folder, reachable from this machine only.
 
-TorchServe is archived upstream (last release 0.12.0, 2024-09; no security patches). An archive runs any code that is in
-it: serve only your own, and leave the token authorisation on.
+TorchServe is archived upstream (last release 0.12.0, 2024-09; no security patches). An archive can run any code: serve
+only your own archives, and keep token authorisation on.
 """
 
 import contextlib
@@ -45,30 +45,29 @@ KEY_FILE = "key_file.json"
 CONFIG = "model-config.yaml"
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 REQUEST_LIMIT_BYTES = 2**20
-KEYS_LAST_MIN = 60 * 24 * 365  # TorchServe's own 60 would end a longer session in refusals
-# TorchServe starts a worker that dies again and again, and predictions wait: this often is once and for all.
-FAILED_LOADS = 2
+KEYS_LAST_MIN = 60 * 24 * 365  # with TorchServe's default of 60, keys would expire during a longer session
+FAILED_LOADS = 2  # TorchServe restarts a failing worker forever while predictions wait; give up after this many
 KNOWN_FAILURES = (
     (
         r"[Aa]ddress already in use",
         "another process took one of its ports in the meantime",
-        "start it again: other free ports are chosen",
+        "start it again; it will choose other free ports",
     ),
     (
         r"MODEL_LOG - (?!.*(?:warn|Warning))([\w.]*(?:Error|Exception)\b.*)",
         "a worker cannot load its model: {0}",
-        "mend the handler or its model-config.yaml, and archive it again",
+        "fix the handler or its model-config.yaml, and archive it again",
     ),
     (
         r"java not found|Unable to locate a Java Runtime",
         "Java cannot be started",
-        "`make setup` installs one; or set JAVA_HOME",
+        "run `make setup`, which installs Java, or set JAVA_HOME",
     ),
 )
 
 
 class Keys(BaseModel):
-    """The three keys of a TorchServe: for its management API, for predictions, and for making new keys of the two."""
+    """TorchServe's three keys: for its management API, for predictions, and for regenerating the other two (`api`)."""
 
     management: str = Field(validation_alias=AliasPath("management", "key"))
     inference: str = Field(validation_alias=AliasPath("inference", "key"))
@@ -79,7 +78,7 @@ NO_KEYS = Keys.model_construct(management="", inference="", api="")
 
 
 def read_keys(folder: Path) -> Keys:
-    """The keys that TorchServe wrote into the folder in which it runs. ServerError while there are none."""
+    """Read the keys that TorchServe wrote into its working folder. ServerError if there are none."""
     try:
         return Keys.model_validate_json((folder / KEY_FILE).read_bytes())
     except (OSError, ValidationError) as error:
@@ -93,7 +92,7 @@ def read_keys(folder: Path) -> Keys:
 
 
 class Reply(NamedTuple):
-    """A status, and the body: decoded where it is JSON, text otherwise."""
+    """A response's status and body: decoded JSON, or else text."""
 
     status: int
     body: Any
@@ -103,22 +102,22 @@ class Reply(NamedTuple):
         return 200 <= self.status < 300
 
     def __str__(self) -> str:
-        said = self.body.get("message", self.body) if isinstance(self.body, dict) else self.body
-        return f"{self.status} {said}"
+        message = self.body.get("message", self.body) if isinstance(self.body, dict) else self.body
+        return f"{self.status} {message}"
 
 
 class Control:
-    """The management API at `url`, asked with the key that `key` gives ("" where authorisation is off)."""
+    """A client of the management API at `url`; `key` returns its key ("" if authorisation is off)."""
 
     def __init__(self, url: str, key: Callable[[], str], *, check: Callable[[], None] = lambda: None) -> None:
         self.url = url
         self._key = key
-        self._check = check  # raises when the server has died: no use to wait any longer
+        self._check = check  # raises if the server has died
 
     def call(self, method: str, path: str, *, timeout_s: float = 120.0, **query: Any) -> Reply:
-        """One call, such as `call("POST", "/models", url="sleep-2.0.mar", initial_workers=1, synchronous="true")`.
+        """Send a request: `call("POST", "/models", url="sleep-2.0.mar", initial_workers=1, synchronous="true")`.
 
-        Returns every status that TorchServe gives. ServerError when it gives none.
+        Returns the reply whatever its status. ServerError without a reply.
         """
         url = f"{self.url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         headers = {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
@@ -130,14 +129,12 @@ class Control:
             return Reply(error.code, _decoded(error.read()))
         except (OSError, http.client.HTTPException) as error:
             self._check()
-            raise ServerError(
-                f"{method} {url} got no answer: {error!r}", remedy="look into the server's log"
-            ) from error
+            raise ServerError(f"{method} {url} got no response: {error!r}", remedy="read the server's log") from error
 
     def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
-        """What TorchServe says of a model (`version` None: the default one): batchSize, workers, jobQueueStatus, ...
+        """Return TorchServe's description of a model: batchSize, workers, jobQueueStatus, ...
 
-        UsageError, with TorchServe's words, where it has no such model.
+        `version` None: the default version. UsageError, with TorchServe's message, if it has no such model.
         """
         reply = self.call("GET", _path(model, version))
         require(reply.ok, f"{_path(model, version)} cannot be described: {reply}", fix="GET /models")
@@ -145,7 +142,7 @@ class Control:
         return described
 
     def worker_pids(self, model: str, version: str | None = None) -> tuple[int, ...]:
-        """The processes of the workers that are ready."""
+        """Return the process ids of ready workers."""
         workers = self.describe(model, version)["workers"]
         return tuple(int(worker["pid"]) for worker in workers if worker["status"] == "READY")
 
@@ -158,9 +155,9 @@ class Control:
         timeout_s: float = 180.0,
         progress: Say = lambda _: None,
     ) -> None:
-        """Waits until `workers` of a model (default: its minWorkers) are ready to answer.
+        """Wait until `workers` workers of a model (default: its minWorkers) are ready.
 
-        /ping does not say so: it reports Healthy while a worker loads, and while one crashes again and again.
+        /ping does not report this: it says Healthy while a worker loads, or crashes repeatedly.
         """
         ready = 0
         for waited_s in poll(POLL_S, timeout_s=timeout_s):
@@ -171,23 +168,23 @@ class Control:
                 return
             progress(f"{model}: {ready} of {described['minWorkers']} workers ready, {waited_s:.0f} s")
         what = f"{ready} workers of {model} were ready after {timeout_s:.0f} s"
-        raise ServerError(what, remedy="the server's log says what the others met")
+        raise ServerError(what, remedy="read in the server's log why the others are not")
 
     def drain(self, model: str, version: str, *, quiet_s: float = 1.0, timeout_s: float = 300.0) -> None:
-        """Waits until nothing has been queued for the version for `quiet_s`. Send it no more requests before that.
+        """Wait until the version's queue has been empty for `quiet_s`. Stop sending requests to it first.
 
-        TorchServe reports what waits, not what is being computed: choose `quiet_s` longer than a batch takes. Its
-        default version gets the requests that name none: make another one the default first.
+        TorchServe reports queued requests, not running ones: choose `quiet_s` longer than a batch takes. Requests
+        without a version go to the default one: make another version the default first.
         """
         waiting, quiet_since = 0, 0.0
         for _ in poll(POLL_S, timeout_s=timeout_s):
-            # Two looks bound the quiet: one alone says nothing about a pause between them.
+            # An empty queue counts from one poll to a later one: a single poll says nothing about a duration.
             waiting, now = self.describe(model, version)["jobQueueStatus"]["pendingRequests"], time.monotonic()
             quiet_since = 0.0 if waiting else quiet_since or now
             if quiet_since and now - quiet_since >= quiet_s:
                 return
         what = f"{waiting} requests still waited for {model} {version} after {timeout_s:.0f} s"
-        raise ServerError(what, remedy="stop sending to it, and drain again")
+        raise ServerError(what, remedy="stop sending requests to it, and drain again")
 
 
 def _path(model: str, version: str | None) -> str:
@@ -205,7 +202,7 @@ def _decoded(raw: bytes) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An archive file, the model name and version in it, and the archiver's command that makes it, with short paths."""
+    """An archive file, its model name and version, and the archiver's command, with shortened paths."""
 
     path: Path
     model_name: str
@@ -214,9 +211,9 @@ class Archive:
 
 
 def handlers_path() -> Path:
-    """The folder of the course's own handlers."""
+    """Return the folder of the course's handlers. UsageError if it is missing."""
     folder = root() / "handlers"
-    fix = "run labkit from a clone of the repository, or set LABKIT_ROOT to the folder that holds them"
+    fix = "run labkit from a clone of the repository, or set LABKIT_ROOT to one"
     require(folder.is_dir(), f"the handlers are missing: {folder}", fix=fix)
     return folder
 
@@ -230,42 +227,42 @@ def archive(
     settings: Mapping[str, Any] | None = None,
     handler_settings: Mapping[str, Any] | None = None,
 ) -> Archive:
-    """Archives a handler into `folder` as NAME-VERSION.mar.
+    """Archive a handler into `folder` as NAME-VERSION.mar.
 
-    `handler`: the name of one of ours ("text_generation"), or a .py file with its configuration beside it as .yaml.
-    `settings` replace what the configuration says (batchSize, maxBatchDelay, ...), `handler_settings` what its section
-    `handler` says. UsageError for an unknown handler, a setting that it does not have, or an archiver that fails.
+    `handler`: a name in handlers/ ("text_generation"), or a .py file with its configuration in a .yaml file of the
+    same name. `settings` override the configuration (batchSize, maxBatchDelay, ...), `handler_settings` its section
+    `handler`. UsageError for an unknown handler or setting, or if the archiver fails.
     """
     code = handlers_path() / f"{handler}.py" if isinstance(handler, str) else handler
     config = _configuration(code, settings or {}, handler_settings or {})
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / f"{model_name}-{version}.mar"
+    target = folder / f"{model_name}-{version}.mar"
     with tempfile.TemporaryDirectory(prefix="labkit-archive-") as work:
         config_file = Path(work) / CONFIG
         config_file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        named = ["torch-model-archiver", "--model-name", model_name, "--version", version]
+        archiver = ["torch-model-archiver", "--model-name", model_name, "--version", version]
         options = ["--handler", str(code), "--config-file", str(config_file), "--export-path", work, "--force"]
-        program = str(executable(named[0]))
-        ended = subprocess.run([program, *named[1:], *options], capture_output=True, text=True, check=False)
-        last = "".join((ended.stderr or ended.stdout).strip().splitlines()[-1:])
-        require(ended.returncode == 0, f"{named[0]} failed: {last}", fix="see `torch-model-archiver --help`")
-        shutil.move(Path(work) / f"{model_name}.mar", made)
-    shown = [*named, "--handler", code.name, "--config-file", CONFIG, "--export-path", folder.name]
-    return Archive(path=made, model_name=model_name, version=version, command=shlex.join(shown))
+        program = str(executable(archiver[0]))
+        done = subprocess.run([program, *archiver[1:], *options], capture_output=True, text=True, check=False)
+        last_line = "".join((done.stderr or done.stdout).strip().splitlines()[-1:])
+        require(done.returncode == 0, f"{archiver[0]} failed: {last_line}", fix="see `torch-model-archiver --help`")
+        shutil.move(Path(work) / f"{model_name}.mar", target)
+    shown = [*archiver, "--handler", code.name, "--config-file", CONFIG, "--export-path", folder.name]
+    return Archive(path=target, model_name=model_name, version=version, command=shlex.join(shown))
 
 
 def _configuration(code: Path, settings: Mapping[str, Any], handler_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The handler's configuration with the changes; one that it does not know would change nothing, silently."""
-    beside = code.with_suffix(".yaml")
-    if not code.is_file() or not beside.is_file():
-        ours = ", ".join(sorted(path.stem for path in handlers_path().glob("*.yaml")))
-        raise UsageError(f"{code} and {beside.name} beside it are not both there", remedy=f"ours are: {ours}")
-    config: dict[str, Any] = yaml.safe_load(beside.read_text(encoding="utf-8"))
-    inner = config.get("handler", {})
-    for known, changes in ((config, settings), (inner, handler_settings)):
+    """The handler's configuration with the changes. UsageError for unknown settings, which would have no effect."""
+    config_file = code.with_suffix(".yaml")
+    if missing := [file for file in (code, config_file) if not file.is_file()]:
+        names = ", ".join(sorted(path.stem for path in handlers_path().glob("*.yaml")))
+        raise UsageError(f"{missing[0]} does not exist", remedy=f"choose a handler of the course: {names}")
+    config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    handler_config = config.get("handler", {})
+    for known, changes in ((config, settings), (handler_config, handler_settings)):
         for unknown in changes.keys() - known.keys():
             raise UsageError(f"{code.name} has no setting {unknown!r}", remedy=f"it has: {', '.join(known)}")
-    return {**config, **settings, "handler": {**inner, **handler_settings}}
+    return {**config, **settings, "handler": {**handler_config, **handler_settings}}
 
 
 # --- the server ---
@@ -274,9 +271,9 @@ def _configuration(code: Path, settings: Mapping[str, Any], handler_settings: Ma
 class TorchServe(Stoppable):
     """A running TorchServe. Use it in a `with` block, or call `stop`.
 
-    `url` is the root for predictions, `metrics_url` the Prometheus page; `control` asks the management API. Predictions
-    need `keys.inference`, the management API `keys.management`, unless `disable_token_authorization=true` was set.
-    `config` is the text of its config.properties, `command` what was started.
+    `url`: the root for predictions; `metrics_url`: the Prometheus page; `control`: a client of the management API.
+    Predictions need `keys.inference`, the management API `keys.management`, unless `disable_token_authorization=true`.
+    `config`: the text of its config.properties; `command`: the full command.
     """
 
     def __init__(self, process: ServerProcess, *, config: str, ports: Mapping[str, int], token: bool) -> None:
@@ -291,20 +288,20 @@ class TorchServe(Stoppable):
 
     @property
     def keys(self) -> Keys:
-        """The keys at this moment: `GET /token` changes them, and the file that they are read from."""
+        """The current keys, read from their file: `GET /token` changes them."""
         return read_keys(self.process.folder) if self._token else NO_KEYS
 
     @property
     def model_store(self) -> Path:
-        """The only folder from which archives can be registered by their names."""
+        """The folder from which archives are registered by file name."""
         return self.process.folder / "model_store"
 
     def base_url(self, model: str, version: str = "1.0") -> str:
-        """Where the OpenAI routes of a text_generation handler are; the version is needed in it."""
+        """Return the root of a text_generation handler's OpenAI routes; it must contain the version."""
         return f"{self.url}/predictions/{model}/{version}/v1"
 
     def stop(self) -> None:
-        """Ends Java and the workers and waits until they are gone. Safe to call again."""
+        """End Java and the workers and wait until they have ended. Safe to call again."""
         self.process.stop()
 
 
@@ -316,10 +313,10 @@ def properties(
     changes: Mapping[str, str],
     gpus: bool = False,
 ) -> dict[str, str]:
-    """config.properties: everything on the loopback interface, tokens on, the model API off; `changes` come last.
+    """Return config.properties: loopback addresses, tokens on, the model API off; then `changes`.
 
-    A change to "" leaves the line out, so that TorchServe's own default holds. With `gpus` its system metrics are off:
-    they import a package that is not maintained (nvgpu), and fail without it at every interval (pytorch/serve #1516).
+    A change to "" removes the line, which restores TorchServe's default. With `gpus`, system metrics are off: they
+    need an unmaintained package (nvgpu) and fail at every interval without it (pytorch/serve #1516).
     """
     apis = ("inference", "management")
     lines = {
@@ -327,8 +324,8 @@ def properties(
         **{f"grpc_{name}_address": LOOPBACK for name in apis},
         **{f"grpc_{name}_port": str(ports[f"grpc_{name}"]) for name in apis},
         "model_store": str(model_store),
-        "load_models": ",".join(f"{made.model_name}={made.path.name}" for made in archives),
-        "metrics_mode": "prometheus",  # its own default writes them to a log, and the page stays empty
+        "load_models": ",".join(f"{archive.model_name}={archive.path.name}" for archive in archives),
+        "metrics_mode": "prometheus",  # by default metrics go to a log, and the page stays empty
         "model_metrics_auto_detect": "true",
         "max_request_size": str(REQUEST_LIMIT_BYTES),
         "number_of_netty_threads": "4",
@@ -350,12 +347,11 @@ def start(
     start_timeout_s: float = 300.0,
     progress: Say = lambda _: None,
 ) -> TorchServe:
-    """Starts TorchServe with these archives and waits until the workers of every model are ready.
+    """Start TorchServe with these archives and wait until all models' workers are ready.
 
-    It runs in `folder`, where its log, its keys and its model store are. `model_api`: models can be registered and
-    unregistered. `port`: for predictions; the others are free ones. `changes`: to config.properties. Raises
-    `UsageError` for what cannot work and `ServerError`, with the reason and the end of the log, when it does not come
-    up; nothing is left running then.
+    `folder`: for its log, keys and model store. `model_api`: allow registering and unregistering models. `port`: for
+    predictions; the other ports are free ones. `changes`: to config.properties. UsageError for invalid settings;
+    ServerError, with the reason and the end of the log and nothing left running, if it does not start.
     """
     java, reason = machine.java()
     if java is None:
@@ -378,7 +374,7 @@ def start(
         [str(program), "--start", "--foreground", "--ncs", "--ts-config", str(folder / "config.properties")],
         name="torchserve",
         folder=folder,
-        health_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",  # /ping wants the token
+        health_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",  # /ping needs the token
         env=environment(folder, java),
         start_timeout_s=start_timeout_s,
         failures=KNOWN_FAILURES,
@@ -387,8 +383,8 @@ def start(
     server = TorchServe(process, config=config, ports=ports, token=token)
     try:
         process.start(progress=progress)
-        for made in archives:
-            _wait_for(server, made, start_timeout_s, progress)
+        for archive in archives:
+            _wait_for(server, archive, start_timeout_s, progress)
     except BaseException:
         server.stop()
         raise
@@ -396,43 +392,43 @@ def start(
 
 
 def environment(folder: Path, java: Path) -> dict[str, str]:
-    """What keeps this TorchServe apart from every other, beside its process's own folder for the pid file, sockets and
-    unpacked archives: its configuration and its logs."""
+    """Return the environment that gives this TorchServe its own configuration and logs; its process's temporary folder
+    holds the pid file, sockets and unpacked archives."""
     return {
         "JAVA_HOME": str(java.parent.parent),
-        "TS_CONFIG_FILE": str(folder / "config.properties"),  # it would go before --ts-config
+        "TS_CONFIG_FILE": str(folder / "config.properties"),  # takes precedence over --ts-config
         "LOG_LOCATION": str(folder / "logs"),
         "METRICS_LOCATION": str(folder / "logs"),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # spinning threads on few busy cores cost many times
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # spinning threads are slow on few busy cores
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def _wait_for(server: TorchServe, made: Archive, timeout_s: float, progress: Say) -> None:
-    """Waits for the archive's workers, unless they fail to load it, which TorchServe would try for ever."""
+def _wait_for(server: TorchServe, archive: Archive, timeout_s: float, progress: Say) -> None:
+    """Wait for the archive's workers. ServerError if they fail to load it, which TorchServe would retry forever."""
 
     def watch(text: str) -> None:
-        failed = re.findall(rf"Load model failed: {re.escape(made.model_name)},", server.process.log_text())
+        failed = re.findall(rf"Load model failed: {re.escape(archive.model_name)},", server.process.log_text())
         if len(failed) >= FAILED_LOADS:
-            raise server.process.error(f"{made.model_name} cannot be loaded")
+            raise server.process.error(f"{archive.model_name} cannot be loaded")
         progress(text)
 
     try:
-        server.control.wait_ready(made.model_name, made.version, timeout_s=timeout_s, progress=watch)
-    except UsageError as error:  # it is not even registered
+        server.control.wait_ready(archive.model_name, archive.version, timeout_s=timeout_s, progress=watch)
+    except UsageError as error:  # the model is not registered
         raise server.process.error(error.what) from error
 
 
 def _lay_out(folder: Path, config: str, archives: Sequence[Archive]) -> None:
-    """The private folder with its config.properties and its model store."""
+    """Fill the folder with config.properties and the model store; only its owner can read it."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # the keys are in it
-    (folder / KEY_FILE).unlink(missing_ok=True)  # an earlier run's
+    (folder / KEY_FILE).unlink(missing_ok=True)  # of an earlier run
     (folder / "model_store").mkdir(exist_ok=True)
-    for made in archives:
-        kept = folder / "model_store" / made.path.name
-        if not (kept.exists() and kept.samefile(made.path)):
-            shutil.copyfile(made.path, kept)
+    for archive in archives:
+        stored = folder / "model_store" / archive.path.name
+        if not (stored.exists() and stored.samefile(archive.path)):
+            shutil.copyfile(archive.path, stored)
     (folder / "config.properties").write_text(config, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""vLLM as a server (`vllm serve`) and as an object in this process (`LLM`), with the settings that a machine needs.
+"""vLLM as a server (`vllm serve`) and in this process (`LLM`), with the settings that the machine needs.
 
-The engine's own command and arguments stay visible: nothing here renames or hides an option.
+vLLM's own command and arguments stay visible: this module renames and hides no option.
 """
 
 import logging
@@ -34,44 +34,44 @@ KNOWN_FAILURES = (
     (
         r"No available memory for the cache blocks",
         "no memory is left for the KV cache",
-        "raise gpu_memory_share (on a CPU: VLLM_CPU_KVCACHE_SPACE), or free memory that others use",
+        "raise gpu_memory_share (on a CPU: VLLM_CPU_KVCACHE_SPACE), or free memory that other processes use",
     ),
     (
         r"Available memory on node \d+ \(([\d.]+)/.*is less than requested memory for kv",
-        "the KV cache that was asked for is larger than the memory that is free",
+        "the requested KV cache is larger than the free memory",
         "{0} GiB are available: lower VLLM_CPU_KVCACHE_SPACE (kv_cache_gib), or close other programs",
     ),
     (
-        # a healthy start logs the first words too
+        # a successful start logs the first words too
         r"Free memory on device \S+ \(([\d.]+)/.*is less than",
-        "less GPU memory is free than the share that was asked for",
-        "{0} GiB are free: lower gpu_memory_share, or stop what else uses the GPU (`nvidia-smi` lists it)",
+        "less GPU memory is free than the requested share",
+        "{0} GiB are free: lower gpu_memory_share, or stop other processes on the GPU (`nvidia-smi` lists them)",
     ),
     (
         r"out of memory|OutOfMemory",
         "the machine ran out of memory",
-        "take a smaller model or a smaller share; start engines one after the other",
+        "use a smaller model or a smaller share; start engines one after the other",
     ),
     (
         r"couldn't connect to 'https://huggingface\.co'",
-        "the model is not on this machine, and nothing is fetched while a server starts",
-        "`labkit fetch MODEL` fetches it; or name a model folder",
+        "the model is not on this machine, and a starting server downloads nothing",
+        "run `labkit fetch MODEL`, or pass a model folder",
     ),
     (
         r"unrecognized arguments: (.*)",
         "vLLM does not know one of the options",
-        "leave {0} out; `vllm serve --help=all` lists the options of the installed version",
+        "remove {0}; `vllm serve --help=all` lists the options of the installed version",
     ),
     (
         r"[Aa]ddress already in use",
         "another process took the port in the meantime",
-        "start it again: another free port is chosen",
+        "start it again; it will choose another free port",
     ),
     (
-        # vLLM's last lines only say "See root cause above": this is the cause.
+        # The root cause; vLLM's last lines only say "See root cause above".
         r"(?m)^\(EngineCore[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .*)$",
         "{0}",
-        "change what the message names",
+        "change the setting that the message names",
     ),
     (
         r"Value error, (.*?) \[type=",  # of vLLM's configuration classes
@@ -79,8 +79,8 @@ KNOWN_FAILURES = (
         "change the option that the message names",
     ),
     (
-        r"engine core exited unexpectedly",  # upon which the server itself ends in order, with exit code 0
-        "its engine core was ended from outside: by a signal, or by the kernel when memory runs out",
+        r"engine core exited unexpectedly",  # the server then ends with exit code 0
+        "its engine core was killed: by a signal, or by the kernel when memory runs out",
         "look for an out-of-memory message of the kernel (`dmesg`), free memory, and start it again",
     ),
 )
@@ -89,27 +89,27 @@ BODY_LIMIT_BYTES = 64 << 20
 GPU_ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 WHY_ON_GPU = {
     "VLLM_USE_FLASHINFER_SAMPLER": (
-        "FlashInfer's sampler is compiled when an engine starts, by nvcc, which a driver alone does not bring "
-        "(vLLM issue 49497); greedy answers lose nothing"
+        "FlashInfer compiles its sampler with nvcc when an engine starts, and a driver alone does not include nvcc "
+        "(vLLM issue 49497); greedy decoding loses nothing"
     ),
     "CUDA_DEVICE_ORDER": (
-        "CUDA lists the fastest card first, the driver's library by the bus: the card that was checked is then the one "
-        "that is used"
+        "CUDA numbers the fastest card first, NVML by the PCI bus; with the same order vLLM uses the card that was "
+        "checked"
     ),
     "generation_config": (
-        "the model's own may set a temperature and penalties, which `vllm serve` would take and `LLM.generate` with "
-        "its own parameters would not"
+        "the model's own file may set a temperature and penalties, which `vllm serve` would use and `LLM.generate` "
+        "with explicit parameters would not"
     ),
-    "gpu_memory_utilization": "vLLM takes this share of the card when it starts, for weights and KV cache together",
+    "gpu_memory_utilization": "vLLM allocates this share of the card at start, for weights and KV cache together",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What this hardware asks of vLLM: the environment, the arguments of `LLM` and the flags of `vllm serve`.
+    """Settings for this machine: environment variables, arguments of `LLM`, flags of `vllm serve`.
 
-    `dtype` is the same thing for other libraries: "auto" (the model's own) or "float32". `why` gives the reason for a
-    variable or an argument, by its name.
+    `dtype`, also for other libraries: "auto" (the model's own) or "float32". `why`: the reason for a variable or an
+    argument, by name.
     """
 
     dtype: str = "auto"
@@ -125,7 +125,7 @@ class EngineSettings:
         return f"LLM(..., {arguments})\nvllm serve ... {self.flags}\nenvironment: {environment}{reasons}"
 
     def apply(self) -> None:
-        """Puts `env` into this process, before vllm is imported; what the user set already stays."""
+        """Add `env` to this process's environment; variables that are set stay. Call it before vllm is imported."""
         for name, value in self.env.items():
             os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
@@ -135,14 +135,14 @@ class EngineSettings:
 def settings(
     machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float = 0.9, weight_bytes: int | None = None
 ) -> EngineSettings:
-    """The settings for this machine. `weight_bytes`, where known, must leave room for a cache in the GPU's share.
+    """Return the settings for this machine. UsageError if a number is out of range or memory does not suffice.
 
-    On a CPU: `kv_cache_gib` GiB for the KV cache (whole GiB: vLLM takes no fraction there), one OpenMP thread (spinning
-    threads on few busy cores cost 8-10 times), no compilation (it takes over a minute), and float32 where the
-    cores have no fast bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which is what
-    vLLM takes up front for weights and cache together.
+    On a CPU: `kv_cache_gib` GiB of KV cache (vLLM accepts whole GiB only), one OpenMP thread (spinning threads on few
+    busy cores are 8-10 times slower), no compilation (it takes over a minute), and float32 if the cores have no fast
+    bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which vLLM allocates at start
+    for weights and cache together; `weight_bytes`, if known, must leave room for the cache.
     """
-    # A notebook shows errors; a server's log, where more is wanted, has the level of its own (see `start`).
+    # Errors only in a notebook; a server's log has its own level (see `start`).
     offline = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     require(0 < gpu_memory_share <= 1, f"gpu_memory_share is {gpu_memory_share}", fix="pass a number from 0.01 to 1")
     quiet = {**offline, "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
@@ -160,20 +160,20 @@ def settings(
         )
     require(
         kv_cache_gib == int(kv_cache_gib) and kv_cache_gib >= 1,
-        f"kv_cache_gib is {kv_cache_gib}; vLLM takes whole GiB on a CPU, 1 or more",
+        f"kv_cache_gib is {kv_cache_gib}; vLLM accepts whole GiB on a CPU, 1 or more",
         fix="pass kv_cache_gib=1",
     )
     require(
         machine.memory_available_bytes >= (kv_cache_gib + 2) * 2**30,
         f"a KV cache of {kv_cache_gib} GiB and an engine of about 2 GiB do not fit: "
         f"{machine.memory_available_bytes / 2**30:.1f} GiB of memory are available",
-        fix="close other programs, or ask for a smaller cache",
+        fix="close other programs, or lower kv_cache_gib",
     )
     cpu = {
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines would fight for core 0
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # LLM() in this very process: its CPU-seconds are ours to read
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines would both bind to core 0
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # LLM() runs in this process, so that its CPU time can be measured
     }
     dtype = "auto" if machine.cpu_bf16 else "float32"
     return EngineSettings(
@@ -187,9 +187,8 @@ def settings(
 class Server(Stoppable):
     """A running `vllm serve`. Use it in a `with` block, or call `stop`.
 
-    `command` is what was started, whole; `base_url` ends in /v1. Every request to any route needs `api_key` but for
-    /health and /metrics (see `gate`). `model_path` is what it serves, a folder or a hub id: the
-    tokenizer is there. `model_name` is what requests call it.
+    `command`: the full command; `base_url` ends in /v1. All routes but /health and /metrics need `api_key` (see
+    `gate`). `model_path`: the folder or hub id with weights and tokenizer. `model_name`: the model's name in requests.
     """
 
     def __init__(
@@ -205,7 +204,7 @@ class Server(Stoppable):
         self.model_name = model_name
 
     def stop(self) -> None:
-        """Ends the server with all its processes and waits until they are gone."""
+        """End the server with all its processes and wait until they have ended."""
         self.process.stop()
 
 
@@ -219,12 +218,12 @@ def start(
     start_timeout_s: float = 600.0,
     progress: Say = lambda _: None,
 ) -> Server:
-    """Starts a `vllm serve MODEL ...` command on a loopback port and waits until it answers.
+    """Start a `vllm serve MODEL ...` command on a loopback port and wait until it answers.
 
-    What is added to the command: --host, --port, and --middleware, which asks for a key on every route but /health and
-    /metrics. vLLM's own key (VLLM_API_KEY), the same one, covers a part of them.
-    `folder` takes the log; `env` comes from `settings`. Raises `UsageError` for a command that cannot work, and
-    `ServerError` with the reason and the end of the log when the server does not come up.
+    --host, --port and --middleware are added; the middleware requires a key on all routes but /health and /metrics.
+    vLLM's own key (VLLM_API_KEY), set to the same value, covers only some routes. `folder`: for the log; `env`: from
+    `settings`. UsageError for an invalid command; ServerError, with the reason and the end of the log, if the server
+    does not start.
     """
     words = _checked_command(command)
     chosen = free_port() if port is None else require_free_port(port)
@@ -257,16 +256,17 @@ def _checked_command(command: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"{error} in {command!r}", remedy="put both quotes around the argument") from None
     serves = words[:2] == ["vllm", "serve"] and len(words) > 2 and not words[2].startswith("-")
-    require(serves, f"not a server's command: {command!r}", fix="write: vllm serve MODEL [options]")
+    require(serves, f"not a `vllm serve` command: {command!r}", fix="write: vllm serve MODEL [options]")
     options = {word.partition("=")[0] for word in words}
     for flag in ("--host", "--port", "--api-key"):
-        require(flag not in options, f"{flag} stands in the command", fix="leave it out, or pass port= or api_key=")
+        require(flag not in options, f"the command contains {flag}", fix="remove it; pass port= or api_key= instead")
     folder = Path(words[2]).expanduser()
     if folder.is_dir() or words[2].startswith(("/", ".", "~")):
-        # vLLM would take a path without a model for a hub id and report a network error
+        # vLLM would treat a path without a model as a hub id and report a network error
         is_model = (folder / "config.json").is_file()
-        require(is_model, f"{folder} is no model folder: it has no config.json", fix="labkit fetch, or another path")
-        words[2] = str(folder.absolute())  # since the server runs in a folder of its own
+        fix = "run labkit fetch, or pass another path"
+        require(is_model, f"{folder} is not a model folder: it has no config.json", fix=fix)
+        words[2] = str(folder.absolute())  # the server runs in another folder
     return words
 
 
@@ -277,14 +277,14 @@ def _served_name(words: list[str]) -> str:
 
 
 def executable(name: str) -> Path:
-    """A console command of this environment, also where its folder is not on PATH (a notebook's kernel)."""
+    """Return the path of a console command of this environment, even if it is not on PATH (as in a kernel)."""
     path = Path(sys.executable).parent / name
     require(path.exists(), f"{name} is not installed in {path.parent}", fix="run `make setup`")
     return path
 
 
 def close(llm: Any) -> None:
-    """Ends an in-process `LLM` and gives its memory back; `del llm` alone frees nothing (vllm #1908, #3281)."""
+    """End an in-process `LLM` and free its memory; `del llm` alone frees nothing (vllm #1908, #3281)."""
     import gc
 
     from vllm.distributed import cleanup_dist_env_and_memory

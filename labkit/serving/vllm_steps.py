@@ -1,7 +1,7 @@
-"""An in-process vLLM engine, step by step: what its scheduler holds between two steps, and its log in a file.
+"""An in-process vLLM engine step by step: its scheduler's state between steps, and its log in a file.
 
-Reads vLLM 0.32's scheduler (v1/core/sched/scheduler.py) and changes nothing in it. It needs the engine in this very
-process: VLLM_ENABLE_V1_MULTIPROCESSING=0, set before vllm is imported.
+Reads vLLM 0.32's scheduler (v1/core/sched/scheduler.py) without changing it. The engine must run in this process: set
+VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported.
 """
 
 import json
@@ -18,9 +18,9 @@ LOG_FORMAT = "%(levelname)s %(asctime)s [%(fileinfo)s:%(lineno)d] %(message)s"  
 
 
 def log_to(file: Path, *, level: str = "INFO") -> Path:
-    """From now on vLLM writes its log to `file`, and only there. Call it before vllm is imported; returns the file.
+    """Make vLLM log to `file` only, and return it. Call it before vllm is imported.
 
-    It is vLLM's own setting, VLLM_LOGGING_CONFIG_PATH: a logging configuration, written beside the file.
+    Sets vLLM's VLLM_LOGGING_CONFIG_PATH to a logging configuration, which is written beside the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -40,11 +40,11 @@ def log_to(file: Path, *, level: str = "INFO") -> Path:
 
 
 def scheduler(llm: Any) -> Any:
-    """The scheduler of an in-process `LLM`. UsageError for an engine in a process of its own."""
+    """Return the scheduler of an in-process `LLM`. UsageError if the engine runs in another process."""
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
     require(
         core is not None,
-        "this engine runs in a process of its own, where its scheduler cannot be seen",
+        "this engine runs in a process of its own, so its scheduler cannot be read",
         fix="set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported",
     )
     return core.scheduler  # type: ignore[union-attr]
@@ -52,8 +52,8 @@ def scheduler(llm: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """What an engine answered one prompt: `token_ids`; how many of the prompt's tokens it found in its prefix cache
-    (`cached_tokens`); and the step, from 0, that brought the first token (`first_step`).
+    """One prompt's output. `cached_tokens`: its prompt tokens in the prefix cache; `first_step`: the step (from 0)
+    that returned the first token.
     """
 
     token_ids: tuple[int, ...]
@@ -62,15 +62,15 @@ class Generated:
 
 
 def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generator[None, None, list[Generated]]:
-    """`LLM.generate` that pauses after each step of the engine; answers in the order of the prompts (token ids).
+    """`LLM.generate` that yields after each engine step; returns the outputs in the order of `prompts` (token ids).
 
-    All prompts arrive before the first step; `wanted` are SamplingParams for each of them. Closed early, it leaves no
-    request behind in the engine.
+    All prompts arrive before the first step; `wanted`: the SamplingParams for all of them. Closing the generator early
+    aborts the remaining requests.
     """
     from vllm.sampling_params import RequestOutputKind
 
     engine, answers, step = llm.llm_engine, dict[int, Generated](), 0
-    wanted = wanted.clone()  # `LLM.generate` leaves its own kind in those that it was given: only the last step tells
+    wanted = wanted.clone()  # `LLM.generate` changes output_kind in its argument, so that only the last step reports
     wanted.output_kind = RequestOutputKind.CUMULATIVE
     names = [engine.add_request(str(n), {"prompt_token_ids": list(ids)}, wanted) for n, ids in enumerate(prompts)]
     try:
@@ -85,27 +85,27 @@ def generate(llm: Any, prompts: Sequence[Sequence[int]], wanted: Any) -> Generat
             step += 1
             yield
     finally:
-        engine.abort_request(names, internal=True)  # those that have ended are not there any more
+        engine.abort_request(names, internal=True)  # finished requests are ignored
     return [answers[number] for number in range(len(names))]
 
 
 class Watch:
-    """Looks at an engine after each of its steps. Requests are told apart by the number that their id begins with."""
+    """Take snapshots of an engine after its steps. Requests are identified by the number at the start of their id."""
 
     def __init__(self, llm: Any) -> None:
         self._scheduler = scheduler(llm)
-        self._seen: dict[str, Any] = {}  # finished requests leave the scheduler, and with them their preemptions
+        self._seen: dict[str, Any] = {}  # keeps the preemption counts of requests that have left the scheduler
         self.snapshots: list[MemorySnapshot] = []
 
     def look(self, step: int | None = None) -> MemorySnapshot:
-        """What holds now, as one more of `snapshots`, after `step` (default: counted on)."""
+        """Append the current state to `snapshots` and return it. `step`: default the number of snapshots so far."""
         scheduler = self._scheduler
         self._seen |= scheduler.requests
         pool, size = scheduler.kv_cache_manager.block_pool, scheduler.block_size
         holdings = {}
         for request in scheduler.running:
             blocks = scheduler.kv_cache_manager.get_block_ids(request.request_id)[0]
-            # Block 0 is vLLM's placeholder: the first one that a sequence can have is number 1.
+            # Block 0 is vLLM's null block; sequences get blocks from number 1 on.
             extents = tuple(Extent((block - 1) * size, size) for block in blocks)
             holdings[int(request.request_id.split("-")[0])] = Holding(request.num_computed_tokens, extents)
         snapshot = MemorySnapshot(
@@ -113,7 +113,7 @@ class Watch:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             preemptions=sum(request.num_preemptions for request in self._seen.values()),
-            capacity_tokens=(pool.num_gpu_blocks - 1) * size,  # without the block that vLLM keeps for itself
+            capacity_tokens=(pool.num_gpu_blocks - 1) * size,  # without the null block
             holdings=holdings,
         )
         self.snapshots.append(snapshot)

@@ -1,8 +1,8 @@
-"""Contiguous against paged allocation of the KV cache over a stream of sequences: who runs, who waits, what is empty.
+"""Simulate contiguous and paged allocation of the KV cache for a stream of sequences, step by step.
 
-A model, not a measurement: a step is one forward pass, in which every running sequence stores one more token and a new
-one stores its whole prompt. First come, first served, as in vLLM; when blocks run out, the sequence that came last is
-preempted: it gives up its blocks, waits, and later stores its prompt and what it had generated anew (vLLM's
+A simulation, not a measurement. A step is one forward pass: each running sequence stores one more token, and a new one
+stores its whole prompt. First come, first served, as in vLLM. When blocks run out, the last sequence to arrive is
+preempted: it frees its blocks, waits, and later recomputes its prompt and generated tokens (vLLM's
 v1/core/sched/scheduler.py).
 """
 
@@ -19,7 +19,7 @@ from labkit.theory.kv_size import blocks_for_tokens
 
 
 class Policy(StrEnum):
-    """How memory is given to a sequence."""
+    """How memory is allocated to a sequence."""
 
     RESERVE_MAX = "reserve the model's length"
     RESERVE_POWER_OF_TWO = "reserve the next power of two"
@@ -29,7 +29,7 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """One request. `arrival`: the step before which it comes; a step is one forward pass of the engine."""
+    """One request. `arrival`: the step before which it arrives."""
 
     arrival: int
     prompt_tokens: int
@@ -37,16 +37,16 @@ class TokenSequence:
 
     @property
     def final_tokens(self) -> int:
-        """KV entries when it ends: the last generated token is never fed back, so it has none."""
+        """KV entries at its end: the last generated token is never fed back, so it has none."""
         return self.prompt_tokens + self.output_tokens - 1
 
 
-# --- what memory looks like between two steps, of this model and of an engine ---
+# --- memory between two steps, of this simulation or of an engine ---
 
 
 @dataclass(frozen=True, order=True)
 class Extent:
-    """A piece of memory, in tokens: where it begins and how much it holds."""
+    """A contiguous piece of memory: start and size in tokens."""
 
     start: int
     tokens: int
@@ -54,25 +54,25 @@ class Extent:
 
 @dataclass(frozen=True)
 class Holding:
-    """What one sequence has: `stored_tokens` fill its `extents` one after the other, in the order of its tokens."""
+    """One sequence's memory: `stored_tokens` fill its `extents` in order."""
 
     stored_tokens: int
     extents: tuple[Extent, ...]
 
     @property
     def given_tokens(self) -> int:
-        """Tokens for which it has memory."""
+        """Tokens of allocated memory."""
         return sum(extent.tokens for extent in self.extents)
 
     @property
     def empty_tokens(self) -> int:
-        """Tokens for which it has memory and nothing to store yet, or ever."""
+        """Tokens of allocated memory in which nothing is stored."""
         return self.given_tokens - self.stored_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySnapshot:
-    """The state after `step` (counted from 0). `preemptions` count from the beginning; `holdings` go by sequence."""
+    """The state after `step` (from 0). `preemptions`: since the start; `holdings`: by sequence number."""
 
     step: int
     running: int
@@ -83,32 +83,32 @@ class MemorySnapshot:
 
     @property
     def given_tokens(self) -> int:
-        """Tokens for which sequences have memory."""
+        """Tokens of memory allocated to sequences."""
         return sum(holding.given_tokens for holding in self.holdings.values())
 
     @property
     def usage(self) -> float:
-        """The share of the memory that sequences have, 0 to 1 (vLLM's `kv_cache_usage_perc`)."""
+        """The allocated share of memory, 0 to 1 (vLLM's `kv_cache_usage_perc`)."""
         return self.given_tokens / self.capacity_tokens
 
 
 def waste_share(snapshots: Iterable[MemorySnapshot]) -> float:
-    """Of the memory that sequences had, the share in which nothing was stored, over all steps together (0 to 1)."""
+    """Return the empty share of the allocated memory, summed over all steps (0 to 1)."""
     holdings = [holding for snapshot in snapshots for holding in snapshot.holdings.values()]
-    given = sum(holding.given_tokens for holding in holdings)
-    return sum(holding.empty_tokens for holding in holdings) / given if given else 0.0
+    allocated = sum(holding.given_tokens for holding in holdings)
+    return sum(holding.empty_tokens for holding in holdings) / allocated if allocated else 0.0
 
 
 def worst_empty_tokens(snapshots: Iterable[MemorySnapshot]) -> int:
-    """The most tokens of memory that any one sequence had for nothing at any moment."""
+    """Return the most empty tokens that a sequence held after any step."""
     return max((holding.empty_tokens for snapshot in snapshots for holding in snapshot.holdings.values()), default=0)
 
 
-# Two ways to give memory. `admit` and `grow` return what was given, or None and change nothing.
+# Two allocators. `admit` and `grow` return the allocated memory, or None without a change.
 
 
 class PagedMemory:
-    """Blocks of `block_size` tokens, one by one; a sequence's blocks lie anywhere."""
+    """Blocks of `block_size` tokens, allocated one by one anywhere in memory."""
 
     def __init__(self, memory_tokens: int, *, block_size: int) -> None:
         whole("block_size", block_size, at_least=1)
@@ -122,33 +122,33 @@ class PagedMemory:
         self._free = deque(Extent(start, block_size) for start in range(0, self.capacity_tokens, block_size))
 
     def admit(self, sequence: TokenSequence, tokens: int) -> tuple[Extent, ...] | None:  # noqa: ARG002
-        """Blocks for the tokens that are there now."""
+        """Allocate blocks for its current tokens."""
         count = blocks_for_tokens(tokens, block_size=self.block_size)
         return tuple(self._free.popleft() for _ in range(count)) if count <= len(self._free) else None
 
     def grow(self) -> Extent | None:
-        """One more block."""
+        """Allocate one more block."""
         return self._free.popleft() if self._free else None
 
     def release(self, extents: tuple[Extent, ...]) -> None:
-        """Free the blocks; the last one is given away first, as in vLLM."""
+        """Free the blocks; the last one is reused first, as in vLLM."""
         self._free.extendleft(extents)
 
     def needed_tokens(self, sequence: TokenSequence) -> int:
-        """Its final length in whole blocks."""
+        """Return its final length, rounded up to whole blocks."""
         return blocks_for_tokens(sequence.final_tokens, block_size=self.block_size) * self.block_size
 
 
 class ContiguousMemory:
-    """One piece for each sequence, reserved when it starts, in the first hole that is large enough."""
+    """One extent per sequence, reserved at its start in the first gap that is large enough (first fit)."""
 
     def __init__(self, memory_tokens: int, *, policy: Policy, max_model_len: int) -> None:
         whole("memory_tokens", memory_tokens, at_least=1)
         self.capacity_tokens, self.policy, self.max_model_len = memory_tokens, policy, max_model_len
-        self._reserved: list[Extent] = []  # by place
+        self._reserved: list[Extent] = []  # by address
 
     def admit(self, sequence: TokenSequence, tokens: int) -> tuple[Extent, ...] | None:  # noqa: ARG002
-        """The whole reservation at once."""
+        """Allocate the whole reservation."""
         size, start = self.needed_tokens(sequence), 0
         for extent in self._reserved:
             if extent.start - start >= size:
@@ -160,16 +160,16 @@ class ContiguousMemory:
         return (Extent(start, size),)
 
     def grow(self) -> Extent | None:
-        """Nothing: a reservation holds all that the sequence can become."""
+        """Return None: a reservation never has to grow."""
         return None
 
     def release(self, extents: tuple[Extent, ...]) -> None:
-        """Its piece becomes part of a hole."""
+        """Free the reservation."""
         for extent in extents:
             self._reserved.remove(extent)
 
     def needed_tokens(self, sequence: TokenSequence) -> int:
-        """The reservation, by the policy."""
+        """Return the size of its reservation."""
         if self.policy is Policy.RESERVE_KNOWN:
             return sequence.final_tokens
         if self.policy is Policy.RESERVE_POWER_OF_TWO:
@@ -190,11 +190,11 @@ def allocate(
     block_size: int = 16,
     max_num_seqs: int | None = None,
 ) -> list[MemorySnapshot]:
-    """The memory after each step until all sequences have ended: those that ended in the step have left.
+    """Return a snapshot after each step, without the sequences that ended in it, until all have ended.
 
-    `memory_tokens`: KV entries that fit (of a `KvPlan`: `tokens`). `max_num_seqs`: the most that may run at once.
-    Sequences are numbered by arrival; those that arrive together keep their order. Steps with nothing to do are left
-    out. Deterministic. UsageError: a sequence that can never run, a size below 1.
+    `memory_tokens`: KV entries that fit (`KvPlan.tokens`). `max_num_seqs`: most running sequences. Sequences are
+    numbered by arrival, in the given order for equal arrivals. Idle steps are skipped. Deterministic. UsageError for a
+    sequence that can never run, or a size below 1.
     """
     whole("max_model_len", max_model_len, at_least=1)
     ordered = sorted(sequences, key=lambda sequence: sequence.arrival)
@@ -214,12 +214,12 @@ def allocate(
 
 
 class _Stream:
-    """The state between steps. Sequences are named by their place in the order of arrival."""
+    """The state between steps. Sequences are numbered in the order of arrival."""
 
     def __init__(self, ordered: Sequence[TokenSequence], memory: Memory, *, max_running: int) -> None:
         self.ordered, self.memory, self.max_running = ordered, memory, max_running
         self.arriving, self.waiting = deque(range(len(ordered))), deque[int]()
-        self.running: dict[int, Holding] = {}  # in the order of arrival: nobody overtakes the first that waits
+        self.running: dict[int, Holding] = {}  # in the order of arrival: no sequence overtakes the first that waits
         self.tokens = [sequence.prompt_tokens for sequence in ordered]  # to be stored by the end of the step
         self.now = self.preemptions = 0
 
@@ -247,7 +247,7 @@ class _Stream:
         )
 
     def _grow_all(self) -> None:
-        """Store one more token of each sequence; where its memory is full and none is free, preempt the last ones."""
+        """Store one more token of each sequence; if memory runs out, preempt the last to arrive."""
         for index in self.running:
             self.tokens[index] += 1
         for index in list(self.running):
@@ -283,7 +283,7 @@ class _Stream:
 
 
 def _check_fit(sequences: Sequence[TokenSequence], memory: Memory, *, max_model_len: int) -> None:
-    """UsageError for the first sequence with a length below 1, beyond the model, or that memory can never hold."""
+    """UsageError for the first sequence that is empty, longer than max_model_len, or larger than the memory."""
     for index, sequence in enumerate(sequences):
         whole(f"prompt_tokens of sequence {index}", sequence.prompt_tokens, at_least=1)
         whole(f"output_tokens of sequence {index}", sequence.output_tokens, at_least=1)
@@ -296,7 +296,7 @@ def _check_fit(sequences: Sequence[TokenSequence], memory: Memory, *, max_model_
         require(
             needed <= memory.capacity_tokens,
             f"sequence {index} needs {needed:,} tokens of memory; there are {memory.capacity_tokens:,}",
-            fix="give more memory, or lower max_model_len where it is reserved",
+            fix="give more memory, or lower max_model_len if the policy reserves it",
         )
 
 
@@ -310,32 +310,31 @@ def stream(
     per_step: float = 0.1,
     max_model_len: int = 2048,
 ) -> tuple[TokenSequence, ...]:
-    """`n` sequences with log-normal lengths and Poisson arrivals: the same for the same arguments.
+    """Return `n` sequences with log-normal lengths and Poisson arrivals, reproducible by `seed`.
 
-    `spread`: standard deviation of the lengths' logarithm, 0 for equal lengths; `per_step`: arrivals per step. The
-    means hold before a length is cut to 1 at least and, prompt and output each, to half of `max_model_len` at most.
-    Default means: the ShareGPT lengths of figure 11 in the PagedAttention paper, rounded. UsageError: a number out of
-    range.
+    `spread`: standard deviation of the lengths' logarithm, 0 for equal lengths; `per_step`: arrivals per step. Prompt
+    and output are each clipped to 1 at least and half of `max_model_len` at most; the means apply before that. Default
+    means: the rounded ShareGPT lengths of figure 11 in the PagedAttention paper. UsageError for a number out of range.
     """
     whole("n", n, at_least=1)
     whole("max_model_len", max_model_len, at_least=2)
     require(
         spread >= 0 and per_step > 0 and min(mean_prompt_tokens, mean_output_tokens) >= 1,
         f"spread {spread}, per_step {per_step}, mean_prompt_tokens {mean_prompt_tokens}, mean_output_tokens "
-        f"{mean_output_tokens}: no such stream",
+        f"{mean_output_tokens}: out of range",
         fix="spread from 0, per_step above 0, means from 1",
     )
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     arrival = 0.0
 
     def length(mean: float) -> int:
         # The mean of a log-normal is exp(mu + sigma^2 / 2).
-        drawn = chance.lognormvariate(math.log(mean) - spread**2 / 2, spread)
+        drawn = rng.lognormvariate(math.log(mean) - spread**2 / 2, spread)
         return max(1, min(max_model_len // 2, round(drawn)))
 
     sequences = []
     for _ in range(n):
-        arrival += chance.expovariate(per_step)
+        arrival += rng.expovariate(per_step)
         prompt, output = length(mean_prompt_tokens), length(mean_output_tokens)
         sequences.append(TokenSequence(arrival=int(arrival), prompt_tokens=prompt, output_tokens=output))
     return tuple(sequences)

@@ -1,4 +1,4 @@
-"""The blocks of a KV cache: vLLM's groups of layers, which draw blocks of one size from one pool.
+"""vLLM's groups of layers, which share one pool of equally large KV-cache blocks.
 
 From vLLM 0.32, v1/core/kv_cache_utils.py: `get_kv_cache_groups`, `unify_kv_cache_spec_page_size`,
 `_get_kv_cache_groups_uniform_page_size` and `_get_kv_cache_bytes_per_block`, for its default layouts.
@@ -12,21 +12,21 @@ from labkit.models import Architecture
 from labkit.models.attention import KvLayers
 
 TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1}
-"""Bytes of a number by vLLM's name of the KV cache's type; its packed types are left out, which add scales."""
+"""Bytes per number by vLLM's name of the KV cache's type, without packed types, which add scales."""
 
 
 def type_bytes(name: str) -> int:
-    """Bytes of a number of this type. UsageError for one that is not known here."""
+    """Return the bytes per number of this type. UsageError for an unknown type."""
     require(
         name in TYPE_BYTES,
-        f"the KV cache's type is {name!r}, whose size is not known here",
+        f"the KV cache's type is {name!r}, whose size is unknown",
         fix=f"choose one of auto, {', '.join(TYPE_BYTES)}",
     )
     return TYPE_BYTES[name]
 
 
 def number_bytes(architecture: Architecture, kv_dtype_bytes: int | None) -> int:
-    """Bytes of a number in the cache: as given, or of the type that vLLM's `auto` takes for this model."""
+    """Return the bytes per number in the cache; by default of the type that vLLM's `auto` chooses for this model."""
     if kv_dtype_bytes is None:
         kv_dtype_bytes = type_bytes(architecture.kv_dtype) if architecture.kv_dtype else architecture.dtype_bytes
     whole("kv_dtype_bytes", kv_dtype_bytes, at_least=1)
@@ -34,9 +34,9 @@ def number_bytes(architecture: Architecture, kv_dtype_bytes: int | None) -> int:
 
 
 def heads_per_rank(layers: KvLayers, architecture: Architecture, tensor_parallel: int) -> int:
-    """KV heads that one of `tensor_parallel` GPUs stores; with fewer heads than GPUs each head is stored several times.
+    """Return the KV heads that each of `tensor_parallel` GPUs stores; with fewer heads than GPUs, heads are replicated.
 
-    Source: vLLM's config/model.py `get_num_kv_heads`. UsageError where vLLM refuses to split the heads.
+    Source: vLLM's config/model.py `get_num_kv_heads`. UsageError if vLLM refuses to split the heads.
     """
     whole("tensor_parallel", tensor_parallel, at_least=1)
     heads, kv_heads = architecture.attention_heads, layers.kv_heads
@@ -56,17 +56,17 @@ def heads_per_rank(layers: KvLayers, architecture: Architecture, tensor_parallel
 
 
 def layer_bytes(layers: KvLayers, architecture: Architecture, tensor_parallel: int, kv_dtype_bytes: int | None) -> int:
-    """Bytes of one token in one of these layers, on one GPU."""
+    """Return the bytes per token in one of these layers, on one GPU."""
     size = layers.number_bytes or number_bytes(architecture, kv_dtype_bytes)
     return heads_per_rank(layers, architecture, tensor_parallel) * (layers.key_size + layers.value_size) * size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Layers with a block table of their own, whose blocks hold `block_size` tokens of them.
+    """Layers with a common block table, whose blocks hold `block_size` tokens each.
 
-    `window`: the tokens that a sequence keeps; None for all. A group is one of several where more layers are alike than
-    fit into the pool's block.
+    `window`: the tokens that a sequence keeps; None: all. Equal layers form several groups if they do not fit into one
+    block of the pool.
     """
 
     layers: int
@@ -74,10 +74,11 @@ class Group:
     window: int | None = None
 
     def blocks(self, length: int, *, in_flight_tokens: int) -> int:
-        """The blocks that one sequence of `length` tokens may hold at once.
+        """Return the most blocks that one sequence of `length` tokens holds at once.
 
-        With a window the last `window - 1` tokens and those of the steps under way are kept, in one block more since
-        the window need not begin at a block's edge (vLLM's `SlidingWindowSpec`, which reserves it for short ones too).
+        With a window it keeps the last `window - 1` tokens and those in flight, in one block more, since the window
+        need not begin at a block's edge (vLLM's `SlidingWindowSpec`, which reserves that block for short sequences
+        too).
         """
         if self.window is None:
             return -(-length // self.block_size)
@@ -86,20 +87,18 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The groups, and the bytes of a block in which any of them stores its tokens, on one GPU."""
+    """The groups, and the bytes of a block, which any group can use, on one GPU."""
 
     groups: tuple[Group, ...]
     bytes_per_block: int
 
     def blocks(self, length: int, *, in_flight_tokens: int) -> int:
-        """The blocks that one sequence of `length` tokens may hold at once, over all groups."""
+        """Return the most blocks that one sequence of `length` tokens holds at once, over all groups."""
         return sum(group.blocks(length, in_flight_tokens=in_flight_tokens) for group in self.groups)
 
     def longest(self, blocks: int, *, at_most: int, in_flight_tokens: int) -> int:
-        """The longest length up to `at_most` for which one sequence fits into `blocks`; 0 where none does.
-
-        It is the "estimated maximum model length" of vLLM's start-up error.
-        """
+        """Return the longest sequence up to `at_most` that fits into `blocks`, 0 if none does: the "estimated maximum
+        model length" of vLLM's start-up error."""
         lengths = range(1, at_most + 1)
         return bisect_right(lengths, blocks, key=lambda length: self.blocks(length, in_flight_tokens=in_flight_tokens))
 
@@ -107,12 +106,12 @@ class Pool:
 def pool_of(
     architecture: Architecture, *, block_size: int, tensor_parallel: int = 1, kv_dtype_bytes: int | None = None
 ) -> Pool:
-    """The groups that vLLM makes of a model's layers, with `block_size` tokens in a block of full attention."""
+    """Return vLLM's groups of a model's layers, with `block_size` tokens in a block of full attention."""
     whole("block_size", block_size, at_least=1)
     storing = architecture.storing_layers
     pages = [layer_bytes(layers, architecture, tensor_parallel, kv_dtype_bytes) * block_size for layers in storing]
     windows = {layers.window for layers in storing}
-    if len(windows) == 1:  # one kind of layer, of whatever sizes: one group holds all of them
+    if len(windows) == 1:  # one kind of layer: one group, even if sizes differ
         group = Group(layers=sum(layers.count for layers in storing), block_size=block_size, window=windows.pop())
         per_block = sum(page * layers.count for page, layers in zip(pages, storing, strict=True))
         return Pool(groups=(group,), bytes_per_block=per_block)
@@ -120,7 +119,7 @@ def pool_of(
     in_group = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
     groups = []
     for page, layers in zip(pages, storing, strict=True):
-        # A smaller page takes more tokens where they fill it exactly, and is padded otherwise.
+        # A smaller page holds more tokens if they fill it exactly, and is padded otherwise.
         tokens = block_size * (largest // page) if largest % page == 0 else block_size
         group = Group(layers=in_group, block_size=tokens, window=layers.window)
         groups += [group] * -(-layers.count // in_group)

@@ -1,7 +1,7 @@
-"""How many bytes, blocks and tokens: the KV cache's size from a model's architecture, whole and exact in bytes.
+"""Compute the KV cache's size in bytes, blocks and tokens from a model's architecture, exactly.
 
-The formulas are those of vLLM 0.32 (v1/kv_cache_interface.py, v1/core/kv_cache_utils.py), so that what is computed here
-is what its start-up log says. All sizes are for one GPU (or one CPU worker), as the log's are.
+The formulas are those of vLLM 0.32 (v1/kv_cache_interface.py, v1/core/kv_cache_utils.py), so that results equal its
+start-up log. All sizes are for one GPU (or one CPU worker), as in the log.
 """
 
 import math
@@ -15,15 +15,15 @@ from labkit.models.attention import KvLayers
 from labkit.theory.kv_pool import Pool, heads_per_rank, layer_bytes, number_bytes, pool_of
 
 CPU_BLOCK_MULTIPLE = 32  # vLLM's cpu_attn.py, get_supported_kernel_block_sizes
-GPU_BLOCK_MULTIPLE = 16  # vLLM's flash_attn.py; single kernels ask for more
+GPU_BLOCK_MULTIPLE = 16  # vLLM's flash_attn.py; some kernels need more
 MOST = 10**19  # bytes or tokens: far above any cache
 IN_FLIGHT_TOKENS = 8192
-"""Tokens of the steps under way, for which layers with a window reserve blocks: max_num_batched_tokens of `vllm serve`
-on a GPU of 70 GiB or more. vLLM counts it once for each step that it runs ahead."""
+"""Tokens in flight, for which layers with a window reserve blocks: max_num_batched_tokens of `vllm serve` on a GPU of
+70 GiB or more. vLLM counts it once for each step that it runs ahead."""
 
 
 def check_block_size(block_size: int, *, gpu: bool) -> None:
-    """Refuse a block size (in tokens) that vLLM's attention kernels refuse, before the engine is started."""
+    """UsageError for a block size (in tokens) that vLLM's attention kernels refuse, before an engine starts."""
     whole("block_size", block_size, at_least=1)
     multiple = GPU_BLOCK_MULTIPLE if gpu else CPU_BLOCK_MULTIPLE
     lower = block_size - block_size % multiple
@@ -35,28 +35,28 @@ def check_block_size(block_size: int, *, gpu: bool) -> None:
 
 
 def check_kv_cache(architecture: Architecture) -> None:
-    """Refuse a model that keeps no KV cache, by the reason."""
+    """UsageError, with the reason, for a model without a KV cache."""
     require(
         not architecture.no_kv_cache,
         f"a model of type {architecture.model_type} is {architecture.no_kv_cache}",
-        fix="name a model that generates text, such as the embedded smollm2-135m",
+        fix="choose a model that generates text, such as the embedded smollm2-135m",
     )
 
 
 def kv_heads_per_rank(architecture: Architecture, tensor_parallel: int = 1) -> int:
-    """KV heads that one of `tensor_parallel` GPUs stores (the least, where layers differ). UsageError where vLLM
+    """Return the KV heads that each of `tensor_parallel` GPUs stores (the least, if layers differ). UsageError if vLLM
     refuses to split the heads."""
     check_kv_cache(architecture)
     return min(heads_per_rank(layers, architecture, tensor_parallel) for layers in architecture.storing_layers)
 
 
 def bytes_per_token(architecture: Architecture, *, tensor_parallel: int = 1, kv_dtype_bytes: int | None = None) -> int:
-    """Bytes that one more token of a long sequence takes on one GPU: layers x KV heads x (key + value) x bytes of a
-    number, over the layers that keep every token; over all where each of them keeps a window.
+    """Return the bytes that one more token of a long sequence takes on one GPU: layers x KV heads x (key + value) x
+    bytes per number, over the layers that keep all tokens, or over all layers if all have a window.
 
     Source: section 3 of Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
     PagedAttention" (arXiv 2309.06180), with KV heads in place of heads for grouped-query attention (arXiv 2305.13245);
-    vLLM's `AttentionSpec` computes the same for a block. `kv_dtype_bytes`: bytes of a number; None: as `auto` has it.
+    vLLM's `AttentionSpec` computes the same for a block. `kv_dtype_bytes`: bytes per number; None: by vLLM's `auto`.
     """
     check_kv_cache(architecture)
     storing = architecture.storing_layers
@@ -65,7 +65,7 @@ def bytes_per_token(architecture: Architecture, *, tensor_parallel: int = 1, kv_
 
 
 def window_bytes(architecture: Architecture, *, tensor_parallel: int = 1, kv_dtype_bytes: int | None = None) -> int:
-    """Bytes that a long sequence keeps on one GPU in the layers that have a window, however long it gets."""
+    """Return the bytes that a sequence of any length beyond the window keeps in layers with a window, on one GPU."""
     return sum(
         layers.count * layers.window * layer_bytes(layers, architecture, tensor_parallel, kv_dtype_bytes)
         for layers in architecture.storing_layers
@@ -76,15 +76,15 @@ def window_bytes(architecture: Architecture, *, tensor_parallel: int = 1, kv_dty
 def bytes_per_block(
     architecture: Architecture, *, block_size: int, tensor_parallel: int = 1, kv_dtype_bytes: int | None = None
 ) -> int:
-    """Bytes of one block of `block_size` tokens on one GPU: over all layers, or over those of the pool's largest group
-    where some keep all tokens and others a window."""
+    """Return the bytes of one block of `block_size` tokens on one GPU: over all layers, or over the pool's largest
+    group if some layers keep all tokens and others a window."""
     check_kv_cache(architecture)
     split = {"tensor_parallel": tensor_parallel, "kv_dtype_bytes": kv_dtype_bytes}
     return pool_of(architecture, block_size=block_size, **split).bytes_per_block  # type: ignore[arg-type]
 
 
 def blocks_for_tokens(tokens: int, *, block_size: int) -> int:
-    """Whole blocks that hold so many tokens: the last one may be partly empty."""
+    """Return the number of blocks for `tokens` tokens; the last may be partly empty."""
     return -(-tokens // block_size)
 
 
@@ -93,14 +93,14 @@ NULL_BLOCKS = 1  # vLLM's BlockPool keeps block 0 for itself, and get_kv_cache_c
 
 @dataclass(frozen=True, kw_only=True)
 class KvPlan:
-    """The KV cache of one GPU. `logged_tokens` is what vLLM's start-up line prints; `tokens` is the same where layers
-    differ, and blocks x block_size where all are alike.
+    """The KV cache of one GPU. `logged_tokens`: the number in vLLM's start-up line; `tokens` equals it if layers
+    differ, and is blocks x block_size if all are equal.
 
-    `max_concurrency` is the log's "Maximum concurrency": how many sequences fit if all have `max_model_len` tokens, a
-    worst case and no limit; None for a model with state layers, whose share of the blocks is not described here.
-    `allocatable_blocks` leaves out the one that vLLM keeps as a placeholder. `longest_tokens`: the longest sequence
-    that fits into these, at most `max_model_len`; below it the engine refuses to start. `window_bytes_per_sequence`:
-    what a long sequence keeps in layers with a window, beside `bytes_per_token` for each token.
+    `max_concurrency`: the log's "Maximum concurrency", the number of sequences of `max_model_len` tokens that fit: a
+    worst case, not a limit; None for models with state layers, whose blocks are not computed here.
+    `allocatable_blocks`: without vLLM's null block. `longest_tokens`: the longest sequence that fits, up to
+    `max_model_len`; if it is shorter, the engine refuses to start. `window_bytes_per_sequence`: what a long sequence
+    keeps in layers with a window, in addition to `bytes_per_token`.
     """
 
     model_type: str
@@ -134,11 +134,11 @@ class KvPlan:
 
     @property
     def lines(self) -> list[str]:
-        """The arithmetic, one step a line, every number computed."""
+        """The arithmetic, one step per line."""
         return [*self.size_lines, *_budget_lines(self), *(f"note: {note}" for note in self.notes)]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data, with its lines."""
+        """Return the plan as plain data, with its lines."""
         plan = asdict(self)
         del plan["size_lines"]  # the first of the lines
         return {**plan, "notes": list(self.notes), "lines": self.lines}
@@ -154,7 +154,7 @@ def describe(
     kv_dtype_bytes: int | None = None,
     in_flight_tokens: int = IN_FLIGHT_TOKENS,
 ) -> KvPlan:
-    """The plan for `memory_bytes` of KV cache on each GPU. `max_model_len`: tokens (default: the model's own limit).
+    """Return the plan for `memory_bytes` of KV cache on each GPU. `max_model_len`: tokens (default: the model's limit).
 
     UsageError: a number below 1, heads that cannot be split, memory below one block, a model without a KV cache.
     """
@@ -174,10 +174,10 @@ def describe(
         fix=f"give at least {per_block:,} bytes, or a smaller block_size",
     )
     blocks = memory_bytes // per_block
-    each = pool.blocks(length, in_flight_tokens=in_flight_tokens)
+    per_sequence = pool.blocks(length, in_flight_tokens=in_flight_tokens)
     usable = blocks - NULL_BLOCKS
     longest = pool.longest(usable, at_most=length, in_flight_tokens=in_flight_tokens)
-    concurrency = None if architecture.state_layers else blocks / each
+    concurrency = None if architecture.state_layers else blocks / per_sequence
     logged = None if concurrency is None else int(concurrency * length)
     return KvPlan(
         model_type=architecture.model_type,
@@ -200,12 +200,12 @@ def describe(
         allocatable_blocks=usable,
         tokens=blocks * block_size if len(pool.groups) == 1 or logged is None else logged,
         unused_bytes=memory_bytes - blocks * per_block,
-        blocks_per_sequence=each,
-        bytes_per_sequence=each * per_block,
+        blocks_per_sequence=per_sequence,
+        bytes_per_sequence=per_sequence * per_block,
         max_concurrency=concurrency,
         logged_tokens=logged,
         longest_tokens=longest,
-        fits=usable >= each,
+        fits=usable >= per_sequence,
         size_lines=tuple(_size_lines(architecture, **split)),
         notes=tuple(_notes(architecture, pool, length=length, usable=usable, in_flight_tokens=in_flight_tokens)),
     )
@@ -267,7 +267,7 @@ def _notes(architecture: Architecture, pool: Pool, *, length: int, usable: int, 
     windowed = any(group.window is not None for group in pool.groups)
     least = pool.blocks(length, in_flight_tokens=1)
     longest = pool.longest(usable, at_most=length, in_flight_tokens=in_flight_tokens)
-    said = {
+    notes = {
         f"{state} of {architecture.layers} layers keep a fixed state for each sequence, which takes blocks too: it is "
         "not counted here, so fewer tokens fit, and the concurrency is not known": state > 0,
         f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight: vLLM's figures are lower "
@@ -280,12 +280,12 @@ def _notes(architecture: Architecture, pool: Pool, *, length: int, usable: int, 
         f"whether a sequence of {length:,} tokens fits depends on the tokens in flight: with {in_flight_tokens:,} the "
         f"longest has about {longest:,}": least <= usable and longest < length,
     }
-    return [*architecture.notes, *(text for text, applies in said.items() if applies)]
+    return [*architecture.notes, *(text for text, applies in notes.items() if applies)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineShare:
-    """One instance: its gpu_memory_utilization (0 to 1), its weights, and `other`: activations, context, graphs."""
+    """One engine: its gpu_memory_utilization (0 to 1), weights, and `other`: activations, CUDA context and graphs."""
 
     utilization: float
     weights_bytes: int
@@ -294,7 +294,7 @@ class EngineShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What an instance found and got. `kv_bytes` is 0 where `refused` says why it does not start."""
+    """One engine's memory at its start. If it does not start, `refused` is the reason and `kv_bytes` is 0."""
 
     requested_bytes: int
     free_bytes: int
@@ -303,9 +303,9 @@ class Budget:
 
 
 def start_in_turn(engines: Sequence[EngineShare], *, total_bytes: int, used_bytes: int = 0) -> list[Budget]:
-    """The budgets of instances that start one after the other on a GPU with `total_bytes`, of which others use some.
+    """Return the budgets of engines that start one after the other on a GPU of `total_bytes`.
 
-    UsageError: a share that is not above 0 and at most 1, or sizes below zero.
+    `used_bytes`: used by other processes. UsageError for a share outside (0, 1] or a negative size.
     """
     budgets = []
     free = total_bytes - used_bytes

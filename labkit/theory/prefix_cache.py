@@ -1,7 +1,7 @@
-"""The chain of hashes by which a prefix cache finds a prompt's blocks again, as in vLLM's v1/core/kv_cache_utils.py.
+"""The hash chain by which a prefix cache identifies a prompt's blocks, as in vLLM's v1/core/kv_cache_utils.py.
 
-A block is found by the hash of its own tokens and of the block before it, so equal hashes mean an equal prefix; only
-full blocks have a hash.
+A block's hash covers its tokens and the previous block's hash, so equal hashes mean equal prefixes; only full blocks
+have a hash.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 
 def block_hashes(tokens: Sequence[int], *, block_size: int) -> tuple[bytes, ...]:
-    """The chain: for each full block SHA-256 of (hash of the block before, its tokens); none for a partial block.
+    """Return for each full block the SHA-256 of (the previous block's hash, its tokens).
 
-    It is vLLM's `hash_block_tokens`, with the tokens as 64-bit numbers in place of a pickle.
+    vLLM's `hash_block_tokens`, with the tokens as 64-bit numbers instead of a pickle.
     """
     hashes = []
     parent = b""

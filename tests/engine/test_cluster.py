@@ -218,4 +218,4 @@ def test_a_lab_fails_when_no_node_is_left(nodes: RayNodes, folder: Path, tmp_pat
         _, stderr = run.communicate(timeout=240)
     assert run.returncode == 1, stderr
     (lab,) = read_run(tmp_path).labs
-    assert "no node that is left can run it; its node was lost 1 times" in lab.error
+    assert "no remaining node can run it; its node was lost 1 times" in lab.error

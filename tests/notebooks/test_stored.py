@@ -139,7 +139,7 @@ def test_an_unexecuted_cell_is_a_fault(tmp_path: Path) -> None:
     """A code cell without an execution count was never run."""
     notebook = lab(*tool.TAGS)
     notebook.cells[3]["execution_count"] = None
-    assert "1 of 6 code cells have not been executed, the first of them is cell 3" in " ".join(
+    assert "1 of 6 code cells have not been executed, the first is cell 3" in " ".join(
         tool.faults(stored(notebook, tmp_path))
     )
 
@@ -155,7 +155,7 @@ def test_two_parameter_cells_are_a_fault(tmp_path: Path) -> None:
     """Papermill fills one cell."""
     notebook = lab(*tool.TAGS)
     notebook.cells[3].metadata["tags"] += ["parameters"]
-    assert "only one" in " ".join(tool.faults(stored(notebook, tmp_path)))
+    assert "exactly one" in " ".join(tool.faults(stored(notebook, tmp_path)))
 
 
 @pytest.mark.notebook

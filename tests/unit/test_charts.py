@@ -1,4 +1,4 @@
-"""Charts: offline, described, with machine and guess in them, and drawn from the data that they were given."""
+"""Charts: offline, described, with machine and guess, and true to their data."""
 
 import base64
 import io
@@ -98,7 +98,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(autouse=True)
 def caption() -> Iterator[None]:
-    """A machine's line under every chart, taken away again."""
+    """Set the machine's line under every chart, and remove it afterwards."""
     set_caption(CAPTION)
     yield
     set_caption("")
@@ -111,7 +111,7 @@ def rows(part: Any) -> list[dict[str, Any]]:
 
 
 def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]) -> None:
-    """Valid, small, readable and whole without a network; the machine is named; the same data give the same chart."""
+    """Charts are valid, small, readable and offline; they name the machine; equal data give equal charts."""
     for draw in CHARTS.values():
         chart = draw()
         assert_draws_and_says_what_it_is(chart, capfd)
@@ -138,12 +138,12 @@ DESCRIPTIONS = {
 }
 
 
-def test_figures_are_written_into_the_drawing_and_told_in_its_description() -> None:
-    """Guesses, failures, sums of a GPU's parts and figures are labels; the description has what was found."""
+def test_labels_and_descriptions_have_the_figures() -> None:
+    """Guesses and formulas are labels in the drawing; descriptions state the results."""
     drawn = {name: unescape(charts.svg(CHARTS[name]())) for name in LABELS}
     assert [label for name, labels in LABELS.items() for label in labels if f">{label}<" not in drawn[name]] == []
-    told = {name: CHARTS[name]()["description"] for name in DESCRIPTIONS}
-    assert [text for name, texts in DESCRIPTIONS.items() for text in texts if text not in told[name]] == []
+    described = {name: CHARTS[name]()["description"] for name in DESCRIPTIONS}
+    assert [text for name, texts in DESCRIPTIONS.items() for text in texts if text not in described[name]] == []
 
 
 NOTHING: list[Callable[[], Any]] = [
@@ -168,7 +168,7 @@ NOTHING: list[Callable[[], Any]] = [
 
 
 def test_nothing_to_draw_is_a_usage_error() -> None:
-    """An empty chart is an error that names it, with a remedy, not an empty picture; so is one without words."""
+    """Empty data raise an error that names the chart, with a remedy; so does a missing description."""
     for draw in NOTHING:
         with pytest.raises(UsageError, match="'T'") as caught:
             draw()
@@ -205,7 +205,7 @@ def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
 
 
 def test_enable_takes_over_altairs_display() -> None:
-    """After enable a learner's Altair chart shows by our renderer, in our colours; our own have the given caption."""
+    """After `enable` Altair charts use the course's renderer and colours; the course's charts have the caption."""
     alt = pytest.importorskip("altair")
     with alt.renderers.enable("default"), alt.theme.enable("default"):  # Altair's own comes back afterwards
         charts.enable(caption="one GPU")
@@ -227,8 +227,8 @@ def test_text_has_contrast() -> None:
         assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 7
 
 
-def test_the_front_door_opens_on_every_name() -> None:
-    """Each name that `charts` lists is there, and no other."""
+def test_the_package_exports_exactly_its_listed_names() -> None:
+    """Each name that `charts` lists can be imported, and no other."""
     assert all(getattr(charts, name) for name in dir(charts))
     with pytest.raises(AttributeError, match="no_such_chart"):
         _ = charts.no_such_chart
@@ -274,7 +274,7 @@ def test_a_load_chart_has_its_loads_as_ticks_and_a_log_axis_for_latencies_far_ap
 
 
 def test_labels_of_equal_references_do_not_overlap() -> None:
-    """Guess, article and formula at the same value have rows of their own."""
+    """Guess, article and formula at the same value have separate rows."""
     drawn = charts.svg(
         charts.bars_with_intervals([Bar("a", 5)], unit="x", guess=4, article=4, formula=("by hand", 4), **T)
     )
@@ -329,7 +329,7 @@ def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, t
 
 
 def test_a_cropped_axis_ends_at_the_highest_place() -> None:
-    """`crop` leaves out what was never used; without it the axis is the whole memory."""
+    """`crop` cuts off memory that was never used; without it the axis is the whole memory."""
     drawn = [charts.memory_map({"paged": memory(tokens=4096)}, crop=crop, **T) for crop in (False, True)]
     whole, cropped = (chart["vconcat"][0]["layer"][0]["encoding"]["y"]["scale"]["domain"][1] for chart in drawn)
     assert (whole, cropped < 4096) == (4096, True)

@@ -1,4 +1,4 @@
-"""The slider that runs an experiment: one picture and one line, whatever is moved and whatever fails."""
+"""The slider that runs an experiment: always one chart and one line of text, also after a failure."""
 
 from typing import Any
 

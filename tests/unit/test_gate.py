@@ -1,4 +1,4 @@
-"""The gate before an ASGI application: who gets in, and with how much."""
+"""The gate before an ASGI application: API key and limit of the body's size."""
 
 import asyncio
 from collections.abc import MutableMapping
@@ -21,7 +21,7 @@ def asked(
     kind: str = "http",
     body: tuple[bytes, ...] = (b"",),
 ) -> list[MutableMapping[str, Any]]:
-    """What the gate sends for one request; behind it an application that reads everything and answers 200."""
+    """Return the gate's messages for one request to an application that reads the body and answers 200."""
     chunks, sent = list(body), list[MutableMapping[str, Any]]()
 
     async def receive() -> MutableMapping[str, Any]:
@@ -48,8 +48,8 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
-def test_every_path_but_the_open_ones_asks_for_the_key(method: str) -> None:
-    """Also those that vLLM's own key leaves open, and paths that only look like an open one."""
+def test_all_paths_but_the_open_ones_need_the_key(method: str) -> None:
+    """This includes paths that vLLM's own key leaves open, and paths similar to an open one."""
     guarded = (
         "/v1/models /invocations /tokenize /load /docs /openapi.json /version /ping / /metrics/x /healthy //health"
     )
@@ -68,14 +68,14 @@ def test_a_websocket_is_closed_without_the_key_and_the_lifespan_passes() -> None
     assert asked("", kind="lifespan")[0]["status"] == 200
 
 
-def test_no_key_is_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that was built without a key answers everybody."""
+def test_without_a_configured_key_requests_need_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application without a key answers all requests."""
     monkeypatch.setenv(gate.KEY, "")
     assert asked()[0]["status"] == 200
 
 
 def test_a_key_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The environment names the file, not the key; a file that is missing, empty or open to all stops the server."""
+    """The environment names the file, not the key; a missing, empty or world-readable file stops the server."""
     path = gate.write_key(tmp_path / "keys" / "desk", "old")
     assert gate.write_key(path, KEY).stat().st_mode & 0o777 == 0o600
     settings = gate.environment(api_key_file=str(path))
@@ -90,7 +90,7 @@ def test_a_key_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         asked(authorization=RIGHT)
     path.chmod(0o600)
     path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="contains no key"):
         asked(authorization=RIGHT)
     path.unlink()
     with pytest.raises(FileNotFoundError):
@@ -98,6 +98,6 @@ def test_a_key_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_a_body_without_a_length_is_refused_while_it_arrives() -> None:
-    """The limit holds for what arrives, chunk by chunk."""
+    """The limit applies to the received bytes, chunk by chunk."""
     assert asked(authorization=RIGHT, body=(b"x" * 50, b"x" * 50))[0]["status"] == 200
     assert asked(authorization=RIGHT, body=(b"x" * 50, b"x" * 51, b"never read"))[0]["status"] == 413

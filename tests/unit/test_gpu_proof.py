@@ -1,4 +1,4 @@
-"""`make gpu-proof` where there is no GPU: it says what it could not check, and does not fail for it."""
+"""`make gpu-proof` without a GPU reports the checks that it could not run, and does not fail."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The guard as a program of its own: exit codes, orphans, and its end."""
+"""The guard as a program: exit codes, orphans, and its end."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.unit.standin import survivors, wait_for
 
 
 def guarded(*command: str, grace_s: float = 5.0, folder: Path = Path("/no/such")) -> "subprocess.Popen[bytes]":
-    """The guard around a command; its stdin is the pipe that we hold."""
+    """Start the guard with a command; the test holds the write end of its stdin."""
     return subprocess.Popen(
         [sys.executable, "-P", guard.__file__, str(folder), str(grace_s), *command],
         stdin=subprocess.PIPE,
@@ -56,7 +56,7 @@ time.sleep(600)"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_command_in_order(tmp_path: Path, number: signal.Signals) -> None:
     """A signal to the guard ends the command in order: it gets SIGTERM and its own time to clean up.
 
     The guard's exit code names the signal, and the command's temporary files are gone."""
@@ -72,7 +72,7 @@ def test_asked_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("killed", ["outer", "inner"])
 def test_a_killed_guard_ends_the_command(tmp_path: Path, killed: str) -> None:
-    """Of the two guards either may be killed: the command, its workers and its temporary files go all the same."""
+    """If either guard is killed, the command, its workers and its temporary files are still removed."""
     worker = python(POLITE.format(here=str(tmp_path)))
     command = f"import subprocess, time; subprocess.Popen({list(worker)!r}, start_new_session=True); time.sleep(600)"
     folder = tmp_path / "temporary"
@@ -107,7 +107,7 @@ def wait_for_children(process: "subprocess.Popen[bytes]") -> list[psutil.Process
 
 
 def test_words_in_the_pipe() -> None:
-    """Bytes in the pipe mean nothing: only its end does."""
+    """Bytes in the pipe are ignored; only its end counts."""
     with guarded(*python("import time; time.sleep(2); raise SystemExit(7)")) as process:
         assert process.stdin is not None
         process.stdin.write(b"hello\n" * 3)
@@ -162,7 +162,7 @@ time.sleep(600)"""
 
 
 def test_idle_guard_costs_nothing() -> None:
-    """While the command runs two guards take less than a hundredth of a core, however many processes there are."""
+    """While the command runs, both guards together use less than 1% of a core, for any number of processes."""
     with guarded(*python("import time; time.sleep(600)")) as process:
         watched = [psutil.Process(process.pid), wait_for_children(process)[0]]
         before_s = cpu_s(watched)

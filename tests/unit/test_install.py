@@ -1,4 +1,4 @@
-"""Set-up: what it refuses, which stack it takes, what it does again and when; and what the locks hold."""
+"""Set-up: refusals, choice of the stack, when it installs again; and the locks' content."""
 
 import os
 import platform
@@ -75,7 +75,7 @@ def test_stack_without_a_gpu(tmp_path: Path) -> None:
     assert install.choose_stack((), tmp_path / "absent") == install.choose_stack((), tmp_path) == ("cpu", "")
     (tmp_path / "0000:01:00.0").mkdir()
     stack, reason = install.choose_stack((), tmp_path)
-    assert (stack, "does not answer here" in reason, "--gpus all" in reason) == ("cpu", True, True)
+    assert (stack, "does not answer" in reason, "--gpus all" in reason) == ("cpu", True, True)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_what_pip_cannot_repair(tmp_path: Path) -> None:
     assert reason(newer) == "by Python 3.12.1, this is Python 3.11.7"
     (venv / "bin" / "python").unlink()
     (venv / "bin" / "python").symlink_to("/no/such/python3")
-    assert "still there" in reason()
+    assert "no longer exists" in reason()
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def test_a_stack_asked_for_by_name_stays(set_up: SetUp) -> None:
 
 @pytest.mark.parametrize("stamp", ["", "{", "[]", '{"stack": "cpu"}', "null"])
 def test_new_lock_or_damaged_stamp_installs_again(set_up: SetUp, project: Path, venv: Path, stamp: str) -> None:
-    """Both are installed into the environment that is there, without making it anew."""
+    """Both are installed into the environment that is there, without creating it again."""
     set_up()
     (venv / "keepsake").touch()
     (project / "requirements" / "gpu.lock").write_text("new")

@@ -1,4 +1,4 @@
-"""Laying out a new lab: names, places in the shared files, and nothing overwritten."""
+"""Creating a new lab: valid names, entries in shared files, no file overwritten."""
 
 import re
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_a_row_goes_to_its_place_in_the_readme(number: str) -> None:
 
 
 def test_a_readme_without_the_table_is_refused() -> None:
-    """Where there is nothing to stand in, the tool says so."""
+    """Without a table of labs the tool raises UsageError."""
     with pytest.raises(UsageError, match="no table of labs"):
         new_lab.in_readme("# Another\n", made(f"{FREE[0]}_made"))
     with pytest.raises(UsageError, match="has no labs"):

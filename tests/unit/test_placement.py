@@ -45,7 +45,7 @@ def test_the_lab_placement_of_ray() -> None:
 
 
 def test_what_ray_refuses_is_refused() -> None:
-    """Above one only whole GPUs, and never less than nothing."""
+    """Fractions above 1 and negative numbers are UsageErrors."""
     for wrong in (1.5, -0.1, math.nan, math.inf, 2.0001):
         with pytest.raises(UsageError, match="num_gpus is"):
             placement.best_fit([wrong], 4)

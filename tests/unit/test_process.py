@@ -1,4 +1,4 @@
-"""A server as a child process: it comes up, says why not, and never outlives the one who started it."""
+"""A server as a child process: it starts, explains a failed start, and never outlives its parent."""
 
 import contextlib
 import os
@@ -148,7 +148,7 @@ def test_never_ready(tmp_path: Path, mode: str) -> None:
 
 
 def test_interrupted_start(tmp_path: Path) -> None:
-    """Ctrl-C while the server is starting leaves nothing of it."""
+    """Ctrl-C during the start leaves no process."""
 
     def interrupt(_: str) -> None:
         if (tmp_path / "run" / "family").exists():
@@ -183,7 +183,7 @@ def test_stop_ends_the_family(tmp_path: Path) -> None:
 
 
 def test_stop_ends_a_storm(tmp_path: Path) -> None:
-    """A server that keeps starting processes while it is being stopped is gone to the last one."""
+    """A server that keeps starting processes during its stop is ended with all of them."""
     server = stand_in(tmp_path, "storm", stop_grace_s=0.5).start()
     marker = str(tmp_path / "standin_server.py")
     server.stop()
@@ -191,7 +191,7 @@ def test_stop_ends_a_storm(tmp_path: Path) -> None:
 
 
 def test_the_grace_of_a_stop(tmp_path: Path) -> None:
-    """A server that ignores SIGTERM is killed after the grace, and not before; one that heeds it ends long before."""
+    """A server that ignores SIGTERM is killed after the grace period, not before; others end long before."""
     for modes, grace_s, at_least_s, at_most_s in ((["deaf"], 1.5, 1.5, 60), ([], 120.0, 0, 60)):
         server = stand_in(tmp_path, *modes, stop_grace_s=grace_s).start()
         processes = processes_of(server)
@@ -220,7 +220,7 @@ def test_start_and_stop_again(tmp_path: Path) -> None:
 
 
 def test_exception_in_the_block(tmp_path: Path) -> None:
-    """An exception inside the `with` block passes through, and the server is gone."""
+    """An exception inside the `with` block propagates, and the server has ended."""
     processes: list[psutil.Process] = []
 
     def lesson() -> None:
@@ -247,7 +247,7 @@ def test_dies_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed", ["outer", "inner", "both"])
 def test_guard_killed(tmp_path: Path, killed: str) -> None:
-    """When even a guard is killed, or both are, the server ends with its workers and `check` says so."""
+    """If one or both guards are killed, the server ends with its workers and `check` reports it."""
     with stand_in(tmp_path, "worker" if killed == "both" else "family") as server:
         processes = processes_of(server)
         assert len(processes) == (2 if killed == "both" else 6)
@@ -292,7 +292,7 @@ FORK = "fork = os.fork() or time.sleep(600); (here / 'fork').write_text(str(fork
 
 
 def test_fork_of_the_parent_and_stop(tmp_path: Path) -> None:
-    """A fork that inherited the guard's pipe (multiprocessing makes such) does not hold up a stop."""
+    """A fork that inherited the guard's pipe, as in multiprocessing, does not delay a stop."""
     inside = FORK + "began = time.monotonic(); server.stop(); (here / 'took').write_text(str(time.monotonic() - began))"
     with run_parent(tmp_path, inside, modes="stop_grace_s=60.0") as parent:
         parent.wait(120)
@@ -301,7 +301,7 @@ def test_fork_of_the_parent_and_stop(tmp_path: Path) -> None:
 
 
 def test_fork_of_the_parent_lives_on(tmp_path: Path) -> None:
-    """Such a fork keeps no server alive after the parent was killed."""
+    """Such a fork does not keep the server alive after the parent was killed."""
     with run_parent(tmp_path, FORK + "os.kill(os.getpid(), signal.SIGKILL)") as parent:
         processes = all_processes(tmp_path)
         parent.wait(60)

@@ -1,4 +1,4 @@
-"""Starting and stopping Ray, with a stand-in for Ray itself: what is retried, what is ended, what is told."""
+"""Starting and stopping Ray, with a stand-in for Ray: retries, ended processes, messages."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
 @pytest.fixture
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module `ray` that does nothing well."""
+    """A module `ray` whose functions do nothing."""
     ray: Any = types.ModuleType("ray")
     monkeypatch.setattr(ray_serve, "_reread_environment", lambda: None)
     monkeypatch.setattr(ray_serve, "_start_serve", lambda port, *_: port)
@@ -51,16 +51,16 @@ def failing(times: int, error: Exception, started: list[psutil.Process]) -> Call
 
 
 def test_a_busy_machine_gets_another_try(fake_ray: Any) -> None:
-    """A start that fails for want of time is tried again; what the failed tries left behind is ended, and only that."""
+    """A start that times out is retried; only processes of the failed tries are ended."""
     started: list[psutil.Process] = []
-    told: list[str] = []
+    messages: list[str] = []
     fake_ray.init = failing(2, Exception(BUSY), started)
     with subprocess.Popen(SLEEP) as bystander:
-        ray = ray_serve.start(progress=told.append)
+        ray = ray_serve.start(progress=messages.append)
         try:
             assert ray.pids == (started[2].pid,)
             assert not survivors(started[:2], within_s=5)
-            assert len(told) == 2
+            assert len(messages) == 2
             assert bystander.poll() is None
         finally:
             bystander.kill()
@@ -68,7 +68,7 @@ def test_a_busy_machine_gets_another_try(fake_ray: Any) -> None:
     assert not survivors(started, within_s=5)
 
 
-def test_a_start_that_fails_for_good_is_told_and_leaves_nothing(fake_ray: Any) -> None:
+def test_a_start_that_keeps_failing_is_an_error_and_leaves_no_process(fake_ray: Any) -> None:
     """On an endlessly busy machine, after the last try, with the number of tries; at once where another try cannot
     help."""
     failures = {
@@ -84,7 +84,7 @@ def test_a_start_that_fails_for_good_is_told_and_leaves_nothing(fake_ray: Any) -
         assert not survivors(started, within_s=5)
 
 
-def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
+def test_a_node_that_dies_while_serve_waits_for_it_is_an_error() -> None:
     """Ray Serve waits for ever for a dead node: we do not, and what the node had started is ended."""
     parent = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(1); sys.exit(1)"
     node = psutil.Process(subprocess.Popen([sys.executable, "-S", "-c", parent, *SLEEP]).pid)
@@ -96,29 +96,29 @@ def test_a_node_that_dies_while_serve_waits_for_it_is_told() -> None:
         threading.Event().wait()
 
     with pytest.raises(ServerError, match="node died"):
-        ray_serve._beside(waits_for_ever, [node], timeout_s=60)
+        ray_serve._with_live(waits_for_ever, [node], timeout_s=60)
     assert left
     assert not survivors(left, within_s=5)
 
 
 def test_what_serve_says_comes_through_within_a_time_limit() -> None:
     """A result and an error of the start are the caller's; a start that neither ends nor fails is given up."""
-    assert ray_serve._beside(lambda: 7, [], timeout_s=60) == 7
+    assert ray_serve._with_live(lambda: 7, [], timeout_s=60) == 7
     with pytest.raises(ValueError, match="port"):
-        ray_serve._beside(lambda: int("port"), [], timeout_s=60)
+        ray_serve._with_live(lambda: int("port"), [], timeout_s=60)
     with pytest.raises(ServerError, match=r"took more than 0 s"):
-        ray_serve._beside(threading.Event().wait, [], timeout_s=0.1)
+        ray_serve._with_live(threading.Event().wait, [], timeout_s=0.1)
 
 
 def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that dies right after it came up costs a try, not the lab."""
+    """A node that dies right after its start costs a try, not the lab."""
     started: list[psutil.Process] = []
     fake_ray.init = failing(0, Exception(), started)
 
     def start_serve(port: int, processes: list[psutil.Process]) -> int:
         if len(started) == 1:
             processes[0].kill()
-            ray_serve._beside(threading.Event().wait, processes, timeout_s=60)
+            ray_serve._with_live(threading.Event().wait, processes, timeout_s=60)
         return port
 
     monkeypatch.setattr(ray_serve, "_start_serve", start_serve)
@@ -195,14 +195,14 @@ def test_a_mode_that_is_set_after_rays_import_holds(monkeypatch: pytest.MonkeyPa
 
 
 def test_ray_twice_in_one_process_is_refused(fake_ray: Any) -> None:
-    """A second start in the same process says what to do with the first."""
+    """The error of a second start in the same process says how to stop the first."""
     fake_ray.is_initialized = lambda: True
     with pytest.raises(UsageError, match="already"):
         ray_serve.start()
 
 
 def test_waiting_ends_with_the_seconds_and_the_thing() -> None:
-    """`wait_for` returns the time it took, and names what did not happen."""
+    """`wait_for` returns the seconds it took; its error names what did not happen."""
     assert ray_serve.wait_for(lambda: True, timeout_s=1, what="nothing") < 1
     with pytest.raises(ServerError, match="a miracle did not happen within 0 s"):
         ray_serve.wait_for(lambda: False, timeout_s=0.1, what="a miracle")
@@ -236,7 +236,7 @@ def test_the_watcher_ends_what_a_killed_process_left(tmp_path: Path) -> None:
 
 
 def test_the_watcher_ends_with_what_it_watches(tmp_path: Path) -> None:
-    """Where everything has ended by itself, no watcher is left."""
+    """The watcher ends when all its processes have ended."""
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1)"])
     watcher = guard.start_watch(str(tmp_path), [child.pid])
     child.wait()

@@ -23,7 +23,7 @@ from labkit.records import read
 from labkit.runs import knock as knocking
 from labkit.runs import on_node
 from labkit.runs.cluster import PLACE, RAY_ADDRESS, Node, misfit, require_fit, strongest, task_options
-from labkit.runs.knock import TIMEOUT_S, WHO_ARE_YOU, knock
+from labkit.runs.knock import GET_CLUSTER_ID, TIMEOUT_S, knock
 from labkit.runs.on_node import Cell, Facts, LabEnd, Order, run_lab
 from labkit.runs.plan import Job, Plan, make_plan
 from tests.unit import synthetic
@@ -99,7 +99,9 @@ def test_every_reason_against_a_node_is_told(tmp_path: Path) -> None:
         "Ray counts no CPU": replace(good, cpus=0),
         "it takes 8 GiB of memory and 1.0": node("little memory", gpus=1, memory_gib=1, gpu_gib=24),
         "vllm not installed": replace(good, facts=replace(good.facts, versions={})),
-        "its course is another one": replace(good, facts=None, reason="its course is another one"),
+        "it has another version of the course": replace(
+            good, facts=None, reason="it has another version of the course"
+        ),
         "no m": replace(good, missing_models={"m": "no m"}),
     }
     on_gpu = plan(tmp_path, wanted, gpu_gib=24)
@@ -148,7 +150,7 @@ def test_an_address_where_no_cluster_answers_is_refused_at_once() -> None:
     no_address = ("127.0.0.1", "ray://127.0.0.1:1", "", "here:x", "127.0.0.1:99999")
     silent = [("127.0.0.1:1", "Connection refused")]
     began = time.monotonic()
-    assert not_refused(knock, [*((address, "no address of a Ray cluster") for address in no_address), *silent]) == []
+    assert not_refused(knock, [*((address, "not an address") for address in no_address), *silent]) == []
     assert time.monotonic() - began < 2 * TIMEOUT_S
 
 
@@ -176,7 +178,7 @@ def head() -> Iterator[tuple[str, list[str]]]:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
         return b""
 
-    service, _, method = WHO_ARE_YOU[1:].rpartition("/")
+    service, _, method = GET_CLUSTER_ID[1:].rpartition("/")
     server = grpc.server(ThreadPoolExecutor(1))
     handlers = {method: grpc.unary_unary_rpc_method_handler(who_are_you)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -196,7 +198,7 @@ def test_the_token_decides_how_ray_is_spoken_to(
         ("", "", "disabled", ""),
         ("right", "right", "token", ""),
         ("right", "wrong", "before", "refuses the token of this machine"),
-        ("right", "", "before", "asks for a token, and there is none here"),
+        ("right", "", "before", "needs a token, and this machine has none"),
     ):
         tokens[:] = [lets_in]
         (tmp_path / "token").write_text(f"{ours}\n")
@@ -216,7 +218,7 @@ def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit) as ended:
         main(["run", GOOD, "--ray", "nowhere", "--out", str(tmp_path / "run")])
     assert ended.value.code == 2
-    assert "'nowhere' is no address of a Ray cluster" in capsys.readouterr().err
+    assert "'nowhere' is not an address of a Ray cluster" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

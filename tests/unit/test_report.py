@@ -155,7 +155,7 @@ def test_a_chart_that_cannot_stand_in_the_page_becomes_a_message(tmp_path: Path)
     """A picture or data from elsewhere, or a broken specification, is named; the rest of the report is there."""
     picture = {"data": {"values": [{"u": "http://x.example/a.png"}]}, "encoding": {"url": {"field": "u"}}}
     refused: dict[str, dict[str, Any]] = {
-        "it would ask http://x.example": {"mark": "image", **picture},
+        "it would fetch http://x.example": {"mark": "image", **picture},
         "not allowed": {"mark": "point", "data": {"url": "http://x.example/a.csv"}},
         "could not be drawn": {"mark": "no such mark"},
     }

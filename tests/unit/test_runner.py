@@ -273,7 +273,7 @@ def test_a_resumed_run_keeps_the_labs_that_it_does_not_run(
     before.with_lab(LabRun(name=SLEEPS, status="running")).write(tmp_path)
     monkeypatch.setattr("labkit.runs.runner.git_commit", lambda: "bbb")
     info, said = resumed(tmp_path, GOOD)
-    killed = LabRun(name=SLEEPS, status="failed", error="the run was ended from outside")
+    killed = LabRun(name=SLEEPS, status="failed", error="the run was killed")
     assert {lab.name: lab for lab in info.labs if lab.name != GOOD} == {
         **{lab.name: lab for lab in before.labs if lab.name != GOOD},
         SLEEPS: killed,

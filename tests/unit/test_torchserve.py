@@ -38,10 +38,10 @@ def test_an_archive_holds_code_and_configuration(tmp_path: Path) -> None:
     assert config == {**usual, "batchSize": 3, "handler": {**usual["handler"], "per_row_s": 0.5}}
 
 
-def test_what_cannot_be_archived_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_archived_is_a_usage_error(tmp_path: Path) -> None:
     """An unknown handler or setting, or a name that TorchServe does not take, is a UsageError, and nothing is left."""
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("snooze", {}, "ours are: embedding, naive, sleep, text_generation"),
+        ("snooze", {}, "choose a handler of the course: embedding, naive, sleep, text_generation"),
         ("sleep", {"settings": {"batch_size": 3}}, "no setting 'batch_size'"),
         ("sleep", {"handler_settings": {"model_path": "x"}}, "no setting 'model_path'"),
         ("sleep", {"model_name": "a/b"}, "regular expression filter for model name"),

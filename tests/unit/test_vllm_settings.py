@@ -104,11 +104,11 @@ REFUSED_COMMANDS = {
     "write: vllm serve MODEL [options]": [
         "", "vllm serve", "vllm serve --port 1", "vllm bench serve", "python -m vllm",
     ],
-    "--host stands in the command": ["vllm serve org/model --host 0.0.0.0"],
-    "--port stands in the command": ["vllm serve org/model --port=8000"],
-    "--api-key stands in the command": ["vllm serve org/model --api-key secret"],
+    "the command contains --host": ["vllm serve org/model --host 0.0.0.0"],
+    "the command contains --port": ["vllm serve org/model --port=8000"],
+    "the command contains --api-key": ["vllm serve org/model --api-key secret"],
     "No closing quotation": ["vllm serve 'org/model"],
-    "is no model folder: it has no config.json": [
+    "is not a model folder: it has no config.json": [
         f"vllm serve {folder}" for folder in ("/no/such/folder", "./nothing", "~/nothing", "model")
     ],
 }  # fmt: skip
@@ -189,7 +189,7 @@ FAILURES = [
     ("ValueError: No available memory for the cache blocks. Try", "no memory is left", "gpu_memory_share"),
     (
         "Available memory on node 0 (3.2/23.54 GiB) on kv cache allocation is less than requested memory for kv",
-        "larger than the memory that is free",
+        "larger than the free memory",
         "3.2 GiB are available",
     ),
     (
@@ -199,13 +199,13 @@ FAILURES = [
     ),
     ("OSError: We couldn't connect to 'https://huggingface.co' to load", "not on this machine", "labkit fetch"),
     ("torch.OutOfMemoryError: CUDA out of memory. Tried", "ran out of memory", "smaller model"),
-    ("vllm: error: unrecognized arguments: --max-sequences 4", "does not know", "leave --max-sequences 4 out"),
+    ("vllm: error: unrecognized arguments: --max-sequences 4", "does not know", "remove --max-sequences 4"),
     ("OSError: [Errno 98] Address already in use", "took the port", "start it again"),
     (f"{HEALTHY_GPU}\nOSError: [Errno 98] Address already in use", "took the port", "start it again"),
     (
         "(EngineCore pid=7) ERROR 11-24 07:36:29 [core.py:1510] ValueError: block_size 16 is odd\nRuntimeError: above",
         "ValueError: block_size 16 is odd",
-        "what the message names",
+        "that the message names",
     ),
 ]
 
