@@ -42,7 +42,7 @@ def quantity(values: Iterable[float | None]) -> Quantity:
     """Return the statistics of the values that are not None."""
     data = np.sort([value for value in values if value is not None]).astype(float)  # sorted: sums in one order
     if not data.size:
-        return Quantity(*[math.nan] * 6, 0)
+        return Quantity(*(math.nan,) * 6, count=0)
     p50, p90, p99 = (float(value) for value in np.percentile(data, (50, 90, 99)))
     return Quantity(float(data.mean()), p50, p90, p99, float(data[-1]), float(data.std()), int(data.size))
 

@@ -1,4 +1,4 @@
-"""Drives one engine or a fleet through traffic on one clock, and records it as the load client does."""
+"""Drive one engine or a fleet through traffic on one clock, with the load client's records."""
 
 import heapq
 import math
@@ -15,10 +15,10 @@ from labkit.modelled.traffic import TokenRequest, Traffic
 
 @dataclass(frozen=True, kw_only=True)
 class Drive:
-    """A load on engines that were driven: `result` is the load client's, for metrics, charts and comparisons.
+    """A driven load: `result` is in the load client's form, for metrics, charts and comparisons.
 
-    `replica_of`: which replica took each request. `moments`: each replica after each of its steps. `cached_by_record`:
-    how many of each record's prompt tokens were found in a prefix cache.
+    `replica_of`: the replica of each request. `moments`: the states of each replica after its steps.
+    `cached_by_record`: the prompt tokens of each record that hit a prefix cache.
     """
 
     result: LoadResult
@@ -29,19 +29,19 @@ class Drive:
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens found in a prefix cache."""
+        """Prompt tokens that hit a prefix cache."""
         return sum(self.cached_by_record)
 
     @property
     def prefix_hit_rate(self) -> float:
         """Cached prompt tokens over all prompt tokens; NaN without any."""
-        asked = sum(record.input_tokens or 0 for record in self.result.records)
-        return self.cached_tokens / asked if asked else math.nan
+        prompt_tokens = sum(record.input_tokens or 0 for record in self.result.records)
+        return self.cached_tokens / prompt_tokens if prompt_tokens else math.nan
 
 
 @dataclass(slots=True)
 class _Open:
-    """A request under way."""
+    """A request in flight."""
 
     due_s: float
     token_ids: Sequence[int]
@@ -62,13 +62,12 @@ def drive(
     keep_cache: bool = False,
     each_step: Callable[[], object] | None = None,
 ) -> Drive:
-    """Sends `traffic` through an in-process `LLM`, or a list of them behind `router`, and returns when all is done.
+    """Send `traffic` through an in-process `LLM`, or a list of them behind `router`, until all requests are done.
 
-    With `concurrency` a closed loop: so many requests under way at a time, in order, whatever their `due_s`. Otherwise
-    each request comes when it is due. Engines on modelled cards share one virtual clock; a real engine runs on the
-    wall's clock, alone. `until_s`: nothing is started after that time, and what is under way then ends as CANCELLED.
-    Prefix caches are emptied first, so that the same traffic again does not measure what the last drive left behind;
-    `keep_cache` leaves them. `each_step` is called after each step of an engine.
+    `concurrency` makes a closed loop with that many requests in flight, in order, ignoring `due_s`; without it each
+    request is sent when due. Modelled engines share one virtual clock; a real engine uses the wall clock and is driven
+    alone. At `until_s` requests in flight end as CANCELLED, and no more are sent. Prefix caches are emptied first,
+    unless `keep_cache`. `each_step` is called after each engine step.
     """
     replicas = [Replica(llm) for llm in (engines if isinstance(engines, list | tuple) else [engines])]
     if not keep_cache:
@@ -137,7 +136,7 @@ class _Run:
                 return
 
     def _start_next(self, now_s: float) -> None:
-        """In a closed loop: the next request that follows no other takes the free slot."""
+        """Give a closed loop's free slot to the next request that does not follow another."""
         while self._next < len(self._traffic):
             index, self._next = self._next, self._next + 1
             if self._traffic[index].follows is None:
@@ -225,12 +224,12 @@ class _Run:
 
     def _warnings(self, records: Sequence[RequestRecord]) -> tuple[str, ...]:
         missing = len(self._traffic) - sum(record.ok for record in records)
-        return (f"{missing} of {len(self._traffic)} requests had not ended when the drive did",) if missing else ()
+        return (f"{missing} of {len(self._traffic)} requests were unfinished at the end",) if missing else ()
 
 
 def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | None) -> None:
-    nothing = f"{len(replicas)} engines and {len(traffic)} requests are nothing to drive"
-    require(bool(replicas) and bool(traffic), nothing, fix="at least one of each")
+    empty = f"there are {len(replicas)} engines and {len(traffic)} requests to drive"
+    require(bool(replicas) and bool(traffic), empty, fix="pass at least one of each")
     mixed = f"{len(replicas)} engines, one of them real: they share no clock"
     alone = len(replicas) == 1 or all(replica.modelled is not None for replica in replicas)
     require(alone, mixed, fix="drive a real engine alone")
@@ -243,7 +242,7 @@ def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | Non
     )
     for index, request in enumerate(traffic):
         earlier = request.follows is None or request.follows < index
-        require(earlier, f"request {index} follows one that comes later", fix="put a turn after the one it follows")
+        require(earlier, f"request {index} follows a later one", fix="put a turn after the one it follows")
 
 
 def _with_prompt(request: TokenRequest, token_ids: Sequence[int]) -> TokenRequest:
