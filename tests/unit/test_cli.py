@@ -111,7 +111,7 @@ WRONG = {
     "run -p nonsense": "LAB.NAME=VALUE",
     "run -p all.nonsense=1": "no lab has a parameter 'nonsense'",
     "run --profile {tmp}/broken.yaml": "not valid YAML",
-    "fetch nonsense": "'nonsense' is no embedded model",
+    "fetch nonsense": "'nonsense' is not an embedded model",
     "fetch {tmp}/empty": "no config.json",
     "report {tmp}/nowhere": "is not a folder",
     "report {tmp}/empty": "0 records",
