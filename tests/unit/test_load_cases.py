@@ -42,7 +42,7 @@ def offences(shape: Shape) -> Iterator[str]:
     if record.outcome.value != shape.outcome or shape.error not in record.error:
         yield f"{record.outcome}: {record.error}"
     if shape.outcome != "ok":
-        if summary["completed"] or not any("1 of 1 requests failed" in said for said in result.warnings):
+        if summary["completed"] or not any("1 of 1 requests failed" in warning for warning in result.warnings):
             yield f"counted as completed, or no warning: {result.warnings}"
         return
     tokens = None if shape.tokens == UNKNOWN else shape.tokens
@@ -53,9 +53,11 @@ def offences(shape: Shape) -> Iterator[str]:
         yield f"a throughput or TPOT of unknown tokens: {summary}"
     if record.ttft_s is not None and record.ttft_s < shape.ttft_from_s:
         yield f"TTFT {record.ttft_s}"
-    if not shape.warning and [said for said in result.warnings if "Client-bound" not in said and "at once" not in said]:
+    if not shape.warning and [
+        warning for warning in result.warnings if "Client-bound" not in warning and "at once" not in warning
+    ]:
         yield f"doubted: {result.warnings}"
-    if shape.warning and not any(shape.warning in said for said in result.warnings):
+    if shape.warning and not any(shape.warning in warning for warning in result.warnings):
         yield f"no doubt: {result.warnings}"
 
 
@@ -313,18 +315,18 @@ def test_a_trace_is_sent_as_recorded(tmp_path: Path) -> None:
     lines = [(0, 5, 3, [1, 2]), (100, 8, 2, [1, 3]), (200, 4, 0, [4])]
     names = ("timestamp", "input_length", "output_length", "hash_ids")
     path.write_text("\n".join(json.dumps(dict(zip(names, line, strict=True))) for line in lines))
-    made = workloads.build("mooncake", n=None, path=path, block_tokens=4, speed=2.0)
+    trace = workloads.build("mooncake", n=None, path=path, block_tokens=4, speed=2.0)
     with serving() as stub:
-        result = load.run_blocking(stub.base_url, MODEL, made)
+        result = load.run_blocking(stub.base_url, MODEL, trace)
         with pytest.raises(UsageError, match="arrival times of its own"):
-            load.run_blocking(stub.base_url, MODEL, made, rate=1.0)
-        assert len(load.run_blocking(stub.base_url, MODEL, made, concurrency=2).records) == 3
+            load.run_blocking(stub.base_url, MODEL, trace, rate=1.0)
+        assert len(load.run_blocking(stub.base_url, MODEL, trace, concurrency=2).records) == 3
     assert [record.scheduled_s for record in result.records] == pytest.approx([0.0, 0.05, 0.1])
     assert [record.input_tokens for record in result.records] == [5, 8, 4]
     assert [record.limit_tokens for record in result.records] == [3, 2, 1]
-    first, second, third = (request.prompt.split() for request in made.requests)
+    first, second, third = (request.prompt.split() for request in trace.requests)
     assert (first[:4] == second[:4], first[4:] == second[4:5], first[:4] == third) == (True, False, False)
-    assert made.notes == ("1 requests without output: 1 token each",)
+    assert trace.notes == ("1 requests without output: 1 token each",)
 
 
 def test_words_of_a_trace_are_one_token_each() -> None:

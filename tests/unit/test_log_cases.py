@@ -349,9 +349,9 @@ def test_data_parallel_engines_have_a_cache_each() -> None:
         f"(EngineCore_DP{n} pid={n}) GPU KV cache size: {tokens:,} tokens"
         for n, gib, tokens in ((0, 2.89, 23_648), (1, 1.0, 8_192))
     )
-    found = read(text, architecture=LLAMA_8B)
-    assert [line.agrees for line in found.of("cache_size")] == [True, True]
-    assert "2 engines" in found.notes[0]
+    reading = read(text, architecture=LLAMA_8B)
+    assert [line.agrees for line in reading.of("cache_size")] == [True, True]
+    assert "2 engines" in reading.notes[0]
 
 
 def test_the_last_of_several_starts_is_read() -> None:

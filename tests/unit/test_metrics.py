@@ -154,18 +154,18 @@ def test_quantities_are_the_definition(data: list[float], q: float) -> None:
         high = min(low + 1, len(ordered) - 1)
         return pytest.approx(ordered[low] + (ordered[high] - ordered[low]) * (rank - low), rel=1e-9, abs=1e-6)
 
-    found = quantity(data)
+    stats = quantity(data)
     assert percentile(data, q) == by_hand(q)
-    assert (found.p50, found.p90, found.p99) == (by_hand(50), by_hand(90), by_hand(99))
-    assert (found.count, found.max) == (len(data), max(data))
-    assert found.mean == pytest.approx(fmean(data), abs=1e-6)
+    assert (stats.p50, stats.p90, stats.p99) == (by_hand(50), by_hand(90), by_hand(99))
+    assert (stats.count, stats.max) == (len(data), max(data))
+    assert stats.mean == pytest.approx(fmean(data), abs=1e-6)
 
 
 def test_nothing_measured_is_nan() -> None:
     """A quantity without values is NaN with a count of 0."""
-    found = quantity([None, None])
-    assert found.count == 0
-    assert all(math.isnan(value) for value in (found.mean, found.p50, found.p90, found.p99, found.max, found.std))
+    stats = quantity([None, None])
+    assert stats.count == 0
+    assert all(math.isnan(value) for value in (stats.mean, stats.p50, stats.p90, stats.p99, stats.max, stats.std))
     assert math.isnan(percentile([], 50))
     assert quantity([None, 2.0]) == Quantity(2.0, 2.0, 2.0, 2.0, 2.0, 0.0, 1)
 

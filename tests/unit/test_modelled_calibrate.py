@@ -62,10 +62,10 @@ def errors(coefficients: Mapping[str, float]) -> list[float]:
 
 def test_exact_step_times_give_their_coefficients() -> None:
     """Without noise the fit recovers every coefficient; a machine that is 10% slower has a slowdown of 1.1."""
-    found = fit(timed(1))
-    assert found.coefficients == pytest.approx(COEFFICIENTS, rel=1e-6)
-    assert found.error_p90 < 1e-9
-    assert found.steps == len(SCENE_STEPS)
+    result = fit(timed(1))
+    assert result.coefficients == pytest.approx(COEFFICIENTS, rel=1e-6)
+    assert result.error_p90 < 1e-9
+    assert result.steps == len(SCENE_STEPS)
     slower = [replace(work, seconds=1.1 * work.seconds) for work in timed(1)]
     assert slowdown(slower, CALIBRATION) == pytest.approx(1.1)
 
@@ -109,11 +109,11 @@ def test_scenes_fit_the_engine(max_num_seqs: int, max_model_len: int, kv_tokens:
 
 def test_scenes_of_an_ordinary_engine_cover_decodes_prefills_and_mixed_steps() -> None:
     """Scenes have up to max_num_seqs sequences, joining one by one or together, single prefills, and chunks."""
-    found = scenes(max_num_seqs=16, max_model_len=2048, kv_tokens=46_592)
-    assert {2, 4, 8, 16} <= {len(scene.prompts) for scene in found if scene.decodes and scene.together > 1}
-    assert any(len(scene.prompts) == 16 and scene.together == 1 and scene.between for scene in found)
-    assert any(scene.chunk for scene in found)
-    assert {scene.prompts for scene in found} >= {(8,), (512,)}
+    result = scenes(max_num_seqs=16, max_model_len=2048, kv_tokens=46_592)
+    assert {2, 4, 8, 16} <= {len(scene.prompts) for scene in result if scene.decodes and scene.together > 1}
+    assert any(len(scene.prompts) == 16 and scene.together == 1 and scene.between for scene in result)
+    assert any(scene.chunk for scene in result)
+    assert {scene.prompts for scene in result} >= {(8,), (512,)}
 
 
 class FakeEngine:
@@ -192,10 +192,10 @@ ENGINE = SimpleNamespace(
 
 def test_the_modelled_engine_has_the_real_ones_options() -> None:
     """Scheduler limits and KV blocks are copied; the coefficients are JSON in vLLM's additional_config."""
-    found = json.loads(json.dumps(modelled_llm(ENGINE, COEFFICIENTS)))
+    result = json.loads(json.dumps(modelled_llm(ENGINE, COEFFICIENTS)))
     names = ("num_gpu_blocks_override", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
-    assert [found[name] for name in names] == [364, 128, 16, 4096, 2048]
-    assert found["additional_config"]["modelled_gpu"] == {"source": "fitted", "coefficients": COEFFICIENTS}
+    assert [result[name] for name in names] == [364, 128, 16, 4096, 2048]
+    assert result["additional_config"]["modelled_gpu"] == {"source": "fitted", "coefficients": COEFFICIENTS}
 
 
 def predicted_at(rate: float, monkeypatch: pytest.MonkeyPatch, work: Step | None = None) -> Any:
@@ -231,12 +231,12 @@ def predicted_at(rate: float, monkeypatch: pytest.MonkeyPatch, work: Step | None
 
 def test_a_prediction_holds_latencies_up_to_80_percent_of_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capacity follows from full steps, and latencies are the driven load's; slightly above there is a reason."""
-    found = predicted_at(3.0, monkeypatch)
-    assert found.cannot_say is None
-    assert found.load_share == pytest.approx(3.0 / found.capacity_per_s)
-    assert [*asdict(found.latencies).values()] == pytest.approx([0.1, 0.1, 0.05, 0.05])
-    assert predicted_at(HIGHEST_SHARE * found.capacity_per_s, monkeypatch).latencies is not None
-    above = predicted_at(0.82 * found.capacity_per_s, monkeypatch)
+    result = predicted_at(3.0, monkeypatch)
+    assert result.cannot_say is None
+    assert result.load_share == pytest.approx(3.0 / result.capacity_per_s)
+    assert [*asdict(result.latencies).values()] == pytest.approx([0.1, 0.1, 0.05, 0.05])
+    assert predicted_at(HIGHEST_SHARE * result.capacity_per_s, monkeypatch).latencies is not None
+    above = predicted_at(0.82 * result.capacity_per_s, monkeypatch)
     assert above.to_json()["latencies"] is above.latencies is None
     assert "82% of the modelled capacity" in above.cannot_say
 
@@ -244,9 +244,9 @@ def test_a_prediction_holds_latencies_up_to_80_percent_of_capacity(monkeypatch: 
 def test_steps_far_beyond_the_calibration_get_no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 10,000 tokens, where the calibration had 2,000, are refused; 1 in 100 is acceptable."""
     far = step(0, 0, (2000,) * 5)
-    found = predicted_at(3.0, monkeypatch, far)
-    assert found.latencies is None
-    assert "as any in the calibration" in found.cannot_say
+    result = predicted_at(3.0, monkeypatch, far)
+    assert result.latencies is None
+    assert "as any in the calibration" in result.cannot_say
     steps = [(0.05, step(8, 100, ()))] * 990 + [(0.5, far)]
     assert cannot_say(CALIBRATION, load_share=0.5, steps=steps) is None
     assert cannot_say(CALIBRATION, load_share=0.5, steps=steps[900:]) is not None
@@ -255,5 +255,5 @@ def test_steps_far_beyond_the_calibration_get_no_latency(monkeypatch: pytest.Mon
 def test_answers_of_one_token_have_no_tpot_in_json() -> None:
     """NaN becomes null."""
     none = Latencies(ttft_p50_s=0.1, ttft_p95_s=0.2, tpot_mean_s=float("nan"), tpot_p50_s=float("nan"))
-    found = module.Prediction(load_share=0.1, capacity_per_s=5.0, latencies=none, cannot_say=None)
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["latencies"]["tpot_mean_s"] is None
+    result = module.Prediction(load_share=0.1, capacity_per_s=5.0, latencies=none, cannot_say=None)
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["latencies"]["tpot_mean_s"] is None

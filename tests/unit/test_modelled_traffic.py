@@ -27,7 +27,9 @@ def common(first: TokenRequest, second: TokenRequest) -> int:
 def test_fixed_prompts_share_exactly_the_prefix(n: int, shared: int, own: int, output: int, seed: int) -> None:
     """All have the given lengths and share `shared_tokens`; any two differ within the next few."""
     requests = traffic.fixed(n, input_tokens=shared + own, output_tokens=output, shared_tokens=shared, seed=seed)
-    assert [(len(one.token_ids), one.output_tokens, one.due_s) for one in requests] == [(shared + own, output, 0.0)] * n
+    assert [(len(request.token_ids), request.output_tokens, request.due_s) for request in requests] == [
+        (shared + own, output, 0.0)
+    ] * n
     assert all(shared <= common(a, b) < shared + 3 for a, b in pairwise(requests))
 
 
@@ -65,7 +67,7 @@ def test_each_arrival_has_its_statistics() -> None:
     """The squared coefficient of variation of the gaps is 0 for constant, 1 for Poisson and 4 for bursty arrivals."""
     load = traffic.fixed(4000, input_tokens=1, output_tokens=1)
     for arrival, scv in (("constant", 0), ("poisson", 1), ("bursty", 4)):
-        due = [one.due_s for one in traffic.at_rate(load, 8.0, arrival=arrival, seed=1)]
+        due = [request.due_s for request in traffic.at_rate(load, 8.0, arrival=arrival, seed=1)]
         gaps = [later - earlier for earlier, later in pairwise(due)]
         assert due[-1] == pytest.approx(4000 / 8, rel=0.15)
         assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(scv, rel=0.2, abs=1e-9)
@@ -81,31 +83,33 @@ def test_conversations_are_chains_behind_one_system_prompt(
     sizes = {"turns": turns, "system_tokens": system, "user_tokens": user, "output_tokens": 7, "seed": seed}
     talk = traffic.conversations(n, rate=3.0, **sizes)
     firsts = talk[::turns]
-    assert [one.due_s for one in firsts] == sorted(one.due_s for one in firsts)
+    assert [request.due_s for request in firsts] == sorted(request.due_s for request in firsts)
     assert all(system <= common(a, b) < system + 3 for a, b in pairwise(firsts))
     assert [(request.follows, len(request.token_ids), request.group, request.output_tokens) for request in talk] == [
         (index - 1 if turn else None, user if turn else system + user, f"turn-{turn + 1}", 7)
         for index, (_, turn) in enumerate(product(range(n), range(turns)))
     ]
-    assert len({tuple(one.token_ids[-user:]) for one in talk}) == n * turns
-    assert {one.due_s for one in traffic.conversations(n, **sizes)[::turns]} == {0.0}
+    assert len({tuple(request.token_ids[-user:]) for request in talk}) == n * turns
+    assert {request.due_s for request in traffic.conversations(n, **sizes)[::turns]} == {0.0}
 
 
 def test_users_think_as_long_as_asked() -> None:
     """Think times are exponential: their mean and standard deviation are `think_s`."""
     sizes = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
-    times = [one.due_s for one in traffic.conversations(1000, think_s=3.0, **sizes) if one.follows is not None]
+    times = [
+        request.due_s for request in traffic.conversations(1000, think_s=3.0, **sizes) if request.follows is not None
+    ]
     assert (fmean(times), pvariance(times) ** 0.5) == pytest.approx((3.0, 3.0), rel=0.08)
-    assert all(one.due_s == 0 for one in traffic.conversations(3, think_s=0.0, **sizes))
+    assert all(request.due_s == 0 for request in traffic.conversations(3, think_s=0.0, **sizes))
 
 
 def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
     """Prompts are encoded in order, with their answers' lengths and groups; chat messages are refused."""
     workload = interference(9, long_every=4)
     load = traffic.tokenised(workload, lambda text: [ord(letter) for letter in text])
-    assert [("".join(map(chr, one.token_ids)), one.output_tokens, one.group, one.due_s) for one in load] == [
-        (one.prompt, one.max_tokens, one.group, 0.0) for one in workload.requests
-    ]
+    assert [
+        ("".join(map(chr, request.token_ids)), request.output_tokens, request.group, request.due_s) for request in load
+    ] == [(request.prompt, request.max_tokens, request.group, 0.0) for request in workload.requests]
     with pytest.raises(UsageError, match="chat messages"):
         traffic.tokenised(Workload("chat", (Request("", 1, messages=({"role": "user"},)),)), lambda _text: [1])
 

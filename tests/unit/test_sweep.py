@@ -49,17 +49,17 @@ def sweep(kind: Kind, levels: Sequence[float], slo: Slo | None = None, **server:
 @given(st.floats(1.5, 16), st.floats(0.01, 5))
 def test_the_knee_of_a_closed_loop_is_at_the_capacity(slots: float, alone_s: float) -> None:
     """Within one step of the concurrency that fills the server, and with nearly all of its throughput."""
-    found = sweep("concurrency", LEVELS, capacity=slots / alone_s, alone_s=alone_s)
-    assert found.knee is not None, found.why
-    assert slots / 2**STILL_RISES <= found.knee < 2 * slots
+    result = sweep("concurrency", LEVELS, capacity=slots / alone_s, alone_s=alone_s)
+    assert result.knee is not None, result.why
+    assert slots / 2**STILL_RISES <= result.knee < 2 * slots
 
 
 @given(st.floats(2.5, 12), st.floats(0.01, 0.1))
 def test_the_knee_of_an_open_loop_is_below_the_capacity(capacity: float, alone_s: float) -> None:
     """Arrivals at more than the capacity queue without end."""
-    found = sweep("rate", LEVELS, capacity=capacity, alone_s=alone_s)
-    assert found.knee is not None, found.why
-    assert KEEPS_UP * capacity / 2 < found.knee <= capacity / KEEPS_UP
+    result = sweep("rate", LEVELS, capacity=capacity, alone_s=alone_s)
+    assert result.knee is not None, result.why
+    assert KEEPS_UP * capacity / 2 < result.knee <= capacity / KEEPS_UP
 
 
 def test_a_sweep_without_a_knee_says_why() -> None:
@@ -74,15 +74,15 @@ def test_a_sweep_without_a_knee_says_why() -> None:
         (sweep("rate", LEVELS, Slo(e2e_s=0.05), capacity=100, alone_s=0.1), "already the first step"),
         (sweep("rate", LEVELS, Slo(e2e_s=9), capacity=100, alone_s=0.1), "never saturated"),
     ]
-    assert [(found.knee, words in found.why) for found, words in cases] == [(None, True)] * len(cases)
+    assert [(result.knee, words in result.why) for result, words in cases] == [(None, True)] * len(cases)
     assert sweep("concurrency", LEVELS, capacity=1, alone_s=1).knee == 1
 
 
 def test_an_slo_decides() -> None:
     """The knee is the last step before the first with too few requests in time, counted from when they were due."""
-    found = sweep("rate", LEVELS, Slo(e2e_s=0.5), capacity=5, alone_s=0.1)
-    assert found.knee == 4
-    assert [level.good_share == 1.0 for level in found.steps] == [True, True, True, False, False, False]
+    result = sweep("rate", LEVELS, Slo(e2e_s=0.5), capacity=5, alone_s=0.1)
+    assert result.knee == 4
+    assert [level.good_share == 1.0 for level in result.steps] == [True, True, True, False, False, False]
     late = RequestRecord(0, 0.0, 3.0, (3.1, 3.2), 3.2, 5, 2, Outcome.OK)
     assert step(LoadResult((late,), 3.2, 0.0, None, 1.0, "any", 0), 1, Slo(e2e_s=0.5)).good_share == 0.0
 
@@ -105,9 +105,9 @@ def test_the_knee_of_a_server() -> None:
         for seed, clients in enumerate((1, 2, 4, 8)):
             chat = workloads.chat(24, seed=seed, max_tokens=2)
             steps.append(step(load.run_blocking(stub.base_url, MODEL, chat, concurrency=clients), clients, None))
-    found = judge("concurrency", steps, None).to_dict()
-    assert found["knee"] == 2, found["why"]
-    assert [(row["concurrency"], row["completed"]) for row in found["steps"]] == [(1, 24), (2, 24), (4, 24), (8, 24)]
+    result = judge("concurrency", steps, None).to_dict()
+    assert result["knee"] == 2, result["why"]
+    assert [(row["concurrency"], row["completed"]) for row in result["steps"]] == [(1, 24), (2, 24), (4, 24), (8, 24)]
 
 
 def test_wrong_levels_are_refused() -> None:

@@ -56,11 +56,11 @@ def test_requests_are_the_same_in_every_process() -> None:
 @given(st.integers(20, 90), st.integers(1, 40), SEEDS, st.integers(1, 50), st.integers(0, 50))
 def test_chat_lengths_are_as_asked_and_prompts_distinct(words: int, n: int, seed: int, low: int, extra: int) -> None:
     """Every prompt has its number of words and other first two words, and answers are within their bounds."""
-    asked = workloads.chat(n, seed=seed, prompt_words=words, max_tokens=low + extra, max_tokens_low=low).requests
-    prompts = [request.prompt.split() for request in asked]
+    requests = workloads.chat(n, seed=seed, prompt_words=words, max_tokens=low + extra, max_tokens_low=low).requests
+    prompts = [request.prompt.split() for request in requests]
     assert {len(prompt) for prompt in prompts} == {words}
     assert len({tuple(prompt[:2]) for prompt in prompts}) == n
-    assert all(low <= request.max_tokens <= low + extra for request in asked)
+    assert all(low <= request.max_tokens <= low + extra for request in requests)
 
 
 @given(st.floats(0, 1), st.integers(1, 120), st.integers(2, 12), SEEDS)
