@@ -1,4 +1,4 @@
-"""Asks: an asyncio client for OpenAI completions and chat, closed and open loop, for all servers alike."""
+"""An asyncio load client for OpenAI completions and chat: closed and open loops, the same for every server."""
 
 from labkit.load.address import Api
 from labkit.load.client import run, run_blocking

@@ -1,4 +1,4 @@
-"""A server's address, in any of the forms that people have it."""
+"""Server addresses: a root, a versioned path such as /v1, or a pasted endpoint."""
 
 import re
 from base64 import b64encode
@@ -12,17 +12,17 @@ Api = Literal["completions", "chat"]
 PATHS: dict[Api, str] = {"completions": "/completions", "chat": "/chat/completions"}
 ENDPOINTS = {"/chat/completions": "chat", "/completions": "completions", "/models": None, "/embeddings": None}
 VERSION = re.compile(r"v\d+([a-z]+\d*)?|deployments")
-"""A segment of a path behind which OpenAI's routes follow: /v1, /api/v3, /v1beta/openai, Azure's deployments."""
+"""A path segment before OpenAI's routes: /v1, /api/v3, /v1beta/openai, Azure's deployments."""
 SHORTEST_SECRET = 4
-AS_IN = "pass one such as http://127.0.0.1:8000/v1"
+EXAMPLE = "pass one such as http://127.0.0.1:8000/v1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A server's address, taken apart. It prints without its password and its query.
+    """A parsed address; its repr hides the password and the key.
 
-    `root` is where the routes are, such as http://127.0.0.1:8000/v1; `query` goes with every request; `api` is what a
-    pasted endpoint speaks."""
+    `root` is the base of the routes, such as http://127.0.0.1:8000/v1; `query` is sent with every request; `api` is
+    that of a pasted endpoint."""
 
     root: str
     query: str = ""
@@ -41,7 +41,7 @@ class Address:
         return f"{self.root}{path}{'?' if self.query else ''}{self.query}"
 
     def hide(self, text: str) -> str:
-        """`text` without the key, the password and what the query holds: servers repeat them in their messages."""
+        """Mask the key, the password and the query's values in `text`: servers echo them in messages."""
         values = (value for _, value in parse_qsl(self.query))
         for secret in (self.key, self.password, self.query, *values):
             if len(secret) >= SHORTEST_SECRET:
@@ -50,23 +50,22 @@ class Address:
 
 
 def parse(url: str, *, api_key: str | None = None) -> Address:
-    """A server's root, its .../v1 or another version, or one of its endpoints. UsageError for no http address."""
+    """Parse a server's root, its .../v1 or another version, or an endpoint. UsageError for anything but http(s)."""
     try:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"the address cannot be read: {error}", remedy=AS_IN) from None
+        raise UsageError(f"the address cannot be read: {error}", remedy=EXAMPLE) from None
     is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
     shown = "the address" if "@" in url else repr(url)
-    require(is_http and port != 0, f"{shown} is not an http address", fix=AS_IN)
+    require(is_http and port != 0, f"{shown} is not an http address", fix=EXAMPLE)
     sendable = not api_key or (api_key.isascii() and api_key.isprintable())
     fix = "pass the key alone, without line breaks"
-    require(sendable, "the API key holds a line break or another character that no header can carry", fix=fix)
+    require(sendable, "the API key holds a line break or another character that a header cannot carry", fix=fix)
     fix = "leave one of them out: both would go into the header Authorization"
     require(not (api_key and parts.username), "the address holds a user, and an API key is given too", fix=fix)
     path, api = parts.path.rstrip("/"), None
-    endpoint = next((end for end in ENDPOINTS if path.endswith(end)), None)
-    if endpoint:
+    if endpoint := next((end for end in ENDPOINTS if path.endswith(end)), None):
         path, api = path.removesuffix(endpoint), ENDPOINTS[endpoint]
     elif not any(VERSION.fullmatch(segment) for segment in path.split("/")):
         path += "/v1"

@@ -1,8 +1,7 @@
-"""Reads the answers of OpenAI-compatible servers: streams of server-sent events and whole answers.
+"""Parse the answers of OpenAI-compatible servers: streams of server-sent events, and whole answers.
 
-The servers differ in their details: comments, empty and keep-alive data lines, content as parts, reasoning beside
-content, usage as floats or in every chunk, errors in several forms. What cannot be read becomes the request's outcome
-or a note of it, never a number."""
+Servers differ in details: comments, empty and keep-alive data lines, content as parts, separate reasoning, usage as
+floats or in every chunk, errors in several forms. Unreadable data becomes an outcome or a note, never a number."""
 
 import codecs
 import contextlib
@@ -14,13 +13,13 @@ import msgspec
 from labkit.load.results import Outcome
 
 FAILED_REASONS = ("error", "abort", "aborted", "cancelled")
-"""`finish_reason`s that mean that the server gave up."""
+"""`finish_reason`s of answers that the server gave up."""
 NO_REASONS = (None, "", "null")  # some servers send an empty reason, or the word, with each chunk
 END_OF_REASONING = "</think>"
-"""Ends the reasoning of models whose server does not separate it from the answer."""
+"""Ends the reasoning where the server does not separate it from the answer."""
 
 
-# What is read of a chunk or an answer; other fields are skipped while decoding.
+# The fields read from a chunk or an answer; decoding skips all others.
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -53,7 +52,7 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def error_text(raw: bytes) -> str:
-    """The message in an error's body: OpenAI's, FastAPI's or TorchServe's form, else its first 300 characters."""
+    """Return the message of an error body in OpenAI's, FastAPI's or TorchServe's form, else its first 300 bytes."""
     with contextlib.suppress(ValueError):
         message = msgspec.json.decode(raw)
         while isinstance(message, dict):
@@ -64,13 +63,13 @@ def error_text(raw: bytes) -> str:
 
 
 def _token_count(value: Any) -> int | None:
-    """A number of tokens in a usage: a whole number above 0, also as a float; None for anything else."""
+    """Return a whole number above 0 (also one sent as a float), or None."""
     whole = isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and value == int(value)
     return int(value) if whole else None
 
 
 def _parts(content: Any) -> tuple[str, bool]:
-    """The text of `content` (a text or a list of parts), and whether it holds reasoning (Mistral's thinking parts)."""
+    """Return the text of `content` (a string or a list of parts), and whether it has Mistral's thinking parts."""
     if isinstance(content, list):
         parts = [_parts(part) for part in content]
         return "".join(text for text, _ in parts), any(thinks for _, thinks in parts)
@@ -80,11 +79,11 @@ def _parts(content: Any) -> tuple[str, bool]:
 
 
 class Answer:
-    """What has arrived of one answer, streamed or whole.
+    """The received part of one answer, streamed or whole.
 
-    `chunk_times` are the arrivals of chunks with `choices`, from the first on that carries a token: content, reasoning,
-    a tool call. (vLLM's client counts from the first chunk with `choices`; other servers send one with the role alone,
-    before there is any token.) `answer_time` is the first token's that is not reasoning."""
+    `chunk_times` are arrivals of chunks with `choices`, starting at the first with a token: content, reasoning or a
+    tool call. (vLLM's client starts at the first chunk with `choices`; other servers first send one with only the
+    role.) `answer_time` is the arrival of the first token that is not reasoning."""
 
     def __init__(self) -> None:
         self.chunk_times: list[float] = []
@@ -95,28 +94,28 @@ class Answer:
         self.outcome = Outcome.OK
         self.error = ""
         self.notes: list[str] = []
-        self.done = False  # [DONE] came
-        self._ended = False  # [DONE] or a reason came: the answer is complete
-        self._text_times: list[float] = []  # one for each of `texts`
-        self._choices = 0  # chunks and answers that had any
-        self._more_in_all = False  # the usage has more tokens in all than in and out
+        self.done = False  # received [DONE]
+        self._ended = False  # received [DONE] or a finish_reason: the answer is complete
+        self._text_times: list[float] = []  # arrivals of `texts`
+        self._choices = 0  # chunks and answers with choices
+        self._total_exceeds_sum = False  # usage: total_tokens > prompt_tokens + completion_tokens
         self._event = b""
-        self._rest: list[bytes] = []  # of a line that is not complete; it may be megabytes long
+        self._rest: list[bytes] = []  # of an incomplete line, which may be megabytes long
 
     def fail(self, outcome: Outcome, error: str) -> None:
-        """End with `outcome`; the first failure counts."""
+        """Set `outcome`, unless an earlier failure has."""
         if self.outcome is Outcome.OK:
             self.outcome, self.error = outcome, error
 
     @property
     def text(self) -> str:
-        """The answer's text, reasoning that the server separated left out."""
+        """The answer without reasoning that the server sent separately."""
         return "".join(self.texts)
 
     # --- a stream ---
 
     def feed(self, received: bytes, now: float) -> None:
-        """Take the bytes that arrived at `now`, wherever the network cut them. Line ends are LF or CRLF."""
+        """Parse the bytes that arrived at `now`, cut anywhere. Line ends are LF or CRLF."""
         self._rest.append(received)
         if b"\n" not in received:
             return
@@ -126,17 +125,17 @@ class Answer:
             self._line(line, now)
 
     def finish(self, content_type: str, now: float) -> None:
-        """The stream is over: was it whole?"""
+        """End the stream, and fail if it was not complete."""
         self._line(b"".join(self._rest), now)
         if self.outcome is not Outcome.OK:
             return
         if not self._choices:
-            noted = "".join(f"; {note}" for note in self.notes[:1])
-            self.fail(Outcome.MALFORMED, f"no content chunk in an answer of type {content_type}{noted}")
+            note = "".join(f"; {note}" for note in self.notes[:1])
+            self.fail(Outcome.MALFORMED, f"no content chunk in an answer of type {content_type}{note}")
         elif not self._ended:
             self.fail(Outcome.MALFORMED, f"the stream ended after {self._choices} chunks without [DONE]")
-        if self._more_in_all:
-            self.notes.append("its usage has more tokens in all than in and out: those of the reasoning are left out")
+        if self._total_exceeds_sum:
+            self.notes.append("total_tokens exceeds prompt plus completion tokens: reasoning tokens are not counted")
         if END_OF_REASONING in self.text:
             self.answer_time = self._after_reasoning()
 
@@ -149,7 +148,7 @@ class Answer:
         elif line.startswith(b"event:"):
             self._event = line[6:].strip()
         elif line.startswith(b"error:"):  # llama.cpp
-            self._refused(line[6:].strip())
+            self._fail_by_server(line[6:].strip())
         elif line.startswith(codecs.BOM_UTF8):
             self._line(line.removeprefix(codecs.BOM_UTF8), now)
         elif line.startswith(b"{"):  # a bare object, as some gateways send their errors
@@ -162,27 +161,27 @@ class Answer:
         if payload == b"[DONE]":
             self.done = self._ended = True
         elif self._event == b"error":
-            self._refused(payload)
+            self._fail_by_server(payload)
         else:
             try:
                 self._take(_decode(payload), payload, now)
             except ValueError as error:
-                self._other(payload, error)
+                self._take_undecodable(payload, error)
 
-    def _other(self, payload: bytes, error: Exception) -> None:
-        """A data line that is no chunk: something malformed, an error in words, a keep-alive."""
+    def _take_undecodable(self, payload: bytes, error: Exception) -> None:
+        """Handle a data line that is not a chunk: malformed JSON, an error in plain text, or a keep-alive."""
         shown = repr(payload[:80].decode("utf-8", "replace"))
         if payload.startswith((b"{", b"[")):
             self.fail(Outcome.MALFORMED, f"the answer cannot be read: {shown}: {error}")
         elif b"error" in payload[:200].lower():
-            self._refused(payload)
+            self._fail_by_server(payload)
         elif payload != b"null":
-            self.notes.append(f"a data line that is no chunk was skipped: {shown}")
+            self.notes.append(f"skipped a data line that is not a chunk: {shown}")
 
-    def _refused(self, payload: bytes) -> None:
+    def _fail_by_server(self, payload: bytes) -> None:
         self.fail(Outcome.HTTP_ERROR, f"the server reported in its answer: {error_text(payload)}")
 
-    # --- a chunk of it, or a whole answer ---
+    # --- a chunk, or a whole answer ---
 
     def take_whole(self, raw: bytes, now: float) -> None:
         self._take(_decode(raw), raw, now)
@@ -191,16 +190,16 @@ class Answer:
             self.fail(Outcome.MALFORMED, "the answer has no choices")
 
     def _take(self, chunk: _Chunk, payload: bytes, now: float) -> None:
-        says = bool(chunk.detail) or isinstance(chunk.message, str)
-        if chunk.error or chunk.error_code or (says and chunk.choices is None):
-            self._refused(payload)
+        has_message = bool(chunk.detail) or isinstance(chunk.message, str)
+        if chunk.error or chunk.error_code or (has_message and chunk.choices is None):
+            self._fail_by_server(payload)
         choice = chunk.choices[0] if chunk.choices else None
         if choice is not None:
-            self._choose(choice, payload, now)
+            self._take_choice(choice, payload, now)
         if isinstance(chunk.usage, dict):
-            self._count(chunk.usage)
+            self._take_usage(chunk.usage)
 
-    def _choose(self, choice: _Choice, payload: bytes, now: float) -> None:
+    def _take_choice(self, choice: _Choice, payload: bytes, now: float) -> None:
         self._choices += 1
         part = choice.delta or choice.message
         text: Any = choice.text if part is None else part.content
@@ -221,21 +220,20 @@ class Answer:
         if choice.finish_reason not in NO_REASONS:
             self._ended = True
             if choice.error:
-                self._refused(payload)
+                self._fail_by_server(payload)
             elif choice.finish_reason in FAILED_REASONS:
-                said = f"the server ended the answer with finish_reason {choice.finish_reason!r}"
-                self.fail(Outcome.HTTP_ERROR, said)
+                self.fail(Outcome.HTTP_ERROR, f"the answer ended with finish_reason {choice.finish_reason!r}")
 
-    def _count(self, usage: dict[str, Any]) -> None:
-        """The last usable numbers count: some servers send a usage with each chunk."""
+    def _take_usage(self, usage: dict[str, Any]) -> None:
+        """Keep the last usable numbers: some servers send a usage with each chunk."""
         self.input_tokens = _token_count(usage.get("prompt_tokens")) or self.input_tokens
         self.output_tokens = _token_count(usage.get("completion_tokens")) or self.output_tokens
         total = _token_count(usage.get("total_tokens")) or 0
-        known = self.input_tokens is not None and self.output_tokens is not None
-        self._more_in_all = known and total > (self.input_tokens or 0) + (self.output_tokens or 0)
+        both = self.input_tokens is not None and self.output_tokens is not None
+        self._total_exceeds_sum = both and total > (self.input_tokens or 0) + (self.output_tokens or 0)
 
     def _after_reasoning(self) -> float | None:
-        """The first arrival of text after the end of the reasoning; None if there is none."""
+        """Return the first arrival of text after the reasoning; None without any."""
         text = self.text
         end = text.index(END_OF_REASONING) + len(END_OF_REASONING)
         lengths = accumulate(map(len, self.texts))

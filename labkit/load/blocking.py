@@ -1,4 +1,4 @@
-"""Coroutines as calls that return when they are done, also inside a notebook's running loop."""
+"""Blocking calls of coroutines, also from inside a notebook's running event loop."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,16 @@ T = TypeVar("T")
 def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
-    except ImportError:  # slower, and just as exact
+    except ImportError:  # slower, equally exact
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """`function` as a call that returns when its coroutine is done, which runs in a thread with an event loop of its
-    own: so it works inside a running loop too. Ctrl-C cancels the coroutine, waits for its clean end, and goes on as
-    usual."""
+    """Wrap `function` as a blocking call that runs its coroutine on a new event loop in another thread.
+
+    Ctrl-C cancels the coroutine, waits for it to end, and is raised again."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -33,9 +33,9 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         thread = Thread(target=_drive, args=(loop, task, done), name="labkit-load", daemon=True)
         thread.start()
         try:
-            done.wait()  # not join(): Python 3.11 takes a thread whose join was interrupted for a finished one
+            done.wait()  # not join(): Python 3.11 considers a thread finished if its join was interrupted
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # the loop may just have closed: then there is nothing to cancel
+            with contextlib.suppress(RuntimeError):  # the loop may just have closed: nothing to cancel
                 loop.call_soon_threadsafe(task.cancel)
             done.wait()
             raise
@@ -48,7 +48,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], done: Event) -> None:
     try:
-        with contextlib.suppress(BaseException):  # it stays in the task, for the caller
+        with contextlib.suppress(BaseException):  # the task keeps it for the caller
             loop.run_until_complete(task)
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())

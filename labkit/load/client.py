@@ -1,4 +1,4 @@
-"""Runs a workload against a server: closed loop (a number of requests under way) or open loop (a rate of arrivals)."""
+"""Run a workload against a server: closed loop (requests in flight) or open loop (arrival rate)."""
 
 import asyncio
 import resource
@@ -24,30 +24,29 @@ from labkit.load.workloads import Request, Turn, Workload, arrivals_s
 ARRIVALS = ("poisson", "constant")
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 KEEP_ALIVE_S = 4.0
-"""Idle connections are given up before the server does it (uvicorn, and so vLLM, after 5 s): a request sent into a
-connection that is just being closed fails without the server ever having seen it."""
+"""Close idle connections before the server does (uvicorn, and so vLLM, after 5 s): a request sent into a closing
+connection fails although the server never received it."""
 TIMER_S = 0.001
-"""Resolution of the event loop's timers: a request is sent up to this much late, never early."""
+"""Resolution of the event loop's timers: requests are sent up to this much late, never early."""
 READ_BUFFER_BYTES = 2**20
-"""What aiohttp reads ahead: with its default of 64 KiB, one long event stops and starts the reading many times."""
+"""aiohttp's read-ahead: with its default of 64 KiB, one long event pauses reading many times."""
 AFTER_DONE_S = 1.0
-"""How long a connection may stay open after [DONE] until we close it."""
+"""Close a connection that stays open this long after [DONE]."""
 OnFinished = Callable[[int, int], None]
-"""Called with (measured requests finished, measured requests in all), in the thread that runs the load."""
+"""Called with (measured requests finished, all measured requests), in the thread that runs the load."""
 
 
 def _encode(
     request: Request, *, model: str, api: Api, stream: bool, limit_field: str | None, more: Mapping[str, Any]
 ) -> bytes:
-    """The body of a request."""
     fields: dict[str, Any] = {"model": model, "temperature": request.temperature}
     if api == "chat":
-        fields |= {"messages": request.said, limit_field or "max_completion_tokens": request.max_tokens}
+        fields |= {"messages": request.chat_messages, limit_field or "max_completion_tokens": request.max_tokens}
     else:
         fields |= {"prompt": request.prompt, limit_field or "max_tokens": request.max_tokens}
     if request.seed is not None:
         fields["seed"] = request.seed
-    if request.ignore_eos:  # an extension of vLLM's: not sent where it changes nothing
+    if request.ignore_eos:  # a vLLM extension: not sent where it changes nothing
         fields["ignore_eos"] = True
     if stream:
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -60,20 +59,20 @@ def _encode(
 
 @dataclass(slots=True)
 class Exchange:
-    """A request under way. Times are on the clock `time.perf_counter`; `record` moves them to the load's start."""
+    """A request in flight. Times are `time.perf_counter`'s; `record` makes them relative to the load's start."""
 
     index: int
     request: Request
-    body: bytes = b""  # encoded before the load starts, so that it costs nothing while measuring
+    body: bytes = b""  # encoded before the load starts, outside the measurement
     warmup: bool = False
-    scheduled: float | None = None  # None: no schedule, it is due when it starts
+    scheduled: float | None = None  # None: due when it starts
     started: float = 0.0
     finished: float = 0.0
     status: int | None = None
     answer: Answer = field(default_factory=Answer)
 
     def record(self, zero: float, address: Address) -> RequestRecord:
-        """The finished record, on a clock that is 0 at `zero`."""
+        """Return the finished record, with times relative to `zero`."""
         answer = self.answer
         return RequestRecord(
             index=self.index,
@@ -98,7 +97,7 @@ class Exchange:
 async def _carry_out(
     exchange: Exchange, session: aiohttp.ClientSession, *, url: str, stream: bool, timeout_s: float
 ) -> None:
-    """Whatever happens becomes the exchange's outcome; only a cancellation goes on, once noted."""
+    """Send the request; every error becomes its outcome, and only a cancellation is raised again."""
     exchange.started = perf_counter()
     answer = exchange.answer
     content_type = ""
@@ -149,12 +148,12 @@ async def _refusal(response: aiohttp.ClientResponse) -> str:
 
 
 def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_from: float | None, own: bool) -> None:
-    """`own`: the workload has arrival times of its own."""
+    """`own`: the workload defines its arrival times."""
     fix = "leave the rate out (a trace has `speed`), or take another workload"
     require(rate is None or not own, f"rate is {rate}; this workload has arrival times of its own", fix=fix)
     what = f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load"
     fix = "pass concurrency=N (closed loop) or rate=R in requests per second (open loop)"
-    require(own or (concurrency is None) != (rate is None), what, fix=fix)
+    require(own or (concurrency is None) != (rate is None), what, fix=fix)  # a trace may also run at a concurrency
     if concurrency is not None:
         errors.whole("concurrency", concurrency, at_least=1)
     if rate is not None:
@@ -175,19 +174,20 @@ def _check_requests(workload: Workload, api: Api, limit_field: str | None) -> No
     chats = any(request.messages or isinstance(request, Turn) for request in workload.requests)
     takes_them = api == "chat" or not chats
     require(takes_them, f"the workload holds chat messages; {api} takes none", fix='pass api="chat" (--api chat)')
-    known = limit_field in (None, *LIMIT_FIELDS)
-    require(known, f"limit_field is {limit_field!r}", fix=f"choose one of {', '.join(LIMIT_FIELDS)}")
+    is_field = limit_field in (None, *LIMIT_FIELDS)
+    require(is_field, f"limit_field is {limit_field!r}", fix=f"choose one of {', '.join(LIMIT_FIELDS)}")
 
 
 def _reversed(request: Request) -> Request:
-    """The words in reverse: as long as what is measured, but sharing no prefix with it, or a prefix cache would answer
-    the measured one."""
+    """Reverse the words: the same length without a shared prefix, so a prefix cache does not serve the original."""
 
-    def turned(text: Any) -> Any:
+    def backwards(text: Any) -> Any:
         return " ".join(reversed(text.split(" "))) if isinstance(text, str) else text
 
-    messages = request.messages and tuple({**said, "content": turned(said.get("content"))} for said in request.messages)
-    return replace(request, prompt=turned(request.prompt), messages=messages)
+    messages = request.messages and tuple(
+        {**part, "content": backwards(part.get("content"))} for part in request.messages
+    )
+    return replace(request, prompt=backwards(request.prompt), messages=messages)
 
 
 # --- the load ---
@@ -215,22 +215,22 @@ async def run(
     progress: OnFinished | None = None,
     on_cancel: Callable[[LoadResult], None] | None = None,
 ) -> LoadResult:
-    """Sends `workload` to the OpenAI-compatible server at `base_url` (its root, its .../v1 or other version, or an
-    endpoint) and records every answer.
+    """Send `workload` to the OpenAI-compatible server at `base_url` (root, versioned path or endpoint) and record
+    every answer.
 
-    Exactly one of `concurrency` (closed loop) and `rate` in requests per second (open loop, each request sent when due
-    whatever is still under way) drives it, unless the workload has arrival times of its own; with `ramp_from` it rises
-    linearly from there. `arrival` is "poisson" (seeded by `seed`, else by the workload's seed) or "constant". The turns
-    of a conversation follow each other; concurrency and rate then count conversations. Before the load, `warmup`
-    requests of the same words in another order are sent and kept apart. A request that takes longer than `timeout_s`
-    ends as TIMEOUT; after `stop_after_s` no more are sent, and those under way end as CANCELLED. Cancelling this
-    coroutine closes its connections; `on_cancel` then gets what was measured so far.
+    Pass either `concurrency` (closed loop) or `rate` in requests per second (open loop: each request is sent when due,
+    whatever is in flight), or neither for a workload with arrival times. `ramp_from` starts lower and rises linearly.
+    `arrival` is "poisson" (seeded by `seed`, default the workload's) or "constant". Turns of a conversation are sent in
+    order; concurrency and rate then count conversations. `warmup` requests with the words in reverse order are sent
+    first and recorded separately. Requests longer than `timeout_s` end as TIMEOUT; after `stop_after_s` no more are
+    sent and those in flight end as CANCELLED. Cancelling this coroutine closes its connections and passes the partial
+    result to `on_cancel`.
 
-    `limit_field` is the field that limits an answer's tokens (default: max_tokens, in a chat max_completion_tokens);
-    `body` adds fields to each request or, with None, leaves them out, as {"stream_options": None}.
+    `limit_field` names the field that limits output tokens (default: max_tokens; for chat max_completion_tokens);
+    `body` adds fields to each request, or removes those set to None, as {"stream_options": None}.
 
-    Raises UsageError (an argument, an unknown model) or LoadError (no server, key refused) before anything is sent,
-    unless `preflight` is off. A request that fails is an outcome, not an error."""
+    With `preflight`, UsageError (unknown model) or LoadError (no server, key refused) before anything is sent. A failed
+    request is an outcome, not an error."""
     _check_requests(workload, api, limit_field)
     _check_loop(concurrency, rate, arrival, ramp_from, own=bool(workload.due_s))
     errors.whole("warmup", warmup, at_least=0)
@@ -249,7 +249,7 @@ async def run(
     due_s = workload.due_s
     if rate is not None:
         due_s = arrivals_s(len(chains), rate=rate, ramp_from=ramp_from, arrival=arrival, seed=seed or 0)
-    # An open loop may have thousands of connections: as many open files as this process may have.
+    # An open loop may need thousands of connections: raise the limit of open files.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     async with _session(address) as session:
@@ -291,7 +291,7 @@ async def run(
                 api=api,
                 stream=stream,
                 arrival=arrival if rate is not None else None,
-            ).doubted(asked=len(measured), ramp_from=ramp_from)
+            ).with_warnings(planned=len(measured), ramp_from=ramp_from)
 
         try:
             async with asyncio.timeout(stop_after_s) as limit:
@@ -306,13 +306,13 @@ async def run(
             if on_cancel is not None:
                 on_cancel(result())
             raise
-        except BaseExceptionGroup as group:  # of the progress callback: nothing else can come up
+        except BaseExceptionGroup as group:  # only the progress callback can raise
             raise group.exceptions[0] from None
         return result()
 
 
 def _chains(exchanges: Sequence[Exchange]) -> list[list[Exchange]]:
-    """The turns of each conversation, in order; a request without any is a chain of one."""
+    """Group the turns of each conversation, in order; other requests are chains of length 1."""
     chain_of: dict[int, list[Exchange]] = {}
     chains: list[list[Exchange]] = []
     for exchange in exchanges:
@@ -326,20 +326,20 @@ def _chains(exchanges: Sequence[Exchange]) -> list[list[Exchange]]:
 
 
 async def _think(exchange: Exchange, turn: Turn, earlier: Exchange) -> None:
-    """Waits as a user does who reads the `earlier` answer, then puts all that was said before into the request."""
+    """Wait for the think time after the `earlier` answer, then put the conversation so far before the request."""
     exchange.scheduled = earlier.finished + turn.think_s
     await _until(exchange.scheduled)
-    answered = {"role": "assistant", "content": earlier.answer.text}
-    exchange.request = replace(turn, prompt="", messages=(*earlier.request.said, answered, *turn.said))
+    answer = {"role": "assistant", "content": earlier.answer.text}
+    exchange.request = replace(turn, prompt="", messages=(*earlier.request.chat_messages, answer, *turn.chat_messages))
 
 
 def _session(address: Address) -> aiohttp.ClientSession:
     key = {"Authorization": address.authorization} if address.authorization else {}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-        # Nothing compressed: a compressor would hold chunks back.
+        # No compression: a compressor would hold chunks back.
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **key},
-        timeout=aiohttp.ClientTimeout(total=None),  # each request has a time-out of its own
+        timeout=aiohttp.ClientTimeout(total=None),  # _carry_out sets the time-out
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=READ_BUFFER_BYTES,
     )
@@ -351,7 +351,7 @@ Converse = Callable[[Sequence[Exchange]], Coroutine[Any, Any, None]]
 async def _closed_loop(
     chains: Sequence[Sequence[Exchange]], converse: Converse, concurrency: int, *, start: int | None = None
 ) -> None:
-    """`concurrency` chains under way; from `start` they become more with each that begins, up to three in four."""
+    """Keep `concurrency` chains in flight; with `start`, rise from there until three quarters have begun."""
     queue = iter(enumerate(chains, start=1))
     low, workers = concurrency if start is None else start, 0
 

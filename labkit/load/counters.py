@@ -1,11 +1,11 @@
-"""The engine's own counters: a server's /metrics page, read once or as the difference of two readings."""
+"""Prometheus metrics: read a server's /metrics page, or take the difference of two readings."""
 
 import difflib
 import math
 import re
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from labkit.errors import ServerError, UsageError, require
@@ -13,15 +13,15 @@ from labkit.load import address
 
 Labels = frozenset[tuple[str, str]]
 Series = tuple[str, Labels]
-# Goes straight to the server, as the load client does: a proxy set for the outside knows nothing of loopback.
+# Bypass proxies, as the load client does: they cannot reach loopback.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# What no sum over series means anything for: shares, averages, extremes, moments, labels in the form of a metric.
+# Metrics whose series cannot be added: shares, averages, extremes, times, labels in the form of a metric.
 NOT_ADDED = re.compile(
     r"[_:](perc|percent|percentage|ratio|rate|share|fraction|util|utili[sz]ation|usage|mean|avg|average|median|min|max"
     r"|p\d+|info|created|timestamp|time_seconds)$|Utili[sz]ation$"
 )
-# Ray exports its counters as gauges too (RAY_EXPORT_COUNTER_AS_GAUGE, on by default), some versions as gauges alone. A
-# gauge counts up if its name or its help says so, and does not speak of a state.
+# Ray exports counters as gauges, too (RAY_EXPORT_COUNTER_AS_GAUGE, the default), in some versions only as gauges. A
+# gauge is treated as a counter if its name or help text counts events and does not describe a state.
 COUNTS_UP = re.compile(
     r"_counter:|\b(number|count|total) of\b.*\b(processed|occurred|errored|failed|served|received|completed|finished"
     r"|sent|have been|has been)\b|\bnumber of times\b|\bDEPRECATED, use \w+_total\b",
@@ -39,7 +39,7 @@ EMPTY = (
 
 @dataclass(frozen=True)
 class Histogram:
-    """A Prometheus histogram: `buckets` are (upper bound, observations up to it), ascending, the last infinite."""
+    """A Prometheus histogram: `buckets` are (upper bound, observations up to it), ascending, ending at infinity."""
 
     buckets: tuple[tuple[float, float], ...]
     sum: float
@@ -47,40 +47,39 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Sum / count, which is exact; NaN without observations."""
+        """Sum / count (exact); NaN without observations."""
         return self.sum / self.count if self.count else math.nan
 
 
 @dataclass(frozen=True)
 class Counters:
-    """The samples of one reading at `taken_s` (seconds since the epoch), or of a difference, and each family's type.
+    """The samples of one reading at `taken_s` (seconds since the epoch) or of a difference, and each family's type.
 
-    Names are those of vLLM's documentation, with or without a counter's `_total`."""
+    Names are the server's documented ones, with or without a counter's `_total`."""
 
     taken_s: float
     samples: Mapping[Series, float]
     kinds: Mapping[str, str]
 
     def value(self, name: str, **labels: str) -> float:
-        """The counter or gauge `name`, summed over all its series that carry `labels` (such as a server's engines).
+        """Return the counter or gauge `name`, summed over all series with these `labels` (such as a server's engines).
 
-        UsageError if there is none, or if they cannot be added: shares, averages, extremes, moments (NOT_ADDED)."""
+        UsageError without such a series, or if they cannot be added: shares, averages, extremes, times (NOT_ADDED)."""
         series = self.series(name, **labels)
         if not series:
             raise self._unknown(name, labels)
-        added = len(series) == 1 or not (NOT_ADDED.search(name) or self.kinds.get(name) == "summary")
-        seen = "; ".join(sorted(str(dict(sorted(key))) for key in series))
-        what = f"{name} has {len(series)} series, and shares, averages and the like cannot be added: {seen}"
-        require(added, what, fix="choose one by its labels")
+        additive = len(series) == 1 or not (NOT_ADDED.search(name) or self.kinds.get(name) == "summary")
+        what = f"{name} has {len(series)} series, and shares, averages and the like cannot be added: {_shown(series)}"
+        require(additive, what, fix="choose one by its labels")
         return math.fsum(series.values())
 
     def series(self, name: str, **labels: str) -> dict[Labels, float]:
-        """All series of the counter or gauge `name` that carry `labels`: {their labels: value}."""
+        """Return all series of the counter or gauge `name` with these `labels`: {all labels: value}."""
         totals = dict(self._matching(f"{name}_total", labels)) if self.kinds.get(name) == "counter" else {}
         return totals or dict(self._matching(name, labels))
 
     def histogram(self, name: str, **labels: str) -> Histogram:
-        """The histogram `name`, summed over all its series that carry `labels`. UsageError if there is none."""
+        """Return the histogram `name`, summed over all series with these `labels`. UsageError without any."""
         buckets: dict[float, float] = {}
         for key, value in self._matching(f"{name}_bucket", labels):
             bound = float(dict(key)["le"])
@@ -102,18 +101,18 @@ class Counters:
 
     def _unknown(self, name: str, labels: Mapping[str, str]) -> UsageError:
         if not self.samples:
-            return UsageError(f"the page is empty: there is no metric {name!r} on it", remedy=EMPTY)
+            return UsageError(f"the page is empty: it has no metric {name!r}", remedy=EMPTY)
         family = name if name in self.kinds else name.removesuffix("_total")
         names = {name, *(f"{family}{end}" for end in SUFFIXES)}
-        has = [key for (sample, key) in self.samples if sample in names]
-        if has and not any(labels.items() <= set(key) for key in has):
-            seen = "; ".join(sorted({str(dict(sorted(key))) for key in has})[:5])
-            return UsageError(f"no series of {name!r} has the labels {dict(labels)}", remedy=f"choose among {seen}")
-        if has:
+        keys = {key for (sample, key) in self.samples if sample in names}
+        if keys and not any(labels.items() <= set(key) for key in keys):
+            what = f"no series of {name!r} has the labels {dict(labels)}"
+            return UsageError(what, remedy=f"choose among {_shown(keys, most=5)}")
+        if keys:
             fix = "read a histogram with .histogram(), anything else with .value()"
             return UsageError(f"{name!r} is a {self.kinds.get(family, 'part of another metric')}", remedy=fix)
         if family in self.kinds:
-            fix = "it appears when the first event of its kind has happened: read the page again then"
+            fix = "it gets one with the first such event: read the page again afterwards"
             return UsageError(f"the server declares {name!r}, and no value of it yet", remedy=fix)
         near = difflib.get_close_matches(family, self.names)
         fix = f"did you mean {', '.join(near)}?" if near else f"see .names: it has {len(self.names)} metrics"
@@ -121,8 +120,12 @@ class Counters:
         return UsageError(f"the server has no metric {name!r}{shown}", remedy=fix)
 
 
+def _shown(keys: Iterable[Labels], most: int | None = None) -> str:
+    return "; ".join(sorted(str(dict(sorted(key))) for key in keys)[:most])
+
+
 def parse(text: str, *, taken_s: float = 0.0) -> Counters:
-    """The Prometheus text format. ServerError if it is something else."""
+    """Parse the Prometheus text format. ServerError for anything else."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -137,19 +140,18 @@ def parse(text: str, *, taken_s: float = 0.0) -> Counters:
     kinds: dict[str, str] = {}
     for family in families:
         counts_up = family.type == "gauge" and _counts_up(family.name, family.documentation)
-        if kinds.get(family.name) != "counter":  # a counter and its twin, a gauge, have one name
+        if kinds.get(family.name) != "counter":  # a counter and its duplicate gauge share a name
             kinds[family.name] = "counter" if counts_up else family.type
     return Counters(taken_s, samples, kinds)
 
 
 def _counts_up(name: str, help_text: str) -> bool:
-    said = f"{name}: {help_text}"
-    return bool(COUNTS_UP.search(said)) and not IS_A_STATE.search(said.replace("_", " "))
+    text = f"{name}: {help_text}"
+    return bool(COUNTS_UP.search(text)) and not IS_A_STATE.search(text.replace("_", " "))
 
 
 def scrape(url: str, *, timeout_s: float = 10.0) -> Counters:
-    """Reads the metrics page of the server at `url`: its root, its .../v1 or its .../metrics. ServerError if it cannot
-    be read."""
+    """Read the metrics page of the server at `url` (root, .../v1 or .../metrics). ServerError if that fails."""
     root = address.parse(url).root
     page = root.removesuffix("/v1").removesuffix("/metrics").removesuffix("/v1") + "/metrics"
     try:
@@ -162,17 +164,17 @@ def scrape(url: str, *, timeout_s: float = 10.0) -> Counters:
 
 
 def difference(before: Counters, after: Counters) -> Counters:
-    """What happened between two readings: counters and histograms as their growth, gauges as they are in `after`.
+    """Return the growth of counters and histograms between two readings, and the gauges of `after`.
 
-    `taken_s` is the time between them. A series that `before` lacks counts from 0. ServerError if a counter fell: the
-    server was started again in between."""
+    `taken_s` is the time in between. A series missing in `before` counts from 0. ServerError if a counter fell, as
+    after a restart."""
     samples = dict(after.samples)
     for series, value in after.samples.items():
         if _grows(series[0], after.kinds):
             samples[series] = value - before.samples.get(series, 0.0)
             if samples[series] < 0:
                 what = f"{series[0]} fell by {-samples[series]:g} between two readings"
-                raise ServerError(what, remedy="did the server start again in between?")
+                raise ServerError(what, remedy="take both readings from one server process: did it restart?")
     return Counters(after.taken_s - before.taken_s, samples, after.kinds)
 
 

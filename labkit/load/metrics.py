@@ -1,9 +1,9 @@
-"""What a load's records amount to, in vLLM's definitions.
+"""Summarise a load's records in vLLM's definitions.
 
-Names and formulas are those of `vllm bench serve` (vllm/benchmarks/serve.py, `calculate_metrics`), but latencies count
-from the time at which a request was due (vLLM's own are the `..._from_send_s`). Only requests that ended OK count,
-percentiles are numpy's linear ones, and throughput is over the whole duration. Other tools give other quantities the
-same names. Quantities for which nothing was measured are NaN (None in `to_dict`).
+Names and formulas are those of `vllm bench serve` (vllm/benchmarks/serve.py, `calculate_metrics`), but latencies start
+when a request was due (vLLM's are the `..._from_send_s`). Only requests that ended OK count, percentiles are numpy's
+linear ones, and throughput is over the whole duration. Other tools use the same names for other quantities. Quantities
+without measurements are NaN (None in `to_dict`).
 """
 
 import math
@@ -20,14 +20,14 @@ from labkit.load.results import LoadResult, RequestRecord
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The `q`-th percentile (0 to 100), linear between the two nearest values as numpy does it; NaN of nothing."""
+    """Return numpy's linear `q`-th percentile (0 to 100); NaN without values."""
     errors.number("q", q, high=100.0)
     return float(np.percentile(values, q)) if len(values) else math.nan
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity over requests (or, for ITL, over gaps), in its own unit; `std` is the population's, as in vLLM."""
+    """Statistics over requests (for ITL, over gaps); `std` is the population's, as in vLLM."""
 
     mean: float
     p50: float
@@ -39,20 +39,19 @@ class Quantity:
 
 
 def quantity(values: Iterable[float | None]) -> Quantity:
-    """Mean, percentiles, maximum, standard deviation and number of the values that are not None."""
-    known = np.sort([value for value in values if value is not None]).astype(float)  # sorted: sums in one order
-    if not known.size:
-        return Quantity(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
-    p50, p90, p99 = (float(value) for value in np.percentile(known, (50, 90, 99)))
-    return Quantity(float(known.mean()), p50, p90, p99, float(known[-1]), float(known.std()), int(known.size))
+    """Return the statistics of the values that are not None."""
+    data = np.sort([value for value in values if value is not None]).astype(float)  # sorted: sums in one order
+    if not data.size:
+        return Quantity(*(math.nan,) * 6, count=0)
+    p50, p90, p99 = (float(value) for value in np.percentile(data, (50, 90, 99)))
+    return Quantity(float(data.mean()), p50, p90, p99, float(data[-1]), float(data.std()), int(data.size))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A load in figures. Latencies count from the moment a request was due, which is what users feel if the server (or
-    the client) cannot keep up with an open loop; the two `..._from_send_s` count from the moment it was sent, as vLLM's
-    do. In a closed loop they are the same. Token counts are None, and what rests on them NaN, where an answer's are
-    unknown."""
+    """The metrics of a load. Latencies start when a request was due, which includes the wait if the server or the
+    client falls behind an open loop; `..._from_send_s` start when it was sent, as vLLM's do. In a closed loop they are
+    equal. Token counts are None, and metrics that need them NaN, if any answer's count is unknown."""
 
     completed: int
     failed: int
@@ -61,51 +60,39 @@ class Summary:
     duration_s: float
     request_throughput: float
     output_throughput: float
-    """Output tokens by the server's usage / duration."""
+    """Output tokens (by the server's usage) / duration."""
     total_token_throughput: float
     """(Input + output tokens) / duration."""
     ttft_s: Quantity
     first_answer_token_s: Quantity
-    """Time to the first token of the answer itself, after any reasoning."""
+    """Time to the first token after any reasoning."""
     tpot_s: Quantity
-    """Time per output token after the first: (E2E - TTFT) / (output tokens - 1), of answers with two tokens or more."""
+    """Time per output token after the first: (E2E - TTFT) / (output tokens - 1), for answers of two tokens or more."""
     itl_s: Quantity
-    """Inter-token latency: the gaps between content chunks, of all requests together."""
+    """Inter-token latency: the gaps between content chunks of all requests."""
     e2e_s: Quantity
     ttft_from_send_s: Quantity
     e2e_from_send_s: Quantity
     client_cpu_share: float
     requests_per_core_s: float
-    """Completed requests for each second of a core that this client used."""
+    """Completed requests per CPU second of this client."""
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same, ready for JSON: NaN, which JSON lacks, becomes None."""
+        """Return plain data for JSON, with None for NaN."""
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return plain
 
 
 def summarise(result: LoadResult) -> Summary:
-    return replace(_of(result, result.records), warnings=result.warnings)
-
-
-def summarise_group(result: LoadResult, group: str) -> Summary:
-    """The figures of one group of requests in a load (throughput still over the load's whole duration). UsageError if
-    no request is of that group."""
-    records = [record for record in result.records if record.group == group]
-    known = sorted({record.group for record in result.records})
-    require(bool(records), f"no request is of group {group!r}", fix=f"choose one of {', '.join(map(repr, known))}")
-    return _of(result, records)
-
-
-def _of(result: LoadResult, records: Sequence[RequestRecord]) -> Summary:
-    return summarise_records(records, duration_s=result.duration_s, client_cpu_share=result.client_cpu_share)
+    summary = summarise_records(result.records, duration_s=result.duration_s, client_cpu_share=result.client_cpu_share)
+    return replace(summary, warnings=result.warnings)
 
 
 def summarise_records(
     records: Sequence[RequestRecord], *, duration_s: float, client_cpu_share: float = math.nan
 ) -> Summary:
-    """The figures of `records` that took `duration_s` together."""
+    """Return the metrics of `records` measured over `duration_s`."""
     done = [record for record in records if record.ok]
     due = [record.due for record in done]
     inputs = _total(record.input_tokens for record in done)
@@ -133,13 +120,9 @@ def summarise_records(
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
-    """Their sum; None if one is unknown, since the sum of the others would pass for it."""
-    total = 0
-    for count in counts:
-        if count is None:
-            return None
-        total += count
-    return total
+    """Return the sum, or None if any count is unknown."""
+    known = list(counts)
+    return None if None in known else sum(cast(list[int], known))
 
 
 def _per_second(count: int | None, seconds: float) -> float:
@@ -148,7 +131,7 @@ def _per_second(count: int | None, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Slo:
-    """Service-level objective: the most that a request may take, in seconds; None sets no bound."""
+    """Service-level objective: upper bounds for each request, in seconds; None sets no bound."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -163,9 +146,9 @@ class Slo:
         return {name: bound for name, bound in asdict(self).items() if bound is not None}
 
     def holds(self, record: RequestRecord) -> bool:
-        """True if the request ended OK and within every bound. As in vLLM, an answer of one token has a TPOT of 0.
+        """Whether the request ended OK and within every bound. As in vLLM, an answer of one token has a TPOT of 0.
 
-        UsageError if a bounded quantity was not measured (no streaming, no usage)."""
+        UsageError if a bounded latency was not measured (no streaming, no usage)."""
         return record.ok and all(_measured(record, name) <= bound for name, bound in self._bounds.items())
 
 
@@ -179,5 +162,5 @@ def _measured(record: RequestRecord, name: str) -> float:
 
 
 def goodput(result: LoadResult, slo: Slo) -> float:
-    """Requests per second that kept every bound of `slo`: never more than the request throughput."""
+    """Return the requests per second that met every bound of `slo`."""
     return _per_second(sum(slo.holds(record) for record in result.records), result.duration_s)

@@ -1,9 +1,8 @@
-"""A ladder of loads, and the knee: the highest load at which the server still keeps up.
+"""A sweep over loads, and its knee: the highest load at which the server keeps up.
 
-With an SLO, the knee is the last step before the first at which fewer than GOOD_SHARE of the requests keep it. Without
-one, the rule depends on the loop. At a rate, a server that does not keep up finishes fewer requests than arrive, and
-each waits longer than the one before. At a concurrency, its throughput stops rising while latency grows. A sweep that
-shows no knee says so."""
+With an SLO, the knee is the last step before the first at which fewer than GOOD_SHARE of the requests meet it. Without
+one: in an open loop, a saturated server completes fewer requests than arrive, and latency grows during the step; in a
+closed loop, throughput stops rising while latency grows. A sweep without a knee says why."""
 
 import math
 from collections.abc import Sequence
@@ -20,18 +19,18 @@ from labkit.words import number, share
 Kind = Literal["rate", "concurrency"]
 GOOD_SHARE = 0.95
 KEEPS_UP = 0.9
-"""Completions per arrival, each over the time from its first to its last: below this, requests queue ..."""
+"""Saturated below this rate of completions over that of arrivals (each from its first to its last) ..."""
 QUEUE_GROWS = 1.2
-"""... if the median latency of the second half of them is this many times that of the first half, too."""
+"""... if the median latency of the second half of the requests is also this many times that of the first half."""
 STILL_RISES = 0.25
-"""Throughput that rises less than this, as logarithms in proportion to the load, has stopped: 19% at twice the load."""
+"""Throughput rises if its logarithm grows by at least this share of the load's: 19% at twice the load."""
 LATENCY_GROWS = 0.25
 FEWEST_STEPS = 3
-SLO_RULE = f"the last step before the first at which less than {share(GOOD_SHARE)} of the requests keep the SLO"
+SLO_RULE = f"the last step before the first at which less than {share(GOOD_SHARE)} of the requests meet the SLO"
 OWN_RULES = {
     "rate": (
         f"the last step before the first at which fewer than {share(KEEPS_UP)} of the arriving requests are completed "
-        f"in the same time and latency grows by a factor of {QUEUE_GROWS} within the step, or requests fail"
+        f"in the same time and latency grows by a factor of {QUEUE_GROWS} during the step, or requests fail"
     ),
     "concurrency": (
         f"the last step before the first at which throughput rises by less than {STILL_RISES} of the load's growth "
@@ -42,10 +41,10 @@ OWN_RULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One load of the ladder. `throughput` is in requests per second; `good_share` of the requests kept the SLO.
+    """One load. `throughput` is in requests per second; `good_share` of the requests met the SLO.
 
-    Of an open loop: requests arrived at `offered` per second for `lasted_s`, and `growth` is the median latency of
-    the later half of them over that of the earlier half."""
+    In an open loop requests arrived at `offered` per second for `lasted_s`; `growth` is the median latency of the
+    later half over that of the earlier half."""
 
     level: float
     summary: Summary
@@ -67,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The steps, in order; `knee` is a level, or None where the steps show none, and `why` says what decided it."""
+    """The steps in order, the level of the `knee` or None, and `why`."""
 
     kind: Kind
     steps: tuple[Step, ...]
@@ -76,7 +75,7 @@ class Sweep:
     why: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: each step holds the keys of a load."""
+        """Return plain data for JSON; each step has the keys of a load."""
         steps = [
             {self.kind: step.level, "good_share": step.good_share, **step.summary.to_dict()} for step in self.steps
         ]
@@ -90,16 +89,16 @@ def check_levels(kind: str, levels: Sequence[float]) -> None:
     rising = all(low < high for low, high in pairwise(levels))
     require(bool(levels) and levels[0] > 0 and rising, f"the steps {_list(levels)} do not rise from above 0", fix=fix)
     enough = len(levels) >= FEWEST_STEPS
-    require(enough, f"{len(levels)} steps show no knee; {FEWEST_STEPS} are the fewest", fix=fix)
+    require(enough, f"{len(levels)} steps cannot show a knee; at least {FEWEST_STEPS} are needed", fix=fix)
     whole = kind == "rate" or all(level == int(level) for level in levels)
-    require(whole, f"the steps {_list(levels)} are no whole numbers", fix=fix)
+    require(whole, f"the steps {_list(levels)} are not whole numbers", fix=fix)
 
 
 def step(result: LoadResult, level: float, slo: Slo | None) -> Step:
-    """What one load of the ladder gave. The SLO counts from the time at which a request was due."""
-    kept = None
+    """Evaluate one load. The SLO counts from when a request was due."""
+    good_share = None
     if slo is not None and result.records:
-        kept = sum(slo.holds(record.due) for record in result.records) / len(result.records)
+        good_share = sum(slo.holds(record.due) for record in result.records) / len(result.records)
     done = sorted((record for record in result.records if record.ok), key=lambda record: record.scheduled_s)
     dues, ends = [record.scheduled_s for record in done], sorted(record.finished_s for record in done)
     latencies_s = [record.e2e_from_schedule_s or 0.0 for record in done]
@@ -109,7 +108,7 @@ def step(result: LoadResult, level: float, slo: Slo | None) -> Step:
         level=level,
         summary=summary,
         throughput=_per_second(ends) if result.rate is not None else summary.request_throughput,
-        good_share=kept,
+        good_share=good_share,
         offered=_per_second(dues),
         lasted_s=dues[-1] - dues[0] if dues else 0.0,
         growth=median(latencies_s[half:]) / median(latencies_s[:half]) if half else 1.0,
@@ -117,57 +116,56 @@ def step(result: LoadResult, level: float, slo: Slo | None) -> Step:
 
 
 def _per_second(times_s: Sequence[float]) -> float:
-    """Between the first and the last: the wait for the first answer is no lack of throughput."""
+    """Rate from the first to the last: the wait for the first answer does not count as low throughput."""
     span_s = times_s[-1] - times_s[0] if times_s else 0.0
     return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
 
 
 def judge(kind: Kind, steps: Sequence[Step], slo: Slo | None) -> Sweep:
-    """The knee of the steps, by the SLO or else by throughput and latency."""
+    """Find the knee by the SLO, or without one by throughput and latency."""
     if slo is not None:
         knee, why = _by_slo(kind, steps)
     else:
         knee, why = _by_queue(steps) if kind == "rate" else _by_throughput(steps)
-    beyond = [one for one in steps if knee is None or one.level > knee]
-    if beyond and any("Client-bound" in said for said in beyond[0].summary.warnings):
+    beyond = [step for step in steps if knee is None or step.level > knee]
+    if beyond and any("Client-bound" in warning for warning in beyond[0].summary.warnings):
         knee, why = None, f"the client itself was the limit at {kind} {number(beyond[0].level)}: {why}"
     return Sweep(kind=kind, steps=tuple(steps), rule=SLO_RULE if slo else OWN_RULES[kind], knee=knee, why=why)
 
 
 def _by_slo(kind: Kind, steps: Sequence[Step]) -> tuple[float | None, str]:
-    for before, one in zip((None, *steps), steps, strict=False):
-        if (one.good_share or 0.0) >= GOOD_SHARE:
+    for before, step in zip((None, *steps), steps, strict=False):
+        if (step.good_share or 0.0) >= GOOD_SHARE:
             continue
-        missed = f"at {kind} {number(one.level)} only {share(one.good_share or 0.0)} of the requests keep the SLO"
+        missed = f"at {kind} {number(step.level)} only {share(step.good_share or 0.0)} of the requests meet the SLO"
         if before is None:
             return None, f"{missed}, already the first step: start lower"
         return before.level, missed
-    last = steps[-1]
-    return None, f"never saturated: at {kind} {number(last.level)}, the last step, the SLO is kept: go higher"
+    return None, f"never saturated: at {kind} {number(steps[-1].level)}, the last step, the SLO is met: go higher"
 
 
 def _by_queue(steps: Sequence[Step]) -> tuple[float | None, str]:
-    for before, one in zip((None, *steps), steps, strict=False):
-        if one.fails:
-            short = f"at rate {number(one.level)} {one.summary.failed} requests fail"
-        elif one.queues:
-            short = (
-                f"at rate {number(one.level)}, {number(one.offered)} requests/s arrive, {number(one.throughput)} are "
-                f"completed, and the later half of them takes {number(one.growth)} times as long as the earlier half"
+    for before, step in zip((None, *steps), steps, strict=False):
+        if step.fails:
+            reason = f"at rate {number(step.level)} {step.summary.failed} requests fail"
+        elif step.queues:
+            reason = (
+                f"at rate {number(step.level)}, {number(step.offered)} requests/s arrive, {number(step.throughput)} "
+                f"are completed, and the later half takes {number(step.growth)} times as long as the earlier half"
             )
         else:
             continue
         if before is None:
-            return None, f"saturated from the first step: {short}: start lower"
-        if any(not later.fails and not later.queues for later in steps if later.level > one.level):
-            return None, f"not clear: {short}, but a later step keeps up: send more requests for each step"
-        return before.level, short
+            return None, f"saturated from the first step: {reason}: start lower"
+        if any(not later.fails and not later.queues for later in steps if later.level > step.level):
+            return None, f"not clear: {reason}, but a later step keeps up: send more requests for each step"
+        return before.level, reason
     last = steps[-1]
     latency_s = last.summary.e2e_s.p50
     if last.lasted_s < latency_s:
         return None, (
-            f"too short to tell: the requests of the last step arrived within {number(last.lasted_s)} s, and one takes "
-            f"{number(latency_s)} s: send more of them"
+            f"too short: the requests of the last step arrived within {number(last.lasted_s)} s, and their median "
+            f"latency is {number(latency_s)} s: send more requests"
         )
     return None, f"never saturated: the server keeps up with rate {number(last.level)}, the last step: go higher"
 
@@ -176,17 +174,17 @@ def _by_throughput(steps: Sequence[Step]) -> tuple[float | None, str]:
     first, last = steps[0], steps[-1]
     if first.fails:
         return None, f"requests fail already at concurrency {number(first.level)}, the first step: start lower"
-    for before, one in pairwise(steps):
-        if one.fails:
-            return before.level, f"at concurrency {number(one.level)} {one.summary.failed} requests fail"
-        slow_s = before.summary.e2e_s.p50, one.summary.e2e_s.p50
-        rises = _elasticity(before, one, before.throughput, one.throughput) >= STILL_RISES
-        if rises or _elasticity(before, one, *slow_s) <= LATENCY_GROWS:
+    for before, step in pairwise(steps):
+        if step.fails:
+            return before.level, f"at concurrency {number(step.level)} {step.summary.failed} requests fail"
+        latencies_s = before.summary.e2e_s.p50, step.summary.e2e_s.p50
+        rises = _elasticity(before, step, before.throughput, step.throughput) >= STILL_RISES
+        if rises or _elasticity(before, step, *latencies_s) <= LATENCY_GROWS:
             continue
         flat = (
-            f"from concurrency {number(before.level)} to {number(one.level)} throughput goes from "
-            f"{number(before.throughput)} to {number(one.throughput)} requests/s, and the median latency from "
-            f"{number(slow_s[0])} to {number(slow_s[1])} s"
+            f"from concurrency {number(before.level)} to {number(step.level)} throughput goes from "
+            f"{number(before.throughput)} to {number(step.throughput)} requests/s, and the median latency from "
+            f"{number(latencies_s[0])} to {number(latencies_s[1])} s"
         )
         if before is first and first.level > 1:
             return None, f"saturated from the first step: {flat}: start lower"
@@ -199,10 +197,8 @@ def _by_throughput(steps: Sequence[Step]) -> tuple[float | None, str]:
     )
 
 
-def _elasticity(before: Step, one: Step, low: float, high: float) -> float:
-    if low > 0 and high > 0:
-        return math.log(high / low) / math.log(one.level / before.level)
-    return 0.0
+def _elasticity(before: Step, step: Step, low: float, high: float) -> float:
+    return math.log(high / low) / math.log(step.level / before.level) if low > 0 and high > 0 else 0.0
 
 
 def _list(levels: Sequence[float]) -> str:

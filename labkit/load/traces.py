@@ -1,13 +1,12 @@
-"""Request traces in the Mooncake format: lengths, times and what prompts share, without their text.
+"""Request traces in the Mooncake format: lengths, times and shared prefixes, without text.
 
 The format is JSONL, one request per line (github.com/kvcache-ai/Mooncake, FAST25-release/README.md):
 
     {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 48, ..., 2353, 2354]}
 
-`timestamp` is in milliseconds. Each of `hash_ids` names a block of 512 tokens together with everything before it: equal
-ids are a shared prefix. The last block may be partial, so a request has input_length / 512 ids, rounded up. This holds
-for every line of Mooncake's conversation and synthetic traces (12,031 and 3,993 lines); NVIDIA's aiperf refuses other
-lines, too."""
+`timestamp` is in milliseconds. Each of `hash_ids` identifies a block of 512 tokens and everything before it: equal ids
+are a shared prefix. The last block may be partial, so a request has input_length / 512 ids, rounded up, as has every
+line of Mooncake's conversation and synthetic traces (12,031 and 3,993 lines). NVIDIA's aiperf also refuses others."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from labkit.errors import UsageError, require
 T = TypeVar("T")
 MOST_FILE_BYTES = 2**30
 MOST_BLOCKS = 40_000**2
-"""Ids are below this: a modelled prompt names its block by two of 40,000 token ids."""
+"""Upper bound of ids: a modelled prompt encodes one as two of 40,000 token ids."""
 
 
 class Line(msgspec.Struct):
@@ -36,7 +35,7 @@ class Line(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """Lines in order of time, when each is due in seconds, and notes on what was changed or left out."""
+    """Lines in order of time, their due times in seconds, and notes on changed or omitted lines."""
 
     lines: Sequence[Line]
     due_s: tuple[float, ...]
@@ -44,13 +43,13 @@ class Recorded:
 
 
 def read(path: str | Path, *, n: int | None, speed: float, block_tokens: int, longest: int | None) -> Recorded:
-    """The first `n` requests of a trace in order of time, or all.
+    """Read the first `n` requests of a trace in order of time, or all.
 
     The first request is due at 0 and times are divided by `speed`: 2.0 doubles the rate. Requests of more than
-    `longest` tokens, prompt and output together, are left out.
+    `longest` tokens (prompt and output) are left out.
 
-    UsageError names the file and line of bad JSON, a missing key, a negative number, an empty prompt, or a number of
-    `hash_ids` that contradicts `input_length`; and it refuses a file with fewer than `n` requests."""
+    UsageError with file and line: bad JSON, a missing key, a negative number, an empty prompt, or a number of
+    `hash_ids` that contradicts `input_length`. UsageError also for fewer than `n` requests."""
     errors.whole("n", 1 if n is None else n, at_least=1)
     errors.whole("block_tokens", block_tokens, at_least=2)
     errors.whole("longest", 2 if longest is None else longest, at_least=2)
@@ -74,7 +73,7 @@ def read(path: str | Path, *, n: int | None, speed: float, block_tokens: int, lo
 
 
 def counted(*notes: tuple[int, str]) -> tuple[str, ...]:
-    """A note for each number that is not 0."""
+    """Return a note for each number above 0."""
     return tuple(f"{number} {text}" for number, text in notes if number)
 
 
@@ -88,9 +87,9 @@ def _lines(path: str | Path, block_tokens: int) -> Iterator[Line]:
 
 
 def read_lines(path: str | Path, kind: type[T]) -> Iterator[tuple[str, T]]:
-    """The lines of a JSONL file that are not empty, each with where it is. UsageError for no file, one that never ends
-    (/dev/zero) or is too long, no text, and a line that is no `kind`."""
-    # Not splitlines(): a prompt may hold U+2028 and its like, which end no line in JSONL.
+    """Yield the non-empty lines of a JSONL file as `kind`, with their location. UsageError for a missing, endless
+    (/dev/zero) or too large file, bytes that are not UTF-8, and a line that is not a `kind`."""
+    # Not splitlines(): U+2028 and the like do not end a line in JSONL.
     for number, text in enumerate(_text(path).split("\n"), start=1):
         if text.strip():
             where = f"{path}, line {number}"
@@ -103,8 +102,8 @@ def read_lines(path: str | Path, kind: type[T]) -> Iterator[tuple[str, T]]:
 def _text(path: str | Path) -> str:
     file = Path(str(path))
     try:
-        whole = not file.exists() or file.is_file()
-        require(whole, f"{path} is no regular file", fix="save the requests in one")
+        regular = not file.exists() or file.is_file()
+        require(regular, f"{path} is not a regular file", fix="save the requests in one")
         length = file.stat().st_size
         require(length <= MOST_FILE_BYTES, f"{path} has {length:,} bytes, more than 1 GiB", fix="take a part of it")
         raw = file.read_bytes()
@@ -113,5 +112,5 @@ def _text(path: str | Path) -> str:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path}, line {line}: not UTF-8 text", remedy="save the file as UTF-8") from error
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} cannot be read: {said}", remedy="check the path of the requests file") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {reason}", remedy="check the path of the requests file") from error

@@ -1,7 +1,7 @@
-"""Workloads that are made up, request by request, from a seed.
+"""Workloads: synthetic from a seed, or read from a file.
 
-Request `i` depends on the workload's name and options, the seed and `i` alone: the same seed gives the same requests
-bit by bit, and a longer workload begins with the shorter one."""
+A synthetic request depends only on the workload's name and options, the seed and its index: equal seeds give identical
+requests, and a longer workload begins with the shorter one."""
 
 import hashlib
 import inspect
@@ -58,9 +58,9 @@ ONE_TOKEN_WORDS = _words(
     "area money story fact month lot right study book eye job word business issue side kind head house service friend "
     "father power hour game line end member law car city community name president team minute idea body information"
 )
-"""Common words, which the vocabularies of language models hold whole."""
+"""Common words, each a single token in the vocabularies of language models."""
 MOST_WORDS = 50_000_000
-"""Of all prompts together: some hundred megabytes of text, made before the first request is sent."""
+"""Limit for all prompts of a workload: hundreds of megabytes of text, generated before the first request."""
 _OPENER_WORDS = 6
 SHORTEST_PROMPT_WORDS = _OPENER_WORDS + 1 + max(len(question.split()) for question in _QUESTIONS)
 
@@ -72,16 +72,14 @@ def _sentences(rng: Random) -> Iterator[str]:
 
 
 def passage(rng: Random, words: int) -> list[str]:
-    """Exactly `words` words of plain sentences, the last one cut where the count ends."""
-    stream = (word for sentence in _sentences(rng) for word in sentence.split())
-    return list(islice(stream, words))
+    """Return exactly `words` words of plain sentences; the last may be cut."""
+    return list(islice((word for sentence in _sentences(rng) for word in sentence.split()), words))
 
 
 def message(rng: Random, *, seed: int, index: int, words: int) -> str:
-    """A message of exactly `words` words (SHORTEST_PROMPT_WORDS or more): opener, passage, question.
+    """Return a message of exactly `words` words (SHORTEST_PROMPT_WORDS or more): opener, passage, question.
 
-    Seed and index stand in the opener, so two messages differ within their first few tokens: no cache finds a prefix
-    that they share by accident."""
+    The opener has seed and index, so that messages differ within their first few tokens and share no prefix."""
     tag = f"{seed}-{index}-{rng.randrange(10_000)}"
     opener = ["Message", tag, "from", rng.choice(_NAMES), "in", f"{rng.choice(_CITIES)}:"]
     question = rng.choice(_QUESTIONS).split()
@@ -90,7 +88,7 @@ def message(rng: Random, *, seed: int, index: int, words: int) -> str:
     return " ".join(opener + middle + question)
 
 
-# --- what a request is, and a workload of them ---
+# --- requests and workloads ---
 
 
 Messages = tuple[dict[str, Any], ...]
@@ -98,10 +96,10 @@ Messages = tuple[dict[str, Any], ...]
 
 @dataclass(frozen=True)
 class Request:
-    """One request: a `prompt`, or chat `messages` in its place.
+    """One request: a `prompt`, or chat `messages` instead.
 
-    `max_tokens` bounds the answer; with `ignore_eos` (a vLLM extension) the answer is exactly so long. `group` tells
-    the requests of one workload apart in results."""
+    `max_tokens` limits the answer; with `ignore_eos` (a vLLM extension) it is exactly that long. `group` labels
+    requests in results."""
 
     prompt: str
     max_tokens: int
@@ -112,15 +110,15 @@ class Request:
     group: str = ""
 
     @property
-    def said(self) -> Messages:
-        """The chat messages; the prompt is one of a user."""
+    def chat_messages(self) -> Messages:
+        """The messages, or the prompt as a user's message."""
         return self.messages or ({"role": "user", "content": self.prompt},)
 
 
 @dataclass(frozen=True)
 class Turn(Request):
-    """A later turn of a conversation: sent `think_s` seconds after the answer to the request with the index `follows`,
-    with all that was said before in front of it."""
+    """A later turn of a conversation: sent `think_s` seconds after the answer to the request with index `follows`,
+    preceded by the conversation so far."""
 
     follows: int = 0
     think_s: float = 0.0
@@ -128,8 +126,8 @@ class Turn(Request):
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order in which they are sent, and the parameters that made them. `due_s` are arrival times that
-    they came with, in seconds; `notes` say what was changed or left out."""
+    """Requests in sending order, and the parameters that produced them. `due_s`: recorded arrival times in seconds;
+    `notes`: changed or omitted lines."""
 
     name: str
     requests: tuple[Request, ...]
@@ -139,32 +137,33 @@ class Workload:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the requests: equal exactly if two workloads ask the same."""
+        """SHA-256 of the requests."""
         return hashlib.sha256(msgspec.json.encode(self.requests)).hexdigest()
 
 
-# --- when requests arrive in an open loop ---
+# --- arrival times of an open loop ---
 
 
 def poisson_arrivals_s(n: int, *, rate: float, seed: int) -> tuple[float, ...]:
-    """`n` arrival times in seconds since the start, of a Poisson process of `rate` requests per second: independent
-    exponential gaps of mean 1/rate. They are not stretched to end at n/rate, as those of `vllm bench serve` are."""
+    """Return `n` arrival times in seconds of a Poisson process of `rate` requests per second.
+
+    Unlike `vllm bench serve`, it does not stretch them to end at n/rate."""
     _check(n, rate)
     rng = Random(f"poisson/{seed}")
     return tuple(accumulate(rng.expovariate(rate) for _ in range(n)))
 
 
 def constant_arrivals_s(n: int, *, rate: float) -> tuple[float, ...]:
-    """`n` arrival times in seconds since the start, 1/rate apart, the first at 0."""
+    """Return `n` arrival times in seconds, 1/rate apart, the first at 0."""
     _check(n, rate)
     return tuple(index / rate for index in range(n))
 
 
 def rising_arrivals_s(steady_s: Sequence[float], *, low: float, high: float) -> tuple[float, ...]:
-    """Arrivals at 1 per second, `steady_s`, moved so that their rate rises linearly from `low` to `high` per second.
+    """Transform arrivals at 1 per second, `steady_s`, to a rate that rises linearly from `low` to `high` per second.
 
-    It reaches `high` at the time T = 2n / (low + high) at which n arrivals are expected, and stays there. An arrival
-    that is due at s comes at the t at which the rates up to t add up to s."""
+    It reaches `high` at T = 2n / (low + high), when n arrivals are expected, and stays there. An arrival at s moves to
+    the t at which the integral of the rate is s."""
     n = len(steady_s)
     end_s = 2 * n / (low + high)
     slope = (high - low) / end_s
@@ -176,7 +175,7 @@ def rising_arrivals_s(steady_s: Sequence[float], *, low: float, high: float) -> 
 
 
 def arrivals_s(n: int, *, rate: float, ramp_from: float | None, arrival: str, seed: int) -> tuple[float, ...]:
-    """`n` arrival times, "poisson" or "constant", at `rate` or rising to it from `ramp_from`."""
+    """Return `n` arrival times, "poisson" or "constant", at `rate` or rising to it from `ramp_from`."""
     average = rate if ramp_from is None else 1.0
     constant = arrival == "constant"
     due_s = constant_arrivals_s(n, rate=average) if constant else poisson_arrivals_s(n, rate=average, seed=seed)
@@ -188,14 +187,14 @@ def _check(n: int, rate: float) -> None:
     errors.above_zero("rate", rate, unit="requests per second")
 
 
-# --- a workload from a JSONL file, and into one ---
+# --- JSONL files ---
 
 
 _AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
-    """One line; `output_tokens` is what `vllm bench` calls `max_tokens`."""
+    """One line; `output_tokens` is `vllm bench`'s name for `max_tokens`."""
 
     prompt: str | None = None
     messages: Messages | None = None
@@ -208,18 +207,18 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not self.prompt and not self.messages:
-            raise ValueError("neither `prompt` nor `messages` holds anything")
+            raise ValueError("both `prompt` and `messages` are missing or empty")
         if self.prompt and self.messages:
-            raise ValueError("both `prompt` and `messages` are given; one of them is needed")
+            raise ValueError("both `prompt` and `messages` are given; only one is allowed")
         if self.max_tokens and self.output_tokens:
             raise ValueError("both `max_tokens` and `output_tokens` are given; they mean the same")
 
 
 def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, seed: int = 0) -> Workload:
-    """Requests from a JSONL file, the first `n` or all. They are what they are: `seed` decides arrival times only.
+    """Read the first `n` requests of a JSONL file, or all; `seed` affects only arrival times.
 
-    A line is an object with `prompt` or `messages`, and if wanted `max_tokens` or `output_tokens` (else the argument),
-    `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError names the file and the line."""
+    A line is an object with `prompt` or `messages`, and optionally `max_tokens` or `output_tokens` (default: the
+    argument), `temperature`, `seed`, `ignore_eos`, `group`. Empty lines are skipped. UsageError with file and line."""
     errors.whole("max_tokens", max_tokens, at_least=1)
     errors.whole("n", 1 if n is None else n, at_least=1)
     requests = [
@@ -242,43 +241,42 @@ def from_file(path: str | Path, *, n: int | None = None, max_tokens: int = 64, s
 
 
 def to_file(workload: Workload, path: str | Path) -> Path:
-    """Writes the requests as `from_file` reads them, a line each, and as `vllm bench serve --dataset-name custom` does.
-
-    What is read back asks the same: its digest is the workload's."""
+    """Write the requests as JSONL for `from_file` (same digest) and `vllm bench serve --dataset-name custom`."""
     lines = [_line(request) for request in workload.requests]
     Path(path).write_bytes(msgspec.json.Encoder().encode_lines(lines))
     return Path(path)
 
 
 def _line(request: Request) -> dict[str, Any]:
-    asked = {"messages": request.messages} if request.messages else {"prompt": request.prompt}
+    content = {"messages": request.messages} if request.messages else {"prompt": request.prompt}
     seed = {} if request.seed is None else {"seed": request.seed}
     more = {"temperature": request.temperature, **seed, "ignore_eos": request.ignore_eos, "group": request.group}
-    return {**asked, "output_tokens": request.max_tokens, **more}
+    return {**content, "output_tokens": request.max_tokens, **more}
 
 
 def build(name: str, *, n: int | None, seed: int = 0, **options: Any) -> Workload:
-    """The workload called `name` in WORKLOADS (hyphens allowed); `n` None is all that a file or trace holds.
+    """Build the workload `name` of WORKLOADS (hyphens allowed); n=None reads a whole file or trace.
 
-    UsageError on an unknown name or option, a bad value, or more than MOST_WORDS words of prompts."""
+    UsageError for an unknown name or option, a bad value, or more than MOST_WORDS words of prompts."""
     builder = WORKLOADS.get(name.replace("-", "_"))
     if builder is None:
         raise UsageError(f"there is no workload {name!r}", remedy=f"choose one of {', '.join(WORKLOADS)}")
     parameters = inspect.signature(builder).parameters
-    known = {key: parameter for key, parameter in parameters.items() if key not in ("n", "seed")}
+    choices = {key: parameter for key, parameter in parameters.items() if key not in ("n", "seed")}
     for option in options:
-        require(option in known, f"workload {name!r} has no option {option!r}", fix=f"choose among {', '.join(known)}")
-    for option, parameter in known.items():
+        fix = f"choose among {', '.join(choices)}"
+        require(option in choices, f"workload {name!r} has no option {option!r}", fix=fix)
+    for option, parameter in choices.items():
         given = parameter.default is not parameter.empty or option in options
         require(given, f"workload {name!r} needs the option {option!r}", fix=f"pass {option}=...")
     for option, value in options.items():
         words = value if option.endswith("_words") and isinstance(value, int) else 0
-        fix = "pass fewer or shorter requests: they are all made before the first is sent"
+        fix = "pass fewer or shorter requests: all are generated before the first is sent"
         require((n or 1) * words <= MOST_WORDS, f"{n or 1} prompts of {words} words are too many", fix=fix)
     return builder(n=n, seed=seed, **options)
 
 
-# --- workloads that are made up, request by request, from a seed ---
+# --- synthetic workloads; each raises UsageError for a value out of range ---
 
 
 def chat(
@@ -290,10 +288,9 @@ def chat(
     max_tokens: int = 64,
     max_tokens_low: int | None = None,
 ) -> Workload:
-    """`n` short messages of `prompt_words` words with answers of `max_tokens` tokens.
+    """`n` distinct messages of `prompt_words` words with answers of `max_tokens` tokens.
 
-    With `prompt_words_low` or `max_tokens_low`, lengths are drawn evenly from low to high. All prompts differ.
-    UsageError on a value out of range."""
+    With `prompt_words_low` or `max_tokens_low`, lengths are uniform from low to high."""
     parameters = dict(locals())
     errors.whole("n", n, at_least=1)
     errors.span("prompt_words", prompt_words_low, prompt_words, at_least=SHORTEST_PROMPT_WORDS)
@@ -314,11 +311,10 @@ def _draw(rng: Random, low: int | None, high: int) -> int:
 def shared_prefix(
     n: int, *, seed: int = 0, share: float = 0.5, prompt_words: int = 400, max_tokens: int = 16, prefixes: int = 1
 ) -> Workload:
-    """`n` prompts of `prompt_words` words whose first `share` (0 to 1) is the same in every prompt of one group.
+    """`n` prompts of `prompt_words` words whose first `share` (0 to 1) is the same within each of `prefixes` groups.
 
-    There are `prefixes` groups, taken in turn. The prefix depends on seed, share and length, so runs with different
-    shares never warm each other's cache; the first word after it differs in every request. UsageError on a value out
-    of range."""
+    Groups take turns. The prefix depends on seed, share and length, so runs with different shares do not warm each
+    other's cache; the first word after it differs in every request."""
     parameters = dict(locals())
     errors.whole("n", n, at_least=1)
     errors.number("share", share, high=1.0)
@@ -347,9 +343,8 @@ def interference(
     long_words: int = 1000,
     long_max_tokens: int = 8,
 ) -> Workload:
-    """`n` requests, every `long_every`-th with a long prompt and a short answer (group "long"), the others with a short
-    prompt and a long answer (group "short"): who waits when a long prompt arrives? UsageError on a value out of
-    range."""
+    """`n` requests: every `long_every`-th has a long prompt and a short answer (group "long"), the others a short
+    prompt and a long answer (group "short")."""
     parameters = dict(locals())
     for name in ("n", "long_every", "short_max_tokens", "long_max_tokens"):
         errors.whole(name, parameters[name], at_least=1)
@@ -375,9 +370,8 @@ def conversations(
     max_tokens: int = 64,
     think_s: float = 1.0,
 ) -> Workload:
-    """`n` conversations of `turns` turns behind one system prompt. A turn's messages are all that was said before, with
-    the server's own answers, and `user_words` more; it comes an exponential time of mean `think_s` after the last
-    answer. For a chat API. UsageError on a value out of range."""
+    """`n` chats of `turns` turns with one system prompt. Each adds `user_words` words to the conversation so far, with
+    the server's answers; it is sent an exponential time of mean `think_s` after the last answer."""
     parameters = dict(locals())
     for name in ("n", "turns", "max_tokens"):
         errors.whole(name, parameters[name], at_least=1)
@@ -389,13 +383,13 @@ def conversations(
     for conversation in range(n):
         rng = Random(f"conversations/{seed}/{conversation}")
         for turn in range(turns):
-            said = {"role": "user", "content": message(rng, seed=seed, index=len(requests), words=user_words)}
-            asked: dict[str, Any] = {"prompt": "", "max_tokens": max_tokens, "group": f"turn-{turn + 1}"}
+            user = {"role": "user", "content": message(rng, seed=seed, index=len(requests), words=user_words)}
+            common: dict[str, Any] = {"prompt": "", "max_tokens": max_tokens, "group": f"turn-{turn + 1}"}
             if turn:
                 wait_s = rng.expovariate(1 / think_s) if think_s else 0.0
-                requests.append(Turn(**asked, messages=(said,), follows=len(requests) - 1, think_s=wait_s))
+                requests.append(Turn(**common, messages=(user,), follows=len(requests) - 1, think_s=wait_s))
             else:
-                requests.append(Request(**asked, messages=(system, said) if system_words else (said,)))
+                requests.append(Request(**common, messages=(system, user) if system_words else (user,)))
     return Workload("conversations", tuple(requests), parameters)
 
 
@@ -408,10 +402,10 @@ def mooncake(
     block_tokens: int = 512,
     longest: int | None = None,
 ) -> Workload:
-    """A recorded trace in the Mooncake format (see labkit.load.traces), with its arrival times divided by `speed`.
+    """A recorded trace in the Mooncake format, with arrival times divided by `speed`; errors as `traces.read`.
 
-    A trace has no text. Each block becomes words that are about one token each, the same for the same `hash_ids`; the
-    server's usage says how many tokens they were. UsageError as of `traces.read`."""
+    A trace has no text: each block becomes words of about one token each, equal for equal `hash_ids`. The server's
+    usage has the actual token counts."""
     trace = traces.read(path, n=n, speed=speed, block_tokens=block_tokens, longest=longest)
     tokens = sum(line.input_length for line in trace.lines)
     fix = "ask for fewer requests (n), or leave long ones out (longest)"

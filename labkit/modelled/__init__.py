@@ -1,4 +1,4 @@
-"""vLLM at GPU scale on any machine: its own engine, scheduler and server on a modelled GPU.
+"""Run vLLM's own engine, scheduler and server on a modelled GPU.
 
 gpu = modelled.gpu("h100-sxm", model="llama-3.1-8b")
 llm = LLM(gpu.model, **gpu.llm)

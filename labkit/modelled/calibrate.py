@@ -1,8 +1,8 @@
-"""Step times of the engine on this machine: measured in a short run and fitted.
+"""Measure and fit the step times of the engine on this machine.
 
     calibration = calibrate(llm)  # a real LLM in this process; about half a minute
 
-`predict` (beside this file) says what another load would see.
+`labkit.modelled.predict` predicts other loads from it.
 """
 
 import time
@@ -26,18 +26,18 @@ from labkit.modelled.tracking import Tracker
 from labkit.modelled.traffic import prompt_tokens
 
 UNDISTURBED = 0.95
-"""Least CPU time of a step over its wall time, relative to the median of all steps, for the step to be used: in the
-others the thread had to wait for a core."""
+"""Minimum CPU time / wall time of a used step, relative to the median of all steps: in others the thread waited for a
+core."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-ROUNDS = 3  # at least: the median of two repeats is disturbed if one of them is
-SCENE_TOKENS = 4000  # prompt tokens of a scene at most, to keep a round short
+ROUNDS = 3  # minimum: a median of two repeats does not resist a disturbed one
+SCENE_TOKENS = 4000  # limit of a scene's prompt tokens, to keep a round short
 
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """One step of a real engine: what it computed, its seconds on the wall clock, and this process's CPU seconds."""
+    """One step of a real engine, its wall-clock seconds, and this process's CPU seconds."""
 
     step: Step
     seconds: float
@@ -46,10 +46,10 @@ class TimedStep:
 
 @contextmanager
 def recording(llm: Any) -> Iterator[list[TimedStep]]:
-    """Record the steps of an in-process `LLM` in this block, whole: scheduler, execution and output processing.
+    """Record the steps of an in-process `LLM` in this block: scheduling, execution and output processing.
 
-    Steps that schedule nothing are left out. UsageError for an engine in a process of its own, with requests under way,
-    or with asynchronous scheduling, where a step's duration is another step's execution.
+    Empty steps are skipped. UsageError for an engine in another process, with requests in flight, or with asynchronous
+    scheduling, where a step's duration includes another step's execution.
     """
     from labkit.serving.vllm_steps import scheduler as scheduler_of
 
@@ -82,28 +82,25 @@ def recording(llm: Any) -> Iterator[list[TimedStep]]:
 
 
 def step_of(tracker: Tracker, scheduled: Any) -> Step:
-    """What a step computes, from the scheduler's output. The same `tracker` must follow every step of the engine."""
+    """Build the Step of a scheduler's output. One `tracker` must follow every step of the engine."""
     step = Step()
-    for _, request, tokens, due in tracker.follow(scheduled):
-        step.add(tokens, prefix=request.computed, decode=due and tokens == 1 and request.written > 0, sampled=due)
+    for _, request, due in tracker.follow(scheduled, step):
         request.written += due
     return step
 
 
 def _require_idle(engine: Any) -> None:
     idle = not engine.has_unfinished_requests()
-    require(idle, "the engine has requests under way", fix="wait until they end, or abort them")
-    require(
-        not engine.vllm_config.scheduler_config.async_scheduling,
-        "the engine uses asynchronous scheduling: a step's duration is not that of what it scheduled",
-        fix="start it with async_scheduling=False",
-    )
+    require(idle, "the engine has requests in flight", fix="wait until they end, or abort them")
+    synchronous = not engine.vllm_config.scheduler_config.async_scheduling
+    what = "the engine uses asynchronous scheduling: a step's duration includes another step's execution"
+    require(synchronous, what, fix="start it with async_scheduling=False")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A short load: prompts of `prompts` tokens, of which `together` arrive at a time, with `between` decode steps
-    between arrivals and `decodes` after the last. `chunk`: token budget of a step, or None for the engine's."""
+    """A short load: prompts of `prompts` tokens, `together` arriving at a time, with `between` decode steps between
+    arrivals and `decodes` after the last. `chunk`: token budget of a step; None for the engine's."""
 
     prompts: tuple[int, ...]
     together: int = 1
@@ -113,7 +110,7 @@ class Scene:
 
     @property
     def output_tokens(self) -> int:
-        """Of each request, enough to run until the scene ends."""
+        """Per request, enough to run until the scene ends."""
         return len(self.prompts) * (1 + self.between) + self.decodes + 1
 
 
@@ -123,11 +120,11 @@ PROBE = Scene(prompts=(40, 100, 60, 100), between=1, decodes=DECODES)
 
 
 def scenes(*, max_num_seqs: int, max_model_len: int, kv_tokens: int) -> list[Scene]:
-    """The loads of one round: sequences that join until max_num_seqs run, decodes of 1, 2, 4 ... sequences with short
-    and long contexts, prefills of 8 to 1,000 tokens, and a chunked prefill; without those too large for the engine."""
+    """Return the scenes of one round that fit the engine: sequences joining until max_num_seqs run, decodes of 1, 2,
+    4 ... sequences with short and long contexts, prefills of 8 to 1,000 tokens, and a chunked prefill."""
     widths = [2**power for power in range(max_num_seqs.bit_length())]
     lengths = LENGTHS * (1 + max_num_seqs // len(LENGTHS))
-    found = [
+    candidates = [
         Scene(prompts=lengths[:max_num_seqs], between=1, decodes=DECODES),
         Scene(prompts=lengths[5 : 5 + max_num_seqs], between=1, decodes=DECODES),
         *(Scene(prompts=(40,) * width, together=width, decodes=DECODES) for width in widths),
@@ -138,7 +135,7 @@ def scenes(*, max_num_seqs: int, max_model_len: int, kv_tokens: int) -> list[Sce
     ]
     return [
         scene
-        for scene in dict.fromkeys(found)
+        for scene in dict.fromkeys(candidates)
         if len(scene.prompts) <= max_num_seqs
         and max(scene.prompts) + scene.output_tokens <= max_model_len
         and sum(scene.prompts) <= SCENE_TOKENS
@@ -147,7 +144,7 @@ def scenes(*, max_num_seqs: int, max_model_len: int, kv_tokens: int) -> list[Sce
 
 
 class _Player:
-    """Plays scenes on a real engine, each with prompts that no other one had."""
+    """Play scenes on a real engine, each with new prompts."""
 
     def __init__(self, llm: Any) -> None:
         from labkit.serving.vllm_steps import scheduler
@@ -157,7 +154,7 @@ class _Player:
         self._key = f"calibrate/{time.time_ns()}"
 
     def play(self, scene: Scene) -> list[TimedStep]:
-        """The scene's steps, timed. The engine is idle afterwards."""
+        """Return the scene's timed steps; leave the engine idle."""
         names: list[str] = []
         budget = self._scheduler.max_num_scheduled_tokens
         self._scheduler.max_num_scheduled_tokens = min(budget, scene.chunk or budget)
@@ -188,8 +185,8 @@ class _Player:
 class Fit:
     """Fitted step times.
 
-    `coefficients`: seconds, by the names of step_time.TERMS. `error_median`, `error_p90`: of the absolute errors of
-    the fitted step times, relative to the measured ones. `largest`: the largest value of each term in the calibration.
+    `coefficients`: seconds, by the names in step_time.TERMS. `error_median`, `error_p90`: absolute relative errors of
+    the fitted step times. `largest`: the largest value of each term in the calibration.
     """
 
     coefficients: Mapping[str, float]
@@ -205,8 +202,8 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Fit):
-    """Fitted step times of one engine on one machine. `LLM(calibration.model, **calibration.llm)` is vLLM on both,
-    modelled: the same scheduler options and KV blocks, and a virtual clock."""
+    """Fitted step times of one engine on one machine. `LLM(calibration.model, **calibration.llm)` is its modelled
+    version: the same scheduler options and KV blocks, on a virtual clock."""
 
     machine: str
     vllm: str
@@ -217,26 +214,24 @@ class Calibration(Fit):
 FIT_ITERATIONS = 20
 NORMAL_MEDIAN = 0.6745  # of the absolute value, in standard deviations of a normal distribution
 HUBER = 1.345
-"""Errors of more than this many standard deviations count less (Huber's constant: 95% efficient on normal errors)."""
+"""Errors beyond this many standard deviations get less weight (Huber's constant: 95% efficient on normal errors)."""
 
 
 def fit(steps: Sequence[TimedStep]) -> Fit:
-    """Coefficients of step_time.TERMS, none of them negative, with the least relative errors.
+    """Fit non-negative coefficients of step_time.TERMS with the least relative errors.
 
-    Steps in which the process waited for a core are left out, repeats of a step count as their median, and errors far
-    beyond the usual ones count less. UsageError for fewer different steps than twice the number of terms.
+    Steps that waited for a core are dropped, repeats count as their median, and outliers get less weight. UsageError
+    for fewer distinct steps than twice the number of terms.
     """
     used = _undisturbed(steps)
     rows, seconds = _medians(used)
-    require(
-        len(rows) >= 2 * len(TERMS),
-        f"{len(rows)} different steps are too few to fit {len(TERMS)} coefficients",
-        fix="calibrate an engine with a larger max_model_len, max_num_seqs or KV cache",
-    )
-    found = _robust(rows, seconds)
-    errors = [abs(sum(found * terms(timed.step)) / timed.seconds - 1) for timed in used]
+    what = f"{len(rows)} different steps are too few to fit {len(TERMS)} coefficients"
+    fix = "calibrate an engine with a larger max_model_len, max_num_seqs or KV cache"
+    require(len(rows) >= 2 * len(TERMS), what, fix=fix)
+    coefficients = _robust(rows, seconds)
+    errors = [abs(sum(coefficients * terms(timed.step)) / timed.seconds - 1) for timed in used]
     return Fit(
-        coefficients=dict(zip(TERMS, map(float, found), strict=True)),
+        coefficients=dict(zip(TERMS, map(float, coefficients), strict=True)),
         error_median=percentile(errors, 50),
         error_p90=percentile(errors, 90),
         steps=len(used),
@@ -245,7 +240,7 @@ def fit(steps: Sequence[TimedStep]) -> Fit:
 
 
 def _undisturbed(steps: Sequence[TimedStep]) -> list[TimedStep]:
-    """The steps in which the thread had a core all the time, where the engine computes in one thread; else all."""
+    """Return the steps during which a single-threaded engine always had a core; all steps of other engines."""
     shares = [timed.cpu_s / timed.seconds for timed in steps]
     usual = percentile(shares, 50)
     if not 0.9 < usual < 1.1:
@@ -254,7 +249,7 @@ def _undisturbed(steps: Sequence[TimedStep]) -> list[TimedStep]:
 
 
 def _medians(steps: Sequence[TimedStep]) -> tuple[Array, Array]:
-    """Terms of each different step, a row each, and the median seconds of its repeats."""
+    """Return a row of terms for each distinct step, and the median seconds of its repeats."""
     repeats: dict[tuple[float, ...], list[float]] = {}
     for timed in steps:
         repeats.setdefault(terms(timed.step), []).append(timed.seconds)
@@ -262,27 +257,27 @@ def _medians(steps: Sequence[TimedStep]) -> tuple[Array, Array]:
 
 
 def _robust(rows: Array, seconds: Array) -> Array:
-    """Non-negative coefficients with the least relative errors, by least squares with Huber's weights."""
+    """Fit non-negative coefficients of relative errors by least squares with Huber's weights."""
     from scipy.optimize import nnls
 
     scale, weights = seconds, np.ones_like(seconds)
     for _ in range(FIT_ITERATIONS):
         weighted = rows * (weights / scale)[:, None]
         sizes = np.maximum(np.linalg.norm(weighted, axis=0), 1e-300)
-        found = nnls(weighted / sizes, seconds * weights / scale)[0] / sizes
-        fitted = rows @ found
+        coefficients = nnls(weighted / sizes, seconds * weights / scale)[0] / sizes
+        fitted = rows @ coefficients
         errors = np.abs(seconds / fitted - 1)
         spread = max(percentile(errors, 50) / NORMAL_MEDIAN, 1e-9)
         weights = np.sqrt(np.minimum(1.0, HUBER * spread / np.maximum(errors, 1e-12)))
-        scale = fitted  # errors relative to the measured time would prefer coefficients that are too small
-    return np.asarray(found)
+        scale = fitted  # errors relative to the measured time would bias coefficients downwards
+    return np.asarray(coefficients)
 
 
 def calibrate(llm: Any, *, seconds: float = 35.0, progress: Callable[[str], None] = lambda _: None) -> Calibration:
     """Measure and fit the step times of a real in-process `LLM`, in about `seconds` and at least ROUNDS rounds.
 
-    Empties nothing and changes no option of the engine; its prefix cache holds calibration prompts afterwards.
-    UsageError: see `recording` and `fit`, and for an engine on a modelled GPU.
+    Afterwards its prefix cache contains calibration prompts. UsageError as `recording` and `fit`, and for an engine on
+    a modelled GPU.
     """
     import vllm
 
@@ -300,20 +295,20 @@ def calibrate(llm: Any, *, seconds: float = 35.0, progress: Callable[[str], None
 
 
 def measure(llm: Any, *, seconds: float, progress: Callable[[str], None] = lambda _: None) -> list[TimedStep]:
-    """Rounds of all scenes in a new order each, until `seconds` have passed and ROUNDS are complete."""
+    """Play rounds of all scenes in random order until `seconds` have passed and ROUNDS are complete."""
     config = llm.llm_engine.vllm_config
     cache = config.cache_config
-    todo = scenes(
+    round_scenes = scenes(
         max_num_seqs=config.scheduler_config.max_num_seqs,
         max_model_len=config.model_config.max_model_len,
         kv_tokens=cache.num_gpu_blocks * cache.block_size,
     )
     player, rng, steps = _Player(llm), Random(0), list[TimedStep]()
-    for scene in todo[-2:]:  # the first steps of an engine are slow
+    for scene in round_scenes[-2:]:  # warm-up: an engine's first steps are slow
         player.play(scene)
     began_s = time.perf_counter()
     for number in count(1):
-        for scene in rng.sample(todo, len(todo)):
+        for scene in rng.sample(round_scenes, len(round_scenes)):
             steps += player.play(scene)
             if number > ROUNDS and time.perf_counter() - began_s > seconds:
                 return steps
@@ -324,8 +319,8 @@ def measure(llm: Any, *, seconds: float, progress: Callable[[str], None] = lambd
 
 
 def speed(llm: Any, calibration: Calibration) -> float:
-    """Seconds of a few fixed steps now over their fitted seconds: 1.1 says that the machine is 10% slower than when it
-    was calibrated. Takes about two seconds."""
+    """Return measured / fitted seconds of a few fixed steps, in about two seconds: 1.1 means 10% slower than during the
+    calibration."""
     player = _Player(llm)
     return slowdown([timed for _ in range(2) for timed in player.play(PROBE)], calibration)
 
@@ -336,11 +331,11 @@ def slowdown(steps: Sequence[TimedStep], calibration: Calibration) -> float:
 
 
 KV_CACHE_BYTES = 2**30
-"""For vLLM's check of the memory alone: num_gpu_blocks_override decides how many blocks there are."""
+"""Only for vLLM's memory check: num_gpu_blocks_override sets the number of blocks."""
 
 
 def modelled_llm(config: Any, coefficients: Mapping[str, float]) -> dict[str, Any]:
-    """Arguments of `LLM(...)` for the modelled version of the engine with vLLM's configuration `config`."""
+    """Return the arguments of `LLM(...)` for the modelled version of an engine with vLLM's configuration `config`."""
     scheduler, cache = config.scheduler_config, config.cache_config
     return {
         "distributed_executor_backend": EXECUTOR,

@@ -1,4 +1,4 @@
-"""GPUs that can be modelled: data/gpus.yaml, with the source of each figure."""
+"""Modelled GPUs, from data/gpus.yaml, with the source of each figure."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -13,7 +13,7 @@ Evidence = Literal["served", "kernels", "borrowed", "none"]
 
 
 class Sheet(Frozen):
-    """Where the card's figures were read, and when."""
+    """Source and date of the card's figures."""
 
     source: str
     date: str | object
@@ -27,7 +27,7 @@ class KernelTables(Frozen):
 
 
 class Efficiency(Frozen):
-    """Shares of the data sheet's FLOP/s (mfu) and bytes/s (mbu) that the formula takes as reached."""
+    """Assumed shares of the data sheet's FLOP/s (mfu) and bytes/s (mbu) in the formula."""
 
     mfu: float = Field(gt=0, le=1)
     mbu: float = Field(gt=0, le=1)
@@ -35,10 +35,10 @@ class Efficiency(Frozen):
 
 
 class Card(Frozen):
-    """One GPU: its data sheet, and what is known about how long kernels take on it. `nvml`: the name NVML reports.
+    """One GPU: its data sheet and sources of step times. `nvml`: the name NVML reports.
 
-    `evidence`: served = compared with served measurements of real cards; kernels = only kernel times were measured;
-    borrowed = data sheet with another card's efficiency; none = no step time can be given.
+    `evidence`: served = compared with serving measurements of real cards; kernels = only kernel times were measured;
+    borrowed = data sheet with another card's efficiency; none = no step times.
     """
 
     name: str
@@ -65,23 +65,23 @@ class Card(Frozen):
 
     @property
     def flops(self) -> float | None:
-        """Dense 16-bit FLOP/s, where the sheet has them."""
+        """Dense 16-bit FLOP/s, if the sheet has them."""
         tflops = self.bf16_tflops or self.fp16_tflops
         return None if tflops is None else tflops * 1e12
 
 
 @cache
 def known() -> Mapping[str, Card]:
-    """All cards by name. UsageError names the entry that is wrong."""
+    """Return all cards by name. UsageError for an invalid entry."""
     return read_named(data_path("gpus.yaml"), Card)
 
 
 def find(name: str) -> Card:
-    """The card of that name. UsageError lists those that there are."""
+    """Return the card of that name, or raise a UsageError with all names."""
     require(name.lower() in known(), f"there is no modelled card {name!r}", fix=f"choose one of {', '.join(known())}")
     return known()[name.lower()]
 
 
 def reported_as(nvml_name: str) -> Card | None:
-    """The card with the name that NVML reports; None for others, and for a MIG instance, which is only part of one."""
+    """Return the card with this NVML name; None for unknown cards and MIG instances."""
     return next((card for card in known().values() if card.nvml == nvml_name), None)

@@ -1,4 +1,4 @@
-"""Drives one engine or a fleet through traffic on one clock, and records it as the load client does."""
+"""Drive one engine or a fleet through traffic on one clock, with the load client's records."""
 
 import heapq
 import math
@@ -15,10 +15,10 @@ from labkit.modelled.traffic import TokenRequest, Traffic
 
 @dataclass(frozen=True, kw_only=True)
 class Drive:
-    """A load on engines that were driven: `result` is the load client's, for metrics, charts and comparisons.
+    """A driven load: `result` is in the load client's form, for metrics, charts and comparisons.
 
-    `replica_of`: which replica took each request. `moments`: each replica after each of its steps. `cached_by_record`:
-    how many of each record's prompt tokens were found in a prefix cache.
+    `replica_of`: the replica of each request. `moments`: the states of each replica after its steps.
+    `cached_by_record`: the prompt tokens of each record that hit a prefix cache.
     """
 
     result: LoadResult
@@ -29,19 +29,19 @@ class Drive:
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens found in a prefix cache."""
+        """Prompt tokens that hit a prefix cache."""
         return sum(self.cached_by_record)
 
     @property
     def prefix_hit_rate(self) -> float:
         """Cached prompt tokens over all prompt tokens; NaN without any."""
-        asked = sum(record.input_tokens or 0 for record in self.result.records)
-        return self.cached_tokens / asked if asked else math.nan
+        prompt_tokens = sum(record.input_tokens or 0 for record in self.result.records)
+        return self.cached_tokens / prompt_tokens if prompt_tokens else math.nan
 
 
 @dataclass(slots=True)
 class _Open:
-    """A request under way."""
+    """A request in flight."""
 
     due_s: float
     token_ids: Sequence[int]
@@ -62,27 +62,20 @@ def drive(
     keep_cache: bool = False,
     each_step: Callable[[], object] | None = None,
 ) -> Drive:
-    """Sends `traffic` through an in-process `LLM`, or a list of them behind `router`, and returns when all is done.
+    """Send `traffic` through an in-process `LLM`, or a list of them behind `router`, until all requests are done.
 
-    With `concurrency` a closed loop: so many requests under way at a time, in order, whatever their `due_s`. Otherwise
-    each request comes when it is due. Engines on modelled cards share one virtual clock; a real engine runs on the
-    wall's clock, alone. `until_s`: nothing is started after that time, and what is under way then ends as CANCELLED.
-    Prefix caches are emptied first, so that the same traffic again does not measure what the last drive left behind;
-    `keep_cache` leaves them. `each_step` is called after each step of an engine.
+    `concurrency` makes a closed loop with that many requests in flight, in order, ignoring `due_s`; without it each
+    request is sent when due. Modelled engines share one virtual clock; a real engine uses the wall clock and is driven
+    alone. At `until_s` requests in flight end as CANCELLED, and no more are sent. Prefix caches are emptied first,
+    unless `keep_cache`. `each_step` is called after each engine step.
     """
     replicas = [Replica(llm) for llm in (engines if isinstance(engines, list | tuple) else [engines])]
     if not keep_cache:
         for replica in replicas:
             replica.engine.reset_prefix_cache()
-    run = _Run(
-        replicas,
-        traffic,
-        router or least_loaded,
-        concurrency,
-        progress,
-        math.inf if until_s is None else until_s,
-        each_step or (lambda: None),
-    )
+    _check(replicas, traffic, concurrency)
+    until_s = math.inf if until_s is None else until_s
+    run = _Run(replicas, traffic, router or least_loaded, concurrency, progress, until_s, each_step)
     try:
         run.go()
     finally:
@@ -91,68 +84,63 @@ def drive(
     return run.drive()
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        replicas: Sequence[Replica],
-        traffic: Traffic,
-        router: Router,
-        concurrency: int | None,
-        progress: Callable[[int, int], None] | None,
-        until_s: float,
-        each_step: Callable[[], object],
-    ) -> None:
-        _check(replicas, traffic, concurrency)
-        self._replicas, self._traffic, self._router = replicas, traffic, router
-        self._progress, self._until_s, self._concurrency = progress, until_s, concurrency
-        self._each_step = each_step
-        self._preempted_before = [_preemptions(replica) for replica in replicas]
-        self._open: list[_Open | None] = [None] * len(traffic)
-        self._replica_of = [-1] * len(traffic)
+    replicas: Sequence[Replica]
+    traffic: Traffic
+    router: Router
+    concurrency: int | None
+    progress: Callable[[int, int], None] | None
+    until_s: float
+    each_step: Callable[[], object] | None
+
+    def __post_init__(self) -> None:
+        self._preempted_before = sum(map(_preemptions, self.replicas))
+        self._open: list[_Open | None] = [None] * len(self.traffic)
+        self._replica_of = [-1] * len(self.traffic)
         self._done = 0
         self._due: list[tuple[float, int]] = []
         self._followers: dict[int, list[int]] = {}
         self._next = 0
-        for index, request in enumerate(traffic):
+        for index, request in enumerate(self.traffic):
             if request.follows is not None:
                 self._followers.setdefault(request.follows, []).append(index)
-            elif concurrency is None:
+            elif self.concurrency is None:
                 heapq.heappush(self._due, (request.due_s, index))
-        if concurrency is not None:
-            for _ in range(min(concurrency, len(traffic))):
-                self._start_next(0.0)
+        for _ in range(min(self.concurrency or 0, len(self.traffic))):
+            self._start_next(0.0)
 
     def go(self) -> None:
-        while self._done < len(self._traffic):
+        while self._done < len(self.traffic):
             due_s = self._due[0][0] if self._due else math.inf
-            busy = [replica for replica in self._replicas if replica.in_flight]
+            busy = [replica for replica in self.replicas if replica.in_flight]
             behind = min(busy, key=lambda replica: replica.clock_s) if busy else None
             if behind is not None and behind.clock_s < due_s:
-                if behind.clock_s >= self._until_s:
+                if behind.clock_s >= self.until_s:
                     return
                 self._step(behind)
-            elif self._due and due_s < self._until_s:
+            elif self._due and due_s < self.until_s:
                 self._submit(*heapq.heappop(self._due))
             else:
                 return
 
     def _start_next(self, now_s: float) -> None:
-        """In a closed loop: the next request that follows no other takes the free slot."""
-        while self._next < len(self._traffic):
+        """Give a closed loop's free slot to the next request that does not follow another."""
+        while self._next < len(self.traffic):
             index, self._next = self._next, self._next + 1
-            if self._traffic[index].follows is None:
+            if self.traffic[index].follows is None:
                 heapq.heappush(self._due, (now_s, index))
                 return
 
     def _submit(self, due_s: float, index: int) -> None:
-        request = self._traffic[index]
+        request = self.traffic[index]
         state = self._open[index] or _Open(due_s, request.token_ids)
         state.due_s, state.started = due_s, True
         self._open[index] = state
-        chosen = self._router(_with_prompt(request, state.token_ids), self._replicas)
-        exists = 0 <= chosen < len(self._replicas)
-        require(exists, f"the router chose replica {chosen} of {len(self._replicas)}", fix="return an index from 0 on")
-        replica = self._replicas[chosen]
+        chosen = self.router(_with_prompt(request, state.token_ids), self.replicas)
+        exists = 0 <= chosen < len(self.replicas)
+        require(exists, f"the router chose replica {chosen} of {len(self.replicas)}", fix="return an index from 0 on")
+        replica = self.replicas[chosen]
         if not replica.in_flight:
             replica.advance_to(due_s)
         self._replica_of[index] = chosen
@@ -161,7 +149,8 @@ class _Run:
     def _step(self, replica: Replica) -> None:
         for update in replica.step():
             self._take(update, replica.clock_s)
-        self._each_step()
+        if self.each_step is not None:
+            self.each_step()
 
     def _take(self, update: NewTokens, now_s: float) -> None:
         state = self._open[update.index]
@@ -177,38 +166,38 @@ class _Run:
         self._done += 1
         followers = self._followers.get(index, ())
         for follower in followers:
-            request = self._traffic[follower]
+            request = self.traffic[follower]
             self._open[follower] = _Open(0.0, [*state.token_ids, *state.answer, *request.token_ids])
             heapq.heappush(self._due, (now_s + request.due_s, follower))
-        if self._concurrency is not None and not followers:
+        if self.concurrency is not None and not followers:
             self._start_next(now_s)
-        if self._progress is not None:
-            self._progress(self._done, len(self._traffic))
+        if self.progress is not None:
+            self.progress(self._done, len(self.traffic))
 
     def drive(self) -> Drive:
-        records = tuple(
-            self._record(index, state) for index, state in enumerate(self._open) if state is not None and state.started
-        )
-        after = [_preemptions(replica) for replica in self._replicas]
+        started = {index: state for index, state in enumerate(self._open) if state is not None and state.started}
+        records = tuple(self._record(index, state) for index, state in started.items())
+        missing = len(self.traffic) - sum(record.ok for record in records)
+        warning = f"{missing} of {len(self.traffic)} requests were unfinished at the end"
         return Drive(
             result=LoadResult(
                 records=records,
                 duration_s=max((record.finished_s for record in records), default=0.0),
                 client_cpu_s=math.nan,
-                concurrency=self._concurrency,
+                concurrency=self.concurrency,
                 rate=None,
                 workload="token ids",
                 seed=None,
-                warnings=self._warnings(records),
+                warnings=(warning,) if missing else (),
             ),
-            moments=[replica.moments for replica in self._replicas],
+            moments=[replica.moments for replica in self.replicas],
             replica_of=self._replica_of,
-            preemptions=sum(after) - sum(self._preempted_before),
-            cached_by_record=[state.cached_tokens for state in self._open if state is not None and state.started],
+            preemptions=sum(map(_preemptions, self.replicas)) - self._preempted_before,
+            cached_by_record=[state.cached_tokens for state in started.values()],
         )
 
     def _record(self, index: int, state: _Open) -> RequestRecord:
-        request = self._traffic[index]
+        request = self.traffic[index]
         whole = len(state.times_s) == request.output_tokens
         return RequestRecord(
             index=index,
@@ -223,14 +212,10 @@ class _Run:
             group=request.group,
         )
 
-    def _warnings(self, records: Sequence[RequestRecord]) -> tuple[str, ...]:
-        missing = len(self._traffic) - sum(record.ok for record in records)
-        return (f"{missing} of {len(self._traffic)} requests had not ended when the drive did",) if missing else ()
-
 
 def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | None) -> None:
-    nothing = f"{len(replicas)} engines and {len(traffic)} requests are nothing to drive"
-    require(bool(replicas) and bool(traffic), nothing, fix="at least one of each")
+    empty = f"there are {len(replicas)} engines and {len(traffic)} requests to drive"
+    require(bool(replicas) and bool(traffic), empty, fix="pass at least one of each")
     mixed = f"{len(replicas)} engines, one of them real: they share no clock"
     alone = len(replicas) == 1 or all(replica.modelled is not None for replica in replicas)
     require(alone, mixed, fix="drive a real engine alone")
@@ -243,7 +228,7 @@ def _check(replicas: Sequence[Replica], traffic: Traffic, concurrency: int | Non
     )
     for index, request in enumerate(traffic):
         earlier = request.follows is None or request.follows < index
-        require(earlier, f"request {index} follows one that comes later", fix="put a turn after the one it follows")
+        require(earlier, f"request {index} follows a later one", fix="put a turn after the one it follows")
 
 
 def _with_prompt(request: TokenRequest, token_ids: Sequence[int]) -> TokenRequest:

@@ -1,4 +1,4 @@
-"""A modelled GPU by name: the arguments with which vLLM's own `LLM(...)` and `vllm serve` run on it."""
+"""A modelled GPU by name: the arguments for vLLM's own `LLM(...)` and `vllm serve`."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import require
 from labkit.modelled import cards
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.cards import Card
@@ -18,12 +18,10 @@ from labkit.modelled.step_time import StepTime
 
 EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
 GPU_BLOCK_SIZE = 16
-
-
 SERVER_ENV = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",  # nothing is computed; spinning threads would only disturb the clock
+    "OMP_NUM_THREADS": "1",  # idle threads would spin and disturb the clock
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 """Environment for `vllm serve` on a modelled card."""
@@ -33,7 +31,7 @@ SERVER_ENV = {
 class ModelledGpu:
     """A model on a modelled card.
 
-    `LLM(gpu.model, **gpu.llm)` and `vllm serve {gpu.model} {gpu.flags}`; an option of your own goes after:
+    `LLM(gpu.model, **gpu.llm)` and `vllm serve {gpu.model} {gpu.flags}`; put other options after them, as in
     `LLM(gpu.model, **gpu.llm | {"max_num_batched_tokens": 2048})`.
     """
 
@@ -51,7 +49,7 @@ class ModelledGpu:
 
     @property
     def label(self) -> str:
-        """What a chart of this card says under it: that it is modelled, and from what."""
+        """The subtitle of charts: "Modelled", the sources and the error."""
         times = "step times by formula"
         if self.source == "kernels" and self.card.kernels:
             times = f"kernels of {self.card.kernels.version}"
@@ -61,17 +59,17 @@ class ModelledGpu:
         return f"Modelled: {count}{card}, {self.folder.name}, vLLM {engine}, {times}; {error}"
 
     def step_time(self) -> StepTime:
-        """How long steps take on the card, beside `overhead_ms`: `gpu.step_time().seconds(step)`."""
-        return self._told().step_time(self.folder, self.tensor_parallel)
+        """The card's step times without `overhead_ms`: `gpu.step_time().seconds(step)`."""
+        return self._settings().step_time(self.folder, self.tensor_parallel)
 
-    def _told(self, *, real_time: bool = False) -> modelled_settings.Settings:
+    def _settings(self, *, real_time: bool = False) -> modelled_settings.Settings:
         return modelled_settings.Settings(
             card=self.card.name, source=self.source, overhead_ms=self.overhead_ms, real_time=real_time
         )
 
     @property
     def env(self) -> Mapping[str, str]:
-        """Environment for an engine in this process, set before vllm is imported."""
+        """Environment for an engine in this process; set it before importing vllm."""
         return {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the drivers step the engine and read its clock
             "HF_HUB_OFFLINE": "1",
@@ -81,34 +79,33 @@ class ModelledGpu:
 
     @property
     def llm(self) -> dict[str, Any]:
-        """Arguments of `LLM(...)`: the modelled card, and vLLM's own defaults for `LLM` on such a card."""
+        """Arguments of `LLM(...)`: the modelled card, and vLLM's defaults for `LLM` on that card."""
         return self._options(server=False, real_time=False)
 
     @property
     def served_llm(self) -> dict[str, Any]:
-        """The same, with vLLM's defaults for a server: what its load would see, on a virtual clock."""
+        """Arguments of `LLM(...)` with vLLM's defaults for a server, on a virtual clock."""
         return self._options(server=True, real_time=False)
 
     @property
     def flags(self) -> str:
-        """Flags of `vllm serve`: answers take the time that the card would take."""
+        """Flags of `vllm serve`: answers take the card's time."""
         options = self._options(server=True, real_time=True)
         return shlex.join(word for name, value in options.items() for word in _flag(name, value))
 
     def _options(self, *, server: bool, real_time: bool) -> dict[str, Any]:
         budget, sequences = batch_defaults(self.card, server=server)
-        return {**self._engine(real_time=real_time), "max_num_batched_tokens": budget, "max_num_seqs": sequences}
-
-    def _engine(self, *, real_time: bool) -> dict[str, Any]:
-        told = self._told(real_time=real_time).model_dump(exclude_defaults=True)
+        settings = self._settings(real_time=real_time).model_dump(exclude_defaults=True)
         tokens = {"tokenizer": str(self.tokenizer)} if self.tokenizer else {"skip_tokenizer_init": True}
         return {
             "distributed_executor_backend": EXECUTOR,
-            "additional_config": {modelled_settings.KEY: told},
+            "additional_config": {modelled_settings.KEY: settings},
             "block_size": GPU_BLOCK_SIZE,
             "tensor_parallel_size": self.tensor_parallel,
-            "max_logprobs": 0,  # there are none
+            "max_logprobs": 0,  # a modelled card has no logits
             **tokens,
+            "max_num_batched_tokens": budget,
+            "max_num_seqs": sequences,
         }
 
 
@@ -121,28 +118,24 @@ def gpu(
     overhead_ms: float | None = None,
     tokenizer: Path | None = None,
 ) -> ModelledGpu:
-    """The card and model of these names (data/gpus.yaml, data/models; or a folder with a config.json).
+    """Return a card of data/gpus.yaml with a model of data/models, or of a folder with a config.json.
 
-    `source` of step times: "formula" for dense models in 16 bits, for which it fits served steps best, and measured
-    "kernels" for experts and fp8 (docs/modelled-gpu.md has the errors of both). `overhead_ms`: what engine and host
-    add to a step. `tokenizer`: a folder, where requests are texts; else they are token ids. UsageError for an unknown
-    name, or a card that nothing is known about.
+    `source` of step times, by default: "formula" for dense 16-bit models, for which it fits best, and measured
+    "kernels" for experts and fp8 (docs/modelled-gpu.md has both errors). `overhead_ms`: engine and host time per step.
+    `tokenizer`: a folder, for requests of text instead of token ids. UsageError for an unknown name, or a card without
+    evidence.
     """
-    found, folder = cards.find(card), model_folder(model)
-    if found.evidence == "none":
-        raise UsageError(
-            f"{found.title}: there is no evidence from which a step time could be taken",
-            remedy="choose another card; docs/modelled-gpu.md says what is known of each",
-        )
+    gpu_card, folder = cards.find(card), model_folder(model)
+    what = f"{gpu_card.title}: there is no evidence for its step times"
+    fix = "choose another card; docs/modelled-gpu.md lists the evidence for each"
+    require(gpu_card.evidence != "none", what, fix=fix)
     if source is None:
         source = "formula" if is_dense_16_bit(folder) else "kernels"
-    if source == "kernels" and found.kernels is None:
-        raise UsageError(
-            f"no kernels were measured on {found.title}, and the formula is for dense models in 16 bits",
-            remedy="choose a card with measured kernels, or a dense model in 16 bits",
-        )
+    what = f"no kernels were measured on {gpu_card.title}, and the formula is for dense models in 16 bits"
+    fix = "choose a card with measured kernels, or a dense model in 16 bits"
+    require(source != "kernels" or gpu_card.kernels is not None, what, fix=fix)
     return ModelledGpu(
-        card=found,
+        card=gpu_card,
         folder=folder,
         tensor_parallel=tensor_parallel,
         source=source,
@@ -152,17 +145,17 @@ def gpu(
 
 
 OVERHEAD_MS_PER_LAYER = 0.042
-"""Engine and host, for each layer and step, beside the formula: the median of three hosts with vLLM 0.19 and 0.20 (RTX
+"""Engine and host time per layer and step, added to the formula: the median of three hosts with vLLM 0.19 and 0.20 (RTX
 4090, RTX PRO 6000, A100), each from one point of light load; hosts with 0.8 to 0.11 had 0.05 to 0.07."""
 
 
 def default_overhead_ms(folder: Path, source: modelled_settings.Source) -> float:
-    """What engine and host add to a step: nothing beside measured kernels, whose served points need nothing."""
+    """Return the time that engine and host add to a step: 0 with measured kernels, whose served points need none."""
     return 0.0 if source == "kernels" else OVERHEAD_MS_PER_LAYER * int(read_config(folder)["num_hidden_layers"])
 
 
 def batch_defaults(card: Card, *, server: bool) -> tuple[int, int]:
-    """vLLM 0.32's max_num_batched_tokens and max_num_seqs on a card (engine/arg_utils.py, get_batch_defaults)."""
+    """Return vLLM 0.32's max_num_batched_tokens and max_num_seqs (engine/arg_utils.py, get_batch_defaults)."""
     if card.memory_bytes >= 160 * 2**30:
         return 16384, 1024
     if card.memory_bytes >= 70 * 2**30 and "a100" not in card.title.lower():

@@ -1,4 +1,4 @@
-"""How far the modelled GPU was from real ones (data/modelled_errors.json), and what may be said of an answer."""
+"""Errors of the modelled GPU against real ones (data/modelled_errors.json), and what a modelled answer may state."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ ERRORS = data_path() / "modelled_errors.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One quantity of one load: measured on a real card, and modelled. ms, or tokens per second."""
+    """One quantity of one load, measured on a real card and modelled, in ms or tokens per second."""
 
     kind: str
     card: str
@@ -29,13 +29,13 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """Modelled over measured, minus 1."""
+        """Modelled / measured - 1."""
         return self.modelled / self.measured - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """The errors of one kind of model in one region of load: mean and worst of their absolute values."""
+    """Mean and worst absolute error of one kind of model in one region of load."""
 
     kind: str
     region: str
@@ -49,13 +49,12 @@ class Errors:
 
 @cache
 def compared() -> tuple[Compared, ...]:
-    """All comparisons that were stored (`make modelled-errors`)."""
+    """Return all stored comparisons (`make modelled-errors`)."""
     return tuple(Compared(**row) for row in json.loads(ERRORS.read_text(encoding="utf-8")))
 
 
 def summary_rows(rows: Sequence[Compared]) -> list[Errors]:
-    """Errors by kind, region and quantity, in the order in which they were compared; rates that just follow are left
-    out."""
+    """Summarise errors by kind, region and quantity, in stored order, without rates that only follow the load."""
     groups: dict[tuple[str, str, str], list[Compared]] = {}
     for row in rows:
         if row.region != "follows the rate":
@@ -82,16 +81,15 @@ ONE_GPU, TENSOR_PARALLEL = "dense 8B, one GPU", "dense 32B, tensor parallel"
 FP8, EXPERTS = "dense 70B in fp8", "experts in fp8 (235B-A22B)"
 
 CAPACITY_MARGIN = 1.1
-"""Modelled capacities are up to about so many times the real ones: how near a load is to capacity is judged as if the
-real card could finish that much less."""
+"""Modelled capacities are up to about 1.1 times the real ones, so a load's share of capacity is multiplied by this."""
 
 KNEE = 0.9
-"""Share of capacity above which queues decide the TTFT and no model of step times can tell it."""
+"""Share of capacity above which queues determine the TTFT, and step times cannot predict it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What is known of an answer's error. `direction_only`: why no number should be relied on, or empty."""
+    """The known errors of an answer. `direction_only`: why its numbers are unreliable, or ""."""
 
     region: str
     errors: tuple[Errors, ...]
@@ -99,16 +97,15 @@ class Promise:
 
     @property
     def shows_ttft(self) -> bool:
-        """Whether a TTFT may be given at all: not near the knee, and not where none was compared."""
+        """Whether a TTFT may be shown: not near the knee, and only if one was compared."""
         compared_here = self.of("ttft_ms") is not None or bool(self.direction_only)
         return self.region in ("below 50%", "50-90%") and compared_here
 
     def of(self, quantity: str) -> Errors | None:
-        """The error of a quantity, or None where none was measured."""
+        """Return the error of a quantity, or None."""
         return next((errors for errors in self.errors if errors.quantity == quantity), None)
 
     def text(self) -> str:
-        """The error in words."""
         names = {"TPOT": "tpot_ms", "TTFT": "ttft_ms", "capacity": "output_per_s"}
         known = {name: errors for name, quantity in names.items() if (errors := self.of(quantity)) is not None}
         if not self.shows_ttft:
@@ -121,17 +118,17 @@ class Promise:
 
 
 def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float) -> Promise:
-    """What may be promised for the model in `folder` on a card at a load (a share of its modelled capacity)."""
+    """Return the known errors for a model on a card at a load (a share of its modelled capacity)."""
     kind = kind_of(folder, tensor_parallel)
     share = load_share * CAPACITY_MARGIN
     region = "below 50%" if share <= 0.5 else "50-90%" if share <= KNEE else "90-100%" if share <= 1 else "overload"
-    here = "closed loop" if kind != ONE_GPU else region
-    errors = [row for row in summary_rows(compared()) if row.kind == kind and row.region in (here, "capacity")]
+    regions = ("closed loop" if kind != ONE_GPU else region, "capacity")
+    errors = [row for row in summary_rows(compared()) if row.kind == kind and row.region in regions]
     return Promise(region=region, errors=tuple(errors), direction_only=_missing(card, folder, kind))
 
 
 def kind_of(folder: Path, tensor_parallel: int) -> str:
-    """The kind of model with whose served points an answer is compared."""
+    """Return the kind of model whose serving measurements apply."""
     config = read_config(folder)
     if any(config.get(name) for name in EXPERT_COUNTS):
         return EXPERTS
@@ -141,7 +138,7 @@ def kind_of(folder: Path, tensor_parallel: int) -> str:
 
 
 def errors_in_words(folder: Path, tensor_parallel: int) -> str:
-    """The mean TPOT error of the model's kind, from light load to 90% of capacity, for a chart's label."""
+    """Return the mean TPOT error of the model's kind up to 90% of capacity, for a chart's label."""
     kind = kind_of(folder, tensor_parallel)
     rows = [row for row in summary_rows(compared()) if row.kind == kind and row.quantity == "tpot_ms"]
     means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", "closed loop")]

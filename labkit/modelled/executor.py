@@ -1,12 +1,12 @@
-"""vLLM's executor on a modelled GPU: it computes nothing and says how long the card would have taken.
+"""vLLM's executor on a modelled GPU: it computes nothing and advances a clock by the card's step times.
 
-Everything else of vLLM 0.32 is real: configuration, KV-cache sizing and its start-up errors, scheduler, block manager,
-prefix cache, preemption, chunked prefill, counters, the API server. Named on vLLM's command line or in `LLM(...)`:
+All other parts of vLLM 0.32 are real: configuration, KV-cache sizing and its start-up errors, scheduler, block manager,
+prefix cache, preemption, chunked prefill, counters, the API server. On vLLM's command line or in `LLM(...)`:
 
     distributed_executor_backend="labkit.modelled.executor.ModelledExecutor"
     additional_config={"modelled_gpu": {"card": "h100-sxm"}}
 
-`labkit.modelled.gpu` makes both. This module imports vLLM; nothing else in labkit imports it at its top.
+`labkit.modelled.gpu` provides both. This is the only module in labkit that imports vLLM at its top.
 """
 
 import os
@@ -34,11 +34,11 @@ from labkit.theory.kv_pool import heads_per_rank
 logger = init_logger("vllm.labkit.modelled")  # under vLLM's own logger, so that it goes where vLLM's log goes
 
 WORKSPACE_BYTES = 2 * 2**30
-"""Activations, CUDA graphs and the CUDA context: what vLLM's profiling leaves out of the cache on such cards. An
-assumption: vLLM measures it on a real card (1.5 to 2.5 GiB for an 8B at the default token budgets)."""
+"""Activations, CUDA graphs and the CUDA context, which vLLM subtracts from the cache. An assumption: on a real card
+vLLM measures it (1.5 to 2.5 GiB for an 8B at the default token budgets)."""
 
 ANSWER_TOKENS = 256
-"""Length of an answer for which neither max_tokens nor ignore_eos is given: a model would have ended it by itself."""
+"""Length of an answer without max_tokens and ignore_eos, in place of a real model's end token."""
 
 FILLER = "This text is filler from a modelled GPU: no model computed it. "
 LATE_SHARE = 0.1
@@ -46,26 +46,26 @@ LATE_REPORT_S = 10.0
 
 
 class ModelledExecutor(Executor):  # type: ignore[misc]
-    """One modelled card (or `tensor_parallel_size` of them), with a clock of its own in seconds.
+    """One modelled card, or `tensor_parallel_size` of them, with a clock in seconds.
 
-    `steps`: for each step its end on that clock, its duration, and the Step. On a virtual clock only.
+    `steps`: end, duration and Step of each step; on a virtual clock only.
     """
 
     def _init_executor(self) -> None:
         self.settings = Settings.read(self.vllm_config.additional_config)
-        self._refuse_what_is_not_modelled()
+        self._refuse_unsupported()
         folder = Path(self.model_config.model)
         self.shape: Shape = shape_of(folder)
         self.step_time = self.settings.step_time(folder, self.parallel_config.tensor_parallel_size)
         if not self.cache_config.user_specified_block_size:
-            self.cache_config.block_size = 16  # vLLM's default on a GPU; the CPU build has set its own
+            self.cache_config.block_size = 16  # vLLM's default on a GPU; the CPU build sets another
         self._filler, self._end_token = _filler_tokens(self.vllm_config)
         self.tracker = Tracker()
         self.clock_s = 0.0
         self.steps: list[tuple[float, float, Step]] = []
         self._pace = _Pace() if self.settings.real_time else None
 
-    def _refuse_what_is_not_modelled(self) -> None:
+    def _refuse_unsupported(self) -> None:
         model, config = self.model_config, self.vllm_config
         parallel = config.parallel_config
         refusals = {
@@ -88,14 +88,13 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
                 self.cache_config.cache_dtype not in ("auto", "bfloat16", "float16")
             ),
         }
-        refused = [what for what, present in refusals.items() if present]
-        if refused:
+        if refused := [feature for feature, present in refusals.items() if present]:
             raise UsageError(
-                f"the modelled GPU cannot honour {', '.join(refused)}",
+                f"the modelled GPU does not support {', '.join(refused)}",
                 remedy="leave the option out, or choose a model whose layers are plain attention",
             )
 
-    # What the engine asks its workers for; a list, since a real executor has several.
+    # Calls from the engine to its workers; the result is a list, with one entry per worker.
 
     def collective_rpc(
         self,
@@ -105,16 +104,16 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
         kwargs: dict[str, Any] | None = None,
         non_block: bool = False,
     ) -> Any:
-        answer = getattr(self, f"_rpc_{method}", None) if isinstance(method, str) else None
-        results = [answer(*args, **(kwargs or {})) if answer else None]
+        handler = getattr(self, f"_rpc_{method}", None) if isinstance(method, str) else None
+        results = [handler(*args, **(kwargs or {})) if handler else None]
         return _done(results) if non_block else results
 
     def _rpc_get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
-        known, tensor_parallel = architecture(self.model_config.model), self.parallel_config.tensor_parallel_size
+        model, tensor_parallel = architecture(self.model_config.model), self.parallel_config.tensor_parallel_size
         size = {"block_size": self.cache_config.block_size, "dtype": self.model_config.dtype}
         specs: list[KVCacheSpec] = []
-        for layers in known.storing_layers:
-            heads = heads_per_rank(layers, known, tensor_parallel)
+        for layers in model.storing_layers:
+            heads = heads_per_rank(layers, model, tensor_parallel)
             shape = {"num_kv_heads": heads, "head_size": layers.key_size, "head_size_v": layers.value_size, **size}
             window = {} if layers.window is None else {"sliding_window": layers.window}
             specs += [(SlidingWindowSpec if window else FullAttentionSpec)(**shape, **window)] * layers.count
@@ -124,7 +123,7 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
         return ["NHD"]
 
     def _rpc_determine_available_memory(self) -> int:
-        # The CPU platform's setting is no property of a card; of this very machine, modelled, it is one.
+        # This setting of the CPU platform applies to this machine, modelled, and not to a card.
         if os.environ.get("VLLM_CPU_KVCACHE_SPACE") and self.settings.card:
             self.cache_config.kv_cache_memory_bytes = None
         if self.cache_config.kv_cache_memory_bytes:
@@ -152,16 +151,16 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
     def _rpc_get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
 
-    def _rpc_get_model_inspection(self) -> str:  # what `repr(llm)` shows
+    def _rpc_get_model_inspection(self) -> str:  # for `repr(llm)`
         return f"no model: {self.settings.title}"
 
     def check_health(self) -> None:
-        """A modelled card does not fail."""
+        """Always healthy."""
 
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False
     ) -> ModelRunnerOutput | Future[ModelRunnerOutput]:
-        """Counts what the scheduler has given, moves the clock by the step's time, and writes due tokens."""
+        """Advance the clock by the step's time, and return the step's tokens."""
         output, step = self._take(scheduler_output)
         if step.tokens:
             self._spend(step)
@@ -169,8 +168,7 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
 
     def _take(self, scheduled: SchedulerOutput) -> tuple[ModelRunnerOutput, Step]:
         step, names, sampled = Step(), [], []
-        for name, request, tokens, due in self.tracker.follow(scheduled):
-            step.add(tokens, prefix=request.computed, decode=due and tokens == 1 and request.written > 0, sampled=due)
+        for name, request, due in self.tracker.follow(scheduled, step):
             names.append(name)
             sampled.append([self._next_token(request)] if due else [])
         indices = {name: index for index, name in enumerate(names)}
@@ -188,15 +186,15 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
         self.clock_s += seconds
         if self._pace is not None:
             self._pace.wait(seconds, continues=step.decodes > 0)
-        else:  # a server runs for days, and keeps nothing
+        else:  # not in a server, which runs for days
             self.steps.append((self.clock_s, seconds, step))
 
 
 class _Pace:
-    """Real time: a step ends when the card would have ended it, or as soon after as this machine can.
+    """Real time: a step ends when it would on the card, or as soon after as this machine can.
 
-    A real engine prepares a step while the card computes the last one; so steps that follow each other are timed from
-    the end of the one before, not from when this machine was ready.
+    A real engine prepares a step while the card computes the previous one; so consecutive steps are timed from the end
+    of the previous step, not from when this machine was ready.
     """
 
     def __init__(self) -> None:
@@ -236,7 +234,7 @@ def _done(result: Any) -> Future[Any]:
 
 
 def _filler_tokens(config: Any) -> tuple[list[int], int | None]:
-    """The tokens that answers repeat (FILLER where there is a tokenizer), and the one that ends an answer."""
+    """Return the tokens that answers repeat (FILLER, with a tokenizer), and the end token."""
     model = config.model_config
     vocabulary = model.get_vocab_size()
     if model.skip_tokenizer_init:

@@ -1,4 +1,4 @@
-"""What another load would see on a machine that was calibrated, or that nobody can say.
+"""Predict a load's latencies on a calibrated machine, or refuse with a reason.
 
 prediction = predict(calibration, traffic.at_rate(traffic.fixed(60, input_tokens=100, output_tokens=32), rate=1.5))
 prediction.latencies, prediction.cannot_say
@@ -21,20 +21,20 @@ from labkit.modelled.step_time import TERMS, Step, terms
 from labkit.modelled.traffic import Traffic
 
 HIGHEST_SHARE = 0.8
-"""Share of the modelled capacity up to which a prediction gives latencies. Above it a small error in step times becomes
-a large one in waiting times."""
+"""Largest share of the modelled capacity with a prediction: above it, small errors of step times become large errors of
+waiting times."""
 
 BEYOND = 2.0
-"""A step is beyond the calibration if one of its terms is larger than this many times the largest one calibrated."""
+"""A step is beyond the calibration if a term exceeds this many times the largest calibrated one."""
 
 BEYOND_SHARE = 0.05
-"""Share of modelled time in steps beyond the calibration up to which a prediction gives latencies."""
+"""Largest share of modelled time in steps beyond the calibration with a prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """Of a load's requests, in seconds: TTFT from the moment a request was due, and time per output token after the
-    first. NaN where there is none, such as a TPOT of answers of one token."""
+    """TTFT from when requests were due, and time per output token after the first, in seconds. NaN without values, such
+    as the TPOT of answers of one token."""
 
     ttft_p50_s: float
     ttft_p95_s: float
@@ -43,7 +43,7 @@ class Latencies:
 
     @classmethod
     def of(cls, driven: Drive) -> Self:
-        """The latencies of a load that was driven through a real or a modelled engine."""
+        """Summarise a load driven through a real or a modelled engine."""
         tpot_s = summarise(driven.result).tpot_s
         ttft_s = [record.ttft_s for record in driven.result.records if record.ok and record.ttft_s is not None]
         return cls(
@@ -56,8 +56,8 @@ class Latencies:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A load on the calibrated machine. `load_share`: its rate over `capacity_per_s`, the requests per second that the
-    machine could finish. Either `latencies` or `cannot_say`, a sentence with the reason, is None."""
+    """A load on the calibrated machine. `load_share`: its rate / `capacity_per_s` (requests per second at most). Either
+    `latencies` or `cannot_say` (the reason) is None."""
 
     load_share: float
     capacity_per_s: float
@@ -65,24 +65,22 @@ class Prediction:
     cannot_say: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for scripts; NaN becomes null."""
-        found = asdict(self)
+        """Return plain data, with None for NaN."""
+        data = asdict(self)
         if self.latencies is not None:
-            found["latencies"] = {
-                name: None if math.isnan(value) else value for name, value in found["latencies"].items()
-            }
-        return found
+            data["latencies"] = {key: None if math.isnan(value) else value for key, value in data["latencies"].items()}
+        return data
 
 
 def predict(
     calibration: Calibration, traffic: Traffic, *, concurrency: int | None = None, engine: Any = None
 ) -> Prediction:
-    """Latencies of `traffic` on the calibrated machine: vLLM's own scheduler with the fitted step times, on a virtual
-    clock. With `concurrency` a closed loop, else each request comes when it is due.
+    """Predict latencies of `traffic` on the calibrated machine: vLLM's scheduler with fitted step times, on a virtual
+    clock; a closed loop with `concurrency`, else each request is sent when due.
 
-    Above HIGHEST_SHARE of capacity, and where more than BEYOND_SHARE of the time is in steps larger than the
-    calibration's, it gives a reason instead of latencies. `engine`: one of `modelled_engine`, to predict many loads;
-    default: one is started, in a second. UsageError for a request that the engine refuses.
+    Returns a reason instead of latencies above HIGHEST_SHARE of capacity, or if more than BEYOND_SHARE of the time is
+    in steps beyond the calibration. `engine`: from `modelled_engine`, to predict many loads (default: start one, in a
+    second). UsageError for a request that the engine refuses.
     """
     if engine is None:
         with modelled_engine(calibration) as started:
@@ -105,7 +103,7 @@ def predict(
 
 @contextmanager
 def modelled_engine(calibration: Calibration) -> Iterator[Any]:
-    """The modelled version of the calibrated engine, as an in-process `LLM`. A real engine beside it stays usable."""
+    """Start the modelled version of the calibrated engine as an in-process `LLM`; a real engine stays usable."""
     from vllm import LLM
 
     llm = LLM(calibration.model, **calibration.llm)
@@ -116,7 +114,7 @@ def modelled_engine(calibration: Calibration) -> Iterator[Any]:
 
 
 def cannot_say(calibration: Calibration, *, load_share: float, steps: Sequence[tuple[float, Step]]) -> str | None:
-    """Why a load's latencies cannot be told, or None. `steps`: modelled seconds and what was computed."""
+    """Return why a load's latencies cannot be predicted, or None. `steps`: modelled seconds and Steps."""
     if load_share > HIGHEST_SHARE * (1 + 1e-9):
         return (
             f"cannot say: the load is {load_share:.0%} of the modelled capacity; above {HIGHEST_SHARE:.0%} waiting "

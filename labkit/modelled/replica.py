@@ -1,4 +1,4 @@
-"""One vLLM engine in this process, stepped by hand: on a modelled card's clock, or a real engine on the wall's."""
+"""Step a vLLM engine in this process: on a modelled card's clock, or a real engine on the wall clock."""
 
 import time
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from labkit.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """An engine after one of its steps: the time, how long the step took, requests running and waiting, and the share
-    of KV blocks in use. `tokens` that it computed, and those of them that were prefill: on a modelled card only."""
+    """An engine after a step: the step's end and duration, requests running and waiting, and the share of KV blocks in
+    use. `tokens` (all) and `prefill_tokens` of the step: on a modelled card only."""
 
     end_s: float
     duration_s: float
@@ -24,7 +24,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """What a step did for one request: new tokens, whether it has ended, and (once) cached prompt tokens."""
+    """A step's result for one request: new tokens, whether it finished, and (once) cached prompt tokens."""
 
     index: int
     token_ids: Sequence[int]
@@ -33,15 +33,15 @@ class NewTokens:
 
 
 def close(llm: Any) -> None:
-    """Ends a modelled engine. vLLM's own shutdown would end the process groups of a real engine beside it, too."""
+    """Shut down a modelled engine. vLLM's own shutdown would also end a real engine's process groups."""
     client = llm.llm_engine.engine_core
-    client._finalizer.detach()  # it calls that shutdown when the engine is collected
+    client._finalizer.detach()  # would call vLLM's shutdown when the engine is collected
     client.engine_core.model_executor.shutdown()
     client.engine_core.scheduler.shutdown()
 
 
 def exactly(output_tokens: int) -> Any:
-    """The `SamplingParams` of a greedy answer of so many tokens, of which each step gives the new ones."""
+    """Return the `SamplingParams` of a greedy answer of exactly `output_tokens`, streamed as deltas."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -55,9 +55,9 @@ def exactly(output_tokens: int) -> Any:
 
 
 class Replica:
-    """An in-process `LLM` whose requests go in by number and whose time is read after each step.
+    """An in-process `LLM` with numbered requests and a clock.
 
-    UsageError for an engine in a process of its own (set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported).
+    UsageError for an engine in another process (set VLLM_ENABLE_V1_MULTIPROCESSING=0 before importing vllm).
     """
 
     def __init__(self, llm: Any) -> None:
@@ -70,7 +70,7 @@ class Replica:
         executor = llm.llm_engine.model_executor
         self.modelled = executor if isinstance(executor, ModelledExecutor) else None
         if self.modelled is not None:
-            self.modelled.clock_s = 0.0  # a difference would be rounded, and split requests that are due at one time
+            self.modelled.clock_s = 0.0  # subtracting an offset would round, and separate simultaneous requests
         self._zero_s = self._raw_clock_s()
         self._numbers: dict[str, int] = {}
         self.moments: list[Moment] = []
@@ -80,7 +80,7 @@ class Replica:
 
     @property
     def clock_s(self) -> float:
-        """Seconds since this replica was made, on its engine's clock."""
+        """Seconds since this replica was created, on its engine's clock."""
         return self._raw_clock_s() - self._zero_s
 
     @property
@@ -102,7 +102,7 @@ class Replica:
         return float(self.scheduler.kv_cache_manager.usage)
 
     def cached_tokens(self, token_ids: Sequence[int]) -> int:
-        """Leading tokens of a prompt whose KV blocks are in this replica's prefix cache."""
+        """Return how many leading tokens of a prompt are in this replica's prefix cache."""
         if self._core.request_block_hasher is None:
             return 0
         from vllm import SamplingParams
@@ -119,18 +119,18 @@ class Replica:
         return int(coordinator.find_longest_cache_hit(probe.block_hashes, len(token_ids) - 1)[1])
 
     def advance_to(self, time_s: float) -> None:
-        """An idle engine's clock moves on; a real one's cannot be moved, so it is waited for."""
+        """Advance an idle engine's clock; for a real engine, sleep."""
         if self.modelled is not None:
             self.modelled.clock_s = max(self.modelled.clock_s, self._zero_s + time_s)
         else:
             time.sleep(max(0.0, time_s - self.clock_s))
 
     def submit(self, index: int, token_ids: Sequence[int], output_tokens: int) -> None:
-        """Gives the engine a request, to be answered with exactly `output_tokens`. UsageError where vLLM refuses it."""
+        """Add a request with exactly `output_tokens`. UsageError if vLLM refuses it."""
         from vllm.exceptions import VLLMClientError
 
         longest = self.engine.model_config.max_model_len
-        if len(token_ids) + output_tokens > longest:  # vLLM would cut the answer without a word
+        if len(token_ids) + output_tokens > longest:  # vLLM would silently cut the answer
             raise UsageError(
                 f"request {index}: {len(token_ids)} prompt and {output_tokens} output tokens exceed max_model_len "
                 f"{longest}",
@@ -143,16 +143,15 @@ class Replica:
         self._numbers[str(index)] = index
 
     def step(self) -> list[NewTokens]:
-        """One step of the engine."""
         before_s = self._raw_clock_s()
         outputs = self.engine.step()
         now_s = self._raw_clock_s()
         progress = [self._progress(output) for output in outputs]
         if now_s > before_s:  # else nothing was scheduled
-            self._look(before_s, now_s)
+            self._record(before_s, now_s)
         return progress
 
-    def _look(self, before_s: float, now_s: float) -> None:
+    def _record(self, before_s: float, now_s: float) -> None:
         step = self.modelled.steps[-1][2] if self.modelled is not None else None
         self.moments.append(
             Moment(
@@ -172,6 +171,6 @@ class Replica:
         return NewTokens(index, output.outputs[0].token_ids, output.finished, output.num_cached_tokens or 0)
 
     def abort(self) -> None:
-        """Takes all requests that are under way out of the engine."""
+        """Abort all requests in flight."""
         self.engine.abort_request(list(self._numbers))
         self._numbers.clear()

@@ -1,6 +1,4 @@
-"""Which replica takes a request: a router is a function of the request and the replicas that returns an index.
-
-A router sees of a replica: `in_flight`, `running`, `waiting`, `kv_usage`, and `cached_tokens(token_ids)`."""
+"""Routers: functions of a request and the replicas that return a replica's index."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -10,7 +8,7 @@ from labkit.modelled.traffic import TokenRequest
 
 
 class ReplicaView(Protocol):
-    """What a router may look at."""
+    """The state of a replica that a router may use."""
 
     @property
     def in_flight(self) -> int: ...
@@ -27,23 +25,23 @@ Router = Callable[[TokenRequest, Sequence[ReplicaView]], int]
 
 
 def round_robin() -> Router:
-    """Replicas in turn."""
+    """Choose replicas in turn."""
     turn = count()
     return lambda _request, replicas: next(turn) % len(replicas)
 
 
 def least_loaded(_request: TokenRequest, replicas: Sequence[ReplicaView]) -> int:
-    """The replica with the fewest requests running or waiting; the first of several."""
+    """Choose the first replica with the fewest requests in flight."""
     return min(range(len(replicas)), key=lambda number: replicas[number].in_flight)
 
 
 def prefix_aware(*, most_extra: int = 8) -> Router:
-    """The replica whose cache holds most of the prompt, unless it has `most_extra` more requests than the least loaded
-    one: then that one. Without the limit, one popular prefix would load a single replica."""
+    """Choose the replica that caches most of the prompt, among those with at most `most_extra` more requests than the
+    least loaded. Without the limit, a popular prefix would overload one replica."""
 
     def choose(request: TokenRequest, replicas: Sequence[ReplicaView]) -> int:
         least = min(replica.in_flight for replica in replicas)
-        open_to = [n for n, replica in enumerate(replicas) if replica.in_flight <= least + most_extra]
-        return max(open_to, key=lambda n: (replicas[n].cached_tokens(request.token_ids), -replicas[n].in_flight))
+        candidates = [n for n, replica in enumerate(replicas) if replica.in_flight <= least + most_extra]
+        return max(candidates, key=lambda n: (replicas[n].cached_tokens(request.token_ids), -replicas[n].in_flight))
 
     return choose

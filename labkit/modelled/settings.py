@@ -1,4 +1,4 @@
-"""The modelled card and its step times, as the executor gets them: JSON under `modelled_gpu` in --additional-config."""
+"""The executor's settings: JSON under `modelled_gpu` in --additional-config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from labkit.errors import UsageError
+from labkit.errors import require
 from labkit.files import Frozen, validated
 from labkit.modelled import cards
 from labkit.modelled.shapes import shape_of
@@ -17,26 +17,24 @@ Source = Literal["kernels", "formula", "fitted"]
 
 
 class Settings(Frozen):
-    """A card, where its step times come from, and the pace of the clock."""
+    """A card, the source of its step times, and its clock."""
 
     card: str | None = None
     source: Source = "formula"
     overhead_ms: float = Field(default=0.0, ge=0)
-    """What engine and host add to each step."""
+    """Engine and host time added to each step."""
     real_time: bool = False
     coefficients: Mapping[str, float] | None = None
-    """Of a fitted step time (`calibrate`); then there is no card."""
+    """For fitted step times (`calibrate`), without a card."""
 
     @classmethod
     def read(cls, additional_config: Any) -> Self:
-        """From vLLM's additional_config. UsageError says what is wrong with it."""
-        found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
-        if found is None:
-            raise UsageError(
-                f"additional_config has no {KEY!r}: the modelled GPU does not know which card it is",
-                remedy='pass --additional-config \'{"modelled_gpu": {"card": "h100-sxm"}}\'',
-            )
-        return validated(found, cls, where=f"additional_config, {KEY},", remedy="use what labkit.modelled.gpu gives")
+        """Read vLLM's additional_config. UsageError if it is missing or invalid."""
+        settings = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+        fix = 'pass --additional-config \'{"modelled_gpu": {"card": "h100-sxm"}}\''
+        require(settings is not None, f"additional_config has no {KEY!r}, which names the modelled card", fix=fix)
+        remedy = "use the value from labkit.modelled.gpu"
+        return validated(settings, cls, where=f"additional_config, {KEY},", remedy=remedy)
 
     @property
     def title(self) -> str:

@@ -1,4 +1,4 @@
-"""What a forward pass has to compute and read, from a model's config.json alone: no weights are needed."""
+"""Sizes that determine a forward pass's compute and reads, from a model's config.json without weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 class Shape:
     """A decoder's sizes, in parameters unless the name says bytes. `kv_bytes_per_token`: over all layers, in 16 bits.
 
-    `active_parameters`: those that one token uses (all of them in a dense model; attention and the chosen experts in a
-    mixture of experts). `head_parameters`: the output matrix, used once for each row that is sampled. Neither counts
-    the input embedding, from which a step reads a row for each token.
+    `active_parameters`: those used by one token (in a mixture of experts, attention and the chosen experts).
+    `head_parameters`: the output matrix, used once per sampled row. Neither counts the input embedding, of which a step
+    reads one row per token.
     """
 
     layers: int
@@ -41,16 +41,14 @@ class Shape:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that a step reads when every expert is used: all but the input embedding."""
+        """Bytes of weights read by a step that uses every expert: all but the input embedding."""
         return self.weight_bytes - self.embedding_parameters * BYTES_16_BIT
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder with the config.json of a model: one of data/models by name, a folder, or a config.json itself.
-
-    UsageError for anything else."""
-    known = known_models()
-    if str(model) in known:
+    """Return the folder of a model of data/models, of a folder, or of a config.json. UsageError for anything else."""
+    names = known_models()
+    if str(model) in names:
         return data_path("models") / str(model)
     path = Path(model).expanduser()
     folder = path.parent if path.name == "config.json" else path
@@ -58,20 +56,20 @@ def model_folder(model: str | Path) -> Path:
         return folder.resolve()
     raise UsageError(
         f"there is no modelled model {str(model)!r}",
-        remedy=f"choose one of {', '.join(known)}, or name a folder that holds a config.json",
+        remedy=f"choose one of {', '.join(names)}, or name a folder with a config.json",
     )
 
 
 def known_models() -> list[str]:
-    """The names in data/models."""
+    """Return the names in data/models."""
     return sorted(folder.parent.name for folder in data_path("models").glob("*/config.json"))
 
 
 @lru_cache(maxsize=16)
 def shape_of(folder: Path) -> Shape:
-    """The shape of the model in `folder`, counted on a model that transformers builds without memory.
+    """Count the shape of the model in `folder`, built by transformers on the meta device.
 
-    ModelError where transformers does not know the model; UsageError for weights of a type without known sizes."""
+    ModelError if transformers does not know the model; UsageError for an unsupported quantisation."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -100,8 +98,7 @@ def shape_of(folder: Path) -> Shape:
 
 
 def dense_shape(folder: Path) -> Shape | None:
-    """What `shape_of` counts, from config.json alone and without torch; None unless it is a dense 16-bit decoder of
-    DENSE_TYPES."""
+    """Compute `shape_of` without torch for a dense 16-bit decoder of DENSE_TYPES; None for others."""
     config = read_config(folder)
     if config.get("model_type") not in DENSE_TYPES or not is_dense_16_bit(folder):
         return None
@@ -121,14 +118,9 @@ def dense_shape(folder: Path) -> Shape | None:
 
 
 def _attention(folder: Path) -> dict[str, int]:
-    known = architecture(folder)
-    return {
-        "layers": known.layers,
-        "hidden_size": known.hidden_size,
-        "attention_heads": known.attention_heads,
-        "head_dim": known.head_dim,
-        "kv_bytes_per_token": bytes_per_token(known, kv_dtype_bytes=BYTES_16_BIT),
-    }
+    model = architecture(folder)
+    sizes = {name: getattr(model, name) for name in ("layers", "hidden_size", "attention_heads", "head_dim")}
+    return {**sizes, "kv_bytes_per_token": bytes_per_token(model, kv_dtype_bytes=BYTES_16_BIT)}
 
 
 def _sizes(model: Any, config: Any) -> dict[str, int]:
@@ -163,18 +155,18 @@ def _first(config: Any, *names: str) -> int:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """The text model's part of the folder's config.json. ModelError where it is not a JSON object."""
+    """Read the text model's part of the folder's config.json. ModelError if it is not a JSON object."""
     return read_fields(folder / "config.json")
 
 
 def is_dense_16_bit(folder: Path) -> bool:
-    """Whether the model in `folder` has neither experts nor quantised weights, by its config.json alone."""
+    """Whether the model in `folder` has neither experts nor quantised weights, by its config.json."""
     config = read_config(folder)
     return not config.get("quantization_config") and not any(config.get(name) for name in EXPERT_COUNTS)
 
 
 def _bytes_per_weight(config: Mapping[str, Any]) -> int:
-    """2, or 1 for the fp8 scheme whose kernels the tables hold. UsageError for other quantisations."""
+    """Return 2, or 1 for fp8, whose kernel times the tables have. UsageError for other quantisations."""
     quantization = config.get("quantization_config")
     if not quantization:
         return BYTES_16_BIT

@@ -1,4 +1,4 @@
-"""What would these vLLM options do on this card with this load? An answer with its error, or an honest refusal."""
+"""Simulate a load on modelled cards with vLLM options: results with their errors, or a refusal."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.load.metrics import Quantity, Summary, summarise
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import ModelledGpu
@@ -23,7 +23,7 @@ KV_POINTS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """A load on modelled cards. `capacity_per_s`: requests per second that all replicas could finish."""
+    """A load on modelled cards. `capacity_per_s`: maximum requests per second of all replicas."""
 
     gpu: ModelledGpu
     driven: Drive
@@ -35,7 +35,7 @@ class Simulation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What limits the answer, a sentence each."""
+        """A sentence for each limitation."""
         notes = [*self.driven.result.warnings]
         tpot = self.promise.of("tpot_ms")
         if tpot is not None and self.gpu.card.name not in tpot.cards:
@@ -51,7 +51,8 @@ class Simulation:
             )
         elif self.promise.region == "90-100%":
             notes.append(
-                f"near the knee: at {self.load_share:.0%} of capacity queues decide the TTFT, and no model tells it"
+                f"near the knee: at {self.load_share:.0%} of capacity queues determine the TTFT, and step times cannot "
+                "predict it"
             )
         elif not self.promise.shows_ttft:
             notes.append("no TTFT: none was compared with a real one for this kind of model")
@@ -60,11 +61,11 @@ class Simulation:
         return tuple(notes)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for scripts. What cannot be supported is null: every p99, and each TTFT and E2E near capacity."""
-        found = self.summary.to_dict()
+        """Return plain data. Unsupported figures are None: every p99, and TTFT and E2E near capacity."""
+        summary = self.summary.to_dict()
         keys = ("completed", "failed", "input_tokens", "output_tokens", "duration_s", "request_throughput")
         return {
-            **{key: found[key] for key in (*keys, "output_throughput")},
+            **{key: summary[key] for key in (*keys, "output_throughput")},
             **{name: self._quantity(name) for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s")},
             "warnings": list(self.warnings),
             "gpu": self.gpu.card.name,
@@ -90,18 +91,17 @@ class Simulation:
         }
 
     def quantity(self, name: str) -> Quantity | None:
-        """A latency of the summary, or None where it cannot be told."""
+        """Return a latency of the summary, or None if it is unsupported."""
         waits = name in ("ttft_s", "e2e_s")
-        found: Quantity = getattr(self.summary, name)
-        return None if (waits and not self.promise.shows_ttft) or not found.count else found
+        latency: Quantity = getattr(self.summary, name)
+        return None if (waits and not self.promise.shows_ttft) or not latency.count else latency
 
     def _quantity(self, name: str) -> dict[str, float | None]:
-        found = self.quantity(name)
-        shown = {key: None if found is None else getattr(found, key) for key in ("mean", "p50", "p90")}
-        return {**shown, "p99": None}
+        latency = self.quantity(name)
+        return {**{key: getattr(latency, key, None) for key in ("mean", "p50", "p90")}, "p99": None}
 
     def kv_usage(self) -> list[list[float]]:
-        """Pairs of a time in seconds and the share of KV blocks in use (of the fullest replica), at most KV_POINTS."""
+        """Return KV_POINTS pairs: seconds, and the share of KV blocks in use on the fullest replica."""
         duration_s = self.summary.duration_s
         slots = [0.0] * KV_POINTS
         for moments in self.driven.moments:
@@ -122,21 +122,17 @@ def simulate(
     direction_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Simulation:
-    """Runs `traffic` through vLLM on `replicas` of the modelled card; `options` are more arguments of `LLM(...)`.
+    """Run `traffic` through vLLM on `replicas` of the modelled card; `options` are more arguments of `LLM(...)`.
 
-    `progress` is called with the requests done and all of them. UsageError: an option that vLLM or the modelled card
-    refuses, a model that does not fit, or a card or model of which no served load was compared, unless
-    `direction_only`.
+    `progress` is called with (finished requests, all requests). UsageError for an option that vLLM or the modelled card
+    refuses, a model that does not fit, and, unless `direction_only`, a card or model that was not compared.
     """
     refusal = promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=0.0).direction_only
-    if refusal and not direction_only:
-        raise UsageError(refusal, remedy="pass --direction-only for numbers that show a direction, not a size")
-    taken = sorted({"model", "tensor_parallel_size", "additional_config"} & set(options or {}))
-    if taken:
-        raise UsageError(
-            f"{', '.join(taken)} among vLLM's options: the modelled card sets it",
-            remedy="use --model, --tensor-parallel and --gpu",
-        )
+    fix = "pass --direction-only for numbers that show a direction, not a size"
+    require(not refusal or direction_only, refusal, fix=fix)
+    reserved = sorted({"model", "tensor_parallel_size", "additional_config"} & set(options or {}))
+    what = f"{', '.join(reserved)} among vLLM's options: the modelled card sets it"
+    require(not reserved, what, fix="use --model, --tensor-parallel and --gpu")
     arguments = {**gpu.served_llm, **(options or {})}
     engines: list[Any] = []
     try:
@@ -166,11 +162,11 @@ def _start(gpu: ModelledGpu, arguments: Mapping[str, Any]) -> Any:
     try:
         return LLM(gpu.model, **arguments)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"vLLM refuses: {error}", remedy="change what it names") from error
+        raise UsageError(f"vLLM refuses: {error}", remedy="change the option that it names") from error
 
 
 def offered_rate(traffic: Traffic, driven: Drive, concurrency: int | None) -> float:
-    """Requests per second: those that came, in an open loop; those that ended, in a closed one."""
+    """Return the arrivals per second of an open loop, or the completions per second of a closed one."""
     records = driven.result.records
     last_due_s = max(record.scheduled_s for record in records)
     if concurrency is None and last_due_s > 0:
@@ -179,10 +175,10 @@ def offered_rate(traffic: Traffic, driven: Drive, concurrency: int | None) -> fl
 
 
 def capacity_per_s(executor: Any, config: Any, driven: Drive) -> float:
-    """Requests per second of one full replica, from the time of its step when as many requests run as may.
+    """Return the requests per second of one full replica, from the time of a step with the most running requests.
 
-    In a steady state each step writes a token for each of the running requests and prefills as many new tokens as are
-    due for those that end; the token budget, max_num_seqs or the KV cache limits how many run.
+    In steady state each step generates a token for each running request and prefills replacements for those that end;
+    the token budget, max_num_seqs or the KV cache limits how many run.
     """
     records = driven.result.records
     inputs = sum(record.input_tokens or 0 for record in records) / len(records)
@@ -212,19 +208,19 @@ def _full_step_s(step_time: StepTime, running: float, inputs: float, outputs: fl
 
 
 def vllm_options(flags: Sequence[str]) -> dict[str, Any]:
-    """Flags of `vllm serve` as arguments of `LLM(...)`, read by vLLM's own parser; only those that were given.
+    """Parse flags of `vllm serve` with vLLM's own parser into arguments of `LLM(...)`, without defaults.
 
-    UsageError for a flag that vLLM does not know or whose value it refuses."""
+    UsageError for an unknown flag or a refused value."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(add_help=False))
     for action in parser._actions:
         action.default = argparse.SUPPRESS
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             return dict(vars(parser.parse_args(list(flags))))
     except SystemExit as error:
-        reason = said.getvalue().strip().splitlines()[-1:] or ["unknown reason"]
+        reason = printed.getvalue().strip().splitlines()[-1:] or ["unknown reason"]
         raise UsageError(f"vLLM's options: {reason[0]}", remedy="see `vllm serve --help`") from error

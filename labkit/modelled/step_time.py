@@ -1,4 +1,4 @@
-"""How long a forward pass takes on a GPU: from kernel times that were measured, from a formula, or fitted here."""
+"""Step times on a GPU: from measured kernels, from a formula, or fitted on this machine."""
 
 import logging
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.modelled.cards import Card
 from labkit.modelled.shapes import BYTES_16_BIT, Shape
 
 
 @dataclass(slots=True)
 class Step:
-    """What one step of the engine computes, added up over its requests.
+    """The work of one engine step, summed over its requests.
 
-    A request decodes (one token after the prompt has been computed) or prefills (a chunk of its prompt, after
-    `prefix` tokens that are computed or cached). `attention_pairs`: pairs of a prefilled token and one it attends to.
+    A request decodes (one token after its prompt) or prefills (a chunk of its prompt, after `prefix` computed or cached
+    tokens). `attention_pairs`: pairs of a prefilled token and a token it attends to.
     """
 
     tokens: int = 0
@@ -32,7 +32,7 @@ class Step:
     attention_pairs: float = 0.0
 
     def add(self, tokens: int, *, prefix: int, decode: bool, sampled: bool) -> None:
-        """Counts `tokens` of one request that come after `prefix` computed ones."""
+        """Add `tokens` of one request, after `prefix` computed ones."""
         end = prefix + tokens
         self.tokens += tokens
         self.sequences += 1
@@ -49,32 +49,31 @@ class Step:
 
 
 class StepTime(Protocol):
-    """Seconds of a step, without what the engine and the host add."""
+    """Seconds of a step, without engine and host time."""
 
     def seconds(self, step: Step) -> float: ...
 
 
 ATTENTION_EFFICIENCY = 0.46
-"""Share of the sheet's FLOP/s that prefill attention reaches. Median of the four cards in data/gpu_points.csv whose
-prefill of 28,650 tokens was measured with vLLM 0.7.3 (A100 40 and 80, H100, H200: 0.34 to 0.55)."""
-
+"""Share of the sheet's FLOP/s in prefill attention. Median of the four cards in data/gpu_points.csv whose prefill of
+28,650 tokens was measured with vLLM 0.7.3 (A100 40 and 80, H100, H200: 0.34 to 0.55)."""
 
 ALL_REDUCE_S = 10e-6
 """Latency of an all-reduce of a few KB between the GPUs of one machine over NVLink. Assumed (the usual 8 to 15 µs)."""
 
 LINK_EFFICIENCY = 0.8
-"""Share of NVLink's bytes/s that an all-reduce reaches. Assumed; it matters for long prefills only."""
+"""Share of NVLink's bytes/s in an all-reduce. Assumed; it matters only for long prefills."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formula:
-    """A roofline with efficiencies, its terms added: what a learner can compute by hand.
+    """A roofline with efficiencies and added terms, which can be computed by hand.
 
     t = ((2 P tokens + 2 P_head sampled) / (FLOP/s mfu) + 4 layers heads head_dim pairs / (FLOP/s 0.46)
          + (weights + KV read) / (bytes/s mbu)) / GPUs + 2 layers all-reduces
 
-    Adding fits served steps better than the larger of the terms does (docs/modelled-gpu.md has the errors). An
-    all-reduce, with tensor parallelism only, takes a latency and the time of its bytes over the links (a ring).
+    The sum fits serving measurements better than the maximum (docs/modelled-gpu.md has the errors). An all-reduce, with
+    tensor parallelism only, takes a latency and the time of its bytes over the links (a ring).
     """
 
     shape: Shape
@@ -86,18 +85,17 @@ class Formula:
 
     @classmethod
     def of(cls, card: Card, shape: Shape, *, tensor_parallel: int = 1) -> "Formula":
-        """The formula for a model on so many of a card. UsageError for a card without efficiencies."""
+        """Build the formula for a model on `tensor_parallel` cards. UsageError for a card without efficiencies."""
         if card.efficiency is None or card.flops is None:
             raise UsageError(
-                f"for {card.title} there are neither measured kernels nor efficiencies: a step time would be a guess",
+                f"{card.title} has neither measured kernels nor efficiencies: a step time would be a guess",
                 remedy="choose a card with evidence; docs/modelled-gpu.md lists them",
             )
-        if tensor_parallel > 1 and card.nvlink_gb_per_s is None:
-            raise UsageError(
-                f"tensor_parallel is {tensor_parallel}, and {card.title} has no NVLink: all-reduces over PCIe are not "
-                "modelled",
-                remedy="choose one of the cards with nvlink_gb_per_s in data/gpus.yaml, or one GPU",
-            )
+        pcie = (
+            f"tensor_parallel is {tensor_parallel}, and {card.title} has no NVLink: PCIe all-reduces are not modelled"
+        )
+        fix = "choose one of the cards with nvlink_gb_per_s in data/gpus.yaml, or one GPU"
+        require(tensor_parallel == 1 or card.nvlink_gb_per_s is not None, pcie, fix=fix)
         return cls(
             shape=shape,
             flops=card.flops * card.efficiency.mfu,
@@ -125,13 +123,13 @@ class Formula:
 
 
 class Kernels:
-    """Times of the step's kernels, measured on the card and interpolated by aiconfigurator-core (NVIDIA, Apache-2.0).
+    """Kernel times measured on the card, interpolated by aiconfigurator-core (NVIDIA, Apache-2.0).
 
-    Covers tensor parallelism and mixtures of experts; TTFT and queueing come from the engine, not from here.
+    Covers tensor parallelism and mixtures of experts.
     """
 
     def __init__(self, card: Card, folder: Path, *, tensor_parallel: int = 1) -> None:
-        """UsageError where the package has no data for this model on this card."""
+        """UsageError if the package has no data for this model on this card."""
         assert card.kernels is not None
         self._engine = _compiled(str(folder), card.kernels.system, card.kernels.version, tensor_parallel)
 
@@ -142,14 +140,14 @@ class Kernels:
         return (linear_ms + self._prefill_attention_ms(step) + self._decode_attention_ms(step)) / 1e3
 
     def _parts_ms(self, prefill_tokens: int, decodes: int, context: int) -> tuple[float, float, float, float]:
-        """All of a mixed step, what prefill and decode share, and the attention of each; no prefix."""
+        """Return the total of a mixed step without prefix, its shared part, and the attention of prefill and decode."""
         parts: tuple[float, float, float, float] = self._engine.mixed_step_breakdown(
             prefill_tokens, decodes, max(1, context), 2
         )
         return parts
 
     def _prefill_attention_ms(self, step: Step) -> float:
-        """Attention of all chunks, as so many chunks of their mean length after their mean prefix."""
+        """Approximate the attention of all chunks by chunks of their mean length after their mean prefix."""
         chunk = max(1, round(step.prefill_squared / step.prefill_tokens))
         prefix = round(step.prefill_times_prefix / step.prefill_tokens)
         alone_ms = self._engine.predict_prefill_latency(1, chunk + prefix, prefix)
@@ -164,7 +162,7 @@ class Kernels:
 def _compiled(folder: str, system: str, version: str, tensor_parallel: int) -> Any:
     from aiconfigurator_core.sdk.engine import EngineHandle
 
-    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)  # notes about tables that are not asked
+    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)  # notes about unused tables
     try:
         handle = EngineHandle.compile(
             folder,
@@ -177,12 +175,12 @@ def _compiled(folder: str, system: str, version: str, tensor_parallel: int) -> A
         )
         handle.decode_step_latency(1, 128, 2)
         handle.mixed_step_latency(128, 1, 128, 2)
-    except Exception as error:  # the package raises errors of many kinds of its own
+    except Exception as error:  # the package raises many kinds of errors
         raise UsageError(
             f"there are no measured kernel times of this model on {system} (vLLM {version}): {error}",
-            remedy="choose another card or model, or ask for the formula, whose error for it is not known",
+            remedy="choose another card or model, or the formula, whose error for this model is unknown",
         ) from error
-    return handle._engine  # past the wrapper, whose conversions take longer than the query
+    return handle._engine  # without the wrapper, whose conversions take longer than the query
 
 
 TERMS = ("constant", "prefilling", "tokens", "sequences", "context", "attention_pairs")
@@ -190,7 +188,7 @@ TERMS = ("constant", "prefilling", "tokens", "sequences", "context", "attention_
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """Step times of the engine on this very machine: a sum of TERMS with coefficients from `calibrate`, in seconds."""
+    """Step times of an engine on this machine: TERMS weighted by coefficients from `calibrate`, in seconds."""
 
     coefficients: Mapping[str, float]
 
@@ -200,6 +198,6 @@ class Fitted:
 
 
 def terms(step: Step) -> tuple[float, ...]:
-    """The quantities of a step that a fitted step time is a sum of, in the order of TERMS."""
+    """Return a step's values of TERMS, in order."""
     prefilling = float(step.prefill_tokens > 0)
     return (1.0, prefilling, step.tokens, step.sequences, step.context, step.attention_pairs)

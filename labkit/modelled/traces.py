@@ -1,10 +1,10 @@
 """Request traces for a modelled GPU: read from a file in the Mooncake format (labkit.load.traces), or generated.
 
-A trace contains no text: the token ids are invented here, and only their sharing comes from the trace."""
+A trace has no text: token ids are synthetic, and share prefixes as recorded."""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -19,15 +19,15 @@ from labkit.modelled.traffic import FIRST_TOKEN, TOKENS, TokenRequest, Traffic, 
 P90_SIGMAS = NormalDist().inv_cdf(0.9)
 """Standard deviations from the median of a normal distribution to its 90th percentile: 1.28."""
 GENERATED_BLOCK_TOKENS = 16
-"""Tokens in a block of a generated trace: vLLM's own block size."""
+"""Tokens per block of a generated trace: vLLM's block size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Requests with their times. `notes` say what was changed or left out.
+    """Requests with their times; `notes` list changed or omitted lines.
 
-    `shared_tokens` of the prompts' tokens repeat the beginning of an earlier prompt, counted in whole blocks (and the
-    last, partial block where two prompts are equal). An unlimited prefix cache would hit them.
+    `shared_tokens`: prompt tokens that repeat a prefix of an earlier prompt, in whole blocks (and the last, partial
+    block of equal prompts). An unlimited prefix cache would hit them.
     """
 
     requests: Traffic
@@ -45,8 +45,8 @@ def from_mooncake(
 ) -> Trace:
     """Read a trace in the Mooncake format: the first `n` requests in order of time, or all.
 
-    Arguments, notes and errors are those of `labkit.load.traces.read`. A request with no output gets 1 token, because
-    an engine cannot generate fewer. Prompts take 8 bytes per token."""
+    Arguments, notes and errors as `labkit.load.traces.read`. A request without output gets 1 token, the minimum of an
+    engine. Prompts take 8 bytes per token."""
     recorded = read(path, n=n, speed=speed, block_tokens=block_tokens, longest=longest)
     return _trace(recorded.lines, recorded.due_s, block_tokens, recorded.notes)
 
@@ -61,8 +61,8 @@ def _trace(lines: Sequence[Line], due_s: Iterable[float], block_tokens: int, not
 
 
 def _token_ids(line: Line, filler: Sequence[int]) -> list[int]:
-    """A block's tokens are its id, written as two of them, and a filler that is the same in all blocks: a prefix cache
-    hashes whole prefixes, so blocks that begin differently share nothing."""
+    """Encode a block as its id in two tokens and a constant filler: prefix caches hash whole prefixes, so blocks that
+    begin differently share nothing."""
     token_ids: list[int] = []
     for hash_id in line.hash_ids:
         high, low = divmod(hash_id, TOKENS)
@@ -76,15 +76,15 @@ def _shared_tokens(lines: Iterable[Line], block_tokens: int) -> int:
     seen: set[int] = set()
     shared = 0
     for line in lines:
-        known = next((i for i, hash_id in enumerate(line.hash_ids) if hash_id not in seen), len(line.hash_ids))
-        shared += min(known * block_tokens, line.input_length)
-        seen.update(line.hash_ids[known:])
+        repeated = next((i for i, hash_id in enumerate(line.hash_ids) if hash_id not in seen), len(line.hash_ids))
+        shared += min(repeated * block_tokens, line.input_length)
+        seen.update(line.hash_ids[repeated:])
     return shared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Log-normal lengths in tokens, given by the median and the 90th percentile, and cut to `longest`."""
+    """Log-normal lengths in tokens with this median and 90th percentile, cut to `longest`."""
 
     median: int
     p90: int
@@ -96,7 +96,7 @@ class Lengths:
         errors.whole("longest", self.longest, at_least=self.p90)
 
     def draw(self, rng: Random) -> int:
-        """One length, from 1 to `longest`."""
+        """Draw a length from 1 to `longest`."""
         sigma = math.log(self.p90 / self.median) / P90_SIGMAS
         return min(max(round(self.median * math.exp(sigma * rng.gauss())), 1), self.longest)
 
@@ -105,8 +105,8 @@ class Lengths:
 class Kind:
     """The statistics of a kind of traffic.
 
-    `templates` is the number of system prompts, of `template_tokens` each; the k-th is chosen with a weight of
-    1 / k ** `zipf`. `burstiness`: squared coefficient of variation of the gaps between requests."""
+    `templates`: number of system prompts, each of `template_tokens`; the k-th has a weight of 1 / k ** `zipf`.
+    `burstiness`: squared coefficient of variation of the gaps between requests."""
 
     inputs: Lengths
     outputs: Lengths
@@ -155,6 +155,9 @@ Assumed, not published: log-normal lengths; that input and output are independen
 whose traces do not record what is shared; and Zipf's law. Gamma-distributed gaps follow BurstGPT (arXiv 2401.17644)."""
 
 
+OPTIONS = [field.name for field in fields(Kind)]
+
+
 def generated(
     n: int,
     *,
@@ -170,20 +173,14 @@ def generated(
 ) -> Trace:
     """Generate `n` requests at `rate` per second with the statistics of a `kind` in KINDS; arguments override them.
 
-    `inputs` are the lengths of whole prompts. A prompt that is longer than a template begins with one; the others share
-    nothing, and `notes` count them. Templates are rounded down to whole blocks of 16 tokens. A longer trace begins with
-    the requests of a shorter one. UsageError for an unknown kind or a value out of range."""
+    `inputs` are the lengths of whole prompts. Prompts longer than a template begin with one; shorter ones share nothing
+    and are counted in `notes`. Templates are rounded down to whole blocks of 16 tokens. A longer trace begins with a
+    shorter one. UsageError for an unknown kind or a value out of range."""
+    given = dict(locals())
     errors.whole("n", n, at_least=1)
     require(kind in KINDS, f"there is no kind of traffic {kind!r}", fix=f"choose one of {', '.join(KINDS)}")
-    options: dict[str, Any] = {
-        "inputs": inputs,
-        "outputs": outputs,
-        "templates": templates,
-        "template_tokens": template_tokens,
-        "zipf": zipf,
-        "burstiness": burstiness,
-    }
-    model = replace(KINDS[kind], **{name: value for name, value in options.items() if value is not None})
+    options: dict[str, Any] = {name: value for name, value in given.items() if name in OPTIONS and value is not None}
+    model = replace(KINDS[kind], **options)
     due_s = bursty_arrivals_s(n, rate=rate, burstiness=model.burstiness, seed=seed)
     lines = list(_lines(n, model, Random(f"trace/{seed}")))
     plain = sum(line.input_length <= model.template_tokens for line in lines)

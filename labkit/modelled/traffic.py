@@ -1,6 +1,6 @@
-"""Requests made of token ids, with the times at which they are due: what drives a modelled GPU.
+"""Requests of token ids with due times, for a modelled GPU.
 
-Request `i` depends on the arguments and the seed alone: the same arguments give the same tokens and times."""
+Tokens and times depend only on the arguments and the seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,17 +8,17 @@ from itertools import accumulate
 from random import Random
 
 from labkit import errors
-from labkit.errors import UsageError
+from labkit.errors import UsageError, require
 from labkit.load.workloads import Workload, constant_arrivals_s, poisson_arrivals_s
 
 FIRST_TOKEN, TOKENS = 1000, 40_000
-"""Token ids from which prompts are drawn: ordinary words in every vocabulary that is modelled here."""
+"""Range of token ids in prompts: ordinary words in every modelled vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRequest:
-    """One request. `due_s`: seconds since the start; of a turn that `follows` another (its index), seconds after that
-    one's end, and its prompt is that one's prompt and answer before its own `token_ids`."""
+    """One request. `due_s`: seconds since the start. A turn that `follows` another request (by index) is due `due_s`
+    after that one's end; its prompt begins with that one's prompt and answer."""
 
     token_ids: Sequence[int]
     output_tokens: int
@@ -27,18 +27,15 @@ class TokenRequest:
     group: str = ""
 
     def __post_init__(self) -> None:
-        if not self.token_ids or self.output_tokens < 1:
-            raise UsageError(
-                f"a request of {len(self.token_ids)} prompt tokens and {self.output_tokens} output tokens",
-                remedy="at least one of each",
-            )
+        what = f"a request of {len(self.token_ids)} prompt tokens and {self.output_tokens} output tokens"
+        require(bool(self.token_ids) and self.output_tokens >= 1, what, fix="pass at least one of each")
 
 
 Traffic = Sequence[TokenRequest]
 
 
 def prompt_tokens(count: int, *, key: str) -> list[int]:
-    """`count` token ids that differ from those of any other `key` within the first few."""
+    """Return `count` token ids that differ from those of any other `key` within the first few."""
     rng = Random(key)
     return [FIRST_TOKEN + int(TOKENS * rng.random()) for _ in range(count)]
 
@@ -46,15 +43,13 @@ def prompt_tokens(count: int, *, key: str) -> list[int]:
 def fixed(
     n: int, *, input_tokens: int, output_tokens: int, shared_tokens: int = 0, seed: int = 0, group: str = ""
 ) -> Traffic:
-    """`n` requests of the same lengths, all due at 0; the first `shared_tokens` of the prompts are the same."""
+    """Return `n` requests of equal lengths, due at 0, whose prompts share the first `shared_tokens`."""
     errors.whole("n", n, at_least=1)
     errors.whole("input_tokens", input_tokens, at_least=1)
     errors.whole("output_tokens", output_tokens, at_least=1)
     errors.whole("shared_tokens", shared_tokens, at_least=0)
-    if shared_tokens >= input_tokens:
-        raise UsageError(
-            f"shared_tokens is {shared_tokens} of {input_tokens} input tokens", remedy="share fewer than all of them"
-        )
+    what = f"shared_tokens is {shared_tokens} of {input_tokens} input tokens"
+    require(shared_tokens < input_tokens, what, fix="share fewer than all of them")
     shared = prompt_tokens(shared_tokens, key=f"shared/{seed}")
     own = input_tokens - shared_tokens
     return [
@@ -78,9 +73,9 @@ def conversations(
     rate: float | None = None,
     seed: int = 0,
 ) -> Traffic:
-    """`n` conversations of `turns` turns behind one system prompt. A turn's prompt is all that was said before and
-    `user_tokens` more; it comes an exponential time of mean `think_s` after the last answer. Conversations start as a
-    Poisson process of `rate` per second, or all at 0."""
+    """Return `n` conversations of `turns` turns with one system prompt. A turn adds `user_tokens` to the conversation,
+    an exponential time of mean `think_s` after the last answer. Conversations start as a Poisson process of `rate` per
+    second, or all at 0."""
     for name, value in (("n", n), ("turns", turns), ("user_tokens", user_tokens), ("output_tokens", output_tokens)):
         errors.whole(name, value, at_least=1)
     errors.whole("system_tokens", system_tokens, at_least=0)
@@ -91,10 +86,10 @@ def conversations(
     for conversation, start_s in enumerate(starts):
         rng = Random(f"think/{seed}/{conversation}")
         for turn in range(turns):
-            said = prompt_tokens(user_tokens, key=f"user/{seed}/{conversation}/{turn}")
+            user = prompt_tokens(user_tokens, key=f"user/{seed}/{conversation}/{turn}")
             requests.append(
                 TokenRequest(
-                    token_ids=said if turn else system + said,
+                    token_ids=user if turn else system + user,
                     output_tokens=output_tokens,
                     due_s=(rng.expovariate(1 / think_s) if think_s else 0.0) if turn else start_s,
                     follows=len(requests) - 1 if turn else None,
@@ -105,37 +100,29 @@ def conversations(
 
 
 def tokenised(workload: Workload, encode: Callable[[str], Sequence[int]]) -> Traffic:
-    """A workload of texts as token ids, all due at 0; `encode` is a tokenizer's."""
+    """Convert a workload of prompts to token ids, due at 0; `encode` is a tokenizer's."""
+    prompts = not any(request.messages for request in workload.requests)
+    require(prompts, "chat messages cannot be simulated", fix="use a workload of prompts")
     return [
-        TokenRequest(
-            token_ids=list(encode(_text(request.prompt, request.messages))),
-            output_tokens=request.max_tokens,
-            group=request.group,
-        )
+        TokenRequest(token_ids=[*encode(request.prompt)], output_tokens=request.max_tokens, group=request.group)
         for request in workload.requests
     ]
 
 
-def _text(prompt: str, messages: object) -> str:
-    if messages:
-        raise UsageError("chat messages cannot be simulated", remedy="use a workload of prompts")
-    return prompt
-
-
 def arriving(traffic: Traffic, times_s: Sequence[float]) -> Traffic:
-    """The same requests, due at `times_s`. UsageError for follow-ups, whose times follow from answers."""
-    if any(request.follows is not None for request in traffic):
-        raise UsageError("turns of a conversation have times of their own", remedy="pass a rate to `conversations`")
+    """Return the requests due at `times_s`. UsageError for follow-ups, whose times depend on answers."""
+    independent = all(request.follows is None for request in traffic)
+    require(independent, "the times of turns depend on answers", fix="pass a rate to `conversations`")
     return [replace(request, due_s=due_s) for request, due_s in zip(traffic, times_s, strict=True)]
 
 
 def at_rate(
     traffic: Traffic, rate: float, *, arrival: str = "poisson", seed: int = 0, burstiness: float = 4.0
 ) -> Traffic:
-    """The same requests, arriving at `rate` per second: "poisson", "constant", or "bursty".
+    """Return the requests arriving at `rate` per second: "poisson", "constant", or "bursty".
 
-    Bursty gaps are gamma-distributed with a squared coefficient of variation of `burstiness`: 1 is Poisson, and the
-    more, the more requests come in clusters."""
+    Bursty gaps are gamma-distributed with a squared coefficient of variation of `burstiness`: 1 is Poisson, and higher
+    values cluster requests."""
     n = len(traffic)
     if arrival == "poisson":
         return arriving(traffic, poisson_arrivals_s(n, rate=rate, seed=seed))
@@ -147,9 +134,8 @@ def at_rate(
 
 
 def bursty_arrivals_s(n: int, *, rate: float, burstiness: float, seed: int) -> tuple[float, ...]:
-    """`n` arrival times with gamma-distributed gaps of mean 1/rate and squared coefficient of variation `burstiness`.
-
-    The same family as `vllm bench serve --burstiness B`, where B is the gamma's shape: 1 / `burstiness`."""
+    """Return `n` arrival times with gamma-distributed gaps of mean 1/rate and squared coefficient of variation
+    `burstiness`: `vllm bench serve --burstiness B` with B = 1 / `burstiness`, the gamma's shape."""
     errors.above_zero("rate", rate, unit="requests per second")
     errors.above_zero("burstiness", burstiness, unit="squared coefficient of variation")
     rng = Random(f"bursty/{seed}")

@@ -1,4 +1,4 @@
-"""What is served: the embedded models, a folder, or a hub id; and facts about a model's architecture."""
+"""Models to serve (embedded, a folder, or a hub id) and their architecture."""
 
 from labkit.models.architecture import Architecture, architecture, parameter_count
 from labkit.models.fetch import (

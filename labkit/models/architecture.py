@@ -1,7 +1,7 @@
-"""Facts about a model from its config.json and the headers of its weights, without loading it.
+"""A model's architecture from its config.json and the headers of its weights, without loading it.
 
-Fields that the file leaves out come from the model's class in transformers, where that is installed and knows it.
-vLLM itself is not imported (that takes five seconds): tests/unit/test_kv_cases.py compares with its convertor.
+Missing fields come from the model's class in transformers, if it is installed and knows the model. vLLM is not imported
+(that takes five seconds); tests/unit/test_kv_cases.py compares with its convertor.
 """
 
 import json
@@ -18,19 +18,19 @@ from labkit.models import attention
 from labkit.models.attention import Fields, KvLayers, first, required, size
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a longer one is a damaged length
-# A config without a dtype means float32: what transformers assumes too.
+# Without a dtype: float32, as in transformers.
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
-SERVED_PARTS = {"F64": 0.25, "F32": 0.5}  # of a tensor's bytes, once vLLM's dtype auto has it in 16 bits
+SERVED_PARTS = {"F64": 0.25, "F32": 0.5}  # of a tensor's bytes, in 16 bits under vLLM's dtype auto
 POSITIONS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
     "max_sequence_length", "max_seq_length", "seq_len",
 )  # fmt: skip
-DEFAULT_POSITIONS = 2048  # vLLM's, for a config that names none
+DEFAULT_POSITIONS = 2048  # vLLM's, for a config without positions
 TEXT_CONFIGS = (
     "text_config", "llm_config", "language_config", "thinker_config", "language_model_config", "text_model_config",
     "lm_config", "llm",
 )  # fmt: skip
-# Scalings whose factor is in the positions already (config/model.py, _get_and_verify_max_len).
+# Scalings whose factor the positions already include (config/model.py, _get_and_verify_max_len).
 SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 ENCODER_FIELDS = (
     "type_vocab_size", "classifier_pooling", "sinusoidal_pos_embds", "num_channels", "feat_extract_norm",
@@ -45,12 +45,12 @@ STATE = "a state-space or recurrent model: it keeps a fixed state per sequence, 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the memory arithmetic needs. Sizes count elements unless the name says bytes.
+    """Sizes for memory arithmetic, in elements unless the name says bytes.
 
-    `kv_layers`: the layers that store keys and values; by default all `layers`, with `kv_heads` of `head_dim`.
-    `state_layers`: those that keep a fixed state, perhaps beside keys and values. `kv_dtype`: the KV cache's type under
-    vLLM's `auto`; by default that of the weights. `served_bytes`: the weights as vLLM loads them, where they are there.
-    `no_kv_cache` says why there is none; "" for a model that has one.
+    `kv_layers`: the layers that store keys and values; default: all `layers`, with `kv_heads` of `head_dim`.
+    `state_layers`: layers with a fixed state, possibly in addition to keys and values. `kv_dtype`: the KV cache's type
+    under vLLM's `auto`; default: that of the weights. `served_bytes`: the weights as vLLM loads them, if present.
+    `no_kv_cache`: why the model has none, or "".
     """
 
     model_type: str
@@ -73,28 +73,28 @@ class Architecture:
 
     @property
     def weight_bytes(self) -> int | None:
-        """Bytes of the weights in their own dtype; None when no weights lie beside the config."""
+        """Bytes of the weights in their dtype; None without weights next to the config."""
         return None if self.parameters is None else self.parameters * self.dtype_bytes
 
     @property
     def storing_layers(self) -> tuple[KvLayers, ...]:
         """The layers that store keys and values."""
-        alike = KvLayers(
+        uniform = KvLayers(
             count=self.layers,
             kv_heads=self.kv_heads,
             key_size=self.head_dim,
             value_size=self.head_dim,
             window=self.sliding_window,
         )
-        return self.kv_layers or (alike,)
+        return self.kv_layers or (uniform,)
 
 
 def architecture(path: Path | str) -> Architecture:
-    """Reads a model folder or a config.json. Raises `ConfigError` naming the file and the missing key."""
+    """Read a model folder or a config.json. ConfigError with the file and the missing key."""
     file = Path(path)
     file = file / "config.json" if file.is_dir() else file
     config = _read_json(file)
-    if not first(config, ("quantization_config", "compression_config")):  # ModelOpt up to 0.29 writes a file of its own
+    if not first(config, ("quantization_config", "compression_config")):  # ModelOpt up to 0.29 writes another file
         beside = file.with_name("hf_quant_config.json")
         config |= {"quantization_config": _read_json(beside)} if beside.is_file() else {}
     try:
@@ -107,22 +107,22 @@ def architecture(path: Path | str) -> Architecture:
 
 
 def parameter_count(folder: Path) -> int | None:
-    """Counts the parameters in the headers of the folder's safetensors files; None when there are none."""
+    """Count the parameters in the headers of the folder's safetensors files; None without any."""
     return _sum_of(folder, lambda tensor: math.prod(tensor["shape"]))
 
 
 def served_bytes(folder: Path) -> int | None:
-    """Bytes of the folder's weights as vLLM loads them: as stored, quantised or not, but floats of 32 bits in 16."""
-    return _sum_of(folder, lambda tensor: math.ceil(_span(tensor) * SERVED_PARTS.get(tensor["dtype"], 1)))
+    """Return the bytes of the folder's weights as vLLM loads them: as stored, but 32- and 64-bit floats in 16 bits."""
 
+    def served(tensor: Mapping[str, Any]) -> int:
+        begin, end = tensor["data_offsets"]
+        return math.ceil(int(end - begin) * SERVED_PARTS.get(tensor["dtype"], 1))
 
-def _span(tensor: Mapping[str, Any]) -> int:
-    begin, end = tensor["data_offsets"]
-    return int(end - begin)
+    return _sum_of(folder, served)
 
 
 def _sum_of(folder: Path, size_of: Callable[[Mapping[str, Any]], int]) -> int | None:
-    """The sum over all tensors. Where an index names the files (others repeat them), all of them have to be there."""
+    """Sum over all tensors. With an index, sum over its files (others repeat them); None if one is missing."""
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if files and index.is_file() and isinstance(named := _read_json(index).get("weight_map"), dict):
@@ -151,12 +151,12 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def read_fields(file: Path) -> dict[str, Any]:
-    """The fields of the language model in a config.json, as they stand there."""
+    """Read the language model's fields of a config.json, unchanged."""
     return text_fields(_read_json(file))
 
 
 def text_fields(config: Fields) -> dict[str, Any]:
-    """The language model's own fields, and what the whole model says about types and quantisation."""
+    """Return the language model's fields, with the whole model's types and quantisation."""
     name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
     if name is None:
         return dict(config)
@@ -167,33 +167,33 @@ def text_fields(config: Fields) -> dict[str, Any]:
 
 
 def _complete(config: Fields) -> dict[str, Any]:
-    """The language model's fields, with the defaults of its class in transformers where the file may rely on them.
+    """Return the language model's fields, with defaults of its class in transformers for an incomplete file.
 
-    A model's own config.json that transformers has written holds every field of its class; a part of a larger config
-    holds those only that differ, and other files anything.
+    A config.json written by transformers has every field of its class, except in a part of a larger config, which has
+    only those that differ.
     """
     fields = text_fields(config)
     given = {name: value for name, value in fields.items() if value is not None}
     named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
     part = any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS)
     whole = "transformers_version" in config and not part and all(first(given, names) is not None for names in named)
-    somewhere = attention.sliding_window(given) is not None and first(given, attention.WINDOW_PATTERNS) is None
-    if whole and not somewhere:
+    unplaced = attention.sliding_window(given) is not None and first(given, attention.WINDOW_PATTERNS) is None
+    if whole and not unplaced:
         return given
-    known = _class_fields(config, fields)
-    if known is None and part and somewhere:
+    defaults = _class_fields(config, fields)
+    if defaults is None and part and unplaced:
         raise ConfigError(
             "config.json names a window and not the layers that have it",
             remedy="install transformers, whose class for this model knows them",
         )
-    known = known or {}
-    counted = {name: value for name, value in known.items() if name == "num_hidden_layers"}  # some classes work it out
-    return known | given | counted
+    defaults = defaults or {}
+    computed = {name: value for name, value in defaults.items() if name == "num_hidden_layers"}  # by some classes
+    return defaults | given | computed
 
 
 def _class_fields(config: Fields, fields: Fields) -> dict[str, Any] | None:
-    """What transformers' class for this model says of the fields that this package reads; {} where it has none, None
-    where transformers is not installed."""
+    """Return this package's fields from the model's class in transformers; {} without a class, None without
+    transformers."""
     try:
         from transformers import CONFIG_MAPPING
     except ImportError:
@@ -203,30 +203,30 @@ def _class_fields(config: Fields, fields: Fields) -> dict[str, Any] | None:
         return {}
     logger = logging.getLogger("transformers")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what a class thinks of single fields is not for the reader of a size
+    logger.setLevel(logging.CRITICAL)  # hide warnings about single fields
     try:
         built = CONFIG_MAPPING[source["model_type"]].from_dict(dict(source)).get_text_config()
-    except Exception:  # classes raise errors of many kinds for values that they do not take
+    except Exception:  # classes raise many kinds of errors for unsupported values
         return {}
     finally:
         logger.setLevel(level)
-    asked = (*attention.FIELDS, *POSITIONS, "is_encoder_decoder", "rope_parameters", *ENCODER_FIELDS)
-    values = {name: _value(built, name) for name in asked}
+    names = (*attention.FIELDS, *POSITIONS, "is_encoder_decoder", "rope_parameters", *ENCODER_FIELDS)
+    values = {name: _value(built, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _value(built: Any, name: str) -> Any:
     try:
         return getattr(built, name, None)
-    except RuntimeError:  # the layers differ in it: transformers refuses to name one value
+    except RuntimeError:  # transformers refuses a single value if layers differ
         return None
 
 
-# --- what they say ---
+# --- their meaning ---
 
 
 def from_config(config: Mapping[str, Any], *, parameters: int | None) -> Architecture:
-    """From the fields of a config.json. ConfigError: one is missing, not a size, or of a layer that is not known."""
+    """Build from a config.json's fields. ConfigError for a missing field, an invalid size or an unknown layer."""
     fields = text_fields(config)
     dtype = str(first(fields, ("dtype", "torch_dtype")) or "float32").removeprefix("torch.")
     model = Architecture(
@@ -279,7 +279,7 @@ def _why_no_kv_cache(fields: Fields) -> str:
 
 
 def _positions(fields: Fields) -> tuple[int | None, int | None]:
-    """The most positions of the model, None where it names none, and the length that vLLM takes where it takes less."""
+    """Return the model's positions (None if not named), and vLLM's default length if that is smaller."""
     named = [required(fields, name) for name in POSITIONS if fields.get(name) is not None]
     limit = size(fields, "model_max_length") or min(named, default=None)
     scalings = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
@@ -297,7 +297,7 @@ def _positions(fields: Fields) -> tuple[int | None, int | None]:
 
 
 def kv_dtype(fields: Fields, dtype: str) -> str:
-    """The KV cache's type under vLLM's `auto`: the checkpoint's own, or the 16-bit type in which it is served.
+    """Return the KV cache's type under vLLM's `auto`: the checkpoint's, or the 16-bit type in which it is served.
 
     From utils/torch_utils.py `get_kv_cache_quant_algo_string`, layers/attention/attention.py and config/model.py
     `_resolve_auto_dtype`.
@@ -317,16 +317,16 @@ def kv_dtype(fields: Fields, dtype: str) -> str:
 
 def _notes(kinds: list[str], *, named_positions: bool, dtype: str) -> list[str]:
     chunked = kinds.count(attention.CHUNKED)
-    said = {
+    notes = {
         f"config.json names no positions: vLLM takes {DEFAULT_POSITIONS:,}": not named_positions,
         "config.json names no type of 16 bits: vLLM's dtype auto serves it in 16 bits": DTYPE_BYTES.get(dtype, 4) != 2,
         f"{chunked} of {len(kinds)} layers attend to chunks only, but vLLM 0.32 keeps all their tokens": chunked > 0,
     }
-    return [text for text, applies in said.items() if applies]
+    return [text for text, applies in notes.items() if applies]
 
 
 def _sum_in(file: Path, size_of: Callable[[Mapping[str, Any]], int]) -> int:
-    """A safetensors file starts with the header's length (8 bytes, little endian) and a JSON header of tensors."""
+    """Sum over a safetensors file, which starts with the header's length (8 bytes, little endian) and a JSON header."""
     try:
         with file.open("rb") as stream:
             length = struct.unpack("<Q", stream.read(8))[0]

@@ -1,7 +1,7 @@
-"""Which layers of a model keep keys and values, and how many numbers: from the fields of its config.json.
+"""The layers of a model that keep keys and values, and their sizes, from the fields of its config.json.
 
-The rules are those of vLLM 0.32 (transformers_utils/model_arch_config_convertor.py, config/model.py and the attention
-classes of model_executor/models), told by fields so that they hold for models that no list knows.
+The rules are vLLM 0.32's (transformers_utils/model_arch_config_convertor.py, config/model.py and the attention classes
+of model_executor/models), expressed by fields instead of model names, so that they cover new models.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ HEAD_SIZE = ("head_dim", "hidden_size_per_head", "attention_head_dim", "kv_chann
 HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
 WINDOW = ("sliding_window", "sliding_window_size", "attn_window_size", "attention_window_size")
 MOST_LAYERS = 10_000
-LARGEST = 10**9  # far above every size in use: what is larger is a damaged file
+LARGEST = 10**9  # far above any real size: larger values mean a damaged file
 
 PATTERNS = ("layer_types", "layers_block_type", "attn_type_list", "hybrid_override_pattern")
 WINDOW_PATTERNS = (
@@ -41,11 +41,11 @@ FIELDS = (
     "mamba_d_ssm", "state_size", "index_topk_freq", "index_topk_pattern", "index_skip_topk_offset", "zero_expert_num",
     "sparse_attention_config", *STATES, "rescale_every", "attn_logit_softcapping",
 )  # fmt: skip
-"""What this module reads: the names under which a class of transformers is asked."""
+"""The fields that this module reads."""
 
 MLA_WIDTHS = (320, 512, 576)
-"""Numbers in a compressed vector that vLLM's MLA kernels take (mla_attention.py, get_supported_head_sizes). A model
-with another width, such as MiniCPM3 with 288, stores expanded keys and values."""
+"""Widths of the compressed vector in vLLM's MLA kernels (mla_attention.py, get_supported_head_sizes). A model with
+another width, such as MiniCPM3 with 288, stores expanded keys and values."""
 
 FULL, WINDOWED, CHUNKED, STATE, NONE = "full", "window", "chunk", "state", "none"
 KINDS = {
@@ -60,10 +60,10 @@ KIND_OF = {entry: kind for kind, entries in KINDS.items() for entry in entries}
 
 @dataclass(frozen=True, kw_only=True)
 class KvLayers:
-    """`count` layers that store alike: a key and a value of so many numbers for each KV head and token.
+    """`count` equal layers: a key and a value of `key_size` and `value_size` numbers per KV head and token.
 
-    `window`: the tokens that a sequence keeps; None for all of them. `replicated`: every tensor-parallel rank stores
-    the same single vector (MLA). `number_bytes`: where it is not the KV cache's own type.
+    `window`: tokens kept per sequence; None for all. `replicated`: every tensor-parallel rank stores the same single
+    vector (MLA). `number_bytes`: if different from the KV cache's type.
     """
 
     count: int
@@ -76,12 +76,12 @@ class KvLayers:
 
 
 def first(fields: Fields, names: Iterable[str]) -> Any:
-    """The first of these fields that has a value."""
+    """Return the first of these fields with a value."""
     return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
 def size(fields: Fields, *names: str) -> int | None:
-    """A whole number above 0 under one of these names; None where there is none. ConfigError for any other value."""
+    """Return the whole number above 0 under the first of these names, or None. ConfigError for any other value."""
     name = next((name for name in names if fields.get(name) is not None), None)
     if name is None:
         return None
@@ -97,16 +97,16 @@ def size(fields: Fields, *names: str) -> int | None:
 
 
 def _if_any(fields: Fields, name: str) -> int | None:
-    """The same, where 0 means none."""
+    """Like `size`, but 0 means None."""
     return size(fields, name) if fields.get(name) else None
 
 
 def required(fields: Fields, *names: str) -> int:
-    """The same, of a field that has to be there."""
+    """Like `size`, for a required field."""
     value = size(fields, *names)
     if value is None:
         raise ConfigError(
-            f"there is no {names[0]} (nor {', '.join(names[1:])}), so the size of its KV cache cannot be told",
+            f"there is no {names[0]} (nor {', '.join(names[1:])}), so the size of its KV cache is unknown",
             remedy="name the folder or config.json of a decoder model; where transformers is installed, its defaults "
             "fill in what a config.json leaves out",
         )
@@ -114,7 +114,7 @@ def required(fields: Fields, *names: str) -> int:
 
 
 def attention_heads(fields: Fields) -> int:
-    """The number of query heads: the largest where layers differ."""
+    """Return the number of query heads: the largest if layers differ."""
     for name in HEADS:
         if isinstance(fields.get(name), list):
             return max(required({name: entry}, name) for entry in fields[name])
@@ -122,7 +122,7 @@ def attention_heads(fields: Fields) -> int:
 
 
 def head_size(fields: Fields) -> int:
-    """Numbers in a key. A `head_dim` of 0 counts as none, as in vLLM."""
+    """Return the numbers in a key. As in vLLM, a `head_dim` of 0 means none."""
     given = {name: value for name in HEAD_SIZE if (value := fields.get(name))}
     if stated := size(given, *HEAD_SIZE):
         return stated
@@ -131,7 +131,7 @@ def head_size(fields: Fields) -> int:
 
 
 def kv_head_count(fields: Fields) -> int:
-    """The number of KV heads under every name that models have given it; without one, as many as query heads."""
+    """Return the number of KV heads under any of its names; default: the query heads."""
     attention = fields.get("attn_config")  # MPT, DBRX
     if isinstance(attention, Mapping):
         if attention.get("attn_type") == "multiquery_attention":
@@ -139,7 +139,7 @@ def kv_head_count(fields: Fields) -> int:
         if attention.get("kv_n_heads") is not None:
             return required(attention, "kv_n_heads")
     new_falcon = fields.get("new_decoder_architecture")
-    if new_falcon is None:  # before that field, Falcon 40B told itself by its number of KV heads
+    if new_falcon is None:  # older configs: only Falcon 40B has a number of KV heads
         new_falcon = "n_head_kv" in fields
     if fields.get("multi_query") and not new_falcon:
         return 1
@@ -153,12 +153,12 @@ def kv_head_count(fields: Fields) -> int:
 
 
 def layer_kinds(fields: Fields) -> list[str]:
-    """FULL, WINDOWED, CHUNKED, STATE or NONE for each layer. ConfigError for a layer that is none of these."""
+    """Return FULL, WINDOWED, CHUNKED, STATE or NONE for each layer. ConfigError for an unknown kind."""
     layers = size(fields, *LAYERS) or len(first(fields, PATTERNS) or ()) or required(fields, *LAYERS)
     if layers > MOST_LAYERS:
         raise ConfigError(f"it has {layers:,} layers", remedy="correct config.json, or fetch the model again")
     if fields.get("zero_expert_num") is not None and fields.get("num_hidden_layers") is None:
-        layers *= 2  # LongCat: two attentions in each of its `num_layers`
+        layers *= 2  # LongCat: two attentions per layer
     sparse = next((name for name in SPARSE if fields.get(name)), None)
     if "indexed_attention" in (first(fields, PATTERNS) or ()):
         sparse = sparse or "indexed_attention"
@@ -176,7 +176,7 @@ def layer_kinds(fields: Fields) -> list[str]:
 
 
 def _listed(fields: Fields, layers: int) -> list[str]:
-    """Where the config names the kind of each layer."""
+    """Read a config that names each layer's kind."""
     for name in ("block_types", "_block_types"):  # RecurrentGemma repeats its pattern; its attention has a window
         if fields.get(name):
             pattern = _known(name, fields[name], len(fields[name]))
@@ -208,7 +208,7 @@ def _known(name: str, entries: Sequence[Any], layers: int) -> list[str]:
 def _fitting(name: str, kinds: list[str], layers: int) -> list[str]:
     if len(kinds) < layers:
         raise ConfigError(f"{name} names {len(kinds)} of {layers} layers", remedy="correct it, or fetch again")
-    return kinds[:layers]  # entries beyond are layers for speculative decoding
+    return kinds[:layers]  # further entries are layers for speculative decoding
 
 
 def _attends(block: Any) -> bool:
@@ -219,7 +219,7 @@ def _attends(block: Any) -> bool:
 
 
 def _periodic(fields: Fields, layers: int) -> list[str]:
-    """Where attention layers come at intervals between state layers."""
+    """Read a config with attention layers at intervals between state layers."""
     if period := size(fields, "attn_layer_period"):
         offset = fields.get("attn_layer_offset") or 0
         return [FULL if n % period == offset else STATE for n in range(layers)]
@@ -232,10 +232,10 @@ def _periodic(fields: Fields, layers: int) -> list[str]:
 
 
 def _windowed(fields: Fields, layers: int) -> list[str]:
-    """Where some layers look at a window or a chunk only, and where all are alike."""
+    """Read a config in which some layers attend to a window or chunk, or all are equal."""
     window, chunk = sliding_window(fields), fields.get("attention_chunk_size")
     state = next((name for name in STATES if fields.get(name) is not None), None)
-    if state and fields.get("mamba_d_ssm") is None:  # with that field, every layer has both
+    if state and fields.get("mamba_d_ssm") is None:  # with this field, every layer has both
         raise ConfigError(
             f"it has layers with a state ({state}), and does not say which layers keep keys and values",
             remedy="name a config.json with layer_types, or read the size from the engine's own start-up log",
@@ -261,25 +261,25 @@ def _windowed(fields: Fields, layers: int) -> list[str]:
 
 
 def sliding_window(fields: Fields) -> int | None:
-    """The window of those layers that have one, in tokens; None where the config has none or turns it off."""
+    """Return the sliding window in tokens; None without one, or if it is turned off."""
     if fields.get("use_sliding_window") is False or not first(fields, WINDOW):
         return None
     return size(fields, *WINDOW)
 
 
 def state_layers(fields: Fields, kinds: Sequence[str]) -> int:
-    """The layers that keep a fixed state for each sequence, also beside keys and values (Falcon-H1, Zamba2)."""
+    """Count the layers with a fixed state per sequence, also in addition to keys and values (Falcon-H1, Zamba2)."""
     beside = fields.get("mamba_d_ssm") is not None or "hybrid" in (first(fields, PATTERNS) or ())
     return len(kinds) if beside else kinds.count(STATE)
 
 
-# --- what the layers store ---
+# --- sizes ---
 
 
 def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
-    """The layers that store keys and values, those that are alike together, full attention first.
+    """Group the layers that store keys and values by size, full attention first.
 
-    Chunked layers are full ones: vLLM 0.32 keeps all their tokens (config/vllm.py turns its hybrid cache manager off).
+    Chunked layers count as full: vLLM 0.32 keeps all their tokens (config/vllm.py disables its hybrid cache manager).
     """
     stored = Counter(
         _layer(fields, index, windowed=kind == WINDOWED)
@@ -287,7 +287,7 @@ def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
         if kind in (FULL, WINDOWED, CHUNKED)
     )
     groups = [KvLayers(**{**vars(layer), "count": count}) for layer, count in stored.items()]
-    if indexer := _if_any(fields, "index_head_dim"):  # 8-bit keys, and four bytes of scale for every 128 numbers
+    if indexer := _if_any(fields, "index_head_dim"):  # 8-bit keys, and four bytes of scale per 128 numbers
         width = indexer + indexer // 128 * 4
         count = _indexing(fields, [n for n, kind in enumerate(kinds) if kind == FULL])
         groups.append(KvLayers(count=count, kv_heads=1, key_size=width, value_size=0, replicated=True, number_bytes=1))
@@ -295,13 +295,13 @@ def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
 
 
 def _latent(fields: Fields) -> int | None:
-    """Numbers in the one vector that MLA keeps of a token; None for a model that keeps keys and values."""
+    """Return the numbers in MLA's vector per token; None for a model that keeps keys and values."""
     width = (_if_any(fields, "kv_lora_rank") or 0) + (_if_any(fields, "qk_rope_head_dim") or 0)
     return width if fields.get("kv_lora_rank") and width in MLA_WIDTHS else None
 
 
 def _indexing(fields: Fields, layers: Sequence[int]) -> int:
-    """The layers that choose the tokens to attend to; others take over the choice of the one before."""
+    """Count the layers that choose the tokens to attend to; others reuse the previous choice."""
     pattern, every = fields.get("index_topk_pattern"), size(fields, "index_topk_freq") or 1
     offset = 2 if fields.get("index_skip_topk_offset") is None else fields["index_skip_topk_offset"]
     if pattern:
@@ -332,11 +332,11 @@ def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
 
 
 def _layer_fields(fields: Fields, index: int, *, windowed: bool) -> dict[str, Any]:
-    """What a layer has in place of the model's values."""
+    """Return the fields in which a layer differs from the model."""
     own = {name: value[index] for name in (*HEADS, *KV_HEADS) if isinstance(value := fields.get(name), list)}
-    different = fields.get("per_layer_config")
-    if isinstance(different, Mapping):
-        own |= {int(layer): values for layer, values in different.items()}.get(index, {})
+    per_layer = fields.get("per_layer_config")
+    if isinstance(per_layer, Mapping):
+        own |= {int(layer): values for layer, values in per_layer.items()}.get(index, {})
     for name in ("num_attention_heads", "num_key_value_heads"):
         if isinstance(value := fields.get(f"{name}_per_layer"), list):
             own[name] = value[index]

@@ -1,9 +1,8 @@
-"""Turns a GGUF file into a Hugging Face folder in bfloat16; a process of its own, so that torch stays out of ours.
+"""Convert a GGUF file to a Hugging Face folder in bfloat16, in a separate process without importing torch into labkit.
 
     python -m labkit.models.convert MODEL.gguf FOLDER
 
-The embedded chat model is stored with four bits a weight; served in bfloat16 it behaves like any model from a hub:
-vLLM, transformers and TorchServe all read the one folder.
+The embedded chat model has 4-bit weights; in bfloat16, vLLM, transformers and TorchServe can all serve the folder.
 """
 
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 
 
 def gguf_to_bf16(gguf: Path, folder: Path) -> None:
-    """Dequantizes `gguf` and writes config, tokenizer (chat template included) and safetensors into `folder`."""
+    """Dequantize `gguf` and write config, tokenizer (with its chat template) and safetensors into `folder`."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -21,7 +20,7 @@ def gguf_to_bf16(gguf: Path, folder: Path) -> None:
     dequantize = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, quantization_config=dequantize)
     model = model.to(torch.bfloat16)
-    # What is saved is no longer quantized; with the entry left in, every loader would look for a GGUF file.
+    # The saved model is not quantized; with this entry, every loader would look for a GGUF file.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)

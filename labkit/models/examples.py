@@ -1,4 +1,4 @@
-"""Public models as examples for memory arithmetic: their configs, and the parameters that follow from one."""
+"""Public models as examples for memory arithmetic: their configs and parameter counts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,25 +9,25 @@ from labkit.models.architecture import Architecture, from_config
 
 
 def example_models() -> dict[str, Architecture]:
-    """The models of data/example_models.yaml by name, each with its number of parameters."""
+    """Return the models of data/example_models.yaml by name, with their parameter counts."""
     configs = read_yaml(data_path("example_models.yaml"), dict[str, dict[str, Any]])
-    return {  # all of them are published in 16 bits
+    return {  # all are published in 16 bits
         name: from_config({**config, "dtype": "bfloat16"}, parameters=decoder_parameters(config))
         for name, config in configs.items()
     }
 
 
 def find(name: str, known: Mapping[str, Architecture]) -> Architecture:
-    """The example of that name. UsageError: there is none."""
+    """Return the example of that name. UsageError for an unknown one."""
     require(name in known, f"there is no example model called {name!r}", fix=did_you_mean(name, known))
     return known[name]
 
 
 def decoder_parameters(config: Mapping[str, Any]) -> int:
-    """The number of parameters of a Llama-like decoder: embeddings, attention, gated MLP and norms.
+    """Count the parameters of a Llama-like decoder: embeddings, attention, gated MLP and norms.
 
-    From the layers' shapes in transformers 5.19 (models/llama, mistral, qwen2): Qwen2 adds biases to queries, keys and
-    values; without tied embeddings the output has a matrix of its own.
+    Shapes are from transformers 5.19 (models/llama, mistral, qwen2): Qwen2 has biases on queries, keys and values;
+    without tied embeddings the output has its own matrix.
     """
     hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or hidden // heads

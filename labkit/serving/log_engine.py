@@ -1,6 +1,6 @@
-"""What a log has told so far of the engine that starts, and what follows from it for the memory of its KV cache.
+"""The state of a starting engine, collected from its log, and the KV cache that follows from it.
 
-A GiB figure is printed with two decimals, so what follows from it lies between two bounds; agreeing means inside.
+Logs print GiB with two decimals, so derived figures have two bounds; a figure agrees if it is between them.
 """
 
 import re
@@ -17,15 +17,15 @@ from labkit.theory.kv_size import IN_FLIGHT_TOKENS, KvPlan, describe, kv_heads_p
 GIB = 2**30
 HALF_A_DIGIT = 0.005  # GiB
 NUMBER = r"(-?\d{1,9}(?:\.\d{1,9})?)"
-WHOLE = r"(\d[\d,]{0,19})"  # no longer: such a number is none of vLLM's
-BLOCK_SIZES = (GPU_BLOCK_SIZE, 32, 64, CPU_BLOCK_SIZE, 256)  # the attention kernel may choose another than the default
+WHOLE = r"(\d[\d,]{0,19})"  # longer numbers are not vLLM's
+BLOCK_SIZES = (GPU_BLOCK_SIZE, 32, 64, CPU_BLOCK_SIZE, 256)  # attention kernels may choose other sizes than the default
 KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "half": 2, "float": 4}
 UNSET = ("None", "auto", "")
 
 
 @dataclass
 class Engine:
-    """What the log has told so far of the engine that starts. Bytes and blocks: at least and at most."""
+    """The engine as logged so far. Memory: (least, most) bytes."""
 
     architecture: Architecture | None
     tensor_parallel_given: int | None = None
@@ -37,54 +37,53 @@ class Engine:
     memory: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # by engine and rank
     ranks: set[int] = field(default_factory=set)
     share_gib: float | None = None
-    made: int | None = None  # blocks that num_gpu_blocks_override asked for
+    overridden: int | None = None  # blocks set by num_gpu_blocks_override
     blocks: int | None = None
-    tokens: int | None = None  # of the last line that told them
+    tokens: int | None = None  # from the latest line
     sizes: dict[str, int] = field(default_factory=dict)  # by engine: tokens of its smallest rank
 
     def starts_again(self, kind: str) -> bool:
-        """Whether a line of this kind cannot be of this engine any more."""
-        here = (self.worker.engine, self.worker.label)
+        """Whether a line of this kind must belong to the next engine."""
+        source = (self.worker.engine, self.worker.label)
         sizes = {engine for seen, engine, _ in self.kinds if seen in ("cache_size", "blocks")}
-        sized = bool(sizes) and (not here[0] or bool(sizes & {"", here[0]}))
+        sized = bool(sizes) and (not source[0] or bool(sizes & {"", source[0]}))
         if kind in ("arguments", "engine"):
-            return (kind, *here) in self.kinds or sized
+            return (kind, *source) in self.kinds or sized
         return sized and kind in ("weights", "gpu_memory", "cpu_memory", "cpu_auto", "not_free")
 
     def has(self, *kinds: str) -> bool:
-        """Whether a line of one of these kinds was read."""
         return any(kind in kinds for kind, _, _ in self.kinds)
 
     def size(self, name: str) -> int | None:
-        """A setting that is a whole number; None where it is not given."""
+        """Return the setting if it is a whole number, else None."""
         text = self.settings.get(name, "")
         return int(text) if text.isdecimal() and len(text) < 20 else None
 
     @property
     def tensor_parallel(self) -> int:
-        """Over how many GPUs the model is split: as the log says, as was given, or as many as there are ranks."""
+        """The GPUs that share the model: from the log, the argument, or the number of ranks."""
         ranks = max(self.ranks, default=0) + 1
         return self.size("tensor_parallel_size") or self.tensor_parallel_given or ranks
 
     @property
     def kv_dtype_bytes(self) -> int | None:
-        """Bytes of a number in the cache, where the log tells its type; 0 for a type that is not known here."""
+        """Bytes per number in the cache: None if the log does not name its type, 0 for an unknown type."""
         if (name := self.settings.get("kv_cache_dtype", "")) not in UNSET:
             return KV_BYTES.get(name, 0)
-        if self.architecture is not None and self.architecture.kv_dtype:  # the checkpoint's own, under "auto"
+        if self.architecture is not None and self.architecture.kv_dtype:  # the checkpoint's type, under "auto"
             return None
         return KV_BYTES.get(self.settings.get("dtype", "").removeprefix("torch."))
 
     @property
     def block_sizes(self) -> tuple[int, ...]:
-        """The block size where the log tells it, else those that the engine may have chosen, the default first."""
+        """The logged block size, or all possible ones, the default first."""
         if size := self.size("block_size"):
             return (size,)
         return (CPU_BLOCK_SIZE, *BLOCK_SIZES) if self.device == "CPU" else BLOCK_SIZES
 
     @property
     def keeps_all_tokens(self) -> bool:
-        """Whether the model is known to keep keys and values of every token in every layer."""
+        """Whether every layer of a known model keeps keys and values of every token."""
         model = self.architecture
         if model is None or self.obstacle:
             return False
@@ -92,18 +91,18 @@ class Engine:
 
     @property
     def obstacle(self) -> str:
-        """Why nothing of the cache can be recomputed though the model is known; empty where it can."""
+        """Why the cache of a known model cannot be recomputed; "" if it can."""
         if self.architecture is None:
             return ""
         draft = self.settings.get("speculative_config", "None") not in UNSET
-        told = self.size("tensor_parallel_size") or self.tensor_parallel_given or max(self.ranks, default=0)
+        gpus = self.size("tensor_parallel_size") or self.tensor_parallel_given or max(self.ranks, default=0)
         several = self.ranks or len({rank for _, rank in self.memory}) > 1
         reasons = {
-            "the log does not say over how many GPUs the model is split (--tensor-parallel)": several and not told,
+            "the log does not say how many GPUs share the model (--tensor-parallel)": several and not gpus,
             "the layers are split over pipeline stages": (self.size("pipeline_parallel_size") or 1) > 1,
-            "a draft model has layers in the cache, too": draft,
+            "a draft model also has layers in the cache": draft,
             "the tokens of a request are split over GPUs": (self.size("decode_context_parallel_size") or 1) > 1,
-            f"a cache of {self.settings.get('kv_cache_dtype')} is laid out in its own way": self.kv_dtype_bytes == 0,
+            f"the layout of a {self.settings.get('kv_cache_dtype')} cache is unknown": self.kv_dtype_bytes == 0,
             "some layers keep a state, which shares the blocks": self.hybrid or self.architecture.state_layers > 0,
         }
         try:
@@ -112,31 +111,31 @@ class Engine:
             return error.what
         return next((reason for reason, applies in reasons.items() if applies), "")
 
-    def has_room_for(self, tokens: int) -> None:
-        """Keeps the tokens of a cache. From 0.7 to 0.10 each rank logs its own; the fewest are every rank's."""
+    def set_tokens(self, tokens: int) -> None:
+        """Set the cache's tokens. From 0.7 to 0.10 each rank logs its own; the smallest applies to all."""
         self.tokens = tokens
         self.sizes[self.worker.engine] = min(tokens, self.sizes.get(self.worker.engine, tokens))
 
     def rank_memory(self) -> list[tuple[str, tuple[int, int]]]:
-        """The ranks of this line's engine with their bytes for the cache, the smallest first."""
-        ours = {rank: sizes for (engine, rank), sizes in self.memory.items() if engine == self.worker.engine}
-        if not ours:  # the ranks' lines and the engine's may differ in whether they name the engine
-            ours = {rank: sizes for (_, rank), sizes in self.memory.items()}
-        return sorted(ours.items(), key=lambda item: item[1])
+        """The current engine's ranks and their bytes for the cache, the smallest first."""
+        ranks = {rank: sizes for (engine, rank), sizes in self.memory.items() if engine == self.worker.engine}
+        if not ranks:  # not every line names the engine
+            ranks = {rank: sizes for (_, rank), sizes in self.memory.items()}
+        return sorted(ranks.items(), key=lambda item: item[1])
 
     def all_ranks_known(self) -> bool:
-        """Whether every rank has told its memory: since vLLM 0.10 only the first of them writes the line."""
+        """Whether every rank has logged its memory: since vLLM 0.10 only the first one does."""
         return len({rank for _, rank in self.memory}) >= self.tensor_parallel
 
     def verdict(self, *, fits: bool, fewer: bool) -> bool | None:
-        """Whether a figure agrees. Where it does not: None if versions of vLLM count layers with a window in other
-        ways, or if there are `fewer` and a rank that did not write its memory may be smaller."""
+        """Whether a figure agrees. A mismatch is None (inconclusive) with sliding windows, which vLLM versions count
+        differently, and for `fewer` tokens than expected if another rank may be smaller."""
         if fits or (self.keeps_all_tokens and (self.all_ranks_known() or not fewer)):
             return fits
         return None
 
     def plan(self, memory_bytes: int, block_size: int, max_model_len: int) -> KvPlan | None:
-        """The arithmetic for so much memory; None where the model is unknown or there is an obstacle."""
+        """Compute the cache for `memory_bytes`; None for an unknown model or with an obstacle."""
         if self.architecture is None or self.obstacle:
             return None
         try:
@@ -153,21 +152,21 @@ class Engine:
             return None
 
     def plans(self, max_model_len: int, block_size: int, *, rank: int = 0) -> tuple[KvPlan, KvPlan] | None:
-        """The arithmetic for the least and the most memory that a rank may have, counted from the smallest."""
+        """Compute the cache for the least and the most memory of a rank (0: the smallest)."""
         bounds = self.rank_memory()[rank][1] if self.memory else None
-        one = self.plan(GIB * GIB, block_size, max_model_len)
-        if one is None or (bounds is None and self.made is None):
+        plan = self.plan(GIB * GIB, block_size, max_model_len)
+        if plan is None or (bounds is None and self.overridden is None):
             return None
         least, most = bounds or (0, 0)
-        if self.made is not None:
-            least = most = self.made * one.bytes_per_block
+        if self.overridden is not None:
+            least = most = self.overridden * plan.bytes_per_block
         low, high = (self.plan(size, block_size, max_model_len) for size in (least, most))
         return (low, high) if low and high else None
 
     def notes(self) -> Iterator[str]:
-        """What a reader must know of the whole log."""
+        """Yield notes on the whole log."""
         if (engines := len({engine for engine, _ in self.memory if engine})) > 1:
-            yield f"{engines} engines (data parallel): each has a cache of its own, and kv_tokens is the smallest one's"
+            yield f"{engines} engines (data parallel), each with its own cache: kv_tokens is the smallest one's"
         if self.architecture is None:
             yield "without the model's config (--model) only figures within the log are compared with each other"
         elif self.obstacle:
@@ -175,8 +174,8 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a line means, what it should say, whether it does, and what to change. `shown` replaces a long line."""
+class Explanation:
+    """A line's meaning, its recomputation, whether they agree, and what to change. `shown` replaces a long line."""
 
     meaning: str
     recomputed: str = ""
@@ -185,12 +184,12 @@ class Said:
     shown: str = ""
 
 
-Explain = Callable[[re.Match[str], Engine], Said]
+Explain = Callable[[re.Match[str], Engine], Explanation]
 READERS: dict[str, tuple[re.Pattern[str], Explain]] = {}
 
 
 def reads(kind: str, pattern: str) -> Callable[[Explain], Explain]:
-    """Registers a function for the lines that `pattern` finds; the first pattern that finds a line reads it."""
+    """Register a function for lines that match `pattern`; the first matching pattern wins."""
 
     def register(explain: Explain) -> Explain:
         READERS[kind] = re.compile(pattern), explain

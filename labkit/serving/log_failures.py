@@ -1,17 +1,28 @@
-"""What an engine says when it does not start, or runs out of memory, and what to change."""
+"""Explain failed starts and out-of-memory errors, and what to change."""
 
 import re
 
-from labkit.serving.log_engine import GIB, HALF_A_DIGIT, NUMBER, Engine, Explain, Said, close, reads, whole_number
+from labkit.serving.log_engine import (
+    GIB,
+    HALF_A_DIGIT,
+    NUMBER,
+    Engine,
+    Explain,
+    Explanation,
+    close,
+    reads,
+    whole_number,
+)
 from labkit.serving.log_readers import LARGER_CACHE, LARGER_SHARE, longest_request
 
 SMALLER_CACHE = "use kv_cache_dtype=fp8, spread the model over more GPUs (tensor_parallel_size)"
 SMALLER_STEPS = "lower max_num_seqs or max_num_batched_tokens"
 OTHERS = "end what else uses this memory (on a GPU nvidia-smi lists it), or lower gpu_memory_utilization"
+LESS_WEIGHTS = "use more GPUs (tensor_parallel_size) or a quantised checkpoint, or end other processes on the GPU"
 FAILURES = {
     "nothing_left": (
         r"No available memory for the cache blocks|Cannot auto-fit max_model_len: not enough",
-        "No start: after weights and everything else the share leaves no memory for a single usable block.",
+        "No start: weights and other memory leave less than one usable block of the share.",
         LARGER_SHARE,
     ),
     "warm_up": (
@@ -22,7 +33,7 @@ FAILURES = {
     "no_room_for_weights": (
         r"Failed to load model - not enough GPU memory",
         "No start: the weights do not fit into the GPU.",
-        "use more GPUs (tensor_parallel_size) or a quantised checkpoint, or end what else uses the GPU",
+        LESS_WEIGHTS,
     ),
     "kv_not_free": (
         rf"Available memory on node \d+ \({NUMBER}/{NUMBER} GiB\) on kv cache allocation is less than requested "
@@ -32,13 +43,13 @@ FAILURES = {
     ),
     "weights_elsewhere": (
         rf"Externally held weights on device \S+ \({NUMBER}/{NUMBER} GiB\) exceed",
-        "No start: weights that another process holds take {0} GiB, more than this engine's share.",
+        "No start: weights held by another process take {0} GiB, more than this engine's share.",
         LARGER_SHARE,
     ),
     "profiling_disturbed": (
         r"Error in memory profiling\. Initial free memory",
-        "No start: another process gave memory of the GPU back while this engine measured its own.",
-        "start one engine after the other on a GPU, or set kv_cache_memory_bytes, which needs no measurement",
+        "No start: another process freed GPU memory while this engine measured its own.",
+        "start engines on a GPU one at a time, or set kv_cache_memory_bytes, which needs no measurement",
     ),
     "too_few_states": (
         r"max_num_seqs \((\d{1,12})\) exceeds available Mamba cache blocks \((\d{1,12})\)",
@@ -47,7 +58,7 @@ FAILURES = {
     ),
     "beyond_positions": (
         r"User-specified max_model_len \((\d{1,12})\) is greater than the derived max_model_len \(\w+=(\d{1,12})",
-        "No start: max_model_len is {0} and the model has {1} positions. Memory is not the reason.",
+        "No start: max_model_len is {0} and the model has {1} positions. This does not concern memory.",
         "set max_model_len={1} or less",
     ),
     "batch_below_length": (
@@ -62,26 +73,26 @@ FAILURES = {
     ),
     "shared_memory": (
         r"Error while creating shared memory segment|[Nn]o space left on device.*/dev/shm|insufficient shared memory",
-        "The workers exchange data through /dev/shm, and it is full: RAM of the container, not of the GPU.",
+        "/dev/shm, through which the workers exchange data, is full: RAM of the container, not GPU memory.",
         "start the container with --ipc=host or --shm-size=16g; in Kubernetes mount an emptyDir with medium Memory",
     ),
     "host_memory": (
         r"Out of memory: Killed process|OOMKilled|oom-kill|exit(?:ed)?(?: with)? (?:status|code)[: ]+137\b"
         r"|node running low on memory|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory",
-        "The machine's RAM ran out, or the container's limit: not the memory of the GPU.",
+        "The machine or the container ran out of RAM; GPU memory is not the cause.",
         "give the container more memory, or lower swap_space, cpu_offload_gb or (on a CPU) the cache",
     ),
     "driver_memory": (
         r"(?:CUDA|HIP) error: out of memory|cudaErrorMemoryAllocation|CU\w{2,9}_STATUS_ALLOC_FAILED"
         r"|[Cc]uda failure (?:\d+ )?'out of memory'|Failed to CUDA calloc",
-        "The driver, cuBLAS or NCCL found no free memory on the GPU. They take it beside gpu_memory_utilization.",
-        f"{OTHERS}; enforce_eager leaves out the CUDA graphs",
+        "The driver, cuBLAS or NCCL found no free GPU memory. Theirs is outside gpu_memory_utilization.",
+        f"{OTHERS}; enforce_eager omits the CUDA graphs",
     ),
 }
 
 
 def _explained(meaning: str, fix: str) -> Explain:
-    return lambda match, _engine: Said(meaning.format(*match.groups()), fix=fix.format(*match.groups()))
+    return lambda match, _engine: Explanation(meaning.format(*match.groups()), fix=fix.format(*match.groups()))
 
 
 for kind, (pattern, meaning, fix) in FAILURES.items():
@@ -93,14 +104,18 @@ for kind, (pattern, meaning, fix) in FAILURES.items():
     rf"(?:Free|Available) memory on (?:device|node)(?: [\w:]+)? \({NUMBER}/{NUMBER} GiB\) on startup is less than "
     rf"(?:desired (?:GPU|CPU) memory utilization|the engine's budget[\w' ]*) \({NUMBER}, {NUMBER} GiB\)",
 )
-def _not_free(match: re.Match[str], _engine: Engine) -> Said:
-    free, total, share, asked = map(float, match.groups())
-    meaning = f"No start: {free} of {total} GiB are free, and the share asks for {asked}. Something else uses the rest."
+def _not_free(match: re.Match[str], _engine: Engine) -> Explanation:
+    free, total, share, requested = map(float, match.groups())
+    meaning = (
+        f"No start: {free} of {total} GiB are free, and the share asks for {requested}. Something else uses the rest."
+    )
     share_now = max(0.0, free / (total or 1) - 0.01)
     fix = f"set gpu_memory_utilization={share_now:.2f} or less, or {OTHERS.partition(', or')[0]}"
-    if "budget" in match[0]:  # less weights that another process holds
-        return Said(meaning, fix=fix)
-    return Said(meaning, f"{share} x {total} = {share * total:.2f} GiB", close(share * total, match[4], 0.015), fix)
+    if "budget" in match[0]:  # minus weights held by another process
+        return Explanation(meaning, fix=fix)
+    return Explanation(
+        meaning, f"{share} x {total} = {share * total:.2f} GiB", close(share * total, match[4], 0.015), fix
+    )
 
 
 @reads(
@@ -109,7 +124,7 @@ def _not_free(match: re.Match[str], _engine: Engine) -> Said:
     rf"is needed, which is larger than the available KV cache memory \({NUMBER} Gi?B\)"
     r"(?:.*maximum model length is (\d{1,12}))?",
 )
-def _too_long(match: re.Match[str], engine: Engine) -> Said:
+def _too_long(match: re.Match[str], engine: Engine) -> Explanation:
     length, fits = whole_number(match[1]), whole_number(match[4] or "0")
     meaning = f"No start: one request of {length:,} tokens takes {match[2]} GiB, the cache has {match[3]} for it."
     shorter = f"set max_model_len={fits} or less" if fits else "lower max_model_len"
@@ -117,18 +132,18 @@ def _too_long(match: re.Match[str], engine: Engine) -> Said:
     meaning += f" The longest that fits is {fits:,}." if fits else ""
     plan = engine.plan(GIB * GIB, engine.block_sizes[0], length)
     if plan is None:
-        return Said(meaning, fix=fix)
+        return Explanation(meaning, fix=fix)
     needed = plan.bytes_per_sequence / GIB
     same = close(needed, match[2], HALF_A_DIGIT + plan.bytes_per_block / GIB) if engine.keeps_all_tokens else None
-    said = f"{length:,} tokens take {needed:.2f} GiB"
+    recomputed = f"{length:,} tokens take {needed:.2f} GiB"
     if not fits:
-        return Said(meaning, said, same, fix)
-    if engine.made is None:  # what the error says is without the block that vLLM keeps
+        return Explanation(meaning, recomputed, same, fix)
+    if engine.overridden is None:  # the error's figure excludes the block that vLLM keeps
         size, off = float(match[3]) * GIB, HALF_A_DIGIT * GIB
         least, most = (max(0, int(size + sign * off)) + plan.bytes_per_block for sign in (-1, 1))
         engine.memory = {(engine.worker.engine, engine.worker.label): (least, most)}
     longest, agrees = longest_request(fits, length, engine)
-    return Said(meaning, f"{said}; {longest}", False if same is False else agrees, fix)
+    return Explanation(meaning, f"{recomputed}; {longest}", False if same is False else agrees, fix)
 
 
 @reads(
@@ -136,26 +151,24 @@ def _too_long(match: re.Match[str], engine: Engine) -> Said:
     r"(?:The model's )?max seq len \((\d{1,12})\) is larger than the maximum number of tokens that can be stored in KV "
     r"cache \((\d{1,12})\)",
 )
-def _too_long_v0(match: re.Match[str], engine: Engine) -> Said:
+def _too_long_v0(match: re.Match[str], engine: Engine) -> Explanation:
     length, fits = whole_number(match[1]), whole_number(match[2])
     meaning = f"No start: one request may have {length:,} tokens, and the cache has room for {fits:,}."
     fix = f"set max_model_len={fits} or less, {SMALLER_CACHE}, or {LARGER_CACHE}"
-    if engine.blocks is None:
-        engine.has_room_for(fits)
-        return Said(meaning, fix=fix)
-    count = engine.blocks
+    engine.set_tokens(fits)
+    if (count := engine.blocks) is None:
+        return Explanation(meaning, fix=fix)
     sizes = [size for size in engine.block_sizes if size * count == fits]
     size = sizes[0] if sizes else engine.block_sizes[0]
-    engine.has_room_for(fits)
-    return Said(meaning, f"{count:,} blocks x {size} = {count * size:,} tokens", bool(sizes), fix)
+    return Explanation(meaning, f"{count:,} blocks x {size} = {count * size:,} tokens", bool(sizes), fix)
 
 
 @reads("out_of_memory", r"(?:CUDA|HIP|XPU|NPU) out of memory\. Tried to allocate ([\d.]+ \w+)")
-def _out_of_memory(match: re.Match[str], engine: Engine) -> Said:
+def _out_of_memory(match: re.Match[str], engine: Engine) -> Explanation:
     rest = match.string[match.end() :]
     new = re.search(r"total capac\w+ of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", rest)
     old = re.search(r"([\d.]+ \w+) total capacity;.*? ([\d.]+ \w+) free", rest)
-    free = f" of {found[1]} only {found[2]} were free" if (found := new or old) else ""
+    free = f" of {sizes[1]} only {sizes[2]} were free" if (sizes := new or old) else ""
     phases = {
         "while it served": (("graphs", "statistics"), f"lower gpu_memory_utilization, or {SMALLER_STEPS}"),
         "in the warm-up or while CUDA graphs were captured, after the cache had taken its share": (
@@ -163,10 +176,9 @@ def _out_of_memory(match: re.Match[str], engine: Engine) -> Said:
             f"lower gpu_memory_utilization, set enforce_eager, or {SMALLER_STEPS}",
         ),
         "in the profiling run or later": (("weights",), f"{SMALLER_STEPS}, or lower gpu_memory_utilization"),
-        "before the weights were loaded": (
-            (),
-            "use more GPUs (tensor_parallel_size) or a quantised checkpoint, or end what else uses the GPU",
-        ),
+        "before the weights were loaded": ((), LESS_WEIGHTS),
     }
     phase, fix = next((phase, fix) for phase, (kinds, fix) in phases.items() if not kinds or engine.has(*kinds))
-    return Said(f"Out of GPU memory {phase}: {match[1]} more were asked for{',' if free else ''}{free}.", fix=fix)
+    return Explanation(
+        f"Out of GPU memory {phase}: {match[1]} more were asked for{',' if free else ''}{free}.", fix=fix
+    )

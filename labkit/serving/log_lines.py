@@ -1,4 +1,4 @@
-"""The lines of a log as its program wrote them, whatever carried them: journald, Kubernetes, Ray, a terminal."""
+"""Restore a log's original lines from journald, Kubernetes, Ray, a terminal and other carriers."""
 
 import contextlib
 import gzip
@@ -14,11 +14,11 @@ from typing import Any, TextIO
 from labkit.errors import UsageError
 
 LONGEST_LINE = 65_536  # characters; the rest of a longer line is skipped
-NARROWEST, LONGEST_WORD = 40, 25  # columns of a terminal; characters that an editor takes to the next line
-WINDOW = 60  # lines over which a terminal may have wrapped one: vLLM's longest message is about 4,000 characters
+NARROWEST, LONGEST_WORD = 40, 25  # columns of a terminal; characters that an editor moves to the next line
+WINDOW = 60  # most lines of a wrapped message: vLLM's longest has about 4,000 characters
 # Colours; rsyslog writes the escape as #033, and a paste into a web page drops it.
 COLOUR = re.compile(r"(?:\x1b|#033)?\[[\d;]+m|\x1b\[[\d;?]*[A-Za-ln-z]")
-# What a new line of a log starts with. Anything else may be the rest of a line that a terminal wrapped.
+# The start of a new log line. Other lines may continue one that a terminal wrapped.
 BEGINS = re.compile(
     r".{0,100}?(?:\(\w[^()]*pid=\d+|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d )"
     r"|\s*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|\d{4}-\d\d-\d\d|\w{3} +\d+ \d\d:\d\d:"
@@ -33,10 +33,8 @@ PROCESS = re.compile(r"\b(?:VllmWorkerProcess|RayWorker\w*) pid=(\d+)(?:, ip=([\
 
 @dataclass(frozen=True)
 class Worker:
-    """Who wrote a line. `label`: its rank, such as "TP1", or its process; `engine`: its data parallel rank.
-
-    Both are empty and `rank` is None where the line does not say.
-    """
+    """The process that wrote a line. `label`: its rank, such as "TP1", or its process; `engine`: its data-parallel
+    rank. Empty, and `rank` None, if unknown."""
 
     label: str = ""
     rank: int | None = None
@@ -45,7 +43,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Line:
-    """A line, counted from 1, without colours. `begins`: it is not the rest of the line before."""
+    """A line without colours; `number` counts from 1. `begins`: it does not continue the previous line."""
 
     number: int
     text: str
@@ -54,10 +52,8 @@ class Line:
 
 @contextlib.contextmanager
 def open_log(file: Path | str) -> Iterator[TextIO]:
-    """A log as text, "-" for standard input; also gzip and UTF-16, and bytes that are no text do not end the reading.
-
-    UsageError: there is no such file, or it cannot be read.
-    """
+    """Open a log as text ("-": standard input), also gzip and UTF-16; replace undecodable bytes. UsageError if it
+    cannot be read."""
     path = Path(file).expanduser()
     remedy = "name the log that vLLM wrote, or - to read it from a pipe"
     piped = str(file) == "-"
@@ -76,7 +72,7 @@ def open_log(file: Path | str) -> Iterator[TextIO]:
 
 
 def records(stream: TextIO) -> Iterator[list[Line]]:
-    """The log's lines in groups: one that begins, and those after it that may be its rest. Memory stays bounded."""
+    """Group the log's lines: one that begins, and those that may continue it. Memory is bounded."""
     record: list[Line] = []
     for line in _lines(stream):
         if record and (line.begins or len(record) > WINDOW):
@@ -88,23 +84,23 @@ def records(stream: TextIO) -> Iterator[list[Line]]:
 
 
 def readings(record: list[Line], at: int) -> list[str]:
-    """What the line `at` of a record may say: alone, and with the lines after it put together again.
+    """Return the possible originals of the line `at` of a record: alone, and joined with the lines after it.
 
-    A terminal cuts at its width, within a word or at a space that is then lost; an editor cuts between words.
+    A terminal cuts at its width, inside a word or at a space, which is lost; an editor cuts between words.
     """
     texts = [line.text for line in record[at:]]
     width = max(map(len, texts[:-1]), default=0)
-    if len(texts[0]) < max(NARROWEST, width - LONGEST_WORD):  # no terminal would have cut it here
+    if len(texts[0]) < max(NARROWEST, width - LONGEST_WORD):  # too short to be cut by a terminal
         return texts[:1]
     cut = "".join(text if len(text) == width else f"{text} " for text in texts)
     return [texts[0], cut, " ".join(text.strip() for text in texts)]
 
 
 def worker(prefix: str) -> Worker:
-    """Who wrote a line, from what comes before its message."""
-    engine = next((found[1] or found[2] for found in ENGINE.finditer(prefix)), "")
-    if found := RANK.search(prefix):
-        label = found[2].replace("_", " ").strip() if found[2] else f"rank {found[1]}"
+    """Parse the writer of a line from the text before its message."""
+    engine = next((match[1] or match[2] for match in ENGINE.finditer(prefix)), "")
+    if match := RANK.search(prefix):
+        label = match[2].replace("_", " ").strip() if match[2] else f"rank {match[1]}"
         return Worker(label, int(re.findall(r"\d+", label)[-1]), engine)
     processes = [f"process {pid} on {ip}" if ip else f"process {pid}" for pid, ip in PROCESS.findall(prefix)]
     return Worker(processes[-1] if processes else "", None, engine)
@@ -121,17 +117,17 @@ def _lines(stream: TextIO) -> Iterator[Line]:
         for part in _unpacked(text.rstrip("\r\n")) or text.splitlines():
             if part.strip():
                 yield Line(number, part, BEGINS.match(part) is not None)
-    yield Line(number, "", begins=True)  # how many there were
+    yield Line(number, "", begins=True)  # carries the number of lines
 
 
 def _unpacked(text: str) -> list[str]:
-    """The lines in the fields of a line of JSON, each after the name of the process; empty where it is none."""
+    """Return the lines in a JSON line's fields, each after the process name; [] if it is not JSON."""
     start = text.find('{"')
     if start < 0 or not text.endswith("}"):
         return []
     try:
         values = json.loads(text[start:]).values()
-        # journald writes a message with colours in it as a list of bytes
+        # journald writes a message with colours as a list of bytes
         fields = [bytes(value).decode(errors="replace") if isinstance(value, list) else value for value in values]
     except (ValueError, TypeError):
         return []

@@ -1,6 +1,6 @@
-"""What vLLM's lines on memory mean and what they should say.
+"""Explain and recompute vLLM's log lines about memory.
 
-The wordings are in vLLM's worker/ and executor/ (V0), v1/worker/cpu_worker.py and gpu_worker.py (budgets),
+Their wording is in vLLM's worker/ and executor/ (V0), v1/worker/cpu_worker.py and gpu_worker.py (budgets),
 v1/core/kv_cache_utils.py (blocks, length) and v1/metrics/loggers.py (statistics).
 """
 
@@ -15,7 +15,7 @@ from labkit.serving.log_engine import (
     UNSET,
     WHOLE,
     Engine,
-    Said,
+    Explanation,
     close,
     reads,
     whole_number,
@@ -34,39 +34,40 @@ LARGER_SHARE = (
 )
 
 
-# --- what the engine was asked for ---
+# --- settings ---
 
 
 @reads("arguments", r"(?:non-default args: |args: Namespace)([{(].*?[})](?=\s|$)|.*)")
-def _arguments(match: re.Match[str], engine: Engine) -> Said:
+def _arguments(match: re.Match[str], engine: Engine) -> Explanation:
     return _settings(match[1], engine, "Of the settings that were given, those that decide about memory.")
 
 
 @reads("engine", r"Initializing an? (?:V\d )?LLM engine(?: \(v[^)]*\))? with config: (.*)")
-def _engine(match: re.Match[str], engine: Engine) -> Said:
+def _engine(match: re.Match[str], engine: Engine) -> Explanation:
     engine.device = "CPU" if "device_config=cpu" in match[1] else engine.device
     return _settings(match[1], engine, "Of the settings that the engine starts with, those that decide about memory.")
 
 
-def _settings(text: str, engine: Engine, meaning: str) -> Said:
-    found = {name: re.search(rf"(?<!\w){name}'?[=:] ?'?([^,'\s)}}]+)", text) for name in SHOWN}
-    given = {name: hit[1].replace("{", "...") for name, hit in found.items() if hit}
-    engine.settings |= {name: value for name, value in given.items() if value not in UNSET}
-    shown = ", ".join(f"{name}={value}" for name, value in given.items() if value not in UNSET)
-    return Said(meaning if shown else "No setting that decides about memory.", shown=shown or "-")
+def _settings(text: str, engine: Engine, meaning: str) -> Explanation:
+    matches = {name: re.search(rf"(?<!\w){name}'?[=:] ?'?([^,'\s)}}]+)", text) for name in SHOWN}
+    settings = {name: match[1].replace("{", "...") for name, match in matches.items() if match}
+    settings = {name: value for name, value in settings.items() if value not in UNSET}
+    engine.settings |= settings
+    shown = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return Explanation(meaning if shown else "No setting that decides about memory.", shown=shown or "-")
 
 
 @reads("dtype", r"(?:Up|Down)?[cC]asting torch\.(\w+) to torch\.(\w+)")
-def _dtype(match: re.Match[str], engine: Engine) -> Said:
+def _dtype(match: re.Match[str], engine: Engine) -> Explanation:
     engine.settings["dtype"] = match[2]
     meaning = f"Weights and KV cache are kept as {match[2]}, not as {match[1]}."
-    return Said(meaning, _token_bytes(engine))
+    return Explanation(meaning, _token_bytes(engine))
 
 
 @reads("kv_dtype", r"Using (\w+) data type to store kv cache")
-def _kv_dtype(match: re.Match[str], engine: Engine) -> Said:
+def _kv_dtype(match: re.Match[str], engine: Engine) -> Explanation:
     engine.settings["kv_cache_dtype"] = match[1]
-    return Said(f"The cache keeps its numbers as {match[1]}, whatever the weights are.", _token_bytes(engine))
+    return Explanation(f"The cache stores numbers as {match[1]}, independently of the weights.", _token_bytes(engine))
 
 
 def _token_bytes(engine: Engine) -> str:
@@ -76,67 +77,73 @@ def _token_bytes(engine: Engine) -> str:
 
 
 @reads("hybrid", r"[Ss]etting attention block size to (\d{1,12}) tokens to ensure that attention page size is >= mamba")
-def _hybrid(match: re.Match[str], engine: Engine) -> Said:
+def _hybrid(match: re.Match[str], engine: Engine) -> Explanation:
     engine.hybrid = True
-    return Said(f"Some layers keep a state in place of keys and values; a block is as large: {match[1]} tokens.")
+    return Explanation(
+        f"Some layers keep a state instead of keys and values; a block of {match[1]} tokens is as large."
+    )
 
 
 @reads("max_model_len", r"Using max model len (\d{1,12})")
-def _max_model_len(match: re.Match[str], engine: Engine) -> Said:
+def _max_model_len(match: re.Match[str], engine: Engine) -> Explanation:
     engine.settings["max_model_len"] = match[1]
-    return Said("The most tokens that a request may have, prompt and answer together. Nothing is reserved for it.")
+    return Explanation(
+        "The most tokens that a request may have, prompt and answer together. Nothing is reserved for it."
+    )
 
 
 # --- weights ---
 
 
 @reads("checkpoint", rf"Checkpoint size: {NUMBER} GiB")
-def _checkpoint(match: re.Match[str], engine: Engine) -> Said:
+def _checkpoint(match: re.Match[str], engine: Engine) -> Explanation:
     return _weights(match[1], "The weights as they lie on the disk.", engine, size=None, gpus=1, within=0.01)
 
 
 @reads("weights", rf"(?:Loading model weights|Model loading) took {NUMBER} Gi?B")
-def _loaded(match: re.Match[str], engine: Engine) -> Said:
+def _loaded(match: re.Match[str], engine: Engine) -> Explanation:
     meaning = "What the weights take in the memory of each GPU: the same for one user as for a hundred."
     size = KV_BYTES.get(engine.settings.get("dtype", "").removeprefix("torch."))
     return _weights(match[1], meaning, engine, size=size, gpus=engine.tensor_parallel, within=0.02)  # and buffers
 
 
-def _weights(gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: int, within: float) -> Said:
-    """`size`: bytes per number, by default the config's; `gpus`: over how many they are split."""
+def _weights(gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: int, within: float) -> Explanation:
+    """`size`: bytes per number, default the config's; `gpus` share the weights."""
     model, method = engine.architecture, engine.settings.get("quantization")
     if model is None or model.parameters is None:
-        return Said(meaning)
+        return Explanation(meaning)
     if method or engine.size("pipeline_parallel_size") not in (None, 1):
-        return Said(meaning, f"not recomputed: {f'quantised with {method}' if method else 'split over stages'}")
+        return Explanation(meaning, f"not recomputed: {f'quantised with {method}' if method else 'split over stages'}")
     size = size or model.dtype_bytes
     expected = model.parameters * size / gpus / GIB
     split = f" / {gpus} GPUs" if gpus > 1 else ""
     arithmetic = f"{model.parameters:,} parameters x {size} bytes{split} = {expected:.2f} GiB"
-    return Said(meaning, arithmetic, close(expected, gib, within * expected + 2 * HALF_A_DIGIT))
+    return Explanation(meaning, arithmetic, close(expected, gib, within * expected + 2 * HALF_A_DIGIT))
 
 
 # --- memory for the cache ---
 
 
-def _cache_memory(gib: str, engine: Engine, meaning: str, *, exact: bool = False) -> Said:
-    """Keeps what this rank has for the cache, and says how many blocks that is."""
+def _cache_memory(gib: str, engine: Engine, meaning: str, *, exact: bool = False) -> Explanation:
+    """Store this rank's memory for the cache, and compute its blocks."""
     if (size := float(gib)) < 0:
-        return Said(f"No start: {-size:.2f} GiB are missing before there is any cache. {meaning}", fix=LARGER_SHARE)
+        return Explanation(f"No start: {-size:.2f} GiB are missing even without a cache. {meaning}", fix=LARGER_SHARE)
     off = 0 if exact else HALF_A_DIGIT
     least, most = (max(0, int((size + sign * off) * GIB)) for sign in (-1, 1))
     engine.memory[engine.worker.engine, engine.worker.label] = least, most
     block = engine.block_sizes[0]
     plan = engine.plan(GIB * GIB, block, 1)
     if plan is None:
-        return Said(meaning)
+        return Explanation(meaning)
     low, high = least // plan.bytes_per_block, most // plan.bytes_per_block
     count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return Said(meaning, f"{gib} GiB / {plan.bytes_per_block:,} bytes a block of {block} tokens = {count} blocks")
+    return Explanation(
+        meaning, f"{gib} GiB / {plan.bytes_per_block:,} bytes a block of {block} tokens = {count} blocks"
+    )
 
 
 @reads("cpu_memory", rf"Explicitly set \({NUMBER}/{NUMBER}\) GiB for KV cache")
-def _cpu_given(match: re.Match[str], engine: Engine) -> Said:
+def _cpu_given(match: re.Match[str], engine: Engine) -> Explanation:
     engine.device = "CPU"
     meaning = (
         f"The size that the cache was given (by VLLM_CPU_KVCACHE_SPACE or kv_cache_memory_bytes), of {match[2]} GiB of "
@@ -149,25 +156,25 @@ def _cpu_given(match: re.Match[str], engine: Engine) -> Said:
     "cpu_auto",
     rf"Auto set \({NUMBER}/{NUMBER}\) GiB for KV cache.* with {NUMBER} GiB requested.*\. {NUMBER} GiB memory",
 )
-def _cpu_auto(match: re.Match[str], engine: Engine) -> Said:
+def _cpu_auto(match: re.Match[str], engine: Engine) -> Explanation:
     engine.device = "CPU"
     meaning = (
-        f"gpu_memory_utilization gives this worker {match[3]} GiB of RAM; weights and everything else took {match[4]}, "
-        "the cache gets the rest."
+        f"gpu_memory_utilization gives this worker {match[3]} GiB of RAM; weights and other memory took {match[4]}, "
+        "and the cache gets the rest."
     )
     _cache_memory(match[1], engine, meaning)
     rest = float(match[3]) - float(match[4])
-    return Said(meaning, f"{match[3]} - {match[4]} = {rest:.2f} GiB", close(rest, match[1], 3 * HALF_A_DIGIT))
+    return Explanation(meaning, f"{match[3]} - {match[4]} = {rest:.2f} GiB", close(rest, match[1], 3 * HALF_A_DIGIT))
 
 
 @reads("gpu_memory", rf"Available KV cache memory: {NUMBER} GiB")
-def _available(match: re.Match[str], engine: Engine) -> Said:
+def _available(match: re.Match[str], engine: Engine) -> Explanation:
     return _cache_memory(match[1], engine, "What weights and everything else leave of this engine's share of the GPU.")
 
 
 @reads("gpu_given", rf"Initial free memory:? {NUMBER} GiB,? reserved {NUMBER} GiB memory for KV Cache")
-def _gpu_given(match: re.Match[str], engine: Engine) -> Said:
-    meaning = f"kv_cache_memory_bytes gives the cache {match[2]} GiB; gpu_memory_utilization has no say."
+def _gpu_given(match: re.Match[str], engine: Engine) -> Explanation:
+    meaning = f"kv_cache_memory_bytes gives the cache {match[2]} GiB; gpu_memory_utilization has no effect."
     return _cache_memory(match[2], engine, meaning)
 
 
@@ -176,22 +183,22 @@ def _gpu_given(match: re.Match[str], engine: Engine) -> Said:
     rf"Memory profiling results: .*?total_gpu_memory={NUMBER}GiB .*?peak_torch_memory={NUMBER}GiB "
     rf".*?non_torch_memory={NUMBER}GiB kv_cache_size={NUMBER}GiB gpu_memory_utilization={NUMBER}",
 )
-def _profile(match: re.Match[str], engine: Engine) -> Said:
+def _profile(match: re.Match[str], engine: Engine) -> Explanation:
     total, peak, other, _, share = map(float, match.groups())
     rest = total * share - peak - other
     meaning = f"Of the share of {total} GiB, weights and activations took {peak} at their peak and CUDA {other}."
     memory = _cache_memory(match[4], engine, f"{meaning} The cache has {match[4]} GiB.")
     arithmetic = f"{share} x {total} - {peak} - {other} = {rest:.2f} GiB"
-    return Said(memory.meaning, arithmetic, close(rest, match[4], 5 * HALF_A_DIGIT), memory.fix)
+    return Explanation(memory.meaning, arithmetic, close(rest, match[4], 5 * HALF_A_DIGIT), memory.fix)
 
 
 @reads("share", rf"can use total_gpu_memory \({NUMBER}GiB\) x gpu_memory_utilization \({NUMBER}\) = {NUMBER}GiB")
-def _share(match: re.Match[str], engine: Engine) -> Said:
+def _share(match: re.Match[str], engine: Engine) -> Explanation:
     share = float(match[1]) * float(match[2])
     arithmetic = f"{match[1]} x {match[2]} = {share:.2f} GiB"
     engine.share_gib = float(match[3])
-    near = close(share, match[3], float(match[1]) * HALF_A_DIGIT + HALF_A_DIGIT)  # the share has two decimals, too
-    return Said(f"This engine may have {match[3]} GiB of the GPU.", arithmetic, near)
+    near = close(share, match[3], float(match[1]) * HALF_A_DIGIT + HALF_A_DIGIT)  # the share also has two decimals
+    return Explanation(f"This engine may have {match[3]} GiB of the GPU.", arithmetic, near)
 
 
 @reads(
@@ -199,14 +206,14 @@ def _share(match: re.Match[str], engine: Engine) -> Said:
     rf"model weights take {NUMBER}GiB; non_torch_memory takes {NUMBER}GiB; PyTorch activation peak memory takes "
     rf"{NUMBER}GiB; the rest of the memory reserved for KV Cache is {NUMBER}GiB",
 )
-def _parts(match: re.Match[str], engine: Engine) -> Said:
+def _parts(match: re.Match[str], engine: Engine) -> Explanation:
     meaning = f"Weights take {match[1]} GiB, CUDA {match[2]} and activations {match[3]}; the cache gets the rest."
     memory = _cache_memory(match[4], engine, meaning)
     if engine.share_gib is None:
         return memory
     rest = engine.share_gib - sum(float(part) for part in match.groups()[:3])
     arithmetic = f"{engine.share_gib} - {match[1]} - {match[2]} - {match[3]} = {rest:.2f} GiB"
-    return Said(memory.meaning, arithmetic, close(rest, match[4], 5 * HALF_A_DIGIT), memory.fix)
+    return Explanation(memory.meaning, arithmetic, close(rest, match[4], 5 * HALF_A_DIGIT), memory.fix)
 
 
 @reads(
@@ -216,59 +223,56 @@ def _parts(match: re.Match[str], engine: Engine) -> Said:
     rf"{NUMBER} GiB for peak activation,(?: {NUMBER} GiB for non-torch memory,)? and {NUMBER} GiB for CUDAGraph"
     rf"(?:.*Current kv cache memory in use is {NUMBER} (GiB|bytes))?",
 )
-def _gpu_usage(match: re.Match[str], _engine: Engine) -> Said:
-    _, total, share, asked, consumed, peak, other, graphs, cache = (float(text or 0) for text in match.groups()[:-1])
+def _gpu_usage(match: re.Match[str], _engine: Engine) -> Explanation:
+    _, total, share, budget, consumed, peak, other, graphs, cache = (float(text or 0) for text in match.groups()[:-1])
     cache = cache / GIB if match[10] == "bytes" else cache
     meaning = (
-        f"Of a GPU with {total} GiB this engine may have {asked}: {consumed} went to weights and context, {peak} to "
+        f"Of a GPU with {total} GiB this engine may use {budget}: {consumed} went to weights and context, {peak} to "
         f"activations, {graphs} to CUDA graphs" + (f", {other} to CUDA itself." if match[7] else ".")
     )
-    rest = asked - consumed - peak - other
+    rest = budget - consumed - peak - other
     arithmetic = f"{share} x {total} = {share * total:.2f} GiB; less weights and peak: {rest:.2f} GiB for the cache"
     agrees = close(share * total, match[4], 3 * HALF_A_DIGIT)
-    return Said(meaning, arithmetic, agrees and (match[9] is None or close(rest, str(cache), 6 * HALF_A_DIGIT)))
+    return Explanation(meaning, arithmetic, agrees and (match[9] is None or close(rest, str(cache), 6 * HALF_A_DIGIT)))
 
 
 @reads("graphs", rf"Graph capturing finished in \d+ secs, took {NUMBER} GiB")
-def _graphs(match: re.Match[str], _engine: Engine) -> Said:
-    return Said(f"CUDA graphs take {match[1]} GiB beside the cache; enforce_eager saves them and costs speed.")
+def _graphs(match: re.Match[str], _engine: Engine) -> Explanation:
+    return Explanation(f"CUDA graphs take {match[1]} GiB beside the cache; enforce_eager saves them and costs speed.")
 
 
 # --- blocks and tokens ---
 
 
 @reads("override", r"Overriding num_gpu_blocks=(\d{1,12}) with num_gpu_blocks_override=(\d{1,12})")
-def _override(match: re.Match[str], engine: Engine) -> Said:
-    fits, made = whole_number(match[1]), whole_number(match[2])
+def _override(match: re.Match[str], engine: Engine) -> Explanation:
+    fits, override = whole_number(match[1]), whole_number(match[2])
     plans = engine.plans(1, engine.block_sizes[0])
-    engine.made = engine.blocks = made
-    meaning = f"The memory would hold {fits:,} blocks; {made:,} are made, as was asked for."
+    engine.overridden = engine.blocks = override
+    meaning = f"The memory would hold {fits:,} blocks; num_gpu_blocks_override sets {override:,}."
     if plans is None:
-        return Said(meaning)
+        return Explanation(meaning)
     low, high = plans[0].blocks, plans[1].blocks
-    return Said(meaning, f"the memory holds {low:,} to {high:,} blocks", low <= fits <= high)
+    return Explanation(meaning, f"the memory holds {low:,} to {high:,} blocks", low <= fits <= high)
 
 
 @reads("blocks", r"# (\w{2,9}) blocks: (\d{1,12})(?:, # CPU blocks: (\d{1,12}))?")
-def _blocks(match: re.Match[str], engine: Engine) -> Said:
+def _blocks(match: re.Match[str], engine: Engine) -> Explanation:
     count = whole_number(match[2])
     if count == 0:
-        return Said("No start: not one block of the cache fits into what the share leaves.", fix=LARGER_SHARE)
-    known = [(size, engine.plans(1, size)) for size in engine.block_sizes]
-    fitting = [size for size, plans in known if plans and plans[0].blocks <= count <= plans[1].blocks]
+        return Explanation("No start: the share leaves less than one block for the cache.", fix=LARGER_SHARE)
+    plans_of = {size: engine.plans(1, size) for size in engine.block_sizes}
+    fitting = [size for size, plans in plans_of.items() if plans and plans[0].blocks <= count <= plans[1].blocks]
     size = fitting[0] if fitting else engine.block_sizes[0]
     engine.blocks = count
-    engine.has_room_for(count * size)
+    engine.set_tokens(count * size)
     swap = f"; {whole_number(match[3]):,} more in RAM, for requests that are swapped out" if match[3] else ""
     meaning = f"{count:,} blocks of {size} tokens: room for {count * size:,} tokens of all requests together{swap}."
-    if plans := known[0][1]:
-        low, high = plans
-        return Said(
-            meaning,
-            f"the memory holds {low.blocks:,} to {high.blocks:,} blocks",
-            engine.verdict(fits=bool(fitting), fewer=count < low.blocks),
-        )
-    return Said(meaning)
+    if (plans := plans_of[engine.block_sizes[0]]) is None:
+        return Explanation(meaning)
+    low, high = plans
+    recomputed = f"the memory holds {low.blocks:,} to {high.blocks:,} blocks"
+    return Explanation(meaning, recomputed, engine.verdict(fits=bool(fitting), fewer=count < low.blocks))
 
 
 @reads(
@@ -276,25 +280,25 @@ def _blocks(match: re.Match[str], engine: Engine) -> Said:
     rf"\b(\w{{2,9}})(?: \+ host)? KV cache size: {WHOLE} tokens"
     rf"(?:, Maximum concurrency for ([1-9][\d,]{{0,19}}) tokens per request: {NUMBER}x)?",
 )
-def _cache_size(match: re.Match[str], engine: Engine) -> Said:
+def _cache_size(match: re.Match[str], engine: Engine) -> Explanation:
     engine.device = "CPU" if match[1] == "CPU" else engine.device
     tokens = whole_number(match[2])
-    engine.has_room_for(tokens)
+    engine.set_tokens(tokens)
     meaning = f"Room for {tokens:,} tokens of all requests together{_sized_by(engine)}."
     length = whole_number(match[3] or "0") or engine.size("max_model_len") or engine.size("max_seq_len") or tokens
-    # Where the line stands alone, each rank logged its own; else there is one for all.
+    # Without a concurrency, each rank logged its own line; else there is one for all.
     ranks = 1 if match[3] else max(1, len(engine.rank_memory()))
     recomputed, agrees = _recomputed(tokens, length, engine, ranks=ranks)
     if not match[3]:
-        return Said(meaning, recomputed, agrees)
+        return Explanation(meaning, recomputed, agrees)
     divided, same = _divided(tokens, length, match[4], engine)
     verdicts = [verdict for verdict in (agrees, same) if verdict is not None]
-    said = "; ".join(filter(None, (recomputed, divided)))
-    return Said(f"{meaning} {_worst_case(length, match[4])}", said, all(verdicts) if verdicts else None)
+    both = "; ".join(filter(None, (recomputed, divided)))
+    return Explanation(f"{meaning} {_worst_case(length, match[4])}", both, all(verdicts) if verdicts else None)
 
 
 def _sized_by(engine: Engine) -> str:
-    """Which rank has the least memory and so sizes every rank's cache."""
+    """Name the rank with the least memory, which sizes every rank's cache."""
     ranks = engine.rank_memory()
     if not ranks or (len(ranks) < 2 and engine.all_ranks_known()):
         return ""
@@ -308,7 +312,7 @@ def _sized_by(engine: Engine) -> str:
 
 
 def _recomputed(tokens: int, length: int, engine: Engine, *, ranks: int) -> tuple[str, bool | None]:
-    """The tokens that the memory of one of the `ranks` smallest holds, in the block size that fits."""
+    """Compute the tokens that one of the `ranks` smallest ranks holds, in the block size that fits."""
     if engine.obstacle:
         return f"not recomputed: {engine.obstacle}", None
     closest = None
@@ -324,20 +328,20 @@ def _recomputed(tokens: int, length: int, engine: Engine, *, ranks: int) -> tupl
             engine.blocks = blocks
             return f"{blocks:,} blocks x {size} = {blocks * size:,} tokens", True
     low, high = closest  # type: ignore[misc]  # there is at least one size
-    said = f"the memory holds {low.tokens:,} to {high.tokens:,} tokens"
+    recomputed = f"the memory holds {low.tokens:,} to {high.tokens:,} tokens"
     if (verdict := engine.verdict(fits=False, fewer=tokens < low.tokens)) is None:
-        said += " on the ranks that the log tells of, as vLLM 0.32 counts them"
-    return said, verdict
+        recomputed += " on the ranks that the log tells of, as vLLM 0.32 counts them"
+    return recomputed, verdict
 
 
 def _divided(tokens: int, length: int, times: str, engine: Engine) -> tuple[str, bool | None]:
-    """Tokens through the length of a request. Where layers keep less than all tokens the two have no such relation."""
+    """Divide tokens by the length of a request. This is inconclusive if some layers keep fewer tokens."""
     quotients = [tokens / length, *(tokens / size / -(-length // size) for size in engine.block_sizes)]
     near = [value for value in quotients if close(value, times, HALF_A_DIGIT + 1 / length)]
-    said = f"{tokens:,} / {length:,} = {(near or quotients)[0]:.2f}x"
+    division = f"{tokens:,} / {length:,} = {(near or quotients)[0]:.2f}x"
     if near or engine.keeps_all_tokens:
-        return said, bool(near)
-    return f"{said}, not {times}x: some layers keep a window or a state, so the two cannot be divided", None
+        return division, bool(near)
+    return f"{division}, not {times}x: some layers keep a window or a state, so the two cannot be divided", None
 
 
 def _worst_case(length: int, times: str) -> str:
@@ -345,38 +349,36 @@ def _worst_case(length: int, times: str) -> str:
 
 
 @reads("concurrency", rf"Maximum concurrency for ([1-9][\d,]{{0,19}}) tokens per request: {NUMBER}x")
-def _concurrency(match: re.Match[str], engine: Engine) -> Said:
+def _concurrency(match: re.Match[str], engine: Engine) -> Explanation:
     length, meaning = whole_number(match[1]), _worst_case(whole_number(match[1]), match[2])
     if engine.tokens is None:
-        return Said(meaning)
-    if engine.has("blocks") and engine.blocks:  # tokens rest on a block size that may not be the default
+        return Explanation(meaning)
+    if engine.has("blocks") and engine.blocks:  # the tokens assumed the default block size
         counts = {size: engine.blocks * size for size in (engine.tokens // engine.blocks, *engine.block_sizes)}
         fitting = [count for count in counts.values() if close(count / length, match[2], HALF_A_DIGIT)]
         if fitting and fitting[0] != engine.tokens:
             engine.sizes.pop(engine.worker.engine, None)
-            engine.has_room_for(fitting[0])
-    return Said(meaning, *_divided(engine.tokens, length, match[2], engine))
+            engine.set_tokens(fitting[0])
+    return Explanation(meaning, *_divided(engine.tokens, length, match[2], engine))
 
 
 @reads("auto_fit", r"Auto-fit max_model_len: reduced from (\d{1,12}) to (\d{1,12})")
-def _auto_fit(match: re.Match[str], engine: Engine) -> Said:
-    asked, fits = whole_number(match[1]), whole_number(match[2])
-    meaning = f"max_model_len=-1: the longest request that the cache can hold is {fits:,} tokens, not {asked:,}."
-    return Said(meaning, *longest_request(fits, asked, engine))
+def _auto_fit(match: re.Match[str], engine: Engine) -> Explanation:
+    length, fits = whole_number(match[1]), whole_number(match[2])
+    meaning = f"max_model_len=-1: the longest request that fits the cache has {fits:,} tokens, not {length:,}."
+    return Explanation(meaning, *longest_request(fits, length, engine))
 
 
-def longest_request(fits: int, asked: int, engine: Engine) -> tuple[str, bool | None]:
-    """The longest request that the cache can hold, without the block that vLLM keeps."""
-    known = [plans for size in engine.block_sizes if (plans := engine.plans(asked, size))]
-    if not known:
+def longest_request(fits: int, length: int, engine: Engine) -> tuple[str, bool | None]:
+    """Compute the longest request that fits the cache without the block that vLLM keeps."""
+    bounds = [plans for size in engine.block_sizes if (plans := engine.plans(length, size))]
+    if not bounds:
         return "", None
-    fitting = [(low, high) for low, high in known if low.longest_tokens <= fits <= high.longest_tokens]
-    low, high = (fitting or known)[0]
+    fitting = [(low, high) for low, high in bounds if low.longest_tokens <= fits <= high.longest_tokens]
+    low, high = (fitting or bounds)[0]
     blocks = f"{low.blocks:,}" if low.blocks == high.blocks else f"{low.blocks:,} to {high.blocks:,}"
-    longest = f"{high.longest_tokens:,} tokens at most"
-    return f"({blocks} blocks - 1 that vLLM keeps) x {low.block_size}: {longest}", engine.verdict(
-        fits=bool(fitting), fewer=fits < low.longest_tokens
-    )
+    recomputed = f"({blocks} blocks - 1 that vLLM keeps) x {low.block_size}: {high.longest_tokens:,} tokens at most"
+    return recomputed, engine.verdict(fits=bool(fitting), fewer=fits < low.longest_tokens)
 
 
 @reads(
@@ -384,20 +386,20 @@ def longest_request(fits: int, asked: int, engine: Engine) -> tuple[str, bool | 
     r"Running: (\d+) reqs, (?:Swapped: (\d+) reqs, )?(?:Waiting|Pending): (\d+) reqs,(?:.*?Preemptions: (\d+),)?"
     rf".*?KV cache usage: {NUMBER}%",
 )
-def _statistics(match: re.Match[str], engine: Engine) -> Said:
+def _statistics(match: re.Match[str], engine: Engine) -> Explanation:
     running, swapped, waiting, preemptions, percent = match.groups()
     preempted = f"{preemptions} preemptions" if preemptions else "nothing on preemptions"
     moved = f", {swapped} are swapped out" if swapped else ""
     meaning = f"{running} requests run and {waiting} wait{moved}; {percent}% of the blocks are given out; {preempted}."
     usable, usage = (engine.blocks or 0) - 1, float(percent) / 100
     if usable < 1:
-        return Said(meaning)
+        return Explanation(meaning)
     held = round(usage * usable)
     arithmetic = f"{held:,} of {usable:,} blocks = {held / usable:.1%}"
-    # With a thousand blocks some number of them is near to any share.
-    return Said(meaning, arithmetic, abs(held / usable - usage) <= 0.0005 + 1e-9 if usable < 1000 else None)
+    # With a thousand blocks, some number of them matches any percentage.
+    return Explanation(meaning, arithmetic, abs(held / usable - usage) <= 0.0005 + 1e-9 if usable < 1000 else None)
 
 
 @reads("preempted", r"Sequence group \S+ is preempted by \S+ mode because there is not enough KV cache space")
-def _preempted(_match: re.Match[str], _engine: Engine) -> Said:
-    return Said("The cache was full: a request lost its blocks and is computed again later.", fix=LARGER_CACHE)
+def _preempted(_match: re.Match[str], _engine: Engine) -> Explanation:
+    return Explanation("The cache was full: a request was preempted and will be recomputed later.", fix=LARGER_CACHE)

@@ -1,4 +1,4 @@
-"""Reads what a log of vLLM 0.5 to 0.32 says of memory: what each line means, should say, and what to change."""
+"""Read the lines about memory in a log of vLLM 0.5 to 0.32: explain them, recompute them, and suggest changes."""
 
 import io
 import re
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from labkit.models import Architecture
-from labkit.serving import log_failures, log_readers  # noqa: F401  # they fill READERS
+from labkit.serving import log_failures, log_readers  # noqa: F401  # fill READERS
 from labkit.serving.log_engine import READERS, Engine
 from labkit.serving.log_lines import Line, Worker, open_log, readings, records, worker
 
-KEPT = 100  # lines of a kind, the last ones: a server writes statistics for months
-# A line without any of these says nothing of memory; looking for them first is ten times as fast.
+KEPT = 100  # the last lines of a kind: a server writes statistics for months
+# Every line about memory contains one of these; searching for them first is ten times as fast.
 HINTS = (
     "KV cache", "GiB", "weights took", "memory", "blocks", "args: ", "LLM engine", "asting torch", "max model len",
     "max seq len", "max_model_len", "type to store", "attention block size", "concurrency", "ALLOC_FAILED",
@@ -27,10 +27,10 @@ CELL = "text-align:left;vertical-align:top;white-space:normal;padding:.3em .6em"
 
 @dataclass(frozen=True)
 class MemoryLine:
-    """One statement of a log about memory. `number` counts the log's lines from 1; `rank` is who wrote it, where known.
+    """One line about memory. `number` counts the log's lines from 1; `rank` is the writer, if known.
 
-    `recomputed`: what it should say, with the arithmetic; empty where too little is known. `agrees`: whether it does;
-    None where there is nothing to compare. `fix`: what to change, where it tells of a failure.
+    `recomputed`: the expected figure and its arithmetic, or "". `agrees`: None if nothing could be compared. `fix`:
+    what to change after a failure.
     """
 
     number: int
@@ -44,22 +44,20 @@ class MemoryLine:
 
     @property
     def check(self) -> str:
-        """The recomputation and whether the line agrees with it."""
         verdict = {True: "agrees", False: "DIFFERS", None: "not compared"}[self.agrees]
         return f"{self.recomputed} - {verdict}" if self.recomputed else "nothing to compare with"
 
     @property
     def explained(self) -> str:
-        """The meaning, with what to change."""
         return f"{self.meaning} To change: {self.fix}." if self.fix else self.meaning
 
 
 @dataclass(frozen=True, repr=False)
 class MemoryLog:
-    """The memory lines of a log's last start, in its order. In a notebook it shows itself as a table.
+    """The memory lines of a log's last start; a table in a notebook.
 
-    `kv_tokens`: for how many tokens one engine's cache has room; None where the log does not get to it. `starts`: how
-    many engines the log tells of, one after the other. `lines_read`: all lines of the log.
+    `kv_tokens`: capacity of one engine's cache, or None if not logged. `starts`: consecutive engine starts in the log.
+    `lines_read`: all lines of the log.
     """
 
     lines: tuple[MemoryLine, ...]
@@ -70,7 +68,7 @@ class MemoryLog:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether all lines agree that could be compared with what was computed; None where none could be."""
+        """Whether all compared lines agree; None without any."""
         compared = [line.agrees for line in self.lines if line.agrees is not None]
         return all(compared) if compared else None
 
@@ -79,7 +77,6 @@ class MemoryLog:
         return tuple(line for line in self.lines if line.kind == kind)
 
     def to_json(self) -> dict[str, Any]:
-        """The log as plain data."""
         return {**asdict(self), "agrees": self.agrees}
 
     def __str__(self) -> str:
@@ -105,67 +102,66 @@ class MemoryLog:
 def read(
     log: str | TextIO, *, architecture: Architecture | None = None, tensor_parallel: int | None = None
 ) -> MemoryLog:
-    """The memory lines of a log, explained, and with the model's `architecture` recomputed.
+    """Explain the memory lines of a log; recompute them with the model's `architecture`.
 
-    `architecture`: as its config says; a number type that the log names goes before the config's. `tensor_parallel`:
-    over how many GPUs the model is split, for a log that does not say. The log is read once, in bounded memory.
+    A number type in the log overrides the config's. `tensor_parallel`: GPUs that share the model, for a log that does
+    not say. Reads the log once, in bounded memory.
     """
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
     for record in records(io.StringIO(log) if isinstance(log, str) else log):
         last = record[-1].number
-        for number, kind, match, who in _statements(record):
-            engine.worker = who
+        for number, kind, match, source in _statements(record):
+            engine.worker = source
             if engine.starts_again(kind):
-                engine, kept, first = Engine(architecture, tensor_parallel), {}, number
-                engine.worker = who
+                engine, kept, first = Engine(architecture, tensor_parallel, worker=source), {}, number
                 starts += 1
-            engine.kinds.add((kind, who.engine, who.label))
-            engine.ranks |= set() if who.rank is None else {who.rank}
-            said = READERS[kind][1](match, engine)
-            text = said.shown or " ".join(match[0].split())
+            engine.kinds.add((kind, source.engine, source.label))
+            engine.ranks |= set() if source.rank is None else {source.rank}
+            means = READERS[kind][1](match, engine)
+            text = means.shown or " ".join(match[0].split())
             lines = kept.setdefault(kind, deque(maxlen=KEPT))
-            if said.fix and any(line.text == text for line in lines):  # every rank repeats an error
+            if means.fix and any(line.text == text for line in lines):  # every rank repeats an error
                 continue
             left_out += len(lines) == KEPT
             lines.append(
-                MemoryLine(number, kind, text, said.meaning, said.recomputed, said.agrees, said.fix, who.label)
+                MemoryLine(number, kind, text, means.meaning, means.recomputed, means.agrees, means.fix, source.label)
             )
-    found = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
+    result = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
     notes = [
         *([f"the log has {starts + 1} starts; this is the last one, from line {first:,}"] if starts else []),
-        *([f"{left_out:,} earlier lines are left out: the last {KEPT} of a kind are shown"] if left_out else []),
+        *([f"{left_out:,} earlier lines are omitted: the last {KEPT} of a kind are shown"] if left_out else []),
         *engine.notes(),
     ]
-    return MemoryLog(found, min(engine.sizes.values(), default=None), starts + 1 if found else 0, last, tuple(notes))
+    return MemoryLog(result, min(engine.sizes.values(), default=None), starts + 1 if result else 0, last, tuple(notes))
 
 
 def read_text(file: Path | str) -> str:
-    """The text of a log file. UsageError: there is none, or it cannot be read."""
+    """Return the text of a log file. UsageError if it cannot be read."""
     with open_log(file) as stream:
         return stream.read()
 
 
 def _statements(record: list[Line]) -> Iterator[tuple[int, str, re.Match[str], Worker]]:
-    """The statements about memory in a record: the line's number, the kind, the match and who wrote it."""
-    read_already = 0  # characters, spaces apart
+    """Yield the statements about memory in a record: line number, kind, match and writer."""
+    parsed = 0  # characters without spaces
     ends = list(accumulate(len(line.text.replace(" ", "")) for line in record))
     for at, line in enumerate(record):
-        if at and ends[at - 1] < read_already:  # this line is the end of a wrapped one
+        if at and ends[at - 1] < parsed:  # the end of a wrapped line
             continue
         start = line.text + (record[at + 1].text if at + 1 < len(record) else "")
         if not any(hint in start for hint in HINTS):
             continue
         for kind, (pattern, _) in READERS.items():
-            # A line that was cut may match too early: "# GPU blocks: 13" is the first half of 1381.
+            # The start of a cut line may match alone: "# GPU blocks: 13" is the first half of 1381.
             matches = [match for text in readings(record, at) if (match := pattern.search(text))]
             matches = [match for match in matches if match.start() < len(line.text)]
             if matches:
                 match = max(matches, key=lambda match: len(match[0].replace(" ", "")))
                 prefix = match.string[: match.start()]
                 before = ends[at - 1] if at else 0
-                read_already = before + len(match.string[: match.end()].replace(" ", ""))
-                if not re.search("['\"]", prefix):  # else it is quoted: a request's prompt, an error's repetition
+                parsed = before + len(match.string[: match.end()].replace(" ", ""))
+                if not re.search("['\"]", prefix):  # else it is quoted in a request's prompt or an error
                     yield line.number, kind, match, worker(f"{record[0].text} {prefix}" if at else prefix)
                 break

@@ -70,7 +70,7 @@ TOOL = delta(tool_calls=[{"index": 0, "function": {"arguments": "{"}}])
 DIED = {"message": "engine died"}
 DIED_CHOICE = {"choices": [{"delta": {}, "finish_reason": "error", "error": DIED}]}
 
-# Read without a doubt.
+# Read without a warning.
 READ: dict[str, tuple[Piece, ...]] = {
     "S01 normal": (*HI, *ENDED),
     "S03 usage in each chunk, ogx#5122, sglang#12241": stream({**HELLO, "usage": usage(1)["usage"]}, WORLD),
@@ -133,16 +133,18 @@ SHAPES: dict[str, Shape] = {
         (EMOJI[:-12], GAP_S, EMOJI[-12:-8], GAP_S, EMOJI[-8:], event(WORLD), *ENDED),
         text="h\u00e9llo \U0001f600 world",
     ),
-    # doubted
-    "S09 a word as keep-alive": Shape((event("ping"), *HI, *ENDED), warning="no chunk was skipped"),
+    # read with a warning
+    "S09 a word as keep-alive": Shape((event("ping"), *HI, *ENDED), warning="that is not a chunk"),
     "open after [DONE]": Shape((*HI, *ENDED, 5.0), warning="after their last token"),
-    "reasoning left out of usage, xAI, Gemini": Shape(used(2, total_tokens=99), warning="reasoning are left out"),
+    "reasoning left out of usage, xAI, Gemini": Shape(
+        used(2, total_tokens=99), warning="reasoning tokens are not counted"
+    ),
     "S02 no usage, vllm#5708": Shape((*HI, event(STOP), DONE), tokens=UNKNOWN, warning="usage"),
     "usage of zero": Shape(used(0, 0), tokens=UNKNOWN, warning="usage"),
     "half a token": Shape(used(2.5), tokens=UNKNOWN, warning="usage"),
-    "S21 ignores the limit": Shape(used(5000), tokens=5000, warning="5,000 tokens where 8 were the limit"),
+    "S21 ignores the limit": Shape(used(5000), tokens=5000, warning="5,000 tokens instead of 8"),
     "S21 ignores the limit, no usage": Shape(
-        (*HI * 20, event(STOP), DONE), tokens=UNKNOWN, text="Hello world" * 20, warning="8 were the limit"
+        (*HI * 20, event(STOP), DONE), tokens=UNKNOWN, text="Hello world" * 20, warning="instead of 8"
     ),
     "all in one chunk": Shape(
         (FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE), warning="all at once"
@@ -155,7 +157,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "usage of one chunk": Shape((*HI * 3, *used(1)), tokens=1, text="Hello world" * 4, warning="fewer tokens"),
     "no text": Shape(
-        (event(delta("")), event(STOP), event(usage(1)), DONE), tokens=1, text="", warning="no token that shows"
+        (event(delta("")), event(STOP), event(usage(1)), DONE), tokens=1, text="", warning="no visible token"
     ),
     "S04 reasoning alone, guidellm#737": Shape(
         stream(delta(reasoning_content="hm"), delta(reasoning="so"), delta(reason="length")),

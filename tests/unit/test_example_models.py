@@ -1,4 +1,4 @@
-"""The example models: their parameters, computed from the config, are the published ones."""
+"""The example models: parameters computed from the config equal the published ones."""
 
 import pytest
 import yaml
@@ -22,18 +22,18 @@ PUBLISHED = {
 
 
 def test_the_parameters_are_the_published_ones() -> None:
-    """Embeddings, attention, MLP and norms add up to the count that the model's publisher gives, to the last one."""
-    assert {name: one.parameters for name, one in example_models().items()} == PUBLISHED
+    """Embeddings, attention, MLP and norms add up exactly to the published count."""
+    assert {name: model.parameters for name, model in example_models().items()} == PUBLISHED
 
 
-def test_tokens_take_what_is_known_of_these_models() -> None:
-    """Bytes of KV cache a token: 512 KiB for Llama 2, 128 KiB for Llama 3.1 8B with a quarter of the KV heads."""
-    found = {name: bytes_per_token(one) / 1024 for name, one in example_models().items()}
-    assert (found["Llama-2-7B"], found["Llama-3.1-8B"], found["Qwen2.5-7B"]) == (512, 128, 56)
+def test_kv_bytes_per_token() -> None:
+    """KV cache per token: 512 KiB for Llama 2, 128 KiB for Llama 3.1 8B with a quarter of the KV heads."""
+    kib = {name: bytes_per_token(model) / 1024 for name, model in example_models().items()}
+    assert (kib["Llama-2-7B"], kib["Llama-3.1-8B"], kib["Qwen2.5-7B"]) == (512, 128, 56)
 
 
 def test_an_unknown_example() -> None:
-    """A name that is none is refused with the names that are."""
+    """An unknown name is refused with the known ones."""
     known = example_models()
     assert find("Qwen2.5-7B", known).layers == 28
     with pytest.raises(UsageError, match="no example model called 'Qwen9'") as caught:
@@ -42,7 +42,7 @@ def test_an_unknown_example() -> None:
 
 
 def test_the_gpu_profiles_weights_follow_from_the_config() -> None:
-    """What the gpu profiles tell of their models' weights before the download is what the shapes in a config give."""
+    """The gpu profiles' parameter counts equal those computed from the configs."""
     profile = yaml.safe_load(data_path("profiles/gpu-80.yaml").read_text(encoding="utf-8"))
     small = {**read_config(model_folder("qwen2.5-1.5b")), "qkv_bias": True}
     assert profile["weights"] == {

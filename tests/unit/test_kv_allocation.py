@@ -1,4 +1,4 @@
-"""The model of allocation against a slow one that moves every token; what paging promises; streams of sequences."""
+"""The allocation model against a slow one that moves every token, the paper's claims, and streams of sequences."""
 
 from itertools import pairwise
 from statistics import fmean
@@ -107,8 +107,8 @@ def naive(sequences: list[TokenSequence], policy: Policy, capacity: int) -> list
 @settings(max_examples=300, deadline=None)
 @given(sequences=SEQUENCES, capacity=CAPACITY, policy=st.sampled_from(Policy))
 def test_the_model_is_the_cell_by_cell_one(policy: Policy, sequences: list[TokenSequence], capacity: int) -> None:
-    """Steps, queues, tokens and preemptions are those of a plain model that moves every token. Pieces never overlap or
-    leave the memory, no sequence stores more than it has, and at the end all is free."""
+    """Steps, queues, tokens and preemptions equal those of the slow model. Extents never overlap or exceed the memory,
+    no sequence stores more than it holds, and at the end all memory is free."""
     snapshots = run(sequences, policy, capacity)
     assert naive(sequences, policy, capacity) == [
         (s.step, s.running, s.waiting, sum(held.stored_tokens for held in s.holdings.values()), s.preemptions)
@@ -142,7 +142,7 @@ def test_paging_ends_no_later_than_reservations(sequences: list[TokenSequence], 
 
 
 def test_a_preempted_sequence_comes_back_with_its_tokens() -> None:
-    """Two sequences in four blocks: the second gives way when the first grows, and later stores all that it had."""
+    """Two sequences in four blocks: the second is preempted when the first grows, and later stores all its tokens."""
     both = [TokenSequence(arrival=0, prompt_tokens=7, output_tokens=8)] * 2
     snapshots = allocate(both, policy=Policy.PAGED, memory_tokens=16, max_model_len=64, block_size=4)
     assert [snapshot.running for snapshot in snapshots[:3]] == [2, 2, 1]
@@ -152,7 +152,7 @@ def test_a_preempted_sequence_comes_back_with_its_tokens() -> None:
 
 
 def test_what_keeps_a_sequence_waiting() -> None:
-    """Free memory in two pieces does not hold what one piece of it would; with paging it does. max_num_seqs holds."""
+    """A reservation does not fit free memory in two pieces, and paging does; max_num_seqs is respected."""
     lengths = [(4, 2), (4, 9), (4, 2), (7, 2)]
     several = [TokenSequence(arrival=0, prompt_tokens=prompt, output_tokens=output) for prompt, output in lengths]
     assert run(several, Policy.RESERVE_KNOWN, 22)[0].waiting == 1
@@ -162,7 +162,7 @@ def test_what_keeps_a_sequence_waiting() -> None:
 
 
 def test_shares_of_nothing() -> None:
-    """Where nobody holds memory nothing is wasted, and a stream without sequences has no steps."""
+    """Unused memory has no waste, and a stream without sequences has no steps."""
     state = {"step": 0, "waiting": 1, "preemptions": 0, "capacity_tokens": 64}
     empty = MemorySnapshot(**state, running=0, holdings={})
     assert (waste_share([empty]), worst_empty_tokens([empty]), empty.usage) == (0, 0, 0)
@@ -171,8 +171,8 @@ def test_shares_of_nothing() -> None:
     assert run([], Policy.PAGED, 64) == []
 
 
-def test_what_can_never_run_is_refused() -> None:
-    """It is a usage error with both numbers, before the first step."""
+def test_impossible_sequences_are_refused() -> None:
+    """A sequence that can never run is a usage error with both numbers, before the first step."""
     refused = {
         "prompt_tokens of sequence 0 is 0": (0, 1, 64),
         "output_tokens of sequence 0 is 0": (1, 0, 64),
@@ -187,11 +187,11 @@ def test_what_can_never_run_is_refused() -> None:
 
 
 def test_a_stream_is_its_seed() -> None:
-    """Equal arguments give equal streams, another seed another one; means, order and limits are as asked."""
+    """Equal arguments give equal streams, and another seed a different one; means, order and limits are respected."""
     sizes: dict[str, Any] = {"mean_prompt_tokens": 40, "mean_output_tokens": 60, "spread": 0.5, "per_step": 0.5}
     many, again, other = (stream(4000, seed=seed, **sizes) for seed in (1, 1, 2))
     assert many == again != other
-    means = [fmean(one.prompt_tokens for one in many), fmean(one.output_tokens for one in many)]
+    means = [fmean(sequence.prompt_tokens for sequence in many), fmean(sequence.output_tokens for sequence in many)]
     assert [*means, many[-1].arrival] == pytest.approx([40, 60, 8000], rel=0.1)
     assert all(a.arrival <= b.arrival for a, b in pairwise(many))
     assert {sequence.prompt_tokens for sequence in stream(20, seed=1, spread=0)} == {160}

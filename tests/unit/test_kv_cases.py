@@ -1,4 +1,4 @@
-"""`labkit kv` on public configs: each has the right value, or a refusal with the reason."""
+"""`labkit kv` on public configs: the right value, or a refusal with the reason."""
 
 import contextlib
 import json
@@ -40,35 +40,35 @@ def kv(capsys: pytest.CaptureFixture[str]) -> Kv:
 
 
 def wrong(case: dict[str, Any], kv: Kv) -> str:
-    """How the answer to a case differs from the right one; "" where it does not."""
+    """Return how the answer to a case differs from the right one, or ""."""
     code, out, err = kv(CASES / case["file"], *shlex.split(case.get("options", "")))
     if "refused" in case:
         return "" if (code, out) == (2, "") and case["refused"] in err else f"exit code {code}: {out or err}"
     if code:
         return f"exit code {code}: {err}"
     plan = json.loads(out)
-    known = architecture(CASES / case["file"])
-    windowed = [layers for layers in known.storing_layers if layers.window]
-    said = {
+    model = architecture(CASES / case["file"])
+    windowed = [layers for layers in model.storing_layers if layers.window]
+    answer = {
         **{name: plan.get(name) for name in case},
         "window_layers": sum(layers.count for layers in windowed),
         "window_tokens": max((layers.window for layers in windowed if layers.window), default=0),
         "max_concurrency": round(plan["max_concurrency"] or 0, 2),
     }
     right = {name: value for name, value in case.items() if name not in ("file", "source", "options")}
-    different = {name: (said[name], value) for name, value in right.items() if said[name] != value}
-    return f"said, right: {different}" if different else ""
+    different = {name: (answer[name], value) for name, value in right.items() if answer[name] != value}
+    return f"answer, right: {different}" if different else ""
 
 
 def test_public_configs_have_the_right_value(kv: Kv) -> None:
-    """Bytes of a token, lengths, windows and states of all cases, or words of the refusal."""
-    assert {name: said for name, case in TABLE.items() if (said := wrong(case, kv))} == {}
+    """Every case has the right bytes per token, lengths, windows and states, or the right refusal."""
+    assert {name: difference for name, case in TABLE.items() if (difference := wrong(case, kv))} == {}
 
 
-def test_without_transformers_the_fields_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layers are those that transformers' classes give, or a field is said to be missing: gemma-3-4b-it's heads."""
+def test_layers_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without transformers the layers are the same, or a missing field is named: gemma-3-4b-it's heads."""
     files = sorted({CASES / case["file"] for name, case in TABLE.items() if name != "K02"})
-    known = {file: architecture(file) for file in files}
+    complete = {file: architecture(file) for file in files}
     monkeypatch.setitem(sys.modules, "transformers", None)
     different = []
     for file in files:
@@ -76,9 +76,9 @@ def test_without_transformers_the_fields_say_the_same(monkeypatch: pytest.Monkey
             with pytest.raises(ConfigError, match="names a window and not the layers"):
                 architecture(file)
             continue
-        here, there = architecture(file), known[file]
-        same = [(one.storing_layers, one.state_layers, one.kv_dtype, one.no_kv_cache) for one in (here, there)]
-        different += [file.name] if same[0] != same[1] else []
+        models = (architecture(file), complete[file])
+        layers = {(model.storing_layers, model.state_layers, model.kv_dtype, model.no_kv_cache) for model in models}
+        different += [file.name] if len(layers) > 1 else []
     assert different == []
 
 
@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def test_what_is_not_known_is_refused_by_name(tmp_path: Path, kv: Kv) -> None:
+def test_unknown_models_are_refused(tmp_path: Path, kv: Kv) -> None:
     """Each refusal has the reason, and exit code 2."""
     offenders = {}
     for name, (beside, says) in REFUSED.items():
@@ -199,8 +199,8 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path, kv: Kv) -> None:
     assert offenders == {}
 
 
-def test_options_that_are_wrong(kv: Kv) -> None:
-    """Heads that cannot be split and types without a known size are refused with what can be chosen."""
+def test_wrong_options(kv: Kv) -> None:
+    """Indivisible heads and unknown types are refused with the choices."""
     wrong = {
         "--tensor-parallel 3": "does not divide",
         "--kv-dtype fp7": "choose one of auto",
@@ -220,7 +220,7 @@ ODD = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 @given(beside=st.dictionaries(st.sampled_from([*FIELDS, *TEXT_CONFIGS, "rope_scaling", "dtype"]), ODD, max_size=4))
 def test_odd_fields_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Any]) -> None:
-    """Whatever a field holds, the answer is a plan or a ConfigError."""
+    """With any value of a field, the answer is a plan or a ConfigError."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps({**PLAIN, **beside}))
     with contextlib.suppress(ConfigError, UsageError):

@@ -39,8 +39,8 @@ quick = settings(max_examples=60, deadline=None)
 
 
 def test_plans_are_those_that_the_engine_reports() -> None:
-    """For one GiB and the embedded model: blocks, tokens and concurrency as vLLM 0.32 logged them. A length that ends
-    inside a block counts a whole one. 8 blocks of 32 hold 224 tokens of one sequence, as its start-up error says."""
+    """For one GiB and the embedded model, blocks, tokens and concurrency equal vLLM 0.32's log. A partial block counts
+    as a whole one. 8 blocks of 32 hold 224 tokens of one sequence, as in vLLM's start-up error."""
     plan = describe(SMOLLM2, memory_bytes=GIB, block_size=128, max_model_len=2048)
     assert plan.bytes_per_block == 2_949_120
     assert (plan.blocks, plan.allocatable_blocks, plan.tokens, plan.logged_tokens) == (364, 363, 46_592, 46_592)
@@ -64,7 +64,7 @@ def test_bytes_of_a_token() -> None:
 
 
 def test_heads_that_cannot_be_split() -> None:
-    """The error shows both numbers and the sizes that work."""
+    """The error has both numbers and the possible sizes."""
     with pytest.raises(UsageError, match=r"(?s)tensor_parallel is 2, .* 9 attention heads.*use one of 1, 3, 9"):
         bytes_per_token(SMOLLM2, tensor_parallel=2)
     with pytest.raises(UsageError, match="4 KV heads can be neither divided nor repeated over 6"):
@@ -79,8 +79,8 @@ def test_heads_that_cannot_be_split() -> None:
     blocks=st.integers(1, 10_000),
 )
 def test_a_sequence_holds_whole_blocks(length: int, block: int, window: int | None, blocks: int) -> None:
-    """Its tokens with less than one block to spare; with a sliding window what the window needs, and one block. The
-    longest sequence that fits is the longest."""
+    """A sequence's blocks exceed its tokens by less than one block; with a sliding window, its window by one more
+    block. `longest` is the longest sequence that fits."""
     pool = Pool(groups=(Group(layers=1, block_size=block, window=window),), bytes_per_block=1)
     held = pool.blocks(length, in_flight_tokens=1)
     spare = held * block - length if window is None else (held - 1) * block - min(length, window)
@@ -114,7 +114,7 @@ def test_windows_in_all_layers_and_in_some() -> None:
     tp=st.sampled_from([1, 3]),
 )
 def test_a_plan_adds_up(memory: int, block: int, length: int, tp: int) -> None:
-    """Blocks and what is left over are the memory, to the byte; a sequence fits without the block that vLLM keeps."""
+    """Blocks and unused bytes equal the memory; a sequence fits without the block that vLLM keeps."""
     plan = describe(SMOLLM2, memory_bytes=memory, block_size=block, max_model_len=length, tensor_parallel=tp)
     assert plan.blocks * plan.bytes_per_block + plan.unused_bytes == memory
     assert 0 <= plan.unused_bytes < plan.bytes_per_block
@@ -127,9 +127,9 @@ def test_a_plan_adds_up(memory: int, block: int, length: int, tp: int) -> None:
     assert json.loads(json.dumps(plan.to_json()))["tokens"] == plan.blocks * block
 
 
-def test_notes_say_what_the_numbers_leave_out() -> None:
-    """State layers, windows and lengths beyond the model each get a note, others none; a refusal to start is stated
-    only where it does not hang on what is not counted."""
+def test_notes_name_what_the_numbers_omit() -> None:
+    """State layers, windows and lengths beyond the model each get a note; a refusal to start is stated only if it does
+    not depend on uncounted memory."""
     room = {"memory_bytes": GIB, "block_size": 16}
     assert describe(SMOLLM2, **room).notes == ()
     hybrid = describe(replace(SMOLLM2, state_layers=20), **room)
@@ -143,7 +143,7 @@ def test_notes_say_what_the_numbers_leave_out() -> None:
 
 
 def test_bad_input_names_the_number() -> None:
-    """Each wrong number is a usage error that shows it; an encoder is refused by its type."""
+    """Each wrong number is a usage error with its value; an encoder is refused by its type."""
     wrong = {
         "memory_bytes is 0": {"memory_bytes": 0},
         "memory_bytes is 1,000; one block takes 368,640": {"memory_bytes": 1000},
@@ -160,7 +160,7 @@ def test_bad_input_names_the_number() -> None:
 
 
 def test_a_block_size_that_the_backend_refuses() -> None:
-    """The refusal names sizes that work, and they do."""
+    """The refusal names supported sizes."""
     for size, gpu, remedy in ((16, False, "use 32"), (48, False, "use 32 or 64"), (8, True, "use 16")):
         with pytest.raises(UsageError, match=f"block_size is {size}") as error:
             check_block_size(size, gpu=gpu)
@@ -169,8 +169,8 @@ def test_a_block_size_that_the_backend_refuses() -> None:
 
 
 def test_two_engines_get_half_each_and_less_together() -> None:
-    """Each brings its own weights: together they have less cache than one with the whole share, and none where weights
-    fill the share."""
+    """Two engines each load their weights, so together they have less cache than one with the whole share, and none if
+    the weights fill the share."""
 
     def cache_gib(*shares: float) -> list[float]:
         engines = [EngineShare(utilization=share, weights_bytes=15 * GIB, other_bytes=3 * GIB) for share in shares]
@@ -180,7 +180,7 @@ def test_two_engines_get_half_each_and_less_together() -> None:
 
 
 def test_a_second_engine_at_nine_tenths_is_refused() -> None:
-    """vLLM compares the share with what is free at that moment; the refused one takes nothing from those behind it."""
+    """vLLM compares the share with the memory free at that moment; a refused engine takes none from later ones."""
     large = EngineShare(utilization=0.9, weights_bytes=15 * GIB)
     small = EngineShare(utilization=0.1, weights_bytes=GIB)
     budgets = start_in_turn([large, large, small], total_bytes=80 * GIB)
@@ -202,7 +202,7 @@ def test_a_second_engine_at_nine_tenths_is_refused() -> None:
     st.integers(GIB, 192 * GIB),
 )
 def test_budgets_never_exceed_the_gpu(engines: list[EngineShare], total: int) -> None:
-    """What all that started took is no more than the GPU; each cache is its share without weights and the rest."""
+    """All started engines together fit the GPU; each cache is its share minus weights and other memory."""
     budgets = start_in_turn(engines, total_bytes=total)
     assert sum(budget.requested_bytes for budget in budgets if not budget.refused) <= total
     for budget, engine in zip(budgets, engines, strict=True):

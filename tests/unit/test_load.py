@@ -1,5 +1,4 @@
-"""The load client against a stub server: every request ends as a record, exact in its counts and honest about its
-times."""
+"""The load client against a stub server: every request becomes a record with exact counts and consistent times."""
 
 import asyncio
 import json
@@ -20,7 +19,7 @@ from labkit import load
 from labkit.errors import LoadError, UsageError
 from labkit.load import LoadResult, Outcome, workloads
 from labkit.load.answers import Answer, error_text
-from labkit.load.results import find_doubts
+from labkit.load.results import find_warnings
 from labkit.load.workloads import Request, Workload
 from tests.unit.stub_server import MODEL, Stub, serving
 
@@ -48,8 +47,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_tokens_text_and_group_are_kept() -> None:
-    """In both APIs, streamed or not, tokens are what the server's usage says, the text is whole and the group the
-    request's; the server's root and its /v1 lead to the same place."""
+    """In both APIs, streamed or not, tokens are the usage's, the text is complete and the group the request's; the
+    server's root and its /v1 are equivalent."""
     mixed = workloads.interference(8, long_every=4, long_words=30, short_max_tokens=2)
     expected = [
         (Outcome.OK, len(r.prompt.split()), r.max_tokens, "".join(f" w{i}" for i in range(r.max_tokens)), r.group)
@@ -58,8 +57,8 @@ def test_tokens_text_and_group_are_kept() -> None:
     with serving(token_delay_s=0.001) as stub:
         for api, stream in (("completions", True), ("completions", False), ("chat", True), ("chat", False)):
             result = run(stub, mixed, api=api, stream=stream)
-            found = [(r.outcome, r.input_tokens, r.output_tokens, r.text, r.group) for r in result.records]
-            assert found == expected, (api, stream)
+            records = [(r.outcome, r.input_tokens, r.output_tokens, r.text, r.group) for r in result.records]
+            assert records == expected, (api, stream)
             assert all((len(record.chunk_times_s) > 0) == stream for record in result.records)
             # The stub runs in this process, whose CPU time counts as the client's.
             assert all(warning.startswith("Client-bound") for warning in result.warnings)
@@ -67,8 +66,8 @@ def test_tokens_text_and_group_are_kept() -> None:
             assert only(load.run_blocking(stub.root + suffix, MODEL, ONE, concurrency=1)).ok
 
 
-def test_the_request_says_what_the_workload_says() -> None:
-    """Model, prompt or messages, length, temperature, seed and usage are asked for as the protocol wants them."""
+def test_the_body_follows_the_protocol() -> None:
+    """Model, prompt or messages, length, temperature, seed and usage are in the protocol's fields."""
     request = Request("hello there", 5, temperature=0.5, seed=3)
     messages = ({"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"})
     with serving() as stub:
@@ -79,14 +78,12 @@ def test_the_request_says_what_the_workload_says() -> None:
     common = {"model": MODEL, "temperature": 0.5, "seed": 3, "ignore_eos": True, "stream": True}
     common["stream_options"] = {"include_usage": True}
     assert completion == common | {"prompt": "hello there", "max_tokens": 5}
-    asked = {"messages": [{"role": "user", "content": "hello there"}], "max_completion_tokens": 5}
-    assert chat == common | asked
+    assert chat == common | {"messages": [{"role": "user", "content": "hello there"}], "max_completion_tokens": 5}
     assert given["messages"] == list(messages)
 
 
 def test_times_are_in_order() -> None:
-    """Due, sent, first chunk ... last chunk, finished, end of the load: in this order, and as long as the server
-    took."""
+    """Due, sent, chunks, finished, end of the load: in this order, and no shorter than the server's delays."""
     with serving(first_token_delay_s=0.02, token_delay_s=0.005) as stub:
         result = run(stub)
     for record, tokens in zip(result.records, ASKED, strict=True):
@@ -97,17 +94,16 @@ def test_times_are_in_order() -> None:
         assert (record.e2e_s or 0) >= 0.02 + 0.005 * (tokens - 1)
 
 
-def test_closed_loop_keeps_so_many_under_way() -> None:
-    """The server sees exactly `concurrency` requests at a time (or all, if they are fewer)."""
+def test_closed_loop_keeps_its_concurrency() -> None:
+    """The server has `concurrency` requests in flight, or all if they are fewer."""
     for concurrency in (1, 3, 20):
         with serving(first_token_delay_s=0.1) as stub:
             run(stub, concurrency=concurrency)
             assert stub.most_under_way == min(concurrency, len(ASKED))
 
 
-def test_open_loop_sends_on_schedule_whatever_is_outstanding() -> None:
-    """Requests start when due, never earlier, though the server has answered none yet; without a seed of its own, the
-    load takes the workload's, so runs repeat."""
+def test_open_loop_sends_on_schedule() -> None:
+    """Requests start when due, although the server has answered none; the default seed is the workload's."""
     poisson = workloads.poisson_arrivals_s
     schedules: list[tuple[dict[str, Any], tuple[float, ...]]] = [
         ({"seed": 5}, poisson(len(ASKED), rate=100.0, seed=5)),
@@ -124,11 +120,11 @@ def test_open_loop_sends_on_schedule_whatever_is_outstanding() -> None:
 
 
 def test_open_loop_counts_latency_from_the_schedule() -> None:
-    """A client that is held up shows in latencies from the schedule (coordinated omission) and in a warning."""
+    """A blocked client shows in latencies from the schedule (coordinated omission) and in a warning."""
 
     def block(done: int, _total: int) -> None:
         if done == 1:
-            time.sleep(0.3)  # the event loop stands still, and later requests start late
+            time.sleep(0.3)  # blocks the event loop, so later requests start late
 
     with serving() as stub:
         result = run(stub, rate=50.0, arrival="constant", progress=block)
@@ -139,9 +135,9 @@ def test_open_loop_counts_latency_from_the_schedule() -> None:
     assert any("fell behind" in warning for warning in result.warnings)
 
 
-def test_warmup_is_apart_and_warms_no_prefix() -> None:
-    """Warm-up requests end before the load begins and are in no measured record. Their prompts have the words of
-    measured ones and begin with another: no prefix cache can serve the measured ones."""
+def test_warmup_is_separate_and_warms_no_prefix() -> None:
+    """Warm-up requests end before the load begins and are recorded separately. They have the words of measured prompts
+    but other first words, so a prefix cache does not serve the measured ones."""
     with serving() as stub:
         for api in ("completions", "chat"):
             stub.bodies.clear()
@@ -157,7 +153,7 @@ def test_warmup_is_apart_and_warms_no_prefix() -> None:
 
 
 def test_progress_counts_to_the_end_and_its_error_ends_the_load() -> None:
-    """The callback gets 1 to n of n, each once, without the warm-up; its own error comes back, not a group of them."""
+    """The callback gets 1 to n of n without the warm-up; its error is raised as it is, not in a group."""
     seen: list[tuple[int, int]] = []
     with serving() as stub:
         run(stub, warmup=2, progress=lambda done, total: seen.append((done, total)))
@@ -176,46 +172,44 @@ FAILURES: list[tuple[dict[str, Any], Outcome, str]] = [
 
 def test_each_failure_is_an_outcome() -> None:
     """A failed request is a record with its outcome and the reason, no latency, and a warning of the load."""
-    for behaviour, outcome, said in FAILURES:
+    for behaviour, outcome, words in FAILURES:
         with serving(**behaviour) as stub:
             result = run(stub, ONE, timeout_s=0.3 if outcome is Outcome.TIMEOUT else 30)
         record = only(result)
-        assert (record.outcome, said in record.error, record.error != "") == (outcome, True, True), behaviour
+        assert (record.outcome, words in record.error, record.error != "") == (outcome, True, True), behaviour
         assert (record.ttft_s, record.tpot_s, record.e2e_s, record.itl_s) == (None, None, None, ())
         assert any("1 of 1 requests failed" in warning and outcome.value in warning for warning in result.warnings)
 
 
-def test_what_else_is_known_of_a_failure() -> None:
-    """What arrived before a stream was cut stays in the record; failures are counted apart from the requests beside
-    them; requests to a port where nothing listens any more end as CONNECTION, one record each. A stream with a reason
-    for its end but no [DONE] is whole; a 200 that holds no choices is no answer."""
+def test_partial_answers_and_dead_servers() -> None:
+    """A cut stream keeps the chunks received; single failures do not affect other requests; a closed port gives
+    CONNECTION for each request. A finish_reason without [DONE] is complete; a 200 without choices is MALFORMED."""
     with serving(cut_after_chunks=3, token_delay_s=0.01) as stub:
         record = only(run(stub, ONE))
     assert (record.outcome, len(record.chunk_times_s), record.text) == (Outcome.CONNECTION, 3, " w0 w1 w2")
     with serving(error_status=503, error_every=3) as stub:
         result = run(stub, concurrency=1)
     assert [record.ok for record in result.records] == [(i + 1) % 3 != 0 for i in range(len(ASKED))]
-    gone = run(stub, preflight=False)
-    assert [record.outcome for record in gone.records] == [Outcome.CONNECTION] * len(ASKED)
+    result = run(stub, preflight=False)
+    assert [record.outcome for record in result.records] == [Outcome.CONNECTION] * len(ASKED)
     with serving(done=False) as stub:
         assert only(run(stub, ONE)).ok
-        nothing = only(run(stub, Workload("none", (Request("a", 0),))))
-    assert (nothing.outcome, "no content chunk" in nothing.error) == (Outcome.MALFORMED, True)
+        empty = only(run(stub, Workload("none", (Request("a", 0),))))
+    assert (empty.outcome, "no content chunk" in empty.error) == (Outcome.MALFORMED, True)
 
 
 REFUSAL = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"  # TorchServe's
 PREFLIGHT: list[tuple[dict[str, Any], str]] = [
     ({"models_status": 400, "models_error": REFUSAL}, "refused the API key"),
-    ({"models_status": 404}, r"answered 404: no OpenAI-compatible API there(.|\n)*--no-preflight"),
+    ({"models_status": 404}, r"answered 404: not an OpenAI-compatible API(.|\n)*--no-preflight"),
     ({"models_status": 400}, "answered 400"),
     ({"models": ("a", "b")}, r"no model 'stub'(.|\n)*a, b"),
     ({"api_key": "right"}, "refused the API key"),
 ]
 
 
-def test_nothing_is_sent_to_a_server_that_will_not_do() -> None:
-    """A refused key, an unknown model, no OpenAI API, another protocol and no server at all: one clear error with the
-    way around it."""
+def test_preflight_refuses_unusable_servers() -> None:
+    """A refused key, an unknown model, another API and a closed port raise an error before anything is sent."""
     for behaviour, message in PREFLIGHT:
         with serving(**behaviour) as stub:
             with pytest.raises((LoadError, UsageError), match=message) as caught:
@@ -247,17 +241,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 def test_arguments_are_checked_first() -> None:
-    """Each wrong argument is refused with its value and the remedy before any connection is made."""
+    """Each wrong argument is refused with its value and a remedy before connecting."""
     right = {"base_url": "http://127.0.0.1:9/v1", "model": MODEL, "workload": CHAT, "concurrency": 1}
-    for options, said in WRONG:
+    for options, words in WRONG:
         with pytest.raises(UsageError) as caught:
             load.run_blocking(**{**right, **options})
-        assert said in str(caught.value)
+        assert words in str(caught.value)
         assert caught.value.remedy
 
 
 async def test_cancelling_closes_connections_and_leaves_no_task() -> None:
-    """After a cancelled load no task is left here, and the server has seen every client go away."""
+    """After a cancelled load no task is left, and the server has lost every connection."""
     cases: list[tuple[dict[str, Any], int]] = [({"concurrency": 4}, 4), ({"rate": 1000.0}, len(ASKED))]
     for options, most in cases:
         with serving(hang=True) as stub:
@@ -269,12 +263,12 @@ async def test_cancelling_closes_connections_and_leaves_no_task() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert asyncio.all_tasks() == before
-            while stub.hung_up < most or stub.under_way:  # at worst until the test's time is over
+            while stub.hung_up < most or stub.under_way:  # at worst until the test's time limit
                 await asyncio.sleep(0.01)
 
 
-def test_stop_after_ends_what_is_under_way() -> None:
-    """At the limit, requests under way end as CANCELLED, the others are not sent, and a warning says how many."""
+def test_stop_after_ends_requests_in_flight() -> None:
+    """At the limit, requests in flight end as CANCELLED, others are not sent, and a warning counts them."""
     loops: list[dict[str, Any]] = [{"concurrency": 2}, {"rate": 10.0, "arrival": "constant"}]
     for options in loops:
         with serving(hang=True) as stub:
@@ -282,13 +276,12 @@ def test_stop_after_ends_what_is_under_way() -> None:
             sent = len(result.records)
             assert len(stub.bodies) <= sent < len(ASKED)
         assert {record.outcome for record in result.records} == {Outcome.CANCELLED}
-        assert any(f"{len(ASKED) - sent} of {len(ASKED)} requests were not sent" in said for said in result.warnings)
+        assert any(f"{len(ASKED) - sent} of {len(ASKED)} requests were not sent" in line for line in result.warnings)
         assert result.duration_s > 0.2
 
 
 async def test_run_blocking_works_inside_a_running_loop_and_leaves_no_thread() -> None:
-    """In a notebook, where a loop runs already, the blocking form works all the same; after a load, and after an
-    error, the thread of its loop is gone."""
+    """The blocking form works inside a running loop; after a load, and after an error, its thread has ended."""
     before = threading.active_count()
     with serving() as stub:
         assert all(record.ok for record in run(stub).records)
@@ -301,7 +294,7 @@ INTERRUPTED = f"""
 import signal, sys, threading
 from labkit import load
 from labkit.load import workloads
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore it
 try:
     load.run_blocking(sys.argv[1], {MODEL!r}, workloads.chat(8), concurrency=4)
 except KeyboardInterrupt:
@@ -310,7 +303,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_stops_a_blocking_load() -> None:
-    """An interrupt ends the load as KeyboardInterrupt, with no thread left, and the server sees the clients go."""
+    """An interrupt ends the load as KeyboardInterrupt, and no thread or connection is left."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with serving(hang=True) as stub:
         command = [sys.executable, "-c", INTERRUPTED, stub.base_url]
@@ -325,8 +318,8 @@ def test_ctrl_c_stops_a_blocking_load() -> None:
         wait_until(lambda: stub.hung_up == 4)
 
 
-def test_the_client_knows_its_own_share() -> None:
-    """CPU time that the client spends is in its share of the load's duration; above 0.8 of a core it warns."""
+def test_client_cpu_share() -> None:
+    """The share is the client's CPU time over the duration; above 0.8 of a core there is a warning."""
 
     def burn(_done: int, _total: int) -> None:
         end = time.process_time() + 0.05
@@ -338,8 +331,8 @@ def test_the_client_knows_its_own_share() -> None:
     assert busy.client_cpu_s >= 0.05 * len(ASKED)
     assert busy.client_cpu_share == busy.client_cpu_s / busy.duration_s
     for share, warned in ((0.79, []), (0.81, [True])):
-        doubts = find_doubts(LoadResult((), 10.0, share * 10.0, 1, None, "chat", 0), asked=0)
-        assert ["81%" in doubt for doubt in doubts] == warned
+        warnings = find_warnings(LoadResult((), 10.0, share * 10.0, 1, None, "chat", 0), planned=0)
+        assert ["81%" in warning for warning in warnings] == warned
 
 
 @given(
@@ -349,8 +342,7 @@ def test_the_client_knows_its_own_share() -> None:
     st.sampled_from(["data: ", "data:"]),
 )
 def test_answers_survive_any_cut_of_the_stream(texts: list[str], cuts: list[int], newline: str, prefix: str) -> None:
-    """However the network cuts the bytes, the same text comes out; comments, other fields and keep-alives are left
-    out."""
+    """Cuts anywhere leave the text unchanged; comments, other fields and keep-alives are skipped."""
     lines = [": ping", "data:", "data: {}", "event: x", "id: 1", "retry: 9"]
     for text in texts:
         chunk = {"choices": [{"delta": {"content": text}}]}
@@ -367,7 +359,7 @@ def test_answers_survive_any_cut_of_the_stream(texts: list[str], cuts: list[int]
 
 
 def test_error_messages_are_found() -> None:
-    """The message is found in the error bodies of vLLM, TorchServe and FastAPI, and other bodies are shown."""
+    """Error bodies of vLLM, TorchServe and FastAPI give their message; others are returned as text."""
     bodies = {
         b'{"error": {"message": "too long", "code": 400}}': "too long",
         b'{"error": "too long"}': "too long",
@@ -377,13 +369,13 @@ def test_error_messages_are_found() -> None:
         b"{}": "{}",
         b"null": "null",
     }
-    assert {raw: said for raw, said in bodies.items() if said not in error_text(raw)} == {}
+    assert {raw: words for raw, words in bodies.items() if words not in error_text(raw)} == {}
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 4))
 def test_vllms_own_client_reads_the_same(tokens_per_chunk: int, tokens: int, n: int) -> None:
-    """vLLM's request function, on the same server, finds the same chunks, tokens and text as ours in both APIs."""
+    """vLLM's request function gets the same chunks, tokens and text from the same server, in both APIs."""
     workload = workloads.chat(n, max_tokens=tokens)
     with serving(tokens_per_chunk=tokens_per_chunk) as stub:
         for api in ("completions", "chat"):

@@ -1,4 +1,4 @@
-"""The load client on what servers really send and on what people really pass: read, doubted or refused by name."""
+"""The load client on real servers' formats and real addresses: each is read, doubted or refused."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def ask(stub: Stub, url: str = "", **options: Any) -> load.LoadResult:
 
 
 def offences(shape: Shape) -> Iterator[str]:
-    """What is not right about the client's reading."""
+    """Yield each way in which the client's result is wrong."""
     with serving(raw=shape.pieces, content_type=shape.content_type) as stub:
         result = ask(stub)
     (record,) = result.records
@@ -42,7 +42,7 @@ def offences(shape: Shape) -> Iterator[str]:
     if record.outcome.value != shape.outcome or shape.error not in record.error:
         yield f"{record.outcome}: {record.error}"
     if shape.outcome != "ok":
-        if summary["completed"] or not any("1 of 1 requests failed" in said for said in result.warnings):
+        if summary["completed"] or not any("1 of 1 requests failed" in warning for warning in result.warnings):
             yield f"counted as completed, or no warning: {result.warnings}"
         return
     tokens = None if shape.tokens == UNKNOWN else shape.tokens
@@ -53,15 +53,17 @@ def offences(shape: Shape) -> Iterator[str]:
         yield f"a throughput or TPOT of unknown tokens: {summary}"
     if record.ttft_s is not None and record.ttft_s < shape.ttft_from_s:
         yield f"TTFT {record.ttft_s}"
-    if not shape.warning and [said for said in result.warnings if "Client-bound" not in said and "at once" not in said]:
+    if not shape.warning and [
+        warning for warning in result.warnings if "Client-bound" not in warning and "at once" not in warning
+    ]:
         yield f"doubted: {result.warnings}"
-    if shape.warning and not any(shape.warning in said for said in result.warnings):
+    if shape.warning and not any(shape.warning in warning for warning in result.warnings):
         yield f"no doubt: {result.warnings}"
 
 
 def test_every_shape_is_read_doubted_or_refused() -> None:
-    """Each shape has the right outcome, tokens, text and TTFT; a doubt or a failure is said."""
-    wrong = {name: found for name, shape in SHAPES.items() if (found := list(offences(shape)))}
+    """Each shape has the right outcome, tokens, text and TTFT, and a warning if it is doubtful or failed."""
+    wrong = {name: problems for name, shape in SHAPES.items() if (problems := list(offences(shape)))}
     assert wrong == {}
 
 
@@ -75,8 +77,8 @@ ANYTHING = st.recursive(
 
 
 @given(st.lists(ANYTHING, max_size=4))
-def test_nothing_that_is_sent_raises_or_makes_tokens_up(chunks: list[Any]) -> None:
-    """Any JSON in a stream ends as an outcome; tokens are whole and above 0, or unknown; times belong to chunks."""
+def test_any_json_ends_as_an_outcome(chunks: list[Any]) -> None:
+    """Nothing raises; token counts are whole numbers above 0 or unknown; each time belongs to a chunk."""
     answer = Answer()
     for chunk in chunks:
         answer.feed(event(chunk), 1.0)
@@ -90,8 +92,8 @@ def test_nothing_that_is_sent_raises_or_makes_tokens_up(chunks: list[Any]) -> No
 
 
 def test_the_first_token_and_the_first_of_the_answer() -> None:
-    """TTFT is the first token's, reasoning or not; the answer's own first token comes after the reasoning, whether the
-    server separates it, sends it as a part, or leaves it in the text before </think>."""
+    """TTFT ends at the first token, reasoning or not; the first answer token comes after the reasoning, in each of the
+    ways in which servers send it."""
     wait_s = 0.06
     answer, end = (wait_s, event(delta("Hi"))), (event(delta(reason="stop")), event(usage(3)), event("[DONE]"))
     part = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
@@ -105,7 +107,7 @@ def test_the_first_token_and_the_first_of_the_answer() -> None:
 
 
 def test_usage_is_known_for_all_or_for_none() -> None:
-    """One answer without usage makes the sum unknown: the others' sum would pass for it."""
+    """One answer without usage makes the sum unknown."""
     records = [load.RequestRecord(k, 0.0, 0.0, (1.0, 2.0), 2.0, 5, n, load.Outcome.OK) for k, n in enumerate((8, None))]
     summary = metrics.summarise_records(records, duration_s=2.0)
     assert (summary.output_tokens, summary.input_tokens, math.isnan(summary.output_throughput)) == (None, 10, True)
@@ -146,7 +148,7 @@ NO_ADDRESSES = (
 
 
 def test_addresses_are_understood() -> None:
-    """A root gets /v1; another version, or the path before a pasted endpoint, is used as it is."""
+    """A root gets /v1; another version, or the path before a pasted endpoint, stays."""
     assert {url: address.parse(url).root for url in ROOTS} == ROOTS
     assert address.parse("http://h/v1/chat/completions").api == "chat"
     for url in NO_ADDRESSES:
@@ -154,8 +156,8 @@ def test_addresses_are_understood() -> None:
             address.parse(url)
 
 
-def test_requests_go_where_the_address_says() -> None:
-    """Under any prefix, with the query in each request, and with user and password in the header alone."""
+def test_requests_use_the_whole_address() -> None:
+    """Any prefix, the query in each request, and user and password in the header alone."""
     for prefix in ("/v1beta/openai", "/api/v3", "/openai/deployments/d", "/inference"):
         with serving(prefix=prefix) as stub:
             url = f"{stub.base_url}/chat/completions?api-version=2024-10-21"
@@ -167,7 +169,7 @@ def test_requests_go_where_the_address_says() -> None:
 
 
 def test_no_secret_is_printed() -> None:
-    """A password, key or query in a refusal of the server, in an error or in an address does not come out."""
+    """Passwords, keys and queries are masked in server messages, errors and addresses."""
     echo = "bad key secret-word"
     places = ["//me:secret-word@", "//", "//"]
     keys = [None, "secret-word", None]
@@ -179,10 +181,10 @@ def test_no_secret_is_printed() -> None:
         ):
             with serving(**behaviour) as stub:
                 try:
-                    said = repr(ask(stub, stub.base_url.replace("//", place) + query, api_key=key))
+                    printed = repr(ask(stub, stub.base_url.replace("//", place) + query, api_key=key))
                 except LabkitError as error:
-                    said = str(error)
-            assert "secret-word" not in said
+                    printed = str(error)
+            assert "secret-word" not in printed
         with pytest.raises(LoadError) as caught:
             ask(stub, stub.base_url.replace("//", place) + query, api_key=key)
         assert "secret-word" not in str(caught.value)
@@ -212,8 +214,8 @@ NO_LISTS: list[Any] = [{}, {"data": None}, 3, "m", None]
 
 
 def test_lists_of_models_in_every_form() -> None:
-    """A model is found in the lists of OpenAI, Together, Ollama, Gemini and LiteLLM; in none of 300 the close ones are
-    offered; what is no list says how to go on without."""
+    """A model is found in the lists of OpenAI, Together, Ollama, Gemini and LiteLLM; an unknown one gets close names;
+    anything but a list names --no-preflight."""
     for tree in LISTS:
         _check_model(json.dumps(tree).encode(), "m", url="u")
     for tree in NO_LISTS:
@@ -228,8 +230,8 @@ def test_lists_of_models_in_every_form() -> None:
         _check_model(b'{"data": []}', "m", url="u")
 
 
-def test_no_trust_is_not_no_server(tmp_path: Path) -> None:
-    """A certificate that nobody trusts and a server without TLS are told apart."""
+def test_tls_errors(tmp_path: Path) -> None:
+    """An untrusted certificate and a server without TLS have different errors."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(_self_signed(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server, context.wrap_socket(server, server_side=True) as secure:
@@ -268,7 +270,7 @@ def _self_signed(folder: Path) -> Path:
 
 
 def test_fields_are_left_out_or_renamed() -> None:
-    """For servers that refuse a field: without it, or with the limit under its other name."""
+    """A refused field can be removed, and the limit sent under its other name."""
     with serving(refuses="stream_options") as stub:
         assert "stream_options" in ask(stub).records[0].error
         assert ask(stub, body={"stream_options": None, "ignore_eos": None, "top_k": 1}).records[0].ok
@@ -284,51 +286,51 @@ def test_fields_are_left_out_or_renamed() -> None:
 
 
 def test_turns_follow_each_other() -> None:
-    """A turn is sent after the answer to the one before, and its messages hold all that was said; conversations run
-    side by side. After a failed turn the rest of its conversation is not sent, and a warning says so."""
-    made = workloads.conversations(3, turns=3, user_words=25, max_tokens=2, think_s=0.01)
+    """A turn is sent after the previous answer and holds the whole conversation; conversations run concurrently. After
+    a failed turn the rest is not sent, and a warning counts it."""
+    talks = workloads.conversations(3, turns=3, user_words=25, max_tokens=2, think_s=0.01)
     with serving(token_delay_s=0.005) as stub:
-        result = load.run_blocking(stub.base_url, MODEL, made, concurrency=3, api="chat", warmup=1)
+        result = load.run_blocking(stub.base_url, MODEL, talks, concurrency=3, api="chat", warmup=1)
         assert all(record.ok for record in result.records)
         assert stub.most_under_way == 3
     for first in (0, 3, 6):
         for earlier, later in pairwise(result.records[first : first + 3]):
             assert earlier.finished_s < later.scheduled_s <= later.started_s
     longest = max(stub.bodies[1:], key=lambda body: len(body["messages"]))["messages"]
-    roles = [said["role"] for said in longest]
+    roles = [message["role"] for message in longest]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
     assert longest[2]["content"] == " w0 w1"
     with serving(error_status=500) as stub:
-        failed = load.run_blocking(stub.base_url, MODEL, made, rate=100.0, api="chat")
+        failed = load.run_blocking(stub.base_url, MODEL, talks, rate=100.0, api="chat")
     assert len(failed.records) == 3
-    assert any("6 of 9 requests were not sent" in said for said in failed.warnings)
+    assert any("6 of 9 requests were not sent" in warning for warning in failed.warnings)
     with pytest.raises(UsageError, match="--api chat"):
-        load.run_blocking("http://127.0.0.1:9", MODEL, made, concurrency=1)
+        load.run_blocking("http://127.0.0.1:9", MODEL, talks, concurrency=1)
 
 
 def test_a_trace_is_sent_as_recorded(tmp_path: Path) -> None:
-    """Requests come at the trace's times, with prompts of as many words as it has tokens, which share what it shares;
-    another rate is refused."""
+    """Requests come at the trace's times, with a word per recorded token and the recorded prefixes; a rate is
+    refused."""
     path = tmp_path / "trace.jsonl"
     lines = [(0, 5, 3, [1, 2]), (100, 8, 2, [1, 3]), (200, 4, 0, [4])]
     names = ("timestamp", "input_length", "output_length", "hash_ids")
     path.write_text("\n".join(json.dumps(dict(zip(names, line, strict=True))) for line in lines))
-    made = workloads.build("mooncake", n=None, path=path, block_tokens=4, speed=2.0)
+    trace = workloads.build("mooncake", n=None, path=path, block_tokens=4, speed=2.0)
     with serving() as stub:
-        result = load.run_blocking(stub.base_url, MODEL, made)
+        result = load.run_blocking(stub.base_url, MODEL, trace)
         with pytest.raises(UsageError, match="arrival times of its own"):
-            load.run_blocking(stub.base_url, MODEL, made, rate=1.0)
-        assert len(load.run_blocking(stub.base_url, MODEL, made, concurrency=2).records) == 3
+            load.run_blocking(stub.base_url, MODEL, trace, rate=1.0)
+        assert len(load.run_blocking(stub.base_url, MODEL, trace, concurrency=2).records) == 3
     assert [record.scheduled_s for record in result.records] == pytest.approx([0.0, 0.05, 0.1])
     assert [record.input_tokens for record in result.records] == [5, 8, 4]
     assert [record.limit_tokens for record in result.records] == [3, 2, 1]
-    first, second, third = (request.prompt.split() for request in made.requests)
+    first, second, third = (request.prompt.split() for request in trace.requests)
     assert (first[:4] == second[:4], first[4:] == second[4:5], first[:4] == third) == (True, False, False)
-    assert made.notes == ("1 requests without output: 1 token each",)
+    assert trace.notes == ("1 requests without output: 1 token each",)
 
 
 def test_words_of_a_trace_are_one_token_each() -> None:
-    """In the embedded model's vocabulary, so that a prompt has about the tokens that the trace recorded."""
+    """Each word is one token of the embedded model."""
     from tokenizers import Tokenizer
 
     from labkit.models import CHAT, resolve
@@ -339,21 +341,21 @@ def test_words_of_a_trace_are_one_token_each() -> None:
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/stdin", "/proc/self", 5, "a\0b"])
-def test_a_file_that_never_ends_is_refused(path: Any) -> None:
-    """A device, a folder and what is no path are refused before they are read."""
-    with pytest.raises(UsageError, match=r"no regular file|cannot be read"):
+def test_an_irregular_file_is_refused(path: Any) -> None:
+    """A device, a folder and an invalid path are refused before reading."""
+    with pytest.raises(UsageError, match=r"not a regular file|cannot be read"):
         workloads.from_file(path)
 
 
-def test_no_workload_fills_the_memory() -> None:
-    """Prompts of too many words together are refused before they are made."""
+def test_workload_size_is_limited() -> None:
+    """Too many words of prompts are refused before they are generated."""
     with pytest.raises(UsageError, match="too many"):
         workloads.build("chat", n=10, prompt_words=10**9)
 
 
 @given(st.integers(1, 300), st.floats(0.1, 50), st.floats(1.01, 20))
 def test_a_ramp_rises_linearly(n: int, low: float, factor: float) -> None:
-    """The arrivals up to t are the rates up to t added up, and the gaps only shrink."""
+    """The arrivals up to t are the integral of the rate, and gaps only shrink."""
     high = low * factor
     due_s = rising_arrivals_s(workloads.constant_arrivals_s(n, rate=1.0), low=low, high=high)
     end_s = 2 * n / (low + high)
@@ -363,8 +365,7 @@ def test_a_ramp_rises_linearly(n: int, low: float, factor: float) -> None:
 
 
 def test_a_load_can_rise() -> None:
-    """A closed loop begins with `ramp_from` under way and ends with `concurrency`; a warning says what the figures
-    are."""
+    """A closed loop begins with `ramp_from` in flight and ends with `concurrency`; a warning says so."""
     many = workloads.chat(24, max_tokens=2)
     with serving(first_token_delay_s=0.05) as stub:
         result = load.run_blocking(stub.base_url, MODEL, many, concurrency=6, ramp_from=1)
@@ -372,7 +373,7 @@ def test_a_load_can_rise() -> None:
     starts = sorted(record.started_s for record in result.records)
     assert starts[1] - starts[0] < 0.01 or starts[1] - starts[0] >= 0.05
     assert starts[5] >= 0.05
-    assert any("whole ramp" in said for said in result.warnings)
+    assert any("whole ramp" in warning for warning in result.warnings)
     with serving() as stub:
         rising = load.run_blocking(stub.base_url, MODEL, many, rate=400.0, ramp_from=50.0, arrival="constant")
         dues = [record.scheduled_s for record in rising.records]
@@ -381,15 +382,15 @@ def test_a_load_can_rise() -> None:
             load.run_blocking(stub.base_url, MODEL, many, concurrency=2, ramp_from=9)
 
 
-def test_a_stopped_load_keeps_what_it_measured() -> None:
-    """`on_cancel` gets the finished requests when the load is cancelled, those under way as cancelled."""
+def test_a_cancelled_load_keeps_its_results() -> None:
+    """`on_cancel` gets the finished requests, and those in flight as cancelled."""
     import asyncio
 
     kept: list[load.LoadResult] = []
 
     async def stopped(url: str) -> None:
-        made = workloads.chat(20, max_tokens=2)
-        task = asyncio.create_task(load.run(url, MODEL, made, concurrency=1, on_cancel=kept.append))
+        chat = workloads.chat(20, max_tokens=2)
+        task = asyncio.create_task(load.run(url, MODEL, chat, concurrency=1, on_cancel=kept.append))
         await asyncio.sleep(0.3)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -400,4 +401,4 @@ def test_a_stopped_load_keeps_what_it_measured() -> None:
     outcomes = [record.outcome.value for record in kept[0].records]
     assert outcomes[:2] == ["ok", "ok"]
     assert outcomes[-1] in ("ok", "cancelled")
-    assert any(re.search(r"\d+ of 20 requests were not sent", said) for said in kept[0].warnings)
+    assert any(re.search(r"\d+ of 20 requests were not sent", warning) for warning in kept[0].warnings)

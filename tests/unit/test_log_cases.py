@@ -1,4 +1,4 @@
-"""`labkit log` on logs from public reports, in every wrapping that logs travel in."""
+"""`labkit log` on logs from public reports, in every format that carries logs."""
 
 import gzip
 import json
@@ -41,23 +41,23 @@ def model_of(case: dict[str, str]) -> Architecture | None:
     return models.architecture(FOLDER.parent / name) if name.endswith(".json") else MODELS.get(name)
 
 
-def said(found: MemoryLog) -> list[list[object]]:
-    return [[line.kind, line.agrees] for line in found.lines]
+def verdicts(reading: MemoryLog) -> list[list[object]]:
+    return [[line.kind, line.agrees] for line in reading.lines]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['id']} {case['source']}")
 def test_the_case_is_read_right(case: dict[str, Any]) -> None:
-    """Every line on memory is found, explained and compared only where there is something to compare with."""
-    found = read((FOLDER / case["file"]).read_text(), architecture=model_of(case))
-    assert said(found) == case["lines"]
-    assert found.kv_tokens == case["kv_tokens"]
-    assert case.get("says", "") in str(found)
-    assert any(case.get("fix", "") in line.fix for line in found.lines)
-    assert any(case.get("recomputed", "") in line.recomputed for line in found.lines)
-    assert all(line.meaning for line in found.lines)
+    """Every line about memory is found and explained, and has the right verdict."""
+    reading = read((FOLDER / case["file"]).read_text(), architecture=model_of(case))
+    assert verdicts(reading) == case["lines"]
+    assert reading.kv_tokens == case["kv_tokens"]
+    assert case.get("says", "") in str(reading)
+    assert any(case.get("fix", "") in line.fix for line in reading.lines)
+    assert any(case.get("recomputed", "") in line.recomputed for line in reading.lines)
+    assert all(line.meaning for line in reading.lines)
 
 
-# --- what carries a log changes nothing
+# --- carriers
 
 
 def wrapped(width: int) -> Callable[[str], str]:
@@ -66,20 +66,20 @@ def wrapped(width: int) -> Callable[[str], str]:
     )
 
 
-def each(form: str) -> Callable[[str], str]:
+def prefixed(form: str) -> Callable[[str], str]:
     return lambda log: "\n".join(form.format(line) for line in log.splitlines())
 
 
 WRAPPINGS: dict[str, Callable[[str], str]] = {
-    "journald": each("Nov 28 10:00:00 gpu-node-1 vllm[123]: {}"),
-    "kubernetes": each("2026-11-28T10:00:00.123456789Z stdout F {}"),
-    "kubectl --timestamps": each("2026-11-28T10:00:00.123456789Z {}"),
-    "stern": each("vllm-7d4b9-x2x vllm {}"),
-    "docker compose": each("vllm-1  | {}"),
-    "ray": each("\x1b[36m(ServeReplica:app:LLMServer pid=4021, ip=10.0.0.2)\x1b[0m {}"),
-    "rsyslog": each("Nov 28 10:00:00 host vllm: #033[1;36m{}#033[0m"),
-    "a paste": each("[36m{}[0m"),
-    "torchserve": each("2026-11-28T10:00:00,123 [INFO ] W-9000-vllm_1.0-stdout MODEL_LOG - {}"),
+    "journald": prefixed("Nov 28 10:00:00 gpu-node-1 vllm[123]: {}"),
+    "kubernetes": prefixed("2026-11-28T10:00:00.123456789Z stdout F {}"),
+    "kubectl --timestamps": prefixed("2026-11-28T10:00:00.123456789Z {}"),
+    "stern": prefixed("vllm-7d4b9-x2x vllm {}"),
+    "docker compose": prefixed("vllm-1  | {}"),
+    "ray": prefixed("\x1b[36m(ServeReplica:app:LLMServer pid=4021, ip=10.0.0.2)\x1b[0m {}"),
+    "rsyslog": prefixed("Nov 28 10:00:00 host vllm: #033[1;36m{}#033[0m"),
+    "a paste": prefixed("[36m{}[0m"),
+    "torchserve": prefixed("2026-11-28T10:00:00,123 [INFO ] W-9000-vllm_1.0-stdout MODEL_LOG - {}"),
     "docker json": lambda log: "\n".join(
         json.dumps({"log": f"{line}\n", "stream": "stderr", "time": "2026-11-28T10:00:00.123456789Z"})
         for line in log.splitlines()
@@ -91,7 +91,7 @@ WRAPPINGS: dict[str, Callable[[str], str]] = {
         json.dumps({"_HOSTNAME": "h", "MESSAGE": list(f"\x1b[32m{line}\x1b[0m".encode())}) for line in log.splitlines()
     ),
     "carriage returns": lambda log: log.replace("\n", "\r\n"),
-    "progress bars": each("Loading shards:  50% 1/2\rLoading shards: 100% 2/2\r{}"),
+    "progress bars": prefixed("Loading shards:  50% 1/2\rLoading shards: 100% 2/2\r{}"),
     "80 columns": wrapped(80),
     "100 columns": wrapped(100),
     "120 columns": wrapped(120),
@@ -104,19 +104,19 @@ WRAPPINGS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("name", WRAPPINGS)
 def test_what_carries_a_log_changes_nothing(name: str) -> None:
-    """Prefixes, colours, JSON, line ends and a terminal's width leave every line, rank and number as it was."""
+    """Prefixes, colours, JSON, line ends and a terminal's width change no line, rank or number."""
     wrong = []
     for case in CASES:
         text = (FOLDER / case["file"]).read_text()
         plain, carried = (read(log, architecture=model_of(case)) for log in (text, WRAPPINGS[name](text)))
-        rows = [[(line.kind, line.text, line.agrees, line.rank) for line in found.lines] for found in (plain, carried)]
+        rows = [[(line.kind, line.text, line.agrees, line.rank) for line in log.lines] for log in (plain, carried)]
         if rows[0] != rows[1] or plain.kv_tokens != carried.kv_tokens:
             wrong.append((case["id"], case["file"], rows))
     assert wrong == []
 
 
 def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
-    """UTF-16 (a PowerShell redirect), a byte order mark, gzip, and bytes that are no text."""
+    """UTF-16 (a PowerShell redirect), a byte order mark, gzip, and undecodable bytes."""
     text = (FOLDER / "v0_7_v1_blocks.log").read_text()
     contents = {
         "utf-16": text.encode("utf-16"),
@@ -132,7 +132,7 @@ def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
     assert tokens == dict.fromkeys(contents, 22_096)
 
 
-# --- the wordings of other versions
+# --- other versions
 
 
 V0 = """INFO 05-21 18:16:50 [__init__.py:239] Automatically detected platform cuda.
@@ -156,19 +156,19 @@ because there is not enough KV cache space. This can affect the end-to-end perfo
 
 
 def test_v0() -> None:
-    """The lines of the engine before V1 add up, with the config and without."""
-    found = read(V0, architecture=LLAMA_8B)
-    assert said(found) == [
+    """The lines of the V0 engine are consistent, with the config and without."""
+    reading = read(V0, architecture=LLAMA_8B)
+    assert verdicts(reading) == [
         ["engine", None], ["weights", True], ["share", True], ["parts", True], ["blocks", True], ["concurrency", True],
         ["graphs", None], ["statistics", None], ["preempted", None],
     ]  # fmt: skip
-    assert (found.kv_tokens, found.agrees) == (23_648, True)
+    assert (reading.kv_tokens, reading.agrees) == (23_648, True)
     assert not read(V0.replace("1478", "1600"), architecture=LLAMA_8B).agrees
     assert read(V0.replace("KV Cache is 2.89GiB", "KV Cache is 5.89GiB")).of("parts")[0].agrees is False
 
 
 def test_another_block_size_is_found_from_the_concurrency() -> None:
-    """Blocks alone do not tell their size; with the concurrency they do."""
+    """Blocks and concurrency together determine the block size."""
     assert read("# GPU blocks: 1000\nMaximum concurrency for 4096 tokens per request: 7.81x").kv_tokens == 32_000
 
 
@@ -206,7 +206,7 @@ OUT_OF_MEMORY = (
     ],
 )
 def test_out_of_memory_names_when_and_what_to_change(before: str, phase: str, fix: str) -> None:
-    """What helps depends on how far the start had come."""
+    """The fix depends on the phase of the start."""
     line = read(f"{before}\n{OUT_OF_MEMORY}").of("out_of_memory")[0]
     assert phase in line.meaning
     assert "of 23.58 GiB only 1.10 GiB were free" in line.meaning
@@ -233,24 +233,24 @@ FAILED = {
 
 
 def test_every_failure_is_explained_with_what_to_change() -> None:
-    """Each kind of failure is found by its own words, and a rank's repetition of it is not shown again."""
+    """Each kind of failure is recognised, and shown once although every rank repeats it."""
     assert FAILED.keys() == FAILURES.keys()
     for kind, text in FAILED.items():
-        found = read(f"(Worker_TP0 pid=1) ERROR {text}\n(Worker_TP1 pid=2) ERROR {text}\n")
-        assert [line.kind for line in found.lines] == [kind]
-        assert found.lines[0].fix
-        assert found.agrees is None
+        reading = read(f"(Worker_TP0 pid=1) ERROR {text}\n(Worker_TP1 pid=2) ERROR {text}\n")
+        assert [line.kind for line in reading.lines] == [kind]
+        assert reading.lines[0].fix
+        assert reading.agrees is None
 
 
-def test_less_than_nothing_for_the_cache() -> None:
-    """A negative figure is a failure, not a cache."""
+def test_negative_memory_for_the_cache() -> None:
+    """A negative figure is a failure."""
     line = read("INFO [gpu_worker.py:276] Available KV cache memory: -2.31 GiB").lines[0]
     assert "2.31 GiB are missing" in line.meaning
     assert line.fix
 
 
-def test_what_a_request_says_is_not_the_engines() -> None:
-    """A prompt with such a line in it, or an error that quotes one, is no statement of the engine."""
+def test_quoted_lines_are_ignored() -> None:
+    """A line quoted in a prompt or an error is not a statement of the engine."""
     prompt = "INFO [logger.py:43] Received request cmpl-1: prompt: 'why GPU KV cache size: 5 tokens', params: x"
     assert read(prompt).lines == ()
 
@@ -261,12 +261,12 @@ def test_what_a_request_says_is_not_the_engines() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_numbers_of_any_form_end_in_no_error(seed: int, number: str) -> None:
-    """A damaged log is read to its end, with a model and without, whatever stands where a number was."""
+    """A log with damaged numbers is read to its end, with a model and without."""
     rng = random.Random(seed)
     lines = [*V0.splitlines(), *FAILED.values(), TOO_LONG.format(9), OUT_OF_MEMORY]
     lines += [line for case in CASES for line in (FOLDER / case["file"]).read_text().splitlines()]
     text = "\n".join(
-        re.sub(r"\d[\d.,]*", lambda found: number if rng.random() < 0.3 else found[0], line)
+        re.sub(r"\d[\d.,]*", lambda match: number if rng.random() < 0.3 else match[0], line)
         for line in rng.sample(lines, k=20)
     )
     for model in (None, LLAMA_8B):
@@ -276,8 +276,8 @@ def test_numbers_of_any_form_end_in_no_error(seed: int, number: str) -> None:
 # --- ranks, engines and starts
 
 
-def test_only_what_the_log_tells_of_the_ranks_is_compared() -> None:
-    """Where some ranks do not write their memory, fewer tokens than one rank could hold are no difference; more are."""
+def test_unlogged_ranks_may_be_smaller() -> None:
+    """If some ranks do not log their memory, fewer tokens than one rank holds are inconclusive; more differ."""
     line = "(Worker_TP0 pid=1) Available KV cache memory: 8.11 GiB\nGPU KV cache size: {:,} tokens"
     config = MODELS["qwen3-235b-a22b"]
     verdicts = [
@@ -290,15 +290,15 @@ def test_only_what_the_log_tells_of_the_ranks_is_compared() -> None:
 @pytest.mark.parametrize("setting", ["'pipeline_parallel_size': 2", "'speculative_config': {'method': 'eagle3'}",
                                      "'kv_cache_dtype': 'nvfp4'", "'decode_context_parallel_size': 2"])  # fmt: skip
 def test_what_cannot_be_recomputed_is_not_compared(setting: str) -> None:
-    """Layers over stages, a draft model, other layouts: the reason is said, and nothing agrees or differs."""
+    """Pipeline stages, a draft model and other layouts give a reason and no verdict."""
     text = f"non-default args: {{{setting}}}\nAvailable KV cache memory: 2.89 GiB\n"
-    found = read(f"{text}GPU KV cache size: 9,999 tokens", architecture=LLAMA_8B)
-    assert found.agrees is None
-    assert "not recomputed" in str(found)
+    reading = read(f"{text}GPU KV cache size: 9,999 tokens", architecture=LLAMA_8B)
+    assert reading.agrees is None
+    assert "not recomputed" in str(reading)
 
 
-def test_a_rank_alone_does_not_tell_how_many_there_are() -> None:
-    """Since 0.10 only the first rank writes its memory: without the settings the split is unknown, not 1."""
+def test_one_rank_does_not_show_the_split() -> None:
+    """Since 0.10 only the first rank logs its memory: without the settings the split is unknown, not 1."""
     text = "(Worker_TP0 pid=1) Available KV cache memory: 8.02 GiB\nGPU KV cache size: 178,880 tokens"
     config = MODELS["qwen3-235b-a22b"]
     assert read(text, architecture=config).agrees is None
@@ -326,7 +326,7 @@ def test_every_prefix_names_its_rank() -> None:
 
 @pytest.mark.parametrize("tokens", [(178_880, 180_928), (180_928, 178_880)])
 def test_every_rank_may_log_its_own_cache(tokens: tuple[int, int]) -> None:
-    """From 0.7 to 0.10 each rank logs its size, in any order: each agrees, and the fewest are the cache's."""
+    """From 0.7 to 0.10 each rank logs its size, in any order: all agree, and the smallest is the cache's."""
     text = "".join(
         f"(VllmWorker TP{rank} pid=1) Available KV cache memory: {gib} GiB\n" for rank, gib in enumerate((8.11, 8.02))
     )
@@ -336,9 +336,9 @@ def test_every_rank_may_log_its_own_cache(tokens: tuple[int, int]) -> None:
         for count in tokens
     )
     config = replace(MODELS["qwen3-235b-a22b"], kv_heads=2)  # on 2 GPUs what 4 heads are on 4
-    found = read(text, architecture=config)
-    assert (found.kv_tokens, found.agrees, found.starts) == (178_880, True, 1)
-    assert [line.agrees for line in found.of("cache_size")] == [True, True]
+    reading = read(text, architecture=config)
+    assert (reading.kv_tokens, reading.agrees, reading.starts) == (178_880, True, 1)
+    assert [line.agrees for line in reading.of("cache_size")] == [True, True]
     assert read(text.replace("178,880", "170,000"), architecture=config).agrees is False
 
 
@@ -349,28 +349,28 @@ def test_data_parallel_engines_have_a_cache_each() -> None:
         f"(EngineCore_DP{n} pid={n}) GPU KV cache size: {tokens:,} tokens"
         for n, gib, tokens in ((0, 2.89, 23_648), (1, 1.0, 8_192))
     )
-    found = read(text, architecture=LLAMA_8B)
-    assert [line.agrees for line in found.of("cache_size")] == [True, True]
-    assert "2 engines" in found.notes[0]
+    reading = read(text, architecture=LLAMA_8B)
+    assert [line.agrees for line in reading.of("cache_size")] == [True, True]
+    assert "2 engines" in reading.notes[0]
 
 
 def test_the_last_of_several_starts_is_read() -> None:
-    """A log to which a restarting service appends is read from its last start on, and says so."""
+    """A log of several starts is read from the last one, and a note says so."""
     first = (FOLDER / "v0_10_fp8_qwen3_30b.log").read_text()
-    found = read(first * 2 + (FOLDER / "v0_2x_tp2_qwen36_fp8.log").read_text())
-    assert (found.starts, found.kv_tokens, found.lines[0].number) == (3, 300_220, 11)
-    assert "3 starts" in found.notes[0]
+    reading = read(first * 2 + (FOLDER / "v0_2x_tp2_qwen36_fp8.log").read_text())
+    assert (reading.starts, reading.kv_tokens, reading.lines[0].number) == (3, 300_220, 11)
+    assert "3 starts" in reading.notes[0]
     lines = "(VllmWorker TP{} pid=1) Available KV cache memory: 1.0 GiB\n"
     once = lines.format(0) + lines.format(1) + "(EngineCore_0 pid=1) GPU KV cache size: 9,999 tokens\n"
     assert read(once * 2).starts == 2
 
 
 def test_a_large_log_is_read_in_bounded_memory() -> None:
-    """Months of statistics, and one line without an end, leave the last lines of a kind and their number."""
+    """Of months of statistics and a huge line, the last lines of each kind are kept and the others counted."""
     line = "Engine 000: Running: {} reqs, Waiting: 0 reqs, GPU KV cache usage: 3.1%\n"
     stream = StringIO("x" * 1_000_000 + "\n" + "".join(line.format(n) for n in range(KEPT + 7)))
-    found = read(stream)
-    assert (len(found.lines), found.lines_read) == (KEPT, KEPT + 8)
-    assert found.lines[-1].text.startswith(f"Running: {KEPT + 6} reqs")
-    assert sys.getsizeof(str(found)) < 100_000
-    assert found.notes[0].startswith("7 earlier lines")
+    reading = read(stream)
+    assert (len(reading.lines), reading.lines_read) == (KEPT, KEPT + 8)
+    assert reading.lines[-1].text.startswith(f"Running: {KEPT + 6} reqs")
+    assert sys.getsizeof(str(reading)) < 100_000
+    assert reading.notes[0].startswith("7 earlier lines")

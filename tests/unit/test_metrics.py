@@ -1,4 +1,4 @@
-"""Metrics: vLLM's own figures out of vLLM's own request data, and properties that any summary must have."""
+"""Metrics: vLLM's results from vLLM's request data, and properties of any summary."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import UsageError
-from labkit.load import LoadResult, Outcome, RequestRecord, metrics
+from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.load.metrics import Quantity, Slo, goodput, percentile, quantity, summarise
 from tests.vllm_bench import from_vllm_bench
 
@@ -33,7 +33,7 @@ def saved() -> dict[str, Any]:
 
 @st.composite
 def records(draw: st.DrawFn, index: int = 0) -> RequestRecord:
-    """Any request: due, sent later, chunks after that, tokens as many as chunks or more; or failed."""
+    """Any request: due, then sent, then chunks, with at least as many tokens; or failed."""
     scheduled, wait = draw(times), draw(times)
     started = scheduled + wait
     chunks = tuple(accumulate(draw(st.lists(times, max_size=6)), initial=started))[1:]
@@ -47,7 +47,6 @@ def records(draw: st.DrawFn, index: int = 0) -> RequestRecord:
         input_tokens=draw(st.integers(0, 1000)),
         output_tokens=len(chunks) + draw(st.integers(0, 5)),
         outcome=Outcome.OK if ok and chunks else draw(failed),
-        group=draw(st.sampled_from(["a", "b"])),
     )
 
 
@@ -59,8 +58,8 @@ loads = st.builds(
 
 
 def test_vllm_bench_is_reproduced(saved: dict[str, Any]) -> None:
-    """Every figure that `vllm bench serve` printed, its goodput at the SLO that it was given included, comes out of its
-    per-request data by our formulas, to rounding; each request's TTFT, gaps and latency bit by bit."""
+    """Every metric that `vllm bench serve` printed, goodput included, follows from its per-request data, to rounding;
+    each request's TTFT, gaps and latency are identical."""
     result = from_vllm_bench(saved)
     summary = summarise(result)
     slo = Slo(*(float(saved[f"slo_{name}_ms"]) / 1000 for name in ("ttft", "tpot", "e2el")))
@@ -87,7 +86,7 @@ def test_vllm_bench_is_reproduced(saved: dict[str, Any]) -> None:
 
 @given(records())
 def test_a_requests_times_agree(record: RequestRecord) -> None:
-    """TTFT plus the gaps is E2E, TPOT is the mean gap over tokens, and from the schedule all is later by the wait."""
+    """TTFT plus the gaps is E2E, TPOT is the mean gap over tokens, and times from the schedule add the wait."""
     if not record.ok:
         assert (record.ttft_s, record.tpot_s, record.e2e_s, record.itl_s) == (None, None, None, ())
         return
@@ -102,7 +101,7 @@ def test_a_requests_times_agree(record: RequestRecord) -> None:
 
 @given(loads, st.randoms(use_true_random=False), bounds)
 def test_order_does_not_matter(result: LoadResult, rng: random.Random, bound_s: float | None) -> None:
-    """A summary and a goodput are the same, to the last bit, whatever the order of the records."""
+    """Summary and goodput do not depend on the order of the records, to the last bit."""
     shuffled = replace(result, records=tuple(rng.sample(result.records, len(result.records))))
     assert summarise(shuffled).to_dict() == summarise(result).to_dict()
     assert goodput(shuffled, Slo(e2e_s=bound_s)) == goodput(result, Slo(e2e_s=bound_s))
@@ -110,8 +109,7 @@ def test_order_does_not_matter(result: LoadResult, rng: random.Random, bound_s: 
 
 @given(loads)
 def test_counts_add_up(result: LoadResult) -> None:
-    """Every request is completed or failed, only completed ones count, rates are counts over the duration, and the
-    groups sum to the whole."""
+    """Every request is completed or failed, only completed ones count, and rates are counts over the duration."""
     summary = summarise(result)
     done = [record for record in result.records if record.outcome is Outcome.OK]
     assert summary.completed + summary.failed == len(result.records)
@@ -121,16 +119,11 @@ def test_counts_add_up(result: LoadResult) -> None:
     assert summary.request_throughput * result.duration_s == pytest.approx(summary.completed)
     tokens = (summary.input_tokens or 0) + (summary.output_tokens or 0)
     assert summary.total_token_throughput == pytest.approx(tokens / result.duration_s)
-    parts = [metrics.summarise_group(result, group) for group in {record.group for record in result.records}]
-    assert sum(part.completed for part in parts) == summary.completed
-    assert sum(part.output_tokens or 0 for part in parts) == summary.output_tokens
-    with pytest.raises(UsageError, match="no request is of group 'c'"):
-        metrics.summarise_group(result, "c")
 
 
 @given(loads)
 def test_a_summary_is_json(result: LoadResult) -> None:
-    """`to_dict` is plain JSON without NaN, with the keys that the command line promises."""
+    """`to_dict` is JSON without NaN, with the command line's documented keys."""
     summary = json.loads(json.dumps(summarise(result).to_dict(), allow_nan=False))
     counts = {"completed", "failed", "input_tokens", "output_tokens", "duration_s", "warnings", "client_cpu_share"}
     assert counts | {"request_throughput", "output_throughput", "ttft_s", "tpot_s", "itl_s", "e2e_s"} <= set(summary)
@@ -139,7 +132,7 @@ def test_a_summary_is_json(result: LoadResult) -> None:
 
 
 def test_an_unstreamed_load_has_no_ttft() -> None:
-    """Without streaming there is an E2E and neither a TTFT nor a TPOT, rather than wrong ones."""
+    """Without streaming there is an E2E, and neither a TTFT nor a TPOT."""
     record = RequestRecord(0, 0.0, 0.0, (), 2.0, 5, 8, Outcome.OK)
     summary = summarise(LoadResult((record,), 2.0, 0.0, concurrency=1, rate=None, workload="any", seed=0))
     assert (summary.ttft_s.count, summary.tpot_s.count, summary.itl_s.count) == (0, 0, 0)
@@ -151,8 +144,8 @@ values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
 
 @given(values, st.floats(0, 100))
 def test_quantities_are_the_definition(data: list[float], q: float) -> None:
-    """A percentile is the value at rank q/100 x (n - 1), linear between its neighbours; a quantity holds three of them,
-    the largest value and the arithmetic mean."""
+    """A percentile is the value at rank q/100 x (n - 1), linear between its neighbours; a quantity has three, the
+    maximum and the mean."""
 
     def by_hand(q: float) -> Any:
         ordered = sorted(data)
@@ -161,18 +154,18 @@ def test_quantities_are_the_definition(data: list[float], q: float) -> None:
         high = min(low + 1, len(ordered) - 1)
         return pytest.approx(ordered[low] + (ordered[high] - ordered[low]) * (rank - low), rel=1e-9, abs=1e-6)
 
-    found = quantity(data)
+    stats = quantity(data)
     assert percentile(data, q) == by_hand(q)
-    assert (found.p50, found.p90, found.p99) == (by_hand(50), by_hand(90), by_hand(99))
-    assert (found.count, found.max) == (len(data), max(data))
-    assert found.mean == pytest.approx(fmean(data), abs=1e-6)
+    assert (stats.p50, stats.p90, stats.p99) == (by_hand(50), by_hand(90), by_hand(99))
+    assert (stats.count, stats.max) == (len(data), max(data))
+    assert stats.mean == pytest.approx(fmean(data), abs=1e-6)
 
 
 def test_nothing_measured_is_nan() -> None:
-    """A quantity of nothing is NaN with a count of 0, never 0 seconds."""
-    found = quantity([None, None])
-    assert found.count == 0
-    assert all(math.isnan(value) for value in (found.mean, found.p50, found.p90, found.p99, found.max, found.std))
+    """A quantity without values is NaN with a count of 0."""
+    stats = quantity([None, None])
+    assert stats.count == 0
+    assert all(math.isnan(value) for value in (stats.mean, stats.p50, stats.p90, stats.p99, stats.max, stats.std))
     assert math.isnan(percentile([], 50))
     assert quantity([None, 2.0]) == Quantity(2.0, 2.0, 2.0, 2.0, 2.0, 0.0, 1)
 
@@ -182,14 +175,13 @@ slos = st.builds(Slo, ttft_s=bounds, tpot_s=bounds, e2e_s=bounds)
 
 @given(loads, slos)
 def test_goodput_is_at_most_throughput(result: LoadResult, slo: Slo) -> None:
-    """No SLO makes more requests good than were completed; no bound at all makes all of them good."""
+    """No SLO makes more requests good than were completed; without a bound all of them are."""
     assert goodput(result, slo) <= summarise(result).request_throughput
     assert goodput(result, Slo()) == summarise(result).request_throughput
 
 
-def test_bounds_on_what_was_not_measured() -> None:
-    """As in vLLM, an answer of one token counts with a TPOT of 0; a bound on what was not measured is an error, not a
-    pass."""
+def test_bounds_on_missing_latencies() -> None:
+    """As in vLLM, an answer of one token has a TPOT of 0; a bound on an unmeasured latency is an error."""
     assert Slo(tpot_s=1e-6).holds(RequestRecord(0, 0.0, 0.0, (1.0,), 1.0, 5, 1, Outcome.OK))
     unstreamed = RequestRecord(0, 0.0, 0.0, (), 1.0, 5, 8, Outcome.OK)
     no_usage = RequestRecord(1, 0.0, 0.0, (1.0, 2.0), 2.0, None, None, Outcome.OK)
@@ -199,7 +191,7 @@ def test_bounds_on_what_was_not_measured() -> None:
 
 
 def test_numbers_out_of_range_are_usage_errors() -> None:
-    """A bound of zero or less, or one that is no number, and a percentile beyond 100, by name."""
+    """A bound that is not a number above 0, and a percentile outside 0 to 100, are refused by name."""
     for bound in (0, -1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match="tpot_s is"):
             Slo(tpot_s=bound)

@@ -1,4 +1,4 @@
-"""The cards of data/gpus.yaml: complete, with sources, and refused by name where nothing is known."""
+"""The cards of data/gpus.yaml: complete, with sources, and refused without evidence."""
 
 from datetime import date
 from pathlib import Path
@@ -13,14 +13,13 @@ from labkit.files import data_path
 from labkit.modelled import cards
 
 ENTRIES: dict[str, Any] = yaml.safe_load(data_path("gpus.yaml").read_text())
-PROMISED = "t4 l4 a10g rtx-4090 l40s a100-40 a100-80 h100-pcie h100-sxm h200 b200"  # by the command line
+DOCUMENTED = "t4 l4 a10g rtx-4090 l40s a100-40 a100-80 h100-pcie h100-sxm h200 b200"  # by the command line
 
 
 def test_every_entry_is_a_card_with_sources() -> None:
-    """Each entry of the file loads as it stands there; the sheet names a source and a recent date; efficiencies
-    come with a source, and only without one is the evidence none; what is borrowed from a card has its numbers; FP8 is
-    twice the 16-bit figure (a sheet's sparse figure in one of them would show)."""
-    assert set(PROMISED.split()) <= set(ENTRIES) == set(cards.known())
+    """Each entry loads unchanged; sheet and efficiencies have sources; the evidence is none only without efficiencies;
+    borrowed efficiencies equal the lender's; FP8 is twice the 16-bit figure (a sparse figure would differ)."""
+    assert set(DOCUMENTED.split()) <= set(ENTRIES) == set(cards.known())
     for name, entry in ENTRIES.items():
         card = cards.find(name.upper())
         assert (card.name, card.memory_bytes) == (name, int(entry["memory_gib"] * 2**30))
@@ -40,16 +39,16 @@ def test_every_entry_is_a_card_with_sources() -> None:
 
 
 def test_a_card_without_evidence_is_refused() -> None:
-    """No step time is invented for the cards of which nothing is known."""
-    nothing = [card for card in cards.known().values() if card.evidence == "none"]
-    assert nothing
-    for card in nothing:
+    """Cards without evidence have no step times."""
+    unknown = [card for card in cards.known().values() if card.evidence == "none"]
+    assert unknown
+    for card in unknown:
         with pytest.raises(UsageError, match=f"(?s){card.title[:9]}.*no evidence.*choose another card"):
             modelled.gpu(card.name)
 
 
-def test_unknown_names_list_what_there_is() -> None:
-    """An unknown card's error names every card, an unknown model's every model."""
+def test_unknown_names_list_the_known_ones() -> None:
+    """The error for an unknown card names every card, that for an unknown model every model."""
     with pytest.raises(UsageError, match="'h300'") as card:
         modelled.gpu("h300")
     assert all(name in str(card.value) for name in ENTRIES)
@@ -59,7 +58,7 @@ def test_unknown_names_list_what_there_is() -> None:
 
 
 def test_a_wrong_entry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An efficiency above 1, a key that does not exist, and a missing source are errors that name what is wrong."""
+    """An efficiency above 1, an unknown key and a missing source are errors that name the key."""
     file = tmp_path / "gpus.yaml"
     monkeypatch.setattr(cards, "data_path", lambda _name: file)
     changes = ({"efficiency": {"mfu": 1.2, "mbu": 0.8, "source": "x"}}, {"memory": 80}, {"sheet": None})

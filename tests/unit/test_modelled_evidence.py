@@ -1,4 +1,4 @@
-"""What is promised of an answer of the modelled GPU: by region of load, and never more than was compared."""
+"""The errors stated for a modelled answer: by region of load, and never more than was compared."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -41,18 +41,18 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """By name the folders of models: those of data/models, a small dense one, and an 8B in fp8."""
-    made = tmp_path_factory.mktemp("models")
+    """Model folders by name: those of data/models, a small dense model, and an 8B in fp8."""
+    root = tmp_path_factory.mktemp("models")
     dense = read_config(model_folder("llama-3.1-8b"))
     for name, change in (("half-b", {}), ("fp8", {"quantization_config": {"quant_method": "fp8"}})):
-        (made / name).mkdir()
-        (made / name / "config.json").write_text(json.dumps({**dense, **change}))
-    return {name: made / name if (made / name).exists() else model_folder(name) for name in PUBLISHED}
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps({**dense, **change}))
+    return {name: root / name if (root / name).exists() else model_folder(name) for name in PUBLISHED}
 
 
 @pytest.fixture(scope="module")
 def promised(folders: Mapping[str, Path]) -> Iterator[Callable[..., Promise]]:
-    """`promise` by names, with ROWS in place of data/modelled_errors.json, and published sizes without transformers."""
+    """`promise` by names, with ROWS instead of data/modelled_errors.json, and published sizes."""
 
     def by_name(
         share: float, *, card: str = "h100-sxm", model: str = "llama-3.1-8b", tensor_parallel: int = 1
@@ -68,7 +68,7 @@ def promised(folders: Mapping[str, Path]) -> Iterator[Callable[..., Promise]]:
         yield by_name
 
 
-REGIONS = [  # a share of the real capacity, its region, and whether queues leave a TTFT that can be told
+REGIONS = [  # a share of the real capacity, its region, and whether a TTFT is shown
     *((share, "below 50%", True) for share in (0.0, 0.499)),
     *((share, "50-90%", True) for share in (0.501, 0.899)),
     *((share, "90-100%", False) for share in (0.901, 0.999)),
@@ -80,17 +80,16 @@ REGIONS = [  # a share of the real capacity, its region, and whether queues leav
 def test_regions_are_judged_by_the_capacity_that_is_real(
     promised: Callable[..., Promise], low: float, more: float
 ) -> None:
-    """Modelled capacities are a tenth too high, so a share of them counts for a tenth more; no TTFT above the knee, and
-    none at a higher load than one without."""
+    """Modelled capacities are 10% too high, so shares are increased by 10%; above the knee there is no TTFT."""
     for real_share, region, shows_ttft in REGIONS:
-        found = promised(real_share / CAPACITY_MARGIN)
-        assert (found.region, found.shows_ttft) == (region, shows_ttft)
+        answer = promised(real_share / CAPACITY_MARGIN)
+        assert (answer.region, answer.shows_ttft) == (region, shows_ttft)
     assert promised(low).shows_ttft >= promised(low + more).shows_ttft
 
 
 def test_a_promise_has_the_errors_of_its_own_kind_and_region(promised: Callable[..., Promise]) -> None:
-    """An 8B at light load has the errors measured there and the capacity's; a larger one with tensor parallelism those
-    of closed loops; what was not compared has none."""
+    """An 8B has the errors of its region and of capacity; a larger model with tensor parallelism those of closed
+    loops."""
     light = promised(0.1)
     means = {row.quantity: row.mean for row in light.errors}
     assert means == pytest.approx({"tpot_ms": (0.05 + 0.2) / 2, "ttft_ms": 0.4, "output_per_s": 0.1})
@@ -102,17 +101,17 @@ def test_a_promise_has_the_errors_of_its_own_kind_and_region(promised: Callable[
     assert promised(0.95).of("tpot_ms") is None
 
 
-def test_what_was_not_compared_promises_nothing(promised: Callable[..., Promise]) -> None:
-    """Experts and fp8 do not borrow the errors of dense 16-bit models, and no TTFT is shown; nor is one with tensor
-    parallelism, where only times per token were compared."""
+def test_uncompared_models_have_no_errors(promised: Callable[..., Promise]) -> None:
+    """Experts and fp8 do not inherit the errors of dense 16-bit models and show no TTFT; tensor parallelism, where only
+    times per token were compared, shows none either."""
     for model in ("qwen3-30b-a3b", "fp8"):
-        found = promised(0.1, model=model)
-        assert (found.errors, found.shows_ttft, "%" in found.text()) == ((), False, False)
+        answer = promised(0.1, model=model)
+        assert (answer.errors, answer.shows_ttft, "%" in answer.text()) == ((), False, False)
     assert not promised(0.1, tensor_parallel=2, model="qwen3-32b").shows_ttft
 
 
-def test_what_was_not_compared_shows_a_direction_only(promised: Callable[..., Promise]) -> None:
-    """A borrowed card, and on one GPU a size other than the 8B that was compared, say why no number is reliable."""
+def test_uncompared_cards_and_sizes_show_a_direction_only(promised: Callable[..., Promise]) -> None:
+    """A card with borrowed efficiencies, and a size other than 8B on one GPU, give a reason."""
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, ""),
         ({"card": "l4"}, "borrowed from another card"),
@@ -141,15 +140,16 @@ compared = st.builds(
 
 @given(st.lists(compared, max_size=20))
 def test_the_summary_is_each_groups_mean_and_worst(rows: list[Compared]) -> None:
-    """By hand: |modelled - measured| / measured over each kind, quantity and region, without rates that follow."""
+    """Mean and maximum of |modelled - measured| / measured by kind, quantity and region, without rates that follow the
+    load."""
     summary = {(row.kind, row.quantity, row.region): row for row in summary_rows(rows)}
     counted = [row for row in rows if row.region != "follows the rate"]
     assert set(summary) == {(row.kind, row.quantity, row.region) for row in counted}
     assert sum(row.points for row in summary.values()) == len(counted)
     for (kind, quantity, region), row in summary.items():
-        members = [one for one in counted if (one.kind, one.quantity, one.region) == (kind, quantity, region)]
-        errors = [abs(one.modelled - one.measured) / one.measured for one in members]
+        members = [m for m in counted if (m.kind, m.quantity, m.region) == (kind, quantity, region)]
+        errors = [abs(m.modelled - m.measured) / m.measured for m in members]
         assert row.mean == pytest.approx(fmean(errors), abs=1e-9)
         assert row.worst == pytest.approx(max(errors), abs=1e-9)
-        assert row.cards == tuple(sorted({one.card for one in members}))
-        assert row.versions == tuple(sorted({one.vllm for one in members}))
+        assert row.cards == tuple(sorted({m.card for m in members}))
+        assert row.versions == tuple(sorted({m.vllm for m in members}))

@@ -1,4 +1,4 @@
-"""Routers on stand-in replicas: who takes a request, by load and by what the prefix caches hold."""
+"""Routers on fake replicas: the choice by load and by prefix cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ REQUEST = TokenRequest(token_ids=[1, 2, 3], output_tokens=1)
 
 @dataclass
 class StandIn:
-    """A replica with `in_flight` requests that knows the first `holds` tokens of every prompt."""
+    """A replica with `in_flight` requests that caches the first `holds` tokens of every prompt."""
 
     in_flight: int = 0
     holds: int = 0
@@ -32,8 +32,8 @@ fleets = st.lists(st.builds(StandIn, st.integers(0, 40), st.integers(0, 3)), min
 
 
 @given(fleets, st.integers(0, 30))
-def test_round_robin_takes_turns_whatever_the_load(fleet: list[StandIn], rounds: int) -> None:
-    """After whole rounds every replica has as many requests, in order; two routers do not share their turn."""
+def test_round_robin_ignores_the_load(fleet: list[StandIn], rounds: int) -> None:
+    """Replicas take turns in order; each router has its own turn."""
     router, other = routers.round_robin(), routers.round_robin()
     chosen = [router(REQUEST, fleet) for _ in range(rounds * len(fleet))]
     assert chosen == list(range(len(fleet))) * rounds
@@ -42,7 +42,7 @@ def test_round_robin_takes_turns_whatever_the_load(fleet: list[StandIn], rounds:
 
 @given(fleets)
 def test_least_loaded_takes_the_first_of_the_least_loaded(fleet: list[StandIn]) -> None:
-    """No other replica has fewer requests under way, and none before it as few."""
+    """No replica has fewer requests in flight, and no earlier one equally few."""
     chosen = routers.least_loaded(REQUEST, fleet)
     least = min(replica.in_flight for replica in fleet)
     assert [replica.in_flight for replica in fleet].index(least) == chosen
@@ -50,8 +50,8 @@ def test_least_loaded_takes_the_first_of_the_least_loaded(fleet: list[StandIn]) 
 
 @given(fleets, st.integers(0, 20))
 def test_prefix_aware_follows_the_prefix_within_its_limit(fleet: list[StandIn], extra: int) -> None:
-    """The choice is never `extra` busier than the least loaded; of those that are not, none holds more of the prompt,
-    and of those that hold as much none is less loaded."""
+    """The choice has at most `extra` more requests than the least loaded; among such replicas it caches most of the
+    prompt, and of equal ones it is the least loaded."""
     chosen = fleet[routers.prefix_aware(most_extra=extra)(REQUEST, fleet)]
     least = min(replica.in_flight for replica in fleet)
     assert chosen.in_flight <= least + extra
@@ -61,8 +61,8 @@ def test_prefix_aware_follows_the_prefix_within_its_limit(fleet: list[StandIn], 
 
 
 @given(extra=st.integers(1, 30))
-def test_a_popular_prefix_does_not_load_one_replica_alone(extra: int) -> None:
-    """With one prefix that one replica holds, a burst fills it up to the limit and then goes to the others as well."""
+def test_a_popular_prefix_spreads(extra: int) -> None:
+    """A burst with a prefix cached on one replica fills it up to the limit, then also goes to the others."""
     fleet = [StandIn(), StandIn(holds=3), StandIn()]
     router = routers.prefix_aware(most_extra=extra)
     for _ in range(100):

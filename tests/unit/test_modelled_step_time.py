@@ -1,4 +1,4 @@
-"""Step times: the formula by hand from public numbers, the kernels beside the package's own answers, and shapes."""
+"""Step times: the formula by hand from public numbers, kernels against their package, and shapes."""
 
 import json
 from dataclasses import replace
@@ -63,10 +63,10 @@ FLOPS, BYTES = 1000e12 * 0.8, 3000e9 * 0.9
 
 def step(*requests: tuple[int, int]) -> Step:
     """A step of (tokens, prefix) pairs; one token after a prefix decodes."""
-    made = Step()
+    work = Step()
     for tokens, prefix in requests:
-        made.add(tokens, prefix=prefix, decode=tokens == 1 and prefix > 0, sampled=True)
-    return made
+        work.add(tokens, prefix=prefix, decode=tokens == 1 and prefix > 0, sampled=True)
+    return work
 
 
 def seconds(*requests: tuple[int, int], gpus: int = 1, card: Card = CARD) -> float:
@@ -75,17 +75,16 @@ def seconds(*requests: tuple[int, int], gpus: int = 1, card: Card = CARD) -> flo
 
 @given(st.integers(0, 256), st.integers(0, 9000), st.integers(1, 4000), st.integers(0, 9000))
 def test_a_step_by_hand(decodes: int, context: int, tokens: int, prefix: int) -> None:
-    """2 FLOPs for each weight and token, the head's for one token a request; attention of a token to all before it, 4
-    for each of 32 layers, 32 heads and 128 dimensions; all weights but the embedding are read, and the KV:
-    2 x 32 layers x 8 heads x 128 x 2 bytes a token."""
+    """2 FLOPs per weight and token (the head once per request); attention to all earlier tokens, 4 FLOPs per layer,
+    head and dimension; reads of all weights but the embedding, and of 2 x 32 layers x 8 heads x 128 x 2 bytes of KV per
+    token."""
     pairs = tokens * prefix + tokens**2 / 2
     arithmetic = (2 * LAYERS * (tokens + decodes) + 2 * HEAD * (1 + decodes)) / FLOPS
     attention = 4 * 32 * 32 * 128 * pairs / (1000e12 * ATTENTION_EFFICIENCY)
     read = (2 * (LAYERS + HEAD) + (tokens + prefix + decodes * (context + 2)) * 2 * 32 * 8 * 128 * 2) / BYTES
-    made = step(*[(1, context + 1)] * decodes)
-    made.add(tokens, prefix=prefix, decode=False, sampled=True)
-    found_s = Formula.of(CARD, LLAMA_8B).seconds(made)
-    assert found_s == pytest.approx(arithmetic + attention + read, rel=1e-9)
+    work = step(*[(1, context + 1)] * decodes)
+    work.add(tokens, prefix=prefix, decode=False, sampled=True)
+    assert Formula.of(CARD, LLAMA_8B).seconds(work) == pytest.approx(arithmetic + attention + read, rel=1e-9)
 
 
 requests = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 20_000)), min_size=1, max_size=8)
@@ -93,7 +92,7 @@ requests = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 20_000)), min
 
 @given(requests, st.integers(1, 2000), st.integers(1, 2000))
 def test_more_tokens_and_longer_contexts_take_longer(mix: list[tuple[int, int]], tokens: int, context: int) -> None:
-    """A request more, more tokens of a request, or a longer prefix never make a step of the same kind faster."""
+    """Another request, more tokens or a longer prefix make a step slower."""
     (first, prefix), *rest = [(count + 1, before) for count, before in mix]  # more than one token: all prefill
     base = seconds((first, prefix), *rest)
     assert seconds((first + tokens, prefix), *rest) > base
@@ -103,8 +102,8 @@ def test_more_tokens_and_longer_contexts_take_longer(mix: list[tuple[int, int]],
 
 @given(requests, st.sampled_from([2, 4, 8]))
 def test_cards_share_the_work_and_add_their_all_reduces(mix: list[tuple[int, int]], gpus: int) -> None:
-    """With links of endless speed, N cards take 1/N of the time and two latencies a layer; a ring over real links
-    takes the time of its bytes as well."""
+    """With infinitely fast links, N cards take 1/N of the time and two latencies per layer; a ring over real links adds
+    the time of its bytes."""
     endless = CARD.model_copy(update={"nvlink_gb_per_s": 1e30})
     assert seconds(*mix, gpus=gpus, card=endless) == pytest.approx(
         seconds(*mix) / gpus + 2 * 32 * ALL_REDUCE_S, rel=1e-9
@@ -114,8 +113,8 @@ def test_cards_share_the_work_and_add_their_all_reduces(mix: list[tuple[int, int
     assert links_s == pytest.approx(moved_bytes / (450e9 * LINK_EFFICIENCY), rel=1e-6)
 
 
-def test_what_no_card_is_known_to_do_is_refused() -> None:
-    """A card without efficiencies has no formula, and one without NVLink none for several cards."""
+def test_cards_without_figures_are_refused() -> None:
+    """A card without efficiencies has no formula, and a card without NVLink no tensor parallelism."""
     with pytest.raises(UsageError, match="a guess"):
         Formula.of(CARD.model_copy(update={"efficiency": None}), LLAMA_8B)
     pcie = CARD.model_copy(update={"nvlink_gb_per_s": None})
@@ -126,17 +125,17 @@ def test_what_no_card_is_known_to_do_is_refused() -> None:
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=9), st.integers(0, 1000))
 def test_a_prompt_in_chunks_attends_as_the_whole_prompt_does(chunks: list[int], prefix: int) -> None:
-    """Over all chunks, tokens and pairs of attention add up to those of the prompt in one step."""
+    """Tokens and attention pairs of all chunks add up to those of the whole prompt."""
     parts, whole = Step(), Step()
-    for place, chunk in enumerate(chunks):
-        parts.add(chunk, prefix=prefix + sum(chunks[:place]), decode=False, sampled=False)
+    for index, chunk in enumerate(chunks):
+        parts.add(chunk, prefix=prefix + sum(chunks[:index]), decode=False, sampled=False)
     whole.add(sum(chunks), prefix=prefix, decode=False, sampled=False)
     assert parts.tokens == whole.tokens == whole.prefill_tokens
     assert parts.attention_pairs == pytest.approx(whole.attention_pairs)
 
 
 def test_a_fitted_time_is_the_sum_of_its_terms() -> None:
-    """Each term times its coefficient: by hand for a mixed step."""
+    """A mixed step by hand: the sum of terms times coefficients."""
     fitted = Fitted(coefficients=dict(zip(TERMS, (7.0, 1.0, 5.0, 3.0, 2.0, 0.5), strict=True)))
     mixed = step((10, 4), (1, 20))
     assert fitted.seconds(mixed) == pytest.approx(7 + 1 + 5 * 11 + 3 * 2 + 2 * (14 + 21) + 0.5 * (10 * 4 + 10 * 10 / 2))
@@ -148,8 +147,8 @@ def kernels() -> Kernels:
 
 
 def test_kernel_times_are_the_packages_own(kernels: Kernels) -> None:
-    """Sequences of one length: its decode_step_latency, in milliseconds, to rounding. One prompt alone, also after a
-    cached prefix: within 2% of predict_prefill_latency."""
+    """Equal sequences match decode_step_latency to rounding; a single prompt, also after a cached prefix, is within 2%
+    of predict_prefill_latency."""
     from aiconfigurator_core.sdk.engine import EngineHandle
 
     model = "meta-llama/Meta-Llama-3.1-8B"  # ships with the package
@@ -163,7 +162,7 @@ def test_kernel_times_are_the_packages_own(kernels: Kernels) -> None:
 
 
 def test_kernel_times_grow(kernels: Kernels) -> None:
-    """With the prompt, with what is cached before it, with the sequences that decode beside it and their context."""
+    """Times grow with the prompt, its cached prefix, and the number and context of decoding sequences."""
     longer = [
         [kernels.seconds(step((tokens, 0))) for tokens in (64, 512, 2048, 8192)],
         [kernels.seconds(step((512, prefix))) for prefix in (0, 2048, 8192, 32_768)],
@@ -177,7 +176,7 @@ def test_kernel_times_grow(kernels: Kernels) -> None:
 
 
 def test_kernels_that_were_not_measured_are_refused() -> None:
-    """A system or a version that the package does not have is a usage error with its name, not a guess."""
+    """A system or version that the package lacks is a usage error with its name."""
     for system, version, says in (("abacus", "0.24.0", "abacus"), ("h100_sxm", "0.0.1", "vLLM 0.0.1")):
         card = cards.find("h100-sxm").model_copy(update={"kernels": KernelTables(system=system, version=version)})
         with pytest.raises(UsageError, match=f"(?s)no measured kernel times.*{says}"):
@@ -199,8 +198,8 @@ PUBLISHED = {
 
 @pytest.mark.engine  # needs no engine but torch and transformers, which no unit test imports
 def test_shapes_have_the_published_sizes() -> None:
-    """Parameters in all, those that one token uses, and the weights' bytes, to 1%; LLAMA_8B above is what transformers
-    builds from the config's numbers, and `dense_shape` has those of Llama and Qwen2 without it."""
+    """All and active parameters are within 1% of the published ones; LLAMA_8B above equals transformers' model, and
+    `dense_shape` equals `shape_of` for Llama and Qwen2."""
     assert set(PUBLISHED) == set(known_models())
     for name, published in PUBLISHED.items():
         shape = shape_of(model_folder(name))
@@ -214,17 +213,17 @@ def test_shapes_have_the_published_sizes() -> None:
 
 
 def changed(folder: Path, **change: Any) -> Path:
-    """A new folder with Llama-3.1-8B's config.json, changed."""
+    """A new folder with a changed config.json of Llama-3.1-8B."""
     config = json.loads((model_folder("llama-3.1-8b") / "config.json").read_text())
-    made = Path(mkdtemp(dir=folder))  # a folder's shape is read once
-    (made / "config.json").write_text(json.dumps(config | change))
-    return made
+    model = Path(mkdtemp(dir=folder))  # a new folder, because shapes are cached
+    (model / "config.json").write_text(json.dumps(config | change))
+    return model
 
 
 @pytest.mark.engine
 def test_what_a_config_changes(tmp_path: Path) -> None:
-    """fp8 has a byte for each weight of a layer's matrices, and two for embedding, head and norms. A tied embedding is
-    stored once and read as the head. A quantisation without kernels and an unknown type are refused."""
+    """fp8 takes one byte per weight of the layers' matrices, and two for others. A tied embedding is stored once and
+    read as the head. A quantisation without kernels and an unknown type are refused."""
     matrices = 32 * (ATTENTION + 3 * 4096 * 14336)
     expected = replace(LLAMA_8B, weight_bytes=LLAMA_8B.weight_bytes - matrices, bytes_per_weight=1)
     assert shape_of(changed(tmp_path, quantization_config={"quant_method": "fp8"})) == expected
@@ -238,7 +237,7 @@ def test_what_a_config_changes(tmp_path: Path) -> None:
 
 
 def test_models_are_named_by_folder_or_file(tmp_path: Path) -> None:
-    """A folder with a config.json and the file itself name one model; a folder without it lists the known ones."""
+    """A folder and its config.json name the same model; a folder without one gives an error with the known models."""
     with pytest.raises(UsageError, match="qwen3-32b"):
         model_folder(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Traces: prompts share exactly what their hash ids share, and generated ones have the statistics asked for."""
+"""Traces: prompts share exactly what their hash ids share, and generated traces have the given statistics."""
 
 import json
 import math
@@ -49,14 +49,13 @@ def common_prefix(first: Any, second: Any) -> int:
 
 
 def test_an_excerpt_of_mooncakes_trace(excerpt: Path) -> None:
-    """Lines of the real file have their lengths, times from 0 on divided by the speed, and the sharing that was counted
-    by hand."""
+    """Lines of the real file keep their lengths, times (from 0, divided by the speed) and sharing, counted by hand."""
     trace, faster = traces.from_mooncake(excerpt), traces.from_mooncake(excerpt, speed=4)
     assert [len(request.token_ids) for request in trace.requests][:3] == [2038, 1902, 1322]
     assert [request.output_tokens for request in trace.requests][-2:] == [654, 93]
     assert [request.due_s for request in trace.requests] == [0.0, 0.0, 21.0, 74.999, 78.0, 167.999]
     assert [request.due_s * 4 for request in faster.requests] == [request.due_s for request in trace.requests]
-    assert trace.shared_tokens == 512 * (0 + 1 + 1 + 1 + 0 + 2) + 1902  # of the fifth line the whole prompt is known
+    assert trace.shared_tokens == 512 * (0 + 1 + 1 + 1 + 0 + 2) + 1902  # the fifth line repeats a whole prompt
     assert trace.notes == ()
 
 
@@ -102,7 +101,7 @@ def test_prompts_share_what_their_ids_share(
 
 
 def test_lines_are_sorted_filtered_and_noted(tmp_path: Path) -> None:
-    """Lines out of order are sorted stably, long requests left out, missing outputs get a token; notes count each."""
+    """Lines out of order are sorted stably, long requests omitted, missing outputs get a token; notes count each."""
     path = write(
         tmp_path,
         {**GOOD, "timestamp": 5000, "output_length": 1, "session_id": "x"},
@@ -122,9 +121,9 @@ def test_lines_are_sorted_filtered_and_noted(tmp_path: Path) -> None:
 
 
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path) -> None:
-    """A bad line is refused with the file, its number, counted with empty lines, and what is wrong with it."""
+    """A bad line is refused with the file, its number (counting empty lines) and the reason."""
     path = tmp_path / "trace.jsonl"
-    for line, said in (
+    for line, reason in (
         ("not json", "malformed"),
         ("[1]", "object"),
         ("\xff\xfe", "not UTF-8"),
@@ -144,11 +143,11 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             traces.from_mooncake(path)
         assert f"{path}, line 3: " in str(caught.value)
-        assert said in str(caught.value)
+        assert reason in str(caught.value)
 
 
 def test_a_trace_needs_requests(excerpt: Path, tmp_path: Path) -> None:
-    """Too few lines, none short enough, none at all, and no file are each one clear error."""
+    """Too few lines, only too long ones, an empty and a missing file each have their error."""
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
     refused: list[tuple[Path, dict[str, Any], str]] = [
@@ -158,17 +157,17 @@ def test_a_trace_needs_requests(excerpt: Path, tmp_path: Path) -> None:
         (empty, {}, "holds 0 requests; 1 are needed"),
         (excerpt, {"speed": 0}, "speed is 0"),
     ]
-    for path, options, said in refused:
-        with pytest.raises(UsageError, match=said):
+    for path, options, reason in refused:
+        with pytest.raises(UsageError, match=reason):
             traces.from_mooncake(path, **options)
     assert len(traces.from_mooncake(excerpt, n=6).requests) == 6
 
 
 def test_generated_lengths_have_the_published_percentiles() -> None:
-    """Medians and 90th percentiles of many draws are within 5% of the kind's, and no length is above its cap."""
+    """Medians and 90th percentiles are within 5% of the kind's, and no length exceeds its limit."""
     for kind in ("conversation", "code"):
         requests, model = traces.generated(10_000, rate=5.0, kind=kind, seed=1).requests, traces.KINDS[kind]
-        inputs, outputs = zip(*((len(one.token_ids), one.output_tokens) for one in requests), strict=True)
+        inputs, outputs = zip(*((len(sent.token_ids), sent.output_tokens) for sent in requests), strict=True)
         for lengths, wanted in ((inputs, model.inputs), (outputs, model.outputs)):
             assert median(lengths) == pytest.approx(wanted.median, rel=0.05)
             assert quantiles(lengths, n=10)[-1] == pytest.approx(wanted.p90, rel=0.05)
@@ -176,7 +175,7 @@ def test_generated_lengths_have_the_published_percentiles() -> None:
 
 
 def test_generated_gaps_have_the_rate_and_burstiness() -> None:
-    """Rate and squared coefficient of variation, computed from the times alone, are those asked for."""
+    """Rate and squared coefficient of variation, computed from the times, are the given ones."""
     small = traces.Lengths(median=5, p90=8, longest=9)
     trace = traces.generated(20_000, rate=8.0, inputs=small, template_tokens=0, burstiness=3.0, seed=2)
     gaps_s = [later.due_s - earlier.due_s for earlier, later in pairwise(trace.requests)]
@@ -185,7 +184,7 @@ def test_generated_gaps_have_the_rate_and_burstiness() -> None:
 
 
 def test_templates_are_shared_as_zipfs_law_says() -> None:
-    """Of prompts with 3 templates, 6/11, 3/11 and 2/11 begin with them, and nothing else is shared."""
+    """With 3 templates, 6/11, 3/11 and 2/11 of the prompts begin with them, and share nothing else."""
     lengths = traces.Lengths(median=200, p90=200, longest=200)
     trace = traces.generated(4400, rate=1.0, inputs=lengths, templates=3, template_tokens=100, seed=3)
     openings = Counter(tuple(request.token_ids[:96]) for request in trace.requests)
@@ -196,7 +195,7 @@ def test_templates_are_shared_as_zipfs_law_says() -> None:
 
 
 def test_prompts_shorter_than_the_template_share_nothing() -> None:
-    """Prompts of at most a template's length have none, and are counted in the notes."""
+    """Prompts no longer than a template have none, and are counted in the notes."""
     lengths = traces.Lengths(median=512, p90=512, longest=512)
     trace = traces.generated(20, rate=1.0, inputs=lengths)
     assert trace.shared_tokens == 0
@@ -205,7 +204,7 @@ def test_prompts_shorter_than_the_template_share_nothing() -> None:
 
 @given(st.sampled_from(sorted(traces.KINDS)), st.integers(1, 8), st.integers(0, 8), st.integers(0, 10**9))
 def test_same_seed_same_trace(kind: str, n: int, more: int, seed: int) -> None:
-    """A trace is a function of its arguments, and a longer one begins with the shorter."""
+    """A trace depends only on its arguments, and a longer one begins with the shorter."""
     shorter = traces.generated(n, rate=2.0, kind=kind, seed=seed)
     assert shorter == traces.generated(n, rate=2.0, kind=kind, seed=seed)
     assert traces.generated(n + more, rate=2.0, kind=kind, seed=seed).requests[:n] == shorter.requests
@@ -213,7 +212,7 @@ def test_same_seed_same_trace(kind: str, n: int, more: int, seed: int) -> None:
 
 
 def test_generated_names_what_is_wrong() -> None:
-    """An unknown kind and a value out of range are refused with the value; percentiles ascend."""
+    """An unknown kind, a value out of range and descending percentiles are refused with the value."""
     refused: list[tuple[str, dict[str, Any]]] = [
         ("choose one of conversation, code, long_conversation", {"kind": "chat"}),
         ("n is 0", {"n": 0}),
@@ -223,9 +222,9 @@ def test_generated_names_what_is_wrong() -> None:
         ("zipf is nan", {"zipf": math.nan}),
         ("burstiness is 0", {"burstiness": 0}),
     ]
-    for said, options in refused:
-        with pytest.raises(UsageError, match=said):
+    for reason, options in refused:
+        with pytest.raises(UsageError, match=reason):
             traces.generated(**{"n": 3, "rate": 1.0, **options})
-    for said, p90, longest in (("p90 is 9", 9, 20), ("longest is 19", 20, 19)):
-        with pytest.raises(UsageError, match=said):
+    for reason, p90, longest in (("p90 is 9", 9, 20), ("longest is 19", 20, 19)):
+        with pytest.raises(UsageError, match=reason):
             traces.Lengths(median=10, p90=p90, longest=longest)

@@ -1,4 +1,4 @@
-"""Traffic of token ids: the same for the same seed, shared as far as asked, and due when the statistics say."""
+"""Traffic of token ids: reproducible, with exact prefixes and the right distribution of arrivals."""
 
 import random
 from itertools import pairwise, product
@@ -18,22 +18,24 @@ seeds = st.integers(0, 10**6)
 
 
 def common(first: TokenRequest, second: TokenRequest) -> int:
-    """How many leading tokens two prompts have in common."""
+    """Number of leading tokens that two prompts share."""
     pairs = zip(first.token_ids, second.token_ids, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), len(first.token_ids))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), len(first.token_ids))
 
 
 @given(counts, st.integers(0, 300), st.integers(20, 200), counts, seeds)
-def test_fixed_prompts_share_what_was_asked_and_no_more(n: int, shared: int, own: int, output: int, seed: int) -> None:
-    """All have the lengths asked for; any two begin alike for `shared_tokens`, and differ within the next few."""
+def test_fixed_prompts_share_exactly_the_prefix(n: int, shared: int, own: int, output: int, seed: int) -> None:
+    """All have the given lengths and share `shared_tokens`; any two differ within the next few."""
     requests = traffic.fixed(n, input_tokens=shared + own, output_tokens=output, shared_tokens=shared, seed=seed)
-    assert [(len(one.token_ids), one.output_tokens, one.due_s) for one in requests] == [(shared + own, output, 0.0)] * n
+    assert [(len(request.token_ids), request.output_tokens, request.due_s) for request in requests] == [
+        (shared + own, output, 0.0)
+    ] * n
     assert all(shared <= common(a, b) < shared + 3 for a, b in pairwise(requests))
 
 
 @given(seeds)
 def test_the_same_seed_gives_the_same_traffic(seed: int) -> None:
-    """Tokens and times depend on the arguments alone; another seed changes both; a longer load begins as a shorter."""
+    """Tokens and times depend only on the arguments; another seed changes both; a longer load extends a shorter."""
 
     def load(seed: int, n: int = 6) -> traffic.Traffic:
         return traffic.at_rate(traffic.fixed(n, input_tokens=30, output_tokens=3, seed=seed), 2.0, seed=seed)
@@ -44,27 +46,28 @@ def test_the_same_seed_gives_the_same_traffic(seed: int) -> None:
         traffic.conversations(3, turns=2, system_tokens=9, user_tokens=5, output_tokens=4, seed=seed) for _ in "ab"
     ]
     assert talks[0] == talks[1]
-    assert random.getstate() == state  # the generator that all share is left alone
+    assert random.getstate() == state  # the global generator is not used
     other = load(seed + 1)
-    assert all(one.token_ids != two.token_ids for one, two in zip(load(seed), other, strict=True))
-    assert [one.due_s for one in other] != [one.due_s for one in load(seed)]
+    assert all(a.token_ids != b.token_ids for a, b in zip(load(seed), other, strict=True))
+    assert [request.due_s for request in other] != [request.due_s for request in load(seed)]
 
 
 def test_bursty_gaps_have_the_mean_and_variation_asked_for() -> None:
-    """Over 20,000 gaps the mean is 1/rate and the squared coefficient of variation `burstiness`, to some per cent."""
+    """Over 20,000 gaps the mean is 1/rate, within five standard errors, and the squared coefficient of variation
+    `burstiness`, within 12%."""
     for rate, burstiness in product((0.5, 20.0), (0.25, 1.0, 4.0)):
         times = traffic.bursty_arrivals_s(20_000, rate=rate, burstiness=burstiness, seed=5)
         gaps = [later - earlier for earlier, later in pairwise((0.0, *times))]
         assert min(gaps) >= 0
-        assert fmean(gaps) == pytest.approx(1 / rate, rel=5 * (burstiness / 20_000) ** 0.5)  # five standard errors
+        assert fmean(gaps) == pytest.approx(1 / rate, rel=5 * (burstiness / 20_000) ** 0.5)
         assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(burstiness, rel=0.12)
 
 
 def test_each_arrival_has_its_statistics() -> None:
-    """At one rate, constant gaps are all alike, Poisson gaps vary with a squared coefficient of 1, bursty ones more."""
+    """The squared coefficient of variation of the gaps is 0 for constant, 1 for Poisson and 4 for bursty arrivals."""
     load = traffic.fixed(4000, input_tokens=1, output_tokens=1)
     for arrival, scv in (("constant", 0), ("poisson", 1), ("bursty", 4)):
-        due = [one.due_s for one in traffic.at_rate(load, 8.0, arrival=arrival, seed=1)]
+        due = [request.due_s for request in traffic.at_rate(load, 8.0, arrival=arrival, seed=1)]
         gaps = [later - earlier for earlier, later in pairwise(due)]
         assert due[-1] == pytest.approx(4000 / 8, rel=0.15)
         assert pvariance(gaps) / fmean(gaps) ** 2 == pytest.approx(scv, rel=0.2, abs=1e-9)
@@ -76,43 +79,43 @@ def test_each_arrival_has_its_statistics() -> None:
 def test_conversations_are_chains_behind_one_system_prompt(
     n: int, turns: int, system: int, user: int, seed: int
 ) -> None:
-    """Every turn follows the one before it; the first ones share the system prompt, and no two users say the same."""
+    """Every turn follows the previous one; first turns share the system prompt, and all user messages differ."""
     sizes = {"turns": turns, "system_tokens": system, "user_tokens": user, "output_tokens": 7, "seed": seed}
     talk = traffic.conversations(n, rate=3.0, **sizes)
     firsts = talk[::turns]
-    assert [one.due_s for one in firsts] == sorted(one.due_s for one in firsts)
+    assert [request.due_s for request in firsts] == sorted(request.due_s for request in firsts)
     assert all(system <= common(a, b) < system + 3 for a, b in pairwise(firsts))
-    made = [(one.follows, len(one.token_ids), one.group, one.output_tokens) for one in talk]
-    assert made == [
-        (place - 1 if turn else None, user if turn else system + user, f"turn-{turn + 1}", 7)
-        for place, (_, turn) in enumerate(product(range(n), range(turns)))
+    assert [(request.follows, len(request.token_ids), request.group, request.output_tokens) for request in talk] == [
+        (index - 1 if turn else None, user if turn else system + user, f"turn-{turn + 1}", 7)
+        for index, (_, turn) in enumerate(product(range(n), range(turns)))
     ]
-    assert len({tuple(one.token_ids[-user:]) for one in talk}) == n * turns
-    assert {one.due_s for one in traffic.conversations(n, **sizes)[::turns]} == {0.0}
+    assert len({tuple(request.token_ids[-user:]) for request in talk}) == n * turns
+    assert {request.due_s for request in traffic.conversations(n, **sizes)[::turns]} == {0.0}
 
 
 def test_users_think_as_long_as_asked() -> None:
-    """Think times are exponential: over many turns mean and standard deviation are `think_s`; 0 gives none."""
+    """Think times are exponential: their mean and standard deviation are `think_s`."""
     sizes = {"turns": 5, "system_tokens": 0, "user_tokens": 1, "output_tokens": 1}
-    times = [one.due_s for one in traffic.conversations(1000, think_s=3.0, **sizes) if one.follows is not None]
+    times = [
+        request.due_s for request in traffic.conversations(1000, think_s=3.0, **sizes) if request.follows is not None
+    ]
     assert (fmean(times), pvariance(times) ** 0.5) == pytest.approx((3.0, 3.0), rel=0.08)
-    assert all(one.due_s == 0 for one in traffic.conversations(3, think_s=0.0, **sizes))
+    assert all(request.due_s == 0 for request in traffic.conversations(3, think_s=0.0, **sizes))
 
 
 def test_a_workload_of_texts_keeps_its_lengths_and_groups() -> None:
-    """Each prompt is encoded once, in order, with its answer's length and its group; chat messages are refused."""
+    """Prompts are encoded in order, with their answers' lengths and groups; chat messages are refused."""
     workload = interference(9, long_every=4)
     load = traffic.tokenised(workload, lambda text: [ord(letter) for letter in text])
-    assert [("".join(map(chr, one.token_ids)), one.output_tokens, one.group, one.due_s) for one in load] == [
-        (one.prompt, one.max_tokens, one.group, 0.0) for one in workload.requests
-    ]
+    assert [
+        ("".join(map(chr, request.token_ids)), request.output_tokens, request.group, request.due_s) for request in load
+    ] == [(request.prompt, request.max_tokens, request.group, 0.0) for request in workload.requests]
     with pytest.raises(UsageError, match="chat messages"):
         traffic.tokenised(Workload("chat", (Request("", 1, messages=({"role": "user"},)),)), lambda _text: [1])
 
 
 def test_impossible_lengths_are_refused() -> None:
-    """Each is a usage error with its name and number; so are a request without a token, and times for turns, which
-    follow from answers."""
+    """Each wrong length is a usage error with its name and number; so are an empty request, and times for turns."""
     refused: list[tuple[str, dict[str, Any]]] = [
         ("n is 0", {"n": 0}),
         ("input_tokens is 0", {"input_tokens": 0}),
@@ -126,5 +129,5 @@ def test_impossible_lengths_are_refused() -> None:
     with pytest.raises(UsageError, match="0 prompt tokens"):
         TokenRequest(token_ids=[], output_tokens=1)
     talk = traffic.conversations(1, turns=2, system_tokens=0, user_tokens=1, output_tokens=1)
-    with pytest.raises(UsageError, match="times of their own"):
+    with pytest.raises(UsageError, match="depend on answers"):
         traffic.at_rate(talk, 1.0)

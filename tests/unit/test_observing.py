@@ -1,4 +1,4 @@
-"""What a client notes of an application: answers in order of time, failures as failures."""
+"""Observing an application: answers in order of time, and failures."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from labkit.serving.ray_watch import Answer, Ask, Observation, calls_per_second
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    """A server that echoes a POST, counts GETs, is broken under /broken, hangs up under /gone, mute under /silent."""
+    """A server that echoes a POST, counts GETs, fails at /broken, disconnects at /gone, and delays at /silent."""
     counted = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -36,8 +36,8 @@ async def url() -> AsyncIterator[str]:
 
 
 async def test_answers_and_failures_are_kept(url: str) -> None:
-    """A value becomes JSON, a text is sent untouched, and without a body it is a GET; an error's status is kept; a
-    connection that breaks is status 0 with the error's name."""
+    """A value is sent as JSON, a text unchanged, and no body means GET; an error keeps its status; a broken connection
+    is status 0 with the error's name."""
     asks = [Ask(url, body={"a": 1}), Ask(url, body="{not json"), Ask(url), Ask(f"{url}/broken"), Ask(f"{url}/gone")]
     *answers, gone = [(await Observation().ask_all([ask]))[0] for ask in asks]
     assert [answer.text for answer in answers] == ['{"a": 1}', "{not json", "3", "no"]
@@ -46,17 +46,16 @@ async def test_answers_and_failures_are_kept(url: str) -> None:
 
 
 async def test_requests_are_sent_when_they_are_due(url: str) -> None:
-    """None is early, and the observation keeps them all."""
+    """No request is early, and the observation keeps all answers."""
     seen = Observation()
     answers = await seen.ask_all([Ask(url, at_s=0.06), Ask(url, at_s=0.0), Ask(url, at_s=0.03)])
-    assert all(one.sent_s >= due - 0.001 for one, due in zip(answers, (0.06, 0.0, 0.03), strict=True))
+    assert all(answer.sent_s >= due - 0.001 for answer, due in zip(answers, (0.06, 0.0, 0.03), strict=True))
     assert seen.answers == answers
 
 
 async def test_asking_keeps_its_rate_until_it_is_done(url: str) -> None:
-    """The condition sees the answers as they come; request n is never sent before n intervals have passed; all that
-    were sent are answered at the end. With a condition that never holds, `at_most_s` ends it; a server that never
-    answers is given up after the time-out of each request."""
+    """Asking ends with the condition or after `at_most_s`; request n is not sent before n intervals; all sent requests
+    end, at the latest by their time-out."""
     seen = Observation()
     await seen.ask_until(Ask(url), lambda: len(seen.answers) >= 6, rate=50, at_most_s=30)
     assert len(seen.answers) >= 6
@@ -72,7 +71,7 @@ async def test_asking_keeps_its_rate_until_it_is_done(url: str) -> None:
 
 
 async def test_a_closed_loop_makes_exactly_its_calls() -> None:
-    """Every call is made once, never more at a time than there are clients, and the rate is theirs over the time."""
+    """Every call is made once, with at most one in flight per client."""
     under_way, most, seen = 0, 0, []
 
     async def call(number: int) -> None:
@@ -91,12 +90,12 @@ async def test_a_closed_loop_makes_exactly_its_calls() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 10)), max_size=30))
 def test_under_way_counts_what_was_sent_and_not_answered(spans: list[tuple[float, float]]) -> None:
-    """It ends at zero, never falls below it, and at each moment is the number of requests around it."""
+    """The count ends at 0, is never negative, and at each time equals the requests in flight."""
     seen = Observation()
     seen.answers = [Answer(at, at + length, 200) for at, length in spans]
-    found = seen.under_way()
-    assert [count for _, count in found[-1:]] == ([0] if spans else [])
-    assert all(count >= 0 for _, count in found)
-    for n, (at, count) in enumerate(found):
-        if n + 1 < len(found) and found[n + 1][0] > at:
-            assert count == sum(one.sent_s <= at < one.finished_s for one in seen.answers)
+    counts = seen.under_way()
+    assert [count for _, count in counts[-1:]] == ([0] if spans else [])
+    assert all(count >= 0 for _, count in counts)
+    for n, (at, count) in enumerate(counts):
+        if n + 1 < len(counts) and counts[n + 1][0] > at:
+            assert count == sum(answer.sent_s <= at < answer.finished_s for answer in seen.answers)

@@ -40,8 +40,8 @@ AFTER = parse(PAGE.format(hits=224, running=0, first=4, second=16, total=18, sum
 
 
 def test_values_by_the_names_in_vllms_documentation_and_by_labels() -> None:
-    """Counters are found with and without _total, gauges by their name; series that carry the labels are summed, but
-    not shares; a name that does not exist is never a silent 0: similar ones are offered."""
+    """Counters are found with and without _total; series with the labels are summed, except shares; an unknown name is
+    an error with similar names."""
     assert BEFORE.value("vllm:prefix_cache_hits") == BEFORE.value("vllm:prefix_cache_hits_total") == 96.0
     assert BEFORE.value("vllm:num_requests_running") == 4.0
     assert BEFORE.value("vllm:num_requests_running", engine="0") == 3.0
@@ -63,8 +63,8 @@ def test_values_by_the_names_in_vllms_documentation_and_by_labels() -> None:
 
 
 def test_difference_takes_growth_of_counters_only() -> None:
-    """Counters and histograms give what was added, gauges what they are now, and the time is the time between; a
-    counter that fell means another server process: an error, not a negative growth."""
+    """Counters and histograms give their growth, gauges their latest value; a counter that fell (after a restart) is an
+    error."""
     grown = difference(BEFORE, AFTER)
     assert grown.taken_s == 2.5
     assert grown.value("vllm:prefix_cache_hits") == 128.0
@@ -83,7 +83,7 @@ def test_difference_takes_growth_of_counters_only() -> None:
 CASES = Path(__file__).parent.parent / "data" / "cases" / "metrics"
 REQUESTS = "ray_serve_deployment_request_counter"
 LATENCY = "ray_serve_deployment_processing_latency_ms"
-# Pages as TorchServe 0.9, Ray 2.52 and vLLM (two engines, LoRA) serve them: what is asked, and its value or message.
+# Pages of TorchServe 0.9, Ray 2.52 and vLLM (two engines, LoRA): a query, and its value or error message.
 PAGES: list[tuple[str, Callable[[Counters], float], float | str]] = [
     ("torchserve_0_9_trailing_comma", lambda page: page.value("MemoryUtilization"), 15.1),
     ("torchserve_0_9_trailing_comma", lambda page: page.value("ts_inference_requests"), 4.0),
@@ -105,18 +105,18 @@ PAGES: list[tuple[str, Callable[[Counters], float], float | str]] = [
 ]
 
 
-def test_pages_of_the_field() -> None:
-    """Each has the right value, or says why there is none."""
+def test_real_pages() -> None:
+    """Each query has the right value, or an error with the reason."""
     wrong = []
-    for name, ask, right in PAGES:
+    for name, query, right in PAGES:
         page = parse((CASES / f"{name}.prom").read_text(encoding="utf-8"))
         try:
-            found: float | str = ask(page)
+            answer: float | str = query(page)
         except UsageError as error:
-            found = str(error)
-        matches = isinstance(right, str) and isinstance(found, str) and re.search(right, found)
-        if not matches and found != right:
-            wrong.append((name, found, right))
+            answer = str(error)
+        matches = isinstance(right, str) and isinstance(answer, str) and re.search(right, answer)
+        if not matches and answer != right:
+            wrong.append((name, answer, right))
     assert wrong == []
 
 
@@ -145,9 +145,9 @@ ray_serve_replica_utilization_percent{{WorkerId="b"}} 20
 """
 
 
-def test_counters_that_ray_calls_gauges() -> None:
-    """In Ray's pages a counter may come as a gauge, beside itself or alone: its growth counts, once. Gauges that are
-    states stay what they are now."""
+def test_counters_exported_as_gauges() -> None:
+    """A counter that Ray exports as a gauge, in addition or only, counts once, by its growth; gauges of a state keep
+    their latest value."""
     before, after = (
         parse((CASES / f"ray_2_52_counter_as_gauge_{part}.prom").read_text()) for part in ("before", "after")
     )
@@ -164,8 +164,8 @@ def test_counters_that_ray_calls_gauges() -> None:
 
 
 def test_scrape_reads_a_server_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page is found from the server's root, its /v1 and its own address, and is dated; a (dead) proxy in the
-    environment is asked neither for it nor by the load."""
+    """The page is found from the root, /v1 and /metrics, and has a time; neither the reading nor the load uses a (dead)
+    proxy in the environment."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with serving() as stub:
         load.run_blocking(stub.base_url, MODEL, chat(1, max_tokens=7), concurrency=1)
@@ -175,8 +175,8 @@ def test_scrape_reads_a_server_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -
             assert reading.taken_s > 0
 
 
-def test_scrape_says_what_is_wrong() -> None:
-    """No server, no such page, no http address and no Prometheus text are one clear error each."""
+def test_scrape_errors() -> None:
+    """A missing page, a stopped server, a bad address and another format each have their error."""
     with serving() as stub:
         url = stub.root
         with pytest.raises(ServerError, match="404"):

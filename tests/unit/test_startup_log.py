@@ -1,4 +1,4 @@
-"""The reader of start-up logs: a recorded log, lines as vLLM's source formats them, and lines that do not add up."""
+"""The reader of start-up logs: a recorded log, lines in vLLM's formats, and inconsistent lines."""
 
 import random
 from dataclasses import replace
@@ -28,8 +28,8 @@ def gib(size: float) -> str:
 
 
 def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
-    """The lines are found in their order, with colours and process names taken off; what the log says follows from the
-    model's config, the type and one GiB, to the token."""
+    """Lines keep their order and lose colours and process names; all figures follow from the config, the type and one
+    GiB, to the token."""
     reading = read(RECORDED, architecture=SMOLLM2)
     kinds = [line.kind for line in reading.lines]
     start = ["arguments", "dtype", "max_model_len", "engine", "checkpoint", "cpu_memory", "cache_size"]
@@ -49,20 +49,19 @@ def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
 
 
 def test_what_is_compared_depends_on_the_config() -> None:
-    """With the config of a model that was not served, the lines that depend on it differ and the reading says so;
-    without a config the division that the log itself contains is checked, and nothing else is claimed."""
-    ours, other, none = (read(RECORDED, architecture=model) for model in (SMOLLM2, LLAMA_8B, None))
+    """With another model's config, the lines that depend on it differ; without one, only the division inside the log is
+    checked."""
+    right, other, none = (read(RECORDED, architecture=model) for model in (SMOLLM2, LLAMA_8B, None))
     assert not other.agrees
     assert other.of("cache_size")[0].agrees is False
     assert "DIFFERS" in str(other)
-    assert [line.kind for line in none.lines] == [line.kind for line in ours.lines]
+    assert [line.kind for line in none.lines] == [line.kind for line in right.lines]
     assert none.of("cache_size")[0].recomputed == "23,296 / 1,024 = 22.75x"
     assert none.of("checkpoint")[0].agrees is None
 
 
 def test_other_text() -> None:
-    """A log without memory lines is empty, and nothing is said to agree. A log is text from elsewhere: its markup does
-    not become the notebook's."""
+    """A log without memory lines has no lines and no verdict; HTML in a log is escaped."""
     reading = read("INFO 11-24 07:31:40 [model.py:733] Resolved architecture: LlamaForCausalLM\n\n")
     assert (reading.lines, reading.agrees) == ((), None)
     html = read("non-default args: {'quantization': '<img/src=x>'}")._repr_html_()
@@ -102,8 +101,8 @@ def gpu_log(cache_bytes: int, *, length: int, tokens: int | None = None, block_s
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2 * GIB, 70 * GIB), st.integers(512, 8192), st.sampled_from([0.9, 0.98, 1.02, 1.5, 2]))
 def test_a_gpu_cache_agrees_for_any_memory(cache: int, length: int, off: float) -> None:
-    """Two decimals of a GiB leave some blocks open; what vLLM makes of the true bytes always lies among them. Tokens
-    that are a few per cent away from what the memory holds are told."""
+    """vLLM's tokens for the exact bytes are always within the bounds of two decimals of a GiB; tokens a few per cent
+    off differ."""
     reading = read(gpu_log(cache, length=length), architecture=LLAMA_8B)
     assert [line.kind for line in reading.lines] == ["gpu_memory", "cache_size"]
     assert reading.agrees
@@ -116,17 +115,16 @@ def test_a_gpu_cache_agrees_for_any_memory(cache: int, length: int, off: float) 
     total=st.integers(16 * GIB, 141 * GIB), share=st.sampled_from([0.5, 0.85, 0.9, 0.92]), peak=st.integers(0, 2 * GIB)
 )
 def test_a_gpu_budget_adds_up(total: int, share: float, peak: int) -> None:
-    """Share x total is what was asked for, and what is left of it is the cache, within the printed decimals; a cache
-    larger than that differs."""
+    """The budget is share x total and the cache is its rest, within the printed decimals; a larger cache differs."""
     line, cache = budget_line(total, share, 5 * GIB, peak, GIB // 2)
-    found = read(line).lines[0]
-    assert (found.kind, found.agrees) == ("gpu_usage", True)
+    reading = read(line).lines[0]
+    assert (reading.kind, reading.agrees) == ("gpu_usage", True)
     wrong = line.replace(f"in use is {gib(cache)}", f"in use is {gib(cache + GIB)}")
     assert read(wrong).lines[0].agrees is False
 
 
 def test_weights_on_a_gpu_are_recomputed() -> None:
-    """Parameters x bytes, split over the GPUs that the arguments name; quantised weights do not agree with 16 bits."""
+    """Parameters x bytes / GPUs; quantised weights do not agree with 16 bits."""
     text = f"Model loading took {gib(LLAMA_8B.parameters * 2 + GIB // 50)} GiB memory and 3.2 seconds"  # type: ignore[operator]
     assert read(text, architecture=LLAMA_8B).of("weights")[0].agrees
     assert not read(f"non-default args: {{'tensor_parallel_size': 2}}\n{text}", architecture=LLAMA_8B).agrees
@@ -135,7 +133,7 @@ def test_weights_on_a_gpu_are_recomputed() -> None:
 
 
 def test_fewer_blocks_than_the_memory_holds() -> None:
-    """With an override, blocks and tokens are those that were asked for; the number before it is the memory's."""
+    """With an override, blocks and tokens follow from it; the line's first number is the memory's."""
     text = (
         "non-default args: {'block_size': 32, 'num_gpu_blocks_override': 16}\n"
         "Explicitly set (1.0/23.54) GiB for KV cache on node 0.\n"
@@ -146,14 +144,14 @@ def test_fewer_blocks_than_the_memory_holds() -> None:
     )
     reading = read(text, architecture=SMOLLM2)
     assert [line.agrees for line in reading.lines] == [None, None, True, True, True]
-    assert "16 are made" in reading.of("override")[0].meaning
+    assert "num_gpu_blocks_override sets 16" in reading.of("override")[0].meaning
     assert "12 of 15 blocks" in reading.of("statistics")[0].recomputed
     assert not read(text.replace("=1456", "=1700"), architecture=SMOLLM2).agrees
     assert not read(text.replace("80.0%", "82.0%"), architecture=SMOLLM2).agrees
 
 
 def test_a_share_of_the_ram() -> None:
-    """On a CPU without a given size the cache is the worker's share less what it uses."""
+    """On a CPU without an explicit size, the cache is the worker's share minus its other memory."""
     text = (
         "Auto set (5.5/23.54) GiB for KV cache on node 0, with 8.0 GiB requested memory for the worker. 2.5 GiB memory "
         "was consumed by non-kv usages."
@@ -163,7 +161,7 @@ def test_a_share_of_the_ram() -> None:
     assert not read(text.replace("(5.5/", "(6.5/")).lines[0].agrees
 
 
-# --- what a start that fails says
+# --- failed starts
 
 
 TOO_LONG = (
@@ -174,7 +172,7 @@ TOO_LONG = (
 
 
 def test_the_longest_length_in_the_error_is_recomputed() -> None:
-    """The error's estimate is what the blocks hold without the one that vLLM keeps; another estimate differs."""
+    """The error's estimate is the capacity of the blocks minus the one that vLLM keeps; another estimate differs."""
     before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
     line = read(before + TOO_LONG, architecture=SMOLLM2).of("too_long")[0]
     assert line.agrees
@@ -184,7 +182,7 @@ def test_the_longest_length_in_the_error_is_recomputed() -> None:
 
 
 def test_a_failed_or_shortened_start_is_explained() -> None:
-    """Each error has a meaning in words, also when it names no length; max_model_len=-1 takes the longest length."""
+    """Each error is explained, also without an estimate; max_model_len=-1 uses the longest length."""
     errors = {
         TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
         TOO_LONG.split(" Based on")[0]: ("too_long", "No start: one request of 8,192 tokens"),
@@ -199,7 +197,7 @@ def test_a_failed_or_shortened_start_is_explained() -> None:
 
 
 def test_a_log_of_two_engines_starts_afresh() -> None:
-    """What was read of one engine does not carry over to the next one in the same log."""
+    """State from one engine does not carry over to the next in the same log."""
     first = "non-default args: {'block_size': 32}\nUpcasting torch.bfloat16 to torch.float32.\n"
     second = "non-default args: {'max_model_len': 2048}\nExplicitly set (1.0/23.54) GiB for KV cache on node 0.\n"
     size = "CPU KV cache size: 46,592 tokens, Maximum concurrency for 2,048 tokens per request: 22.75x\n"
@@ -207,7 +205,7 @@ def test_a_log_of_two_engines_starts_afresh() -> None:
 
 
 def test_any_text_can_be_read() -> None:
-    """Whatever order the lines come in, and however they are cut, reading ends without an error."""
+    """Shuffled and cut lines are read without an error."""
     rng = random.Random(0)
     lines = [*RECORDED.splitlines(), TOO_LONG, *gpu_log(3 * GIB, length=4096).splitlines()]
     for _ in range(20):

@@ -1,6 +1,7 @@
-"""The knee of a sweep: on servers whose capacity is known, and where there is none to find."""
+"""The knee of a sweep on servers of known capacity, and sweeps without one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,8 +18,8 @@ LEVELS = (1, 2, 4, 8, 16, 32)
 
 
 def closed(clients: float, *, capacity: float, alone_s: float, n: int = 200, failed: int = 0) -> LoadResult:
-    """What `clients` see of a server that takes `alone_s` for a request and `capacity` requests per second at most:
-    throughput and latency by Little's law."""
+    """A closed loop on a server with `alone_s` per request and at most `capacity` requests per second, by Little's
+    law."""
     throughput = min(clients / alone_s, capacity)
     latency_s = clients / throughput
     records = []
@@ -30,7 +31,7 @@ def closed(clients: float, *, capacity: float, alone_s: float, n: int = 200, fai
 
 
 def open_loop(rate: float, *, capacity: float, alone_s: float, n: int = 200) -> LoadResult:
-    """The same with arrivals at `rate`: the queue grows while the server is slower."""
+    """The same server in an open loop: the queue grows if `rate` exceeds `capacity`."""
     records = []
     end_s = 0.0
     for k in range(n):
@@ -48,69 +49,69 @@ def sweep(kind: Kind, levels: Sequence[float], slo: Slo | None = None, **server:
 @given(st.floats(1.5, 16), st.floats(0.01, 5))
 def test_the_knee_of_a_closed_loop_is_at_the_capacity(slots: float, alone_s: float) -> None:
     """Within one step of the concurrency that fills the server, and with nearly all of its throughput."""
-    found = sweep("concurrency", LEVELS, capacity=slots / alone_s, alone_s=alone_s)
-    assert found.knee is not None, found.why
-    assert slots / 2**STILL_RISES <= found.knee < 2 * slots
+    result = sweep("concurrency", LEVELS, capacity=slots / alone_s, alone_s=alone_s)
+    assert result.knee is not None, result.why
+    assert slots / 2**STILL_RISES <= result.knee < 2 * slots
 
 
 @given(st.floats(2.5, 12), st.floats(0.01, 0.1))
 def test_the_knee_of_an_open_loop_is_below_the_capacity(capacity: float, alone_s: float) -> None:
     """Arrivals at more than the capacity queue without end."""
-    found = sweep("rate", LEVELS, capacity=capacity, alone_s=alone_s)
-    assert found.knee is not None, found.why
-    assert KEEPS_UP * capacity / 2 < found.knee <= capacity / KEEPS_UP
+    result = sweep("rate", LEVELS, capacity=capacity, alone_s=alone_s)
+    assert result.knee is not None, result.why
+    assert KEEPS_UP * capacity / 2 < result.knee <= capacity / KEEPS_UP
 
 
-def test_where_there_is_no_knee_it_says_why() -> None:
-    """Never saturated, saturated from the first step, failing from the first step."""
+def test_a_sweep_without_a_knee_says_why() -> None:
+    """Never saturated, saturated from the first step, failing from the first step, too short."""
     cases: list[tuple[Sweep, str]] = [
         (sweep("concurrency", LEVELS, capacity=1000, alone_s=1), "never saturated"),
         (sweep("rate", LEVELS, capacity=1000, alone_s=0.1), "never saturated"),
         (sweep("rate", (8, 16, 32), capacity=2, alone_s=0.1), "saturated from the first step"),
         (sweep("concurrency", (8, 16, 32), capacity=2, alone_s=0.1), "saturated from the first step"),
         (sweep("concurrency", LEVELS, capacity=2, alone_s=0.1, failed=100), "requests fail already"),
-        (sweep("rate", LEVELS, capacity=1000, alone_s=30), "too short to tell"),
+        (sweep("rate", LEVELS, capacity=1000, alone_s=30), "too short"),
         (sweep("rate", LEVELS, Slo(e2e_s=0.05), capacity=100, alone_s=0.1), "already the first step"),
         (sweep("rate", LEVELS, Slo(e2e_s=9), capacity=100, alone_s=0.1), "never saturated"),
     ]
-    assert [(found.knee, said in found.why) for found, said in cases] == [(None, True)] * len(cases)
-    alone = sweep("concurrency", LEVELS, capacity=1, alone_s=1)
-    assert alone.knee == 1, "below one request at a time there is nothing"
+    assert [(result.knee, words in result.why) for result, words in cases] == [(None, True)] * len(cases)
+    assert sweep("concurrency", LEVELS, capacity=1, alone_s=1).knee == 1
 
 
-def test_an_slo_decides_where_there_is_one() -> None:
-    """The last step before the first at which too few requests are in time, counted from when they were due."""
-    found = sweep("rate", LEVELS, Slo(e2e_s=0.5), capacity=5, alone_s=0.1)
-    assert found.knee == 4
-    assert [one.good_share == 1.0 for one in found.steps] == [True, True, True, False, False, False]
+def test_an_slo_decides() -> None:
+    """The knee is the last step before the first with too few requests in time, counted from when they were due."""
+    result = sweep("rate", LEVELS, Slo(e2e_s=0.5), capacity=5, alone_s=0.1)
+    assert result.knee == 4
+    assert [level.good_share == 1.0 for level in result.steps] == [True, True, True, False, False, False]
     late = RequestRecord(0, 0.0, 3.0, (3.1, 3.2), 3.2, 5, 2, Outcome.OK)
     assert step(LoadResult((late,), 3.2, 0.0, None, 1.0, "any", 0), 1, Slo(e2e_s=0.5)).good_share == 0.0
 
 
 def test_a_busy_client_finds_no_knee() -> None:
-    """Where the client was the limit, the knee may be its own."""
-    steps = [step(closed(level, capacity=4, alone_s=1), level, None) for level in LEVELS]
+    """A knee at which the client was the limit is not the server's."""
     results = [closed(level, capacity=4, alone_s=1) for level in LEVELS]
-    busy = [LoadResult(r.records, r.duration_s, r.duration_s, 1, None, "any", 0).doubted(asked=200) for r in results]
-    assert judge("concurrency", steps, None).knee == 4
-    found = judge("concurrency", [step(one, level, None) for one, level in zip(busy, LEVELS, strict=True)], None)
-    assert (found.knee, "the client itself" in found.why) == (None, True)
+    busy = [replace(r, client_cpu_s=r.duration_s).with_warnings(planned=200) for r in results]
+    idle, bound = (
+        judge("concurrency", [step(result, level, None) for result, level in zip(loads, LEVELS, strict=True)], None)
+        for loads in (results, busy)
+    )
+    assert (idle.knee, bound.knee, "the client itself" in bound.why) == (4, None, True)
 
 
 def test_the_knee_of_a_server() -> None:
-    """A server that answers two requests at a time has its knee at two, and JSON has each step with a load's keys."""
+    """A server with two slots has its knee at 2; each step in JSON has a load's keys."""
     steps = []
     with serving(slots=2, first_token_delay_s=0.03) as stub:
         for seed, clients in enumerate((1, 2, 4, 8)):
-            made = workloads.chat(24, seed=seed, max_tokens=2)
-            steps.append(step(load.run_blocking(stub.base_url, MODEL, made, concurrency=clients), clients, None))
-    found = judge("concurrency", steps, None).to_dict()
-    assert found["knee"] == 2, found["why"]
-    assert [(one["concurrency"], one["completed"]) for one in found["steps"]] == [(1, 24), (2, 24), (4, 24), (8, 24)]
+            chat = workloads.chat(24, seed=seed, max_tokens=2)
+            steps.append(step(load.run_blocking(stub.base_url, MODEL, chat, concurrency=clients), clients, None))
+    result = judge("concurrency", steps, None).to_dict()
+    assert result["knee"] == 2, result["why"]
+    assert [(row["concurrency"], row["completed"]) for row in result["steps"]] == [(1, 24), (2, 24), (4, 24), (8, 24)]
 
 
-def test_ladders_that_show_nothing_are_refused() -> None:
-    """Another kind, too few steps, falling ones, parts of a request."""
+def test_wrong_levels_are_refused() -> None:
+    """An unknown kind, too few levels, falling ones, and fractions of a client."""
     for kind, levels in (
         ("users", (1, 2, 3)),
         ("rate", (1, 2)),
@@ -120,5 +121,5 @@ def test_ladders_that_show_nothing_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match="--sweep rate"):
             check_levels(kind, levels)
-    with pytest.raises(UsageError, match="no whole numbers"):
+    with pytest.raises(UsageError, match="not whole numbers"):
         check_levels("concurrency", (1, 2.5, 4))

@@ -1,4 +1,4 @@
-"""Workloads: the same seed asks the same, every bound holds, and bad input is named with its remedy."""
+"""Workloads: equal seeds give equal requests, every bound holds, and bad input is refused with a remedy."""
 
 import json
 import math
@@ -22,22 +22,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "shared_prefix": {"prompt_words": 40},
     "interference": {"long_words": 60},
 }
-MADE = st.sampled_from(list(SMALL))
 
 
-def made(name: str, n: int, seed: int) -> workloads.Workload:
+def small(name: str, n: int, seed: int) -> workloads.Workload:
     return workloads.build(name, n=n, seed=seed, **SMALL[name])
 
 
-@given(MADE, st.integers(1, 20), st.integers(0, 10), SEEDS, SEEDS)
+@given(st.sampled_from(list(SMALL)), st.integers(1, 20), st.integers(0, 10), SEEDS, SEEDS)
 def test_requests_follow_from_the_seed_and_their_number(name: str, n: int, more: int, seed: int, other: int) -> None:
-    """The same seed, and the parameters that a workload holds, give the same requests; a longer workload begins with
-    the shorter, another seed shares none."""
-    first = made(name, n, seed)
-    assert made(name, n, seed).digest == first.digest
+    """Equal seeds, or a workload's own parameters, give equal requests; a longer workload begins with the shorter, and
+    another seed shares no prompt."""
+    first = small(name, n, seed)
+    assert small(name, n, seed).digest == first.digest
     assert workloads.build(first.name, **first.parameters) == first
-    assert made(name, n + more, seed).requests[:n] == first.requests
-    prompts, others = ({request.prompt for request in made(name, n, s).requests} for s in (seed, other))
+    assert small(name, n + more, seed).requests[:n] == first.requests
+    prompts, others = ({request.prompt for request in small(name, n, s).requests} for s in (seed, other))
     assert prompts.isdisjoint(others) or seed == other
 
 
@@ -56,19 +55,19 @@ def test_requests_are_the_same_in_every_process() -> None:
 
 @given(st.integers(20, 90), st.integers(1, 40), SEEDS, st.integers(1, 50), st.integers(0, 50))
 def test_chat_lengths_are_as_asked_and_prompts_distinct(words: int, n: int, seed: int, low: int, extra: int) -> None:
-    """Every prompt has its number of words, no two begin with the same two, and answers lie between their bounds."""
-    asked = workloads.chat(n, seed=seed, prompt_words=words, max_tokens=low + extra, max_tokens_low=low).requests
-    prompts = [request.prompt.split() for request in asked]
+    """Every prompt has its number of words and other first two words, and answers are within their bounds."""
+    requests = workloads.chat(n, seed=seed, prompt_words=words, max_tokens=low + extra, max_tokens_low=low).requests
+    prompts = [request.prompt.split() for request in requests]
     assert {len(prompt) for prompt in prompts} == {words}
     assert len({tuple(prompt[:2]) for prompt in prompts}) == n
-    assert all(low <= request.max_tokens <= low + extra for request in asked)
+    assert all(low <= request.max_tokens <= low + extra for request in requests)
 
 
 @given(st.floats(0, 1), st.integers(1, 120), st.integers(2, 12), SEEDS)
 def test_shared_prefix_is_exactly_the_share(share: float, words: int, n: int, seed: int) -> None:
-    """All prompts have the same first words, as many as the share says, and differ in the next one."""
-    made_up = workloads.shared_prefix(n, seed=seed, share=share, prompt_words=words)
-    prompts = [request.prompt.split() for request in made_up.requests]
+    """All prompts share exactly the first `share` of their words."""
+    workload = workloads.shared_prefix(n, seed=seed, share=share, prompt_words=words)
+    prompts = [request.prompt.split() for request in workload.requests]
     common = round(share * words)
     assert all(len(prompt) == words for prompt in prompts)
     assert len({tuple(prompt[:common]) for prompt in prompts}) == 1
@@ -76,7 +75,7 @@ def test_shared_prefix_is_exactly_the_share(share: float, words: int, n: int, se
 
 
 def test_other_groups_and_other_shares_have_other_prefixes() -> None:
-    """With several prefixes, groups agree in their first word and differ from each other; so do runs at two shares."""
+    """Each group has its own prefix, and so has each share."""
     requests = workloads.shared_prefix(12, prefixes=3, share=0.9).requests
     first = {request.group: {r.prompt.split()[0] for r in requests if r.group == request.group} for request in requests}
     assert sorted(first) == ["prefix-0", "prefix-1", "prefix-2"]
@@ -88,7 +87,7 @@ def test_other_groups_and_other_shares_have_other_prefixes() -> None:
 
 @given(st.integers(1, 50), st.integers(1, 10))
 def test_interference_places_the_long_prompts(n: int, every: int) -> None:
-    """Exactly every k-th request is long, and groups say which."""
+    """Every k-th request is long, and has that group."""
     requests = workloads.interference(n, long_every=every, long_words=200).requests
     assert [request.group == "long" for request in requests] == [(i + 1) % every == 0 for i in range(n)]
     assert all(len(r.prompt.split()) == (200 if r.group == "long" else 30) for r in requests)
@@ -101,7 +100,7 @@ def write(tmp_path: Path, *lines: str) -> Path:
 
 
 def test_from_file_reads_both_forms(tmp_path: Path) -> None:
-    """Prompts, chat messages, both names of the length and a default are understood; empty lines are skipped."""
+    """Prompts, chat messages, both names of the length and its default are read; empty lines are skipped."""
     path = write(
         tmp_path,
         '{"prompt": "a\u2028b", "max_tokens": 3, "group": "x"}',
@@ -119,8 +118,8 @@ def test_from_file_reads_both_forms(tmp_path: Path) -> None:
 BAD_LINES = {
     "not json": "malformed",
     "[1]": "object",
-    '{"max_tokens": 3}': "neither",
-    '{"prompt": ""}': "neither",
+    '{"max_tokens": 3}': "missing or empty",
+    '{"prompt": ""}': "missing or empty",
     '{"prompt": 3}': "$.prompt",
     '{"prompt": "a", "max_tokens": 0}': "$.max_tokens",
     '{"prompt": "a", "max_tokens": 1, "output_tokens": 2}': "mean the same",
@@ -130,12 +129,12 @@ BAD_LINES = {
 
 
 def test_a_bad_file_is_refused(tmp_path: Path) -> None:
-    """A bad line is refused with its number and what is wrong with it; too few lines, none, no file and no text are
-    each one clear error."""
-    for line, said in BAD_LINES.items():
+    """A bad line is refused with its number and the reason; too few lines, a missing file and bytes that are not text
+    each have their error."""
+    for line, reason in BAD_LINES.items():
         with pytest.raises(UsageError) as caught:
             workloads.from_file(write(tmp_path, '{"prompt": "fine"}', line))
-        assert ("line 2" in str(caught.value), said in str(caught.value)) == (True, True), caught.value
+        assert ("line 2" in str(caught.value), reason in str(caught.value)) == (True, True), caught.value
     path = write(tmp_path, '{"prompt": "a"}', '{"prompt": "b"}')
     assert len(workloads.from_file(path, n=1).requests) == 1
     with pytest.raises(UsageError, match="holds 2 requests; 3"):
@@ -149,7 +148,7 @@ def test_a_bad_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_written_to_a_file_is_read_back(tmp_path: Path) -> None:
-    """The file asks the same, to the last bit, and holds the names that `vllm bench serve` reads."""
+    """A written file has the same digest, and the field names of `vllm bench serve`."""
     odd = workloads.Request("a\u2028\n", 2, 0.5, 7, ignore_eos=False)
     messages = workloads.Request("", 2, messages=({"role": "user", "content": "hi"},))
     drawn = workloads.chat(5, seed=3, max_tokens=9, max_tokens_low=2)
@@ -176,16 +175,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 def test_build_names_what_is_wrong() -> None:
-    """An unknown workload or option, and a value out of range, are refused with the value and the remedy."""
-    for name, options, said in REFUSED:
+    """An unknown workload or option, and a value out of range, are refused with the value and a remedy."""
+    for name, options, words in REFUSED:
         with pytest.raises(UsageError) as caught:
             workloads.build(name, **{"n": 3, **options})
-        assert said in str(caught.value)
+        assert words in str(caught.value)
         assert caught.value.remedy
 
 
 def test_arrivals() -> None:
-    """Poisson gaps are seeded and exponential of mean 1/rate (Kolmogorov-Smirnov); constant ones are all 1/rate."""
+    """Poisson gaps are seeded and exponential with mean 1/rate (Kolmogorov-Smirnov); constant gaps are 1/rate."""
     times, again, others = (workloads.poisson_arrivals_s(4000, rate=5.0, seed=seed) for seed in (1, 1, 2))
     assert times == again != others
     gaps = [later - earlier for earlier, later in zip((0.0, *times), times, strict=False)]
