@@ -33,6 +33,12 @@ class _Handle:
         return _Method(getattr(self._replica, name))
 
 
+def called_here(answer: type, *parts: type) -> Call:
+    """Return `call(method, *arguments)` for an object of the class in this process; `parts` as for `running`."""
+    local = _Handle(answer(*(_Handle(part()) for part in parts)))
+    return lambda method, *arguments: getattr(local, method).remote(*arguments)
+
+
 @contextmanager
 def running(answer: type, *parts: type) -> Iterator[Call]:
     """Deploy a notebook's class in the Serve that runs; yield `call(method, *arguments)`.
@@ -43,8 +49,7 @@ def running(answer: type, *parts: type) -> Iterator[Call]:
     import ray
 
     if answer.__module__ != "__main__" or not ray.is_initialized():
-        local = _Handle(answer(*(_Handle(part()) for part in parts)))
-        yield lambda method, *arguments: getattr(local, method).remote(*arguments)
+        yield called_here(answer, *parts)
         return
     from ray import serve
 
