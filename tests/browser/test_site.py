@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 
 from labkit.advice import costs, selector
 from labkit.cli.main import app
+from labkit.errors import LabkitError
 from labkit.labs import LABS
 from tests.browser.conftest import Watch
+from tools.site import downloads
 from tools.site.__main__ import Built, build, page_templates
 from tools.site.guides import put_guides
 from tools.site.links import Links
@@ -79,8 +81,15 @@ class Site:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site") / "site"
-    built = build(folder, platformdirs.user_cache_path("serving-lab") / "site")
+    folder, cache = tmp_path_factory.mktemp("site") / "site", platformdirs.user_cache_path("serving-lab") / "site"
+    try:
+        for pin in downloads.pins().values():
+            downloads.cached(pin, cache)
+    except LabkitError as error:  # a wrong checksum, in contrast, is a failure
+        if "cannot be downloaded" in str(error) or "npm is missing" in str(error):
+            pytest.skip(f"the site needs two downloads: {error}")
+        raise
+    built = build(folder, cache)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Site(folder, built, f"http://127.0.0.1:{server.server_port}/")
