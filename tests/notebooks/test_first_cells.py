@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
         [
             ({"answers": '{"kind": "lmm"}'}, "did you mean llm?"),
             ({"answers": "pipeline"}, "the state is not JSON"),
-            ({"served_model": "a b"}, "'a b' is no model's name"),
+            ({"served_model": "a b"}, "'a b' is not a model name"),
             ({"requests_per_s": -1}, "from 0.001 to 1e+06 (requests/s)"),
             ({"runs_dir": "nowhere"}, "nowhere is not a folder"),
         ],

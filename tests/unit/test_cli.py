@@ -165,7 +165,7 @@ WRONG = {
     "serve vllm --gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
     "serve vllm --gpu-memory-share nan": "gpu_memory_share is nan",
     "serve vllm --gpu-memory-share 5": "gpu_memory_share is 5.0",
-    "run 00 --ray 127.0.0.1:99999": "no address of a Ray cluster",
+    "run 00 --ray 127.0.0.1:99999": "not an address of a Ray cluster",
     "run 00 --out {tmp}/loop/run": "Symlink loop",
     "run 00 --out ~nobody-of-that-name/run": "home directory",
     "report {tmp}/loop": "is not a folder",

@@ -441,7 +441,7 @@ def test_waiting_is_that_of_m_m_c(places: int, load: float) -> None:
     bad = [
         ((1, 1.0), "load is 1"),
         ((1, -0.1), "load is -0.1"),
-        ((0, 0.5), "0 places"),
+        ((0, 0.5), "0 slots"),
         ((1, 0.5, 1.0), "quantile is 1"),
     ]
     assert not_refused(lambda arguments: wait_quantile(*arguments), bad) == []
