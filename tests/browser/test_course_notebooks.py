@@ -41,11 +41,11 @@ def test_a_learner_commits_a_guess_and_sees_it_revealed(open_notebook: Opener, p
     notebook = open_notebook("00_start_here.ipynb")
     notebook.run_cells("guess_tokens_per_second = None", 'model = "smollm2', "session.start", "torch.ones(")
     notebook.run_cells('"00.tokens_per_second"')
-    form = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text="How many will the engine make")
+    form = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text="How many will the engine reach")
     form.get_by_label("Your guess (tokens/s)").fill("12.5")
     form.get_by_role("button", name="Commit").click()
     notebook.run_cells("llm = LLM(", "rates = []", "cache_config", "lab.reveal(prediction", timeout_s=300)
-    reveal = page.locator("div[role=status]").filter(has_text="How many will the engine make")
+    reveal = page.locator("div[role=status]").filter(has_text="How many will the engine reach")
     expect(reveal).to_contain_text("12.5 tokens/s")
     expect(reveal).to_contain_text("Measured here")
     assert notebook.error_outputs() == []

@@ -189,7 +189,7 @@ def test_lab_10_goes_on_with_the_forms_answers(open_notebook: Opener, page: Any,
     choose(found, "Kind of model", "both together")
     expect(answer(found)).to_have_text("vLLM inside Ray Serve")
     print(f"from opening the lab to the answer: {time.monotonic() - began:.0f} s")
-    notebook.run_cells("found = selector.select(form.answers)", "for flip in found.flips", "for warning in found")
+    notebook.run_cells("selected = selector.select(form.answers)", "lab_10.flip_lines", "for warning in selected")
     told = page.locator(".jp-OutputArea-output")
     expect(told.filter(has_text="with all opinions left out").last).to_contain_text("vLLM inside Ray Serve")
     expect(told.filter(has_text="serve_config.yaml").last).to_contain_text("build_openai_app")
