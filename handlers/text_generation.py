@@ -4,7 +4,7 @@ TorchServe is archived (last release 2024-09, no security fixes). For anything n
 routes and none of the limits below.
 
     POST /predictions/NAME                          one of the next two: chat where the body has `messages`
-    POST /predictions/NAME/1.0/v1/completions       OpenAI's completions: the prompt as it stands
+    POST /predictions/NAME/1.0/v1/completions       OpenAI's completions: the prompt, unchanged
     POST /predictions/NAME/1.0/v1/chat/completions  OpenAI's chat completions: messages through the chat template
     GET  /predictions/NAME/1.0/v1/models            what is served (the version is required in these paths)
 

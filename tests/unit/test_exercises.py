@@ -167,8 +167,8 @@ def test_a_function_is_judged_by_what_it_returns() -> None:
 
 
 def test_a_class_is_judged_by_what_its_clients_get() -> None:
-    """An edit of the starter that is not right is told the first case with what was expected and what came; an object
-    in place of the class is no pass."""
+    """The diagnosis of a wrong edit has the first failing case, with expected and actual results. Another object in
+    place of the class does not pass."""
     handler = find("07.handler")
     half = handler.cell().replace('[row["body"]["prompt"]', '[row["body"].get("prompt", "none")')
     told = handler.judge(run_cell(handler, half))

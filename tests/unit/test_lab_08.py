@@ -41,7 +41,7 @@ def load(*answers: Answer) -> lab_08.Load:
 
 
 def test_the_fate_of_a_request() -> None:
-    """A version signs its answers; everything else is named by its status, or is no answer."""
+    """A version signs its answers; other results are named by their status, or counted as unanswered."""
     answers = {
         "1.0": answer(200, "1.0"),
         "404": answer(404),
@@ -78,7 +78,7 @@ def test_in_progress_is_littles_law_without_the_lost_ones() -> None:
 
 
 def test_lost_requests_are_large_crosses(capfd: pytest.CaptureFixture[str]) -> None:
-    """The chart begins when it is told to, marks lost requests, and takes a log axis for few long latencies."""
+    """The chart starts at the given time, marks lost requests, and has a log axis for a few long latencies."""
     kept = [answer(200, "1.0", at_s=n / 10) for n in range(15)]
     seen = load(*kept, answer(0, at_s=1.6, latency_s=4.0), answer(500, at_s=1.7))
     chart = lab_08.fates_chart(seen, title="T", around_s=0.5)
