@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -317,6 +318,11 @@ def model_free_archives(folder: Path, *, batch_sizes: Sequence[int], delay_ms: i
 
 
 # --- evidence ---
+
+
+def rows_leave(steps: str) -> bool:
+    """Return whether a row left the batch before its long answer ended; `steps`: the rows at each of its steps."""
+    return any(after < before for before, after in pairwise(map(int, steps.split())))
 
 
 def reasons(server: TorchServe) -> list[str]:

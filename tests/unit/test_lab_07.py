@@ -167,3 +167,14 @@ def test_the_rules_of_the_labs_claims(claim: str, evidence: dict[str, Scalar], e
     found = verdict(claim, evidence)
     assert found.verdict == expected
     assert words in found.because
+
+
+def test_rows_that_leave_early_are_seen() -> None:
+    """The number of rows falls before the long answer ends; in a static batch it never does."""
+    assert [lab_07.rows_leave(steps) for steps in ("4 4 1 1", "1 4 4 2", "4 4 4", "1 2 4", "1")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
