@@ -29,8 +29,8 @@ GUESSES = {"float": 2.0, "int": 2}
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run of the whole course, with a guess for every numeric prediction; the optional labs, which run
-    only when they are named, are named."""
+    """The folder of one run of the whole course, with a guess for every numeric prediction; the optional labs run only
+    when they are named, so all are named."""
     folder = tmp_path_factory.mktemp("run")
     options = [option for lab in LABS.values() for option in guesses(lab.name)]
     for attempt in range(TRIES):  # a busy machine may cost a lab its engine's start: resume runs only what failed
