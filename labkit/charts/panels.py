@@ -49,11 +49,11 @@ def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None 
         rows = [
             {"step": step, "value": value, "series": name}
             for name, values in panel.series.items()
-            for step, value in _corners(list(enumerate(values, start=1)))
+            for step, value in _corners(list(enumerate(values)))
         ]
         top = panel.top or max(1.0, 1.08 * max(max(values) for values in panel.series.values()))
         x_title = "steps of the engine" if is_last else None
-        x = draw.quantity("step", x_title, (0, steps + 1), tickCount=8, labels=is_last, ticks=is_last)
+        x = draw.quantity("step", x_title, (0, steps), tickCount=8, labels=is_last, ticks=is_last)
         y = draw.quantity("value", panel.title, (0, top), tickCount=4, tickMinStep=1)
         line = draw.mark("line", {"x": x, "y": y, **looks}, rows, interpolate="step-after", strokeWidth=2.5)
         parts.append({**line, "width": WIDTH, "height": STEP_HEIGHT})

@@ -47,7 +47,7 @@ def _rows(spans: Iterable[Span], digits: int) -> list[Spec]:
     ]
 
 
-def anatomy(record: "RequestRecord", *, title: str = "One request, taken apart", caption: str | None = None) -> Chart:
+def anatomy(record: "RequestRecord", *, title: str = "The parts of one request", caption: str | None = None) -> Chart:
     """Draw one streamed request to scale: arrivals, E2E, TTFT, ITL and TPOT by vLLM's definitions.
 
     UsageError for a request that failed or returned fewer than two chunks.
@@ -93,12 +93,12 @@ def _lanes(record: "RequestRecord") -> dict[str, list[Span]]:
         f"ITL: {len(gaps)} gaps between chunks, median {median}, longest {most}": boxes(pairwise(times), *shades),
     }
     if (tpot := record.tpot_s) is not None and tokens is not None:
-        text = f"TPOT {amount(tpot, 's')} = (E2E - TTFT) / ({number(tokens)} - 1): the same time, shared out evenly"
+        text = f"TPOT {amount(tpot, 's')} = (E2E - TTFT) / ({number(tokens)} - 1): the same time, divided evenly"
         lanes[text] = boxes([(first + tpot * n, first + tpot * (n + 1)) for n in range(tokens - 1)], GREEN)
     return lanes
 
 
-ANSWER, PADDING = "a token of an answer", "padding: computed for nobody"
+ANSWER, PADDING = "a token of an answer", "padding"
 
 
 def static_spans(lengths: Sequence[int], *, batch: int) -> Iterator[Span]:
@@ -135,7 +135,7 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
     static_steps, steps = (max(int(span.end) for span in spans) for spans in (static, continuous))
     axes = {
         "x": draw.quantity("start", "decode steps", (0, max(static_steps, steps)), tickCount=8),
-        "y": draw.labels("row", title="place", grid=False),
+        "y": draw.labels("row", title="slot", grid=False),
     }
     parts = []
     for policy, spans in ((f"static batches: done after {static_steps} steps", static),
@@ -144,14 +144,14 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
         parts.append(draw.layers([boxes], axes, title=draw.heading(policy), width=WIDTH, height={"step": 19}))
     wasted = sum(int(span.end - span.start) for span in static if span.kind == PADDING)
     text = (
-        f"{len(lengths)} answers on {batch} places. Static batches take {static_steps} steps and compute {wasted} "
+        f"{len(lengths)} answers on {batch} slots. Static batches take {static_steps} steps and compute {wasted} "
         f"tokens of padding; continuous batching takes {steps} steps and computes none."
     )
     return finish(draw.column(parts, spacing=22, color="shared"), title=title, description=text, caption=caption)
 
 
-FOUND, NEW = "found: computed before", "new: computed now, then findable"
-PARTIAL = "not full (its tokens): never findable"
+FOUND, NEW = "found in the cache", "computed now, then cached"
+PARTIAL = "partial block (its tokens)"
 HASH_DIGITS = 4
 
 
@@ -199,7 +199,7 @@ def prefix_blocks(
     return finish(drawn, title=title, description=f"{title}. {counts}.", caption=caption)
 
 
-TOKEN, GAP, PART, QUEUED = "a token", "the longest gap", "a part of a prompt", "waits for its turn"
+TOKEN, GAP, PART, QUEUED = "a token", "the longest gap", "a chunk of a prompt", "waiting"
 STREAM = {TOKEN: BLUE, GAP: VERMILLION, PART: ORANGE, QUEUED: PALE}
 LANE = 30
 
@@ -248,7 +248,7 @@ def token_streams(
     for name, lanes in panels.items():
         gaps = [_length(gap) for lane in lanes for gap in lane.gaps]
         heading = f"{name}: longest gap {amount(max(gaps), 's')}" if gaps else name
-        split = "; ".join(f"{lane.name} computed in {len(lane.parts)} parts" for lane in lanes if lane.parts)
+        split = "; ".join(f"{lane.name}: {len(lane.parts)} chunks" for lane in lanes if lane.parts)
         says.append(", ".join(filter(None, [heading, f"{len(lanes)} requests", split])))
         x = draw.quantity("start", x_title if len(says) == len(panels) else None, domain, tickCount=8, format="~g")
         y = draw.labels("row", sort=[lane.name for lane in lanes], framed=True, grid=False, labelLimit=200)
@@ -265,7 +265,7 @@ def _length(ends: tuple[float, float]) -> float:
     return ends[1] - ends[0]
 
 
-STORED, EMPTY = "stored", "given, but empty"
+STORED, EMPTY = "stored", "allocated, but empty"
 MOST_NAMED = 12  # with more sequences, colours repeat too often for a legend
 
 

@@ -39,13 +39,13 @@ LARGER_SHARE = (
 
 @reads("arguments", r"(?:non-default args: |args: Namespace)([{(].*?[})](?=\s|$)|.*)")
 def _arguments(match: re.Match[str], engine: Engine) -> Explanation:
-    return _settings(match[1], engine, "Of the settings that were given, those that decide about memory.")
+    return _settings(match[1], engine, "The given settings that affect memory.")
 
 
 @reads("engine", r"Initializing an? (?:V\d )?LLM engine(?: \(v[^)]*\))? with config: (.*)")
 def _engine(match: re.Match[str], engine: Engine) -> Explanation:
     engine.device = "CPU" if "device_config=cpu" in match[1] else engine.device
-    return _settings(match[1], engine, "Of the settings that the engine starts with, those that decide about memory.")
+    return _settings(match[1], engine, "The engine's settings that affect memory.")
 
 
 def _settings(text: str, engine: Engine, meaning: str) -> Explanation:
@@ -97,7 +97,7 @@ def _max_model_len(match: re.Match[str], engine: Engine) -> Explanation:
 
 @reads("checkpoint", rf"Checkpoint size: {NUMBER} GiB")
 def _checkpoint(match: re.Match[str], engine: Engine) -> Explanation:
-    return _weights(match[1], "The weights as they lie on the disk.", engine, size=None, gpus=1, within=0.01)
+    return _weights(match[1], "The size of the weights on disk.", engine, size=None, gpus=1, within=0.01)
 
 
 @reads("weights", rf"(?:Loading model weights|Model loading) took {NUMBER} Gi?B")
@@ -146,8 +146,8 @@ def _cache_memory(gib: str, engine: Engine, meaning: str, *, exact: bool = False
 def _cpu_given(match: re.Match[str], engine: Engine) -> Explanation:
     engine.device = "CPU"
     meaning = (
-        f"The size that the cache was given (by VLLM_CPU_KVCACHE_SPACE or kv_cache_memory_bytes), of {match[2]} GiB of "
-        "RAM; gpu_memory_utilization has no say."
+        f"The size set for the cache (by VLLM_CPU_KVCACHE_SPACE or kv_cache_memory_bytes), of {match[2]} GiB of "
+        "RAM; gpu_memory_utilization has no effect."
     )
     return _cache_memory(match[1], engine, meaning, exact=float(match[1]).is_integer())
 

@@ -125,7 +125,7 @@ LABELS = {
     "lines": ["your guess: 3"],
 }
 DESCRIPTIONS = {
-    "streams": ["long computed in 2 parts"],
+    "streams": ["long: 2 chunks"],
     "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
@@ -260,9 +260,9 @@ def test_token_streams_mark_the_longest_gap_and_the_parts() -> None:
         f"{name}: longest gap 1.5 s" for name in ("one", "two")
     ]
     boxes = [(row["kind"], row["start"], row["end"]) for row in rows(first) if "end" in row]
-    assert ("waits for its turn", 0.2, 0.4) in boxes
+    assert ("waiting", 0.2, 0.4) in boxes
     assert ("the longest gap", 0.2, 1.7) in boxes
-    assert boxes.count(("a part of a prompt", 1.0, 1.7)) == 1
+    assert boxes.count(("a chunk of a prompt", 1.0, 1.7)) == 1
 
 
 def test_a_load_chart_has_its_loads_as_ticks_and_a_log_axis_for_latencies_far_apart() -> None:
