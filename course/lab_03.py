@@ -206,14 +206,15 @@ def speedup_evidence(
 ) -> None:
     """C05: the least and the most that a shared prefix gained."""
     shared = {key: ratio for key, ratio in times.items() if key[0]}
+    lab.evidence("C05", card=lab.parameters["card"])
     lab.exact("modelled_speedups", {f"{s} shared, answers of {n}": round(ratio, 3) for (s, n), ratio in times.items()})
     for name, key in {
         "least": min(shared, key=shared.__getitem__),
         "most": max(shared, key=shared.__getitem__),
     }.items():
         ratio = round(shared[key], 3)
-        lab.evidence("C05", **{f"{name}_low": ratio, f"{name}_value": ratio, f"{name}_high": ratio})
-        lab.evidence("C05", **{f"{name}_hit_rate": round(on[key].prefix_hit_rate, 3), f"{name}_output_tokens": key[1]})
+        rate = round(on[key].prefix_hit_rate, 3)
+        lab.evidence("C05", **{f"{name}_value": ratio, f"{name}_hit_rate": rate, f"{name}_output_tokens": key[1]})
 
 
 def fleet_evidence(lab: LabSession, table: Any, *, replicas: int) -> None:

@@ -173,7 +173,7 @@ FIRST_LABS_VERDICTS: list[tuple[str, dict[str, Scalar], str, str]] = [
     ("C07", bounds(tail_growth=(4, 5, 6), throughput_gain=(1.5, 2, 2.5)), "refuted", "buys throughput with latency"),
     ("C07", bounds(tail_growth=(4, 5, 6), throughput_gain=(0.9, 1, 1.1)), "inconclusive", "too uncertain"),
     ("C07", bounds(tail_growth=(1.1, 1.4, 1.8), throughput_gain=(7, 8, 9)), "inconclusive", "too uncertain"),
-    ("C28", {"listening_ports": 0}, "refuted", "nobody can send"),
+    ("C28", {"listening_ports": 0}, "refuted", "no client can send"),
     ("C28", {"listening_ports": 1}, "supported", "listens on 1"),
     ("C29", {RATIO: 0.25, "batch_size": 4}, "refuted", "0.25 of the true"),
     ("C29", {RATIO: 1.2, "batch_size": 4}, "refuted", "1.2 times the true"),
