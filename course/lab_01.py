@@ -75,7 +75,7 @@ def goodput_falls_first(kept: Mapping[int, float], loads: Mapping[int, LoadResul
     """Whether from some arrival rate to the next goodput falls and throughput grows."""
     rates = list(kept)
     throughput = [len(loads[rate].records) / loads[rate].duration_s for rate in rates]
-    good = [rate * kept[rate] for rate in rates]
+    good = [kept[rate] * answered for rate, answered in zip(rates, throughput, strict=True)]
     return any(good[n + 1] < good[n] and throughput[n + 1] > throughput[n] for n in range(len(rates) - 1))
 
 

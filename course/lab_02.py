@@ -129,7 +129,7 @@ def kv_table(*, memory_bytes: int, max_model_len: int) -> Any:
             f"requests of {max_model_len:,} tokens in {memory_bytes // GIB} GiB": plan.max_concurrency
             and round(plan.max_concurrency, 1),
         }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def card_memory(gpu: ModelledGpu) -> dict[str, tuple[Parts, int]]:
@@ -162,6 +162,12 @@ def card_memory(gpu: ModelledGpu) -> dict[str, tuple[Parts, int]]:
         "two engines, 0.46 each": split(0.46, 0.46),
         "two at the default: one is refused": split(DEFAULT_SHARE, DEFAULT_SHARE),
     }
+
+
+def card_title(rows: Mapping[str, tuple[Parts, int]]) -> str:
+    """The finding of the card's memory: what two engines hold, against one."""
+    two, one = rows["two engines, 0.46 each"][1], rows["one engine"][1]
+    return f"Two engines hold {two / one:.0%} of one engine's KV cache (computed)"
 
 
 def card_evidence(lab: LabSession, rows: Mapping[str, tuple[Parts, int]], gpu: ModelledGpu) -> None:

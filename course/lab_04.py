@@ -33,7 +33,7 @@ class Point:
 
 
 def steps_alone(prompt_tokens: int, budget: int) -> int:
-    return math.ceil(prompt_tokens / budget)  # nobody is decoding: the prompt may fill every step
+    return math.ceil(prompt_tokens / budget)  # no answer is being decoded: the prompt may fill every step
 
 
 def chunk_sizes(prompt_tokens: int, budget: int, decoding: int, threshold: int = 0) -> list[int]:

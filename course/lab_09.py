@@ -35,7 +35,7 @@ solution(
         "one client's throughput taken for all": lambda _clients, mean_response_s: 1 / mean_response_s,
         "times multiplied": lambda clients, mean_response_s: clients * mean_response_s,
         "seconds a request": lambda clients, mean_response_s: mean_response_s / clients,
-        "the asker left out": lambda clients, mean_response_s: (clients - 1) / mean_response_s,
+        "one client left out": lambda clients, mean_response_s: (clients - 1) / mean_response_s,
     },
 )
 
@@ -63,7 +63,7 @@ solution(
     wrong={
         "failures not counted among the users": lambda answers, slo_s: kept(_answered(answers), slo_s),
         "a fast failure taken for good": lambda answers, slo_s: _in_time(answers, slo_s) / len(answers),
-        "the mean held to the objective": lambda answers, slo_s: float(
+        "the mean compared with the objective": lambda answers, slo_s: float(
             fmean(first_s - due_s for due_s, first_s, _ in _answered(answers)) <= slo_s
         ),
         "every answer in time": lambda answers, _slo_s: len(_answered(answers)) / len(answers),

@@ -40,25 +40,19 @@ class Seen:
 
 
 def route(request: TokenRequest, replicas: Sequence[Any]) -> int:
-    least = min(replica.in_flight for replica in replicas)
-    open_to = [n for n, replica in enumerate(replicas) if replica.in_flight <= least + 8]
-    return max(open_to, key=lambda n: (replicas[n].cached_tokens(request.token_ids), -replicas[n].in_flight))
+    costs = []
+    for replica in replicas:
+        to_compute = len(request.token_ids) - replica.cached_tokens(request.token_ids)
+        costs.append(to_compute + 256 * replica.in_flight)
+    return costs.index(min(costs))
 
 
-def _by(key: Callable[[TokenRequest, Any], Any]) -> Callable[[TokenRequest, Sequence[Any]], int]:
-    return lambda request, replicas: max(range(len(replicas)), key=lambda n: key(request, replicas[n]))
+def _uncached(request: TokenRequest, replica: Any) -> int:
+    return len(request.token_ids) - int(replica.cached_tokens(request.token_ids))
 
 
-def _strictly_below(request: TokenRequest, replicas: Sequence[Any]) -> int:
-    least = min(replica.in_flight for replica in replicas)
-    open_to = [n for n, replica in enumerate(replicas) if replica.in_flight < least + 8]
-    return max(open_to, key=lambda n: (replicas[n].cached_tokens(request.token_ids), -replicas[n].in_flight))
-
-
-def _first_of_equal(request: TokenRequest, replicas: Sequence[Any]) -> int:
-    least = min(replica.in_flight for replica in replicas)
-    open_to = [n for n, replica in enumerate(replicas) if replica.in_flight <= least + 8]
-    return max(open_to, key=lambda n: replicas[n].cached_tokens(request.token_ids))
+def _least(cost: Callable[[TokenRequest, Any], int]) -> Callable[[TokenRequest, Sequence[Any]], int]:
+    return lambda request, replicas: min(range(len(replicas)), key=lambda n: cost(request, replicas[n]))
 
 
 _ASKED = TokenRequest(token_ids=list(range(2500)), output_tokens=100)
@@ -76,20 +70,19 @@ solution(
         (_ASKED, _replicas((3, 0), (5, 2048), (2, 512))),
         (_ASKED, _replicas((14, 2048), (4, 0), (6, 1024))),
         (_ASKED, _replicas((10, 0), (9, 0), (12, 0))),
-        (_ASKED, _replicas((11, 2048), (9, 2048), (3, 0))),
-        (_ASKED, _replicas((12, 2048), (4, 16))),
+        (_ASKED, _replicas((8, 512), (2, 0))),
+        (_ASKED, _replicas((4, 1024), (0, 0))),
         (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
-        "the cache alone": _by(lambda request, replica: (replica.cached_tokens(request.token_ids), -replica.in_flight)),
-        "the load alone": _by(lambda _request, replica: -replica.in_flight),
-        "the first of equal ones": _first_of_equal,
-        "the limit one too low": _strictly_below,
-        "an index among the remaining ones": lambda request, replicas: (
-            lambda left: max(
-                range(len(left)), key=lambda n: (left[n].cached_tokens(request.token_ids), -left[n].in_flight)
-            )
-        )([one for one in replicas if one.in_flight <= min(r.in_flight for r in replicas) + 8]),
+        "the cache alone": _least(_uncached),
+        "the load alone": _least(lambda _request, replica: replica.in_flight),
+        "cached tokens as a cost": _least(
+            lambda request, replica: replica.cached_tokens(request.token_ids) + 256 * replica.in_flight
+        ),
+        "the highest cost": _least(lambda request, replica: -_uncached(request, replica) - 256 * replica.in_flight),
+        "a request worth a token": _least(lambda request, replica: _uncached(request, replica) + replica.in_flight),
+        "a limit in place of a price": routers.prefix_aware(),
     },
 )
 
@@ -107,7 +100,7 @@ solution(
         "autoscaling taken for headroom": lambda _rate, _running, _one, _start: 0.0,
         "those that run forgotten": lambda rate, _running, _one, start: rate * start,
         "the new one counted too early": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
-        "fewer than nobody": lambda rate, running, one, start: (rate - running * one) * start,
+        "a negative queue": lambda rate, running, one, start: (rate - running * one) * start,
         "a rate taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
     },
 )
