@@ -405,7 +405,7 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
         data.append(f"{plan.machine}: {brief.ruled_out[plan.machine]}")
     yield "Data stay where the brief requires", " ".join(data) or "by stack and machine", not data
     others = [reason.text for reason in ranked.excluded if reason.rule not in ("no-api", "no-cloud")]
-    behind = f"place {number} of {len(place)}" if ranked.score is None else f"place {number}, {ranked.score} points"
+    behind = f"rank {number} of {len(place)}" if ranked.score is None else f"rank {number}, {ranked.score} points"
     yield "The selector does not exclude the stack", " ".join(others) or behind, not others
     served = known_models()[plan.api].like if api else plan.served
     billions = shape_of(model_folder(served)).parameters / 1e9 if served else None

@@ -22,7 +22,7 @@ from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
-from labkit.theory.kv_allocation import MemorySnapshot, Policy, TokenSequence, allocate
+from labkit.theory.kv_allocation import Extent, Holding, MemorySnapshot, Policy, TokenSequence, allocate
 from labkit.vega import INK, MIME, WIDTH, config, live_bundle, palette
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 
@@ -326,6 +326,18 @@ def test_the_patches_show_each_step_as_it_was(policy: Policy, block_size: int, t
                 tops[patch.owner, patch.low] = max(tops.get((patch.owner, patch.low), 0), patch.high)
         stored = sum(high - low for (_, low), high in tops.items())
         assert stored == sum(holding.stored_tokens for holding in snapshot.holdings.values())
+
+
+def test_both_charts_of_a_run_count_its_steps_from_0() -> None:
+    """The curves begin where the map of the same snapshots begins, and change at the same step."""
+    held = [Holding(8, (Extent(32 * (step // 3), 32),)) for step in range(6)]  # another block from step 3 on
+    seen = [
+        MemorySnapshot(step=n, running=1, waiting=0, preemptions=0, capacity_tokens=64, holdings={0: holding})
+        for n, holding in enumerate(held)
+    ]
+    moved = [float(snapshot.holdings[0].extents[0].start) for snapshot in seen]
+    curve = [row["step"] for row in rows(charts.step_panels([StepPanel("block", {"a": moved})], **T))]
+    assert sorted({*curve} - {5}) == sorted({patch.start for patch in patches(seen)}) == [0, 3]
 
 
 def test_a_cropped_axis_ends_at_the_highest_place() -> None:

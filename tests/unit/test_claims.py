@@ -165,7 +165,7 @@ FIRST_LABS_VERDICTS: list[tuple[str, dict[str, Scalar], str, str]] = [
     ("C01", bounds(sequential=(1.2, 1.5, 1.9), static=(0.9, 1, 1.1)), "refuted", "below 2 against both"),
     ("C01", bounds(sequential=(3, 3.5, 4), static=(1.2, 1.4, 1.6)), "depends", "1.4x (at most 1.6) against"),
     ("C01", bounds(sequential=(9, 11, 12), static=(1.7, 2.1, 2.6)), "depends", "more than the claimed 4"),
-    ("C01", bounds(sequential=(3, 3.5, 4), static=(1.7, 2.1, 2.6)), "inconclusive", "lie across 2"),
+    ("C01", bounds(sequential=(3, 3.5, 4), static=(1.7, 2.1, 2.6)), "inconclusive", "straddle 2"),
     ("C04", {CODE: True, VERSION: "5.19.0"}, "refuted", "5.19.0"),
     ("C04", {CODE: False, VERSION: "4.40"}, "supported", "4.40"),
     ("C07", bounds(tail_growth=(1, 1.1, 1.2), throughput_gain=(3, 4, 5)), "supported", "at most 1.2"),
