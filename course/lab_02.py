@@ -216,12 +216,13 @@ def preemption_counter(llm: Any) -> float:
 
 
 def warning_evidence(lab: LabSession, log: str, preemptions: int, version: str) -> None:
-    """C21: what the engine's log says of preemption."""
+    """C21: whether the engine's log warns of preemption; prints the count."""
     lines = [line for line in log.splitlines() if re.search("preempt|sequence group", line, re.IGNORECASE)]
     warnings = [line for line in lines if "Preemptions:" not in line]
     statistics = vllm_log.read(log).of("statistics")
     tell = any("Preemptions" in line.text for line in statistics)
     lab.evidence("C21", preemptions=preemptions, warnings=len(warnings), statistics_tell=tell, vllm_version=version)
+    print(f"{preemptions} preemptions; lines in the log that warn of one: {len(warnings)}")
 
 
 def outcome(driven: Drive) -> dict[str, float]:
