@@ -248,7 +248,7 @@ def token_streams(
     for name, lanes in panels.items():
         gaps = [_length(gap) for lane in lanes for gap in lane.gaps]
         heading = f"{name}: longest gap {amount(max(gaps), 's')}" if gaps else name
-        split = "; ".join(f"{lane.name}: {len(lane.parts)} chunks" for lane in lanes if lane.parts)
+        split = "; ".join(f"chunks of {lane.name}: {len(lane.parts)}" for lane in lanes if lane.parts)
         says.append(", ".join(filter(None, [heading, f"{len(lanes)} requests", split])))
         x = draw.quantity("start", x_title if len(says) == len(panels) else None, domain, tickCount=8, format="~g")
         y = draw.labels("row", sort=[lane.name for lane in lanes], framed=True, grid=False, labelLimit=200)

@@ -125,7 +125,7 @@ LABELS = {
     "lines": ["your guess: 3"],
 }
 DESCRIPTIONS = {
-    "streams": ["long: 2 chunks"],
+    "streams": ["chunks of long: 2"],
     "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
