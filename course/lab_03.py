@@ -104,9 +104,9 @@ solution(
     ],
     wrong={
         "the fullest cache, however long its queue": _most_cached,
-        "the caches not looked at": _least_loaded,
+        "the caches ignored": _least_loaded,
         "equal caches, unequal queues": _first_of_equal,
-        "every lead in requests too much": lambda cached, under_way: max(
+        "any difference in load rejected": lambda cached, under_way: max(
             (n for n, m in enumerate(under_way) if m == min(under_way)), key=lambda n: cached[n]
         ),
     },

@@ -99,7 +99,7 @@ solution(
     wrong={
         "the median gap judged": _largest(lambda point, slo_s: point.gap_p50_s <= slo_s),
         "the largest of all": _largest(lambda _point, _slo_s: True),
-        "the smallest that keeps it": lambda points, slo_s: min(
+        "the smallest that meets it": lambda points, slo_s: min(
             (point.budget for point in points if max(point.stalls_s) <= slo_s), default=0
         ),
         "the average prompt judged": [
@@ -107,7 +107,7 @@ solution(
             _largest(lambda point, slo_s: median(point.stalls_s) <= slo_s),
         ],
         "the best prompt judged": _largest(lambda point, slo_s: min(point.stalls_s) <= slo_s),
-        "the long prompt's wait judged": _largest(lambda point, slo_s: point.ttft_s <= slo_s),
+        "the long prompt's TTFT judged": _largest(lambda point, slo_s: point.ttft_s <= slo_s),
         "at most taken for below": _largest(lambda point, slo_s: max(point.stalls_s) < slo_s),
     },
 )
@@ -146,7 +146,7 @@ solution(
         ],
         "first come, first served": lambda waiting: list(waiting),
         "only the head chosen": _swapped,
-        "equals turned round": lambda waiting: next_up(waiting[::-1]),
+        "ties reversed": lambda waiting: next_up(waiting[::-1]),
         "requests left out": [
             lambda waiting: [min(waiting, key=lambda request: request.num_prompt_tokens)],
             lambda waiting: [request for request in next_up(waiting) if request.num_prompt_tokens < 1000],

@@ -98,7 +98,7 @@ solution(
     cases=((50.0, 6, 6.5, 50.0), (12.0, 4, 5.0, 30.0), (900.0, 100, 6.0, 120.0), (20.0, 1, 6.0, 8.0)),
     wrong={
         "autoscaling taken for headroom": lambda _rate, _running, _one, _start: 0.0,
-        "those that run forgotten": lambda rate, _running, _one, start: rate * start,
+        "the running replicas forgotten": lambda rate, _running, _one, start: rate * start,
         "the new one counted too early": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
         "a negative queue": lambda rate, running, one, start: (rate - running * one) * start,
         "a rate taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
