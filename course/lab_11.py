@@ -248,18 +248,16 @@ def audit_title(bars: Sequence[charts.Bar]) -> str:
 
 
 def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) -> charts.Chart:
-    """The wait of the unluckiest one percent against the load, by slots."""
+    """The wait of the unluckiest one percent against the load, by slots; left out where fewer than 1% wait at all."""
     points = [
-        charts.LinePoint(load * 100, value, f"{slots} slots")
+        charts.LinePoint(load * 100, value, f"{slots} slot{'s' * (slots > 1)}")
         for slots, values in waits.items()
         for load, value in zip(loads, values, strict=True)
+        if value > 0
     ]
+    title = f"With {max(waits)} slots instead of {min(waits)}, the unluckiest 1% wait less at every load (computed)"
     return charts.lines(
-        points,
-        title=f"With {max(waits)} slots the unluckiest 1% wait less at every load (computed)",
-        x_title="busy (%)",
-        y_title="wait, in service times",
-        unit="x",
+        points, title=title, x_title="busy (%)", y_title="wait, in service times (log)", unit="x", log_y=True
     )
 
 
