@@ -257,7 +257,7 @@ def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) 
         for load, value in zip(loads, values, strict=True)
         if value > 0
     ]
-    title = f"With {max(waits)} slots instead of {min(waits)}, the unluckiest 1% wait less at every load (computed)"
+    title = f"With {max(waits)} slots instead of {min(waits)}, the unluckiest 1% wait less at every load"
     return charts.lines(
         points, title=title, x_title="busy (%)", y_title="wait, in service times (log)", unit="x", log_y=True
     )
