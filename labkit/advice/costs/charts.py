@@ -76,10 +76,8 @@ def utilisation_chart(result: CostResult) -> Spec:
         side = {"align": "right", "dx": -8} if busy > 0.5 else {"align": "left", "dx": 8}
         layers += _marked({"busy": min(1.0, busy), "usd": float(now or 0), "text": words}, {**side, "dy": -14})
     description = f"Price of a million tokens against how busy the machines are. Now {words}. {_api_words(result)}"
-    times = f"{most / busy:.2g}" if busy else ""
-    title = (
-        f"A token at {busy:.1%} busy costs {times} times one at {most:.0%}, the most that peaks allow" if busy else ""
-    )
+    times = f"{most / busy:.2g} times one at {most:.0%}" if busy else ""
+    title = f"A token at {busy:.1%} busy costs {times}, the most that peaks allow" if busy else ""
     return _finished(layers, title, description)
 
 

@@ -1,19 +1,9 @@
 """The calculation behind an answer, line by line: traffic, one machine, the fleet, its cost, the APIs, break-evens."""
 
 from collections.abc import Iterator
-from fractions import Fraction
 
 from labkit.advice.costs.calculate import CostResult
-from labkit.advice.costs.machines import (
-    BreakEven,
-    Demand,
-    Fleet,
-    MachineCost,
-    demand,
-    engineering_per_day,
-    machine,
-    staircase,
-)
+from labkit.advice.costs.machines import BreakEven, Demand, Fleet, MachineCost, engineering_per_day, machine, staircase
 from labkit.advice.costs.prices import MILLION, ApiPrice, exact, find_instance, millions, show_number, show_usd
 from labkit.advice.costs.settings import CostSettings
 
@@ -29,7 +19,7 @@ def explain(result: CostResult) -> tuple[str, ...]:
     for api in result.api:
         day = f"x {show_number(traffic.requests_per_day)} = {show_usd(api.usd_per_day)} a day"
         lines.append(f"{api.price.name}: {api.price.words} = {show_usd(api.price.usd_per_request)} a request; {day}")
-        lines.append(_break_even(settings, api.price, api.break_even, result.stairs.usd_per_planned_token))
+        lines.append(_break_even(result, api.price, api.break_even))
     return tuple(lines)
 
 
@@ -138,12 +128,12 @@ def _interval(settings: CostSettings, dearest: Fleet, cheapest: Fleet) -> Iterat
     )
 
 
-def _break_even(settings: CostSettings, price: ApiPrice, crossing: BreakEven, planned: Fraction) -> str:
-    per_token = price.usd_per_request / settings.tokens_per_request
+def _break_even(result: CostResult, price: ApiPrice, crossing: BreakEven) -> str:
+    settings, per_token = result.settings, price.usd_per_request / result.settings.tokens_per_request
     if crossing.first is None or crossing.for_good is None:
-        busy = f"{float(demand(settings).most_busy):.0%} busy, the most that peaks and buffer allow"
-        usd = f"{show_usd(planned * MILLION)} per 1M without people, {show_usd(per_token * MILLION)} there"
-        return f"{price.name}: no break-even; {settings.instance} at {busy}: {usd}"
+        own, busy = result.stairs.usd_per_planned_token, f"{float(result.demand.most_busy):.0%} busy"
+        usd = f"{show_usd(own * MILLION)} per 1M without people, {show_usd(per_token * MILLION)} there"
+        return f"{price.name}: no break-even; {settings.instance} {busy}, the most that peaks and buffer allow: {usd}"
     stays = "" if crossing.first == crossing.for_good else f", for good from {millions(crossing.for_good)} on"
     return (
         f"{price.name}: break-even at {show_usd(crossing.first * per_token)} a day / "
