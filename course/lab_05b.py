@@ -337,4 +337,4 @@ def defaults_table(here: Mapping[str, Any]) -> Any:
     bare = AutoscalingConfig()
     rows = {name: [getattr(bare, name), getattr(auto, name), value] for name, value in here.items()}
     columns = ["AutoscalingConfig()", 'num_replicas="auto"', "in this lab"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object)  # 3 replicas, not 3.0

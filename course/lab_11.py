@@ -30,8 +30,8 @@ from labkit.teaching import solution
 from labkit.theory.queues import wait_quantile
 
 
-def usd_per_million(usd_in: float, usd_out: float, read: int, written: int) -> float:
-    return (usd_in * read + usd_out * written) / (read + written)
+def usd_per_million(usd_in: float, usd_out: float, input_tokens: int, output_tokens: int) -> float:
+    return (usd_in * input_tokens + usd_out * output_tokens) / (input_tokens + output_tokens)
 
 
 solution(
@@ -40,17 +40,19 @@ solution(
     unit="dollars",
     cases=((3.0, 15.0, 1, 1), (3.0, 15.0, 3, 1), (5.0, 15.0, 0, 7), (2.5, 10.0, 900, 100), (0.15, 0.6, 600, 200)),
     wrong={
-        "the two prices added": lambda usd_in, usd_out, _read, _written: usd_in + usd_out,
-        "the mix left out": lambda usd_in, usd_out, _read, _written: (usd_in + usd_out) / 2,
-        "read and written exchanged": lambda usd_in, usd_out, read, written: usd_per_million(
-            usd_out, usd_in, read, written
+        "the two prices added": lambda usd_in, usd_out, _input_tokens, _output_tokens: usd_in + usd_out,
+        "the mix left out": lambda usd_in, usd_out, _input_tokens, _output_tokens: (usd_in + usd_out) / 2,
+        "input and output exchanged": lambda usd_in, usd_out, input_tokens, output_tokens: usd_per_million(
+            usd_out, usd_in, input_tokens, output_tokens
         ),
-        "only the written tokens paid": [
-            lambda _usd_in, usd_out, read, written: usd_out * written / (read + written),
-            lambda _usd_in, usd_out, _read, _written: usd_out,
+        "only the output tokens paid": [
+            lambda _usd_in, usd_out, input_tokens, output_tokens: (
+                usd_out * output_tokens / (input_tokens + output_tokens)
+            ),
+            lambda _usd_in, usd_out, _input_tokens, _output_tokens: usd_out,
         ],
-        "a request taken for a million tokens": lambda usd_in, usd_out, read, written: (
-            usd_in * read + usd_out * written
+        "a request taken for a million tokens": lambda usd_in, usd_out, input_tokens, output_tokens: (
+            usd_in * input_tokens + usd_out * output_tokens
         ),
     },
 )
@@ -248,18 +250,16 @@ def audit_title(bars: Sequence[charts.Bar]) -> str:
 
 
 def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) -> charts.Chart:
-    """The wait of the unluckiest one percent against the load, by slots."""
+    """The wait of the unluckiest one percent against the load, by slots; left out where fewer than 1% wait at all."""
     points = [
-        charts.LinePoint(load * 100, value, f"{slots} slots")
+        charts.LinePoint(load * 100, value, f"{slots} slot{'s' * (slots > 1)}")
         for slots, values in waits.items()
         for load, value in zip(loads, values, strict=True)
+        if value > 0
     ]
+    title = f"With {max(waits)} slots instead of {min(waits)}, the unluckiest 1% wait less at every load"
     return charts.lines(
-        points,
-        title=f"With {max(waits)} slots the unluckiest 1% wait less at every load (computed)",
-        x_title="busy (%)",
-        y_title="wait, in service times",
-        unit="x",
+        points, title=title, x_title="busy (%)", y_title="wait, in service times (log)", unit="x", log_y=True
     )
 
 

@@ -129,6 +129,16 @@ class Outage:
         return max((answer.finished_s for answer in self.failed), default=self.broke_s) - self.broke_s
 
     @property
+    def over_before_replaced(self) -> bool:
+        """Whether requests stopped failing before another replica answered. Both times grow on a slow machine."""
+        return self.broke_s + self.fails_for_s < (self.replaced_s or self.seen.now_s())
+
+    @property
+    def lasts(self) -> bool:
+        """Whether requests still failed in the last third of the load after the fault."""
+        return self.fails_for_s > 2 / 3 * (max(answer.sent_s for answer in self.seen.answers) - self.broke_s)
+
+    @property
     def noticed_s(self) -> float | None:
         """When Serve's status first counted fewer replicas; None while it did not."""
         most = max(count for _, count in self.seen.replicas)

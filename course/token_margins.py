@@ -113,7 +113,8 @@ class Comparison:
         differ = len(differences) - differences.count(None)
         title = f"{differ} of {len(differences)} answers {'differs' if differ == 1 else 'differ'} from {other}'s"
         if near and len(near) == differ:
-            title += f", at margins of up to {max(near):.2g} nats" if max(near) else ", at exact ties"
+            ties = "an exact tie" if differ == 1 else "exact ties"
+            title += f", at margins of up to {max(near):.2g} nats" if max(near) else f", at {ties}"
         title += "" if differ else f"; the closest choice had a margin of {min(same):.2g} nats"
         rows = {"the same token": (same, ())} | ({"another token": (near, ())} if near else {})
         return charts.dots(rows, title=title, x_title="margin of vLLM's token (nats)", unit="nats")

@@ -98,14 +98,16 @@ def lines(
     y_title: str,
     unit: str = "",
     log_x: bool = False,
+    log_y: bool = False,
     guess: float | None = None,
     article: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """Draw curves with their intervals as bands; guess and article are labelled rules."""
+    """Draw curves with their intervals as bands; guess and article are labelled rules. `log_y`: no point may be 0."""
     require(bool(rows), f"the chart {title!r} has no points", fix=PASS_POINTS)
     x = _log_x({row.x for row in rows}, x_title) if log_x else draw.quantity("x", x_title, tickCount=8)
-    drawn = _curves(rows, x, y_title=y_title, unit=unit, references=draw.rules(unit, guess=guess, article=article))
+    rules = draw.rules(unit, guess=guess, article=article)
+    drawn = _curves(rows, x, y_title=y_title, unit=unit, references=rules, log_y=log_y)
     parts = []
     for name in _names(rows):
         points = [row for row in rows if row.series == name]
@@ -117,11 +119,19 @@ def lines(
 
 
 def _curves(
-    points: Sequence[LinePoint], x: Spec, *, y_title: str, unit: str, references: Sequence[ReferenceLine]
+    points: Sequence[LinePoint],
+    x: Spec,
+    *,
+    y_title: str,
+    unit: str,
+    references: Sequence[ReferenceLine],
+    log_y: bool = False,
 ) -> Spec:
-    top = max([point.top for point in points] + [rule.value for rule in references])
-    domain = (min(0.0, *(point.y for point in points), 0.0), top * 1.1)
-    axes = {"x": x, "y": draw.quantity("y", y_title, domain), "color": _by_series(points)}
+    top, bottom = max([point.top for point in points] + [rule.value for rule in references]), min(p.y for p in points)
+    domain = (bottom / 1.5, top * 1.5) if log_y else (min(0.0, bottom), top * 1.1)
+    steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]  # the default is every digit
+    ticks = {"values": [at for at in steps if domain[0] <= at <= domain[1]], "format": "~g"} if log_y else {}
+    axes = {"x": x, "y": draw.quantity("y", y_title, domain, log=log_y, **ticks), "color": _by_series(points)}
     tooltip = {"tooltip": _tooltip("series", "x", "text")}
     drawn = [draw.mark("line", tooltip, **LINE), {"name": MEASURED, **draw.mark("point", tooltip, **POINT)}]
     if any(point.low is not None for point in points):

@@ -14,6 +14,7 @@ from labkit.advice import costs
 from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.explain import explain
 from labkit.advice.costs.form import VIEWS, CostCalculator, show_calculator
+from labkit.advice.costs.prices import millions
 from labkit.advice.costs.sensitivity import sensitivity
 from labkit.advice.costs.words import text, to_json
 from labkit.charts.render import svg
@@ -216,6 +217,34 @@ def test_charts_are_drawn_with_what_they_say() -> None:
         drawing = svg(spec)
         for text_in_chart in (words, "Claude 3.5 Sonnet (article)", spec["description"][:20]):
             assert text_in_chart in drawing
+
+
+@given(questions)
+@settings(max_examples=40, deadline=None)
+def test_hosting_that_never_pays_is_nowhere_drawn_below_the_api(config: costs.CostSettings) -> None:
+    """The curve of the busy share ends where peaks and buffer end it, and not at machines that are always busy."""
+    config = config.changed(hourly_load=(), engineering_hours_per_month=0)
+    result = costs.calculate(config)
+    rows = utilisation_chart(result)["layer"][0]["data"]["values"]
+    hosting = [row for row in rows if row["series"] == HOSTING]
+    planned = config.peak_factor * (1 + config.buffer)
+    if hosting:
+        assert hosting[-1]["busy"] == pytest.approx(1 / planned)
+        never = [api for api in result.api if api.break_even.first is None]
+        assert all(hosting[-1]["usd"] * 1.000001 >= float(api.usd_per_million_tokens) for api in never)
+        words = " ".join(explain(result))
+        assert all(f"{api.price.name}: no break-even; {config.instance} " in words for api in never)
+
+
+def test_a_second_crossing_is_in_the_title() -> None:
+    """A machine more makes hosting the dearer one once more: the title says from where it stays cheaper."""
+    given = {"requests_per_s": 2.0, "input_tokens": 600, "output_tokens": 200, "prices_on": "2026-11-24"}
+    result = costs.calculate(costs.settings_from(given))
+    first, stays = result.against.break_even.first, result.against.break_even.for_good
+    assert first is not None
+    assert stays is not None
+    assert first < stays
+    assert f"for good from {millions(stays)} on" in break_even_chart(result)["title"]["text"]
 
 
 # --- the command line

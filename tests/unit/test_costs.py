@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course import lab_11
+from labkit import charts
 from labkit.advice import costs
 from labkit.advice.costs import CostSettings, Throughput
 from labkit.advice.costs.machines import Staircase, break_even, machine
@@ -426,6 +427,14 @@ def test_sensitivity_is_in_order_and_centred(config: CostSettings) -> None:
 
 
 # --- waiting
+
+
+def test_waits_of_nothing_are_left_out_of_the_logarithmic_chart() -> None:
+    """Where fewer than one percent wait, a line begins later; the axis starts above zero."""
+    spec = charts.spec(lab_11.waiting_chart({1: [4.9, 29.6], 64: [0.0, 0.28]}, [0.3, 0.85]))
+    assert "64 slots: 0.28x at 85 to 0.28x at 85" in spec["description"]
+    assert "1 slot: 4.9x at 30" in spec["description"]
+    assert '"type": "log"' in json.dumps(spec)
 
 
 @given(places=st.integers(1, 60), load=st.floats(0.01, 0.97))

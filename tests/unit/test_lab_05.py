@@ -66,6 +66,8 @@ def test_an_outage_ends_with_an_answer_of_a_new_replica() -> None:
     assert (found.noticed_s, found.replaced_s, len(found.failed)) == (4.0, 6.0, 2)
     assert found.fails_for_s == pytest.approx(0.3)
     assert found.failed_share == 0.5  # 500 and 503 of the four that were sent after it
+    assert found.over_before_replaced
+    assert not found.lasts
     assert found.words("Killed") == "Killed: noticed after 3 s, replaced after 5 s, 2 requests failed"
     assert "not noticed from 1.0 to 4.0 s" in found.chart("Killed")["description"]
 
@@ -75,6 +77,14 @@ def test_an_outage_that_nothing_ends_is_said_to_be_one() -> None:
     found = outage()
     found.seen.replicas, found.seen.answers = [(0.0, 2), (9.0, 2)], found.seen.answers[:3]
     assert found.words("Sick") == "Sick: noticed never, replaced never, 0 requests failed"
+
+
+def test_failures_that_go_on_are_not_over() -> None:
+    """A request that fails after another replica has answered, and near the end of the load, turns both sentences."""
+    found = outage()
+    found.seen.answers.append(Answer(5.8, 6.1, 500))
+    assert not found.over_before_replaced
+    assert found.lasts
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,10 @@ def c42(without: int, with_key: int) -> dict[str, Scalar]:
         ("C12", c12(0.8, 1.0, 1.2), "inconclusive", "Too uncertain"),
         ("C25", {"batch_size": 8, "delay_ms": 50}, "supported", "batches of 8"),
         ("C25", {"batch_size": 1, "delay_ms": 100}, "unsourced", "a delay of 100 ms"),
-        ("C41", {"batch_size": 4, "sent": 4, "lost": 4}, "refuted", "4 of 4 good requests"),
+        ("C41", {"batch_size": 4, "sent": 4, "lost": 4}, "refuted", "4 of 4 valid concurrent requests"),
         ("C41", {"batch_size": 4, "sent": 4, "lost": 0}, "supported", "0 of 4"),
         ("C42", c42(200, 200), "supported", "without a token"),
-        ("C42", c42(400, 200), "refuted", "refuses a request without a token"),
+        ("C42", c42(400, 200), "refuted", "rejects a request without a token"),
         ("C42", c42(400, 503), "inconclusive", "neither"),
     ],
 )

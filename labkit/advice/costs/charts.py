@@ -46,11 +46,14 @@ def break_even_chart(result: CostResult) -> Spec:
     title = f"Hosting never pays against {result.against.price.name}"
     if at is not None:
         title = f"Hosting pays from {millions(at)} tokens a day on, against {result.against.price.name}"
+        if (stays := result.against.break_even.for_good) not in (None, at):
+            words = f"{millions(at)}, for good from {millions(stays)} on"
+            title = f"Hosting pays at {words}, against {result.against.price.name}"
     return _finished(layers, title, description)
 
 
 def utilisation_chart(result: CostResult) -> Spec:
-    """Dollars per million tokens against the busy share of the machines."""
+    """Dollars per million tokens against the busy share of the machines, up to the most that peaks and buffer allow."""
     hosted, now = result.hosted, result.hosted.usd_per_million_tokens
     full = float(now * hosted.utilisation) if now is not None else 0.0
     flat = [
@@ -58,7 +61,8 @@ def utilisation_chart(result: CostResult) -> Spec:
         for api in result.api
         for busy in (0.01, 1.0)
     ]
-    curve = [{"busy": share / 100, "usd": full / (share / 100), "series": HOSTING} for share in range(1, 101)]
+    most = float(result.demand.most_busy)
+    curve = [{"busy": most * n / 100, "usd": full / (most * n / 100), "series": HOSTING} for n in range(2, 101)]
     prices = [float(api.usd_per_million_tokens) for api in result.api if api.usd_per_million_tokens] + [full or 1.0]
     bottom, top = min(prices) / 1.5, max(prices) * 30
     share = "share of the paid time in which the machines compute"
@@ -72,8 +76,8 @@ def utilisation_chart(result: CostResult) -> Spec:
         side = {"align": "right", "dx": -8} if busy > 0.5 else {"align": "left", "dx": 8}
         layers += _marked({"busy": min(1.0, busy), "usd": float(now or 0), "text": words}, {**side, "dy": -14})
     description = f"Price of a million tokens against how busy the machines are. Now {words}. {_api_words(result)}"
-    times = show_number(1 / busy) if busy else ""
-    title = f"At {busy:.1%} busy a token costs {times} times what it does on full machines" if busy else ""
+    times = f"{most / busy:.2g} times one at {most:.0%}" if busy else ""
+    title = f"A token at {busy:.1%} busy costs {times}, the most that peaks allow" if busy else ""
     return _finished(layers, title, description)
 
 

@@ -19,7 +19,7 @@ def explain(result: CostResult) -> tuple[str, ...]:
     for api in result.api:
         day = f"x {show_number(traffic.requests_per_day)} = {show_usd(api.usd_per_day)} a day"
         lines.append(f"{api.price.name}: {api.price.words} = {show_usd(api.price.usd_per_request)} a request; {day}")
-        lines.append(_break_even(settings, api.price, api.break_even))
+        lines.append(_break_even(result, api.price, api.break_even))
     return tuple(lines)
 
 
@@ -128,10 +128,12 @@ def _interval(settings: CostSettings, dearest: Fleet, cheapest: Fleet) -> Iterat
     )
 
 
-def _break_even(settings: CostSettings, price: ApiPrice, crossing: BreakEven) -> str:
+def _break_even(result: CostResult, price: ApiPrice, crossing: BreakEven) -> str:
+    settings, per_token = result.settings, price.usd_per_request / result.settings.tokens_per_request
     if crossing.first is None or crossing.for_good is None:
-        return f"{price.name}: no break-even; even a full {settings.instance} costs more than the same tokens there"
-    per_token = price.usd_per_request / settings.tokens_per_request
+        own, busy = result.stairs.usd_per_planned_token, f"{float(result.demand.most_busy):.0%} busy"
+        usd = f"{show_usd(own * MILLION)} per 1M without people, {show_usd(per_token * MILLION)} there"
+        return f"{price.name}: no break-even; {settings.instance} {busy}, the most that peaks and buffer allow: {usd}"
     stays = "" if crossing.first == crossing.for_good else f", for good from {millions(crossing.for_good)} on"
     return (
         f"{price.name}: break-even at {show_usd(crossing.first * per_token)} a day / "

@@ -31,6 +31,11 @@ class Demand:
     planned_per_s: Fraction
     hours: tuple[tuple[Fraction, Fraction], ...]
 
+    @property
+    def most_busy(self) -> Fraction:
+        """The busy share of machines that exactly fit the planned rate: peaks and buffer leave the rest idle."""
+        return 1 / sum((hours * share for hours, share in self.hours), Fraction(0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineCost:
@@ -147,6 +152,12 @@ class Staircase:
     steps: tuple[tuple[Fraction, Fraction], ...]
     least: int
 
+    @property
+    def usd_per_planned_token(self) -> Fraction:
+        """Dollars per token of many machines, each as busy as peaks and buffer allow, without the fixed costs."""
+        hours = sum((hours * share for hours, share in self.steps), Fraction(0))
+        return self.hour_usd * hours + self.storage_usd * max(share for _, share in self.steps)
+
     def machines(self, tokens_per_day: Fraction) -> list[int]:
         """Return the machines for a volume, step by step."""
         return [max(self.least, math.ceil(tokens_per_day * share)) for _, share in self.steps]
@@ -188,9 +199,7 @@ def break_even(stairs: Staircase, usd_per_token: Fraction) -> BreakEven:
     first volume at which both bills are equal, from above at the last.
     """
     hours = sum((hours for hours, _ in stairs.steps), Fraction(0))
-    slope = sum((hours * share * stairs.hour_usd for hours, share in stairs.steps), Fraction(0))
-    slope += max(share for _, share in stairs.steps) * stairs.storage_usd
-    gain, step_usd = usd_per_token - slope, hours * stairs.hour_usd + stairs.storage_usd
+    gain, step_usd = usd_per_token - stairs.usd_per_planned_token, hours * stairs.hour_usd + stairs.storage_usd
     if gain <= 0:
         return BreakEven(first=None, for_good=None)
     least_usd = stairs.usd_per_day(Fraction(0))
