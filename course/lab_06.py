@@ -45,7 +45,7 @@ solution(
         "parts of two GPUs added up": lambda left, asked: (
             gpu_for(left, asked) if max(left) >= asked or sum(left) < asked else left.index(max(left))
         ),
-        "at least taken for above": lambda left, asked: min(
+        "'at least' taken for 'more than'": lambda left, asked: min(
             (gpu for gpu in range(len(left)) if left[gpu] > asked), key=left.__getitem__, default=-1
         ),
     },
@@ -71,6 +71,8 @@ def audited_file(name: str) -> auditor.Audit:
 
 def fits(config: Any) -> dict[str, str]:
     """The tests of a Serve config, each with what failed; empty where it passes."""
+    if not isinstance(config, str):
+        return {"the config can be read": f"it is a {type(config).__name__}, not a text"}
     try:
         audit = audited(config)
     except (LabkitError, yaml.YAMLError, AttributeError, TypeError) as error:
@@ -78,6 +80,10 @@ def fits(config: Any) -> dict[str, str]:
     names = {deployment.name for deployment in audit.deployments}
     short = [one for one in audit.deployments if one.context_tokens < LONGEST]
     placed = [replica for replica in audit.replicas if replica.gpus]
+    shares = sum(one.engine_share or 0 for one in audit.deployments)
+    refused = [f"{replica.name}: {replica.refused}" for replica in placed if replica.refused]
+    if len(placed) > 1 and not refused and shares >= 1:
+        refused = [f"the shares add up to {shares:.2f}, and the engines' CUDA contexts take memory too"]
     waiting = [f"{one.name} asks for {one.deployment.asks} and waits" for one in audit.replicas if not one.gpus]
     return {
         "both models are served": ", ".join(f"{name} is missing" for name in sorted(MODELS - names)),
@@ -85,7 +91,7 @@ def fits(config: Any) -> dict[str, str]:
             f"{one.name} takes {one.context_tokens:,}" for one in short
         ),
         "Ray places every replica": ", ".join(waiting),
-        "every engine starts": ", ".join(f"{replica.name}: {replica.refused}" for replica in placed if replica.refused),
+        "every engine starts": ", ".join(refused),
         "no engine takes more of the card than Ray counts": ", ".join(
             f"{one.name} takes {one.engine_share:.2f} and asks for {one.asks}"
             for one in audit.deployments
@@ -132,10 +138,10 @@ solution(
     wrong={
         "Ray's number alone repaired": lambda: _config(0.5, 0.5),
         "the engines' shares alone repaired": lambda: _config(0.6, 0.6, shares=(0.47, 0.47)),
-        "the rest of the card taken for a share": lambda: _config(0.5, 0.5, shares=(0.5, 0.92)),
+        "a share of the remaining memory": lambda: _config(0.5, 0.5, shares=(0.5, 0.92)),
         "more taken than Ray counts": lambda: _config(0.4, 0.4, shares=(0.47, 0.47)),
         "a model left out": lambda: _config(0.95, shares=(0.92,)),
-        "requests cut": lambda: _config(0.5, 0.5, shares=(0.47, 0.47), tokens=2048),
+        "shorter requests accepted": lambda: _config(0.5, 0.5, shares=(0.47, 0.47), tokens=2048),
     },
 )
 

@@ -137,10 +137,10 @@ solution(
     wrong={
         "DELETE taken for a drain": lambda version, _batch_s, _timeout_s: version.delete(),
         "an empty queue taken for an idle worker": lambda version, _batch_s, _timeout_s: _when_empty(version, 0.0),
-        "the quiet time not started again": lambda version, batch_s, _timeout_s: _when_empty(version, batch_s),
+        "the idle time not restarted": lambda version, batch_s, _timeout_s: _when_empty(version, batch_s),
         "a fixed wait taken for a drain": lambda version, batch_s, _timeout_s: _after(version, batch_s),
-        "a drain without an end": lambda version, batch_s, _timeout_s: retire(version, batch_s, math.inf),
-        "deleted at the time limit all the same": lambda version, batch_s, timeout_s: (
+        "a drain without a time limit": lambda version, batch_s, _timeout_s: retire(version, batch_s, math.inf),
+        "deleted at the time limit anyway": lambda version, batch_s, timeout_s: (
             retire(version, batch_s, timeout_s) or version.delete()
         ),
     },
@@ -173,15 +173,17 @@ solution(
         _model(0),
         _model(1),
         _model(1, "UNLOADING", "READY"),
+        _model(1, "READY", "READY"),
+        _model(0, "UNLOADING"),
     ],
     wrong={
         "the frontend's health taken for the model's": lambda _model: True,
-        "a worker that exists taken for one that answers": [
+        "a listed worker taken for a ready one": [
             lambda model: len(model["workers"]) >= max(1, model["minWorkers"]),
             lambda model: len(model["workers"]) > 0,
         ],
-        "one worker enough for all": lambda model: any(_up(model)),
-        "no worker is enough": lambda model: sum(_up(model)) >= model["minWorkers"],
+        "one worker taken for enough": lambda model: any(_up(model)),
+        "zero workers accepted": lambda model: sum(_up(model)) >= model["minWorkers"],
         "busy taken for not ready": lambda model: ready(model) and not model["jobQueueStatus"]["pendingRequests"],
         "all of them have to be ready": [
             lambda model: ready(model) and all(_up(model)),

@@ -78,6 +78,7 @@ solution(
         (_ASKED, _replicas((10, 0), (9, 0), (12, 0))),
         (_ASKED, _replicas((11, 2048), (9, 2048), (3, 0))),
         (_ASKED, _replicas((12, 2048), (4, 16))),
+        (_ASKED, _replicas((13, 2048), (4, 16))),
         (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
@@ -105,10 +106,10 @@ solution(
     cases=((50.0, 6, 6.5, 50.0), (12.0, 4, 5.0, 30.0), (900.0, 100, 6.0, 120.0), (20.0, 1, 6.0, 8.0)),
     wrong={
         "autoscaling taken for headroom": lambda _rate, _running, _one, _start: 0.0,
-        "those that run forgotten": lambda rate, _running, _one, start: rate * start,
-        "the new one counted too early": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
-        "fewer than nobody": lambda rate, running, one, start: (rate - running * one) * start,
-        "a rate taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
+        "the running replicas forgotten": lambda rate, _running, _one, start: rate * start,
+        "a starting replica counted": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
+        "a negative queue": lambda rate, running, one, start: (rate - running * one) * start,
+        "growth per second taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
     },
 )
 
@@ -134,14 +135,16 @@ solution(
                 [running[rates.index(max(rates))]], usd, [max(rates)], tokens
             ),
         ],
-        "hours averaged in place of tokens": lambda running, usd, rates, tokens: fmean(
+        "hourly prices averaged": lambda running, usd, rates, tokens: fmean(
             usd_per_million([n], usd, [rate], tokens) for n, rate in zip(running, rates, strict=True)
         ),
         "seconds taken for hours": lambda running, usd, rates, tokens: usd_per_million(
             running, usd * 3600, rates, tokens
         ),
         "requests taken for tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
-        "one replica paid": lambda running, usd, rates, tokens: usd_per_million([1] * len(running), usd, rates, tokens),
+        "only one replica paid for": lambda running, usd, rates, tokens: usd_per_million(
+            [1] * len(running), usd, rates, tokens
+        ),
     },
 )
 
