@@ -27,13 +27,16 @@ ENOUGH = 200
 """Requests from which on a percentile, or a share of 95%, is quoted."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Seen:
     """What a router sees of a replica, for the exercise."""
 
     in_flight: int
     cached: int
     kv_usage: float = 0.5
+
+    def __repr__(self) -> str:
+        return f"({self.in_flight} in flight, {self.cached} cached)"  # a diagnosis shows 30 characters
 
     def cached_tokens(self, _token_ids: Sequence[int]) -> int:
         return self.cached

@@ -399,12 +399,10 @@ def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
 
 
 def _codes(answer: Any) -> set[str]:
-    if isinstance(answer, str):
-        # Codes are single letters: "A C", "A, C", "A and C" and "AC" are the same answer.
-        letters = re.sub(r"\b(and|or)\b", " ", answer, flags=re.IGNORECASE)
-        return {letter.upper() for letter in letters if letter.isalnum()}
-    parts = answer if isinstance(answer, Iterable) else (answer,)
-    return {str(part).strip().upper() for part in parts}
+    parts = answer if isinstance(answer, Iterable) and not isinstance(answer, str) else (answer,)
+    # Codes are single letters: "A C", "A, C", "A and C", "AC" and ["A", "C"] are the same answer.
+    letters = re.sub(r"\b(and|or)\b", " ", " ".join(map(str, parts)), flags=re.IGNORECASE)
+    return {letter.upper() for letter in letters if letter.isalnum()}
 
 
 def _is_unanswered(answer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import linecache
+import math
 import re
 import sys
 from collections import Counter
@@ -193,7 +194,8 @@ def test_an_exact_answer_is_never_nearly_right() -> None:
 
 
 def test_a_right_answer_in_another_form_passes() -> None:
-    """The load client's own rule is as good as the course's; so is a response that is passed on, and any exception."""
+    """The load client's own rule is as good as the course's; so are a response that is passed on, any exception, and
+    another order of factors."""
 
     class PassesOn(lab_05.Ticket):
         async def __call__(self, text: str) -> dict[str, str]:
@@ -218,7 +220,11 @@ def test_a_right_answer_in_another_form_passes() -> None:
     def by_slo(requests: list[Any], duration_s: float, ttft_s: float, tpot_s: float) -> float:
         return sum(map(Slo(ttft_s=ttft_s, tpot_s=tpot_s).holds, requests)) / duration_s
 
+    def in_another_order(requests_per_s: float, _input: float, output_tokens: float, tokens_per_hour: float) -> int:
+        return math.ceil(requests_per_s / tokens_per_hour * 3600 * output_tokens)
+
     answers = [("01.goodput", by_slo), ("05.ticket", PassesOn), ("05.ticket", Grouped), ("05b.lookup", NotFound)]
+    answers.append(("10.instances", in_another_order))
     assert [(id, found.diagnosis) for id, answer in answers if not (found := find(id).judge(answer)).passed] == []
 
 
@@ -278,6 +284,7 @@ def test_a_diagnosis_says_what_the_answer_shows() -> None:
         ("08b.none", lambda n: 100 * (1 - 0.05 ** (1 / n)), "shares and percent"),
         ("11.break_even", lambda *_: None, "`break_even` returns None"),
         ("05b.health", Inverted, "although the engine is healthy"),
+        ("12.router", lambda _request, replicas: len(replicas) - 1, "(5 in flight, 2048 cached)"),
     ]
     assert [(id, told) for id, answer, text in wanted if text not in (told := find(id).judge(answer).diagnosis)] == []
     assert "bits" not in find("01.tpot").judge(0.08 * 8).diagnosis
@@ -337,7 +344,14 @@ def test_a_choice_is_read_in_any_writing_and_every_wrong_decision_is_told() -> N
     right, every = choice.reference({}), {option.code for option in choice.options}
     first, *others = sorted(right)
     joined = " ".join(right)
-    for answer in (joined, joined.lower().replace(" ", ","), "".join(right), f"{', '.join(others)} and {first}", right):
+    for answer in (
+        [joined],
+        joined,
+        joined.lower().replace(" ", ","),
+        "".join(right),
+        f"{', '.join(others)} and {first}",
+        right,
+    ):
         assert choice.judge(answer).passed
     assert ", ".join(sorted(every)) in choice.judge("X").diagnosis
     result = choice.judge({*others[1:], min(every - right)})
