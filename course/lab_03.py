@@ -50,6 +50,7 @@ solution(
         # equal from block 2 on
         ([*range(64), *range(200, 264)], [*range(400, 432), *range(32, 64), *range(200, 232)], 32),
         ([*range(48)], [*range(49)], 16),
+        ([7, *range(1, 40)], [3, *range(1, 40)], 16),
         ([*range(33)], [*range(32), 900, *range(33, 70)], 16),
     ],
     wrong={

@@ -54,7 +54,8 @@ class Version:
 class Rehearsal:
     """A `Version` without a server: one worker takes the queue in batches, and `delete` counts the lost requests.
 
-    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms for each look, move its clock.
+    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms for each look, move its clock, which does not
+    start at zero, like a server's.
     """
 
     def __init__(self, name: str, arrivals_s: Sequence[float], *, batch_size: int = 8, batch_s: float = 0.9) -> None:
@@ -81,7 +82,7 @@ class Rehearsal:
         return {"jobQueueStatus": {"pendingRequests": pending}}
 
     def now_s(self) -> float:
-        return self._clock_s
+        return 1000.0 + self._clock_s
 
     def sleep(self, seconds: float) -> None:
         self._clock_s += seconds
