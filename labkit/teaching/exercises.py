@@ -29,12 +29,7 @@ from labkit.teaching.questions import Question, read_questions
 Context = Mapping[str, Any]
 Function = Callable[..., Any]
 
-UNITS = {
-    60: "seconds and minutes",
-    100: "shares and percent",
-    1000: "thousands, as between seconds and milliseconds",
-    10**6: "millions",
-}
+UNITS = {60: "seconds and minutes", 100: "shares and percent", 1000: "thousands, as ms and s", 10**6: "millions"}
 BYTE_UNITS = {8: "bits and bytes", 1024: "bytes and KiB", 2**20: "bytes and MiB", 10**9: "bytes and GB"}
 SOLVES = "solves"  # the attribute of a solution
 SOLUTION_FROM = 2  # wrong answers; a starter that is broken on purpose counts as the first when it is checked unchanged
@@ -456,9 +451,10 @@ def _close(given: Any, expected: Any, tolerance: float) -> bool:
 
 def _describe(given: Any, expected: Any, *, unit: str) -> str:
     """Describe what is wrong with an answer without giving the right one."""
+    kind = "None" if given is None else f"a {type(given).__name__}"
     if _is_list(expected):
         if not _is_list(given):
-            return f"A list is expected; this is {_kind(given)}."
+            return f"A list is expected; this is {kind}."
         if len(given) != len(expected):
             more = "more" if len(given) > len(expected) else "fewer"
             return f"The list has {more} entries than it should: check which ones belong in it."
@@ -466,7 +462,7 @@ def _describe(given: Any, expected: Any, *, unit: str) -> str:
         wrong = next(pair for pair in pairs if not _close(*pair, 1e-6))
         return "The list has the right length. " + _describe(*wrong, unit=unit)
     if not _is_number(given):
-        return f"A number is expected{f', in {unit}' if unit else ''}; this is {_kind(given)}."
+        return f"A number is expected{f', in {unit}' if unit else ''}; this is {kind}."
     if not _is_number(expected):
         return f"Here the answer is not a number; this is {given:g}."
     if not math.isfinite(given):
@@ -474,10 +470,6 @@ def _describe(given: Any, expected: Any, *, unit: str) -> str:
     if float(given) * float(expected) <= 0:
         return "The sign is wrong, or the answer is zero: check what is subtracted from what."
     return _describe_size(float(given) / float(expected), UNITS | (BYTE_UNITS if unit == "bytes" else {}))
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _describe_size(ratio: float, units: Mapping[int, str]) -> str:
