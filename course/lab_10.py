@@ -86,7 +86,13 @@ solution(
     "10.instances",
     instances,
     unit="instances",
-    cases=((1024, 800, 180, 14_745_600), (5000, 300, 20, 1.1e6), (12, 500, 90, 3.2e6), (3, 100, 50, 30e6)),
+    cases=(
+        (1024, 800, 180, 14_745_600),
+        (5000, 300, 20, 1.1e6),
+        (12, 500, 90, 3.2e6),
+        (3, 100, 50, 30e6),
+        (2000, 300, 100, 91e3),
+    ),
     wrong={
         "input tokens counted as generated": lambda rate, given, made, hourly: instances(rate, 0, given + made, hourly),
         "fractions of instances": lambda rate, _given, made, hourly: rate * made / (hourly / 3600),

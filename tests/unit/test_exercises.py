@@ -293,6 +293,7 @@ def test_a_diagnosis_says_what_the_answer_shows() -> None:
         ("04.next_up", in_place, "`next_up` returns None: end it with `return`"),
         ("04.next_up", lambda waiting: (request for request in waiting), "A list is expected; this is a generator"),
         ("08b.none", lambda n: 100 * (1 - 0.05 ** (1 / n)), "shares and percent"),
+        ("10.instances", lambda _rate, _in, out, per_hour: math.ceil(out * 3600 / per_hour), "The number is too small"),
         ("11.break_even", lambda *_: None, "`break_even` returns None"),
         ("05b.health", Inverted, "although the engine is healthy"),
         ("12.router", lambda _request, replicas: len(replicas) - 1, "(5 in flight, 2048 cached)"),
