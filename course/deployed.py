@@ -8,6 +8,7 @@ from typing import Any
 
 Call = Callable[..., Awaitable[Any]]
 APPLICATION = "exercise"
+FAILS = "an exception"
 
 
 class _Method:
@@ -17,10 +18,14 @@ class _Method:
         self._function = function
 
     def remote(self, *arguments: Any) -> Awaitable[Any]:
-        if not inspect.iscoroutinefunction(self._function):  # Ray Serve runs it in a thread, too
-            return asyncio.ensure_future(asyncio.to_thread(self._function, *arguments))
-        started: Awaitable[Any] = asyncio.ensure_future(self._function(*arguments))
-        return started
+        return asyncio.ensure_future(self._called(*arguments))
+
+    async def _called(self, *arguments: Any) -> Any:
+        # As in Ray Serve, a response that is passed on arrives as its value, and a plain function runs in a thread.
+        values = [await argument if inspect.isawaitable(argument) else argument for argument in arguments]
+        if not inspect.iscoroutinefunction(self._function):
+            return await asyncio.to_thread(self._function, *values)
+        return await self._function(*values)
 
 
 class _Handle:
@@ -64,11 +69,9 @@ def running(answer: type, *parts: type) -> Iterator[Call]:
         serve.delete(APPLICATION)
 
 
-async def outcome(call: Awaitable[Any], expected: type[Exception]) -> Any:
-    """What a caller gets: the answer, or the name of the exception, which a remote one also inherits from."""
+async def outcome(call: Awaitable[Any], raised: str = "") -> Any:
+    """Return what a caller gets: the answer, or in place of an exception `raised`, by default its name."""
     try:
         return await call
-    except expected:
-        return expected.__name__
     except Exception as error:
-        return type(error).__name__
+        return raised or type(error).__name__

@@ -50,8 +50,9 @@ solution(
 )
 
 
-def weight_bytes(parameters: int, dtype_bytes: int) -> int:
-    return parameters * dtype_bytes
+def weight_bytes(parameters: int) -> float:
+    bits = 4 * parameters
+    return bits / 8
 
 
 solution(
@@ -59,10 +60,10 @@ solution(
     weight_bytes,
     unit="bytes",
     tolerance=0.01,
-    needs={"dtype_bytes": EXAMPLE["dtype_bytes"], "parameters": 134_515_008},
+    needs={"parameters": 134_515_008},
     wrong={
-        "32-bit numbers": lambda parameters: 4 * parameters,
-        "bits for bytes": lambda parameters, dtype_bytes: 8 * parameters * dtype_bytes,
-        "a parameter taken for a byte": lambda parameters: parameters,
+        "16-bit numbers": lambda parameters: 2 * parameters,
+        "bits for bytes": lambda parameters: 4 * parameters,
+        "parameters taken for bytes": lambda parameters: parameters,
     },
 )

@@ -84,7 +84,9 @@ solution(
         "blocks rounded down": lambda waiting, free, running, most, size: admit(
             [(prompt // size * size, 0) for prompt, _ in waiting], free, running, most, size
         ),
-        "running requests forgotten": lambda waiting, free, _running, most, size: admit(waiting, free, 0, most, size),
+        "the running requests forgotten": lambda waiting, free, _running, most, size: admit(
+            waiting, free, 0, most, size
+        ),
         "one free block given twice": _taking_nothing,
     },
 )

@@ -50,6 +50,7 @@ solution(
         # equal from block 2 on
         ([*range(64), *range(200, 264)], [*range(400, 432), *range(32, 64), *range(200, 232)], 32),
         ([*range(48)], [*range(49)], 16),
+        ([7, *range(1, 40)], [3, *range(1, 40)], 16),
         ([*range(33)], [*range(32), 900, *range(33, 70)], 16),
     ],
     wrong={
@@ -59,11 +60,11 @@ solution(
             lambda before, prompt, block_size: -(-common_tokens(before, prompt) // block_size) * block_size,
         ],
         "nothing left to compute": lambda before, prompt, size: common_tokens(before, prompt) // size * size,
-        "blocks without their past": [
+        "blocks compared without their prefix": [
             _unchained,
             lambda before, prompt, block_size: min(_unchained(before, prompt, block_size), len(prompt) - 1),
         ],
-        "blocks for tokens": [
+        "blocks counted in place of tokens": [
             lambda before, prompt, block_size: min(common_tokens(before, prompt), len(prompt) - 1) // block_size,
             lambda before, prompt, block_size: common_tokens(before, prompt) // block_size,
         ],
@@ -101,12 +102,14 @@ solution(
         ([16, 2000, 1024, 0], [0, 9, 8, 1]),
         ([2000, 0, 0, 0], [8, 0, 0, 0]),
         ([0, 1000], [2, 2]),
+        ([700, 700, 0], [2, 2, 1]),
+        ([0, 2000], [5, 12]),
     ],
     wrong={
         "the fullest cache, however long its queue": _most_cached,
         "the caches ignored": _least_loaded,
         "equal caches, unequal queues": _first_of_equal,
-        "any difference in load rejected": lambda cached, under_way: max(
+        "no lead in requests allowed": lambda cached, under_way: max(
             (n for n, m in enumerate(under_way) if m == min(under_way)), key=lambda n: cached[n]
         ),
     },

@@ -33,7 +33,7 @@ class Point:
 
 
 def steps_alone(prompt_tokens: int, budget: int) -> int:
-    return math.ceil(prompt_tokens / budget)  # no answer is being decoded: the prompt may fill every step
+    return math.ceil(prompt_tokens / budget)  # no stream is decoding: the prompt may fill every step
 
 
 def chunk_sizes(prompt_tokens: int, budget: int, decoding: int, threshold: int = 0) -> list[int]:
@@ -56,16 +56,16 @@ solution(
             lambda tokens, budget, _decoding, _threshold: chunk_sizes(tokens, budget, 0),
         ],
         "the threshold left out": lambda tokens, budget, decoding, _threshold: chunk_sizes(tokens, budget, decoding),
-        "the threshold for the budget": lambda tokens, budget, decoding, threshold: chunk_sizes(
+        "the threshold in place of the budget": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens, threshold or budget - decoding, 0
         ),
         "the streams charged to the threshold": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens, min(budget, threshold or budget), decoding
         ),
-        "the rest dropped": lambda tokens, budget, decoding, threshold: chunk_sizes(
+        "the remainder dropped": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens - tokens % min(budget - decoding, threshold or budget), budget, decoding, threshold
         ),
-        "the last part padded": lambda tokens, budget, decoding, threshold: (
+        "the last chunk padded": lambda tokens, budget, decoding, threshold: (
             [min(budget - decoding, threshold or budget)] * len(chunk_sizes(tokens, budget, decoding, threshold))
         ),
     },
@@ -97,18 +97,18 @@ solution(
     unit="tokens",
     cases=[(POINTS, slo_s) for slo_s in (0.5, 0.25, 1.2, 0.0225)],
     wrong={
-        "the median gap judged": _largest(lambda point, slo_s: point.gap_p50_s <= slo_s),
+        "judged by the median gap": _largest(lambda point, slo_s: point.gap_p50_s <= slo_s),
         "the largest of all": _largest(lambda _point, _slo_s: True),
-        "the smallest that meets it": lambda points, slo_s: min(
+        "the smallest budget that meets it": lambda points, slo_s: min(
             (point.budget for point in points if max(point.stalls_s) <= slo_s), default=0
         ),
-        "the average prompt judged": [
+        "judged by the average stall": [
             _largest(lambda point, slo_s: fmean(point.stalls_s) <= slo_s),
             _largest(lambda point, slo_s: median(point.stalls_s) <= slo_s),
         ],
-        "the best prompt judged": _largest(lambda point, slo_s: min(point.stalls_s) <= slo_s),
-        "the long prompt's TTFT judged": _largest(lambda point, slo_s: point.ttft_s <= slo_s),
-        "at most taken for below": _largest(lambda point, slo_s: max(point.stalls_s) < slo_s),
+        "judged by the best case": _largest(lambda point, slo_s: min(point.stalls_s) <= slo_s),
+        "judged by the long prompt's TTFT": _largest(lambda point, slo_s: point.ttft_s <= slo_s),
+        "'at most' taken for 'below'": _largest(lambda point, slo_s: max(point.stalls_s) < slo_s),
     },
 )
 
@@ -146,12 +146,12 @@ solution(
         ],
         "first come, first served": lambda waiting: list(waiting),
         "only the head chosen": _swapped,
-        "ties reversed": lambda waiting: next_up(waiting[::-1]),
+        "ties in reverse order": lambda waiting: next_up(waiting[::-1]),
         "requests left out": [
             lambda waiting: [min(waiting, key=lambda request: request.num_prompt_tokens)],
             lambda waiting: [request for request in next_up(waiting) if request.num_prompt_tokens < 1000],
         ],
-        "lengths for requests": lambda waiting: sorted(request.num_prompt_tokens for request in waiting),
+        "lengths in place of requests": lambda waiting: sorted(request.num_prompt_tokens for request in waiting),
         "sorted by name": lambda waiting: sorted(waiting, key=lambda request: request.request_id, reverse=True),
     },
 )

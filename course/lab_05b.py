@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course.deployed import Call, called_here, outcome, running
+from course.deployed import FAILS, Call, called_here, outcome, running
 from labkit import charts
 from labkit.errors import require
 from labkit.experiments import interval, paired_ratio
@@ -69,10 +69,10 @@ def looked_up(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
 
     async def ask(call: Call) -> dict[str, Any]:
         most_at_a_time()
-        known = await asyncio.gather(*(outcome(call("__call__", order), KeyError) for order in ORDERS))
+        known = await asyncio.gather(*(outcome(call("__call__", order)) for order in ORDERS))
         return {
             TOGETHER: list(known),
-            UNKNOWN: await outcome(call("__call__", "Z99"), KeyError),
+            UNKNOWN: await outcome(call("__call__", "Z99"), FAILS),
             INSIDE: await call("report"),
         }
 
@@ -167,7 +167,7 @@ def checked(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
 
     async def ask(call: Call) -> dict[str, str]:
         seen = {FINE: await state(call)}
-        await outcome(call("__call__", ""), ValueError)
+        await outcome(call("__call__", ""))
         seen[REFUSED] = await state(call)
         await call("end_engine")
         seen[DEAD] = await state(call)
@@ -223,6 +223,12 @@ class _Probing(Writer):
         await self.engine.generate("")
 
 
+class _Inverted(Writer):
+    async def check_health(self) -> None:
+        if self.engine.alive:
+            raise EngineDeadError("the engine has died")
+
+
 solution(
     "05b.health",
     Writer,
@@ -232,7 +238,7 @@ solution(
     wrong={
         "a dead engine reported as healthy": [_Silent, _False],
         "every failed request counted": _Touchy,
-        "a check that the engine refuses": _Probing,
+        "a check that fails on a healthy engine": [_Probing, _Inverted],
     },
 )
 
@@ -264,7 +270,7 @@ solution(
         (10.0, 1.0, 2.0, 1, 20),
     ),
     wrong={
-        "volume taken for concurrency": lambda rate, _duration_s, target, low, high: _within(
+        "rate taken for concurrency": lambda rate, _duration_s, target, low, high: _within(
             -int(-rate // target), low, high
         ),
         "rounded down": [

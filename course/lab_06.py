@@ -37,6 +37,7 @@ solution(
         ([0.4, 0.4, 0.4], 0.5),
         ([1.0, 0.5], 0.5),
         ([0.9, 0.3, 1.0], 0.3),
+        ([0.3, 0.9], 0.25),
     ),
     exact=True,
     wrong={
@@ -45,7 +46,7 @@ solution(
         "parts of two GPUs added up": lambda left, asked: (
             gpu_for(left, asked) if max(left) >= asked or sum(left) < asked else left.index(max(left))
         ),
-        "at least taken for above": lambda left, asked: min(
+        "'at least' taken for 'more than'": lambda left, asked: min(
             (gpu for gpu in range(len(left)) if left[gpu] > asked), key=left.__getitem__, default=-1
         ),
     },
@@ -71,6 +72,8 @@ def audited_file(name: str) -> auditor.Audit:
 
 def fits(config: Any) -> dict[str, str]:
     """The tests of a Serve config, each with what failed; empty where it passes."""
+    if not isinstance(config, str):
+        return {"the config can be read": f"it is a {type(config).__name__}, not a text"}
     try:
         audit = audited(config)
     except (LabkitError, yaml.YAMLError, AttributeError, TypeError) as error:
@@ -132,10 +135,10 @@ solution(
     wrong={
         "Ray's number alone repaired": lambda: _config(0.5, 0.5),
         "the engines' shares alone repaired": lambda: _config(0.6, 0.6, shares=(0.47, 0.47)),
-        "the rest of the card taken for a share": lambda: _config(0.5, 0.5, shares=(0.5, 0.92)),
+        "a share of the remaining memory": lambda: _config(0.5, 0.5, shares=(0.5, 0.92)),
         "more taken than Ray counts": lambda: _config(0.4, 0.4, shares=(0.47, 0.47)),
         "a model left out": lambda: _config(0.95, shares=(0.92,)),
-        "requests cut": lambda: _config(0.5, 0.5, shares=(0.47, 0.47), tokens=2048),
+        "shorter requests accepted": lambda: _config(0.5, 0.5, shares=(0.47, 0.47), tokens=2048),
     },
 )
 

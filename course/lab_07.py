@@ -139,7 +139,7 @@ solution(
     cases=[
         ({"prompt": "paris"}, {"prompt": "rome"}),
         ({"prompt": "oslo"}, {}, {"prompt": 7}, {"prompt": "bonn"}),
-        (["paris"], {"prompt": "rome"}),
+        (["paris"], "a prompt", {"prompt": "rome"}),
         ({},),
     ],
     wrong={
@@ -148,7 +148,7 @@ solution(
         "bad rows left out": _LeftOut,
         "answers given to the wrong rows": _BadRowsLast,
         "the rows computed one after the other": _OneByOne,
-        "the model called without a row": _EmptyCall,
+        "the model called with an empty batch": _EmptyCall,
         "an error sent as a success": _reporting(lambda _context, _index: None),
         "a client's mistake reported as the server's": [_reporting(_status(500)), _reporting(_status(503))],
         "the status set on the first row": _reporting(lambda context, _index: context.set_response_status(code=422)),
@@ -175,7 +175,13 @@ solution(
     requests_per_s,
     unit="requests/s",
     worked=batch_seconds,
-    cases=[(32, 8, 0.2, 0.1, 0.01), (2, 8, 0.2, 0.1, 0.01), (1, 1, 0.3, 0.2, 0.02), (4, 4, 0.3, 0.2, 0.02)],
+    cases=[
+        (32, 8, 0.2, 0.1, 0.01),
+        (2, 8, 0.2, 0.1, 0.01),
+        (1, 1, 0.3, 0.2, 0.02),
+        (4, 4, 0.3, 0.2, 0.02),
+        (12, 8, 0.2, 0.1, 0.01),
+    ],
     wrong={
         "every batch full": [
             lambda _clients, size, _delay, fixed, row: size / (fixed + row * size),
@@ -208,15 +214,15 @@ solution(
         "the margin forgotten": lambda timeout, _share, first, step, rows: longest_answer(
             timeout, 1, first, step, rows
         ),
-        "the prompts forgotten": [
+        "the prefill forgotten": [
             lambda timeout, share, _first, step, rows: longest_answer(timeout, share, 0, step, rows),
             lambda timeout, share, _first, step, _rows: int(share * timeout / step),
         ],
-        "the rows take turns": [
+        "rows thought to take turns": [
             lambda timeout, share, first, step, rows: longest_answer(timeout, share, first, step * rows, rows),
             lambda timeout, share, first, step, rows: int((share * timeout - first) / step / rows),
         ],
-        "the batch's tokens for one answer's": [
+        "the batch's tokens taken for one answer's": [
             lambda timeout, share, first, step, rows: longest_answer(timeout, share, first, step, rows) * rows,
             lambda timeout, share, first, step, rows: int((share * timeout - first) / step) * rows,
         ],

@@ -54,7 +54,8 @@ class Version:
 class Rehearsal:
     """A `Version` without a server: one worker takes the queue in batches, and `delete` counts the lost requests.
 
-    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms for each look, move its clock.
+    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms for each look, move its clock, which does not
+    start at zero, like a server's.
     """
 
     def __init__(self, name: str, arrivals_s: Sequence[float], *, batch_size: int = 8, batch_s: float = 0.9) -> None:
@@ -81,7 +82,7 @@ class Rehearsal:
         return {"jobQueueStatus": {"pendingRequests": pending}}
 
     def now_s(self) -> float:
-        return self._clock_s
+        return 1000.0 + self._clock_s
 
     def sleep(self, seconds: float) -> None:
         self._clock_s += seconds
@@ -137,10 +138,10 @@ solution(
     wrong={
         "DELETE taken for a drain": lambda version, _batch_s, _timeout_s: version.delete(),
         "an empty queue taken for an idle worker": lambda version, _batch_s, _timeout_s: _when_empty(version, 0.0),
-        "the quiet time not started again": lambda version, batch_s, _timeout_s: _when_empty(version, batch_s),
+        "the idle time not restarted": lambda version, batch_s, _timeout_s: _when_empty(version, batch_s),
         "a fixed wait taken for a drain": lambda version, batch_s, _timeout_s: _after(version, batch_s),
-        "a drain without an end": lambda version, batch_s, _timeout_s: retire(version, batch_s, math.inf),
-        "deleted at the time limit all the same": lambda version, batch_s, timeout_s: (
+        "a drain without a time limit": lambda version, batch_s, _timeout_s: retire(version, batch_s, math.inf),
+        "deleted at the time limit anyway": lambda version, batch_s, timeout_s: (
             retire(version, batch_s, timeout_s) or version.delete()
         ),
     },
@@ -173,15 +174,17 @@ solution(
         _model(0),
         _model(1),
         _model(1, "UNLOADING", "READY"),
+        _model(1, "READY", "READY"),
+        _model(0, "UNLOADING"),
     ],
     wrong={
         "the frontend's health taken for the model's": lambda _model: True,
-        "a worker that exists taken for one that answers": [
+        "a listed worker taken for a ready one": [
             lambda model: len(model["workers"]) >= max(1, model["minWorkers"]),
             lambda model: len(model["workers"]) > 0,
         ],
-        "one worker enough for all": lambda model: any(_up(model)),
-        "no worker is enough": lambda model: sum(_up(model)) >= model["minWorkers"],
+        "one worker taken for enough": lambda model: any(_up(model)),
+        "zero workers accepted": lambda model: sum(_up(model)) >= model["minWorkers"],
         "busy taken for not ready": lambda model: ready(model) and not model["jobQueueStatus"]["pendingRequests"],
         "all of them have to be ready": [
             lambda model: ready(model) and all(_up(model)),

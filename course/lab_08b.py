@@ -45,7 +45,7 @@ solution(
             hash(f"{test}/{user}") % 2**32 < share * 2**32
         ),
         "a split by the order of sign-up": lambda user, share, _test: int(user.split("-")[-1]) % 10 < share * 10,
-        "the rest taken for the canary": lambda user, share, test: _hashed(f"{test}/{user}") >= share,
+        "canary and rest swapped": lambda user, share, test: _hashed(f"{test}/{user}") >= share,
     },
 )
 
@@ -67,7 +67,7 @@ solution(
     cases=((4, 20, 11, 380), (30, 300, 9, 300), (120, 1000, 60, 2000)),
     wrong={
         "widths added up": lambda f, n, g, m: half_width_of_one(f, n) + half_width_of_one(g, m),
-        "the version before taken for certain": lambda f, n, _g, _m: half_width_of_one(f, n),
+        "the previous version's share taken as exact": lambda f, n, _g, _m: half_width_of_one(f, n),
         "both groups pooled": lambda f, n, g, m: half_width_of_one(f + g, n + m),
         "variances subtracted": lambda f, n, g, m: (
             abs(half_width_of_one(f, n) ** 2 - half_width_of_one(g, m) ** 2) ** 0.5
@@ -87,11 +87,11 @@ solution(
     tolerance=1e-4,
     cases=((20,), (300,), (3000,)),
     wrong={
-        "none seen taken for none": lambda _n: 0.0,
+        "no failure seen taken for a rate of zero": lambda _n: 0.0,
         "one in n": [lambda n: 1 / n, lambda n: 1 / (n + 1)],
         "the probability divided by n": lambda n: 0.05 / n,
-        "the probability of success taken": lambda n: 0.05 ** (1 / n),
-        "95 percent for 5": lambda n: 1 - 0.95 ** (1 / n),
+        "the probability of success returned": lambda n: 0.05 ** (1 / n),
+        "95% in place of 5%": lambda n: 1 - 0.95 ** (1 / n),
     },
 )
 

@@ -40,16 +40,14 @@ solution(
     unit="dollars",
     cases=((3.0, 15.0, 1, 1), (3.0, 15.0, 3, 1), (5.0, 15.0, 0, 7), (2.5, 10.0, 900, 100), (0.15, 0.6, 600, 200)),
     wrong={
-        "the two prices added": lambda usd_in, usd_out, _input_tokens, _output_tokens: usd_in + usd_out,
-        "the mix left out": lambda usd_in, usd_out, _input_tokens, _output_tokens: (usd_in + usd_out) / 2,
-        "input and output exchanged": lambda usd_in, usd_out, input_tokens, output_tokens: usd_per_million(
-            usd_out, usd_in, input_tokens, output_tokens
+        "the two prices added": lambda usd_in, usd_out, _read, _written: usd_in + usd_out,
+        "the mix ignored": lambda usd_in, usd_out, _read, _written: (usd_in + usd_out) / 2,
+        "input and output swapped": lambda usd_in, usd_out, read, written: usd_per_million(
+            usd_out, usd_in, read, written
         ),
-        "only the output tokens paid": [
-            lambda _usd_in, usd_out, input_tokens, output_tokens: (
-                usd_out * output_tokens / (input_tokens + output_tokens)
-            ),
-            lambda _usd_in, usd_out, _input_tokens, _output_tokens: usd_out,
+        "only the output tokens charged": [
+            lambda _usd_in, usd_out, read, written: usd_out * written / (read + written),
+            lambda _usd_in, usd_out, _read, _written: usd_out,
         ],
         "a request taken for a million tokens": lambda usd_in, usd_out, input_tokens, output_tokens: (
             usd_in * input_tokens + usd_out * output_tokens
@@ -86,16 +84,16 @@ solution(
             lambda rate, tokens, per_s, peak, buffer: math.floor(rate * tokens * peak * (1 + buffer) / per_s),
             lambda rate, tokens, per_s, peak, buffer: round(rate * tokens * peak * (1 + buffer) / per_s),
         ],
-        "parts of machines rented": lambda rate, tokens, per_s, peak, buffer: (
+        "fractions of machines rented": lambda rate, tokens, per_s, peak, buffer: (
             rate * tokens * peak * (1 + buffer) / per_s
         ),
-        "the reserve taken of the average": lambda rate, tokens, per_s, peak, buffer: machines(
+        "the reserve computed from the average": lambda rate, tokens, per_s, peak, buffer: machines(
             rate, tokens, per_s, peak + buffer, 0
         ),
         "one too many where it divides evenly": lambda rate, tokens, per_s, peak, buffer: (
             int(rate * tokens * peak * (1 + buffer) / per_s) + 1
         ),
-        "the reserve taken off the demand": lambda rate, tokens, per_s, peak, buffer: machines(
+        "the reserve subtracted from the demand": lambda rate, tokens, per_s, peak, buffer: machines(
             rate, tokens, per_s, peak, -buffer
         ),
     },
@@ -111,14 +109,14 @@ solution(
     "11.break_even",
     break_even,
     unit="tokens",
-    cases=((320.0, 9.0, 480e6), (960.0, 0.375, 480e6), (526.98, 6.0, 480e6), (19.32, 0.22, 60e6), (90.0, 1.5, 60e6)),
+    cases=((320.0, 9.0, 480e6), (960.0, 0.375, 480e6), (526.98, 6.0, 480e6), (19.32, 0.22, 60e6), (90.0, 1.5, 75e6)),
     wrong={
         "a machine without limits": lambda per_day, per_million, _capacity: per_day / per_million * 1_000_000,
         "stopped at the capacity": lambda per_day, per_million, capacity: min(
             per_day / per_million * 1_000_000, capacity
         ),
         "upside down": lambda per_day, per_million, capacity: break_even(per_million, per_day, capacity),
-        "an hour's bill against a day's": lambda per_day, per_million, capacity: break_even(
+        "an hour's bill compared with a day's": lambda per_day, per_million, capacity: break_even(
             per_day / 24, per_million, capacity
         ),
     },

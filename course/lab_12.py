@@ -27,13 +27,16 @@ ENOUGH = 200
 """Requests from which on a percentile, or a share of 95%, is quoted."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Seen:
     """What a router sees of a replica, for the exercise."""
 
     in_flight: int
     cached: int
     kv_usage: float = 0.5
+
+    def __repr__(self) -> str:
+        return f"({self.in_flight} in flight, {self.cached} cached)"  # a diagnosis shows 30 characters
 
     def cached_tokens(self, _token_ids: Sequence[int]) -> int:
         return self.cached
@@ -70,8 +73,9 @@ solution(
         (_ASKED, _replicas((3, 0), (5, 2048), (2, 512))),
         (_ASKED, _replicas((14, 2048), (4, 0), (6, 1024))),
         (_ASKED, _replicas((10, 0), (9, 0), (12, 0))),
-        (_ASKED, _replicas((8, 512), (2, 0))),
-        (_ASKED, _replicas((4, 1024), (0, 0))),
+        (_ASKED, _replicas((11, 2048), (9, 2048), (3, 0))),
+        (_ASKED, _replicas((12, 2048), (4, 16))),
+        (_ASKED, _replicas((13, 2048), (4, 16))),
         (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
@@ -99,9 +103,9 @@ solution(
     wrong={
         "autoscaling taken for headroom": lambda _rate, _running, _one, _start: 0.0,
         "the running replicas forgotten": lambda rate, _running, _one, start: rate * start,
-        "the new one counted too early": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
+        "a starting replica counted": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
         "a negative queue": lambda rate, running, one, start: (rate - running * one) * start,
-        "a rate taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
+        "growth per second taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
     },
 )
 
@@ -127,14 +131,16 @@ solution(
                 [running[rates.index(max(rates))]], usd, [max(rates)], tokens
             ),
         ],
-        "hours averaged in place of tokens": lambda running, usd, rates, tokens: fmean(
+        "hourly prices averaged": lambda running, usd, rates, tokens: fmean(
             usd_per_million([n], usd, [rate], tokens) for n, rate in zip(running, rates, strict=True)
         ),
         "seconds taken for hours": lambda running, usd, rates, tokens: usd_per_million(
             running, usd * 3600, rates, tokens
         ),
         "requests taken for tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
-        "one replica paid": lambda running, usd, rates, tokens: usd_per_million([1] * len(running), usd, rates, tokens),
+        "only one replica paid for": lambda running, usd, rates, tokens: usd_per_million(
+            [1] * len(running), usd, rates, tokens
+        ),
     },
 )
 

@@ -29,11 +29,8 @@ from labkit.teaching.questions import Question, read_questions
 Context = Mapping[str, Any]
 Function = Callable[..., Any]
 
-UNITS = {
-    8: "bits and bytes",
-    1000: "thousands, as between seconds and milliseconds",
-    1024: "1,024, as between bytes and KiB",
-}
+UNITS = {60: "seconds and minutes", 100: "shares and percent", 1000: "thousands, as ms and s", 10**6: "millions"}
+BYTE_UNITS = {8: "bits and bytes", 1024: "bytes and KiB", 2**20: "bytes and MiB", 10**9: "bytes and GB"}
 SOLVES = "solves"  # the attribute of a solution
 SOLUTION_FROM = 2  # wrong answers; a starter that is broken on purpose counts as the first when it is checked unchanged
 COLOURS = {"passed": "#009E73", "not yet": "#D55E00", "not answered yet": "#8c8c8c"}
@@ -217,7 +214,10 @@ class SolvedExercise(Exercise):
             results = self._value(answer, context)
         except (Exception, SystemExit) as error:  # a learner's function may raise anything, and the lab must continue
             return CheckResult(self.id, f"The function raised {type(error).__name__}: {error}.")
-        return self._unanswered() if all(map(_is_unanswered, results)) else self._compared(results, context)
+        if all(map(_is_unanswered, results)):
+            text = f"`{self.answer_name}` returns {results[0]}: end it with `return` and the result."
+            return CheckResult(self.id, text, answered=False)
+        return self._compared(results, context)
 
     def _tested(self, observe: Function, answer: Any, context: Context) -> CheckResult:
         if answer == ast.literal_eval(self.starter.partition(" = ")[2]):
@@ -247,7 +247,8 @@ class SolvedExercise(Exercise):
             shown = case[0] if len(case) == 1 and isinstance(case[0], str) else f"With {arguments}"
             return CheckResult(self.id, f"{shown}: expected {reprlib.repr(right)}, got {reprlib.repr(got)}.")
         text = f"`{self.answer_name}({arguments})` returns {reprlib.repr(got)}, which is not right."
-        return CheckResult(self.id, text if self.exact else f"{text} {_describe(got, right, unit=self.unit)}")
+        is_named = self.exact and (_is_list(got) or not _is_list(right))
+        return CheckResult(self.id, text if is_named else f"{text} {_describe(got, right, unit=self.unit)}")
 
 
 def solution(
@@ -393,12 +394,10 @@ def check(id: str, answer: Any, context: Context | None = None) -> CheckResult:
 
 
 def _codes(answer: Any) -> set[str]:
-    if isinstance(answer, str):
-        # Codes are single letters: "A C", "A, C", "A and C" and "AC" are the same answer.
-        letters = re.sub(r"\b(and|or)\b", " ", answer, flags=re.IGNORECASE)
-        return {letter.upper() for letter in letters if letter.isalnum()}
-    parts = answer if isinstance(answer, Iterable) else (answer,)
-    return {str(part).strip().upper() for part in parts}
+    parts = answer if isinstance(answer, Iterable) and not isinstance(answer, str) else (answer,)
+    # Codes are single letters: "A C", "A, C", "A and C", "AC" and ["A", "C"] are the same answer.
+    letters = re.sub(r"\b(and|or)\b", " ", " ".join(map(str, parts)), flags=re.IGNORECASE)
+    return {letter.upper() for letter in letters if letter.isalnum()}
 
 
 def _is_unanswered(answer: Any) -> bool:
@@ -452,9 +451,10 @@ def _close(given: Any, expected: Any, tolerance: float) -> bool:
 
 def _describe(given: Any, expected: Any, *, unit: str) -> str:
     """Describe what is wrong with an answer without giving the right one."""
+    kind = "None" if given is None else f"a {type(given).__name__}"
     if _is_list(expected):
         if not _is_list(given):
-            return f"A list is expected; this is a {type(given).__name__}."
+            return f"A list is expected; this is {kind}."
         if len(given) != len(expected):
             more = "more" if len(given) > len(expected) else "fewer"
             return f"The list has {more} entries than it should: check which ones belong in it."
@@ -462,19 +462,19 @@ def _describe(given: Any, expected: Any, *, unit: str) -> str:
         wrong = next(pair for pair in pairs if not _close(*pair, 1e-6))
         return "The list has the right length. " + _describe(*wrong, unit=unit)
     if not _is_number(given):
-        return f"A number is expected{f', in {unit}' if unit else ''}; this is a {type(given).__name__}."
+        return f"A number is expected{f', in {unit}' if unit else ''}; this is {kind}."
     if not _is_number(expected):
         return f"Here the answer is not a number; this is {given:g}."
     if not math.isfinite(given):
         return "The number is not finite: something was divided by zero."
     if float(given) * float(expected) <= 0:
         return "The sign is wrong, or the answer is zero: check what is subtracted from what."
-    return _describe_size(float(given) / float(expected))
+    return _describe_size(float(given) / float(expected), UNITS | (BYTE_UNITS if unit == "bytes" else {}))
 
 
-def _describe_size(ratio: float) -> str:
+def _describe_size(ratio: float, units: Mapping[int, str]) -> str:
     way, size = ("too large", ratio) if ratio > 1 else ("too small", 1 / ratio)
-    for base, name in UNITS.items():
+    for base, name in units.items():
         if math.isclose(size, base, rel_tol=0.01):
             return f"The number is {way} by a factor between units ({name}): check the unit."
     if size < 1.1:

@@ -9,7 +9,7 @@ A question is a heading `## ID: title`, the prompt, and sections in this order:
     ### Wrong answers  - *misconception:* feedback, for a number or a function, in place of options
 
 A learner shows an option's misconception by leaving out an option that applies, or by choosing one that does not.
-Options are shuffled with the question's id as the seed.
+Options are shuffled; the seed is the question's id and the word "choices".
 """
 
 import random
@@ -87,7 +87,7 @@ def _question(number: int, heading: str, body: Lines) -> Question:
         mark, option = _match(OPTION, *first)
         feedback.append(_pair(*second))
         decisions.append((option, mark == "x", feedback[-1][0]))
-    random.Random(id).shuffle(decisions)
+    random.Random(f"{id} choices").shuffle(decisions)
     names = [name for name, _ in feedback]
     if len(set(names)) != len(names) or len(names) < 2:
         raise _FormatError(number, f"its misconceptions are {names}", "name two or more, each once")

@@ -22,11 +22,14 @@ def test_a_stored_notebook_is_in_order(path: Path) -> None:
 
 @each_notebook
 def test_a_lab_asks_all_of_its_exercises(path: Path) -> None:
-    """Each exercise of the lab stands in a cell of its own, unsolved, as its starter is."""
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if "exercise" in tool.tags(cell)]
+    """Each exercise of the lab is in a cell of its own, unsolved like its starter, and shown as it is asked today."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "exercise" in tool.tags(cell)]
+    shown = [out.data.get("text/markdown", "") for cell in cells for out in cell.get("outputs", []) if "data" in out]
     for one in exercises().values():
         if one.id.split(".")[0] == path.stem.partition("_")[0]:
-            assert any(one.starter.strip() in source for source in cells), one.id
+            assert any(one.starter.strip() in cell.source for cell in cells), one.id
+            text = one.asked(one.needs)  # lab 00's examples are its stored model's numbers
+            assert any(output.endswith(text) for output in shown), one.id
 
 
 @each_notebook
