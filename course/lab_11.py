@@ -40,14 +40,16 @@ solution(
     unit="dollars",
     cases=((3.0, 15.0, 1, 1), (3.0, 15.0, 3, 1), (5.0, 15.0, 0, 7), (2.5, 10.0, 900, 100), (0.15, 0.6, 600, 200)),
     wrong={
-        "the two prices added": lambda usd_in, usd_out, _read, _written: usd_in + usd_out,
-        "the mix ignored": lambda usd_in, usd_out, _read, _written: (usd_in + usd_out) / 2,
-        "input and output swapped": lambda usd_in, usd_out, read, written: usd_per_million(
-            usd_out, usd_in, read, written
+        "the two prices added": lambda usd_in, usd_out, _input_tokens, _output_tokens: usd_in + usd_out,
+        "the mix ignored": lambda usd_in, usd_out, _input_tokens, _output_tokens: (usd_in + usd_out) / 2,
+        "input and output swapped": lambda usd_in, usd_out, input_tokens, output_tokens: usd_per_million(
+            usd_out, usd_in, input_tokens, output_tokens
         ),
         "only the output tokens charged": [
-            lambda _usd_in, usd_out, read, written: usd_out * written / (read + written),
-            lambda _usd_in, usd_out, _read, _written: usd_out,
+            lambda _usd_in, usd_out, input_tokens, output_tokens: (
+                usd_out * output_tokens / (input_tokens + output_tokens)
+            ),
+            lambda _usd_in, usd_out, _input_tokens, _output_tokens: usd_out,
         ],
         "a request taken for a million tokens": lambda usd_in, usd_out, input_tokens, output_tokens: (
             usd_in * input_tokens + usd_out * output_tokens

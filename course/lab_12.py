@@ -73,9 +73,8 @@ solution(
         (_ASKED, _replicas((3, 0), (5, 2048), (2, 512))),
         (_ASKED, _replicas((14, 2048), (4, 0), (6, 1024))),
         (_ASKED, _replicas((10, 0), (9, 0), (12, 0))),
-        (_ASKED, _replicas((11, 2048), (9, 2048), (3, 0))),
-        (_ASKED, _replicas((12, 2048), (4, 16))),
-        (_ASKED, _replicas((13, 2048), (4, 16))),
+        (_ASKED, _replicas((8, 512), (2, 0))),
+        (_ASKED, _replicas((4, 1024), (0, 0))),
         (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
