@@ -1,9 +1,10 @@
 """Compute the modelled GPU's errors against real ones: `make modelled-errors`.
 
-With --write it updates data/modelled_errors.json and the table in docs/modelled-gpu.md.
+With --write it updates data/modelled_errors.json and the tables in docs/modelled-gpu.md; with --only too, it keeps the
+stored rows of the other kinds.
 
 Real values are the served points of data/measurements/gpu_points.csv (public; source, version and licence on each row)
-and of aiconfigurator-core's silicon_sample.csv. Takes about five minutes on two cores. Each host's constants (added by
+and of aiconfigurator-core's silicon_sample.csv. Takes about ten minutes on two cores. Each host's constants (added by
 engine and host per step, and by the HTTP server to the TTFT) come only from its lightest point, which is not compared.
 """
 
@@ -22,7 +23,17 @@ from labkit import modelled
 from labkit.files import data_path, root
 from labkit.load.metrics import summarise
 from labkit.modelled import traffic
-from labkit.modelled.evidence import ERRORS, Compared, summary_rows
+from labkit.modelled.evidence import (
+    ERRORS,
+    EXPERTS,
+    FP8,
+    ONE_GPU,
+    SMALL_FP8,
+    TENSOR_PARALLEL,
+    Compared,
+    compared,
+    summary_rows,
+)
 
 POINTS = data_path("measurements/gpu_points.csv")
 PAGE = root() / "docs" / "modelled-gpu.md"
@@ -41,6 +52,7 @@ SERVER = {"max_num_batched_tokens": 2048, "max_num_seqs": 256, "max_model_len": 
 LONGEST_S = 20  # length of an open loop: enough for a steady state
 # The demo's data set (its config.yaml): 10 system prompts of 128 tokens, 10 users each, so 100 repeated prompts.
 SYSTEM_PROMPTS, PROMPTS, SYSTEM_TOKENS = 10, 100, 128
+KINDS = (ONE_GPU, TENSOR_PARALLEL, SMALL_FP8, FP8, EXPERTS)  # in the tables' order
 LEFT_OUT = ("Qwen2.5-0.5B",)  # so small that the host decides, not the card
 
 
@@ -58,7 +70,7 @@ class Experiment:
     options: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int | None = None
     tensor_parallel: int = 1
-    share_of_capacity: float | None = None  # for open loops: rate over the real card's capacity
+    share_of_capacity: float | None = None  # throughput over the highest one measured in the series
     host: str = ""
     lightest: bool = False  # the point that determines the host's constants
     statistic: str = "mean"
@@ -79,14 +91,17 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ.update(modelled.gpu("h100-sxm").env)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(
-            compare([experiment for experiment in experiments(Path(folder)) if options.only in experiment.kind])
-        )
+        rows = list(compare(experiments(Path(folder), options.only)))
     if options.write:
+        rows = sorted([*rows, *(row for row in compared() if options.only not in row.kind)], key=_order)
         ERRORS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
         write_page(rows)
     print("\n".join(table(rows)))
     return 0
+
+
+def _order(row: Compared | Experiment) -> int:
+    return KINDS.index(row.kind)
 
 
 def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
@@ -175,9 +190,9 @@ def figures(experiment: Experiment, engines: Engines, *, overhead_ms: float | No
 
 def region(experiment: Experiment, quantity: str) -> str:
     """Return the range of loads to which a comparison belongs."""
-    if experiment.concurrency is not None and experiment.concurrency > 1:
-        return "closed loop"
     share = experiment.share_of_capacity
+    if experiment.concurrency is not None and share is None:
+        return "closed loop"
     if share is None or share > 1:
         return "overload" if quantity != "output_per_s" else "capacity"
     if quantity == "output_per_s":
@@ -188,18 +203,13 @@ def region(experiment: Experiment, quantity: str) -> str:
 # --- the experiments ---
 
 
-def experiments(folder: Path) -> list[Experiment]:
-    """Return all experiments; config.json files are written to `folder`."""
-    loops = {
-        (experiment.kind, experiment.card, experiment.load): experiment
-        for experiment in (*tensor_parallel(), *from_package(folder))
-    }
-    small = [
-        experiment
-        for experiment in loops.values()
-        if sum(r.output_tokens for r in experiment.requests) <= LARGEST_TOKENS
-    ]
-    return [*one_gpu(), *small]
+def experiments(folder: Path, only: str = "") -> list[Experiment]:
+    """Return the experiments whose kind contains `only`; config.json files are written to `folder`."""
+    loops = sorted(
+        from_package(folder, only),
+        key=lambda loop: (_order(loop), loop.card, str(loop.model), loop.tensor_parallel),  # to reuse engines
+    )
+    return [*(one_gpu() if only in ONE_GPU else ()), *loops]
 
 
 def one_gpu() -> Iterator[Experiment]:
@@ -238,7 +248,7 @@ def _experiment(
     gpu, kind, prompt, output, load, vllm, note, count = key
     inputs, outputs, requests = (round(float(text.strip("~"))) for text in (prompt, output, count))
     base = Experiment(
-        kind="dense 8B, one GPU",
+        kind=ONE_GPU,
         card=CARDS[gpu],
         model="llama-3.1-8b",
         vllm=vllm,
@@ -308,50 +318,69 @@ def _demo(
     )
 
 
-def tensor_parallel() -> Iterator[Experiment]:
-    """Qwen3-32B in bf16 on 2 and 4 H100, closed loops (vLLM 0.12)."""
-    for row in csv.DictReader(POINTS.open(encoding="utf-8")):
-        if row["model"] == "Qwen3-32B" and row["tp"] in "24" and not row["dtype"] and row["metric"].startswith("TPOT"):
-            yield _closed(
-                "dense 32B, tensor parallel",
-                "h100-sxm",
-                "qwen3-32b",
-                row["vllm"],
-                (int(row["input"]), int(row["output"]), int(row["load"].split("=")[-1].split()[-1])),
-                float(row["value"]),
-                int(row["tp"]),
-            )
+MODELS = {  # of silicon_sample.csv, with the precision: the kind, the package's config.json, and the GPUs
+    ("Qwen/Qwen3-32B", ""): (TENSOR_PARALLEL, "Qwen--Qwen3-32B", "248"),
+    ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): (SMALL_FP8, "meta-llama--Meta-Llama-3.1-8B", "1248"),
+    ("meta-llama/Llama-3.1-70B", "fp8"): (FP8, "meta-llama--Meta-Llama-3.1-70B", "1248"),
+    ("Qwen/Qwen3-235B-A22B-FP8", "fp8"): (EXPERTS, "Qwen--Qwen3-235B-A22B-FP8", "24"),
+    ("MiniMaxAI/MiniMax-M2.5", "fp8"): (EXPERTS, "MiniMaxAI--MiniMax-M2.5", "24"),  # no kernels for 8
+}
+Row = Mapping[str, str]
 
 
-def from_package(folder: Path) -> Iterator[Experiment]:
-    """A 70B in fp8 and a mixture of experts in fp8, from the served points inside aiconfigurator-core."""
+def from_package(folder: Path, only: str) -> Iterator[Experiment]:
+    """Closed loops of vLLM on H100, H200 and B200, from the served points inside aiconfigurator-core.
+
+    Of repeated points the last counts. A row tells clients, TTFT and TPOT, so by Little's law its throughput."""
     import aiconfigurator_core
 
     package = Path(aiconfigurator_core.__file__).parent
-    kinds = {
-        "meta-llama/Llama-3.1-70B": ("dense 70B in fp8", "meta-llama--Meta-Llama-3.1-70B", "124"),
-        "Qwen/Qwen3-235B-A22B-FP8": ("experts in fp8 (235B-A22B)", "Qwen--Qwen3-235B-A22B-FP8", "4"),
-    }
+    rows: dict[tuple[str, ...], Row] = {}
     for row in csv.DictReader((package / "systems" / "silicon_sample.csv").open(encoding="utf-8")):
-        kind, config, widths = kinds.get(row["model_path"], ("", "", ""))
-        suits = row["backend"] == "vllm" and row["mode"] == "agg" and row["precision"] == "fp8" and row["tp_size"]
-        if not kind or not suits or row["tp_size"] not in widths or row["moe_ep_size"] not in ("", "1"):
+        if row["backend"] == "vllm" and row["mode"] == "agg" and row["system"] in CARDS and _plain(row):
+            rows[*_sweep(row), row["batch_size"]] = row
+    levels: dict[tuple[str, ...], list[float]] = {}
+    for row in rows.values():
+        levels.setdefault(_sweep(row), []).append(_throughput(row))
+    for row in rows.values():
+        kind, config, _ = MODELS[row["model_path"], row["precision"]]
+        if only not in kind or WAVES * int(row["batch_size"]) * int(row["osl"]) > LARGEST_TOKENS:
             continue
+        sweep = levels[_sweep(row)]
         yield _closed(
             kind,
-            CARDS[row["system"]],
-            _fp8_model(package / "model_configs" / f"{config}_config.json", folder / config),
-            row["backend_version"] or "not stated",
-            (int(row["isl"]), int(row["osl"]), int(row["batch_size"])),
-            float(row["silicon_tpot_ms"]),
-            int(row["tp_size"]),
+            _model(package / "model_configs" / f"{config}_config.json", folder / f"{config}{row['precision']}"),
+            row,
+            _throughput(row) / max(sweep) if len(sweep) > 1 else None,
         )
 
 
-def _fp8_model(config: Path, folder: Path) -> Path:
+def _plain(row: Row) -> bool:
+    """Whether all layers are split over all GPUs, without data or expert parallelism."""
+    _, _, gpus = MODELS.get((row["model_path"], row["precision"]), ("", "", ""))
+    split = row["moe_tp_size"] == row["tp_size"] or "A22B" not in row["model_path"]
+    together = row["moe_ep_size"] == "1" and row["attention_dp_size"] in ("", "1")
+    return bool(gpus) and row["tp_size"] in gpus and split and together
+
+
+def _sweep(row: Row) -> tuple[str, ...]:
+    """What the rows that differ only in the number of clients have in common."""
+    names = ("model_path", "precision", "system", "tp_size", "isl", "osl", "backend_version")
+    return tuple(row[name] for name in names)
+
+
+def _throughput(row: Row) -> float:
+    e2e_ms = float(row["silicon_ttft_ms"]) + (int(row["osl"]) - 1) * float(row["silicon_tpot_ms"])
+    return int(row["batch_size"]) / e2e_ms
+
+
+def _model(config: Path, folder: Path) -> Path:
+    """Write `config` to `folder`, whose name ends in fp8 for weights in fp8: one scale per tensor if it names none."""
     folder.mkdir(exist_ok=True)
     content = json.loads(config.read_text(encoding="utf-8"))
-    content.setdefault("quantization_config", {"quant_method": "fp8", "activation_scheme": "dynamic"})
+    content.pop("auto_map", None)  # code in the model's folder, which is not here
+    if folder.name.endswith("fp8"):
+        content.setdefault("quantization_config", {"quant_method": "fp8", "activation_scheme": "dynamic"})
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -360,21 +389,20 @@ WAVES = 5  # requests per client of a closed loop: more than the first wave, in 
 LARGEST_TOKENS = 170_000  # output tokens of a closed loop that a few seconds can simulate; larger ones are skipped
 
 
-def _closed(
-    kind: str, card: str, model: str | Path, vllm: str, lengths: tuple[int, int, int], tpot_ms: float, gpus: int
-) -> Experiment:
-    inputs, outputs, clients = lengths
+def _closed(kind: str, model: Path, row: Row, share: float | None) -> Experiment:
+    inputs, outputs, clients, gpus = (int(row[name]) for name in ("isl", "osl", "batch_size", "tp_size"))
     return Experiment(
         kind=kind,
-        card=card,
+        card=CARDS[row["system"]],
         model=model,
-        vllm=vllm,
+        vllm=row["backend_version"] or "not stated",
         load=f"{inputs} + {outputs} tokens, {clients} clients, {gpus} GPUs",
-        measured={"tpot_ms": tpot_ms},
+        measured={"tpot_ms": float(row["silicon_tpot_ms"])},
         requests=traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs),
         options={"max_num_batched_tokens": 8192, "enable_prefix_caching": False, "max_model_len": 20480},
         concurrency=clients,
         tensor_parallel=gpus,
+        share_of_capacity=share,
     )
 
 

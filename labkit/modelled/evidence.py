@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -76,9 +76,14 @@ def _errors(kind: str, quantity: str, region: str, rows: Sequence[Compared]) -> 
     )
 
 
-# Kinds of models, as tools/modelled_errors.py names them.
+# Kinds of models in the comparisons.
 ONE_GPU, TENSOR_PARALLEL = "dense 8B, one GPU", "dense 32B, tensor parallel"
-FP8, EXPERTS = "dense 70B in fp8", "experts in fp8 (235B-A22B)"
+FP8, SMALL_FP8, EXPERTS = "dense 70B in fp8", "dense 8B in fp8", "experts in fp8 (229B-A10B, 235B-A22B)"
+SMALL = 20e9
+"""Parameters below which a model in fp8 counts as an 8B."""
+
+TOO_FAR = 0.25
+"""Mean TPOT error on a card above which its answers show a direction only."""
 
 CAPACITY_MARGIN = 1.1
 """Modelled capacities are up to about 1.1 times the real ones, so a load's share of capacity is multiplied by this."""
@@ -114,7 +119,7 @@ class Promise:
             return "no served load to compare with"
         words = (f"{name} {errors.mean:.0%} (worst {errors.worst:.0%})" for name, errors in known.items())
         first = next(iter(known.values()))
-        return f"{', '.join(words)}; {first.points} served loads of {', '.join(first.cards)}"
+        return f"{', '.join(words)}; compared: {first.kind}, {first.points} served loads of {', '.join(first.cards)}"
 
 
 def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float) -> Promise:
@@ -122,9 +127,20 @@ def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float
     kind = kind_of(folder, tensor_parallel)
     share = load_share * CAPACITY_MARGIN
     region = "below 50%" if share <= 0.5 else "50-90%" if share <= KNEE else "90-100%" if share <= 1 else "overload"
-    regions = ("closed loop" if kind != ONE_GPU else region, "capacity")
-    errors = [row for row in summary_rows(compared()) if row.kind == kind and row.region in regions]
+    errors = [row for row in _known(kind, card.name) if row.region in (region, ANY_LOAD, "capacity")]
     return Promise(region=region, errors=tuple(errors), direction_only=_missing(card, folder, kind))
+
+
+ANY_LOAD = "any load"
+
+
+def _known(kind: str, card: str) -> list[Errors]:
+    """Return a kind's errors: for one GPU by region; else over all loads, of the card itself if it was compared."""
+    rows = [row for row in compared() if row.kind == kind]
+    if kind != ONE_GPU:
+        own = [row for row in rows if row.card == card]
+        rows = [replace(row, region=ANY_LOAD) for row in own or rows]
+    return summary_rows(rows)
 
 
 def kind_of(folder: Path, tensor_parallel: int) -> str:
@@ -133,15 +149,14 @@ def kind_of(folder: Path, tensor_parallel: int) -> str:
     if any(config.get(name) for name in EXPERT_COUNTS):
         return EXPERTS
     if config.get("quantization_config"):
-        return FP8
+        return SMALL_FP8 if shape_of(folder).parameters < SMALL else FP8
     return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL
 
 
-def errors_in_words(folder: Path, tensor_parallel: int) -> str:
+def errors_in_words(folder: Path, tensor_parallel: int, *, card: str = "") -> str:
     """Return the mean TPOT error of the model's kind up to 90% of capacity, for a chart's label."""
-    kind = kind_of(folder, tensor_parallel)
-    rows = [row for row in summary_rows(compared()) if row.kind == kind and row.quantity == "tpot_ms"]
-    means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", "closed loop")]
+    rows = [row for row in _known(kind_of(folder, tensor_parallel), card) if row.quantity == "tpot_ms"]
+    means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", ANY_LOAD)]
     if not means:
         return "not compared with real cards"
     low, high = f"{min(means):.0%}", f"{max(means):.0%}"
@@ -155,4 +170,10 @@ def _missing(card: Card, folder: Path, kind: str) -> str:
         billions = shape_of(folder).parameters / 1e9
         if not 4 <= billions <= 16:
             return f"the model has {billions:.2g}B parameters; on one GPU only 8B models were compared"
+    elif kind in (FP8, SMALL_FP8) and read_config(folder)["quantization_config"].get("weight_block_size"):
+        return "fp8 scales by block: of dense models in fp8, only those with one scale per tensor were compared"
+    else:
+        (tpot,) = [row for row in _known(kind, card.name) if row.quantity == "tpot_ms"] or [None]
+        if tpot is not None and card.name in tpot.cards and tpot.mean > TOO_FAR:
+            return f"compared with {kind} on {card.title}, the modelled TPOT was off by {tpot.mean:.0%} on average"
     return ""
