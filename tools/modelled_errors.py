@@ -1,7 +1,7 @@
 """Compute the modelled GPU's errors against real ones: `make modelled-errors`.
 
 With --write it updates data/modelled_errors.json and the tables in docs/modelled-gpu.md; with --only too, it keeps the
-stored rows of the other kinds.
+other stored rows.
 
 Real values are the served points of data/measurements/gpu_points.csv (public; source, version and licence on each row)
 and of aiconfigurator-core's silicon_sample.csv. Takes about ten minutes on two cores. Each host's constants (added by
@@ -12,11 +12,13 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from labkit import modelled
@@ -38,6 +40,7 @@ from labkit.modelled.evidence import (
 POINTS = data_path("measurements/gpu_points.csv")
 PAGE = root() / "docs" / "modelled-gpu.md"
 MARKS = ("<!-- errors: written by make modelled-errors -->", "<!-- end of errors -->")
+REGIONS = ("below 50%", "50-90%", "90-100%", "overload", "closed loop", "capacity")
 CARDS = {
     "H100-SXM-80GB": "h100-sxm",
     "A100-SXM-80GB": "a100-80",
@@ -86,22 +89,28 @@ class Host:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="experiments whose kind contains this")
+    parser.add_argument("--only", default="", help="experiments whose KIND, CARD, LOAD has this regular expression")
     parser.add_argument("--write", action="store_true", help="store the results and the page's table")
     options = parser.parse_args(arguments)
     os.environ.update(modelled.gpu("h100-sxm").env)
     with tempfile.TemporaryDirectory() as folder:
         rows = list(compare(experiments(Path(folder), options.only)))
     if options.write:
-        rows = sorted([*rows, *(row for row in compared() if options.only not in row.kind)], key=_order)
+        kept = [row for row in compared() if not re.search(options.only, _name(row))]
+        rows = sorted([*rows, *kept], key=_order)
         ERRORS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
         write_page(rows)
     print("\n".join(table(rows)))
     return 0
 
 
-def _order(row: Compared | Experiment) -> int:
-    return KINDS.index(row.kind)
+def _name(row: Compared | Experiment) -> str:
+    return f"{row.kind}, {row.card}, {row.load}"
+
+
+def _order(row: Compared | Experiment) -> tuple[int, str, str]:
+    loop = row.kind != ONE_GPU
+    return (KINDS.index(row.kind), row.card if loop else "", row.load if loop else "")
 
 
 def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
@@ -109,11 +118,7 @@ def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
     hosts = {experiment.host: constants(experiment) for experiment in todo if experiment.lightest}
     with Engines() as engines:
         for number, experiment in enumerate(todo, start=1):
-            print(
-                f"{number} of {len(todo)}: {experiment.kind}, {experiment.card}, {experiment.load}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{number} of {len(todo)}: {_name(experiment)}", file=sys.stderr, flush=True)
             host = hosts.get(experiment.host)
             results = figures(experiment, engines, overhead_ms=host.overhead_ms if host else None)
             if host is not None and "ttft_ms" in results:
@@ -204,12 +209,9 @@ def region(experiment: Experiment, quantity: str) -> str:
 
 
 def experiments(folder: Path, only: str = "") -> list[Experiment]:
-    """Return the experiments whose kind contains `only`; config.json files are written to `folder`."""
-    loops = sorted(
-        from_package(folder, only),
-        key=lambda loop: (_order(loop), loop.card, str(loop.model), loop.tensor_parallel),  # to reuse engines
-    )
-    return [*(one_gpu() if only in ONE_GPU else ()), *loops]
+    """Return the experiments with the regular expression `only` in their name; config.json files go to `folder`."""
+    loops = sorted(from_package(folder, only), key=lambda loop: (loop.kind, loop.card, loop.tensor_parallel))
+    return [*(alone for alone in one_gpu() if re.search(only, _name(alone))), *loops]
 
 
 def one_gpu() -> Iterator[Experiment]:
@@ -318,12 +320,12 @@ def _demo(
     )
 
 
-MODELS = {  # of silicon_sample.csv, with the precision: the kind, the package's config.json, and the GPUs
-    ("Qwen/Qwen3-32B", ""): (TENSOR_PARALLEL, "Qwen--Qwen3-32B", "248"),
+MODELS = {  # of silicon_sample.csv, with the precision: the kind, the package's config.json, and the numbers of GPUs
+    ("Qwen/Qwen3-32B", ""): (TENSOR_PARALLEL, "Qwen--Qwen3-32B", "24"),
     ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): (SMALL_FP8, "meta-llama--Meta-Llama-3.1-8B", "1248"),
-    ("meta-llama/Llama-3.1-70B", "fp8"): (FP8, "meta-llama--Meta-Llama-3.1-70B", "1248"),
-    ("Qwen/Qwen3-235B-A22B-FP8", "fp8"): (EXPERTS, "Qwen--Qwen3-235B-A22B-FP8", "24"),
-    ("MiniMaxAI/MiniMax-M2.5", "fp8"): (EXPERTS, "MiniMaxAI--MiniMax-M2.5", "24"),  # no kernels for 8
+    ("meta-llama/Llama-3.1-70B", "fp8"): (FP8, "meta-llama--Meta-Llama-3.1-70B", "124"),
+    ("Qwen/Qwen3-235B-A22B-FP8", "fp8"): (EXPERTS, "Qwen--Qwen3-235B-A22B-FP8", "4"),
+    ("MiniMaxAI/MiniMax-M2.5", "fp8"): (EXPERTS, "MiniMaxAI--MiniMax-M2.5", "24"),
 }
 Row = Mapping[str, str]
 
@@ -344,15 +346,14 @@ def from_package(folder: Path, only: str) -> Iterator[Experiment]:
         levels.setdefault(_sweep(row), []).append(_throughput(row))
     for row in rows.values():
         kind, config, _ = MODELS[row["model_path"], row["precision"]]
-        if only not in kind or WAVES * int(row["batch_size"]) * int(row["osl"]) > LARGEST_TOKENS:
-            continue
+        model = _model(package / "model_configs" / f"{config}_config.json", folder / f"{config}{row['precision']}")
         sweep = levels[_sweep(row)]
-        yield _closed(
-            kind,
-            _model(package / "model_configs" / f"{config}_config.json", folder / f"{config}{row['precision']}"),
-            row,
-            _throughput(row) / max(sweep) if len(sweep) > 1 else None,
-        )
+        loop = _closed(kind, model, row, _throughput(row) / max(sweep) if len(sweep) > 1 else None)
+        inputs, outputs, clients = (int(row[name]) for name in ("isl", "osl", "batch_size"))
+        largest = LARGEST_SLOW_TOKENS if "MiniMax" in row["model_path"] else LARGEST_TOKENS
+        if re.search(only, _name(loop)) and WAVES * clients * outputs <= largest:
+            sent = traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs)
+            yield replace(loop, requests=sent)
 
 
 def _plain(row: Row) -> bool:
@@ -365,7 +366,7 @@ def _plain(row: Row) -> bool:
 
 def _sweep(row: Row) -> tuple[str, ...]:
     """What the rows that differ only in the number of clients have in common."""
-    names = ("model_path", "precision", "system", "tp_size", "isl", "osl", "backend_version")
+    names = ("model_path", "precision", "system", "tp_size", "isl", "osl")
     return tuple(row[name] for name in names)
 
 
@@ -387,18 +388,19 @@ def _model(config: Path, folder: Path) -> Path:
 
 WAVES = 5  # requests per client of a closed loop: more than the first wave, in which all prompts arrive at once
 LARGEST_TOKENS = 170_000  # output tokens of a closed loop that a few seconds can simulate; larger ones are skipped
+LARGEST_SLOW_TOKENS = 25_000  # of MiniMax-M2.5, whose steps take longer to simulate: 4 clients
 
 
 def _closed(kind: str, model: Path, row: Row, share: float | None) -> Experiment:
-    inputs, outputs, clients, gpus = (int(row[name]) for name in ("isl", "osl", "batch_size", "tp_size"))
+    gpus, clients = int(row["tp_size"]), int(row["batch_size"])
     return Experiment(
         kind=kind,
         card=CARDS[row["system"]],
         model=model,
         vllm=row["backend_version"] or "not stated",
-        load=f"{inputs} + {outputs} tokens, {clients} clients, {gpus} GPUs",
+        load=f"{row['isl']} + {row['osl']} tokens, {clients} clients, {gpus} GPUs",
         measured={"tpot_ms": float(row["silicon_tpot_ms"])},
-        requests=traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs),
+        requests=(),
         options={"max_num_batched_tokens": 8192, "enable_prefix_caching": False, "max_model_len": 20480},
         concurrency=clients,
         tensor_parallel=gpus,
@@ -418,8 +420,29 @@ def table(rows: Sequence[Compared]) -> list[str]:
     return head + [
         f"| {row.kind} | {row.region} | {row.quantity} | {row.mean:.1%} ({row.worst:.0%}) | {row.points} |"
         f" {', '.join(row.cards)} | {', '.join(row.versions)} |"
-        for row in summary_rows(rows)
+        for row in sorted(summary_rows(rows), key=lambda row: (KINDS.index(row.kind), REGIONS.index(row.region)))
     ]
+
+
+def by_card(rows: Sequence[Compared]) -> list[str]:
+    """Return each card's mean (worst) errors of TPOT and capacity, with the number of points, as a Markdown table."""
+    lines = [
+        "| card | what | TPOT below 50% | TPOT 50-90% | TPOT above, or share unknown | capacity |",
+        "|---|---|---|---|---|---|",
+    ]
+    columns = (REGIONS[:1], REGIONS[1:2], REGIONS[2:5], REGIONS[5:])
+    for card, kind in sorted({(row.card, row.kind) for row in rows}):
+        cells = []
+        for regions in columns:
+            quantity = "output_per_s" if "capacity" in regions else "tpot_ms"
+            sizes = [
+                abs(row.error)
+                for row in rows
+                if (row.card, row.kind, row.quantity) == (card, kind, quantity) and row.region in regions
+            ]
+            cells.append(f"{fmean(sizes):.1%} ({max(sizes):.0%}), {len(sizes)}" if sizes else "-")
+        lines.append(f"| {card} | {kind} | {' | '.join(cells)} |")
+    return lines
 
 
 def write_page(rows: Sequence[Compared]) -> None:
@@ -427,7 +450,9 @@ def write_page(rows: Sequence[Compared]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    PAGE.write_text("\n".join([before + MARKS[0], *table(rows), MARKS[1] + after]), encoding="utf-8")
+    PAGE.write_text(
+        "\n".join([before + MARKS[0], *table(rows), "", *by_card(rows), MARKS[1] + after]), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labkit.files import data_path
 from labkit.modelled.cards import Card
-from labkit.modelled.shapes import EXPERT_COUNTS, read_config, shape_of
+from labkit.modelled.shapes import EXPERT_COUNTS, dense_shape, read_config, shape_of
 
 ERRORS = data_path() / "modelled_errors.json"
 
@@ -83,7 +83,7 @@ SMALL = 20e9
 """Parameters below which a model in fp8 counts as an 8B."""
 
 TOO_FAR = 0.25
-"""Mean TPOT error on a card above which its answers show a direction only."""
+"""Mean TPOT error above which answers show a direction only."""
 
 CAPACITY_MARGIN = 1.1
 """Modelled capacities are up to about 1.1 times the real ones, so a load's share of capacity is multiplied by this."""
@@ -149,13 +149,18 @@ def kind_of(folder: Path, tensor_parallel: int) -> str:
     if any(config.get(name) for name in EXPERT_COUNTS):
         return EXPERTS
     if config.get("quantization_config"):
-        return SMALL_FP8 if shape_of(folder).parameters < SMALL else FP8
+        return SMALL_FP8 if _parameters(folder) < SMALL else FP8
     return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL
 
 
-def errors_in_words(folder: Path, tensor_parallel: int, *, card: str = "") -> str:
-    """Return the mean TPOT error of the model's kind up to 90% of capacity, for a chart's label."""
-    rows = [row for row in _known(kind_of(folder, tensor_parallel), card) if row.quantity == "tpot_ms"]
+def errors_in_words(folder: Path, tensor_parallel: int, card: Card | None = None) -> str:
+    """Return the mean TPOT error of the model's kind up to 90% of capacity, for a chart's label.
+
+    "direction only" for a `card` whose answers with this model show no more."""
+    kind = kind_of(folder, tensor_parallel)
+    if card is not None and _missing(card, folder, kind):
+        return "direction only"
+    rows = [row for row in _known(kind, card.name if card else "") if row.quantity == "tpot_ms"]
     means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", ANY_LOAD)]
     if not means:
         return "not compared with real cards"
@@ -163,17 +168,21 @@ def errors_in_words(folder: Path, tensor_parallel: int, *, card: str = "") -> st
     return f"mean TPOT error {low if low == high else low.rstrip('%') + ' to ' + high}; no tail compared"
 
 
+def _parameters(folder: Path) -> int:
+    return (dense_shape(folder) or shape_of(folder)).parameters  # without torch where possible
+
+
 def _missing(card: Card, folder: Path, kind: str) -> str:
     if card.evidence == "borrowed":
         return f"{card.title}'s efficiencies are borrowed from another card and were not compared with served loads"
     if kind == ONE_GPU:
-        billions = shape_of(folder).parameters / 1e9
+        billions = _parameters(folder) / 1e9
         if not 4 <= billions <= 16:
             return f"the model has {billions:.2g}B parameters; on one GPU only 8B models were compared"
     elif kind in (FP8, SMALL_FP8) and read_config(folder)["quantization_config"].get("weight_block_size"):
         return "fp8 scales by block: of dense models in fp8, only those with one scale per tensor were compared"
     else:
         (tpot,) = [row for row in _known(kind, card.name) if row.quantity == "tpot_ms"] or [None]
-        if tpot is not None and card.name in tpot.cards and tpot.mean > TOO_FAR:
-            return f"compared with {kind} on {card.title}, the modelled TPOT was off by {tpot.mean:.0%} on average"
+        if tpot is not None and tpot.mean > TOO_FAR:
+            return f"compared with {kind} on {', '.join(tpot.cards)}, the TPOT was off by {tpot.mean:.0%} on average"
     return ""
