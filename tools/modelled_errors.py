@@ -26,6 +26,7 @@ from labkit.files import data_path, root
 from labkit.load.metrics import summarise
 from labkit.modelled import traffic
 from labkit.modelled.evidence import (
+    EIGHT_GPUS,
     ERRORS,
     EXPERTS,
     FP8,
@@ -57,7 +58,7 @@ LONGEST_S = 20  # length of an open loop: enough for a steady state
 # The demo's data set (its config.yaml): 10 system prompts of 128 tokens, 10 users each, so 100 repeated prompts.
 SYSTEM_PROMPTS, PROMPTS, SYSTEM_TOKENS = 10, 100, 128
 BATCHES = "dense 7B, batches of 1 to 8"
-KINDS = (ONE_GPU, BATCHES, TENSOR_PARALLEL, SMALL_FP8, FP8, EXPERTS)  # in the tables' order
+KINDS = (ONE_GPU, BATCHES, TENSOR_PARALLEL, EIGHT_GPUS, SMALL_FP8, FP8, EXPERTS)  # in the tables' order
 LEFT_OUT = ("Qwen2.5-0.5B",)  # so small that the host decides, not the card
 
 
@@ -352,13 +353,13 @@ def batches(folder: Path) -> Iterator[Experiment]:
 
 
 MODELS = {  # of silicon_sample.csv, with the precision: the kind, the package's config.json, and the numbers of GPUs
-    ("Qwen/Qwen3-32B", ""): (TENSOR_PARALLEL, "Qwen--Qwen3-32B", "24"),
+    ("Qwen/Qwen3-32B", ""): (TENSOR_PARALLEL, "Qwen--Qwen3-32B", "248"),
     ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): (SMALL_FP8, "meta-llama--Meta-Llama-3.1-8B", "1248"),
     ("meta-llama/Llama-3.1-70B", "fp8"): (FP8, "meta-llama--Meta-Llama-3.1-70B", "124"),
     ("Qwen/Qwen3-235B-A22B-FP8", "fp8"): (EXPERTS, "Qwen--Qwen3-235B-A22B-FP8", "4"),
     ("MiniMaxAI/MiniMax-M2.5", "fp8"): (EXPERTS, "MiniMaxAI--MiniMax-M2.5", "24"),
 }
-Row = Mapping[str, str]
+Row = dict[str, str]
 
 
 def from_package(folder: Path, only: str) -> Iterator[Experiment]:
@@ -377,11 +378,13 @@ def from_package(folder: Path, only: str) -> Iterator[Experiment]:
         levels.setdefault(_sweep(row), []).append(_throughput(row))
     for row in rows.values():
         kind, config, _ = MODELS[row["model_path"], row["precision"]]
+        kind = EIGHT_GPUS if kind == TENSOR_PARALLEL and row["tp_size"] == "8" else kind
         model = _model(package / "model_configs" / f"{config}_config.json", folder / f"{config}{row['precision']}")
         sweep = levels[_sweep(row)]
         loop = _closed(kind, model, row, _throughput(row) / max(sweep) if len(sweep) > 1 else None)
         inputs, outputs, clients = (int(row[name]) for name in ("isl", "osl", "batch_size"))
-        largest = LARGEST_SLOW_TOKENS if "MiniMax" in row["model_path"] else LARGEST_TOKENS
+        slow = kind == EIGHT_GPUS or "MiniMax" in row["model_path"]
+        largest = LARGEST_SLOW_TOKENS if slow else LARGEST_TOKENS
         if re.search(only, _name(loop)) and WAVES * clients * outputs <= largest:
             sent = traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs)
             yield replace(loop, requests=sent)
@@ -419,7 +422,7 @@ def _model(config: Path, folder: Path) -> Path:
 
 WAVES = 5  # requests per client of a closed loop: more than the first wave, in which all prompts arrive at once
 LARGEST_TOKENS = 170_000  # output tokens of a closed loop that a few seconds can simulate; larger ones are skipped
-LARGEST_SLOW_TOKENS = 25_000  # of MiniMax-M2.5, whose steps take longer to simulate: 4 clients
+LARGEST_SLOW_TOKENS = 25_000  # of MiniMax-M2.5, whose steps take longer to simulate, and of the loops on 8 GPUs
 
 
 def _closed(kind: str, model: Path, row: Row, share: float | None) -> Experiment:

@@ -77,7 +77,7 @@ def _errors(kind: str, quantity: str, region: str, rows: Sequence[Compared]) -> 
 
 
 # Kinds of models in the comparisons.
-ONE_GPU, TENSOR_PARALLEL = "dense 8B, one GPU", "dense 32B, tensor parallel"
+ONE_GPU, TENSOR_PARALLEL, EIGHT_GPUS = "dense 8B, one GPU", "dense 32B, tensor parallel", "dense 32B, 8 GPUs"
 FP8, SMALL_FP8, EXPERTS = "dense 70B in fp8", "dense 8B in fp8", "experts in fp8 (229B-A10B, 235B-A22B)"
 SMALL = 20e9
 """Parameters below which a model in fp8 counts as an 8B."""
@@ -150,7 +150,7 @@ def kind_of(folder: Path, tensor_parallel: int) -> str:
         return EXPERTS
     if config.get("quantization_config"):
         return SMALL_FP8 if _parameters(folder) < SMALL else FP8
-    return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL
+    return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL if tensor_parallel <= 4 else EIGHT_GPUS
 
 
 def errors_in_words(folder: Path, tensor_parallel: int, card: Card | None = None) -> str:
@@ -182,7 +182,7 @@ def _missing(card: Card, folder: Path, kind: str) -> str:
     elif kind in (FP8, SMALL_FP8) and read_config(folder)["quantization_config"].get("weight_block_size"):
         return "fp8 scales by block: of dense models in fp8, only those with one scale per tensor were compared"
     else:
-        (tpot,) = [row for row in _known(kind, card.name) if row.quantity == "tpot_ms"] or [None]
+        tpot = next((row for row in _known(kind, card.name) if row.quantity == "tpot_ms"), None)
         if tpot is not None and tpot.mean > TOO_FAR:
             return f"compared with {kind} on {', '.join(tpot.cards)}, the TPOT was off by {tpot.mean:.0%} on average"
     return ""
