@@ -1,9 +1,10 @@
 """Compute the modelled GPU's errors against real ones: `make modelled-errors`.
 
-With --write it updates data/modelled_errors.json and the table in docs/modelled-gpu.md.
+With --write it updates data/modelled_errors.json and the tables in docs/modelled-gpu.md; with --only too, it keeps the
+other stored rows.
 
 Real values are the served points of data/measurements/gpu_points.csv (public; source, version and licence on each row)
-and of aiconfigurator-core's silicon_sample.csv. Takes about five minutes on two cores. Each host's constants (added by
+and of aiconfigurator-core's silicon_sample.csv. Takes about ten minutes on two cores. Each host's constants (added by
 engine and host per step, and by the HTTP server to the TTFT) come only from its lightest point, which is not compared.
 """
 
@@ -11,28 +12,43 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from labkit import modelled
 from labkit.files import data_path, root
 from labkit.load.metrics import summarise
 from labkit.modelled import traffic
-from labkit.modelled.evidence import ERRORS, Compared, summary_rows
+from labkit.modelled.evidence import (
+    EIGHT_GPUS,
+    ERRORS,
+    EXPERTS,
+    FP8,
+    ONE_GPU,
+    SMALL_FP8,
+    TENSOR_PARALLEL,
+    Compared,
+    compared,
+    summary_rows,
+)
 
 POINTS = data_path("measurements/gpu_points.csv")
 PAGE = root() / "docs" / "modelled-gpu.md"
 MARKS = ("<!-- errors: written by make modelled-errors -->", "<!-- end of errors -->")
+REGIONS = ("below 50%", "50-90%", "90-100%", "overload", "closed loop", "capacity")
 CARDS = {
     "H100-SXM-80GB": "h100-sxm",
     "A100-SXM-80GB": "a100-80",
     "RTX 4090": "rtx-4090",
     "RTX 5090": "rtx-5090",
     "RTX PRO 6000 Server": "rtx-pro-6000",
+    "L4": "l4",
     "h100_sxm": "h100-sxm",
     "h200_sxm": "h200",
     "b200_sxm": "b200",
@@ -41,6 +57,8 @@ SERVER = {"max_num_batched_tokens": 2048, "max_num_seqs": 256, "max_model_len": 
 LONGEST_S = 20  # length of an open loop: enough for a steady state
 # The demo's data set (its config.yaml): 10 system prompts of 128 tokens, 10 users each, so 100 repeated prompts.
 SYSTEM_PROMPTS, PROMPTS, SYSTEM_TOKENS = 10, 100, 128
+BATCHES = "dense 7B, batches of 1 to 8"
+KINDS = (ONE_GPU, BATCHES, TENSOR_PARALLEL, EIGHT_GPUS, SMALL_FP8, FP8, EXPERTS)  # in the tables' order
 LEFT_OUT = ("Qwen2.5-0.5B",)  # so small that the host decides, not the card
 
 
@@ -58,7 +76,7 @@ class Experiment:
     options: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int | None = None
     tensor_parallel: int = 1
-    share_of_capacity: float | None = None  # for open loops: rate over the real card's capacity
+    share_of_capacity: float | None = None  # throughput over the highest one measured in the series
     host: str = ""
     lightest: bool = False  # the point that determines the host's constants
     statistic: str = "mean"
@@ -74,19 +92,28 @@ class Host:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="experiments whose kind contains this")
+    parser.add_argument("--only", default="", help="experiments whose KIND, CARD, LOAD has this regular expression")
     parser.add_argument("--write", action="store_true", help="store the results and the page's table")
     options = parser.parse_args(arguments)
     os.environ.update(modelled.gpu("h100-sxm").env)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(
-            compare([experiment for experiment in experiments(Path(folder)) if options.only in experiment.kind])
-        )
+        rows = list(compare(experiments(Path(folder), options.only)))
     if options.write:
+        kept = [row for row in compared() if not re.search(options.only, _name(row))]
+        rows = sorted([*rows, *kept], key=_order)
         ERRORS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
         write_page(rows)
     print("\n".join(table(rows)))
     return 0
+
+
+def _name(row: Compared | Experiment) -> str:
+    return f"{row.kind}, {row.card}, {row.load}"
+
+
+def _order(row: Compared | Experiment) -> tuple[int, str, str]:
+    loop = row.kind != ONE_GPU
+    return (KINDS.index(row.kind), row.card if loop else "", row.load if loop else "")
 
 
 def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
@@ -94,11 +121,7 @@ def compare(todo: Sequence[Experiment]) -> Iterator[Compared]:
     hosts = {experiment.host: constants(experiment) for experiment in todo if experiment.lightest}
     with Engines() as engines:
         for number, experiment in enumerate(todo, start=1):
-            print(
-                f"{number} of {len(todo)}: {experiment.kind}, {experiment.card}, {experiment.load}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{number} of {len(todo)}: {_name(experiment)}", file=sys.stderr, flush=True)
             host = hosts.get(experiment.host)
             results = figures(experiment, engines, overhead_ms=host.overhead_ms if host else None)
             if host is not None and "ttft_ms" in results:
@@ -175,9 +198,9 @@ def figures(experiment: Experiment, engines: Engines, *, overhead_ms: float | No
 
 def region(experiment: Experiment, quantity: str) -> str:
     """Return the range of loads to which a comparison belongs."""
-    if experiment.concurrency is not None and experiment.concurrency > 1:
-        return "closed loop"
     share = experiment.share_of_capacity
+    if experiment.concurrency is not None and share is None:
+        return "closed loop"
     if share is None or share > 1:
         return "overload" if quantity != "output_per_s" else "capacity"
     if quantity == "output_per_s":
@@ -188,18 +211,10 @@ def region(experiment: Experiment, quantity: str) -> str:
 # --- the experiments ---
 
 
-def experiments(folder: Path) -> list[Experiment]:
-    """Return all experiments; config.json files are written to `folder`."""
-    loops = {
-        (experiment.kind, experiment.card, experiment.load): experiment
-        for experiment in (*tensor_parallel(), *from_package(folder))
-    }
-    small = [
-        experiment
-        for experiment in loops.values()
-        if sum(r.output_tokens for r in experiment.requests) <= LARGEST_TOKENS
-    ]
-    return [*one_gpu(), *small]
+def experiments(folder: Path, only: str = "") -> list[Experiment]:
+    """Return the experiments with the regular expression `only` in their name; config.json files go to `folder`."""
+    loops = sorted(from_package(folder, only), key=lambda loop: (loop.kind, loop.card, loop.tensor_parallel))
+    return [alone for alone in (*one_gpu(), *batches(folder)) if re.search(only, _name(alone))] + loops
 
 
 def one_gpu() -> Iterator[Experiment]:
@@ -238,7 +253,7 @@ def _experiment(
     gpu, kind, prompt, output, load, vllm, note, count = key
     inputs, outputs, requests = (round(float(text.strip("~"))) for text in (prompt, output, count))
     base = Experiment(
-        kind="dense 8B, one GPU",
+        kind=ONE_GPU,
         card=CARDS[gpu],
         model="llama-3.1-8b",
         vllm=vllm,
@@ -308,73 +323,122 @@ def _demo(
     )
 
 
-def tensor_parallel() -> Iterator[Experiment]:
-    """Qwen3-32B in bf16 on 2 and 4 H100, closed loops (vLLM 0.12)."""
+MISTRAL_7B = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+    "max_position_embeddings": 32768, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+SHORT = 16  # tokens of a prompt that the data set calls short
+
+
+def batches(folder: Path) -> Iterator[Experiment]:
+    """Mistral-7B on an L4, a few requests at once: their number over the throughput is a TPOT (short prompts)."""
+    model = folder / "mistral-7b"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(MISTRAL_7B), encoding="utf-8")
     for row in csv.DictReader(POINTS.open(encoding="utf-8")):
-        if row["model"] == "Qwen3-32B" and row["tp"] in "24" and not row["dtype"] and row["metric"].startswith("TPOT"):
-            yield _closed(
-                "dense 32B, tensor parallel",
-                "h100-sxm",
-                "qwen3-32b",
-                row["vllm"],
-                (int(row["input"]), int(row["output"]), int(row["load"].split("=")[-1].split()[-1])),
-                float(row["value"]),
-                int(row["tp"]),
+        if row["model"] == "Mistral-7B-v0.1" and row["metric"] == "throughput":
+            clients, outputs = int(row["load"].split()[-1]), int(row["output"])
+            yield Experiment(
+                kind=BATCHES,
+                card=CARDS[row["gpu"]],
+                model=model,
+                vllm=row["vllm"],
+                load=f"{row['input']} + {outputs} tokens, {clients} at once",
+                measured={"tpot_ms": 1e3 * clients / float(row["value"])},
+                requests=traffic.fixed(clients, input_tokens=SHORT, output_tokens=outputs),
+                options={"max_model_len": 4096},
+                share_of_capacity=0.0,  # of hundreds of requests
             )
 
 
-def from_package(folder: Path) -> Iterator[Experiment]:
-    """A 70B in fp8 and a mixture of experts in fp8, from the served points inside aiconfigurator-core."""
+MODELS = {  # of silicon_sample.csv, with the precision: the kind, the package's config.json, and the numbers of GPUs
+    ("Qwen/Qwen3-32B", ""): (TENSOR_PARALLEL, "Qwen--Qwen3-32B", "248"),
+    ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): (SMALL_FP8, "meta-llama--Meta-Llama-3.1-8B", "1248"),
+    ("meta-llama/Llama-3.1-70B", "fp8"): (FP8, "meta-llama--Meta-Llama-3.1-70B", "124"),
+    ("Qwen/Qwen3-235B-A22B-FP8", "fp8"): (EXPERTS, "Qwen--Qwen3-235B-A22B-FP8", "4"),
+    ("MiniMaxAI/MiniMax-M2.5", "fp8"): (EXPERTS, "MiniMaxAI--MiniMax-M2.5", "24"),
+}
+Row = dict[str, str]
+
+
+def from_package(folder: Path, only: str) -> Iterator[Experiment]:
+    """Closed loops of vLLM on H100, H200 and B200, from the served points inside aiconfigurator-core.
+
+    Of repeated points the last counts. A row tells clients, TTFT and TPOT, so by Little's law its throughput."""
     import aiconfigurator_core
 
     package = Path(aiconfigurator_core.__file__).parent
-    kinds = {
-        "meta-llama/Llama-3.1-70B": ("dense 70B in fp8", "meta-llama--Meta-Llama-3.1-70B", "124"),
-        "Qwen/Qwen3-235B-A22B-FP8": ("experts in fp8 (235B-A22B)", "Qwen--Qwen3-235B-A22B-FP8", "4"),
-    }
+    rows: dict[tuple[str, ...], Row] = {}
     for row in csv.DictReader((package / "systems" / "silicon_sample.csv").open(encoding="utf-8")):
-        kind, config, widths = kinds.get(row["model_path"], ("", "", ""))
-        suits = row["backend"] == "vllm" and row["mode"] == "agg" and row["precision"] == "fp8" and row["tp_size"]
-        if not kind or not suits or row["tp_size"] not in widths or row["moe_ep_size"] not in ("", "1"):
-            continue
-        yield _closed(
-            kind,
-            CARDS[row["system"]],
-            _fp8_model(package / "model_configs" / f"{config}_config.json", folder / config),
-            row["backend_version"] or "not stated",
-            (int(row["isl"]), int(row["osl"]), int(row["batch_size"])),
-            float(row["silicon_tpot_ms"]),
-            int(row["tp_size"]),
-        )
+        if row["backend"] == "vllm" and row["mode"] == "agg" and row["system"] in CARDS and _plain(row):
+            rows[*_sweep(row), row["batch_size"]] = row
+    levels: dict[tuple[str, ...], list[float]] = {}
+    for row in rows.values():
+        levels.setdefault(_sweep(row), []).append(_throughput(row))
+    for row in rows.values():
+        kind, config, _ = MODELS[row["model_path"], row["precision"]]
+        kind = EIGHT_GPUS if kind == TENSOR_PARALLEL and row["tp_size"] == "8" else kind
+        model = _model(package / "model_configs" / f"{config}_config.json", folder / f"{config}{row['precision']}")
+        sweep = levels[_sweep(row)]
+        loop = _closed(kind, model, row, _throughput(row) / max(sweep) if len(sweep) > 1 else None)
+        inputs, outputs, clients = (int(row[name]) for name in ("isl", "osl", "batch_size"))
+        slow = kind == EIGHT_GPUS or "MiniMax" in row["model_path"]
+        largest = LARGEST_SLOW_TOKENS if slow else LARGEST_TOKENS
+        if re.search(only, _name(loop)) and WAVES * clients * outputs <= largest:
+            sent = traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs)
+            yield replace(loop, requests=sent)
 
 
-def _fp8_model(config: Path, folder: Path) -> Path:
+def _plain(row: Row) -> bool:
+    """Whether all layers are split over all GPUs, without data or expert parallelism."""
+    _, _, gpus = MODELS.get((row["model_path"], row["precision"]), ("", "", ""))
+    split = row["moe_tp_size"] == row["tp_size"] or "A22B" not in row["model_path"]
+    together = row["moe_ep_size"] == "1" and row["attention_dp_size"] in ("", "1")
+    return bool(gpus) and row["tp_size"] in gpus and split and together
+
+
+def _sweep(row: Row) -> tuple[str, ...]:
+    """What the rows that differ only in the number of clients have in common."""
+    names = ("model_path", "precision", "system", "tp_size", "isl", "osl")
+    return tuple(row[name] for name in names)
+
+
+def _throughput(row: Row) -> float:
+    e2e_ms = float(row["silicon_ttft_ms"]) + (int(row["osl"]) - 1) * float(row["silicon_tpot_ms"])
+    return int(row["batch_size"]) / e2e_ms
+
+
+def _model(config: Path, folder: Path) -> Path:
+    """Write `config` to `folder`, whose name ends in fp8 for weights in fp8: one scale per tensor if it names none."""
     folder.mkdir(exist_ok=True)
     content = json.loads(config.read_text(encoding="utf-8"))
-    content.setdefault("quantization_config", {"quant_method": "fp8", "activation_scheme": "dynamic"})
+    content.pop("auto_map", None)  # code in the model's folder, which is not here
+    if folder.name.endswith("fp8"):
+        content.setdefault("quantization_config", {"quant_method": "fp8", "activation_scheme": "dynamic"})
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
 WAVES = 5  # requests per client of a closed loop: more than the first wave, in which all prompts arrive at once
 LARGEST_TOKENS = 170_000  # output tokens of a closed loop that a few seconds can simulate; larger ones are skipped
+LARGEST_SLOW_TOKENS = 25_000  # of MiniMax-M2.5, whose steps take longer to simulate, and of the loops on 8 GPUs
 
 
-def _closed(
-    kind: str, card: str, model: str | Path, vllm: str, lengths: tuple[int, int, int], tpot_ms: float, gpus: int
-) -> Experiment:
-    inputs, outputs, clients = lengths
+def _closed(kind: str, model: Path, row: Row, share: float | None) -> Experiment:
+    gpus, clients = int(row["tp_size"]), int(row["batch_size"])
     return Experiment(
         kind=kind,
-        card=card,
+        card=CARDS[row["system"]],
         model=model,
-        vllm=vllm,
-        load=f"{inputs} + {outputs} tokens, {clients} clients, {gpus} GPUs",
-        measured={"tpot_ms": tpot_ms},
-        requests=traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs),
+        vllm=row["backend_version"] or "not stated",
+        load=f"{row['isl']} + {row['osl']} tokens, {clients} clients, {gpus} GPUs",
+        measured={"tpot_ms": float(row["silicon_tpot_ms"])},
+        requests=(),
         options={"max_num_batched_tokens": 8192, "enable_prefix_caching": False, "max_model_len": 20480},
         concurrency=clients,
         tensor_parallel=gpus,
+        share_of_capacity=share,
     )
 
 
@@ -390,8 +454,33 @@ def table(rows: Sequence[Compared]) -> list[str]:
     return head + [
         f"| {row.kind} | {row.region} | {row.quantity} | {row.mean:.1%} ({row.worst:.0%}) | {row.points} |"
         f" {', '.join(row.cards)} | {', '.join(row.versions)} |"
-        for row in summary_rows(rows)
+        for row in sorted(summary_rows(rows), key=lambda row: (KINDS.index(row.kind), REGIONS.index(row.region)))
     ]
+
+
+def by_card(rows: Sequence[Compared]) -> list[str]:
+    """Return each card's mean (worst) errors of TPOT and capacity, with the number of points, as a Markdown table.
+
+    Means within the aim (docs/modelled-gpu.md) are bold."""
+    lines = [
+        "| card | what | TPOT below 50% | TPOT 50-90% | TPOT above, or share unknown | capacity |",
+        "|---|---|---|---|---|---|",
+    ]
+    columns = ((REGIONS[:1], 0.05), (REGIONS[1:2], 0.1), (REGIONS[2:5], 0.0), (REGIONS[5:], 0.1))
+    for card, kind in sorted({(row.card, row.kind) for row in rows}):
+        cells = []
+        for regions, aim in columns:
+            quantity = "output_per_s" if "capacity" in regions else "tpot_ms"
+            sizes = [
+                abs(row.error)
+                for row in rows
+                if (row.card, row.kind, row.quantity) == (card, kind, quantity) and row.region in regions
+            ]
+            mean = fmean(sizes) if sizes else 0.0
+            bold = "**" if mean <= aim else ""
+            cells.append(f"{bold}{mean:.1%}{bold} ({max(sizes):.0%}), {len(sizes)}" if sizes else "-")
+        lines.append(f"| {card} | {kind} | {' | '.join(cells)} |")
+    return lines
 
 
 def write_page(rows: Sequence[Compared]) -> None:
@@ -399,7 +488,9 @@ def write_page(rows: Sequence[Compared]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    PAGE.write_text("\n".join([before + MARKS[0], *table(rows), MARKS[1] + after]), encoding="utf-8")
+    PAGE.write_text(
+        "\n".join([before + MARKS[0], *table(rows), "", *by_card(rows), MARKS[1] + after]), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labkit.cli.output import Json, answer, say
-from labkit.errors import UsageError, require
+from labkit.errors import UsageError, require, whole
 
 if TYPE_CHECKING:
     from labkit.modelled import Traffic
@@ -20,14 +20,17 @@ REQUESTS, CONVERSATIONS = 200, 50
 
 
 def simulate(
-    gpu: Annotated[str, typer.Option(metavar="CARD", help="t4 ... b200: see docs/modelled-gpu.md.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Such as llama-3.1-8b, or a config.json.")] = (
-        "llama-3.1-8b"
-    ),
+    ctx: typer.Context,
+    gpu: Annotated[str, typer.Option(metavar="CARD", help="Such as h100-sxm; an unknown name lists all.")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A name (an unknown one lists all), or a config.json.")
+    ] = "llama-3.1-8b",
     tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Cards for one replica.")] = 1,
     replicas: Annotated[int, typer.Option(metavar="N", help="Engines behind a router.")] = 1,
     router: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(ROUTERS)}.")] = "least-loaded",
-    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests in flight.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Closed loop: requests in flight. Default: 1.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Open loop: requests per second.")] = None,
     arrival: Annotated[
         str, typer.Option(metavar="poisson|constant|bursty", help="Arrivals of an open loop.")
@@ -45,7 +48,7 @@ def simulate(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
     direction_only: Annotated[
-        bool, typer.Option("--direction-only", help="Also without any comparison with a real card.")
+        bool, typer.Option("--direction-only", help="Answer also where no error is known, or a large one.")
     ] = False,
     as_json: Json = False,
     flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of vllm serve.")] = None,
@@ -57,6 +60,13 @@ def simulate(
 
     both = concurrency is not None and rate is not None
     require(not both, "both --concurrency and --rate are given", fix="pass only one of them")
+    for option, value in (
+        ("--tensor-parallel", tensor_parallel),
+        ("--replicas", replicas),
+        ("--concurrency", concurrency),
+    ):
+        whole(option, 1 if value is None else value, at_least=1)
+    _require_used(ctx, workload, rate)
     card = modelled.gpu(gpu, model=model, tensor_parallel=tensor_parallel)
     os.environ.update(card.env)  # before vllm is imported
     from labkit.cli.tables import counting, show_simulation
@@ -92,6 +102,20 @@ def simulate(
     answer(as_json, simulation.to_json, lambda: show_simulation(simulation))
 
 
+def _require_used(ctx: typer.Context, workload: str | None, rate: float | None) -> None:
+    """UsageError for an option on the command line that this load would ignore."""
+    unused = {"settings": "name a --workload too"}
+    if workload is not None:
+        unused = dict.fromkeys(("input_tokens", "output_tokens", "shared_tokens"), "the workload has its own lengths")
+    if rate is None or workload in TOKEN_WORKLOADS:
+        unused["arrival"] = "it is for --rate, and for workloads without arrivals of their own"
+    for name, reason in unused.items():
+        option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        require(not given, f"{option} would have no effect: {reason}", fix="leave it out, or change the load")
+
+
 def _traffic(name: str, requests: int | None, seed: int, rate: float | None, settings: Sequence[str]) -> "Traffic":
     from labkit.files import parse_settings
 
@@ -99,10 +123,10 @@ def _traffic(name: str, requests: int | None, seed: int, rate: float | None, set
     try:
         if name in TOKEN_WORKLOADS:
             return _token_traffic(name, requests, seed, rate, options)
-    except (TypeError, KeyError) as error:
-        raise UsageError(
-            f"workload {name!r}: {error}", remedy="see docs/modelled-gpu.md for the options of each workload"
-        ) from error
+    except TypeError as error:
+        reason = str(error).partition("() ")[2] or error
+        fix = "pass each option by --set KEY=VALUE; docs/modelled-gpu.md has examples"
+        raise UsageError(f"workload {name!r}: {reason}", remedy=fix) from error
     from labkit.load.workloads import WORKLOADS, build
     from labkit.modelled.traffic import tokenised
     from labkit.models import CHAT, resolve
@@ -134,6 +158,9 @@ def _token_traffic(
     else:
         fix = "leave --rate out, or --set speed=2"
         require(rate is None, "a trace has its own arrival times", fix=fix)
+        require(
+            "path" in options, "workload 'mooncake' has no path", fix="pass --set path=FILE, a trace in that format"
+        )
         trace = traces.from_mooncake(Path(str(options.pop("path"))), n=requests, **options)
     for note in trace.notes:
         say(note)

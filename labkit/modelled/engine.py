@@ -55,7 +55,7 @@ class ModelledGpu:
             times = f"kernels of {self.card.kernels.version}"
         count = f"{self.tensor_parallel} x " if self.tensor_parallel > 1 else ""
         card, engine = self.card.title.removeprefix("NVIDIA "), version("vllm").split("+")[0]
-        error = errors_in_words(self.folder, self.tensor_parallel)
+        error = errors_in_words(self.folder, self.tensor_parallel, self.card)
         return f"Modelled: {count}{card}, {self.folder.name}, vLLM {engine}, {times}; {error}"
 
     def step_time(self) -> StepTime:

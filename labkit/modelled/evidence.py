@@ -3,13 +3,13 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from labkit.files import data_path
 from labkit.modelled.cards import Card
-from labkit.modelled.shapes import EXPERT_COUNTS, read_config, shape_of
+from labkit.modelled.shapes import EXPERT_COUNTS, dense_shape, read_config, shape_of
 
 ERRORS = data_path() / "modelled_errors.json"
 
@@ -76,9 +76,14 @@ def _errors(kind: str, quantity: str, region: str, rows: Sequence[Compared]) -> 
     )
 
 
-# Kinds of models, as tools/modelled_errors.py names them.
-ONE_GPU, TENSOR_PARALLEL = "dense 8B, one GPU", "dense 32B, tensor parallel"
-FP8, EXPERTS = "dense 70B in fp8", "experts in fp8 (235B-A22B)"
+# Kinds of models in the comparisons.
+ONE_GPU, TENSOR_PARALLEL, EIGHT_GPUS = "dense 8B, one GPU", "dense 32B, tensor parallel", "dense 32B, 8 GPUs"
+FP8, SMALL_FP8, EXPERTS = "dense 70B in fp8", "dense 8B in fp8", "experts in fp8 (229B-A10B, 235B-A22B)"
+SMALL = 20e9
+"""Parameters below which a model in fp8 counts as an 8B."""
+
+TOO_FAR = 0.25
+"""Mean TPOT error above which answers show a direction only."""
 
 CAPACITY_MARGIN = 1.1
 """Modelled capacities are up to about 1.1 times the real ones, so a load's share of capacity is multiplied by this."""
@@ -114,7 +119,7 @@ class Promise:
             return "no served load to compare with"
         words = (f"{name} {errors.mean:.0%} (worst {errors.worst:.0%})" for name, errors in known.items())
         first = next(iter(known.values()))
-        return f"{', '.join(words)}; {first.points} served loads of {', '.join(first.cards)}"
+        return f"{', '.join(words)}; compared: {first.kind}, {first.points} served loads of {', '.join(first.cards)}"
 
 
 def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float) -> Promise:
@@ -122,9 +127,20 @@ def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float
     kind = kind_of(folder, tensor_parallel)
     share = load_share * CAPACITY_MARGIN
     region = "below 50%" if share <= 0.5 else "50-90%" if share <= KNEE else "90-100%" if share <= 1 else "overload"
-    regions = ("closed loop" if kind != ONE_GPU else region, "capacity")
-    errors = [row for row in summary_rows(compared()) if row.kind == kind and row.region in regions]
+    errors = [row for row in _known(kind, card.name) if row.region in (region, ANY_LOAD, "capacity")]
     return Promise(region=region, errors=tuple(errors), direction_only=_missing(card, folder, kind))
+
+
+ANY_LOAD = "any load"
+
+
+def _known(kind: str, card: str) -> list[Errors]:
+    """Return a kind's errors: for one GPU by region; else over all loads, of the card itself if it was compared."""
+    rows = [row for row in compared() if row.kind == kind]
+    if kind != ONE_GPU:
+        own = [row for row in rows if row.card == card]
+        rows = [replace(row, region=ANY_LOAD) for row in own or rows]
+    return summary_rows(rows)
 
 
 def kind_of(folder: Path, tensor_parallel: int) -> str:
@@ -133,26 +149,40 @@ def kind_of(folder: Path, tensor_parallel: int) -> str:
     if any(config.get(name) for name in EXPERT_COUNTS):
         return EXPERTS
     if config.get("quantization_config"):
-        return FP8
-    return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL
+        return SMALL_FP8 if _parameters(folder) < SMALL else FP8
+    return ONE_GPU if tensor_parallel == 1 else TENSOR_PARALLEL if tensor_parallel <= 4 else EIGHT_GPUS
 
 
-def errors_in_words(folder: Path, tensor_parallel: int) -> str:
-    """Return the mean TPOT error of the model's kind up to 90% of capacity, for a chart's label."""
+def errors_in_words(folder: Path, tensor_parallel: int, card: Card | None = None) -> str:
+    """Return the mean TPOT error of the model's kind up to 90% of capacity, for a chart's label.
+
+    "direction only" for a `card` whose answers with this model show no more."""
     kind = kind_of(folder, tensor_parallel)
-    rows = [row for row in summary_rows(compared()) if row.kind == kind and row.quantity == "tpot_ms"]
-    means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", "closed loop")]
+    if card is not None and _missing(card, folder, kind):
+        return "direction only"
+    rows = [row for row in _known(kind, card.name if card else "") if row.quantity == "tpot_ms"]
+    means = [row.mean for row in rows if row.region in ("below 50%", "50-90%", ANY_LOAD)]
     if not means:
         return "not compared with real cards"
     low, high = f"{min(means):.0%}", f"{max(means):.0%}"
     return f"mean TPOT error {low if low == high else low.rstrip('%') + ' to ' + high}; no tail compared"
 
 
+def _parameters(folder: Path) -> int:
+    return (dense_shape(folder) or shape_of(folder)).parameters  # without torch where possible
+
+
 def _missing(card: Card, folder: Path, kind: str) -> str:
     if card.evidence == "borrowed":
         return f"{card.title}'s efficiencies are borrowed from another card and were not compared with served loads"
     if kind == ONE_GPU:
-        billions = shape_of(folder).parameters / 1e9
+        billions = _parameters(folder) / 1e9
         if not 4 <= billions <= 16:
             return f"the model has {billions:.2g}B parameters; on one GPU only 8B models were compared"
+    elif kind in (FP8, SMALL_FP8) and read_config(folder)["quantization_config"].get("weight_block_size"):
+        return "fp8 scales by block: of dense models in fp8, only those with one scale per tensor were compared"
+    else:
+        tpot = next((row for row in _known(kind, card.name) if row.quantity == "tpot_ms"), None)
+        if tpot is not None and tpot.mean > TOO_FAR:
+            return f"compared with {kind} on {', '.join(tpot.cards)}, the TPOT was off by {tpot.mean:.0%} on average"
     return ""

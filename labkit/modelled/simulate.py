@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from labkit.errors import UsageError, require
 from labkit.load.metrics import Quantity, Summary, summarise
 from labkit.modelled.driver import Drive, drive
@@ -162,7 +164,8 @@ def _start(gpu: ModelledGpu, arguments: Mapping[str, Any]) -> Any:
     try:
         return LLM(gpu.model, **arguments)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"vLLM refuses: {error}", remedy="change the option that it names") from error
+        reasons = [problem["msg"] for problem in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+        raise UsageError(f"vLLM refuses: {'; '.join(reasons)}", remedy="change the option that it names") from error
 
 
 def offered_rate(traffic: Traffic, driven: Drive, concurrency: int | None) -> float:

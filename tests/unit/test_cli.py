@@ -216,6 +216,12 @@ WRONG_SIMULATIONS = {
     "--gpu h100-sxm --workload abacus": "'abacus'",
     "--gpu h100-sxm --workload conversations --set loudness=3": "loudness",
     "--gpu h100-sxm --workload mooncake": "path",
+    "--gpu h100-sxm --concurrency 0": "--concurrency is 0",
+    "--gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
+    "--gpu h100-sxm --replicas 0": "--replicas is 0",
+    "--gpu h100-sxm --set turns=2": "--set would have no effect",
+    "--gpu h100-sxm --arrival bursty": "--arrival would have no effect",
+    "--gpu h100-sxm --workload generated --input-tokens 9": "--input-tokens would have no effect",
 }
 
 

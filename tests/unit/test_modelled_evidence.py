@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,14 @@ from labkit.modelled import cards, evidence
 from labkit.modelled.evidence import CAPACITY_MARGIN, Compared, Promise, promise, summary_rows
 from labkit.modelled.shapes import model_folder, read_config
 
-PUBLISHED = {"llama-3.1-8b": 8.03e9, "qwen3-32b": 32.76e9, "qwen3-30b-a3b": 30.53e9, "half-b": 0.5e9, "fp8": 8.03e9}
+PUBLISHED = {
+    "llama-3.1-8b": 8.03e9,
+    "qwen3-32b": 32.76e9,
+    "qwen3-30b-a3b": 30.53e9,
+    "half-b": 0.5e9,
+    "fp8": 8.03e9,
+    "blocks": 8.03e9,
+}
 ROW = Compared(
     kind="dense 8B, one GPU",
     card="h100-sxm",
@@ -36,15 +42,23 @@ ROWS = (
     replace(ROW, region="capacity", quantity="output_per_s", measured=4000.0, modelled=4400.0),
     replace(ROW, region="follows the rate", quantity="output_per_s", measured=900.0, modelled=900.0),
     replace(ROW, kind="dense 32B, tensor parallel", region="closed loop", modelled=11.5),
+    replace(ROW, kind=evidence.EXPERTS, card="h200", region="50-90%", modelled=11.0),
+    replace(ROW, kind=evidence.EXPERTS, card="h200", region="closed loop", modelled=8.0),
+    replace(ROW, kind=evidence.EXPERTS, card="b200", modelled=25.0),
 )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Model folders by name: those of data/models, a small dense model, and an 8B in fp8."""
+    """Model folders by name: those of data/models, a small dense model, and 8Bs in fp8."""
     root = tmp_path_factory.mktemp("models")
     dense = read_config(model_folder("llama-3.1-8b"))
-    for name, change in (("half-b", {}), ("fp8", {"quantization_config": {"quant_method": "fp8"}})):
+    fp8 = {"quant_method": "fp8"}
+    changes = {"fp8": fp8, "blocks": fp8 | {"weight_block_size": [128, 128]}}
+    for name, change in {
+        "half-b": {},
+        **{name: {"quantization_config": value} for name, value in changes.items()},
+    }.items():
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps({**dense, **change}))
     return {name: root / name if (root / name).exists() else model_folder(name) for name in PUBLISHED}
@@ -59,12 +73,12 @@ def promised(folders: Mapping[str, Path]) -> Iterator[Callable[..., Promise]]:
     ) -> Promise:
         return promise(cards.find(card), folders[model], tensor_parallel=tensor_parallel, load_share=share)
 
-    def shape(folder: Path) -> Any:
-        return SimpleNamespace(parameters=PUBLISHED[folder.name])
+    def parameters(folder: Path) -> float:
+        return PUBLISHED[folder.name]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evidence, "compared", lambda: ROWS)
-        patch.setattr(evidence, "shape_of", shape)
+        patch.setattr(evidence, "_parameters", parameters)
         yield by_name
 
 
@@ -102,12 +116,27 @@ def test_a_promise_has_the_errors_of_its_own_kind_and_region(promised: Callable[
 
 
 def test_uncompared_models_have_no_errors(promised: Callable[..., Promise]) -> None:
-    """Experts and fp8 do not inherit the errors of dense 16-bit models and show no TTFT; tensor parallelism, where only
-    times per token were compared, shows none either."""
-    for model in ("qwen3-30b-a3b", "fp8"):
-        answer = promised(0.1, model=model)
+    """An 8B in fp8 does not inherit the errors of dense 16-bit models, nor 8 GPUs those of 2, and both show no TTFT;
+    tensor parallelism and experts, where only times per token were compared, show none either."""
+    for options in ({"model": "fp8"}, {"model": "qwen3-32b", "tensor_parallel": 8}):
+        answer = promised(0.1, **options)
         assert (answer.errors, answer.shows_ttft, "%" in answer.text()) == ((), False, False)
     assert not promised(0.1, tensor_parallel=2, model="qwen3-32b").shows_ttft
+    assert not promised(0.1, card="h200", model="qwen3-30b-a3b").shows_ttft
+
+
+def test_beyond_8b_on_one_gpu_a_card_has_its_own_errors_over_all_loads(promised: Callable[..., Promise]) -> None:
+    """Experts: 10% and 20% off on an H200; 150% on a B200, which shows a direction only, as does a card that was not
+    compared, by the errors of all. The text names the models that were compared."""
+    means = {}
+    for card in ("h200", "b200", "h100-sxm"):
+        answer = promised(0.1, card=card, model="qwen3-30b-a3b")
+        tpot = answer.of("tpot_ms")
+        assert tpot is not None
+        means[card] = tpot.mean
+        assert (bool(answer.direction_only), evidence.EXPERTS in answer.text()) == (card != "h200", True)
+    assert means == pytest.approx({"h200": 0.15, "b200": 1.5, "h100-sxm": 0.6})
+    assert "off by 150% on average" in promised(0.1, card="b200", model="qwen3-30b-a3b").direction_only
 
 
 def test_uncompared_cards_and_sizes_show_a_direction_only(promised: Callable[..., Promise]) -> None:
@@ -119,6 +148,7 @@ def test_uncompared_cards_and_sizes_show_a_direction_only(promised: Callable[...
         ({"model": "qwen3-32b"}, "33B parameters"),
         ({"model": "qwen3-32b", "tensor_parallel": 2}, ""),
         ({"card": "a100-40", "tensor_parallel": 2}, "borrowed from another card"),
+        ({"model": "blocks"}, "scales by block"),
     ]
     for options, says in cases:
         missing = promised(0.1, **options).direction_only
