@@ -60,15 +60,15 @@ def put_pages(site: Path, cache: Path, templates: Environment) -> None:
 
 
 def prepare_python(pyodide: Path, compiled: Path, *archives: Path) -> None:
-    """Compiles the archives and the library of Pyodide's Python, and saves its memory. LabkitError where that fails."""
-    command = ["node", str(Path(__file__).parent / "bytecode.mjs"), *map(str, (pyodide, compiled, *archives))]
+    """Compiles the archives and Pyodide's library, and saves Pyodide's memory. LabkitError where that fails."""
+    command = ["node", str(Path(__file__).parent / "prepare.mjs"), *map(str, (pyodide, compiled, *archives))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     except FileNotFoundError:
         remedy = "apt-get install nodejs npm"
-        raise LabkitError("Node.js is missing; it compiles the pages' Python", remedy=remedy) from None
+        raise LabkitError("Node.js is missing; it prepares the pages' Python", remedy=remedy) from None
     fix = "take Node.js 20 or newer"
-    require(done.returncode == 0, f"the pages' Python was not compiled:\n{done.stderr[-1500:]}", fix=fix)
+    require(done.returncode == 0, f"the pages' Python was not prepared:\n{done.stderr[-1500:]}", fix=fix)
 
 
 def pack(archive: Path) -> None:

@@ -3,14 +3,12 @@ import { loadPyodide } from "./pyodide/pyodide.mjs";
 
 const here = (path) => new URL(path, import.meta.url).href;
 const START = `
-import sys
-sys.path.insert(0, "/site")
 import answers
 answers.start()
 answers.reply
 `;
 
-// Python's memory just after its start, which takes less time to load than to compute.
+// Python's memory after its start, saved by the build: loading it takes less time than starting anew.
 async function memory() {
   const { body } = await fetch(here("pyodide/memory.bin"));
   return new Response(body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
