@@ -173,10 +173,10 @@ solution(
     unit="requests per second",
     cases=[(STEADY, 4.0, 0.5, 0.1), (LATE, 2.5, 0.85, 0.065), (ON_TIME, 2.0, 0.5, 0.25)],
     wrong={
-        "failed requests counted": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
+        "failed requests included": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
             _good([r for r in requests if r.chunk_times_s], ttft_slo_s, tpot_slo_s) / duration_s
         ),
-        "one objective of the two": [
+        "only one of two objectives": [
             lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
                 sum(_ttft_s(r) <= ttft_slo_s or _tpot_s(r) <= tpot_slo_s for r in _completed(requests)) / duration_s
             ),
@@ -185,11 +185,13 @@ solution(
                 _good(_completed(requests), math.inf, tpot_slo_s) / duration_s
             ),
         ],
-        "a share for a rate": lambda requests, _duration_s, ttft_slo_s, tpot_slo_s: (
+        "a share instead of a rate": lambda requests, _duration_s, ttft_slo_s, tpot_slo_s: (
             _good(_completed(requests), ttft_slo_s, tpot_slo_s) / len(requests)
         ),
-        "throughput for goodput": lambda requests, duration_s, _ttft, _tpot: len(_completed(requests)) / duration_s,
-        "at most taken for below": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
+        "throughput instead of goodput": lambda requests, duration_s, _ttft, _tpot: (
+            len(_completed(requests)) / duration_s
+        ),
+        "strict inequality at the limit": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
             _good(_completed(requests), math.nextafter(ttft_slo_s, 0), math.nextafter(tpot_slo_s, 0)) / duration_s
         ),
     },
@@ -206,22 +208,22 @@ solution(
     unit="tokens per second",
     cases=[_batch((8, 1.0), (20, 2.0), (14, 1.6)), _batch((30, 3.5), (5, 0.7), (12, 1.5), (9, 1.2))],
     wrong={
-        "one output's tokens over the whole batch's time": [
+        "one output's tokens over the batch's time": [
             lambda outputs, seconds: len(outputs[0].token_ids) / seconds,
             lambda outputs, seconds: len(outputs[-1].token_ids) / seconds,
             lambda outputs, seconds: max(len(one.token_ids) for one in outputs) / seconds,
             lambda outputs, seconds: sum(len(one.token_ids) for one in outputs) / len(outputs) / seconds,
         ],
-        "the requests' own rates added up": lambda outputs, _seconds: sum(
+        "sum of the requests' rates": lambda outputs, _seconds: sum(
             len(one.token_ids) / one.seconds for one in outputs
         ),
-        "one user's speed for the server's": lambda outputs, _seconds: (
+        "one user's rate instead of the server's": lambda outputs, _seconds: (
             sum(len(one.token_ids) / one.seconds for one in outputs) / len(outputs)
         ),
-        "waiting times added up": lambda outputs, _seconds: (
+        "overlapping request times added up": lambda outputs, _seconds: (
             sum(len(o.token_ids) for o in outputs) / sum(o.seconds for o in outputs)
         ),
-        "requests for tokens": lambda outputs, seconds: len(outputs) / seconds,
+        "requests instead of tokens": lambda outputs, seconds: len(outputs) / seconds,
     },
 )
 
@@ -236,14 +238,14 @@ solution(
     unit="seconds",
     tolerance=1e-3,
     wrong={
-        "a chunk taken for a token": [
+        "one token per chunk": [
             lambda chunk_times_s: tpot_s(chunk_times_s, len(chunk_times_s)),
             lambda chunk_times_s: tpot_s(chunk_times_s, len(chunk_times_s) + 1),
         ],
-        "the time to the first token left in": [
+        "TTFT included": [
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / (output_tokens - 1),
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / output_tokens,
         ],
-        "n tokens, n gaps": lambda chunk_times_s, output_tokens: tpot_s(chunk_times_s, output_tokens + 1),
+        "n gaps for n tokens": lambda chunk_times_s, output_tokens: tpot_s(chunk_times_s, output_tokens + 1),
     },
 )

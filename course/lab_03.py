@@ -53,17 +53,17 @@ solution(
         ([*range(33)], [*range(32), 900, *range(33, 70)], 16),
     ],
     wrong={
-        "a partial block counted": [
+        "partial block counted": [
             lambda before, prompt, _size: common_tokens(before, prompt),
             lambda before, prompt, _size: min(common_tokens(before, prompt), len(prompt) - 1),
             lambda before, prompt, block_size: -(-common_tokens(before, prompt) // block_size) * block_size,
         ],
-        "nothing left to compute": lambda before, prompt, size: common_tokens(before, prompt) // size * size,
-        "blocks without their past": [
+        "last token not computed": lambda before, prompt, size: common_tokens(before, prompt) // size * size,
+        "blocks compared without their prefix": [
             _unchained,
             lambda before, prompt, block_size: min(_unchained(before, prompt, block_size), len(prompt) - 1),
         ],
-        "blocks for tokens": [
+        "blocks instead of tokens": [
             lambda before, prompt, block_size: min(common_tokens(before, prompt), len(prompt) - 1) // block_size,
             lambda before, prompt, block_size: common_tokens(before, prompt) // block_size,
         ],
@@ -103,10 +103,10 @@ solution(
         ([0, 1000], [2, 2]),
     ],
     wrong={
-        "the fullest cache, however long its queue": _most_cached,
-        "the caches not looked at": _least_loaded,
-        "equal caches, unequal queues": _first_of_equal,
-        "every lead in requests too much": lambda cached, under_way: max(
+        "queue length ignored": _most_cached,
+        "caches ignored": _least_loaded,
+        "tie not broken by queue length": _first_of_equal,
+        "no extra load tolerated for a cache hit": lambda cached, under_way: max(
             (n for n, m in enumerate(under_way) if m == min(under_way)), key=lambda n: cached[n]
         ),
     },

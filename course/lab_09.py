@@ -32,10 +32,10 @@ solution(
     unit="requests/s",
     cases=((6, 1.5), (1, 0.4), (64, 8.0)),
     wrong={
-        "one client's throughput taken for all": lambda _clients, mean_response_s: 1 / mean_response_s,
-        "times multiplied": lambda clients, mean_response_s: clients * mean_response_s,
-        "seconds a request": lambda clients, mean_response_s: mean_response_s / clients,
-        "the asker left out": lambda clients, mean_response_s: (clients - 1) / mean_response_s,
+        "one client's throughput instead of all": lambda _clients, mean_response_s: 1 / mean_response_s,
+        "multiplied by the time instead of divided": lambda clients, mean_response_s: clients * mean_response_s,
+        "seconds per request instead of requests/s": lambda clients, mean_response_s: mean_response_s / clients,
+        "one client left out": lambda clients, mean_response_s: (clients - 1) / mean_response_s,
     },
 )
 
@@ -61,16 +61,16 @@ solution(
         ([(0.0, 0.9, True), (0.5, 2.9, True), (1.0, 1.2, True), (1.5, 9.0, False), (2.0, 2.9, True)], 0.9),
     ],
     wrong={
-        "failures not counted among the users": lambda answers, slo_s: kept(_answered(answers), slo_s),
-        "a fast failure taken for good": lambda answers, slo_s: _in_time(answers, slo_s) / len(answers),
-        "the mean held to the objective": lambda answers, slo_s: float(
+        "failed requests excluded": lambda answers, slo_s: kept(_answered(answers), slo_s),
+        "fast failure counted as served": lambda answers, slo_s: _in_time(answers, slo_s) / len(answers),
+        "mean compared with the objective": lambda answers, slo_s: float(
             fmean(first_s - due_s for due_s, first_s, _ in _answered(answers)) <= slo_s
         ),
-        "every answer in time": lambda answers, _slo_s: len(_answered(answers)) / len(answers),
-        "a moment taken for a wait": lambda answers, slo_s: (
+        "late answers counted": lambda answers, _slo_s: len(_answered(answers)) / len(answers),
+        "timestamp compared with a duration": lambda answers, slo_s: (
             sum(first_s <= slo_s for _, first_s, _ in _answered(answers)) / len(answers)
         ),
-        "a count for a share": lambda answers, slo_s: kept(answers, slo_s) * len(answers),
+        "a count instead of a share": lambda answers, slo_s: kept(answers, slo_s) * len(answers),
     },
 )
 

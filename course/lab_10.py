@@ -68,9 +68,9 @@ solution(
     ],
     wrong={
         "every other answer counted": lambda _choose, answers, options: len(_changes(answers, options)),
-        "a change not taken back": _without_return,
+        "change not reverted": _without_return,
         "questions counted instead of answers": _questions_only,
-        "the same result counted": lambda choose, answers, options: (
+        "unchanged results counted": lambda choose, answers, options: (
             len(_changes(answers, options)) - count_flips(choose, answers, options)
         ),
     },
@@ -88,17 +88,17 @@ solution(
     unit="instances",
     cases=((1000, 800, 200, 20e6), (5000, 300, 20, 9e5), (12, 500, 90, 3.2e6), (3, 100, 50, 30e6)),
     wrong={
-        "input tokens counted as made": lambda rate, given, made, hourly: instances(rate, 0, given + made, hourly),
-        "half an instance": lambda rate, _given, made, hourly: rate * made / (hourly / 3600),
+        "input tokens counted as output": lambda rate, given, made, hourly: instances(rate, 0, given + made, hourly),
+        "fractional instances": lambda rate, _given, made, hourly: rate * made / (hourly / 3600),
         "rounded down": [
             lambda rate, _given, made, hourly: math.floor(rate * made / (hourly / 3600)),
             lambda rate, _given, made, hourly: round(rate * made / (hourly / 3600)),
         ],
-        "minutes for hours": lambda rate, given, made, hourly: instances(rate, given, made, hourly * 60),
-        "an hour's tokens for a second's": lambda rate, given, made, hourly: instances(
+        "minutes instead of hours": lambda rate, given, made, hourly: instances(rate, given, made, hourly * 60),
+        "tokens per hour instead of per second": lambda rate, given, made, hourly: instances(
             rate, given, made, hourly * 3600
         ),
-        "requests taken for tokens": lambda rate, given, _made, hourly: instances(rate, given, 1, hourly),
+        "requests instead of tokens": lambda rate, given, _made, hourly: instances(rate, given, 1, hourly),
     },
 )
 

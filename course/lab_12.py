@@ -81,11 +81,13 @@ solution(
         (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
-        "the cache alone": _by(lambda request, replica: (replica.cached_tokens(request.token_ids), -replica.in_flight)),
-        "the load alone": _by(lambda _request, replica: -replica.in_flight),
-        "the first of equal ones": _first_of_equal,
-        "the limit one too low": _strictly_below,
-        "an index among the remaining ones": lambda request, replicas: (
+        "only the cache considered": _by(
+            lambda request, replica: (replica.cached_tokens(request.token_ids), -replica.in_flight)
+        ),
+        "only the load considered": _by(lambda _request, replica: -replica.in_flight),
+        "first replica on a tie": _first_of_equal,
+        "limit off by one": _strictly_below,
+        "index into the filtered list": lambda request, replicas: (
             lambda left: max(
                 range(len(left)), key=lambda n: (left[n].cached_tokens(request.token_ids), -left[n].in_flight)
             )
@@ -104,11 +106,11 @@ solution(
     unit="requests",
     cases=((50.0, 6, 6.5, 50.0), (12.0, 4, 5.0, 30.0), (900.0, 100, 6.0, 120.0), (20.0, 1, 6.0, 8.0)),
     wrong={
-        "autoscaling taken for headroom": lambda _rate, _running, _one, _start: 0.0,
-        "those that run forgotten": lambda rate, _running, _one, start: rate * start,
-        "the new one counted too early": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
-        "fewer than nobody": lambda rate, running, one, start: (rate - running * one) * start,
-        "a rate taken for a number": lambda rate, running, one, _start: waiting(rate, running, one, 1),
+        "autoscaling mistaken for headroom": lambda _rate, _running, _one, _start: 0.0,
+        "running replicas ignored": lambda rate, _running, _one, start: rate * start,
+        "starting replica counted too early": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
+        "negative queue": lambda rate, running, one, start: (rate - running * one) * start,
+        "growth rate instead of queue length": lambda rate, running, one, _start: waiting(rate, running, one, 1),
     },
 )
 
@@ -128,20 +130,22 @@ solution(
         ([4, 1], 2.5, [20.0, 1.0], 200.0),
     ),
     wrong={
-        "the peak's price taken for the day's": [
+        "peak hour's price instead of the day's": [
             lambda running, usd, rates, tokens: usd_per_million([max(running)], usd, [max(rates)], tokens),
             lambda running, usd, rates, tokens: usd_per_million(
                 [running[rates.index(max(rates))]], usd, [max(rates)], tokens
             ),
         ],
-        "hours averaged in place of tokens": lambda running, usd, rates, tokens: fmean(
+        "hourly prices averaged without weights": lambda running, usd, rates, tokens: fmean(
             usd_per_million([n], usd, [rate], tokens) for n, rate in zip(running, rates, strict=True)
         ),
-        "seconds taken for hours": lambda running, usd, rates, tokens: usd_per_million(
+        "seconds instead of hours": lambda running, usd, rates, tokens: usd_per_million(
             running, usd * 3600, rates, tokens
         ),
-        "requests taken for tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
-        "one replica paid": lambda running, usd, rates, tokens: usd_per_million([1] * len(running), usd, rates, tokens),
+        "requests instead of tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
+        "only one replica paid for": lambda running, usd, rates, tokens: usd_per_million(
+            [1] * len(running), usd, rates, tokens
+        ),
     },
 )
 
