@@ -20,11 +20,9 @@ REQUESTS, CONVERSATIONS = 200, 50
 
 
 def simulate(
-    gpu: Annotated[str, typer.Option(metavar="CARD", help="t4 ... b200: see docs/modelled-gpu.md.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Such as llama-3.1-8b, or a config.json.")] = (
-        "llama-3.1-8b"
-    ),
-    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Cards for one replica.")] = 1,
+    gpu: Annotated[str, typer.Option(metavar="CARD", help="Such as h100-sxm; all: docs/modelled-gpu.md.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="A modelled model or a config.json.")] = "llama-3.1-8b",
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Cards per replica.")] = 1,
     replicas: Annotated[int, typer.Option(metavar="N", help="Engines behind a router.")] = 1,
     router: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(ROUTERS)}.")] = "least-loaded",
     concurrency: Annotated[int | None, typer.Option(metavar="N", help="Closed loop: requests in flight.")] = None,
@@ -35,20 +33,20 @@ def simulate(
     requests: Annotated[
         int | None, typer.Option(metavar="N", help="Requests. Default: 200, or all of a trace.")
     ] = None,
-    input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 500,
-    output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 200,
-    shared_tokens: Annotated[int, typer.Option(metavar="N", help="Leading tokens that all prompts share.")] = 0,
+    input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens per prompt.")] = 500,
+    output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens per answer.")] = 200,
+    shared_tokens: Annotated[int, typer.Option(metavar="N", help="Leading tokens shared by all prompts.")] = 0,
     workload: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="conversations, mooncake, generated, or one of `labkit load`."),
+        typer.Option(metavar="NAME", help="conversations, mooncake, generated, or a workload of `labkit load`."),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of prompts and arrival times.")] = 0,
     direction_only: Annotated[
-        bool, typer.Option("--direction-only", help="Also without any comparison with a real card.")
+        bool, typer.Option("--direction-only", help="Answer even without a comparison with real cards.")
     ] = False,
     as_json: Json = False,
-    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of vllm serve.")] = None,
+    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of `vllm serve`.")] = None,
 ) -> None:
     """Run a load on a modelled GPU with vLLM's scheduler.
 
