@@ -58,7 +58,7 @@ def fetch(
 @app.command()
 def run(
     labs: Annotated[
-        list[str] | None, typer.Argument(metavar="[LAB]...", help="Such as 01. Default: all but the optional ones.")
+        list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all but optional labs.")
     ] = None,
     profile: Annotated[str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: by this machine.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,

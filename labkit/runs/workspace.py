@@ -45,8 +45,7 @@ class Layout:
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
         if self.outdated:
-            newer = ", ".join(self.outdated)
-            lines.append(f"newer versions exist of: {newer} (rename your copy and start again)")
+            lines.append(f"newer versions exist of: {', '.join(self.outdated)} (rename your copy and start again)")
         return "\n".join(lines)
 
 
