@@ -36,7 +36,7 @@ pytestmark = pytest.mark.browser
 MOST_BYTES = 40_000_000
 READY = "body[data-state=ready]"
 DAY = {"prices_on": "2026-11-24"}
-COST = [
+COST: list[dict[str, Any]] = [
     {},
     {"requests_per_s": 12.5, "input_tokens": 1500, "output_tokens": 300},
     {"tokens_per_day": 2e9, "input_tokens": 3000, "output_tokens": 500},
@@ -50,7 +50,7 @@ COST = [
     {"api_input_usd_per_million": 0.11, "api_output_usd_per_million": 0.27},
     {"usd_per_hour": 1.99, "min_instances": 2, "hours_per_day": 10, "paid_hours_per_day": 12},
 ]
-SELECT = [
+SELECT: list[dict[str, Any]] = [
     {},
     {"pattern": "pipeline", "team": "ray"},
     {"framework": "multi", "gpu": "shared"},
