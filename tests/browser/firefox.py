@@ -65,10 +65,15 @@ def firefox(path: str) -> Iterator[Firefox]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         log, profile = Path(home) / "log", Path(home) / "profile"
         profile.mkdir()
-        command = [path, "--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port=0"]
+        ends_with_us = ["setpriv", "--pdeathsig", "TERM"]  # even when pytest is killed
+        options = ["--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port=0"]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=os.environ | {"HOME": home}, start_new_session=True
+                [*ends_with_us, path, *options],
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"HOME": home},
+                start_new_session=True,
             )
         try:
             with connect(f"{_address(process, log)}/session", max_size=None) as socket:
