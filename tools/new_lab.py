@@ -27,7 +27,7 @@ NEW_FILES = 4  # the first ones from `files`; the others exist and get an entry
 MINUTES = 0.5  # of the template's run
 TALKING_POINTS = (
     "Ask: two encoders write the same text; is the factor between them the server's? It is worth as much as\n"
-    "encoding is a part of what a chunk costs. Watch for: one user's share taken for everybody's."
+    "encoding is a part of what a chunk costs. Watch for: one user's share instead of everyone's."
 )
 
 

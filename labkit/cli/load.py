@@ -30,8 +30,8 @@ Run = Callable[..., "LoadResult"]
 
 
 def load(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server: its root, its .../v1 or an endpoint.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The name by which the server knows the model.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server's root, its .../v1 or an endpoint.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model's name on the server.")],
     workload: Annotated[
         str,
         typer.Option(metavar="NAME", help="chat, shared-prefix, interference, conversations, file or mooncake."),
@@ -43,35 +43,33 @@ def load(
         float | None, typer.Option(metavar="X", help="Ramp linearly from X to --rate or --concurrency.")
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(metavar="rate=1,2,4,8", help="A sweep of rates or concurrencies; finds the knee.")
+        str | None, typer.Option(metavar="rate=1,2,4,8", help="Sweep rates or concurrencies and find the knee.")
     ] = None,
     slo: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="Find the knee by an SLO: ttft_s, tpot_s or e2e_s.")
+        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="Find the knee of an SLO: ttft_s, tpot_s or e2e_s.")
     ] = None,
     requests: Annotated[
         int | None, typer.Option(metavar="N", help="Requests, or conversations. Default: 32, 8, or all of a file's.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent first and not measured.")] = 1,
-    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="For an open loop.")] = "poisson",
-    api: Annotated[
-        Literal["completions", "chat"] | None, typer.Option(help="Default: what URL or the workload needs.")
-    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of prompts and arrival times.")] = 0,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent first, unmeasured.")] = 1,
+    arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Arrivals of an open loop.")] = "poisson",
+    api: Annotated[Literal["completions", "chat"] | None, typer.Option(help="Default: by URL and workload.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
     api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
     no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Do not query the server's models.")] = False,
     no_stream_options: Annotated[
-        bool, typer.Option("--no-stream-options", help="For servers that refuse them; tokens may be unknown.")
+        bool, typer.Option("--no-stream-options", help="For servers that reject them; counts may be missing.")
     ] = False,
     no_ignore_eos: Annotated[
-        bool, typer.Option("--no-ignore-eos", help="For servers that refuse vLLM's extension.")
+        bool, typer.Option("--no-ignore-eos", help="For servers that reject vLLM's ignore_eos.")
     ] = False,
     limit_field: Annotated[
         str | None, typer.Option(metavar="FIELD", help="max_tokens or max_completion_tokens. Default: the API's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Load a server and measure it.
+    """Send a load to a server and measure it.
 
     Example: labkit load http://127.0.0.1:8000 --model my-model --sweep rate=1,2,4,8 --slo ttft_s=0.5"""
     _check(requests, warmup, timeout_s)

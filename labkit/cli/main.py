@@ -18,7 +18,7 @@ from labkit.errors import LabkitError, UsageError, require, whole
 INTERRUPTED = 130
 PATHLIB_ERRORS = ("Symlink loop from", "Could not determine home directory")  # RuntimeErrors of resolve and expanduser
 LONG_WORD = r"(\S{60})\S{400,}(\S{20})"
-RUNS = "A run's folder, or a folder of runs, as runs/notebook"
+RUNS = "the folder of a run or of several, such as runs/notebook"
 
 app = typer.Typer(
     help="Serving Lab: learn model serving by measuring it.",
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Show what runs on this machine, and the fixes."""
+    """Show what this machine can run, and what to fix."""
     from rich.console import Console
 
     from labkit.workshop.doctor import examine
@@ -43,7 +43,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def fetch(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the embedded ones.")
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the embedded models.")
     ] = None,
 ) -> None:
     """Fetch models into the cache and verify them."""
@@ -57,20 +57,20 @@ def fetch(
 
 @app.command()
 def run(
-    labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all that exist.")] = None,
-    profile: Annotated[
-        str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: the one for this machine.")
+    labs: Annotated[
+        list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all but optional labs.")
     ] = None,
+    profile: Annotated[str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: by this machine.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Run only labs that are missing or failed.")] = False,
     settings: Annotated[
-        list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="A parameter; LAB may be `all`.")
+        list[str] | None, typer.Option("-p", metavar="LAB.NAME=VALUE", help="Set a parameter; LAB may be `all`.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="On a Ray cluster: HOST:PORT of its head, or auto.")
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT of its head, or auto.")
     ] = None,
 ) -> None:
-    """Run labs; write records, notebooks and a report."""
+    """Run labs and write records, notebooks and a report."""
     from labkit.cli import tables
     from labkit.report.page import build
     from labkit.runs.plan import make_plan
@@ -96,7 +96,7 @@ def run(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"{RUNS}.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"{RUNS.capitalize()}.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR.")] = None,
 ) -> None:
     """Write a run's report as one HTML file."""
@@ -125,7 +125,7 @@ def compare(
 
 @app.command()
 def claims(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"{RUNS}, with the evidence.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=f"Show verdicts from {RUNS}.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the article's claims and their verdicts."""
@@ -139,13 +139,13 @@ def claims(
 
 @app.command(epilog="Example: labkit kv ~/models/gpt-oss-20b --memory 40GiB --tensor-parallel 2 --kv-dtype fp8")
 def kv(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder, or a config.json.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a model folder or a config.json.")],
     memory: Annotated[str, typer.Option(metavar="BYTES", help="Memory for the cache, such as 1GiB.")] = "1GiB",
-    block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a block. Default: vLLM's.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's positions.")] = None,
-    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="GPUs over which the model is split.")] = 1,
+    block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens per block. Default: vLLM's.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's maximum.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="GPUs that share the model.")] = 1,
     kv_dtype: Annotated[
-        str, typer.Option(metavar="D", help="Type of keys and values: auto (the model's), bfloat16, fp8 ...")
+        str, typer.Option(metavar="D", help="Data type of the cache: auto (the model's), bfloat16, fp8 ...")
     ] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -173,16 +173,16 @@ def kv(
 
 @app.command(epilog="Example: labkit log vllm.log --model Qwen3-8B/config.json; kubectl logs POD | labkit log -")
 def log(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="vLLM's log from its start; - is a pipe.")],
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="vLLM's log, complete from its start; - reads stdin.")],
     model: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="Recompute with this config.json, folder or embedded model.")
     ] = None,
     tensor_parallel: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="GPUs of the model. Default: the log's.")
+        int | None, typer.Option(metavar="N", min=1, help="GPUs that share the model. Default: the log's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain every line of a vLLM log on memory."""
+    """Explain the memory lines of a vLLM log."""
     from labkit.models import architecture, resolve
     from labkit.serving import vllm_log
     from labkit.serving.log_lines import open_log
@@ -217,10 +217,10 @@ def cost(
 @app.command(epilog="Example: labkit select --set kind=rag --set size=70b --set card=80gb --set hardware=several")
 def select(
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` names what is served.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` is the model to serve.")
     ] = None,
-    answers: Annotated[str, typer.Option(metavar="JSON", help="Answers as the form exports them.")] = "",
-    runs: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{RUNS}: adds its verdicts to the reasons.")] = None,
+    answers: Annotated[str, typer.Option(metavar="JSON", help="Answers exported by the form.")] = "",
+    runs: Annotated[Path | None, typer.Option(metavar="DIR", help=f"Add verdicts from {RUNS}.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose a framework for a workload, with reasons."""
@@ -250,18 +250,18 @@ def select(
 def fractions(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Deployments, a Ray Serve config or a RayService.")],
     gpu_gib: Annotated[
-        float | None, typer.Option(metavar="N", help="GiB of a GPU. Default: FILE's, or this one's.")
+        float | None, typer.Option(metavar="N", help="GiB per GPU. Default: FILE's, or this machine's.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(metavar="N", help="GPUs of a node. Default: FILE's, or those here.")
+        int | None, typer.Option(metavar="N", help="GPUs per node. Default: FILE's, or this machine's.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="Equal nodes. Default: FILE's, or 1.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Number of nodes. Default: FILE's, or 1.")] = None,
     scheduling: Annotated[
-        str | None, typer.Option(metavar="spread|pack", help="Of Ray Serve over nodes. Default: FILE's, or both.")
+        str | None, typer.Option(metavar="spread|pack", help="How Ray Serve places replicas. Default: FILE's, or both.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Audit fractions of GPUs: what fits.
+    """Check whether replicas with fractional GPUs fit.
 
     Exit 0: all replicas are placed, start and fit at rest; else 1."""
     from labkit.advice import fractions as auditor
@@ -291,11 +291,9 @@ def serve(
         str | None,
         typer.Option(metavar="M", help="An embedded model, a folder or a hub id; with --gpu, a modelled one."),
     ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(metavar="CARD", help="vllm only: on a modelled card, in real time.")
-    ] = None,
-    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Modelled cards.")] = 1,
-    port: Annotated[int, typer.Option(metavar="P", help="On the loopback interface.")] = 8000,
+    gpu: Annotated[str | None, typer.Option(metavar="CARD", help="vllm only: a modelled card, in real time.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Modelled cards that share the model.")] = 1,
+    port: Annotated[int, typer.Option(metavar="P", help="Port on the loopback interface.")] = 8000,
     gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that vLLM takes.")] = 0.9,
 ) -> None:
     """Start a server in the foreground."""
@@ -328,7 +326,7 @@ def progress(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One folder of records for each learner.")],
     as_json: Json = False,
 ) -> None:
-    """Show the progress of a workshop's learners."""
+    """Show the progress of the learners in a workshop."""
     from labkit import teaching
     from labkit.cli.tables import show_learners
     from labkit.workshop import learners
@@ -362,10 +360,10 @@ def solutions(
 
 @app.command("workshop-check")
 def workshop_check(
-    labs: Annotated[list[str] | None, typer.Option("--lab", metavar="LAB", help="Only for these labs.")] = None,
-    first_answer: Annotated[bool, typer.Option("--answer", help="Also get a first answer from an engine.")] = False,
+    labs: Annotated[list[str] | None, typer.Option("--lab", metavar="LAB", help="Check only these labs.")] = None,
+    first_answer: Annotated[bool, typer.Option("--answer", help="Also start an engine and get one answer.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<host name>.json.")] = None,
-    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: summarise the files in DIR.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="DIR", help="Only summarise the files in DIR.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check a machine or a room before a workshop.

@@ -148,7 +148,7 @@ def _find_applications() -> None:
 
 
 def served_name(model: str) -> str:
-    """Return the model's name in requests: an embedded model's name, a hub id, or the folder's last part."""
+    """Return the model's name in requests: the embedded model's name, the hub id, or the folder's last part."""
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 

@@ -38,20 +38,20 @@ def simulate(
     requests: Annotated[
         int | None, typer.Option(metavar="N", help="Requests. Default: 200, or all of a trace.")
     ] = None,
-    input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 500,
-    output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 200,
-    shared_tokens: Annotated[int, typer.Option(metavar="N", help="Leading tokens that all prompts share.")] = 0,
+    input_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens per prompt.")] = 500,
+    output_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens per answer.")] = 200,
+    shared_tokens: Annotated[int, typer.Option(metavar="N", help="Leading tokens shared by all prompts.")] = 0,
     workload: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="conversations, mooncake, generated, or one of `labkit load`."),
+        typer.Option(metavar="NAME", help="conversations, mooncake, generated, or a workload of `labkit load`."),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Fixes prompts and arrival times.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of prompts and arrival times.")] = 0,
     direction_only: Annotated[
         bool, typer.Option("--direction-only", help="Answer also where no error is known, or a large one.")
     ] = False,
     as_json: Json = False,
-    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of vllm serve.")] = None,
+    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of `vllm serve`.")] = None,
 ) -> None:
     """Run a load on a modelled GPU with vLLM's scheduler.
 

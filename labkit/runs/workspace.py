@@ -9,6 +9,8 @@ import ast
 import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from labkit.labs import LABS, Profile, load_profile, profile_for
 from labkit.machine import Machine, inspect
 
 KEY = "serving_lab"
+LINKED = re.compile(r"\]\((\.\./|(?=widgets/))([^)#]+)")  # a link to a file that is not a lab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,7 @@ class Layout:
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
         if self.outdated:
-            newer = ", ".join(self.outdated)
-            lines.append(f"newer versions exist of: {newer} (rename your copy and start again)")
+            lines.append(f"newer versions exist of: {', '.join(self.outdated)} (rename your copy and start again)")
         return "\n".join(lines)
 
 
@@ -64,6 +66,7 @@ def lay_out(folder: Path, profile: Profile) -> Layout:
         version, target = digest(notebook), folder / source.name
         learners_version = _learners_version(target)
         if learners_version is None:
+            _bring_linked(notebook, folder)
             _prepare(notebook, source.stem, profile, version)
             nbformat.write(notebook, target)
             written.append(source.name)
@@ -128,6 +131,16 @@ def _learners_version(target: Path) -> str | None:
     laid_out = notebook.metadata.get(KEY, {})
     ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     return str(laid_out.get("version", "")) if ran or laid_out.get("laid_out") != digest(notebook) else None
+
+
+def _bring_linked(notebook: Any, folder: Path) -> None:
+    """Copy what the text links to into `folder`, since JupyterLab opens nothing outside it; link to the copies."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for up, name in LINKED.findall(cell.source):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(notebooks_path() / up / name, folder / name)
+            cell.source = LINKED.sub(r"](\2", cell.source)
 
 
 def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:

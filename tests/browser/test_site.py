@@ -25,6 +25,7 @@ from labkit.cli.main import app
 from labkit.errors import LabkitError
 from labkit.labs import LABS
 from tests.browser.conftest import Watch
+from tests.browser.firefox import firefox, installed
 from tools.site import downloads
 from tools.site.__main__ import Built, build, page_templates
 from tools.site.guides import put_guides
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.browser
 MOST_BYTES = 40_000_000
 READY = "body[data-state=ready]"
 DAY = {"prices_on": "2026-11-24"}
-COST = [
+COST: list[dict[str, Any]] = [
     {},
     {"requests_per_s": 12.5, "input_tokens": 1500, "output_tokens": 300},
     {"tokens_per_day": 2e9, "input_tokens": 3000, "output_tokens": 500},
@@ -49,7 +50,7 @@ COST = [
     {"api_input_usd_per_million": 0.11, "api_output_usd_per_million": 0.27},
     {"usd_per_hour": 1.99, "min_instances": 2, "hours_per_day": 10, "paid_hours_per_day": 12},
 ]
-SELECT = [
+SELECT: list[dict[str, Any]] = [
     {},
     {"pattern": "pipeline", "team": "ray"},
     {"framework": "multi", "gpu": "shared"},
@@ -209,6 +210,20 @@ def test_answers_are_the_command_lines(
         asked = settings | (DAY if name == "calculator" else {})
         answer = page.evaluate("given => window.ask('plain', given)", asked)
         assert answer == command_line(command, asked), asked
+
+
+def test_firefox_answers_as_the_command_line(site: Site) -> None:
+    """One setting in each tool: an equal object, and every request, the worker's too, goes to the site."""
+    path = installed()
+    if path is None:
+        pytest.skip("no Firefox: apt-get install firefox-esr, or set LAB_FIREFOX to its path")
+    with firefox(path) as browser:
+        for name, command, given in (("calculator", "cost", COST[1] | DAY), ("selector", "select", SELECT[5])):
+            browser.open(f"{site.url}{name}.html")
+            answer = browser.evaluate(f"window.ask('plain', {json.dumps(given)})")
+            assert answer == command_line(command, given)
+        assert f"{site.url}pyodide/pyodide.asm.wasm" in browser.requests
+        assert [url for url in browser.requests if not url.startswith((site.url, "data:", "blob:"))] == []
 
 
 @pytest.mark.usefixtures("requests")

@@ -86,7 +86,7 @@ def test_a_wrong_answer_is_named_and_hints_unfold(open_notebook: Opener, page: A
 
     open_notebook(NOTEBOOK).run_all()
     wrong = card(page, "The time per output token of one request")
-    expect(wrong).to_contain_text("not yet (a chunk taken for a token)")
+    expect(wrong).to_contain_text("not yet (one token per chunk)")
     hint = wrong.get_by_text("TTFT covers the first token")
     expect(hint).to_be_hidden()
     wrong.get_by_text("Hint 1", exact=True).click()

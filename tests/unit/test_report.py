@@ -215,10 +215,10 @@ def test_exercises_are_listed_with_their_misconceptions(tmp_path: Path) -> None:
     made.save("done")
     assert "Misconceptions" not in page(tmp_path)[1].text
     for passed in (False, True):
-        made.exercise("01.tpot", passed=passed, misconceptions=() if passed else ("n tokens, n gaps",))
+        made.exercise("01.tpot", passed=passed, misconceptions=() if passed else ("n gaps for n tokens",))
     made.save("done")
     text = page(tmp_path)[1].text
-    assert [words for words in ("passed (2 tries)", "n tokens, n gaps") if words not in text] == []
+    assert [words for words in ("passed (2 tries)", "n gaps for n tokens") if words not in text] == []
 
 
 @given(guess=st.floats(1e-6, 1e6), measured=st.floats(1e-6, 1e6))

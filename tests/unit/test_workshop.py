@@ -147,7 +147,7 @@ def test_progress_has_its_keys_and_shows_the_same(labkit: Callable[..., Ended], 
     for name, status in (("ann", "done"), ("ben", "failed")):
         made = Recorder(LAB, tmp_path / name, {}, machine=synthetic.machine(), versions={}, seed=0)
         made.prediction(guessed("a", 1.0, hit=name == "ann", confidence=0.8))
-        made.exercise("01.tpot", passed=name == "ann", misconceptions=("n tokens, n gaps",))
+        made.exercise("01.tpot", passed=name == "ann", misconceptions=("n gaps for n tokens",))
         made.save(status)  # type: ignore[arg-type]
     (tmp_path / "cy").mkdir()
     folders = [tmp_path / name for name in ("ann", "ben", "cy")]
@@ -160,12 +160,12 @@ def test_progress_has_its_keys_and_shows_the_same(labkit: Callable[..., Ended], 
     assert ben["failed"] == [LAB]
     assert datetime.fromisoformat(ben["last_activity"]) <= datetime.now(UTC)
     assert shown["exercises"] == [
-        {"exercise": "01.tpot", "tried": 2, "passed": 1, "misconceptions": {"n tokens, n gaps": 2}}
+        {"exercise": "01.tpot", "tried": 2, "passed": 1, "misconceptions": {"n gaps for n tokens": 2}}
     ]
     (bucket,) = shown["calibration"]["buckets"]
     assert bucket == {"low": 0.7, "high": 0.9, "predictions": 2, "hits": 1}
     text = labkit("progress", *folders).stdout
-    words = ("ann", "1 of 1 close", "80% / 100%", "1 of 2", "n tokens, n gaps (2)", "no record", "70% to 90%")
+    words = ("ann", "1 of 1 close", "80% / 100%", "1 of 2", "n gaps for n tokens (2)", "no record", "70% to 90%")
     assert [word for word in words if word not in text] == []
 
 

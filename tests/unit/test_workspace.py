@@ -1,5 +1,6 @@
 """The learner's copies of the notebooks: clean, of the right sizes, and never overwritten once they are a learner's."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def test_a_gpus_workspace_has_its_sizes_and_no_outputs(tmp_path: Path, gpu_profi
     laid = workspace.lay_out(tmp_path, load_profile("cpu", GPU_24))
     assert (f"{NAME}.ipynb" in laid.written, laid.kept) == (True, ())
     assert 'model = "smollm2-135m"' in parameters_of(read(tmp_path))
+
+
+def test_every_link_leads_to_a_file_of_the_workspace(tmp_path: Path, gpu_profile: Profile) -> None:
+    """JupyterLab opens nothing outside that folder: linked guides and data come along, those linked there too."""
+    workspace.lay_out(tmp_path, gpu_profile)
+    links = []
+    for file in [*tmp_path.rglob("*.ipynb"), *tmp_path.rglob("*.md")]:
+        cells = nbformat.read(file, as_version=4).cells if file.suffix == ".ipynb" else []
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown") or file.read_text()
+        links += [file.parent / link for link in re.findall(r"\]\(([^)#:]+)[#)]", text)]
+    assert {tmp_path / "docs" / "ray-serve.md", tmp_path / "data" / "selector" / "rules.yaml"} <= set(links)
+    assert [link for link in links if not link.is_file() or not link.resolve().is_relative_to(tmp_path)] == []
 
 
 def test_what_a_learner_did_is_kept(tmp_path: Path, gpu_profile: Profile) -> None:

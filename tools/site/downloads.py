@@ -74,13 +74,12 @@ def _download(pin: Pin, folder: Path) -> None:
         part.rename(folder)
 
 
-def put_pyodide(site: Path, cache: Path) -> str:
-    """Puts Pyodide and the wheel into `site`/pyodide. Returns the wheel's name."""
+def put_pyodide(folder: Path, cache: Path) -> Path:
+    """Puts Pyodide into the new `folder`. Returns the wheel of pydantic's core for it, in the cache."""
     pinned = pins()
     core, installed = pinned["pydantic-core"], version("pydantic-core")
     fix = f"pin {installed} in {LOCK}"
     require(core.version == installed, f"{LOCK} pins pydantic-core {core.version}; installed is {installed}", fix=fix)
-    folder = site / "pyodide"
     folder.mkdir(parents=True)
     with tarfile.open(cached(pinned["pyodide"], cache)) as package:
         for name in PYODIDE:
@@ -88,6 +87,4 @@ def put_pyodide(site: Path, cache: Path) -> str:
             require(content is not None, f"Pyodide's package has no {name}", fix=f"correct PYODIDE in {__file__}")
             if content:
                 (folder / name).write_bytes(content.read())
-    wheel = cached(core, cache)
-    (folder / wheel.name).write_bytes(wheel.read_bytes())
-    return wheel.name
+    return cached(core, cache)

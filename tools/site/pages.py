@@ -40,18 +40,18 @@ def put_pages(site: Path, cache: Path, templates: Environment) -> None:
     """Writes both pages and what they load into `site`."""
     from vl_convert import javascript_bundle
 
-    wheel = put_pyodide(site, cache)
+    wheel = put_pyodide(site / "pyodide", cache)
     with tempfile.TemporaryDirectory() as temporary:
         sources = Path(temporary) / "sources.zip"
         pack(sources)
-        compile_python(site / "pyodide", sources, site / "python.zip")
+        prepare_python(site / "pyodide", site / "python.zip", sources, wheel)
     bundle = javascript_bundle("window.vegaEmbed = vegaEmbed;")
     (site / "vega.js").write_text(bundle, encoding="utf-8")
     for page, form in FORMS.items():
         fields = form()
         first = answers.shown(page, forms.given(fields))
         # "<" would end the script element that holds it.
-        data = json.dumps({"page": page, "wheel": wheel, "first": first}).replace("<", "\\u003c")
+        data = json.dumps({"page": page, "first": first}).replace("<", "\\u003c")
         views = list(answers.CHARTS) if page == "calculator" else []
         html = templates.get_template("form.html.j2").render(
             base="", title=TITLES[page], page=page, fields=fields, first=first, data=data, views=views
@@ -59,16 +59,16 @@ def put_pages(site: Path, cache: Path, templates: Environment) -> None:
         (site / f"{page}.html").write_text(html, encoding="utf-8")
 
 
-def compile_python(pyodide: Path, sources: Path, compiled: Path) -> None:
-    """Compiles the archive's Python files with Pyodide's Python, in Node.js. LabkitError where that fails."""
-    command = ["node", str(Path(__file__).parent / "bytecode.mjs"), str(pyodide), str(sources), str(compiled)]
+def prepare_python(pyodide: Path, compiled: Path, *archives: Path) -> None:
+    """Compiles the archives and Pyodide's library, and saves Pyodide's memory. LabkitError where that fails."""
+    command = ["node", str(Path(__file__).parent / "prepare.mjs"), *map(str, (pyodide, compiled, *archives))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     except FileNotFoundError:
         remedy = "apt-get install nodejs npm"
-        raise LabkitError("Node.js is missing; it compiles the pages' Python", remedy=remedy) from None
+        raise LabkitError("Node.js is missing; it prepares the pages' Python", remedy=remedy) from None
     fix = "take Node.js 20 or newer"
-    require(done.returncode == 0, f"the pages' Python was not compiled:\n{done.stderr[-1500:]}", fix=fix)
+    require(done.returncode == 0, f"the pages' Python was not prepared:\n{done.stderr[-1500:]}", fix=fix)
 
 
 def pack(archive: Path) -> None:

@@ -1,6 +1,6 @@
 // A form whose answers come from Python in a worker. Every change is asked at once; the newest question wins.
 const element = (id) => document.getElementById(id);
-const { page, wheel, first } = JSON.parse(element("data").textContent);
+const { page, first } = JSON.parse(element("data").textContent);
 const form = element("form");
 const worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
 const waiting = new Map(); // number of a request -> what to do with its reply
@@ -10,7 +10,7 @@ let number = 0, busy = false, next = false;
 
 function ask(kind, given, view) {
   number += 1;
-  worker.postMessage({ number, kind, page, given, view, wheel });
+  worker.postMessage({ number, kind, page, given, view });
   return new Promise((resolve, reject) => waiting.set(number, { resolve, reject }));
 }
 
