@@ -32,16 +32,16 @@ solution(
     unit="bytes",
     needs=EXAMPLE,
     wrong={
-        "attention heads instead of KV heads": [
+        "all attention heads instead of the KV heads": [
             lambda layers, attention_heads, head_dim, dtype_bytes: (
                 2 * layers * attention_heads * head_dim * dtype_bytes
             ),
             lambda layers, hidden_size, dtype_bytes: 2 * layers * hidden_size * dtype_bytes,
         ],
-        "half the size: keys without values": lambda layers, kv_heads, head_dim, dtype_bytes: (
+        "half of it: keys without values": lambda layers, kv_heads, head_dim, dtype_bytes: (
             layers * kv_heads * head_dim * dtype_bytes
         ),
-        "bits instead of bytes": lambda layers, kv_heads, head_dim, dtype_bytes: (
+        "bits for bytes": lambda layers, kv_heads, head_dim, dtype_bytes: (
             16 * layers * kv_heads * head_dim * dtype_bytes
         ),
         "one layer only": lambda kv_heads, head_dim, dtype_bytes: 2 * kv_heads * head_dim * dtype_bytes,

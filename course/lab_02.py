@@ -69,7 +69,7 @@ solution(
         ([(64, 1)] * 3, 3, 0, 8, 32),
     ),
     wrong={
-        "blocks reserved for the whole answer": [
+        "the answer reserved": [
             lambda waiting, free, running, most, size: admit(
                 [(prompt + out, 0) for prompt, out in waiting], free, running, most, size
             ),
@@ -77,8 +77,8 @@ solution(
                 [(prompt + out - 1, 0) for prompt, out in waiting], free, running, most, size
             ),
         ],
-        "a small request admitted out of order": _overtaking,
-        "tokens instead of blocks": lambda waiting, free, running, most, size: admit(
+        "overtaking": _overtaking,
+        "tokens taken for blocks": lambda waiting, free, running, most, size: admit(
             waiting, free * size, running, most, 1
         ),
         "blocks rounded down": lambda waiting, free, running, most, size: admit(

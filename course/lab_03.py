@@ -54,7 +54,7 @@ solution(
         ([*range(33)], [*range(32), 900, *range(33, 70)], 16),
     ],
     wrong={
-        "partial block counted": [
+        "a partial block counted": [
             lambda before, prompt, _size: common_tokens(before, prompt),
             lambda before, prompt, _size: min(common_tokens(before, prompt), len(prompt) - 1),
             lambda before, prompt, block_size: -(-common_tokens(before, prompt) // block_size) * block_size,

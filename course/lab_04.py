@@ -51,7 +51,7 @@ solution(
     worked=steps_alone,
     cases=((3000, 512, 12, 0), (3000, 2048, 12, 300), (700, 128, 8, 256), (1000, 254, 4, 0), (900, 2048, 6, 0)),
     wrong={
-        "decoding tokens ignored": [
+        "the streams' tokens forgotten": [
             lambda tokens, budget, _decoding, threshold: chunk_sizes(tokens, budget, 0, threshold),
             lambda tokens, budget, _decoding, _threshold: chunk_sizes(tokens, budget, 0),
         ],
@@ -59,7 +59,7 @@ solution(
         "the threshold in place of the budget": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens, threshold or budget - decoding, 0
         ),
-        "decoding tokens subtracted from the threshold": lambda tokens, budget, decoding, threshold: chunk_sizes(
+        "the streams charged to the threshold": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens, min(budget, threshold or budget), decoding
         ),
         "the remainder dropped": lambda tokens, budget, decoding, threshold: chunk_sizes(
@@ -140,7 +140,7 @@ solution(
     exact=True,
     cases=[(_queue(6000, 300, 12000, 250, 300),), (_queue(80, 70, 80, 70),), (_queue(900),)],
     wrong={
-        "longest first": [
+        "the longest first": [
             lambda waiting: sorted(waiting, key=lambda request: -request.num_prompt_tokens),
             lambda waiting: next_up(waiting)[::-1],
         ],

@@ -183,9 +183,9 @@ solution(
     cases=[(MESSAGE,), (TOGETHER,), (EMPTY,)],
     observe=ticketed,
     wrong={
-        "stages run one after the other": _Chain,
-        "summary of the message instead of the reply": _Unread,
-        "error hidden from the caller": _Swallowing,
+        "one stage after the other": _Chain,
+        "the summary of the message": _Unread,
+        "the error hidden": _Swallowing,
     },
 )
 

@@ -116,9 +116,9 @@ solution(
     cases=[(TOGETHER,), (UNKNOWN,), (INSIDE,)],
     observe=looked_up,
     wrong={
-        "event loop blocked and error hidden": _BlockingAndHiding,
-        "event loop blocked": _Blocking,
-        "error hidden from the caller": _Hiding,
+        "the loop blocked and the error hidden": _BlockingAndHiding,
+        "the loop blocked": _Blocking,
+        "the error hidden": _Hiding,
     },
 )
 
@@ -277,16 +277,16 @@ solution(
             lambda rate, duration_s, target, low, high: _within(int(rate * duration_s / target), low, high),
             lambda rate, duration_s, target, low, high: _within(round(rate * duration_s / target), low, high),
         ],
-        "maximum ignored": lambda rate, duration_s, target, low, _high: desired_replicas(
+        "the upper limit forgotten": lambda rate, duration_s, target, low, _high: desired_replicas(
             rate, duration_s, target, low, 10**9
         ),
-        "minimum ignored": lambda rate, duration_s, target, _low, high: desired_replicas(
+        "the lower limit forgotten": lambda rate, duration_s, target, _low, high: desired_replicas(
             rate, duration_s, target, 0, high
         ),
-        "one replica per request": lambda rate, duration_s, _target, low, high: desired_replicas(
+        "one replica for each request": lambda rate, duration_s, _target, low, high: desired_replicas(
             rate, duration_s, 1, low, high
         ),
-        "one too many for an exact multiple": lambda rate, duration_s, target, low, high: _within(
+        "one too many where it divides evenly": lambda rate, duration_s, target, low, high: _within(
             int(rate * duration_s / target) + 1, low, high
         ),
     },

@@ -41,11 +41,9 @@ solution(
     ),
     exact=True,
     wrong={
-        "first fit instead of best fit": lambda left, asked: next(
-            (gpu for gpu, free in enumerate(left) if free >= asked), -1
-        ),
-        "emptiest GPU chosen": lambda left, asked: left.index(max(left)) if max(left) >= asked else -1,
-        "fractions of two GPUs added up": lambda left, asked: (
+        "the first that fits": lambda left, asked: next((gpu for gpu, free in enumerate(left) if free >= asked), -1),
+        "the emptiest GPU": lambda left, asked: left.index(max(left)) if max(left) >= asked else -1,
+        "parts of two GPUs added up": lambda left, asked: (
             gpu_for(left, asked) if max(left) >= asked or sum(left) < asked else left.index(max(left))
         ),
         "'at least' taken for 'more than'": lambda left, asked: min(

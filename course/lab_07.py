@@ -183,18 +183,18 @@ solution(
         (12, 8, 0.2, 0.1, 0.01),
     ],
     wrong={
-        "all batches assumed full": [
+        "every batch full": [
             lambda _clients, size, _delay, fixed, row: size / (fixed + row * size),
             lambda clients, size, delay, fixed, row: size / ((delay if clients < size else 0) + fixed + row * size),
         ],
-        "delay added to every batch": lambda clients, size, delay, fixed, row: requests_per_s(
+        "the delay paid by every batch": lambda clients, size, delay, fixed, row: requests_per_s(
             clients, size, 0, delay + fixed, row
         ),
-        "delay ignored": lambda clients, size, _delay, fixed, row: requests_per_s(clients, size, 0, fixed, row),
-        "fixed cost counted per row": lambda clients, size, delay, fixed, row: requests_per_s(
+        "the delay never paid": lambda clients, size, _delay, fixed, row: requests_per_s(clients, size, 0, fixed, row),
+        "the fixed cost paid by every row": lambda clients, size, delay, fixed, row: requests_per_s(
             clients, size, delay, 0, fixed + row
         ),
-        "batches instead of requests per second": lambda clients, size, delay, fixed, row: (
+        "batches per second": lambda clients, size, delay, fixed, row: (
             requests_per_s(clients, size, delay, fixed, row) / min(clients, size)
         ),
     },
@@ -211,7 +211,7 @@ solution(
     unit="tokens",
     cases=((64.0, 0.5, 2.0, 0.125, 8), (16.0, 0.75, 4.0, 0.375, 4), (10.0, 1.0, 0.5, 0.25, 2)),
     wrong={
-        "safety margin ignored": lambda timeout, _share, first, step, rows: longest_answer(
+        "the margin forgotten": lambda timeout, _share, first, step, rows: longest_answer(
             timeout, 1, first, step, rows
         ),
         "the prefill forgotten": [
@@ -226,7 +226,7 @@ solution(
             lambda timeout, share, first, step, rows: longest_answer(timeout, share, first, step, rows) * rows,
             lambda timeout, share, first, step, rows: int((share * timeout - first) / step) * rows,
         ],
-        "first token ignored": lambda timeout, share, first, step, _rows: int((share * timeout - first) / step),
+        "the first token forgotten": lambda timeout, share, first, step, _rows: int((share * timeout - first) / step),
     },
 )
 

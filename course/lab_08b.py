@@ -72,7 +72,7 @@ solution(
         "variances subtracted": lambda f, n, g, m: (
             abs(half_width_of_one(f, n) ** 2 - half_width_of_one(g, m) ** 2) ** 0.5
         ),
-        "square root missing": lambda f, n, g, m: half_width(f, n, g, m) ** 2 / 1.96,
+        "the root forgotten": lambda f, n, g, m: half_width(f, n, g, m) ** 2 / 1.96,
     },
 )
 

@@ -77,11 +77,11 @@ solution(
         (10, 100, 500, 4, 0.25),
     ],
     wrong={
-        "average load instead of the peak": [
+        "the average taken for the peak": [
             lambda rate, tokens, per_s, _peak, buffer: machines(rate, tokens, per_s, 1, buffer),
             lambda rate, tokens, per_s, _peak, _buffer: machines(rate, tokens, per_s, 1, 0),
         ],
-        "no buffer": lambda rate, tokens, per_s, peak, _buffer: machines(rate, tokens, per_s, peak, 0),
+        "no reserve": lambda rate, tokens, per_s, peak, _buffer: machines(rate, tokens, per_s, peak, 0),
         "rounded down or to the nearest": [
             lambda rate, tokens, per_s, peak, buffer: math.floor(rate * tokens * peak * (1 + buffer) / per_s),
             lambda rate, tokens, per_s, peak, buffer: round(rate * tokens * peak * (1 + buffer) / per_s),
@@ -92,7 +92,7 @@ solution(
         "the reserve computed from the average": lambda rate, tokens, per_s, peak, buffer: machines(
             rate, tokens, per_s, peak + buffer, 0
         ),
-        "one too many for an exact multiple": lambda rate, tokens, per_s, peak, buffer: (
+        "one too many where it divides evenly": lambda rate, tokens, per_s, peak, buffer: (
             int(rate * tokens * peak * (1 + buffer) / per_s) + 1
         ),
         "the reserve subtracted from the demand": lambda rate, tokens, per_s, peak, buffer: machines(
@@ -113,8 +113,8 @@ solution(
     unit="tokens",
     cases=((320.0, 9.0, 480e6), (960.0, 0.375, 480e6), (526.98, 6.0, 480e6), (19.32, 0.22, 60e6), (90.0, 1.5, 75e6)),
     wrong={
-        "machine's capacity ignored": lambda per_day, per_million, _capacity: per_day / per_million * 1_000_000,
-        "capped at the capacity": lambda per_day, per_million, capacity: min(
+        "a machine without limits": lambda per_day, per_million, _capacity: per_day / per_million * 1_000_000,
+        "stopped at the capacity": lambda per_day, per_million, capacity: min(
             per_day / per_million * 1_000_000, capacity
         ),
         "upside down": lambda per_day, per_million, capacity: break_even(per_million, per_day, capacity),

@@ -124,7 +124,7 @@ solution(
         ([4, 1], 2.5, [20.0, 1.0], 200.0),
     ),
     wrong={
-        "peak hour's price instead of the day's": [
+        "the peak's price taken for the day's": [
             lambda running, usd, rates, tokens: usd_per_million([max(running)], usd, [max(rates)], tokens),
             lambda running, usd, rates, tokens: usd_per_million(
                 [running[rates.index(max(rates))]], usd, [max(rates)], tokens
@@ -133,7 +133,7 @@ solution(
         "hourly prices averaged": lambda running, usd, rates, tokens: fmean(
             usd_per_million([n], usd, [rate], tokens) for n, rate in zip(running, rates, strict=True)
         ),
-        "seconds instead of hours": lambda running, usd, rates, tokens: usd_per_million(
+        "seconds taken for hours": lambda running, usd, rates, tokens: usd_per_million(
             running, usd * 3600, rates, tokens
         ),
         "requests taken for tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
