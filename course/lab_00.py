@@ -32,16 +32,16 @@ solution(
     unit="bytes",
     needs=EXAMPLE,
     wrong={
-        "all attention heads instead of the KV heads": [
+        "attention heads instead of KV heads": [
             lambda layers, attention_heads, head_dim, dtype_bytes: (
                 2 * layers * attention_heads * head_dim * dtype_bytes
             ),
             lambda layers, hidden_size, dtype_bytes: 2 * layers * hidden_size * dtype_bytes,
         ],
-        "half of it: keys without values": lambda layers, kv_heads, head_dim, dtype_bytes: (
+        "half the size: keys without values": lambda layers, kv_heads, head_dim, dtype_bytes: (
             layers * kv_heads * head_dim * dtype_bytes
         ),
-        "bits for bytes": lambda layers, kv_heads, head_dim, dtype_bytes: (
+        "bits instead of bytes": lambda layers, kv_heads, head_dim, dtype_bytes: (
             16 * layers * kv_heads * head_dim * dtype_bytes
         ),
         "one layer only": lambda kv_heads, head_dim, dtype_bytes: 2 * kv_heads * head_dim * dtype_bytes,
@@ -63,7 +63,7 @@ solution(
     needs={"parameters": 134_515_008},
     wrong={
         "16-bit numbers": lambda parameters: 2 * parameters,
-        "bits for bytes": lambda parameters: 4 * parameters,
+        "bits instead of bytes": lambda parameters: 4 * parameters,
         "parameters taken for bytes": lambda parameters: parameters,
     },
 )

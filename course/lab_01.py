@@ -152,10 +152,10 @@ solution(
     unit="requests per second",
     cases=[(STEADY, 4.0, 0.5, 0.1), (LATE, 2.5, 0.85, 0.065), (ON_TIME, 2.0, 0.5, 0.25)],
     wrong={
-        "failed requests counted": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
+        "failed requests included": lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
             sum((r.ttft_s or 0) <= ttft_slo_s and (r.tpot_s or 0) <= tpot_slo_s for r in requests) / duration_s
         ),
-        "one objective of the two": [
+        "only one of two objectives": [
             lambda requests, duration_s, ttft_slo_s, tpot_slo_s: (
                 sum(r.ttft_s <= ttft_slo_s or (r.tpot_s or 0) <= tpot_slo_s for r in _ok(requests)) / duration_s
             ),
@@ -186,19 +186,19 @@ solution(
     unit="tokens per second",
     cases=[_batch((8, 1.0), (20, 2.0), (13, 1.6)), _batch((30, 3.5), (5, 0.7), (12, 1.5), (9, 1.2))],
     wrong={
-        "one output's tokens over the whole batch's time": [
+        "one output's tokens over the batch's time": [
             lambda outputs, seconds: len(outputs[0].token_ids) / seconds,
             lambda outputs, seconds: len(outputs[-1].token_ids) / seconds,
             lambda outputs, seconds: max(len(one.token_ids) for one in outputs) / seconds,
             lambda outputs, seconds: sum(len(one.token_ids) for one in outputs) / len(outputs) / seconds,
         ],
-        "the requests' own rates added up": lambda outputs, _seconds: sum(
+        "sum of the requests' rates": lambda outputs, _seconds: sum(
             len(one.token_ids) / one.seconds for one in outputs
         ),
         "one user's speed taken for the server's": lambda outputs, _seconds: (
             sum(len(one.token_ids) / one.seconds for one in outputs) / len(outputs)
         ),
-        "waiting times added up": lambda outputs, _seconds: (
+        "overlapping request times added up": lambda outputs, _seconds: (
             sum(len(o.token_ids) for o in outputs) / sum(o.seconds for o in outputs)
         ),
         "requests counted in place of tokens": lambda outputs, seconds: len(outputs) / seconds,
@@ -216,14 +216,14 @@ solution(
     unit="seconds",
     tolerance=1e-3,
     wrong={
-        "a chunk taken for a token": [
+        "one token per chunk": [
             lambda chunk_times_s: tpot_s(chunk_times_s, len(chunk_times_s)),
             lambda chunk_times_s: tpot_s(chunk_times_s, len(chunk_times_s) + 1),
         ],
-        "the time to the first token left in": [
+        "TTFT included": [
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / (output_tokens - 1),
             lambda chunk_times_s, started_s, output_tokens: (chunk_times_s[-1] - started_s) / output_tokens,
         ],
-        "n tokens, n gaps": lambda chunk_times_s, output_tokens: tpot_s(chunk_times_s, output_tokens + 1),
+        "n gaps for n tokens": lambda chunk_times_s, output_tokens: tpot_s(chunk_times_s, output_tokens + 1),
     },
 )

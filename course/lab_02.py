@@ -69,7 +69,7 @@ solution(
         ([(64, 1)] * 3, 3, 0, 8, 32),
     ),
     wrong={
-        "the answer reserved": [
+        "blocks reserved for the whole answer": [
             lambda waiting, free, running, most, size: admit(
                 [(prompt + out, 0) for prompt, out in waiting], free, running, most, size
             ),
@@ -77,8 +77,8 @@ solution(
                 [(prompt + out - 1, 0) for prompt, out in waiting], free, running, most, size
             ),
         ],
-        "overtaking": _overtaking,
-        "tokens taken for blocks": lambda waiting, free, running, most, size: admit(
+        "a small request admitted out of order": _overtaking,
+        "tokens instead of blocks": lambda waiting, free, running, most, size: admit(
             waiting, free * size, running, most, 1
         ),
         "blocks rounded down": lambda waiting, free, running, most, size: admit(
@@ -87,7 +87,7 @@ solution(
         "the running requests forgotten": lambda waiting, free, _running, most, size: admit(
             waiting, free, 0, most, size
         ),
-        "one free block given twice": _taking_nothing,
+        "a free block allocated twice": _taking_nothing,
     },
 )
 

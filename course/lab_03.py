@@ -54,12 +54,12 @@ solution(
         ([*range(33)], [*range(32), 900, *range(33, 70)], 16),
     ],
     wrong={
-        "a partial block counted": [
+        "partial block counted": [
             lambda before, prompt, _size: common_tokens(before, prompt),
             lambda before, prompt, _size: min(common_tokens(before, prompt), len(prompt) - 1),
             lambda before, prompt, block_size: -(-common_tokens(before, prompt) // block_size) * block_size,
         ],
-        "nothing left to compute": lambda before, prompt, size: common_tokens(before, prompt) // size * size,
+        "last token not computed": lambda before, prompt, size: common_tokens(before, prompt) // size * size,
         "blocks compared without their prefix": [
             _unchained,
             lambda before, prompt, block_size: min(_unchained(before, prompt, block_size), len(prompt) - 1),
@@ -106,9 +106,9 @@ solution(
         ([0, 2000], [5, 12]),
     ],
     wrong={
-        "the fullest cache, however long its queue": _most_cached,
+        "queue length ignored": _most_cached,
         "the caches ignored": _least_loaded,
-        "equal caches, unequal queues": _first_of_equal,
+        "tie not broken by queue length": _first_of_equal,
         "no lead in requests allowed": lambda cached, under_way: max(
             (n for n, m in enumerate(under_way) if m == min(under_way)), key=lambda n: cached[n]
         ),

@@ -51,15 +51,15 @@ solution(
     worked=steps_alone,
     cases=((3000, 512, 12, 0), (3000, 2048, 12, 300), (700, 128, 8, 256), (1000, 254, 4, 0), (900, 2048, 6, 0)),
     wrong={
-        "the streams' tokens forgotten": [
+        "decoding tokens ignored": [
             lambda tokens, budget, _decoding, threshold: chunk_sizes(tokens, budget, 0, threshold),
             lambda tokens, budget, _decoding, _threshold: chunk_sizes(tokens, budget, 0),
         ],
-        "the threshold left out": lambda tokens, budget, decoding, _threshold: chunk_sizes(tokens, budget, decoding),
+        "threshold ignored": lambda tokens, budget, decoding, _threshold: chunk_sizes(tokens, budget, decoding),
         "the threshold in place of the budget": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens, threshold or budget - decoding, 0
         ),
-        "the streams charged to the threshold": lambda tokens, budget, decoding, threshold: chunk_sizes(
+        "decoding tokens subtracted from the threshold": lambda tokens, budget, decoding, threshold: chunk_sizes(
             tokens, min(budget, threshold or budget), decoding
         ),
         "the remainder dropped": lambda tokens, budget, decoding, threshold: chunk_sizes(
@@ -98,7 +98,7 @@ solution(
     cases=[(POINTS, slo_s) for slo_s in (0.5, 0.25, 1.2, 0.0225)],
     wrong={
         "judged by the median gap": _largest(lambda point, slo_s: point.gap_p50_s <= slo_s),
-        "the largest of all": _largest(lambda _point, _slo_s: True),
+        "SLO ignored": _largest(lambda _point, _slo_s: True),
         "the smallest budget that meets it": lambda points, slo_s: min(
             (point.budget for point in points if max(point.stalls_s) <= slo_s), default=0
         ),
@@ -140,19 +140,19 @@ solution(
     exact=True,
     cases=[(_queue(6000, 300, 12000, 250, 300),), (_queue(80, 70, 80, 70),), (_queue(900),)],
     wrong={
-        "the longest first": [
+        "longest first": [
             lambda waiting: sorted(waiting, key=lambda request: -request.num_prompt_tokens),
             lambda waiting: next_up(waiting)[::-1],
         ],
         "first come, first served": lambda waiting: list(waiting),
-        "only the head chosen": _swapped,
+        "only the first request chosen": _swapped,
         "ties in reverse order": lambda waiting: next_up(waiting[::-1]),
-        "requests left out": [
+        "requests dropped": [
             lambda waiting: [min(waiting, key=lambda request: request.num_prompt_tokens)],
             lambda waiting: [request for request in next_up(waiting) if request.num_prompt_tokens < 1000],
         ],
         "lengths in place of requests": lambda waiting: sorted(request.num_prompt_tokens for request in waiting),
-        "sorted by name": lambda waiting: sorted(waiting, key=lambda request: request.request_id, reverse=True),
+        "sorted by request id": lambda waiting: sorted(waiting, key=lambda request: request.request_id, reverse=True),
     },
 )
 

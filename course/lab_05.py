@@ -69,9 +69,9 @@ solution(
         ({"words": Stage(0.1), "answer": Stage(0.9, ("words",))},),
     ],
     wrong={
-        "nothing overlaps": chain_s,
-        "the needs ignored": lambda stages: max(stage.seconds for stage in stages.values()),
-        "the needs added up": lambda stages: max(_ends_s(stages, name, sum) for name in stages),
+        "no overlap": chain_s,
+        "dependencies ignored": lambda stages: max(stage.seconds for stage in stages.values()),
+        "parallel dependencies added up": lambda stages: max(_ends_s(stages, name, sum) for name in stages),
         "the work divided evenly": lambda stages: chain_s(stages) / len(stages),
     },
 )
@@ -183,9 +183,9 @@ solution(
     cases=[(MESSAGE,), (TOGETHER,), (EMPTY,)],
     observe=ticketed,
     wrong={
-        "one stage after the other": _Chain,
-        "the summary of the message": _Unread,
-        "the error hidden": _Swallowing,
+        "stages run one after the other": _Chain,
+        "summary of the message instead of the reply": _Unread,
+        "error hidden from the caller": _Swallowing,
     },
 )
 

@@ -116,9 +116,9 @@ solution(
     cases=[(TOGETHER,), (UNKNOWN,), (INSIDE,)],
     observe=looked_up,
     wrong={
-        "the loop blocked and the error hidden": _BlockingAndHiding,
-        "the loop blocked": _Blocking,
-        "the error hidden": _Hiding,
+        "event loop blocked and error hidden": _BlockingAndHiding,
+        "event loop blocked": _Blocking,
+        "error hidden from the caller": _Hiding,
     },
 )
 
@@ -237,7 +237,7 @@ solution(
     observe=checked,
     wrong={
         "a dead engine reported as healthy": [_Silent, _False],
-        "every failed request counted": _Touchy,
+        "every failed request treated as a dead engine": _Touchy,
         "a check that fails on a healthy engine": [_Probing, _Inverted],
     },
 )
@@ -277,16 +277,16 @@ solution(
             lambda rate, duration_s, target, low, high: _within(int(rate * duration_s / target), low, high),
             lambda rate, duration_s, target, low, high: _within(round(rate * duration_s / target), low, high),
         ],
-        "the upper limit forgotten": lambda rate, duration_s, target, low, _high: desired_replicas(
+        "maximum ignored": lambda rate, duration_s, target, low, _high: desired_replicas(
             rate, duration_s, target, low, 10**9
         ),
-        "the lower limit forgotten": lambda rate, duration_s, target, _low, high: desired_replicas(
+        "minimum ignored": lambda rate, duration_s, target, _low, high: desired_replicas(
             rate, duration_s, target, 0, high
         ),
-        "one replica for each request": lambda rate, duration_s, _target, low, high: desired_replicas(
+        "one replica per request": lambda rate, duration_s, _target, low, high: desired_replicas(
             rate, duration_s, 1, low, high
         ),
-        "one too many where it divides evenly": lambda rate, duration_s, target, low, high: _within(
+        "one too many for an exact multiple": lambda rate, duration_s, target, low, high: _within(
             int(rate * duration_s / target) + 1, low, high
         ),
     },

@@ -41,9 +41,11 @@ solution(
     ),
     exact=True,
     wrong={
-        "the first that fits": lambda left, asked: next((gpu for gpu, free in enumerate(left) if free >= asked), -1),
-        "the emptiest GPU": lambda left, asked: left.index(max(left)) if max(left) >= asked else -1,
-        "parts of two GPUs added up": lambda left, asked: (
+        "first fit instead of best fit": lambda left, asked: next(
+            (gpu for gpu, free in enumerate(left) if free >= asked), -1
+        ),
+        "emptiest GPU chosen": lambda left, asked: left.index(max(left)) if max(left) >= asked else -1,
+        "fractions of two GPUs added up": lambda left, asked: (
             gpu_for(left, asked) if max(left) >= asked or sum(left) < asked else left.index(max(left))
         ),
         "'at least' taken for 'more than'": lambda left, asked: min(
@@ -133,11 +135,11 @@ solution(
     fitting,
     observe=fits,
     wrong={
-        "Ray's number alone repaired": lambda: _config(0.5, 0.5),
-        "the engines' shares alone repaired": lambda: _config(0.6, 0.6, shares=(0.47, 0.47)),
+        "only num_gpus corrected": lambda: _config(0.5, 0.5),
+        "only the engines' shares corrected": lambda: _config(0.6, 0.6, shares=(0.47, 0.47)),
         "a share of the remaining memory": lambda: _config(0.5, 0.5, shares=(0.5, 0.92)),
-        "more taken than Ray counts": lambda: _config(0.4, 0.4, shares=(0.47, 0.47)),
-        "a model left out": lambda: _config(0.95, shares=(0.92,)),
+        "engine's share larger than Ray's fraction": lambda: _config(0.4, 0.4, shares=(0.47, 0.47)),
+        "one model not served": lambda: _config(0.95, shares=(0.92,)),
         "shorter requests accepted": lambda: _config(0.5, 0.5, shares=(0.47, 0.47), tokens=2048),
     },
 )

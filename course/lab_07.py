@@ -146,13 +146,13 @@ solution(
         "only the first row answered": _FirstOnly,
         "one bad row fails the batch": _Raising,
         "bad rows left out": _LeftOut,
-        "answers given to the wrong rows": _BadRowsLast,
-        "the rows computed one after the other": _OneByOne,
+        "answers in the wrong order": _BadRowsLast,
+        "rows computed one after the other": _OneByOne,
         "the model called with an empty batch": _EmptyCall,
-        "an error sent as a success": _reporting(lambda _context, _index: None),
-        "a client's mistake reported as the server's": [_reporting(_status(500)), _reporting(_status(503))],
-        "the status set on the first row": _reporting(lambda context, _index: context.set_response_status(code=422)),
-        "the status set on all rows": _reporting(lambda context, _index: context.set_all_response_status(code=422)),
+        "error returned with status 200": _reporting(lambda _context, _index: None),
+        "client error reported as a server error": [_reporting(_status(500)), _reporting(_status(503))],
+        "status set on the first row only": _reporting(lambda context, _index: context.set_response_status(code=422)),
+        "status set on every row": _reporting(lambda context, _index: context.set_all_response_status(code=422)),
     },
 )  # fmt: skip
 
@@ -183,18 +183,18 @@ solution(
         (12, 8, 0.2, 0.1, 0.01),
     ],
     wrong={
-        "every batch full": [
+        "all batches assumed full": [
             lambda _clients, size, _delay, fixed, row: size / (fixed + row * size),
             lambda clients, size, delay, fixed, row: size / ((delay if clients < size else 0) + fixed + row * size),
         ],
-        "the delay paid by every batch": lambda clients, size, delay, fixed, row: requests_per_s(
+        "delay added to every batch": lambda clients, size, delay, fixed, row: requests_per_s(
             clients, size, 0, delay + fixed, row
         ),
-        "the delay never paid": lambda clients, size, _delay, fixed, row: requests_per_s(clients, size, 0, fixed, row),
-        "the fixed cost paid by every row": lambda clients, size, delay, fixed, row: requests_per_s(
+        "delay ignored": lambda clients, size, _delay, fixed, row: requests_per_s(clients, size, 0, fixed, row),
+        "fixed cost counted per row": lambda clients, size, delay, fixed, row: requests_per_s(
             clients, size, delay, 0, fixed + row
         ),
-        "batches per second": lambda clients, size, delay, fixed, row: (
+        "batches instead of requests per second": lambda clients, size, delay, fixed, row: (
             requests_per_s(clients, size, delay, fixed, row) / min(clients, size)
         ),
     },
@@ -211,7 +211,7 @@ solution(
     unit="tokens",
     cases=((64.0, 0.5, 2.0, 0.125, 8), (16.0, 0.75, 4.0, 0.375, 4), (10.0, 1.0, 0.5, 0.25, 2)),
     wrong={
-        "the margin forgotten": lambda timeout, _share, first, step, rows: longest_answer(
+        "safety margin ignored": lambda timeout, _share, first, step, rows: longest_answer(
             timeout, 1, first, step, rows
         ),
         "the prefill forgotten": [
@@ -226,7 +226,7 @@ solution(
             lambda timeout, share, first, step, rows: longest_answer(timeout, share, first, step, rows) * rows,
             lambda timeout, share, first, step, rows: int((share * timeout - first) / step) * rows,
         ],
-        "the first token forgotten": lambda timeout, share, first, step, _rows: int((share * timeout - first) / step),
+        "first token ignored": lambda timeout, share, first, step, _rows: int((share * timeout - first) / step),
     },
 )
 

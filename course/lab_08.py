@@ -136,10 +136,10 @@ solution(
     exact=True,
     cases=CASES,
     wrong={
-        "DELETE taken for a drain": lambda version, _batch_s, _timeout_s: version.delete(),
-        "an empty queue taken for an idle worker": lambda version, _batch_s, _timeout_s: _when_empty(version, 0.0),
+        "DELETE mistaken for a drain": lambda version, _batch_s, _timeout_s: version.delete(),
+        "empty queue mistaken for an idle worker": lambda version, _batch_s, _timeout_s: _when_empty(version, 0.0),
         "the idle time not restarted": lambda version, batch_s, _timeout_s: _when_empty(version, batch_s),
-        "a fixed wait taken for a drain": lambda version, batch_s, _timeout_s: _after(version, batch_s),
+        "fixed wait mistaken for a drain": lambda version, batch_s, _timeout_s: _after(version, batch_s),
         "a drain without a time limit": lambda version, batch_s, _timeout_s: retire(version, batch_s, math.inf),
         "deleted at the time limit anyway": lambda version, batch_s, timeout_s: (
             retire(version, batch_s, timeout_s) or version.delete()
@@ -178,15 +178,15 @@ solution(
         _model(0, "UNLOADING"),
     ],
     wrong={
-        "the frontend's health taken for the model's": lambda _model: True,
+        "frontend's health mistaken for the model's": lambda _model: True,
         "a listed worker taken for a ready one": [
             lambda model: len(model["workers"]) >= max(1, model["minWorkers"]),
             lambda model: len(model["workers"]) > 0,
         ],
         "one worker taken for enough": lambda model: any(_up(model)),
         "zero workers accepted": lambda model: sum(_up(model)) >= model["minWorkers"],
-        "busy taken for not ready": lambda model: ready(model) and not model["jobQueueStatus"]["pendingRequests"],
-        "all of them have to be ready": [
+        "busy mistaken for not ready": lambda model: ready(model) and not model["jobQueueStatus"]["pendingRequests"],
+        "every worker required to be ready": [
             lambda model: ready(model) and all(_up(model)),
             lambda model: bool(model["workers"]) and all(_up(model)),
         ],

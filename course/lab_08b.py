@@ -40,11 +40,9 @@ solution(
     exact=True,
     cases=[(f"user-{n}", share, test) for n in range(20) for share, test in ((0.5, "nap 3.0"), (0.1, "new prompt"))],
     wrong={
-        "the same users in every test": lambda user, share, _test: _hashed(user) < share,
-        "a hash that changes with the process": lambda user, share, test: (
-            hash(f"{test}/{user}") % 2**32 < share * 2**32
-        ),
-        "a split by the order of sign-up": lambda user, share, _test: int(user.split("-")[-1]) % 10 < share * 10,
+        "same users in every test": lambda user, share, _test: _hashed(user) < share,
+        "hash that changes with the process": lambda user, share, test: hash(f"{test}/{user}") % 2**32 < share * 2**32,
+        "split by sign-up order": lambda user, share, _test: int(user.split("-")[-1]) % 10 < share * 10,
         "canary and rest swapped": lambda user, share, test: _hashed(f"{test}/{user}") >= share,
     },
 )
@@ -66,13 +64,13 @@ solution(
     worked=half_width_of_one,
     cases=((4, 20, 11, 380), (30, 300, 9, 300), (120, 1000, 60, 2000)),
     wrong={
-        "widths added up": lambda f, n, g, m: half_width_of_one(f, n) + half_width_of_one(g, m),
+        "half-widths added up": lambda f, n, g, m: half_width_of_one(f, n) + half_width_of_one(g, m),
         "the previous version's share taken as exact": lambda f, n, _g, _m: half_width_of_one(f, n),
-        "both groups pooled": lambda f, n, g, m: half_width_of_one(f + g, n + m),
+        "groups pooled": lambda f, n, g, m: half_width_of_one(f + g, n + m),
         "variances subtracted": lambda f, n, g, m: (
             abs(half_width_of_one(f, n) ** 2 - half_width_of_one(g, m) ** 2) ** 0.5
         ),
-        "the root forgotten": lambda f, n, g, m: half_width(f, n, g, m) ** 2 / 1.96,
+        "square root missing": lambda f, n, g, m: half_width(f, n, g, m) ** 2 / 1.96,
     },
 )
 
@@ -88,8 +86,8 @@ solution(
     cases=((20,), (300,), (3000,)),
     wrong={
         "no failure seen taken for a rate of zero": lambda _n: 0.0,
-        "one in n": [lambda n: 1 / n, lambda n: 1 / (n + 1)],
-        "the probability divided by n": lambda n: 0.05 / n,
+        "one failure in n requests": [lambda n: 1 / n, lambda n: 1 / (n + 1)],
+        "probability divided by n": lambda n: 0.05 / n,
         "the probability of success returned": lambda n: 0.05 ** (1 / n),
         "95% in place of 5%": lambda n: 1 - 0.95 ** (1 / n),
     },

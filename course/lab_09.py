@@ -62,11 +62,11 @@ solution(
     ],
     wrong={
         "failed requests left out of the total": lambda answers, slo_s: kept(_answered(answers), slo_s),
-        "a fast failure taken for good": lambda answers, slo_s: _in_time(answers, slo_s) / len(answers),
+        "fast failure counted as served": lambda answers, slo_s: _in_time(answers, slo_s) / len(answers),
         "the mean compared with the objective": lambda answers, slo_s: float(
             fmean(first_s - due_s for due_s, first_s, _ in _answered(answers)) <= slo_s
         ),
-        "every answer in time": lambda answers, _slo_s: len(_answered(answers)) / len(answers),
+        "late answers counted": lambda answers, _slo_s: len(_answered(answers)) / len(answers),
         "an arrival time taken for a waiting time": lambda answers, slo_s: (
             sum(first_s <= slo_s for _, first_s, _ in _answered(answers)) / len(answers)
         ),

@@ -70,7 +70,7 @@ solution(
         "every other answer counted": lambda _choose, answers, options: len(_changes(answers, options)),
         "a change not undone": _without_return,
         "questions counted instead of answers": _questions_only,
-        "the same result counted": lambda choose, answers, options: (
+        "unchanged results counted": lambda choose, answers, options: (
             len(_changes(answers, options)) - count_flips(choose, answers, options)
         ),
     },
@@ -104,7 +104,7 @@ solution(
         "an hour's tokens taken for a second's": lambda rate, given, made, hourly: instances(
             rate, given, made, hourly * 3600
         ),
-        "requests taken for tokens": lambda rate, given, _made, hourly: instances(rate, given, 1, hourly),
+        "requests instead of tokens": lambda rate, given, _made, hourly: instances(rate, given, 1, hourly),
     },
 )
 

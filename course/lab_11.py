@@ -40,7 +40,7 @@ solution(
     unit="dollars",
     cases=((3.0, 15.0, 1, 1), (3.0, 15.0, 3, 1), (5.0, 15.0, 0, 7), (2.5, 10.0, 900, 100), (0.15, 0.6, 600, 200)),
     wrong={
-        "the two prices added": lambda usd_in, usd_out, _input_tokens, _output_tokens: usd_in + usd_out,
+        "input and output prices added": lambda usd_in, usd_out, _input_tokens, _output_tokens: usd_in + usd_out,
         "the mix ignored": lambda usd_in, usd_out, _input_tokens, _output_tokens: (usd_in + usd_out) / 2,
         "input and output swapped": lambda usd_in, usd_out, input_tokens, output_tokens: usd_per_million(
             usd_out, usd_in, input_tokens, output_tokens
@@ -51,7 +51,7 @@ solution(
             ),
             lambda _usd_in, usd_out, _input_tokens, _output_tokens: usd_out,
         ],
-        "a request taken for a million tokens": lambda usd_in, usd_out, input_tokens, output_tokens: (
+        "price per million requests": lambda usd_in, usd_out, input_tokens, output_tokens: (
             usd_in * input_tokens + usd_out * output_tokens
         ),
     },
@@ -77,11 +77,11 @@ solution(
         (10, 100, 500, 4, 0.25),
     ],
     wrong={
-        "the average taken for the peak": [
+        "average load instead of the peak": [
             lambda rate, tokens, per_s, _peak, buffer: machines(rate, tokens, per_s, 1, buffer),
             lambda rate, tokens, per_s, _peak, _buffer: machines(rate, tokens, per_s, 1, 0),
         ],
-        "no reserve": lambda rate, tokens, per_s, peak, _buffer: machines(rate, tokens, per_s, peak, 0),
+        "no buffer": lambda rate, tokens, per_s, peak, _buffer: machines(rate, tokens, per_s, peak, 0),
         "rounded down or to the nearest": [
             lambda rate, tokens, per_s, peak, buffer: math.floor(rate * tokens * peak * (1 + buffer) / per_s),
             lambda rate, tokens, per_s, peak, buffer: round(rate * tokens * peak * (1 + buffer) / per_s),
@@ -92,7 +92,7 @@ solution(
         "the reserve computed from the average": lambda rate, tokens, per_s, peak, buffer: machines(
             rate, tokens, per_s, peak + buffer, 0
         ),
-        "one too many where it divides evenly": lambda rate, tokens, per_s, peak, buffer: (
+        "one too many for an exact multiple": lambda rate, tokens, per_s, peak, buffer: (
             int(rate * tokens * peak * (1 + buffer) / per_s) + 1
         ),
         "the reserve subtracted from the demand": lambda rate, tokens, per_s, peak, buffer: machines(
@@ -113,11 +113,11 @@ solution(
     unit="tokens",
     cases=((320.0, 9.0, 480e6), (960.0, 0.375, 480e6), (526.98, 6.0, 480e6), (19.32, 0.22, 60e6), (90.0, 1.5, 75e6)),
     wrong={
-        "a machine without limits": lambda per_day, per_million, _capacity: per_day / per_million * 1_000_000,
-        "stopped at the capacity": lambda per_day, per_million, capacity: min(
+        "machine's capacity ignored": lambda per_day, per_million, _capacity: per_day / per_million * 1_000_000,
+        "capped at the capacity": lambda per_day, per_million, capacity: min(
             per_day / per_million * 1_000_000, capacity
         ),
-        "upside down": lambda per_day, per_million, capacity: break_even(per_million, per_day, capacity),
+        "inverted ratio": lambda per_day, per_million, capacity: break_even(per_million, per_day, capacity),
         "an hour's bill compared with a day's": lambda per_day, per_million, capacity: break_even(
             per_day / 24, per_million, capacity
         ),

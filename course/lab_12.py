@@ -78,8 +78,8 @@ solution(
         (_ASKED, _replicas((30, 0), (21, 0), (25, 2048))),
     ),
     wrong={
-        "the cache alone": _least(_uncached),
-        "the load alone": _least(lambda _request, replica: replica.in_flight),
+        "only the cache considered": _least(_uncached),
+        "only the load considered": _least(lambda _request, replica: replica.in_flight),
         "cached tokens as a cost": _least(
             lambda request, replica: replica.cached_tokens(request.token_ids) + 256 * replica.in_flight
         ),
@@ -100,7 +100,7 @@ solution(
     unit="requests",
     cases=((50.0, 6, 6.5, 50.0), (12.0, 4, 5.0, 30.0), (900.0, 100, 6.0, 120.0), (20.0, 1, 6.0, 8.0)),
     wrong={
-        "autoscaling taken for headroom": lambda _rate, _running, _one, _start: 0.0,
+        "autoscaling mistaken for headroom": lambda _rate, _running, _one, _start: 0.0,
         "the running replicas forgotten": lambda rate, _running, _one, start: rate * start,
         "a starting replica counted": lambda rate, running, one, start: waiting(rate, running + 1, one, start),
         "a negative queue": lambda rate, running, one, start: (rate - running * one) * start,
@@ -124,7 +124,7 @@ solution(
         ([4, 1], 2.5, [20.0, 1.0], 200.0),
     ),
     wrong={
-        "the peak's price taken for the day's": [
+        "peak hour's price instead of the day's": [
             lambda running, usd, rates, tokens: usd_per_million([max(running)], usd, [max(rates)], tokens),
             lambda running, usd, rates, tokens: usd_per_million(
                 [running[rates.index(max(rates))]], usd, [max(rates)], tokens
@@ -133,10 +133,10 @@ solution(
         "hourly prices averaged": lambda running, usd, rates, tokens: fmean(
             usd_per_million([n], usd, [rate], tokens) for n, rate in zip(running, rates, strict=True)
         ),
-        "seconds taken for hours": lambda running, usd, rates, tokens: usd_per_million(
+        "seconds instead of hours": lambda running, usd, rates, tokens: usd_per_million(
             running, usd * 3600, rates, tokens
         ),
-        "requests taken for tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
+        "requests instead of tokens": lambda running, usd, rates, _tokens: usd_per_million(running, usd, rates, 1),
         "only one replica paid for": lambda running, usd, rates, tokens: usd_per_million(
             [1] * len(running), usd, rates, tokens
         ),
