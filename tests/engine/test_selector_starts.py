@@ -88,9 +88,9 @@ def answers(url: str, status: int) -> bool:
 
 
 def post(url: str, body: Mapping[str, Any], key: str = "") -> requests.Response:
-    """A request with the key as a bearer token."""
+    """A request with the key as a bearer token. An engine may compile for its first answer, which takes minutes."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return requests.post(url, json=body, headers=headers, timeout=120)
+    return requests.post(url, json=body, headers=headers, timeout=START_TIMEOUT_S)
 
 
 def test_vllm_alone_starts_and_hides_its_key(chat_model: Path, tmp_path: Path) -> None:
