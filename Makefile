@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STACK ?= auto
 ARGS ?=
+COURSE_RUN := tests/notebooks/test_course_run.py
 
 .PHONY: help setup fetch run lab test test-fast lint notebooks new-lab prediction-sheet article binder-check archives modelled-errors modelled-throughput gpu-proof gpu-arguments lock workshop-check reference reliability site
 
@@ -33,7 +34,9 @@ test-fast: lint ## lint and the unit tests
 
 test: fetch lint ## everything: lint, types, unit, engine, notebook and browser tests
 	$(BIN)/pytest -n auto -m "not engine and not browser"
-	$(BIN)/pytest -m "engine or browser"
+	$(BIN)/pytest -n 2 --dist loadfile -m "engine and not browser" --ignore=$(COURSE_RUN)  # two: each takes a core, 3 GiB
+	$(BIN)/pytest -n 2 --dist loadfile -m browser  # apart: Playwright keeps an event loop running
+	$(BIN)/pytest $(COURSE_RUN)
 
 notebooks: fetch ## execute the notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py
