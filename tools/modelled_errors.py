@@ -4,8 +4,9 @@ With --write it updates data/modelled_errors.json and the tables in docs/modelle
 other stored rows.
 
 Real values are the served points of data/measurements/gpu_points.csv (public; source, version and licence on each row)
-and of aiconfigurator-core's silicon_sample.csv. Takes about ten minutes on two cores. Each host's constants (added by
-engine and host per step, and by the HTTP server to the TTFT) come only from its lightest point, which is not compared.
+and of aiconfigurator-core's silicon_sample.csv. It takes minutes and prints each
+experiment. Each host's constants (added by engine and host per step, and by the HTTP server to the TTFT) come only from
+its lightest point, which is not compared.
 """
 
 import argparse
