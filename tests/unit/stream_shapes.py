@@ -150,7 +150,7 @@ SHAPES: dict[str, Shape] = {
         (FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE), warning="all at once"
     ),
     "a burst": Shape(
-        (FIRST_S, b"".join(event(delta(str(k))) for k in range(8)), event(STOP), event(usage(8)), DONE),
+        (FIRST_S, b"".join([*(event(delta(str(k))) for k in range(8)), event(STOP), event(usage(8)), DONE])),
         tokens=8,
         text="01234567",
         warning="all at once",
