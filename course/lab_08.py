@@ -379,5 +379,5 @@ def check(lab: LabSession, folder: Path) -> None:
     what = f"{rate:g} requests/s are too many for one worker, which answers {CAPACITY:.0f} in batches of 8"
     require(rate <= most, what, fix=f"lower rate to {most} or less")
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
-    fix = "pass an embedded model's name, or a model folder"
+    fix = "pass an embedded model's name or a model folder"
     require(not missing, f"{folder} has no {', '.join(missing)}", fix=fix)

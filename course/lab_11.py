@@ -264,7 +264,7 @@ def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) 
 
 
 def waiting_evidence(*, places: int, peak_factor: float) -> dict[str, dict[str, float]]:
-    """What Erlang's formula says of the article's 85 percent and of its reserve of a fifth, by claim."""
+    """What Erlang's formula says of the article's 85 percent and of its 20% reserve, by claim."""
     busy, spare = float(figures().utilisation), 1 / (1 + float(figures().buffer))
     own = float(question().tokens_per_day or 0) / (24 * figures().tokens_per_hour)
 
@@ -385,7 +385,7 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
         ),
         Sum(
             claim="C63",
-            says="an 8B model of your own is weighed against Claude",
+            says="Claude is the comparison for your own 8B model",
             lines=(
                 f"{show_usd(f.usd_per_hour)} / {f.tokens_per_hour:,} tokens = "
                 f"{show_usd(f.usd_per_hour * MILLION / f.tokens_per_hour)} per 1M, never idle",
