@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -486,6 +486,15 @@ def test_serve_runs_until_it_is_stopped(
     shutil.rmtree(started[0].log_path.parent, ignore_errors=True)
 
 
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """SIGHUP's default: below `nohup` it is ignored, and the command would leave it so."""
+    given = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, given)
+
+
+@pytest.mark.usefixtures("hangup_ends")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_server_that_is_stopped_before_it_is_ready_leaves_no_folder(
     labkit: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
