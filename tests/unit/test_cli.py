@@ -325,7 +325,7 @@ def test_load_goes_on_where_a_server_refuses(labkit: Callable[..., Ended]) -> No
 
 def test_a_sweep_prints_its_steps_and_its_knee(labkit: Callable[..., Ended]) -> None:
     """As words, with the rule, and as one object whose steps have a load's keys."""
-    with serving(slots=1, first_token_delay_s=0.06) as stub:
+    with serving(slots=1, first_token_delay_s=0.15) as stub:
         called = ("load", stub.base_url, "--model", MODEL, "--requests", 12, "--sweep", "concurrency=1,2,4")
         found, shown = labkit(*called, "--json"), labkit(*called, "--slo", "e2e_s=9")
     assert (found.json["knee"], [step["concurrency"] for step in found.json["steps"]]) == (1, [1, 2, 4])

@@ -72,7 +72,7 @@ HOSTILE = [
 
 def test_hostile_yaml_is_refused_at_once(tmp_path: Path) -> None:
     """From a file, a profile and a setting: a short message, before anything is built."""
-    path, began = tmp_path / "hostile.yaml", time.monotonic()
+    path, began_s = tmp_path / "hostile.yaml", time.process_time()
 
     def read(text: str) -> Any:
         path.write_text(text)
@@ -94,7 +94,7 @@ def test_hostile_yaml_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         read(f"[{'9' * 5_000}, ")
     assert len(str(refused.value)) < 1_000
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began_s < 5
 
 
 def test_what_people_write_is_read(tmp_path: Path) -> None:

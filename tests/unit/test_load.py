@@ -97,7 +97,7 @@ def test_times_are_in_order() -> None:
 def test_closed_loop_keeps_its_concurrency() -> None:
     """The server has `concurrency` requests in flight, or all if they are fewer."""
     for concurrency in (1, 3, 20):
-        with serving(first_token_delay_s=0.1) as stub:
+        with serving(first_token_delay_s=0.3) as stub:
             run(stub, concurrency=concurrency)
             assert stub.most_under_way == min(concurrency, len(ASKED))
 

@@ -101,7 +101,7 @@ def test_a_busy_client_finds_no_knee() -> None:
 def test_the_knee_of_a_server() -> None:
     """A server with two slots has its knee at 2; each step in JSON has a load's keys."""
     steps = []
-    with serving(slots=2, first_token_delay_s=0.03) as stub:
+    with serving(slots=2, first_token_delay_s=0.1) as stub:
         for seed, clients in enumerate((1, 2, 4, 8)):
             chat = workloads.chat(24, seed=seed, max_tokens=2)
             steps.append(step(load.run_blocking(stub.base_url, MODEL, chat, concurrency=clients), clients, None))
