@@ -4,9 +4,9 @@ With --write it updates data/modelled_errors.json and the tables in docs/modelle
 other stored rows.
 
 Real values are the served points of data/measurements/gpu_points.csv (public; source, version and licence on each row)
-and of aiconfigurator-core's silicon_sample.csv. It takes minutes and prints each
-experiment. Each host's constants (added by engine and host per step, and by the HTTP server to the TTFT) come only from
-its lightest point, which is not compared.
+and of aiconfigurator-core's silicon_sample.csv. It takes about ten minutes and prints each experiment. Each host's
+constants (added by engine and host per step, and by the HTTP server to the TTFT) come only from its lightest point,
+which is not compared.
 """
 
 import argparse
@@ -384,9 +384,7 @@ def from_package(folder: Path, only: str) -> Iterator[Experiment]:
         sweep = levels[_sweep(row)]
         loop = _closed(kind, model, row, _throughput(row) / max(sweep) if len(sweep) > 1 else None)
         inputs, outputs, clients = (int(row[name]) for name in ("isl", "osl", "batch_size"))
-        slow = kind == EIGHT_GPUS or "MiniMax" in row["model_path"]
-        largest = LARGEST_SLOW_TOKENS if slow else LARGEST_TOKENS
-        if re.search(only, _name(loop)) and WAVES * clients * outputs <= largest:
+        if re.search(only, _name(loop)) and WAVES * clients * outputs <= LARGEST_TOKENS:
             sent = traffic.fixed(WAVES * clients, input_tokens=inputs, output_tokens=outputs)
             yield replace(loop, requests=sent)
 
@@ -423,7 +421,6 @@ def _model(config: Path, folder: Path) -> Path:
 
 WAVES = 5  # requests per client of a closed loop: more than the first wave, in which all prompts arrive at once
 LARGEST_TOKENS = 170_000  # output tokens of a closed loop that a few seconds can simulate; larger ones are skipped
-LARGEST_SLOW_TOKENS = 25_000  # of MiniMax-M2.5, whose steps take longer to simulate, and of the loops on 8 GPUs
 
 
 def _closed(kind: str, model: Path, row: Row, share: float | None) -> Experiment:

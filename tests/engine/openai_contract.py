@@ -20,6 +20,9 @@ import openai
 import pytest
 
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "Name three colours of the rainbow."}]
+CLEAR = [{"role": "user", "content": "Say the days of the week in order."}]
+"""An answer in which each token is at least 1 nat likelier than any other: of equally likely ones (16-bit logits have
+such), greedy decoding and sampling choose different ones."""
 PROMPT = "The three primary colours are"
 TOKENS = 24
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -166,8 +169,11 @@ class OpenAIContract:
 
     def test_sampling(self, chat: Callable[..., Any]) -> None:
         """A tiny `top_p` leaves the likeliest token, so it equals greedy decoding; a seed repeats an answer."""
-        greedy = chat().choices[0].message.content
-        assert chat(temperature=1.0, top_p=1e-4, seed=1).choices[0].message.content == greedy
+        greedy, likeliest = (
+            chat(CLEAR, max_tokens=12, **options).choices[0].message.content
+            for options in ({}, {"temperature": 1.0, "top_p": 1e-4, "seed": 1})
+        )
+        assert likeliest == greedy
         first, again, other = (
             chat(temperature=1.0, top_p=0.95, seed=seed).choices[0].message.content for seed in (5, 5, 6)
         )
