@@ -15,6 +15,7 @@ from labkit.modelled.cards import Card
 from labkit.modelled.evidence import errors_in_words
 from labkit.modelled.shapes import is_dense_16_bit, model_folder, read_config
 from labkit.modelled.step_time import StepTime
+from labkit.models.architecture import is_multimodal
 
 EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
 GPU_BLOCK_SIZE = 16
@@ -129,6 +130,9 @@ def gpu(
     what = f"{gpu_card.title}: there is no evidence for its step times"
     fix = "choose another card; docs/modelled-gpu.md lists the evidence for each"
     require(gpu_card.evidence != "none", what, fix=fix)
+    what = f"{folder / 'config.json'} is of a multimodal model, and the modelled GPU has step times for text only"
+    fix = "copy its language model's part, such as text_config, into a config.json in a folder of its own"
+    require(not is_multimodal(folder / "config.json"), what, fix=fix)
     if source is None:
         source = "formula" if is_dense_16_bit(folder) else "kernels"
     what = f"no kernels were measured on {gpu_card.title}, and the formula is for dense models in 16 bits"

@@ -155,6 +155,15 @@ def read_fields(file: Path) -> dict[str, Any]:
     return text_fields(_read_json(file))
 
 
+def is_multimodal(file: Path) -> bool:
+    """Whether a config.json has its language model as a part, beside encoders of pictures or sound."""
+    return _has_part(_read_json(file))
+
+
+def _has_part(config: Fields) -> bool:
+    return any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS)
+
+
 def text_fields(config: Fields) -> dict[str, Any]:
     """Return the language model's fields, with the whole model's types and quantisation."""
     name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
@@ -175,7 +184,7 @@ def _complete(config: Fields) -> dict[str, Any]:
     fields = text_fields(config)
     given = {name: value for name, value in fields.items() if value is not None}
     named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
-    part = any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS)
+    part = _has_part(config)
     whole = "transformers_version" in config and not part and all(first(given, names) is not None for names in named)
     unplaced = attention.sliding_window(given) is not None and first(given, attention.WINDOW_PATTERNS) is None
     if whole and not unplaced:

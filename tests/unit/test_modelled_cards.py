@@ -1,5 +1,6 @@
 """The cards of data/gpus.yaml: complete, with sources, and refused without evidence."""
 
+import json
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(UsageError, match="'llama-9'") as model:
         modelled.gpu("h100-sxm", model="llama-9")
     assert all(folder.name in str(model.value) for folder in data_path("models").iterdir())
+
+
+def test_a_multimodal_model_is_refused(tmp_path: Path) -> None:
+    """Before an engine starts; with the language model's part in a config.json of its own there is an answer."""
+    config = json.loads((data_path("models") / "qwen3-8b" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {}, "text_config": config}))
+    with pytest.raises(UsageError, match=r"multimodal(.|\n)*text_config"):
+        modelled.gpu("h100-sxm", model=tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert modelled.gpu("h100-sxm", model=tmp_path).folder == tmp_path
 
 
 def test_a_wrong_entry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
