@@ -1,6 +1,7 @@
 """The selector's configurations, started as they are written: bash, nginx, `serve run` and `torchserve`, on CPUs.
 
-Only ports, folders and the models' names are replaced: what is free here, and the models that the course embeds.
+Only ports, folders and the models' names are replaced: what is free here, and the models that the course embeds. vLLM
+starts eagerly, since compiling takes minutes and changes nothing that is tested here.
 """
 
 import json
@@ -27,7 +28,8 @@ from labkit.serving.process import free_port
 from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
-START_TIMEOUT_S = 420  # vLLM compiles the model at its first start, and two servers start one after the other
+START_TIMEOUT_S = 420  # on a busy machine, two servers one after the other
+EAGER = {"vllm serve": "vllm serve --enforce-eager", "engine_kwargs:": "engine_kwargs:\n        enforce_eager: true"}
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -50,7 +52,7 @@ def written(folder: Path, stack: str, answers: Mapping[str, str], replacing: Map
     """The folder with a stack's files in it, for CPUs, after the replacements."""
     for file in configure(stack, complete({"hardware": "cpu", **answers}), **given):
         text = file.text
-        for old, new in replacing.items():
+        for old, new in {**EAGER, **replacing}.items():
             text = text.replace(old, new)
         (folder / file.name).write_text(text, encoding="utf-8")
     return folder
@@ -88,7 +90,7 @@ def answers(url: str, status: int) -> bool:
 
 
 def post(url: str, body: Mapping[str, Any], key: str = "") -> requests.Response:
-    """A request with the key as a bearer token. An engine may compile for its first answer, which takes minutes."""
+    """A request with the key as a bearer token."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return requests.post(url, json=body, headers=headers, timeout=START_TIMEOUT_S)
 
