@@ -42,7 +42,7 @@ def show(bundle: dict[str, Any]) -> None:
 
 def card(title: str, body: str, *, colour: str) -> str:
     """Return a bordered box. `body` is HTML, `title` text. Screen readers announce it (`role=status`)."""
-    return f'<div role="status" style="{CARD.format(colour=colour)}"><b>{escape(title)}</b>{body}</div>'
+    return f'<div role="status" style="{CARD.format(colour=colour)}"><b>{code_spans(escape(title))}</b>{body}</div>'
 
 
 def folded(summary: str, body: str) -> str:
@@ -52,8 +52,12 @@ def folded(summary: str, body: str) -> str:
 
 def inline(text: str) -> str:
     """Return text as HTML: escaped, `code` in backticks as code, an empty line as a paragraph break."""
-    html = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
-    return "".join(f"<p>{part}</p>" for part in html.split("\n\n"))
+    return "".join(f"<p>{part}</p>" for part in code_spans(escape(text, quote=False)).split("\n\n"))
+
+
+def code_spans(html: str) -> str:
+    """Return HTML with `code` in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
 
 
 def code(source: str) -> str:

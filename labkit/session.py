@@ -231,7 +231,7 @@ def _captioned(spec: dict[str, Any], lines: list[str], *, without: str = "") -> 
 
 def _verdict_cells(row: Row) -> tuple[str, ...]:
     figure = f" ({row.article_figure})" if row.article_figure else ""
-    return row.id, f"{row.short}{figure}", row.literature, row.verdict, " ".join([row.because, *row.notes])
+    return row.id, f"{row.short}{figure}", row.literature, row.verdict, row.because
 
 
 def _fresh_folder() -> Path:

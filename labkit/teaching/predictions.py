@@ -112,7 +112,7 @@ def form(prediction: Prediction) -> Any:
     """Return the ipywidgets form: question, answer, confidence, a Commit button and a line with the current guess."""
     import ipywidgets as widgets
 
-    title = f"<b>{escape(prediction.question, quote=False)}</b>"
+    title = f"<b>{display.code_spans(escape(prediction.question, quote=False))}</b>"
     question = widgets.HTML(f"<div style='line-height:1.4;max-width:60em'>{title}</div>{LEAVE_ARROWS}")
     answer = _choices(prediction) if prediction.options else _number_field(prediction)
     sure = 50 if prediction.confidence is None else round(100 * prediction.confidence)
