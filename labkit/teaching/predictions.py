@@ -22,7 +22,7 @@ Source = Literal["widget", "parameter", "none"]
 TOLERANCE = 0.25  # a guess within a factor of 1.25 is a hit
 BUCKETS = (0.0, 0.5, 0.7, 0.9, 1.0)  # bounds of calibration's confidence intervals
 COLOURS = {True: "#009E73", False: "#D55E00", None: "#8c8c8c"}
-LEFT = "style='text-align:left'"
+LEFT, NAME = "style='text-align:left'", "style='text-align:left;white-space:nowrap'"
 STYLE = {"description_width": "initial"}  # otherwise ipywidgets cuts a label after 80 pixels
 WIDE = {"width": "420px"}
 
@@ -273,16 +273,18 @@ def is_hit(guess: float | str | None, measured: float | str, low: float | None, 
 def _bundle(result: Reveal) -> dict[str, str]:
     question, rows = result.prediction.question, result.rows()
     lines = [f"{name:13}  {value}" + (f"  [{note}]" if note else "") for name, value, note in rows]
-    cells = "".join(
-        f"<tr><th scope='row' {LEFT}>{escape(name)}</th><td {LEFT}><b>{escape(value)}</b></td>"
-        f"<td {LEFT}>{escape(note)}</td></tr>"
-        for name, value, note in rows
-    )
+    cells = "".join(_row_html(*map(escape, row)) for row in rows)
     body = f"<table style='margin:.4em 0'><tbody>{cells}</tbody></table><div>{escape(result.sentence())}</div>"
     return {
         "text/html": display.card(question, body, colour=COLOURS[result.hit]),
         "text/plain": "\n".join([question, *lines, result.sentence()]),
     }
+
+
+def _row_html(name: str, value: str, note: str) -> str:
+    if not name:  # where the figure above comes from
+        return f"<tr><td></td><td colspan='2' {LEFT}>{value}</td></tr>"
+    return f"<tr><th scope='row' {NAME}>{name}</th><td {LEFT}><b>{value}</b></td><td {LEFT}>{note}</td></tr>"
 
 
 def _words(value: float | str | None, unit: str | None) -> str:
