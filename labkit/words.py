@@ -24,6 +24,8 @@ def amount(value: float, unit: str | None) -> str:
         return f"{number(value * 1000)} ms"
     if not unit:
         return number(value)
+    if unit == "$":
+        return f"${number(value)}"
     joint = "" if unit in {"%", "x"} else " "
     return f"{number(value)}{joint}{unit}"
 
@@ -32,7 +34,7 @@ def span(low: float, high: float, unit: str | None) -> str:
     """Format an interval, both ends in the upper end's unit."""
     if unit == "s" and 0 < abs(high) < 0.1:
         return f"{number(low * 1000)} to {number(high * 1000)} ms"
-    return f"{number(low)} to {amount(high, unit)}"
+    return f"{amount(low, unit) if unit == '$' else number(low)} to {amount(high, unit)}"
 
 
 def share(value: float) -> str:

@@ -27,6 +27,7 @@ def test_numbers_in_words() -> None:
     """No trailing zeros; small times in milliseconds, both ends of an interval in one unit; no factor of zero."""
     assert [number(value) for value in (0.0, 46592.3, 1.5, 0.001234, -2.0)] == ["0", "46,600", "1.5", "0.00123", "-2"]
     assert [amount(0.0345, "s"), amount(1.2, "s"), amount(12, "%")] == ["34.5 ms", "1.2 s", "12%"]
+    assert (amount(6460.0, "$"), span(5650, 7000, "$")) == ("$6,460", "$5,650 to $7,000")
     assert [span(0.01, 0.05, "s"), span(0.01, 0.5, "s")] == ["10 to 50 ms", "0.01 to 0.5 s"]
     assert [off_by(3, 0, "blocks"), off_by(0, 0)] == ["off by 3 blocks", "exact"]
 
