@@ -19,7 +19,7 @@ from labkit.theory import kv_allocation, kv_size
 from labkit.theory.kv_allocation import MemorySnapshot, Policy
 
 GIB = 2**30
-OTHER_GIB = 3.0  # activations, context and CUDA graphs of an engine: an assumption, your own log tells yours
+OTHER_GIB = 2.0  # activations, context and CUDA graphs, as the modelled engine assumes; a real log states them
 DEFAULT_SHARE = 0.92  # vLLM 0.32's gpu_memory_utilization
 Parts = list[tuple[str, float]]
 

@@ -308,6 +308,14 @@ def output_per_s(driven: Drive) -> float:
     return round(sum(one.output_tokens or 0 for one in driven.result.records) / driven.result.duration_s, 1)
 
 
+FORM = """\
+gpu: {memory_gib: 80}
+deployments:
+- {name: chat, model: Qwen2.5-7B, num_gpus: 0.7, engine_share: 0.7, max_model_len: 8192}
+- {name: embeddings, weight_gib: 1.2, num_gpus: 0.2, engine_share: 0.15, max_model_len: 8192}
+"""
+"""What the auditor's form begins with: a question other than the exercise's."""
+
 ONE, SHARED = "one engine, whole card", "two engines, one card"
 Loads = Mapping[str, Mapping[int, float]]
 """Output tokens per second by arrangement and clients."""
@@ -319,7 +327,7 @@ def record(lab: LabSession, served: Loads, cache_tokens: Sequence[int]) -> None:
     """What must come out the same, and what the text says of it."""
     lab.exact("modelled_cache_tokens", cache_tokens)
     lab.exact("modelled_output_per_s", {name: {str(n): rate for n, rate in by.items()} for name, by in served.items()})
-    lab.says("Replicas of the same model on one card gain nothing", max(_of_one_engine(served)) <= 1)
+    lab.says("In turns, replicas of the same model on one card gain nothing", max(_of_one_engine(served)) <= 1)
 
 
 def load_chart(served: Loads) -> charts.Chart:
@@ -416,6 +424,6 @@ def plan_table(lab: LabSession, plans: Plans) -> dict[str, dict[str, Any]]:
             "GPUs and bill, %": round(100 * (len(gpus) / most - 1)),
             "requests per GPU, %": round(100 * (most / len(gpus) - 1)),
             "highest load": round(busiest, 2),
-            "mean time of a request": f"{1 / (1 - busiest):.1f} x its work" if busiest < 1 else "unstable",
+            "mean time there": f"{1 / (1 - busiest):.1f} x its work" if busiest < 1 else "unstable",
         }
     return rows

@@ -246,7 +246,8 @@ def audit_title(bars: Sequence[charts.Bar]) -> str:
     """The finding on the article's break-even."""
     said, least = figures().break_even_claude[0] / MILLION, min(bar.value for bar in bars)
     where = "above" if least > float(said) else "not above"
-    return f"By the article's own prices every break-even is {where} the {float(said):g}M it gives (computed)"
+    said_millions = f"{float(said):g}M"
+    return f"Against Claude, every break-even by the article's prices is {where} its {said_millions} (computed)"
 
 
 def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) -> charts.Chart:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -99,10 +99,11 @@ def burst_words(answers: Sequence[Answer], *, room: int) -> str:
     answered, refused = ([a for a in answers if a.status == status] for status in (200, 503))
     waits = {name: median(a.latency_s for a in group) for name, group in (("200", answered), ("503", refused)) if group}
     spans = ", ".join(f"{name} after {_s(wait)} (median)" for name, wait in waits.items())
-    way = "more than" if len(answered) > room else "fewer than" if len(answered) < room else "exactly"
+    way = "more" if len(answered) > room else "fewer" if len(answered) < room else "exactly as many"
     text = refused[0].text if refused else ""
     counts = f"{len(answers)} at once: {len(answered)} answered, {len(refused)} refused"
-    return f"{counts}; that is {way} the sum of {room}\n{spans}\n{text}".strip()
+    allowed = f"the limits allow {room} in progress and queued, and {way} were answered"
+    return f"{counts}; {allowed}\n{spans}\n{text}".strip()
 
 
 @dataclass(frozen=True)
@@ -193,12 +194,20 @@ async def outage(
     def over() -> bool:
         return bool(broke) and Outage(seen, broke[0]).replaced_s is not None
 
-    with contextlib.redirect_stdout(io.StringIO()):  # Ray prints a long message on a death
-        async with seen.watching(application, deployment):
-            load = seen.ask_until(Ask(url), over, rate=rate, at_most_s=at_most_s)
-            await asyncio.gather(break_later(), load)
-            await asyncio.sleep(2 * INTERVAL_S)
+    async with seen.watching(application, deployment):
+        load = seen.ask_until(Ask(url), over, rate=rate, at_most_s=at_most_s)
+        await asyncio.gather(break_later(), load)
+        await asyncio.sleep(2 * INTERVAL_S)
     return Outage(seen, broke[0])
+
+
+async def outages(*together: Awaitable[Outage]) -> list[Outage]:
+    """Run outages at the same time, without the long messages that Ray prints on a death.
+
+    One redirection for all: of two that overlap, the one that ends last would restore the other's buffer.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        return await asyncio.gather(*together)
 
 
 def measure_outages(lab: LabSession, **outages: Outage) -> None:

@@ -117,9 +117,11 @@ class Promise:
             known.pop("TTFT", None)
         if not known:
             return "no served load to compare with"
-        words = (f"{name} {errors.mean:.0%} (worst {errors.worst:.0%})" for name, errors in known.items())
-        first = next(iter(known.values()))
-        return f"{', '.join(words)}; compared: {first.kind}, {first.points} served loads of {', '.join(first.cards)}"
+        words = (
+            f"{name} {errors.mean:.0%} (worst {errors.worst:.0%}, {errors.points} points on {', '.join(errors.cards)})"
+            for name, errors in known.items()
+        )
+        return f"{', '.join(words)}; compared: {next(iter(known.values())).kind}"
 
 
 def promise(card: Card, folder: Path, *, tensor_parallel: int, load_share: float) -> Promise:
@@ -165,7 +167,9 @@ def errors_in_words(folder: Path, tensor_parallel: int, card: Card | None = None
     if not means:
         return "not compared with real cards"
     low, high = f"{min(means):.0%}", f"{max(means):.0%}"
-    return f"mean TPOT error {low if low == high else low.rstrip('%') + ' to ' + high}; no tail compared"
+    served = {name for row in rows for name in row.cards}
+    where = " on other cards" if card is not None and card.name not in served else ""
+    return f"mean TPOT error {low if low == high else low.rstrip('%') + ' to ' + high}{where}; no tail compared"
 
 
 def _parameters(folder: Path) -> int:

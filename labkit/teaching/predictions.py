@@ -233,6 +233,8 @@ class Reveal:
             return ""
         if isinstance(value, str) or isinstance(self.measured, str):
             return "the same" if value == self.measured else ""
+        if self.low is not None and self.high is not None and self.low <= value <= self.high:
+            return "inside the interval"
         return off_by(value, self.measured, self.prediction.unit)
 
     def _ipython_display_(self) -> None:

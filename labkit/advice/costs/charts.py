@@ -121,9 +121,8 @@ def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: f
     still = ", ".join(swing.name for swing in swings if swing.width == 1)
     words += [f"without effect: {still}"] if still else []
     description = f"Hosting costs {show_number(now)} times as much as {api.price.name}. " + "; ".join(words)
-    title = (
-        f"What moves hosting's cost over the API's most: {moving[0].name}" if moving else "No input moves the answer"
-    )
+    most = ", ".join(swing.name for swing in moving if math.isclose(swing.width, moving[0].width))
+    title = f"What changes the ratio of hosting to API cost most: {most}" if moving else "No input moves the answer"
     return _finished(layers, title, description)
 
 

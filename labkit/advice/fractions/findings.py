@@ -113,7 +113,7 @@ def _waiting(
     if not waiting:
         return
     left, needed = [max(0.0, 1 - gpu.num_gpus) for gpu in gpus], deployment.asks
-    text = f"{len(waiting)} of {deployment.replicas} replicas wait: "
+    text = f"waiting: {len(waiting)} of {deployment.replicas} replicas; "
     stuck = sorted({replica.waits_on for replica in waiting if replica.waits_on is not None})
     parts = _listed([f"{part:.2f}" for part in left])
     several = len(cluster.gpus_per_node) > 1

@@ -13,8 +13,9 @@ CELL = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
 MARKS = {"error": "ERROR", "unknown": "UNKNOWN", "warning": "WARNING", "note": "note"}
 
 
-def lines(audit: Audit) -> list[str]:
-    """Return the audit as text: a row for each replica, a line for each GPU, the findings, and a suggestion."""
+def lines(audit: Audit, *, suggest: bool = True) -> list[str]:
+    """Return the audit as text: a row for each replica, a line for each GPU, the findings, and with `suggest` numbers
+    that fit."""
     rows = [HEADS, *map(_row, audit.replicas)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -22,7 +23,7 @@ def lines(audit: Audit) -> list[str]:
         f"{MARKS[finding.level]} {finding.subject}: {finding.text}\n  change: {finding.change}"
         for finding in audit.findings
     ]
-    return [*table, "", *_gpu_lines(audit), "", *findings, verdict(audit), *_advice(audit)]
+    return [*table, "", *_gpu_lines(audit), "", *findings, verdict(audit), *(_advice(audit) if suggest else ())]
 
 
 def verdict(audit: Audit) -> str:
@@ -38,7 +39,7 @@ def verdict(audit: Audit) -> str:
     if not audit.fails:
         unknown = sum(finding.level == "unknown" for finding in audit.findings)
         return f"Undecided: Ray places all {starting} replicas, but {unknown} findings are unknown (UNKNOWN)."
-    return f"It does not fit: of {len(audit.replicas)} replicas {starting} start, {waiting} are not placed."
+    return f"It does not fit: {starting} of {len(audit.replicas)} replicas start; not placed: {waiting}."
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
