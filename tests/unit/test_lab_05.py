@@ -88,7 +88,7 @@ def test_failures_that_go_on_are_not_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answered", "way"), [(20, "exactly the sum of 20"), (27, "more than the sum"), (7, "fewer than the sum")]
+    ("answered", "way"), [(20, "exactly as many were"), (27, "and more were"), (7, "and fewer were")]
 )
 def test_a_burst_is_compared_with_its_room(answered: int, way: str) -> None:
     """The sentence follows from the counts, whichever way they differ."""

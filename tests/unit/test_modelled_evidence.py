@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit import modelled
 from labkit.modelled import cards, evidence
 from labkit.modelled.evidence import CAPACITY_MARGIN, Compared, Promise, promise, summary_rows
 from labkit.modelled.shapes import model_folder, read_config
@@ -183,3 +184,10 @@ def test_the_summary_is_each_groups_mean_and_worst(rows: list[Compared]) -> None
         assert row.worst == pytest.approx(max(errors), abs=1e-9)
         assert row.cards == tuple(sorted({m.card for m in members}))
         assert row.versions == tuple(sorted({m.vllm for m in members}))
+
+
+def test_a_label_says_when_its_card_was_not_compared() -> None:
+    """The error of other cards is not presented as a card's own."""
+    compared_card, other = modelled.gpu("h100-sxm").label, modelled.gpu("l40s").label
+    assert "on other cards" not in compared_card
+    assert "on other cards; no tail compared" in other
