@@ -219,7 +219,7 @@ class LabSession:
                 self.warn(f"this run has no evidence on claim {claim}")
         self.recorder.save("done")
         path = str(self.recorder.path)
-        display.show({"text/plain": f"Recorded: {path}", "text/html": f"<p>Recorded: <code>{escape(path)}</code></p>"})
+        display.show({"text/plain": f"Record: {path}", "text/html": f"<p>Record: <code>{escape(path)}</code></p>"})
 
 
 def _captioned(spec: dict[str, Any], lines: list[str], *, without: str = "") -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _cache_memory(gib: str, engine: Engine, meaning: str, *, exact: bool = False
     low, high = least // plan.bytes_per_block, most // plan.bytes_per_block
     count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return Explanation(
-        meaning, f"{gib} GiB / {plan.bytes_per_block:,} bytes a block of {block} tokens = {count} blocks"
+        meaning, f"{gib} GiB / {plan.bytes_per_block:,} bytes per block of {block} tokens = {count} blocks"
     )
 
 
@@ -345,7 +345,7 @@ def _divided(tokens: int, length: int, times: str, engine: Engine) -> tuple[str,
 
 
 def _worst_case(length: int, times: str) -> str:
-    return f"If every request had {length:,} tokens, {times} would fit at once: a worst case, no limit."
+    return f"If every request had {length:,} tokens, {times} would fit at once: a worst case, not a limit."
 
 
 @reads("concurrency", rf"Maximum concurrency for ([1-9][\d,]{{0,19}}) tokens per request: {NUMBER}x")

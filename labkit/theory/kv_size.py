@@ -235,7 +235,7 @@ def _shape(layers: KvLayers, heads: int, tensor_parallel: int) -> str:
     if tensor_parallel > 1:
         shared += f" (of {layers.kv_heads}, over {tensor_parallel} GPUs)"
     if layers.key_size == layers.value_size:
-        return f"2 (key and value) x {layers.count} layers x {shared} x {layers.key_size} numbers a head"
+        return f"2 (key and value) x {layers.count} layers x {shared} x {layers.key_size} numbers per head"
     sizes = f"({layers.key_size} of the key + {layers.value_size} of the value)"
     return f"{layers.count} layers x {shared} x {sizes} numbers"
 

@@ -71,7 +71,7 @@ class CostResult:
     @property
     def headline(self) -> str:
         hosted, low, high = self.hosted, self.cheapest, self.dearest
-        gpus = f" ({hosted.gpus:,} GPUs)" if hosted.gpus else ""
+        gpus = f" ({hosted.gpus:,} GPU{'s' * (hosted.gpus > 1)})" if hosted.gpus else ""
         token_price = ""
         if hosted.usd_per_million_tokens is not None:
             interval = span(low.usd_per_million_tokens, high.usd_per_million_tokens)

@@ -70,11 +70,11 @@ def _machine(settings: CostSettings, single: MachineCost) -> Iterator[str]:
 
 
 def _fleet(settings: CostSettings, traffic: Demand, hosted: Fleet, single: MachineCost) -> Iterator[str]:
-    capacity = show_number(single.requests_per_s)
+    capacity, replicas = show_number(single.requests_per_s), "replica" if hosted.replicas == 1 else "replicas"
     yield (
         f"machines = {show_number(traffic.planned_per_s)} / {capacity} requests/s = "
         f"{show_number(traffic.planned_per_s / single.requests_per_s)}, rounded up, at least {settings.min_instances} "
-        f"= {hosted.machines:,} ({hosted.replicas:,} replicas, {gpus_in_words(hosted.gpus)})"
+        f"= {hosted.machines:,} ({hosted.replicas:,} {replicas}, {gpus_in_words(hosted.gpus)})"
     )
     hours = show_number(hosted.machine_hours)
     if settings.hourly_load:
