@@ -11,7 +11,7 @@ from course.lab_08 import NAP, signature
 from labkit import charts
 from labkit.charts import draw
 from labkit.errors import require
-from labkit.experiments import Interval
+from labkit.experiments import CONFIDENCE, Interval
 from labkit.load.blocking import blocking
 from labkit.serving import torchserve
 from labkit.serving.ray_watch import Answer, Ask, Observation
@@ -125,7 +125,7 @@ def group(answers: Sequence[Answer], version: str) -> Group:
     return sum(not answer.ok for answer in signed), len(signed)
 
 
-def failure_difference(failed: int, n: int, failed_before: int, n_before: int, *, confidence: float = 0.95) -> Interval:
+def failure_difference(failed: int, n: int, failed_before: int, n_before: int) -> Interval:
     """How much more often the first fails than the second, as a difference of shares, with its interval.
 
     The interval is R. G. Newcombe's, made of two Wilson intervals ("Interval estimation for the difference between
@@ -135,18 +135,18 @@ def failure_difference(failed: int, n: int, failed_before: int, n_before: int, *
     for name, total in (("the canary", n), ("the version before", n_before)):
         require(total > 0, f"{name} got {total} requests", fix="send some to each before you compare")
     share, before = failed / n, failed_before / n_before
-    low, high = _wilson(failed, n, confidence)
-    low_before, high_before = _wilson(failed_before, n_before, confidence)
+    low, high = _wilson(failed, n)
+    low_before, high_before = _wilson(failed_before, n_before)
     below, above = math.hypot(share - low, high_before - before), math.hypot(high - share, before - low_before)
     value = share - before
-    return Interval(value=value, low=value - below, high=value + above, n=n + n_before, confidence=confidence)
+    return Interval(value=value, low=value - below, high=value + above, n=n + n_before)
 
 
 @cache  # of two sides only one changes with an answer
-def _wilson(failed: int, n: int, confidence: float) -> tuple[float, float]:
+def _wilson(failed: int, n: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
-    low, high = binomtest(failed, n).proportion_ci(confidence, method="wilson")
+    low, high = binomtest(failed, n).proportion_ci(CONFIDENCE, method="wilson")
     return low, high
 
 
@@ -186,14 +186,14 @@ def check(lab: LabSession) -> None:
 # --- how many requests it takes (computed) ---
 
 
-def requests_needed(share: float, share_before: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
+def requests_needed(share: float, share_before: float, *, power: float = 0.8) -> int:
     """Requests in each group so that a canary that fails in `share` instead of `share_before` is called worse.
 
     `power`: with this probability. The normal approximation for two groups of the same size.
     """
     from scipy.stats import norm
 
-    z = norm.ppf((1 + confidence) / 2) + norm.ppf(power)
+    z = norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(power)
     variance = share * (1 - share) + share_before * (1 - share_before)
     return math.ceil(z**2 * variance / (share - share_before) ** 2)
 

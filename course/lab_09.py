@@ -230,7 +230,6 @@ def line(slices: Sequence[Slice]) -> dict[str, float]:
     windows = [one.window for one in slices if one.window]
     records = [record for one in windows for record in one.records]
     figures = metrics.summarise_records(records, duration_s=sum(one.seconds for one in windows))
-    memory = [one.use.processes_rss_bytes.max for one in slices if one.use.processes_rss_bytes]
     return {
         "tokens/s": figures.output_throughput,
         "TTFT p50, s": figures.ttft_s.p50,
@@ -238,7 +237,7 @@ def line(slices: Sequence[Slice]) -> dict[str, float]:
         "E2E mean, s": figures.e2e_s.mean,
         **law(windows),
         "cores": sum(one.use.processes_cpu_s for one in slices) / sum(one.use.duration_s for one in slices),
-        "GiB": max(memory, default=float("nan")) / 2**30,
+        "GiB": (max(one.use.most_rss_bytes for one in slices) or float("nan")) / 2**30,  # 0: no reading
     }
 
 

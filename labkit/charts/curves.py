@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from labkit.charts import draw
-from labkit.charts.draw import MEASURED, ReferenceLine
+from labkit.charts.draw import MEASURED
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
 from labkit.vega import BLUE, GREY, WIDTH, Spec
@@ -14,7 +14,7 @@ from labkit.words import amount, number, span
 LOG_FROM_RATIO = 30
 LINE = {"strokeWidth": 2.5}
 POINT = {"filled": True, "size": 70, "opacity": 1}
-NO_DIFFERENCE = {"color": GREY, "strokeDash": [8, 4], "strokeWidth": 2}
+TOKENS = "tok/s"
 PASS_POINTS = "pass at least one"
 
 
@@ -53,15 +53,13 @@ def throughput_latency(
     title: str,
     guess: float | None = None,
     x_title: str = "requests under way at a time",
-    unit: str = "tok/s",
-    caption: str | None = None,
 ) -> Chart:
-    """Draw throughput above E2E latency, against the load (log axis); `guess` in `unit`."""
+    """Draw throughput above E2E latency, against the load (log axis); `guess` in tok/s."""
     require(bool(points), f"the chart {title!r} has no points", fix=PASS_POINTS)
     rates = [LinePoint(p.concurrency, p.throughput, p.series, p.throughput_low, p.throughput_high) for p in points]
     x = _log_x({p.concurrency for p in points}, x_title)
-    y_title = f"throughput ({unit})"
-    upper = _curves(rates, {**x, "title": None}, y_title=y_title, unit=unit, references=draw.rules(unit, guess=guess))
+    y_title = f"throughput ({TOKENS})"
+    upper = _curves(rates, {**x, "title": None}, y_title=y_title, unit=TOKENS, guess=guess)
     rows = [
         {"x": p.concurrency, "s": seconds, "quantile": name, "series": p.series, "text": amount(seconds, "s")}
         for p in points
@@ -82,12 +80,12 @@ def throughput_latency(
     parts = [{**upper, "height": 210}, draw.layers(marks, encoding, rows, width=WIDTH, height=210)]
     whole = draw.column(parts, spacing=28, strokeDash="independent", color="shared")
     loads = "; ".join(
-        f"{p.series} at {number(p.concurrency)}: {amount(p.throughput, unit)},"
+        f"{p.series} at {number(p.concurrency)}: {amount(p.throughput, TOKENS)},"
         f" E2E p50 {amount(p.latency_p50_s, 's')}, p99 {amount(p.latency_p99_s, 's')}"
         for p in points
     )
     text = f"Throughput and E2E against {x_title}. {loads}."
-    return finish(whole, title=title, description=text, caption=caption)
+    return finish(whole, title=title, description=text)
 
 
 def lines(
@@ -99,15 +97,12 @@ def lines(
     unit: str = "",
     log_x: bool = False,
     log_y: bool = False,
-    guess: float | None = None,
-    article: float | None = None,
     caption: str | None = None,
 ) -> Chart:
-    """Draw curves with their intervals as bands; guess and article are labelled rules. `log_y`: no point may be 0."""
+    """Draw curves with their intervals as bands. `log_y`: no point may be 0."""
     require(bool(rows), f"the chart {title!r} has no points", fix=PASS_POINTS)
     x = _log_x({row.x for row in rows}, x_title) if log_x else draw.quantity("x", x_title, tickCount=8)
-    rules = draw.rules(unit, guess=guess, article=article)
-    drawn = _curves(rows, x, y_title=y_title, unit=unit, references=rules, log_y=log_y)
+    drawn = _curves(rows, x, y_title=y_title, unit=unit, log_y=log_y)
     parts = []
     for name in _names(rows):
         points = [row for row in rows if row.series == name]
@@ -124,10 +119,11 @@ def _curves(
     *,
     y_title: str,
     unit: str,
-    references: Sequence[ReferenceLine],
+    guess: float | None = None,
     log_y: bool = False,
 ) -> Spec:
-    top, bottom = max([point.top for point in points] + [rule.value for rule in references]), min(p.y for p in points)
+    rules = draw.rules(unit, guess=guess)
+    top, bottom = max([point.top for point in points] + [rule.value for rule in rules]), min(p.y for p in points)
     domain = (bottom / 1.5, top * 1.5) if log_y else (min(0.0, bottom), top * 1.1)
     steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]  # the default is every digit
     ticks = {"values": [at for at in steps if domain[0] <= at <= domain[1]], "format": "~g"} if log_y else {}
@@ -137,7 +133,7 @@ def _curves(
     if any(point.low is not None for point in points):
         drawn.insert(0, draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.2))
     inner = draw.layers(drawn, axes, _rows(points, unit))
-    return draw.layers([inner, *draw.level(references, domain)], width=WIDTH, height=300)
+    return draw.layers([inner, *map(draw.level, rules)], width=WIDTH, height=300)
 
 
 def _rows(points: Sequence[LinePoint], unit: str) -> list[Spec]:

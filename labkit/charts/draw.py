@@ -97,7 +97,6 @@ def _channel(name: str, given: Any) -> Any:
 
 
 ROW = 18
-NEAR = 0.1  # a label's height as a share of an axis about 210 pixels high
 # Dark, so that no rule is mistaken for a series; dashes distinguish them as well as colour.
 STYLES: dict[str, tuple[str, list[int]]] = {
     "your guess": (BLACK, [7, 4]),
@@ -133,11 +132,10 @@ def rules(
     *,
     guess: float | None = None,
     article: float | None = None,
-    model: float | None = None,
     slo: float | None = None,
 ) -> list[ReferenceLine]:
     """Return a line for each given reference, smallest value first."""
-    values = {"your guess": guess, "the article": article, "the model": model, "SLO": slo}
+    values = {"your guess": guess, "the article": article, "SLO": slo}
     given = [ReferenceLine(kind, float(value), unit) for kind, value in values.items() if value is not None]
     return sorted(given, key=lambda rule: rule.value)
 
@@ -155,14 +153,7 @@ def upright(references: Sequence[ReferenceLine], domain: tuple[float, float]) ->
     return drawn
 
 
-def level(references: Sequence[ReferenceLine], domain: tuple[float, float]) -> list[Spec]:
-    """Draw rules on a vertical value axis, smallest first. A label is above its rule, or below if the next is near."""
-    lines, labels = [], []
-    for n, rule in enumerate(references):
-        lines.append(mark("rule", {"y": "at"}, [rule.row], x=0, x2=WIDTH, **rule.look))
-        next_is_near = n + 1 < len(references) and references[n + 1].value - rule.value < NEAR * (domain[1] - domain[0])
-        side = {"baseline": "top", "dy": 6} if next_is_near else {"baseline": "bottom", "dy": -4}
-        # The middle of three near rules has no free side: its label moves to the right end.
-        place = {"x": WIDTH - 8, "align": "right"} if n == 1 and len(references) == 3 else {"x": 8, "align": "left"}
-        labels.append(words({"y": "at"}, [rule.row], **side, **place))
-    return lines + labels
+def level(rule: ReferenceLine) -> Spec:
+    """Draw a rule on a vertical value axis, with its label above it."""
+    line = mark("rule", {"y": "at"}, x=0, x2=WIDTH, **rule.look)
+    return layers([line, words({"y": "at"}, baseline="bottom", dy=-4, x=8, align="left")], None, [rule.row])

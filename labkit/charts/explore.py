@@ -34,7 +34,6 @@ class Explorer(Generic[Value, Result]):
         *,
         name: str,
         start: Value,
-        height_px: int | None = None,
     ) -> None:
         import ipywidgets as widgets
 
@@ -48,7 +47,7 @@ class Explorer(Generic[Value, Result]):
             layout={"width": "640px"},
         )
         self.line = widgets.HTML()
-        self.picture = widgets.Output(layout={"min_height": f"{height_px}px"} if height_px else {})
+        self.picture = widgets.Output()
         self.box = widgets.VBox([widgets.HTML(LEAVE_ARROWS + STYLE), self.slider, self.line, self.picture])
         self._show(start)
         self.slider.observe(self._moved, names="value")
@@ -87,19 +86,18 @@ def explore(
     *,
     name: str,
     start: Value | None = None,
-    height_px: int | None = None,
 ) -> Explorer[Value, Result]:
     """Return a slider over `values` that shows `draw(value, run(value))`: an Altair chart and a line of text.
 
-    `start`: the value of the first run (default: the first). `height_px`: the chart's minimum height, so that the page
-    does not move. UsageError without values, or for a `start` that is not one of them.
+    `start`: the value of the first run (default: the first). UsageError without values, or for a `start` that is not
+    one of them.
     """
     if not values:
         raise UsageError(f"the slider {name} has no values", remedy="pass at least one")
     first = values[0] if start is None else start
     if first not in values:
         raise UsageError(f"{name} cannot start at {first}", remedy=f"choose one of {', '.join(map(_words, values))}")
-    return Explorer(values, run, draw, name=name, start=first, height_px=height_px)
+    return Explorer(values, run, draw, name=name, start=first)
 
 
 def _words(value: object) -> str:

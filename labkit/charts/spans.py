@@ -47,7 +47,7 @@ def _rows(spans: Iterable[Span], digits: int) -> list[Spec]:
     ]
 
 
-def anatomy(record: "RequestRecord", *, title: str = "The parts of one request", caption: str | None = None) -> Chart:
+def anatomy(record: "RequestRecord") -> Chart:
     """Draw one streamed request to scale: arrivals, E2E, TTFT, ITL and TPOT by vLLM's definitions.
 
     UsageError for a request that failed or returned fewer than two chunks.
@@ -70,7 +70,7 @@ def anatomy(record: "RequestRecord", *, title: str = "The parts of one request",
         draw.words({"y": {**y, "field": "at"}}, texts, x=4, align="left", baseline="middle", fontSize=14),
     ]
     panel = draw.layers(drawn, width=WIDTH, height=62 * len(lanes))
-    return finish(panel, title=title, description=". ".join(lanes) + ".", caption=caption)
+    return finish(panel, title="The parts of one request", description=". ".join(lanes) + ".")
 
 
 def _lanes(record: "RequestRecord") -> dict[str, list[Span]]:
@@ -288,13 +288,10 @@ def memory_map(
     block_size: int | None = None,
     every: int = 1,
     height: int = 210,
-    crop: bool = False,
-    caption: str | None = None,
 ) -> Chart:
     """Draw a panel for each allocation: memory upwards, steps to the right, a colour per sequence, pale where empty.
 
-    `block_size`: draw a line at each block's edge. `every`: draw every n-th step only, for a smaller chart. `crop`:
-    end each axis at the highest address in use.
+    `block_size`: draw a line at each block's edge. `every`: draw every n-th step only, for a smaller chart.
     """
     has_steps = bool(panels) and all(panels.values())
     require(has_steps, f"the chart {title!r} has no steps", fix="pass at least one snapshot for each panel")
@@ -315,7 +312,7 @@ def memory_map(
         )
         # Draw allocated memory below the tokens stored in it.
         drawn = sorted(patches(snapshots, every=every), key=lambda patch: patch.kind == STORED)
-        top = max((patch.high for patch in drawn), default=1) if crop else snapshots[0].capacity_tokens
+        top = snapshots[0].capacity_tokens
         x_title = "steps of the engine" if len(says) == len(panels) else None
         x = draw.quantity("start", x_title, (0, steps), tickCount=8, grid=False)
         y = draw.quantity("low", "memory (tokens)", (0, top), tickCount=5, grid=False)
@@ -328,7 +325,7 @@ def memory_map(
         marks.append(draw.mark("rule", {"y": "top"}, [{"top": top}], color=GREY))
         parts.append(draw.layers(marks, width=WIDTH, height=height, title=draw.heading(says[-1])))
     text = f"Memory over time, {title}. {'; '.join(says)}."
-    return finish(draw.column(parts, spacing=26, color="shared"), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=26, color="shared"), title=title, description=text)
 
 
 def patches(snapshots: Sequence["MemorySnapshot"], *, every: int = 1) -> Iterator[Patch]:

@@ -6,18 +6,17 @@ depends on servers, models or records.
 """
 
 from labkit.experiments.cautions import Caution, closed_loop, mixed_machines, samples_needed, warnings_for
-from labkit.experiments.intervals import Interval, Ratio, Statistic, interval, paired_ratio
-from labkit.experiments.rounds import Steps, Turns, in_turns, interleaved
+from labkit.experiments.intervals import CONFIDENCE, Interval, Ratio, interval, paired_ratio
+from labkit.experiments.rounds import Steps, in_turns, interleaved
 from labkit.experiments.stopwatch import Stopwatch
 
 __all__ = [
+    "CONFIDENCE",
     "Caution",
     "Interval",
     "Ratio",
-    "Statistic",
     "Steps",
     "Stopwatch",
-    "Turns",
     "closed_loop",
     "in_turns",
     "interleaved",

@@ -1,19 +1,18 @@
-"""Means, medians and paired ratios of a few repeats, each with a bootstrap interval."""
+"""Means and paired ratios of a few repeats, each with a bootstrap interval."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from labkit.errors import UsageError, require
 
-Statistic = Literal["mean", "median"]
-RESAMPLES = 4_000  # the ends of a 95% interval then move by some 2% of its width from seed to seed
+CONFIDENCE = 0.95
+RESAMPLES = 4_000  # the ends of an interval then move by some 2% of its width from seed to seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean or median of `n` values, in their unit, between `low` and `high` at `confidence`.
+    """A mean of `n` values, in their unit, between `low` and `high` at `CONFIDENCE`.
 
     One value has no spread: low = high = value, and `warning` says so.
     """
@@ -22,8 +21,6 @@ class Interval:
     low: float
     high: float
     n: int
-    confidence: float = 0.95
-    statistic: Statistic = "mean"
 
     @property
     def warning(self) -> str | None:
@@ -37,7 +34,7 @@ class Interval:
 class Ratio:
     """The first arm over the second: the geometric mean of `values`, one for each pair.
 
-    `low` and `high` bound it at `confidence`. With one pair low = high = value, and `warning` says so.
+    `low` and `high` bound it at `CONFIDENCE`. With one pair low = high = value, and `warning` says so.
     """
 
     name: str
@@ -45,7 +42,6 @@ class Ratio:
     low: float
     high: float
     pairs: int
-    confidence: float = 0.95
     values: tuple[float, ...] = ()
 
     @property
@@ -63,9 +59,7 @@ class Ratio:
         return f"{self.value:.3g}x ({self.low:.3g} to {self.high:.3g}, {self.pairs} pairs)"
 
 
-def paired_ratio(
-    a: Sequence[float], b: Sequence[float], *, name: str = "", confidence: float = 0.95, seed: int = 0
-) -> Ratio:
+def paired_ratio(a: Sequence[float], b: Sequence[float], *, name: str = "", seed: int = 0) -> Ratio:
     """Return a over b: the geometric mean of a[k] / b[k], with a bootstrap interval on the logarithms.
 
     Logarithms make it symmetric: ratio(b, a) is 1 / ratio(a, b), bounds included. The interval is deterministic for a
@@ -78,17 +72,15 @@ def paired_ratio(
     for label, values in (("first", a), ("second", b)):
         _check_finite(values, what=f"the {label} arm of ratio {name!r}", above_zero=True)
     logs = [math.log(x) - math.log(y) for x, y in zip(a, b, strict=True)]
-    value, low, high = map(math.exp, _bounds(logs, "mean", confidence=confidence, seed=seed))
+    value, low, high = map(math.exp, _bounds(logs, seed=seed))
     # Rounding may change the order of exponentials of nearly equal logarithms.
     low, high = min(low, value), max(high, value)
     ratios = tuple(map(math.exp, logs))
-    return Ratio(name=name, value=value, low=low, high=high, pairs=len(a), confidence=confidence, values=ratios)
+    return Ratio(name=name, value=value, low=low, high=high, pairs=len(a), values=ratios)
 
 
-def interval(
-    values: Sequence[float], *, statistic: Statistic = "mean", confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Return the mean or median of `values` with a bootstrap interval (deterministic for a seed), in the values' unit.
+def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Return the mean of `values` with a bootstrap interval (deterministic for a seed), in the values' unit.
 
     The percentile bootstrap is too narrow for few values: with three it reaches only their minimum and maximum, which
     contain the true mean 75% of the time, not 95%. Its distances from the estimate are therefore multiplied by
@@ -99,12 +91,11 @@ def interval(
     Raises:
         UsageError: no value, or one that is not finite.
     """
-    require(statistic in ("mean", "median"), f"statistic is {statistic!r}", fix="take 'mean' or 'median'")
     _check_finite(values, what="the values", above_zero=False)
-    value, low, high = _bounds(values, statistic, confidence=confidence, seed=seed)
+    value, low, high = _bounds(values, seed=seed)
     if min(values) >= 0:
         low = max(low, 0.0)  # quantities that cannot be negative (rates, times) have no mean below zero
-    return Interval(value=value, low=low, high=high, n=len(values), confidence=confidence, statistic=statistic)
+    return Interval(value=value, low=low, high=high, n=len(values))
 
 
 def _check_finite(values: Sequence[float], *, what: str, above_zero: bool) -> None:
@@ -115,26 +106,23 @@ def _check_finite(values: Sequence[float], *, what: str, above_zero: bool) -> No
             raise UsageError(f"{what}: value {index} is {float(value)}; it must be {need}", remedy="check that repeat")
 
 
-def _bounds(
-    values: Sequence[float], statistic: Statistic, *, confidence: float, seed: int
-) -> tuple[float, float, float]:
-    """Return (estimate, low, high) of a sample by the corrected percentile bootstrap."""
+def _bounds(values: Sequence[float], *, seed: int) -> tuple[float, float, float]:
+    """Return (mean, low, high) of a sample by the corrected percentile bootstrap."""
     import numpy as np
     from scipy import stats
 
-    require(0 < confidence < 1, f"confidence is {confidence}; it must lie between 0 and 1", fix="pass 0.95")
-    sample, take = np.asarray(values, dtype=float), np.mean if statistic == "mean" else np.median
-    value, n = float(take(sample)), len(sample)
+    sample = np.asarray(values, dtype=float)
+    value, n = float(np.mean(sample)), len(sample)
     if n == 1 or np.all(sample == sample[0]):
         return value, value, value
     plain = stats.bootstrap(
         (sample,),
-        take,
-        confidence_level=confidence,
+        np.mean,
+        confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    tail = (1 + confidence) / 2
+    tail = (1 + CONFIDENCE) / 2
     stretch = float((n / (n - 1)) ** 0.5 * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail))
     return value, value - stretch * max(0.0, value - plain.low), value + stretch * max(0.0, plain.high - value)

@@ -16,14 +16,12 @@ from labkit.machine.facts import (
     versions,
 )
 from labkit.machine.gpus import Gpu
-from labkit.machine.sampler import Sample, Sampler, Span, UseSummary
+from labkit.machine.sampler import Sampler, UseSummary
 
 __all__ = [
     "Gpu",
     "Machine",
-    "Sample",
     "Sampler",
-    "Span",
     "UseSummary",
     "disk_free_bytes",
     "for_build",

@@ -234,12 +234,17 @@ def disk_free_bytes(path: Path | str) -> int:
 
 def port_is_free(port: int, *, host: str = "127.0.0.1") -> bool:
     """Whether a server could listen on the port now. UsageError: not a port (1 to 65535)."""
-    require(1 <= port <= 65535, f"{port} is not a port", fix="choose a port from 1024 to 65535")
+    return not port_problem(port, host=host)
+
+
+def port_problem(port: int, *, host: str = "127.0.0.1") -> str:
+    """Return why no server could listen on the port now, "" if one could. UsageError: not a port (1 to 65535)."""
+    require(1 <= port <= 65535, f"port {port} does not exist", fix="use a port from 1024 to 65535, or leave it out")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As servers do: a port with connections that are still closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""

@@ -37,14 +37,6 @@ class Gpu:
     cuda_driver: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuUse:
-    """A reading of a device. `busy_percent` is None if NVML does not report it (MIG instances)."""
-
-    busy_percent: float | None
-    memory_used_bytes: int
-
-
 def load_nvml() -> Any | None:
     """Return the module, or None if nvidia-ml-py is not installed."""
     try:
@@ -105,15 +97,6 @@ def handles(nvml: Any) -> tuple[list[tuple[int, Any]], str]:
             reason = f"GPU {index} is in MIG mode and has no instance"
         usable += [(index, device) for device in ([handle] if devices is None else devices)]
     return usable, "" if usable else reason
-
-
-def read_use(nvml: Any, handle: Any) -> GpuUse | None:
-    """Return the device's current load, or None if it does not answer."""
-    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
-    use = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
-    if memory is None:
-        return None
-    return GpuUse(busy_percent=None if use is None else float(use.gpu), memory_used_bytes=int(memory.used))
 
 
 def _ask(nvml: Any, function: str, *arguments: Any) -> Any:

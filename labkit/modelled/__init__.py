@@ -6,7 +6,6 @@ driven = modelled.drive(llm, modelled.traffic.fixed(200, input_tokens=500, outpu
 """
 
 from labkit.modelled import cards, routers, traces, traffic
-from labkit.modelled.cards import Card
 from labkit.modelled.driver import Drive, drive
 from labkit.modelled.engine import SERVER_ENV, ModelledGpu, gpu
 from labkit.modelled.replica import close
@@ -15,7 +14,6 @@ from labkit.modelled.traffic import TokenRequest, Traffic
 
 __all__ = [
     "SERVER_ENV",
-    "Card",
     "Drive",
     "ModelledGpu",
     "TokenRequest",

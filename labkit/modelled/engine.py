@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import require
+from labkit.files import GPU_BLOCK_SIZE
 from labkit.modelled import cards
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.cards import Card
@@ -18,7 +19,6 @@ from labkit.modelled.step_time import StepTime
 from labkit.models.architecture import is_multimodal
 
 EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
-GPU_BLOCK_SIZE = 16
 SERVER_ENV = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",

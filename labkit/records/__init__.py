@@ -4,13 +4,12 @@ Each lab writes <lab>.json, complete at every moment; run.json describes the run
 within their tolerance.
 """
 
-from labkit.files import FORMAT, write_atomic
-from labkit.records.comparison import Comparison, RatioPair, compare, within
+from labkit.files import write_atomic
+from labkit.records.comparison import Comparison, compare, within
 from labkit.records.record import (
     RUN_FILE,
     Attempts,
     Chart,
-    Difference,
     LabRun,
     Measured,
     Record,
@@ -18,7 +17,6 @@ from labkit.records.record import (
     Scalar,
     Status,
     differences,
-    newest,
     plain,
     read,
     read_all,
@@ -29,15 +27,12 @@ from labkit.records.record import (
 from labkit.records.recorder import Recorder
 
 __all__ = [
-    "FORMAT",
     "RUN_FILE",
     "Attempts",
     "Chart",
     "Comparison",
-    "Difference",
     "LabRun",
     "Measured",
-    "RatioPair",
     "Record",
     "Recorder",
     "RunInfo",
@@ -45,7 +40,6 @@ __all__ = [
     "Status",
     "compare",
     "differences",
-    "newest",
     "plain",
     "read",
     "read_all",

@@ -106,7 +106,8 @@ def make_plan(
     UsageError: an unknown lab, parameter, profile or model; a value out of range; too little memory or disk, or no
     GPU; a folder that cannot be written or contains another run. RecordError: a corrupt record in a resumed run.
     """
-    machine, versions = machine or inspect(), versions or installed_versions()
+    machine = inspect() if machine is None else machine
+    versions = installed_versions() if versions is None else versions
     chosen = load_profile(profile or profile_for(machine), machine, labs)
     overrides = parse_overrides(settings, labs)
     selected = _selected(names, labs)

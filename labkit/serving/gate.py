@@ -17,6 +17,7 @@ from typing import Any
 KEY, KEY_FILE = "GATE_API_KEY", "GATE_API_KEY_FILE"
 OPEN, LIMIT = "GATE_OPEN_PATHS", "GATE_BODY_LIMIT_BYTES"
 DEFAULT_LIMIT_BYTES = 1 << 20
+MOST_DIGITS = 20  # of a Content-Length; Python refuses to convert thousands
 POLICY_VIOLATION = 1008  # RFC 6455; before the handshake servers answer 403
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -65,7 +66,10 @@ class TooLargeError(Exception):
 
 
 class Gate:
-    """Answer 401 without the key, for all methods (403 to a WebSocket), and 413 to a body above the limit."""
+    """Answer 401 without the key, for all methods (403 to a WebSocket), and 413 to a body above the limit.
+
+    A malformed Content-Length gets 400.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -82,7 +86,11 @@ class Gate:
         if self._key and scope["path"] not in self._open and not self._accepts(headers.get(b"authorization", b"")):
             await _refuse(scope, send, 401, "the key is missing or wrong: send Authorization: Bearer KEY")
             return
-        if int(headers.get(b"content-length", b"0")) > self._limit_bytes:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            await _refuse(scope, send, 400, "Content-Length is not a number of bytes")
+            return
+        if len(length) > MOST_DIGITS or int(length) > self._limit_bytes:
             await _refuse(scope, send, 413, f"the body is larger than {self._limit_bytes} bytes")
             return
         await self._forward(scope, receive, send)

@@ -24,7 +24,8 @@ from typing import Self
 
 import psutil
 
-from labkit.errors import ServerError, UsageError, require
+from labkit.errors import ServerError, UsageError
+from labkit.machine.facts import port_problem
 from labkit.serving import guard
 
 LOOPBACK = "127.0.0.1"
@@ -54,17 +55,11 @@ def free_ports(count: int) -> list[int]:
 
 def require_free_port(port: int) -> int:
     """Return `port`. UsageError if it is out of range or in use."""
-    fix = "use a port from 1024 to 65535, or leave it out"
-    require(1 <= port <= 65535, f"port {port} does not exist", fix=fix)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise UsageError(
-                f"port {port} on {LOOPBACK} cannot be used: {error.strerror}",
-                remedy=f"stop what listens there, use another port ({free_port()} is free now), or leave it out",
-            ) from error
+    if reason := port_problem(port, host=LOOPBACK):
+        raise UsageError(
+            f"port {port} on {LOOPBACK} cannot be used: {reason}",
+            remedy=f"stop what listens there, use another port ({free_port()} is free now), or leave it out",
+        )
     return port
 
 

@@ -141,21 +141,15 @@ class Control:
         described: dict[str, Any] = reply.body[0]
         return described
 
-    def worker_pids(self, model: str, version: str | None = None) -> tuple[int, ...]:
-        """Return the process ids of ready workers."""
-        workers = self.describe(model, version)["workers"]
-        return tuple(int(worker["pid"]) for worker in workers if worker["status"] == "READY")
-
     def wait_ready(
         self,
         model: str,
         version: str | None = None,
         *,
-        workers: int | None = None,
         timeout_s: float = 180.0,
         progress: Say = lambda _: None,
     ) -> None:
-        """Wait until `workers` workers of a model (default: its minWorkers) are ready.
+        """Wait until a model's minWorkers workers are ready.
 
         /ping does not report this: it says Healthy while a worker loads, or crashes repeatedly.
         """
@@ -164,7 +158,7 @@ class Control:
             self._check()
             described = self.describe(model, version)
             ready = sum(worker["status"] == "READY" for worker in described["workers"])
-            if ready >= (described["minWorkers"] if workers is None else workers):
+            if ready >= described["minWorkers"]:
                 return
             progress(f"{model}: {ready} of {described['minWorkers']} workers ready, {waited_s:.0f} s")
         what = f"{ready} workers of {model} were ready after {timeout_s:.0f} s"

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,6 +23,7 @@ from labkit.records import Recorder
 from labkit.serving.process import free_port
 from labkit.words import parse_bytes
 from tests.unit import synthetic
+from tests.unit.command import Labkit
 from tests.unit.stub_server import MODEL, serving
 
 ROOT = Path(__file__).parents[2]
@@ -32,34 +32,6 @@ COMMANDS = {"doctor", "fetch", "select", "simulate", "run", "report", "compare",
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
 HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The object on stdout; fails when anything else stands there."""
-        found: dict[str, Any] = json.loads(self.stdout)
-        return found
-
-
-@pytest.fixture
-def labkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Runs a command in this process."""
-
-    def call(*arguments: object) -> Ended:
-        with pytest.raises(SystemExit) as caught:
-            main.main([str(each) for each in arguments])
-        out, err = capsys.readouterr()
-        return Ended(int(caught.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture
@@ -80,7 +52,7 @@ def a_run(folder: Path, *, tokens: int = 3, ratio: float = 2.0, status: Any = "d
     return folder
 
 
-def test_the_commands_are_those_that_are_promised(labkit: Callable[..., Ended]) -> None:
+def test_the_commands_are_those_that_are_promised(labkit: Labkit) -> None:
     """No command is missing and none is a stub for later."""
     ended = labkit("--help")
     listed = {line.split()[0] for line in ended.stdout.partition("Commands:")[2].splitlines() if line.strip()}
@@ -187,7 +159,7 @@ WRONG = {
 }
 
 
-def test_bad_input_ends_with_2_and_one_message(labkit: Callable[..., Ended], config: Path) -> None:
+def test_bad_input_ends_with_2_and_one_message(labkit: Labkit, config: Path) -> None:
     """Each mistake gets its message on stderr with the remedy, nothing on stdout, no traceback, and exit code 2 (1 for
     a model's folder without its file)."""
     (config.parent / "broken.yaml").write_text("{name: x")
@@ -225,9 +197,7 @@ WRONG_SIMULATIONS = {
 }
 
 
-def test_simulate_refuses_before_anything_heavy_is_loaded(
-    labkit: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_simulate_refuses_before_anything_heavy_is_loaded(labkit: Labkit, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be is named without an engine, a tokenizer or a model; so is a card of which nothing is known from
     which even a direction could be taken."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -242,7 +212,7 @@ def test_simulate_refuses_before_anything_heavy_is_loaded(
         assert says in " ".join(ended.stderr.split()), line
 
 
-def test_ctrl_c_ends_with_130(labkit: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_with_130(labkit: Labkit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that is stopped by the user says so by its exit code, without a traceback."""
 
     def interrupted(*_: object, **__: object) -> None:
@@ -253,7 +223,7 @@ def test_ctrl_c_ends_with_130(labkit: Callable[..., Ended], monkeypatch: pytest.
     assert (ended.code, "Traceback" in ended.stderr) == (130, False)
 
 
-def test_log(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+def test_log(labkit: Labkit, tmp_path: Path) -> None:
     """The lines with what they mean and whether they agree, and the cache's tokens; a pipe is read like a file."""
     file = ROOT / "tests" / "data" / "cases" / "log" / "v0_7_v1_blocks.log"
     found = labkit("log", file, "--json").json
@@ -269,7 +239,7 @@ def test_log(labkit: Callable[..., Ended], tmp_path: Path) -> None:
     assert "Example: labkit log" in labkit("log", "--help").stdout
 
 
-def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Callable[..., Ended], config: Path) -> None:
+def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Labkit, config: Path) -> None:
     """2 x layers x KV heads x head_dim x bytes a token; whole blocks; the lines show the same numbers."""
     found = labkit("kv", config, "--memory", "1MiB", "--block-size", "16", "--json").json
     per_token = 2 * 2 * 2 * 8 * 2
@@ -280,7 +250,7 @@ def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Callable[..., Ended]
     assert f"{found['tokens']:,} tokens" in words
 
 
-def test_load_has_its_keys(labkit: Callable[..., Ended]) -> None:
+def test_load_has_its_keys(labkit: Labkit) -> None:
     """Counts, throughputs and the four latencies with mean, p50, p90 and p99; nothing else on stdout."""
     with serving() as stub:
         ended = labkit("load", stub.base_url, "--model", MODEL, "--requests", 6, "--concurrency", 2, "--json")
@@ -294,7 +264,7 @@ def test_load_has_its_keys(labkit: Callable[..., Ended]) -> None:
         assert {"mean", "p50", "p90", "p99"} <= set(found[quantity])
 
 
-def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Callable[..., Ended]) -> None:
+def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Labkit) -> None:
     """Two loads with one seed send the same bodies, another seed sends others; workload options arrive."""
 
     def sent(*options: object) -> list[tuple[str, int]]:
@@ -306,7 +276,7 @@ def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Callable[..., Ende
     assert max(max_tokens for _, max_tokens in sent("--set", "max_tokens=7")) <= 7
 
 
-def test_load_goes_on_where_a_server_refuses(labkit: Callable[..., Ended]) -> None:
+def test_load_goes_on_where_a_server_refuses(labkit: Labkit) -> None:
     """A refused field is named with the switch that leaves it out, and the switch does; a server without a list of
     models is loaded with --no-preflight; a pasted chat endpoint is one."""
     for field, switch in (("ignore_eos", ["--no-ignore-eos"]), ("stream_options", ["--no-stream-options"]),
@@ -323,7 +293,7 @@ def test_load_goes_on_where_a_server_refuses(labkit: Callable[..., Ended]) -> No
         assert set(stub.urls) == {"/v1/chat/completions"}
 
 
-def test_a_sweep_prints_its_steps_and_its_knee(labkit: Callable[..., Ended]) -> None:
+def test_a_sweep_prints_its_steps_and_its_knee(labkit: Labkit) -> None:
     """As words, with the rule, and as one object whose steps have a load's keys."""
     with serving(slots=1, first_token_delay_s=0.15) as stub:
         called = ("load", stub.base_url, "--model", MODEL, "--requests", 12, "--sweep", "concurrency=1,2,4")
@@ -354,7 +324,7 @@ def test_ctrl_c_prints_what_was_measured() -> None:
     assert "were not sent" in " ".join(json.loads(printed)["warnings"])
 
 
-def test_a_load_that_fails_ends_with_1(labkit: Callable[..., Ended]) -> None:
+def test_a_load_that_fails_ends_with_1(labkit: Labkit) -> None:
     """Where no request succeeds the figures are printed all the same, and the message names the first error; where
     there is no server, its address."""
     with serving(error_status=500) as stub:
@@ -365,7 +335,7 @@ def test_a_load_that_fails_ends_with_1(labkit: Callable[..., Ended]) -> None:
     assert (gone.code, gone.stdout, "127.0.0.1:9" in gone.stderr) == (1, "", True)
 
 
-def test_compare_has_its_keys_and_exit_codes(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+def test_compare_has_its_keys_and_exit_codes(labkit: Labkit, tmp_path: Path) -> None:
     """0 where two runs agree; 1 where an exact value differs, a ratio is outside its tolerance, or a lab failed."""
     first = a_run(tmp_path / "a")
     same = labkit("compare", first, a_run(tmp_path / "b", ratio=2.2), "--json")
@@ -382,7 +352,7 @@ def test_compare_has_its_keys_and_exit_codes(labkit: Callable[..., Ended], tmp_p
     assert "not finished: b: 01_first_deployment (failed)" in words.stdout
 
 
-def test_claims_has_its_keys(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+def test_claims_has_its_keys(labkit: Labkit, tmp_path: Path) -> None:
     """All 65 claims with id, verdict, evidence and lab; a run's evidence gives its claims a verdict."""
     plain = labkit("claims", "--json").json["claims"]
     found = {claim["id"]: claim for claim in labkit("claims", a_run(tmp_path), "--json").json["claims"]}
@@ -394,7 +364,7 @@ def test_claims_has_its_keys(labkit: Callable[..., Ended], tmp_path: Path) -> No
     assert "C29" in labkit("claims", tmp_path).stdout
 
 
-def test_a_day_of_notebooks_is_one_ledger_and_one_report(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_day_of_notebooks_is_one_ledger_and_one_report(labkit: Labkit, tmp_path: Path) -> None:
     """Of a folder of runs the newest finished record of each lab counts, and the report lies in that folder."""
     a_run(tmp_path / "a")
     a_run(tmp_path / "b", status="failed")
@@ -409,7 +379,7 @@ def test_a_day_of_notebooks_is_one_ledger_and_one_report(labkit: Callable[..., E
     assert (ended.code, "holds 0 records" in ended.stderr) == (2, True)
 
 
-def test_a_corrupt_record_is_bad_input_where_it_decides(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_corrupt_record_is_bad_input_where_it_decides(labkit: Labkit, tmp_path: Path) -> None:
     """compare and claims end with 2 and the file's name; the report shows it and ends well."""
     (a_run(tmp_path) / "00_start_here.json").write_text("{")
     for arguments in (["compare", tmp_path, tmp_path], ["claims", tmp_path]):
@@ -464,7 +434,7 @@ class Serving:
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_serve_runs_until_it_is_stopped(
-    labkit: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+    labkit: Labkit, config: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
 ) -> None:
     """The true command is shown, then how to load it; Ctrl-C ends it well, its own death ends with 1 and its log."""
     started: list[Serving] = []
@@ -497,7 +467,7 @@ def hangup_ends() -> Iterator[None]:
 @pytest.mark.usefixtures("hangup_ends")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_server_that_is_stopped_before_it_is_ready_leaves_no_folder(
-    labkit: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    labkit: Labkit, config: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """Exit 130, whichever signal it was, and the signals mean what they meant before."""
     folders: list[Path] = []

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from labkit.advice import costs
 from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_chart, utilisation_chart
@@ -18,8 +17,8 @@ from labkit.advice.costs.prices import millions
 from labkit.advice.costs.sensitivity import sensitivity
 from labkit.advice.costs.words import text, to_json
 from labkit.charts.render import svg
-from labkit.cli.main import app, main
 from labkit.vega import MIME
+from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
 
 START = costs.settings_from(
@@ -250,17 +249,15 @@ def test_a_second_crossing_is_in_the_title() -> None:
 # --- the command line
 
 
-def test_the_command_line_gives_the_same_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_gives_the_same_answer(labkit: Labkit) -> None:
     """`labkit cost --json` prints the object that Python returns, without --json the text; bad settings exit with 2."""
     state = ["cost", "--set", f"state={START.to_json()}"]
-    done = CliRunner().invoke(app, [*state, "--json", "--set", "requests_per_s=8"])
+    done = labkit(*state, "--json", "--set", "requests_per_s=8")
     expected = costs.calculate(costs.settings_from({"requests_per_s": 8}, START))
-    assert (done.exit_code, json.loads(done.stdout)) == (0, json.loads(json.dumps(to_json(expected))))
-    done = CliRunner().invoke(app, state)
-    assert (done.exit_code, done.stdout.strip()) == (0, text(costs.calculate(START)).strip())
+    assert (done.code, done.json) == (0, json.loads(json.dumps(to_json(expected))))
+    done = labkit(*state)
+    assert (done.code, done.stdout.strip()) == (0, text(costs.calculate(START)).strip())
     assert done.stdout.startswith("Hosting: 2 x g6.xlarge")
     for setting in ("requests_per_s=-1", "nonsense", "state={", "api=", "api=5", "throughput_tokens_per_s="):
-        with pytest.raises(SystemExit) as ended:
-            main(["cost", "--json", "--set", setting])
-        written = capsys.readouterr()
-        assert (ended.value.code, written.out, "To fix it" in written.err) == (2, "", True), setting
+        done = labkit("cost", "--json", "--set", setting)
+        assert (done.code, done.stdout, "To fix it" in done.stderr) == (2, "", True), setting

@@ -515,25 +515,55 @@ def test_a_load_is_read_and_a_single_figure_gives_way_to_it(tmp_path: Path) -> N
     assert measured(tmp_path).tokens_per_s == 14.0
 
 
+SIMULATION: dict[str, Any] = {
+    "completed": 512, "output_throughput": 4000.0, "gpu": "h200", "model": "llama-3.1-70b", "tensor_parallel": 2,
+    "replicas": 1, "source": "Modelled: H200", "error": {"tpot": {"mean": 0.1, "worst": 0.25}},
+}  # fmt: skip
+
+
 def test_a_simulation_brings_its_error_and_is_no_measurement(tmp_path: Path) -> None:
     """The output of labkit simulate --json: its error is the interval, its card decides the machine."""
     path = tmp_path / "simulated.json"
-    simulation = {
-        "completed": 512, "output_throughput": 4000.0, "gpu": "h200", "model": "llama-3.1-70b", "tensor_parallel": 2,
-        "replicas": 1, "source": "Modelled: H200", "error": {"tpot": {"mean": 0.1, "worst": 0.25}},
-    }  # fmt: skip
-    path.write_text(json.dumps(simulation))
+    path.write_text(json.dumps(SIMULATION))
     config = costs.settings_from({"throughput_from": str(path)}, costs.default(prices_on=DAY))
     used = config.used_throughput
     assert (used.measured, used.gpus, used.gpu, used.bounds) == (False, 2, "H200", (3200.0, 4000 / 0.75))
     assert costs.instances()[config.instance].gpu == "H200"
     assert "off by up to 25%" in used.label
     assert not_refused(lambda name: config.changed(instance=name), [("rented-h100", "is of H200")]) == []
+    path.write_text(json.dumps({**SIMULATION, "error": {"text": "no served load to compare with"}}))
+    assert (measured(path).bounds, "error not known" in measured(path).label) == (None, True)
+
+
+def test_an_error_of_100_percent_or_more_gives_a_direction_only(tmp_path: Path) -> None:
+    """Such an error bounds nothing from above: a simulation with it is refused, and so is a stored replica."""
+    path, says = tmp_path / "simulated.json", "gives a direction only: its worst error is"
+    replica = modelled_replicas("llama-3.1-8b")[0]
+    for worst in (1.0, 2.14):
+        path.write_text(json.dumps({**SIMULATION, "error": {"capacity": {"mean": 0.5, "worst": worst}}}))
+        assert not_refused(measured, [(path, f"{path}: the simulation {says} {worst:.0%}")]) == []
+        bad = replica.model_copy(update={"error": worst, "fit_error": 0.0})
+        assert not_refused(lambda row: modelled(row, "L4", 600, 200, 0), [(bad, f"{says} {worst:.0%}")]) == []
+
+
+def test_an_incomplete_simulation_is_refused_and_skipped_in_a_folder(tmp_path: Path) -> None:
+    """A missing or wrong field is named; beside a measurement the file does no harm."""
+    path = tmp_path / "simulated.json"
+    incomplete = [{k: v for k, v in SIMULATION.items() if k != name} for name in ("gpu", "model", "source", "error")]
+    wrong: list[dict[str, Any]] = [
+        {"error": "unknown"}, {"error": {"tpot": 0.3}}, {"error": {"tpot": {"worst": -2}}}, {"replicas": None},
+        {"tensor_parallel": "two"}, {"tensor_parallel": 0}, {"gpu": ["h200"]},
+    ]  # fmt: skip
+    for tree in (*incomplete, *({**SIMULATION, **change} for change in wrong)):
+        path.write_text(json.dumps(tree))
+        assert not_refused(measured, [(path, f"{path} is not valid"), (tmp_path, "holds no measured")]) == []
+    written(tmp_path, ("vllm", 700.0, "tokens/s", 3))
+    assert measured(tmp_path).tokens_per_s == 700.0
 
 
 def test_a_file_without_a_measurement_is_refused(tmp_path: Path) -> None:
     """It is an error if it is named, and skipped in a folder."""
     path = tmp_path / "x.json"
-    for content in ("", "[]", "{", '{"output_throughput": "fast"}', '{"lab": "x"}', "\x00"):
+    for content in ("", "[]", "{", "[" * 100_000, '{"output_throughput": "fast"}', '{"lab": "x"}', "\x00"):
         path.write_text(content)
         assert not_refused(measured, [(path, str(path)), (tmp_path, "holds no measured")]) == []

@@ -1,23 +1,19 @@
 """Repeats, intervals, the stopwatch and the lie detector."""
 
 import math
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from labkit.errors import ServerError, UsageError
+from labkit.errors import UsageError
 from labkit.experiments import (
-    Statistic,
     Steps,
     Stopwatch,
     in_turns,
@@ -180,33 +176,32 @@ def test_a_failure_says_where_it_struck() -> None:
 # --- intervals and ratios
 
 
-@given(pairs, st.sampled_from([0.8, 0.95, 0.99]), st.floats(0.01, 100), st.integers(0, 2**32))
+@given(pairs, st.floats(0.01, 100), st.integers(0, 2**32))
 @quick
-def test_a_ratio_is_fair(together: list[tuple[float, float]], confidence: float, factor: float, seed: int) -> None:
+def test_a_ratio_is_fair(together: list[tuple[float, float]], factor: float, seed: int) -> None:
     """The geometric mean of the pairwise ratios, inside its bounds, the same for a seed; it has no unit, and swapping
     the arms inverts it with its bounds."""
     a, b = [x for x, _ in together], [y for _, y in together]
-    ratio = paired_ratio(a, b, confidence=confidence, seed=seed)
+    ratio = paired_ratio(a, b, seed=seed)
     assert 0 < ratio.low <= ratio.value <= ratio.high
     assert ratio.value == pytest.approx(stats.gmean([x / y for x, y in together]))
     assert ratio.pairs == len(together)
     assert ratio.values == pytest.approx([x / y for x, y in together])
-    assert paired_ratio(a, b, confidence=confidence, seed=seed) == ratio
+    assert paired_ratio(a, b, seed=seed) == ratio
     bounds = (ratio.value, ratio.low, ratio.high)
-    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b], confidence=confidence, seed=seed)
+    scaled = paired_ratio([x * factor for x in a], [y * factor for y in b], seed=seed)
     assert (scaled.value, scaled.low, scaled.high) == pytest.approx(bounds, rel=1e-9)
-    back = paired_ratio(b, a, confidence=confidence, seed=seed)
+    back = paired_ratio(b, a, seed=seed)
     assert (1 / back.value, 1 / back.high, 1 / back.low) == pytest.approx(bounds)
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.sampled_from(["mean", "median"]))
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12))
 @quick
-def test_interval_of_a_statistic(values: list[float], statistic: Statistic) -> None:
-    """An interval holds the statistic that numpy computes, and more confidence never makes it narrower."""
-    wide, narrow = (interval(values, statistic=statistic, confidence=c) for c in (0.99, 0.8))
-    oracle = np.mean(values) if statistic == "mean" else np.median(values)
-    assert wide.value == pytest.approx(oracle)
-    assert wide.low <= narrow.low <= wide.value <= narrow.high <= wide.high
+def test_an_interval_holds_the_mean(values: list[float]) -> None:
+    """The value is the mean that numpy computes, and the interval holds it."""
+    found = interval(values)
+    assert found.value == pytest.approx(np.mean(values))
+    assert found.low <= found.value <= found.high
 
 
 def test_coverage_is_about_nominal() -> None:
@@ -243,7 +238,7 @@ def test_one_pair_has_no_interval_and_says_so() -> None:
 
 
 def test_bad_questions_are_usage_errors() -> None:
-    """A ratio refuses what has none, with arm, place and number; so do unequal lengths and unknown statistics."""
+    """A ratio refuses what has none, with arm, place and number; so do unequal lengths."""
     good = [1.0, 2.0]
     for bad in (0.0, -1.5, math.nan, math.inf):
         for arm, pair in (("first", ([1.0, bad], good)), ("second", (good, [1.0, bad]))):
@@ -251,48 +246,15 @@ def test_bad_questions_are_usage_errors() -> None:
                 paired_ratio(*pair, name="r")
     refused(lambda: paired_ratio(good, [1.0]), "2 values cannot pair with 1")
     refused(lambda: paired_ratio([], []), "0 values")
-    refused(lambda: interval(good, confidence=95), "confidence is 95")
-    refused(lambda: interval([1.0], statistic="mode"), "'mode'")  # type: ignore[arg-type]
 
 
 # --- stopwatch
-
-BURN = """
-import sys, time
-sys.stdin.readline()
-end = time.process_time() + float(sys.argv[1])
-while time.process_time() < end: pass
-print('burnt', flush=True)
-sys.stdin.readline()
-"""
 
 
 def burn(seconds: float) -> None:
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
-
-
-class Burner(subprocess.Popen[str]):
-    """A child that burns CPU-seconds when told to and then waits for another line to end."""
-
-    def __init__(self, seconds: float) -> None:
-        command = [sys.executable, "-S", "-E", "-c", BURN, str(seconds)]
-        super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def burn(self) -> None:
-        assert self.stdin is not None
-        assert self.stdout is not None
-        self.stdin.write("go\n")
-        self.stdin.flush()
-        assert self.stdout.readline() == "burnt\n"
-
-
-@pytest.fixture
-def child() -> Iterator[Burner]:
-    with Burner(0.3) as started:
-        yield started
-        started.kill()
 
 
 def test_sleep_costs_wall_time_and_no_cpu() -> None:
@@ -303,58 +265,17 @@ def test_sleep_costs_wall_time_and_no_cpu() -> None:
         burn(0.2)
     assert asleep.wall_s >= 0.2
     assert asleep.own_cpu_s < 0.1
-    assert 0.2 <= busy.own_cpu_s <= busy.cpu_s + 1e-6  # two subtractions, rounded each
-    assert busy.pids_cpu_s == 0
+    assert busy.own_cpu_s >= 0.2
 
 
-def test_a_given_process_is_told_apart_from_its_client(child: Burner) -> None:
-    """pids_cpu_s holds what the server burnt inside the block, not its client's share; cpu_s counts each once."""
-    with Stopwatch(pids=[child.pid]) as watch:
-        burn(0.2)
-        child.burn()
-    assert 0.27 <= watch.pids_cpu_s < 0.45
-    assert 0.2 <= watch.own_cpu_s < 0.3
-    assert watch.cpu_s == pytest.approx(watch.own_cpu_s + watch.pids_cpu_s, abs=0.05)
-
-
-def test_children_that_ended_inside_count_once(child: Burner) -> None:
-    """A child that was alive at the start and waited for inside adds what it burnt inside, and only that."""
-    with Stopwatch() as watch:
-        child.burn()
-        child.communicate("done\n")
-    with Stopwatch() as after:
-        pass
-    assert 0.27 <= watch.cpu_s - watch.own_cpu_s < 0.45
-    assert after.cpu_s < 0.1
-
-
-def test_a_process_that_dies_inside_is_an_error() -> None:
-    """A timed server's death is reported with its pid, unless the block itself raised: that error wins."""
-
-    def die(child: Burner, error: Exception | None = None) -> None:
-        child.kill()
-        child.wait()
-        if error is not None:
-            raise error
-
-    ended = "process {} is not running: it ended"
-    with Burner(0) as child, pytest.raises(ServerError, match=ended.format(child.pid)), Stopwatch(pids=[child.pid]):
-        die(child)
-    with Burner(0) as child, pytest.raises(ValueError, match="first cause"), Stopwatch(pids=[child.pid]):
-        die(child, ValueError("first cause"))
-
-
-def test_stopwatch_misuse_is_a_usage_error() -> None:
-    """An unknown pid, one that has ended and a reading before the end are refused."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:  # ended, and nobody has waited for it yet
-        time.sleep(0.01)
-    free = next(pid for pid in range(4_000_000, 4_194_304) if not psutil.pid_exists(pid))
-    for pid in (ended.pid, free):
-        with pytest.raises(UsageError, match=str(pid)), Stopwatch(pids=[pid]):
-            pass
-    ended.wait()
-    refused(lambda: Stopwatch().wall_s, "no reading yet")
+def test_the_stopwatch_is_read_after_its_block() -> None:
+    """A reading before the end is refused, also in a second block."""
+    watch = Stopwatch()
+    refused(lambda: watch.wall_s, "no reading yet")
+    for _ in range(2):
+        with watch:
+            refused(lambda: watch.own_cpu_s, "no reading yet")
+        assert watch.wall_s > 0
 
 
 # --- the lie detector

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.advice import fractions as auditor
 from labkit.advice.fractions import Cluster, Deployment, Gpus
-from labkit.cli import main
+from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
 from tests.unit.test_files import BOMB
 
@@ -336,37 +335,26 @@ def test_a_config_and_an_encoder(tmp_path: Path) -> None:
 # --- on the command line
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        main.main(["fractions", *arguments])
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_the_command_prints_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_audit(tmp_path: Path, labkit: Labkit) -> None:
     """Text and JSON are the function's; the exit code is 0 if all fits, 1 if not, 2 for a file that cannot be read.
 
     Options take precedence over the file."""
     path = tmp_path / "two.yaml"
     path.write_text(EXAMPLE)
-    code, out, _ = run(capsys, str(path))
-    assert (code, out.strip()) == (1, "\n".join(auditor.lines(audited())).strip())
-    code, out, err = run(capsys, str(path), "--json")
-    assert (code, json.loads(out), err) == (1, auditor.as_json(audited()), "")
+    ended = labkit("fractions", path)
+    assert (ended.code, ended.stdout.strip()) == (1, "\n".join(auditor.lines(audited())).strip())
+    ended = labkit("fractions", path, "--json")
+    assert (ended.code, ended.json, ended.stderr) == (1, auditor.as_json(audited()), "")
     path.write_text(EXAMPLE.replace("0.92", "0.49"))
-    assert run(capsys, str(path))[0] == 0
-    code, out, _ = run(capsys, str(path), "--gpu-gib", "24", "--gpus", "3", "--json")
-    assert (code, [gpu["total_bytes"] for gpu in json.loads(out)["gpus"]]) == (1, [24 * GIB] * 3)
+    assert labkit("fractions", path).code == 0
+    ended = labkit("fractions", path, "--gpu-gib", 24, "--gpus", 3, "--json")
+    assert (ended.code, [gpu["total_bytes"] for gpu in ended.json["gpus"]]) == (1, [24 * GIB] * 3)
     path.write_text(EXAMPLE.replace("0.92", "0.49").replace("0.5,", "0.6,"))
-    nodes = ("--gpus", "1", "--nodes", "2", "--json")
-    code, out, _ = run(capsys, str(path), *nodes)
-    assert (code, json.loads(out)["waits_if_packed"]) == (0, [])
+    ended = labkit("fractions", path, "--gpus", 1, "--nodes", 2, "--json")
+    assert (ended.code, ended.json["waits_if_packed"]) == (0, [])
     bomb = "gpu: {memory_gib: 80}\ndeployments: [{num_gpus: [" + BOMB.replace("\n", "")
     bad = [("{", f"labkit: {path}"), ("\x00", f"labkit: {path}"), ("- 1", "labkit: the file is"), ("", "it is empty")]
     for text, says in [*bad, (BOMB, "more than 1,000,000 values"), (bomb, "not valid YAML")]:
         path.write_text(text)
-        code, out, err = run(capsys, str(path), "--json")
-        assert (code, out, says in err) == (2, "", True)
+        ended = labkit("fractions", path, "--json")
+        assert (ended.code, ended.stdout, says in ended.stderr) == (2, "", True)

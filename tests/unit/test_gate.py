@@ -19,6 +19,7 @@ def asked(
     authorization: bytes | None = None,
     method: str = "GET",
     kind: str = "http",
+    length: bytes | None = None,
     body: tuple[bytes, ...] = (b"",),
 ) -> list[MutableMapping[str, Any]]:
     """Return the gate's messages for one request to an application that reads the body and answers 200."""
@@ -36,6 +37,7 @@ def asked(
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     headers = [] if authorization is None else [(b"authorization", authorization)]
+    headers += [] if length is None else [(b"content-length", length)]
     scope = {"type": kind, "path": path, "method": method, "headers": headers}
     asyncio.run(gate.Gate(app)(scope, receive, send))
     return sent
@@ -101,3 +103,12 @@ def test_a_body_without_a_length_is_refused_while_it_arrives() -> None:
     """The limit applies to the received bytes, chunk by chunk."""
     assert asked(authorization=RIGHT, body=(b"x" * 50, b"x" * 50))[0]["status"] == 200
     assert asked(authorization=RIGHT, body=(b"x" * 50, b"x" * 51, b"never read"))[0]["status"] == 413
+
+
+def test_a_declared_length_is_checked_before_the_body() -> None:
+    """A length above the limit gets 413 whatever its number of digits, one that is no number 400, and neither 500."""
+    statuses = {b"0": 200, b"100": 200, b"101": 413, b"9" * 5000: 413}
+    statuses |= dict.fromkeys((b"", b"-1", b"1e2", b"12, 12", b"1_0", b"0x10", b"\xb2", b"many"), 400)
+    for length, status in statuses.items():
+        assert asked(authorization=RIGHT, length=length)[0]["status"] == status, length
+    assert asked(length=b"many")[0]["status"] == 401

@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,31 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.cli import main
 from labkit.errors import ConfigError, UsageError
 from labkit.models.architecture import TEXT_CONFIGS, architecture, from_config
 from labkit.models.attention import FIELDS
 from labkit.theory.kv_size import bytes_per_token, describe, window_bytes
+from tests.unit.command import Labkit
 
 CASES = Path(__file__).parents[1] / "data" / "cases" / "kv"
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load((CASES / "cases.yaml").read_text(encoding="utf-8"))
 
 
-Kv = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def kv(capsys: pytest.CaptureFixture[str]) -> Kv:
-    """`labkit kv` in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main.main(["kv", *map(str, arguments), "--block-size", "16", "--json"])
-        return (int(caught.value.code or 0), *capsys.readouterr())
-
-    return call
+def kv(labkit: Labkit) -> Labkit:
+    """`labkit kv` with blocks of 16 tokens."""
+    return lambda *arguments: labkit("kv", *arguments, "--block-size", 16, "--json")
 
 
-def wrong(case: dict[str, Any], kv: Kv) -> str:
+def wrong(case: dict[str, Any], kv: Labkit) -> str:
     """Return how the answer to a case differs from the right one, or ""."""
-    code, out, err = kv(CASES / case["file"], *shlex.split(case.get("options", "")))
+    ended = kv(CASES / case["file"], *shlex.split(case.get("options", "")))
     if "refused" in case:
-        return "" if (code, out) == (2, "") and case["refused"] in err else f"exit code {code}: {out or err}"
-    if code:
-        return f"exit code {code}: {err}"
-    plan = json.loads(out)
+        is_refused = (ended.code, ended.stdout) == (2, "") and case["refused"] in ended.stderr
+        return "" if is_refused else str(ended)
+    if ended.code:
+        return str(ended)
+    plan = ended.json
     model = architecture(CASES / case["file"])
     windowed = [layers for layers in model.storing_layers if layers.window]
     answer = {
@@ -60,7 +51,7 @@ def wrong(case: dict[str, Any], kv: Kv) -> str:
     return f"answer, right: {different}" if different else ""
 
 
-def test_public_configs_have_the_right_value(kv: Kv) -> None:
+def test_public_configs_have_the_right_value(kv: Labkit) -> None:
     """Every case has the right bytes per token, lengths, windows and states, or the right refusal."""
     assert {name: difference for name, case in TABLE.items() if (difference := wrong(case, kv))} == {}
 
@@ -188,18 +179,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def test_unknown_models_are_refused(tmp_path: Path, kv: Kv) -> None:
+def test_unknown_models_are_refused(tmp_path: Path, kv: Labkit) -> None:
     """Each refusal has the reason, and exit code 2."""
     offenders = {}
     for name, (beside, says) in REFUSED.items():
         (tmp_path / "config.json").write_text(json.dumps({**PLAIN, **beside}))
-        code, out, err = kv(tmp_path)
-        if (code, out) != (2, "") or says not in err:
-            offenders[name] = (code, out, err)
+        ended = kv(tmp_path)
+        if (ended.code, ended.stdout) != (2, "") or says not in ended.stderr:
+            offenders[name] = ended
     assert offenders == {}
 
 
-def test_wrong_options(kv: Kv) -> None:
+def test_wrong_options(kv: Labkit) -> None:
     """Indivisible heads and unknown types are refused with the choices."""
     wrong = {
         "--tensor-parallel 3": "does not divide",
@@ -208,8 +199,8 @@ def test_wrong_options(kv: Kv) -> None:
         f"--memory {'9' * 5000}": "is not a number of bytes",
     }
     for options, says in wrong.items():
-        code, _, err = kv(CASES / "mixtral_8x7b.json", *options.split())
-        assert (code, says in err) == (2, True)
+        ended = kv(CASES / "mixtral_8x7b.json", *options.split())
+        assert (ended.code, says in ended.stderr) == (2, True)
 
 
 ODD = st.sampled_from(

@@ -15,7 +15,6 @@ from labkit.errors import UsageError
 from labkit.load import LoadResult, RequestRecord, metrics, workloads
 from labkit.load.results import Outcome
 from labkit.machine import UseSummary
-from labkit.machine.sampler import Span
 from tests.unit.refusals import not_refused
 
 pytest.importorskip("numpy")
@@ -41,16 +40,7 @@ def record(scheduled_s: float, started_s: float, first_s: float, last_s: float, 
 
 def one_slice(*records: RequestRecord, cpu_s: float = 4.0, window: lab_09.Window | None = None) -> lab_09.Slice:
     """A slice with these records."""
-    use = UseSummary(
-        samples=2,
-        duration_s=8.0,
-        machine_cpu_percent=None,
-        processes_cpu_percent=None,
-        processes_rss_bytes=Span(mean=2**29, max=2**30),
-        processes_cpu_s=cpu_s,
-        gpu_busy_percent=None,
-        gpu_memory_used_bytes=None,
-    )
+    use = UseSummary(duration_s=8.0, processes_cpu_s=cpu_s, most_rss_bytes=2**30)
     return lab_09.Slice(result=LoadResult(records, 10.0, 0.1, None, 1.0, "chat", 0), use=use, window=window)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-from labkit.cli.main import main
 from labkit.labs import Lab
 from labkit.records import read
 from labkit.runs import knock as knocking
@@ -27,6 +26,7 @@ from labkit.runs.knock import GET_CLUSTER_ID, TIMEOUT_S, knock
 from labkit.runs.on_node import Cell, Facts, LabEnd, Order, run_lab
 from labkit.runs.plan import Job, Plan, make_plan
 from tests.unit import synthetic
+from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
 from tests.unit.test_runner import carrying, with_token
 
@@ -213,12 +213,10 @@ def test_the_token_decides_how_ray_is_spoken_to(
             assert os.environ["RAY_AUTH_MODE"] == mode
 
 
-def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, labkit: Labkit) -> None:
     """`labkit run --ray` at a wrong address: exit 2, one message, no folder."""
-    with pytest.raises(SystemExit) as ended:
-        main(["run", GOOD, "--ray", "nowhere", "--out", str(tmp_path / "run")])
-    assert ended.value.code == 2
-    assert "'nowhere' is not an address of a Ray cluster" in capsys.readouterr().err
+    ended = labkit("run", GOOD, "--ray", "nowhere", "--out", tmp_path / "run")
+    assert (ended.code, "'nowhere' is not an address of a Ray cluster" in ended.stderr) == (2, True)
     assert not (tmp_path / "run").exists()
 
 

@@ -25,6 +25,7 @@ from rich.text import Text
 from labkit.errors import LabError, LabkitError, RecordError, ServerError
 from labkit.labs import Lab
 from labkit.machine import Machine
+from labkit.machine import versions as installed_versions
 from labkit.machine.processes import Scope, adopts_orphans
 from labkit.records import LabRun, Record, RunInfo, read, read_run
 from labkit.runs import plan as plans
@@ -128,6 +129,12 @@ def test_what_would_fail_later_is_refused_with_its_numbers(
             made(source, "95", needs=needs, machine=machine)
     jobs = made(text, needs={"memory_gib": 8}, machine=machine).jobs
     assert [(job.lab.name, bool(job.refused)) for job in jobs] == [(GOOD, False), ("95_made", True)]
+
+
+def test_given_versions_are_used_also_if_there_are_none(tmp_path: Path) -> None:
+    """A machine on which no package was found keeps its empty list: this machine's versions do not replace it."""
+    assert plan(GOOD, out_dir=tmp_path / "run", versions={}).versions == {}
+    assert plan(GOOD, out_dir=tmp_path / "run").versions == installed_versions() != {}
 
 
 def test_an_optional_lab_runs_only_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

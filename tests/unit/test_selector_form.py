@@ -6,7 +6,7 @@ import pytest
 
 from labkit.advice.selector import catalogue, configure, read_state, select, to_json, write_state
 from labkit.advice.selector.form import TIPS, SelectorForm, show
-from labkit.cli.main import main
+from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
 
 KNOWN = catalogue()
@@ -96,17 +96,10 @@ def test_shown_without_a_notebook_it_prints(capsys: pytest.CaptureFixture[str]) 
 # --- the command
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["select", *arguments])
-    assert ended.value.code == 0
-    return capsys.readouterr().out
-
-
-def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_select_prints_one_object(labkit: Labkit) -> None:
     """`labkit select --json` prints the object that Python returns, with the keys that scripts rely on."""
     options = ("--set", "kind=both", "--set", "pattern=pipeline", "--set", "model=org/mine", "--json")
-    data = json.loads(run(capsys, *options))
+    data = labkit("select", *options).json
     expected = select({"kind": "both", "pattern": "pipeline"})
     config = configure(expected.winner.name, expected.answers, model="org/mine")
     assert data == json.loads(json.dumps(to_json(expected, config, model="org/mine")))
@@ -117,17 +110,17 @@ def test_select_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert (bool(why["SGLang"]), why["KServe"]) == (True, None)
 
 
-def test_select_takes_what_it_and_the_form_export(capsys: pytest.CaptureFixture[str]) -> None:
+def test_select_takes_what_it_and_the_form_export(labkit: Labkit) -> None:
     """The text ends with the command that repeats the answers; `--answers` reads a state, `--set` changes it."""
-    text = run(capsys)
+    text = labkit("select").stdout
     assert [part for part in ("SGLang", "What the article says", "vllm serve") if part not in text] == []
     assert text.rstrip().endswith(f"--answers '{write_state(KNOWN.defaults)}'")
     state = write_state({**KNOWN.defaults, "kind": "other", "team": "torchserve"})
-    data = json.loads(run(capsys, "--answers", state, "--set", "team=ray", "--json"))
+    data = labkit("select", "--answers", state, "--set", "team=ray", "--json").json
     assert (data["answers"]["team"], data["recommended"]) == ("ray", "own-ray-serve")
 
 
-def test_bad_input_ends_with_two_and_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_with_two_and_a_remedy(labkit: Labkit) -> None:
     """Each option has exit code 2, a message on stderr and nothing on stdout."""
     for arguments, message in (
         (["--set", "kind=lmm"], "did you mean llm"),
@@ -136,7 +129,5 @@ def test_bad_input_ends_with_two_and_a_remedy(capsys: pytest.CaptureFixture[str]
         (["--answers", "{"], "not JSON"),
         (["--runs", "/nowhere"], "not a folder"),
     ):
-        with pytest.raises(SystemExit) as ended:
-            main(["select", *arguments])
-        written = capsys.readouterr()
-        assert (ended.value.code, written.out, message in written.err) == (2, "", True), arguments
+        ended = labkit("select", *arguments)
+        assert (ended.code, ended.stdout, message in ended.stderr) == (2, "", True), arguments

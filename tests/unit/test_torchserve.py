@@ -141,7 +141,6 @@ def test_ready_means_all_workers(stub: tuple[Stub, Control]) -> None:
     control.wait_ready("m", progress=said.append)
     assert [text.split(",")[0] for text in said] == [f"m: {ready} of 2 workers ready" for ready in (0, 1, 1)]
     assert management.keys == {"Bearer the-key"}
-    assert control.worker_pids("m") == (10, 11)
     management.ready = [1] * 100
     with pytest.raises(ServerError, match="1 workers of m were ready after"):
         control.wait_ready("m", timeout_s=0.3)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +20,9 @@ from labkit.records import Attempts, Record, Recorder, read
 from labkit.workshop import doctor, learners, room
 from labkit.workshop.doctor import Check
 from tests.unit import synthetic
+from tests.unit.command import Labkit
 from tests.unit.stub_server import serving
-from tests.unit.test_cli import CONFIG, Ended
-from tests.unit.test_cli import labkit as labkit  # the fixture that runs a command
+from tests.unit.test_cli import CONFIG
 from tests.unit.test_course import parameters_of
 
 LAB = "01_first_deployment"
@@ -142,7 +141,7 @@ def test_different_folders_have_different_names(parts: list[list[str]]) -> None:
     assert all(names)
 
 
-def test_progress_has_its_keys_and_shows_the_same(labkit: Callable[..., Ended], tmp_path: Path) -> None:
+def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path) -> None:
     """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table."""
     for name, status in (("ann", "done"), ("ben", "failed")):
         made = Recorder(LAB, tmp_path / name, {}, machine=synthetic.machine(), versions={}, seed=0)
@@ -337,7 +336,7 @@ def test_a_check_needs_a_folder_to_be_written_to(tmp_path: Path) -> None:
 
 
 def test_workshop_check_has_its_keys_and_exit_codes(
-    labkit: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labkit: Labkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one machine prints is what the room's summary reads; 0 where all is ready, 1 where something is not."""
     folder = tmp_path / "room"
@@ -362,7 +361,7 @@ def test_workshop_check_has_its_keys_and_exit_codes(
     assert labkit("workshop-check", "--summary", folder).code == 0
 
 
-def test_every_exercise_has_its_solution_in_the_document(labkit: Callable[..., Ended]) -> None:
+def test_every_exercise_has_its_solution_in_the_document(labkit: Labkit) -> None:
     """Question, solution and what each wrong answer shows are there, for every exercise of the course, once."""
     text = labkit("solutions").stdout
     listed = labkit("solutions", "--json").json["exercises"]

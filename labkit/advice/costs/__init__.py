@@ -6,17 +6,15 @@
 The command line (`labkit cost`) and the widget (`labkit.advice.costs.form`) are skins over these two calls.
 """
 
-from labkit.advice.costs.calculate import CostResult, calculate
-from labkit.advice.costs.prices import dated_models, instances, known_models, price_of_request, show_usd
+from labkit.advice.costs.calculate import calculate
+from labkit.advice.costs.prices import instances, known_models, price_of_request, show_usd
 from labkit.advice.costs.settings import CostSettings, default, settings_from
 from labkit.advice.costs.throughput import Throughput
 
 __all__ = [
-    "CostResult",
     "CostSettings",
     "Throughput",
     "calculate",
-    "dated_models",
     "default",
     "instances",
     "known_models",

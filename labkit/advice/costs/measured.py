@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from labkit.advice.costs.prices import OWN, instances
-from labkit.advice.costs.throughput import Throughput
+from labkit.advice.costs.throughput import Throughput, error_interval
 from labkit.errors import LabkitError, UsageError, require
-from labkit.files import runs_path
+from labkit.files import runs_path, validated
 from labkit.models.examples import example_models
 from labkit.records.record import Record, read
 
@@ -54,11 +56,17 @@ def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
         if not isinstance(tree, dict) or "lab" not in tree:
             return []
         throughputs = list(_of_record(read(file)))
-    except (OSError, ValueError, LabkitError) as error:
+    except (OSError, ValueError, RecursionError, LabkitError) as error:
         if strict:
-            raise UsageError(f"{file} cannot be read: {error}", remedy="pass a record or labkit load's JSON") from error
+            raise _refusal(file, error) from error
         return []
     return sorted(throughputs, key=lambda ranked: (ranked[1], ranked[0].tokens_per_s), reverse=True)
+
+
+def _refusal(file: Path, error: Exception) -> UsageError:
+    what, fix = (error.what, error.remedy) if isinstance(error, LabkitError) else (str(error), "")
+    what = what if str(file) in what else f"{file} cannot be read: {what}"
+    return UsageError(what, remedy=fix or "pass a record or labkit load's JSON")
 
 
 def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
@@ -73,16 +81,38 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
     return Throughput(tokens_per_s=value, label=label, measured=True)
 
 
+class _Error(BaseModel):
+    worst: float | None = Field(default=None, ge=0)
+
+
+class _Errors(BaseModel):
+    capacity: _Error | None = None
+    tpot: _Error | None = None
+
+
+class _Simulation(BaseModel):
+    """What the calculator reads of the output of `labkit simulate --json`."""
+
+    gpu: str
+    model: str
+    tensor_parallel: int = Field(ge=1)
+    replicas: int = Field(ge=1)
+    source: str
+    error: _Errors
+
+
 def _of_simulation(tree: Mapping[str, Any], value: float, file: Path) -> Throughput:
     """Read a simulation: not a measurement, with the model's known error as its interval."""
-    error = (tree["error"].get("capacity") or tree["error"].get("tpot") or {}).get("worst")
-    card, gpus = tree["gpu"], tree["tensor_parallel"] * tree["replicas"]
+    fix = "pass the output of labkit simulate --json"
+    simulation = validated(tree, _Simulation, where=str(file), remedy=fix)
+    error = (simulation.error.capacity or simulation.error.tpot or _Error()).worst
+    card, gpus = simulation.gpu, simulation.tensor_parallel * simulation.replicas
     gpu = next((instance.gpu for instance in instances().values() if instance.card == card), card)
     accuracy = "error not known" if error is None else f"off by up to {error:.0%}"
-    interval = {} if error is None else {"low": value / (1 + error), "high": value / (1 - error)}
-    machine = f"{gpus} modelled {card}, {tree['model']}"
-    label = f"{tree['source']} ({file.name}; {accuracy})"
-    return Throughput(tokens_per_s=value, gpus=gpus, gpu=gpu, label=label, machine=machine, **interval)
+    low, high = (None, None) if error is None else error_interval(value, error, f"{file}: the simulation")
+    machine = f"{gpus} modelled {card}, {simulation.model}"
+    label = f"{simulation.source} ({file.name}; {accuracy})"
+    return Throughput(tokens_per_s=value, low=low, high=high, gpus=gpus, gpu=gpu, label=label, machine=machine)
 
 
 def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
@@ -97,7 +127,7 @@ def _of_record(record: Record) -> Iterator[tuple[Throughput, int]]:
             low=quantity.low,
             high=quantity.high,
             gpus=len(gpus),
-            gpu=_known_gpu(str(gpus[0]["name"])) if gpus else "",
+            gpu=_known_gpu(str(gpus[0].get("name", ""))) if gpus else "",
             label=f"measured by lab {record.lab} on {record.when:%Y-%m-%d} ({quantity.name.replace('_', ' ')})",
             measured=True,
             machine=f"{record.machine_line}, {record.parameters.get('model', 'model unknown')}",

@@ -109,17 +109,28 @@ def modelled(replica: ModelledReplica, gpu: str, input_tokens: int, output_token
     require(total <= table.max_model_len, what, fix=fix)
     rate = (output_tokens or total) / replica.request_s(input_tokens, output_tokens, cached)
     error = replica.error + replica.fit_error
+    low, high = error_interval(rate, error, f"the modelled throughput of {replica.model} on {replica.card}")
     gpus = f"{replica.tensor_parallel} x {replica.card}" if replica.tensor_parallel > 1 else replica.card
     return Throughput(
         tokens_per_s=rate,
-        low=rate / (1 + error),
-        high=rate / (1 - error),
+        low=low,
+        high=high,
         counts="output" if output_tokens else "total",
         gpus=replica.tensor_parallel,
         gpu=gpu,
         label=f"modelled: {replica.model} on {gpus}, {table.concurrency} requests at a time, vLLM {table.vllm}, "
         f"{table.date}; off by up to {error:.0%}",
     )
+
+
+def error_interval(value: float, error: float, what: str) -> tuple[float, float]:
+    """Return the bounds of a modelled value from its worst error. UsageError: an error of 100% or more bounds nothing.
+
+    `what`: the origin of the value, for the message.
+    """
+    fix = "measure the throughput, or enter it (throughput_tokens_per_s)"
+    require(error < 1, f"{what} gives a direction only: its worst error is {error:.0%}", fix=fix)
+    return value / (1 + error), value / (1 - error)
 
 
 def is_extrapolated(replica: ModelledReplica, input_tokens: int, output_tokens: int) -> bool:

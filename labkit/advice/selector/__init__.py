@@ -4,17 +4,14 @@
 """
 
 from labkit.advice.selector.answers import check_model, complete, read_state, write_state
-from labkit.advice.selector.catalogue import Catalogue, catalogue
-from labkit.advice.selector.choose import Comparison, Ranked, Reason, Selection, compare_patterns, select
+from labkit.advice.selector.catalogue import catalogue
+from labkit.advice.selector.choose import Comparison, Selection, compare_patterns, select
 from labkit.advice.selector.configs import ConfigFile, configure
 from labkit.advice.selector.words import to_json, to_text
 
 __all__ = [
-    "Catalogue",
     "Comparison",
     "ConfigFile",
-    "Ranked",
-    "Reason",
     "Selection",
     "catalogue",
     "check_model",
