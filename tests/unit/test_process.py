@@ -140,7 +140,7 @@ def test_dies_at_start(tmp_path: Path) -> None:
 def test_never_ready(tmp_path: Path, mode: str) -> None:
     """A server that never answers 200 is given up after `start_timeout_s`, and all of it is gone."""
     processes: list[psutil.Process] = []
-    server = stand_in(tmp_path, mode, "family", start_timeout_s=3.0)
+    server = stand_in(tmp_path, mode, "family", start_timeout_s=10.0)  # time for its family, too
     with pytest.raises(ServerError, match=r"stand-in was not ready after \d+ s"):
         server.start(progress=lambda _: processes.extend(processes_of(server)))
     assert not server.running
