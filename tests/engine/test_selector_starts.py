@@ -29,7 +29,10 @@ from tests.unit.standin import survivors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 START_TIMEOUT_S = 420  # on a busy machine, two servers one after the other
-EAGER = {"vllm serve": "vllm serve --enforce-eager", "engine_kwargs:": "engine_kwargs:\n        enforce_eager: true"}
+EAGER = {
+    "--served-model-name": "--enforce-eager --served-model-name",
+    "engine_kwargs:": "engine_kwargs:\n        enforce_eager: true",
+}
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
