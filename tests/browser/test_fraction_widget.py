@@ -31,7 +31,7 @@ def test_nobody_clicks(opened: Notebook, page: Any) -> None:  # noqa: ARG001
 
     for number in (0, 1):
         one = auditors(page).nth(number)
-        expect(one.get_by_role("status")).to_contain_text("It does not fit: of 2 replicas 1 start")
+        expect(one.get_by_role("status")).to_contain_text("It does not fit: 1 of 2 replicas start")
         expect(one.locator("tbody tr")).to_have_count(2)
         expect(one.get_by_label("Name").nth(1)).to_have_value("code")
 
@@ -82,7 +82,7 @@ def test_the_question_travels(opened: Notebook, page: Any) -> None:
     memory = auditors(page).first.get_by_label("Memory of a GPU (GiB)")
     memory.fill("192")
     memory.press("Tab")
-    expect(auditors(page).first.get_by_role("status")).to_contain_text("of 2 replicas 1 start")
+    expect(auditors(page).first.get_by_role("status")).to_contain_text("1 of 2 replicas start")
     opened.run_cells("in Python:")  # the kernel has heard of the change
     opened.run_cells("again = show_auditor")
     expect(auditors(page).nth(1).get_by_label("Memory of a GPU (GiB)")).to_have_value("192.0")

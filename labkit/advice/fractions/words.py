@@ -39,7 +39,8 @@ def verdict(audit: Audit) -> str:
     if not audit.fails:
         unknown = sum(finding.level == "unknown" for finding in audit.findings)
         return f"Undecided: Ray places all {starting} replicas, but {unknown} findings are unknown (UNKNOWN)."
-    return f"It does not fit: {starting} of {len(audit.replicas)} replicas start; not placed: {waiting}."
+    unplaced = f"; not placed: {waiting}" if waiting else ""
+    return f"It does not fit: {starting} of {len(audit.replicas)} replicas start{unplaced}."
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
