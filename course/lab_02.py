@@ -10,6 +10,7 @@ from labkit.files import data_path
 from labkit.load import workloads
 from labkit.modelled import Drive, ModelledGpu, shape_of
 from labkit.modelled.replica import Moment
+from labkit.modelled.settings import WORKSPACE_BYTES
 from labkit.models import architecture
 from labkit.models.examples import example_models
 from labkit.serving import vllm_log
@@ -19,7 +20,7 @@ from labkit.theory import kv_allocation, kv_size
 from labkit.theory.kv_allocation import MemorySnapshot, Policy
 
 GIB = 2**30
-OTHER_GIB = 2.0  # activations, context and CUDA graphs, as the modelled engine assumes; a real log states them
+OTHER_GIB = WORKSPACE_BYTES / GIB  # as the modelled engine assumes; a real log states it
 DEFAULT_SHARE = 0.92  # vLLM 0.32's gpu_memory_utilization
 Parts = list[tuple[str, float]]
 

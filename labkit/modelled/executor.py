@@ -24,7 +24,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from labkit.errors import UsageError
-from labkit.modelled.settings import Settings
+from labkit.modelled.settings import WORKSPACE_BYTES, Settings
 from labkit.modelled.shapes import Shape, shape_of
 from labkit.modelled.step_time import Step
 from labkit.modelled.tracking import Tracked, Tracker
@@ -32,10 +32,6 @@ from labkit.models import architecture
 from labkit.theory.kv_pool import heads_per_rank
 
 logger = init_logger("vllm.labkit.modelled")  # under vLLM's own logger, so that it goes where vLLM's log goes
-
-WORKSPACE_BYTES = 2 * 2**30
-"""Activations, CUDA graphs and the CUDA context, which vLLM subtracts from the cache. An assumption: on a real card
-vLLM measures it (1.5 to 2.5 GiB for an 8B at the default token budgets)."""
 
 ANSWER_TOKENS = 256
 """Length of an answer without max_tokens and ignore_eos, in place of a real model's end token."""

@@ -14,6 +14,9 @@ from labkit.modelled.step_time import Fitted, Formula, Kernels, StepTime
 
 KEY = "modelled_gpu"
 Source = Literal["kernels", "formula", "fitted"]
+WORKSPACE_BYTES = 2 * 2**30
+"""Activations, CUDA graphs and the CUDA context, which vLLM subtracts from the cache. An assumption: on a real card
+vLLM measures it (1.5 to 2.5 GiB for an 8B at the default token budgets)."""
 
 
 class Settings(Frozen):

@@ -1,5 +1,6 @@
 """Labs 05 and 05b: their rules against independent counts, what an outage shows, and their claims' sentences."""
 
+import asyncio
 import itertools
 
 import pytest
@@ -58,6 +59,22 @@ def outage() -> replicas.Outage:
     seen.answers += [Answer(0.9, 1.1, 500), Answer(1.2, 1.3, 500), Answer(1.4, 1.4, 503)]
     seen.replicas = [(0.0, 2), (3.8, 2), (4.0, 1), (6.2, 2)]
     return replicas.Outage(seen, 1.0)
+
+
+def test_overlapping_outages_leave_the_output_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Ray prints meanwhile is not shown, what is printed afterwards is, whichever outage ends first."""
+
+    async def ends(after_s: float) -> replicas.Outage:
+        print("a death")
+        await asyncio.sleep(after_s)
+        return outage()
+
+    async def both() -> list[replicas.Outage]:
+        return await replicas.outages(ends(0.0), ends(0.02))
+
+    assert len(asyncio.run(both())) == 2
+    print("afterwards")
+    assert capsys.readouterr().out == "afterwards\n"
 
 
 def test_an_outage_ends_with_an_answer_of_a_new_replica() -> None:
