@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from labkit import display
 from labkit.errors import require
-from labkit.experiments import Caution, Interval, Ratio
+from labkit.experiments import Interval, Ratio
 from labkit.files import runs_path
 from labkit.labs import Lab, check_parameters, find_lab
 from labkit.machine import Machine, inspect, versions
@@ -194,10 +194,10 @@ class LabSession:
 
         display_in_notebook(data, raw=True, metadata=metadata)
 
-    def warn(self, text: str | Caution) -> None:
+    def warn(self, text: str) -> None:
         """Record a warning and show it."""
         self.recorder.warn(text)
-        html = display.card("Warning", display.inline(str(text)), colour=ORANGE)
+        html = display.card("Warning", display.inline(text), colour=ORANGE)
         display.show({"text/plain": f"Warning: {text}", "text/html": html})
 
     def verdicts(self) -> list[Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.display import table
+from labkit.experiments import few_samples
 from labkit.load.metrics import Quantity, Summary
 from labkit.records import Comparison, LabRun, Record
 from labkit.records.ledger import Row
@@ -133,7 +134,7 @@ def show_load(summary: Summary) -> None:
     put(rows)
     if summary.e2e_from_send_s != summary.e2e_s:
         put("TTFT and E2E count from the scheduled time of a request.")
-    for warning in summary.warnings:
+    for warning in filter(None, (few_samples(summary.completed, percentile=99), *summary.warnings)):
         put(f"warning: {warning}")
 
 
@@ -152,7 +153,9 @@ def show_sweep(sweep: "Sweep") -> None:
     put(rows)
     put(f"knee: {'not found' if sweep.knee is None else f'{sweep.kind} {number(sweep.knee)}'}; {sweep.why}")
     put(f"rule: {sweep.rule}")
-    for warning in dict.fromkeys(text for step in sweep.steps for text in step.summary.warnings):
+    fewest = min(step.summary.completed for step in sweep.steps)
+    warnings = (few_samples(fewest, percentile=99), *(text for step in sweep.steps for text in step.summary.warnings))
+    for warning in dict.fromkeys(filter(None, warnings)):
         put(f"warning: {warning}")
 
 

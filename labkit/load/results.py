@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
-from labkit.experiments.cautions import client_bound
+from labkit.experiments import client_bound
 
 LATE_S = 0.1
 """Warn if the client sent a request of an open loop this long after it was due."""
@@ -186,7 +186,7 @@ def find_warnings(result: LoadResult, *, planned: int, ramp_from: float | None =
             yield f"{count} of {len(done)} answers {problem}"
     yield from _outliers(done)
     if busy := client_bound(result.client_cpu_share):
-        yield busy.what
+        yield busy
     if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
         yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"
     if ramp_from is not None:

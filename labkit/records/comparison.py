@@ -142,7 +142,7 @@ def _unfinished(run: str, records: Mapping[str, Record]) -> Iterator[str]:
 def _notes(both: list[tuple[Record, Record]]) -> Iterator[str]:
     mixed = mixed_machines(_machines("a", (a for a, _ in both)) | _machines("b", (b for _, b in both)))
     if mixed is not None:
-        yield str(mixed)
+        yield mixed
     versions = {change.path: change for a, b in both for change in differences(a.lab, {**a.versions}, {**b.versions})}
     for package, change in sorted(versions.items()):
         yield f"Other version: {package} is {change.a or 'absent'} in a and {change.b or 'absent'} in b."

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from labkit import display, experiments
 from labkit import machine as machines
 from labkit.errors import RecordError, UsageError
-from labkit.experiments import Caution, Interval, Ratio
+from labkit.experiments import Interval, Ratio
 from labkit.files import position, remove_leftovers, write_model
 from labkit.records.record import RUN_FILE, Attempts, Chart, Measured, Record, Scalar, Status, plain
 
@@ -135,9 +135,9 @@ class Recorder:
         item = Chart(name=name, key=key, spec=_plain_dict(spec, "charts"))
         self._change(lambda record: {"charts": _replaced(record.charts, item)})
 
-    def warn(self, text: str | Caution) -> None:
+    def warn(self, text: str) -> None:
         """Record a warning, once."""
-        self._change(lambda record: {"warnings": tuple(dict.fromkeys((*record.warnings, str(text))))})
+        self._change(lambda record: {"warnings": tuple(dict.fromkeys((*record.warnings, text)))})
 
     def save(self, status: Status) -> None:
         """Set the status and write the record. "done" and "failed" also set the end."""

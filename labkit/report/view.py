@@ -306,7 +306,7 @@ def _failures(data: RunData, claims_error: str) -> Iterator[View]:
 def _warnings(data: RunData) -> Iterator[View]:
     mixed = mixed_machines({lab: record.machine_line for lab, record in data.records.items()})
     if mixed is not None:
-        yield {"lab": "all", "text": str(mixed)}
+        yield {"lab": "all", "text": mixed}
     for record in data.records.values():
         yield from ({"lab": _lab_title(record.lab), "text": text} for text in record.warnings)
     for lab in data.labs:

@@ -251,11 +251,13 @@ def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Labkit, config: Path
 
 
 def test_load_has_its_keys(labkit: Labkit) -> None:
-    """Counts, throughputs and the four latencies with mean, p50, p90 and p99; nothing else on stdout."""
+    """Counts, throughputs and the four latencies with mean, p50, p90 and p99; nothing else on stdout. The table
+    says that the p99 of few requests is their maximum."""
     with serving() as stub:
         ended = labkit("load", stub.base_url, "--model", MODEL, "--requests", 6, "--concurrency", 2, "--json")
         shown = labkit("load", stub.base_url, "--model", MODEL, "--requests", 3, "--rate", 50)
     assert (ended.code, shown.code, "3 completed, 0 failed" in shown.stdout) == (0, 0, True)
+    assert "the p99 of 3 requests" in shown.stdout
     found = ended.json
     assert (found["completed"], found["failed"]) == (6, 0)
     assert {"input_tokens", "output_tokens", "duration_s", "request_throughput", "output_throughput"} <= set(found)

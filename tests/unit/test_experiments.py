@@ -1,4 +1,4 @@
-"""Repeats, intervals, the stopwatch and the lie detector."""
+"""Repeats, intervals, the stopwatch and cautions."""
 
 import math
 import time
@@ -16,12 +16,14 @@ from labkit.errors import UsageError
 from labkit.experiments import (
     Steps,
     Stopwatch,
+    client_bound,
+    few_samples,
     in_turns,
     interleaved,
     interval,
+    mixed_machines,
     paired_ratio,
     samples_needed,
-    warnings_for,
 )
 
 positive = st.floats(min_value=1e-3, max_value=1e3)
@@ -278,39 +280,23 @@ def test_the_stopwatch_is_read_after_its_block() -> None:
         assert watch.wall_s > 0
 
 
-# --- the lie detector
-
-SOUND: list[dict[str, Any]] = [
-    {},
-    {"requests": 100},
-    {"seed": 7, "seeds_before": {7}, "hit_rate": 0.0},  # the cache is off, or was reset: a replay that hit nothing
-    {"requests": 200, "warmup": 4, "rate": 2.0, "client_cpu_share": 0.1, "seed": 2, "seeds_before": [1],
-     "hit_rate": 0.51, "shared_share": 0.5, "pairs": 5, "machines": {"a": "2 CPUs", "b": "2 CPUs"}},
-]  # fmt: skip
-LIES: list[tuple[dict[str, Any], str, list[str]]] = [
-    ({"seed": 7, "seeds_before": {7}, "hit_rate": 0.78}, "warm-cache", ["seed 7", "78%", "0%"]),
-    ({"seed": 7, "seeds_before": {7}}, "warm-cache", ["seed 7"]),
-    ({"seed": 7, "hit_rate": 0.4, "shared_share": 0.2}, "warm-cache", ["40%", "20%"]),
-    ({"hit_rate": 0.03, "shared_share": 0.5, "warmup": 2}, "cold-cache", ["50%", "3%", "2 warm-up"]),
-    ({"warmup": 0, "requests": 150}, "no-warmup", ["150"]),
-    ({"requests": 40}, "too-few-samples", ["40", "100", "60 more"]),
-    ({"client_cpu_share": 0.93}, "client-bound", ["93%", "80%"]),
-    ({"concurrency": 16}, "closed-loop", ["16"]),
-    ({"pairs": 2}, "too-few-pairs", ["2 pairs"]),
-    ({"machines": {"a": "2 CPUs", "b": "1 GPU", "c": "2 CPUs"}}, "mixed-machines", ["a, c: 2 CPUs", "b: 1 GPU"]),
-]
+# --- cautions
 
 
-def test_each_lie_is_detected_alone() -> None:
-    """Each condition calls for its own caution, with the numbers and a remedy, and for no other; sound ones for none;
-    a hit rate in percent is a mistake, not a warm cache."""
-    assert [conditions for conditions in SOUND if warnings_for(**conditions)] == []
-    for conditions, code, numbers in LIES:
-        (found,) = warnings_for(**conditions)
-        assert found.code == code
-        assert [part for part in (*numbers, found.remedy) if part not in str(found) or not part] == []
-    refused(lambda: warnings_for(hit_rate=78), "hit_rate is 78")
-    refused(lambda: warnings_for(shared_share=-1), "shared_share is -1")
+def test_a_caution_names_its_numbers_and_the_remedy() -> None:
+    """Conditions that make a result misleading get a sentence with their numbers; sound ones get none."""
+    few = few_samples(40, percentile=99) or ""
+    busy = client_bound(0.93) or ""
+    mixed = mixed_machines({"a": "2 CPUs", "b": "1 GPU", "c": "2 CPUs"}) or ""
+    expected = {few: ["p99 of 40", "at least 100"], busy: ["93%", "80%"], mixed: ["a, c: 2 CPUs", "b: 1 GPU"]}
+    assert [
+        (text, part) for text, parts in expected.items() for part in (*parts, "To fix it") if part not in text
+    ] == []
+    assert few_samples(100, percentile=99) is None
+    assert few_samples(0, percentile=99) is None
+    assert client_bound(0.8) is None
+    assert client_bound(math.nan) is None
+    assert mixed_machines({"a": "2 CPUs", "b": "2 CPUs"}) is None
 
 
 @given(st.floats(0.5, 99.99))
