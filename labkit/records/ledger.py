@@ -17,6 +17,7 @@ from pydantic import Field, Strict, StrictBool, StrictStr, computed_field, model
 from labkit.errors import UsageError, require
 from labkit.files import Frozen, data_path, read_yaml, validated
 from labkit.records.record import Record, Scalar
+from labkit.words import number
 
 FILE = "claims.yaml"
 NOT_MEASURED = "not measured here"
@@ -106,7 +107,7 @@ class ClaimRule(Frozen):
             return Verdict(verdict="inconclusive", because=because, missing=missing)
         holding = (case for case in self.cases if all(_holds(condition, evidence) for condition in case.when))
         outcome: Finding = next(holding, self.default)
-        shown = {name: _shown(evidence[name]) for name in self.needs}
+        shown = {name: _shown(name, evidence[name]) for name in self.needs}
         return Verdict(verdict=outcome.verdict, because=outcome.because.format_map(shown))
 
 
@@ -120,10 +121,13 @@ def _placeholders(text: str) -> Iterator[str]:
         yield name
 
 
-def _shown(value: Scalar) -> str:
-    """Format evidence for a sentence: three significant digits, commas between thousands, yes or no."""
+def _shown(name: str, value: Scalar) -> str:
+    """Format evidence for a sentence: three significant digits, commas between thousands, yes or no. A number is a
+    percentage if its name has the word "share"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (int, float)) and "share" in name.split("_"):
+        return f"{number(100 * value)}%"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else value
@@ -136,7 +140,7 @@ def _holds(condition: Condition, evidence: Evidence) -> bool:
     for value in (left, other):
         require(
             _kind(value) == need,
-            f"{name} {operation} {_shown(right)}: {value!r} is not a {need}",
+            f"{name} {operation} {_shown(name, right)}: {value!r} is not a {need}",
             fix=f"record a {need}",
         )
     return OPERATORS[operation](left, other)

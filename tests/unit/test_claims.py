@@ -227,16 +227,17 @@ def test_evidence_of_the_wrong_type_is_refused() -> None:
 
 def test_evidence_is_compared_with_evidence_and_shown_readably() -> None:
     """A condition's right side may be another evidence name, numbers or texts. Reasons have three significant digits,
-    thousands with commas, truth as yes and no."""
+    thousands with commas, shares in percent, truth as yes and no."""
     case = {"verdict": "supported", "when": [["a", ">", "b"], ["x", "==", "y"]], "because": "{x}"}
-    default = {"verdict": "refuted", "because": "{x}"}
-    rule = ClaimRule.model_validate({"needs": ["a", "b", "x", "y"], "cases": [case], "default": default})
+    default = {"verdict": "refuted", "because": "{empty_share}"}
+    rule = ClaimRule.model_validate({"needs": ["a", "b", "x", "y", "empty_share"], "cases": [case], "default": default})
     shown: dict[Scalar, str] = {0.12345: "0.123", 1234.5: "1,234", 2.0: "2", 12345: "12,345", True: "yes", "s": "s"}
     for value, text in shown.items():
-        found = rule.decide({"a": 2, "b": 1.5, "x": value, "y": value})
+        found = rule.decide({"a": 2, "b": 1.5, "x": value, "y": value, "empty_share": 0.5})
         assert (found.verdict, found.because) == ("supported", text)
-    assert rule.decide({"a": 2, "b": 3, "x": "s", "y": "s"}).verdict == "refuted"
-    assert rule.decide({"a": 2, "b": 1, "x": "s", "y": "t"}).verdict == "refuted"
+    for a, b, x, y in ((2, 3, "s", "s"), (2, 1, "s", "t")):
+        found = rule.decide({"a": a, "b": b, "x": x, "y": y, "empty_share": 0.00534})
+        assert (found.verdict, found.because) == ("refuted", "0.534%")
 
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
