@@ -360,7 +360,7 @@ def audit(today_usd_per_hour: Fraction) -> tuple[Sum, ...]:
                 f"{f.usd_per_hour} / {f.hours} = {show_usd(f.usd_per_hour / f.hours)}",
                 f"{f.usd_per_hour} x {f.hours} = {show_usd(f.usd_per_hour * f.hours)}: for {f.hours} hours",
                 f"{f.usd_per_hour} x 24 = {show_usd(day)}: for a day",
-                f"at the price of today {show_usd(today_usd_per_hour)} x 24 = {show_usd(today_usd_per_hour * 24)}",
+                f"at the listed price {show_usd(today_usd_per_hour)} x 24 = {show_usd(today_usd_per_hour * 24)}",
             ),
         ),
         Sum(

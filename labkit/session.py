@@ -109,18 +109,19 @@ class LabSession:
         article: float | str | None = None,
         model: float | str | None = None,
         modelled: str = "",
+        exact: bool = False,
     ) -> Reveal:
         """Show the guess beside the measurement and record both. An Interval, Ratio or Measured has its own bounds.
 
         `modelled`: the label of the modelled card that the value comes from, or "Computed: " and its source. The value
-        is then not called measured.
+        is then not called measured. `exact`: only the value itself is a hit, for a choice among few numbers.
         """
         if isinstance(measured, Interval | Ratio | Measured):
             low, high = measured.low, measured.high
             measured = measured.value
         recorded, origin = (None, "") if modelled else self._recorded(prediction.id, measured)
         figures = {"article": article, "model": model, "recorded": recorded, "recorded_from": origin}
-        shown = reveal(prediction, measured, low, high, **figures, modelled=modelled)
+        shown = reveal(prediction, measured, low, high, **figures, modelled=modelled, exact=exact)
         self.recorder.prediction(shown.to_dict())
         return shown
 

@@ -7,13 +7,16 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from labkit.cli import load, simulate
 from labkit.cli.output import Json, answer, say
 from labkit.errors import LabkitError, UsageError, require, whole
+
+if TYPE_CHECKING:
+    from labkit.models import Architecture
 
 INTERRUPTED = 130
 PATHLIB_ERRORS = ("Symlink loop from", "Could not determine home directory")  # RuntimeErrors of resolve and expanduser
@@ -139,9 +142,16 @@ def claims(
 
 @app.command(epilog="Example: labkit kv ~/models/gpt-oss-20b --memory 40GiB --tensor-parallel 2 --kv-dtype fp8")
 def kv(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a model folder or a config.json.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="An embedded or modelled model, a hub id, a model folder or a config.json."
+        ),
+    ],
     memory: Annotated[str, typer.Option(metavar="BYTES", help="Memory for the cache, such as 1GiB.")] = "1GiB",
-    block_size: Annotated[int | None, typer.Option(metavar="N", help="Tokens per block. Default: vLLM's.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Default: 16, vLLM's on a GPU. Its CPU build takes 128.")
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's maximum.")] = None,
     tensor_parallel: Annotated[int, typer.Option(metavar="N", help="GPUs that share the model.")] = 1,
     kv_dtype: Annotated[
@@ -152,16 +162,15 @@ def kv(
     """Compute the size of a model's KV cache on a GPU."""
     from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
     from labkit.machine import inspect
-    from labkit.models import architecture, resolve
+    from labkit.models import EMBEDDED
     from labkit.theory.kv_pool import type_bytes
     from labkit.theory.kv_size import describe
     from labkit.words import parse_bytes
 
-    path = Path(model).expanduser()
     if block_size is None:
-        block_size = GPU_BLOCK_SIZE if inspect().gpus else CPU_BLOCK_SIZE
+        block_size = CPU_BLOCK_SIZE if model in EMBEDDED and not inspect().gpus else GPU_BLOCK_SIZE
     cache = describe(
-        architecture(path if path.suffix == ".json" else resolve(model, progress=say)),
+        _architecture(model),
         memory_bytes=parse_bytes(memory),
         block_size=block_size,
         max_model_len=max_model_len,
@@ -171,11 +180,23 @@ def kv(
     answer(as_json, cache.to_json, lambda: typer.echo("\n".join(cache.lines)))
 
 
+def _architecture(model: str) -> "Architecture":
+    """Return the architecture of an embedded or a modelled model, a hub id, a folder or a config.json."""
+    from labkit.modelled.shapes import known_models, model_folder
+    from labkit.models import architecture, resolve
+
+    path = Path(model).expanduser()
+    if path.suffix == ".json":
+        require(path.exists(), f"there is no file {path}", fix="name a config.json, or the folder that holds it")
+        return architecture(path)
+    return architecture(model_folder(model) if model in known_models() else resolve(model, progress=say))
+
+
 @app.command(epilog="Example: labkit log vllm.log --model Qwen3-8B/config.json; kubectl logs POD | labkit log -")
 def log(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="vLLM's log, complete from its start; - reads stdin.")],
     model: Annotated[
-        str | None, typer.Option(metavar="CONFIG", help="Recompute with this config.json, folder or embedded model.")
+        str | None, typer.Option(metavar="CONFIG", help="Recompute with this model (see labkit kv).")
     ] = None,
     tensor_parallel: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="GPUs that share the model. Default: the log's.")
@@ -183,12 +204,10 @@ def log(
     as_json: Json = False,
 ) -> None:
     """Explain the memory lines of a vLLM log."""
-    from labkit.models import architecture, resolve
     from labkit.serving import vllm_log
     from labkit.serving.log_lines import open_log
 
-    path = Path(model or "").expanduser()
-    config = architecture(path if path.suffix == ".json" else resolve(model, progress=say)) if model else None
+    config = _architecture(model) if model else None
     with open_log(file) as stream:
         report = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
     fix = "name the log of `vllm serve` from its start on (INFO lines included)"
@@ -201,6 +220,7 @@ def cost(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as requests_per_s=5.")
     ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show the keys of --set, and end.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compute what serving costs, self-hosted and by API.
@@ -208,8 +228,13 @@ def cost(
     Example: labkit cost --set model=llama-3.1-70b --set instance=p5.48xlarge --set hourly_load=office"""
     from labkit.advice import costs
     from labkit.advice.costs.words import text, to_json
+    from labkit.cli.tables import show_keys
     from labkit.files import parse_settings
 
+    if keys:
+        rows = list(costs.keys())
+        answer(as_json, lambda: {"keys": [row[0] for row in rows]}, lambda: show_keys("unit", rows))
+        return
     result = costs.calculate(costs.settings_from(parse_settings(settings or ())))
     answer(as_json, lambda: to_json(result), lambda: typer.echo(text(result)))
 
@@ -219,6 +244,7 @@ def select(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An answer; `model` is the model to serve.")
     ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show the keys of --set, and end.")] = False,
     answers: Annotated[str, typer.Option(metavar="JSON", help="Answers exported by the form.")] = "",
     runs: Annotated[Path | None, typer.Option(metavar="DIR", help=f"Add verdicts from {RUNS}.")] = None,
     as_json: Json = False,
@@ -226,15 +252,21 @@ def select(
     """Choose a framework for a workload, with reasons."""
     from labkit import records
     from labkit.advice import selector
+    from labkit.cli.tables import show_keys
     from labkit.files import parse_settings
     from labkit.records.ledger import ledger
 
+    if keys:
+        questions = selector.catalogue().questions.items()
+        rows = [(name, one.question, ", ".join(one.options), one.default) for name, one in questions]
+        answer(as_json, lambda: {"keys": [row[0] for row in rows]}, lambda: show_keys("choices", rows))
+        return
     known, model = selector.read_state(answers)
     known, other = selector.read_state({**known, **parse_settings(settings or ())})
     choice, model = selector.select(known), other or model
     config = selector.configure(choice.winner.name, choice.answers, model=model)
-    rows = ledger(records.read_newest(runs).values()) if runs else []
-    verdicts = {row.id: row.verdict for row in rows if row.measured}
+    claims = ledger(records.read_newest(runs).values()) if runs else []
+    verdicts = {row.id: row.verdict for row in claims if row.measured}
     answer(
         as_json,
         lambda: selector.to_json(choice, config, model=model),
@@ -324,6 +356,7 @@ app.command()(simulate.simulate)
 @app.command()
 def progress(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One folder of records for each learner.")],
+    room_only: Annotated[bool, typer.Option("--room", help="Without the learners' names and rows.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the progress of the learners in a workshop."""
@@ -338,11 +371,11 @@ def progress(
     answer(
         as_json,
         lambda: {
-            "learners": [learner.to_json() for learner in room],
+            "learners": [] if room_only else [learner.to_json() for learner in room],
             "calibration": asdict(calibration),
             "exercises": [asdict(hurdle) for hurdle in hurdles],
         },
-        lambda: show_learners(room, hurdles, calibration),
+        lambda: show_learners([] if room_only else room, hurdles, calibration),
     )
 
 

@@ -184,6 +184,14 @@ def show_simulation(answer: "Simulation") -> None:
         put(f"warning: {warning}")
 
 
+def show_keys(values: str, keys: Sequence[tuple[str, str, str, str]]) -> None:
+    """Print the keys of --set: name, meaning, `values` (their unit or choices) and default."""
+    rows = table("key", "meaning", values, "default")
+    for row in keys:
+        rows.add_row(*row)
+    put(rows)
+
+
 # --- for instructors ---
 
 
@@ -223,10 +231,11 @@ def _machine_rows(machine: "MachineState") -> list[tuple[str, str]]:
 
 def show_learners(learners: "Sequence[Learner]", hurdles: "Sequence[Hurdle]", calibration: "Calibration") -> None:
     """Print a row for each learner, the room's calibration, and exercises that are open or showed a misconception."""
-    rows = table("learner", "done", "open", "failed", "predictions", "sure / right", "exercises", "last (UTC)")
-    for learner in learners:
-        rows.add_row(learner.name, *_learner_cells(learner))
-    put(rows)
+    if learners:
+        rows = table("learner", "done", "open", "failed", "predictions", "sure / right", "exercises", "last (UTC)")
+        for learner in learners:
+            rows.add_row(learner.name, *_learner_cells(learner))
+        put(rows)
     if buckets := calibration.buckets:
         rows = table("how sure", "predictions", "right")
         for bucket in buckets:

@@ -4,12 +4,12 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import require
 from labkit.files import GPU_BLOCK_SIZE
+from labkit.machine.facts import vllm_version
 from labkit.modelled import cards
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.cards import Card
@@ -55,7 +55,7 @@ class ModelledGpu:
         if self.source == "kernels" and self.card.kernels:
             times = f"kernels of {self.card.kernels.version}"
         count = f"{self.tensor_parallel} x " if self.tensor_parallel > 1 else ""
-        card, engine = self.card.title.removeprefix("NVIDIA "), version("vllm").split("+")[0]
+        card, engine = self.card.title.removeprefix("NVIDIA "), vllm_version().partition("+")[0]
         error = errors_in_words(self.folder, self.tensor_parallel, self.card)
         return f"Modelled: {count}{card}, {self.folder.name}, vLLM {engine}, {times}; {error}"
 

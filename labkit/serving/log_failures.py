@@ -176,7 +176,7 @@ def _out_of_memory(match: re.Match[str], engine: Engine) -> Explanation:
             f"lower gpu_memory_utilization, set enforce_eager, or {SMALLER_STEPS}",
         ),
         "in the profiling run or later": (("weights",), f"{SMALLER_STEPS}, or lower gpu_memory_utilization"),
-        "before the weights were loaded": ((), LESS_WEIGHTS),
+        "before any line about loaded weights": ((), LESS_WEIGHTS),
     }
     phase, fix = next((phase, fix) for phase, (kinds, fix) in phases.items() if not kinds or engine.has(*kinds))
     return Explanation(

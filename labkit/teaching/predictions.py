@@ -177,10 +177,14 @@ class Reveal:
     recorded: float | str | None = None
     recorded_from: str = ""
     modelled: str = ""
+    exact: bool = False
+    """Only the value itself is a hit: a choice among few numbers."""
 
     @property
     def hit(self) -> bool | None:
         """Whether the guess counts as right; None without one."""
+        if self.exact and self.prediction.value is not None:
+            return self.prediction.value == self.measured
         return is_hit(self.prediction.value, self.measured, self.low, self.high)
 
     def to_dict(self) -> dict[str, Any]:
@@ -218,7 +222,8 @@ class Reveal:
             return "No prediction was made."
         if isinstance(guess, str):
             return "Your prediction was right." if self.hit else "Your prediction was wrong."
-        return f"Your prediction was {'close enough to count as a hit' if self.hit else self._compared(guess)}."
+        hit = "right" if self.exact else "close enough to count as a hit"
+        return f"Your prediction was {hit if self.hit else self._compared(guess)}."
 
     def _guess_in_words(self) -> str:
         prediction = self.prediction

@@ -346,7 +346,7 @@ def test_today_is_the_pages_default_day(page: Any, site: Site, requests: list[st
 
 @pytest.mark.usefixtures("requests")
 def test_slides_turn(page: Any, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and buttons turn the slides, the address keeps the number, N shows the notes."""
+    """Keys and buttons turn the slides, the address keeps the number, N shows the notes; all slides are printed."""
     from playwright.sync_api import expect
 
     (tmp_path / "docs" / "workshop").mkdir(parents=True)
@@ -365,5 +365,10 @@ def test_slides_turn(page: Any, site: Site, tmp_path: Path, monkeypatch: pytest.
     page.get_by_role("button", name="Next").click()
     expect(page.locator("#count")).to_have_text("3 of 3")
     assert page.url.endswith("#slide-3")
+    page.emulate_media(media="print")
+    for heading in ("First", "Second", "Third"):
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    page.emulate_media(media="screen")
+    expect(page.get_by_role("heading", name="First")).to_be_hidden()
     page.keyboard.press("p")
     expect(page.get_by_role("heading", name="First")).to_be_visible()

@@ -1,6 +1,7 @@
 """The calculator's widget (without a browser), charts and command agree with `calculate`."""
 
 import json
+import math
 from datetime import date
 from fractions import Fraction
 from typing import Any
@@ -236,7 +237,7 @@ def test_hosting_that_never_pays_is_nowhere_drawn_below_the_api(config: costs.Co
 
 
 def test_a_second_crossing_is_in_the_title() -> None:
-    """A machine more makes hosting the dearer one once more: the title says from where it stays cheaper."""
+    """A machine more makes hosting the dearer one once more: title and text say from where it stays cheaper."""
     given = {"requests_per_s": 2.0, "input_tokens": 600, "output_tokens": 200, "prices_on": "2026-11-24"}
     result = costs.calculate(costs.settings_from(given))
     first, stays = result.against.break_even.first, result.against.break_even.for_good
@@ -244,6 +245,9 @@ def test_a_second_crossing_is_in_the_title() -> None:
     assert stays is not None
     assert first < stays
     assert f"for good from {millions(stays)} on" in break_even_chart(result)["title"]["text"]
+    said = f"hosting pays from {millions(first)} tokens a day, for good from {millions(stays)}"
+    assert said in text(result)
+    assert to_json(result)["api"][0]["break_even_for_good_tokens_per_day"] == math.ceil(stays)
 
 
 # --- the command line

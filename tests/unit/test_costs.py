@@ -349,7 +349,7 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"tokens_per_day": 18e6, "input_tokens": 3}, "the mix is missing (output_tokens)"),
         ({"input_tokens": 0, "output_tokens": 0}, "0 tokens"),
         ({"output_tokens": 0}, "output_tokens is 0"),
-        ({"buffer": 101}, "101; it should be less than or equal to 100\n  To fix it: it means: spare capacity"),
+        ({"buffer": 101}, "101; it should be less than or equal to 100\n  To fix it: give buffer: spare capacity"),
         ({"model_gb": 30}, "a replica takes 2 GPUs and g6.xlarge has 1"),
         ({"model_gb": 300, "instance": "g6.48xlarge", "tensor_parallel": 8}, "300 GB of weights do not fit into 8 x"),
         ({"buffer": ""}, "buffer is None; it should be a valid number"),

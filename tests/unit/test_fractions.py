@@ -290,7 +290,7 @@ def test_a_bad_file_is_refused_with_the_place() -> None:
         ({"name": "a"}, "two deployments are called a"),
         ({"num_gpus": [0.5, "x"]}, "num_gpus is 'x' (deployments[1].num_gpus[1])"),
         ({"num_gpus": 4, "tensor_parallel": 2}, "tensor_parallel is 2, and a replica requests 4 GPUs"),
-        ({"strategy": "CROWD"}, "it should be 'PACK'"),
+        ({"strategy": "CROWD"}, "give 'PACK'"),
         ({"kv_cache_dtype": "int3"}, "the KV cache's type is 'int3'"),
         ({"model": "z" * 5_000}, "(5,002 characters)"),
     ]

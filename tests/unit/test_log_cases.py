@@ -199,7 +199,7 @@ OUT_OF_MEMORY = (
 @pytest.mark.parametrize(
     ("before", "phase", "fix"),
     [
-        ("", "before the weights were loaded", "tensor_parallel_size"),
+        ("", "before any line about loaded weights", "tensor_parallel_size"),
         ("Model loading took 14.9 GiB and 3 seconds", "in the profiling run", "max_num_batched_tokens"),
         ("GPU KV cache size: 23,648 tokens", "CUDA graphs", "enforce_eager"),
         ("Graph capturing finished in 18 secs, took 0.62 GiB", "while it served", "gpu_memory_utilization"),

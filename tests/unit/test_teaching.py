@@ -10,7 +10,7 @@ from labkit import display
 from labkit.errors import UsageError
 from labkit.teaching import Prediction, ask, calibration, check, is_hit, predict, reveal
 from labkit.teaching.exercises import _answers
-from labkit.teaching.predictions import TOLERANCE, Bucket, form
+from labkit.teaching.predictions import TOLERANCE, Bucket, Reveal, form
 from labkit.words import amount, factor_between, number, off_by, span
 
 positive = st.floats(1e-6, 1e9)
@@ -138,6 +138,14 @@ def test_a_hit_is_within_a_factor_or_inside_the_interval(guess: float, measured:
     assert is_hit(guess, measured, guess, 2 * guess)
     assert (is_hit(10, 100, 5, 200), is_hit(10, 100, 50, 200)) == (True, False)
     assert (is_hit(0, 0, None, None), is_hit(1, 0, None, None)) == (True, False)
+
+
+def test_of_few_numbers_only_the_right_one_is_a_hit() -> None:
+    """Where the numbers to choose from lie close together, a neighbour is no hit."""
+    for guess, hit, said in ((48.0, True, "was right"), (40.0, False, "1.2"), (None, None, "No prediction")):
+        prediction = Prediction("q", "Which rate?", unit="requests/s", value=guess)
+        result = Reveal(prediction=prediction, measured=48, exact=True)
+        assert (result.hit, said in result.sentence()) == (hit, True)
 
 
 def test_calibration_of_known_predictions() -> None:

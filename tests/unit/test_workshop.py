@@ -142,7 +142,8 @@ def test_different_folders_have_different_names(parts: list[list[str]]) -> None:
 
 
 def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path) -> None:
-    """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table."""
+    """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table;
+    for the projector without names."""
     for name, status in (("ann", "done"), ("ben", "failed")):
         made = Recorder(LAB, tmp_path / name, {}, machine=synthetic.machine(), versions={}, seed=0)
         made.prediction(guessed("a", 1.0, hit=name == "ann", confidence=0.8))
@@ -166,6 +167,9 @@ def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path
     text = labkit("progress", *folders).stdout
     words = ("ann", "1 of 1 close", "80% / 100%", "1 of 2", "n gaps for n tokens (2)", "no record", "70% to 90%")
     assert [word for word in words if word not in text] == []
+    on_the_wall = labkit("progress", "--room", *folders).stdout
+    assert ("70% to 90%" in on_the_wall, "ann" in on_the_wall) == (True, False)
+    assert labkit("progress", "--room", *folders, "--json").json["learners"] == []
 
 
 def by_topic(checks: tuple[Check, ...]) -> dict[str, Check]:

@@ -62,14 +62,22 @@ def missing(cells: Sequence[Any], left_out: set[int]) -> Iterator[tuple[int, set
             known |= bound
 
 
+def code(cells: Sequence[Any], numbers: set[int]) -> list[int]:
+    return [number for number in sorted(numbers) if cells[number].cell_type == "code"]
+
+
 @pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
 def test_what_may_be_skipped_is_needed_by_no_later_cell(lab: Lab) -> None:
-    """Each part that the notes name exists, and without those to skip every name still has its value."""
+    """Each part that the notes name exists, and without those to skip every name still has its value, and every engine
+    that an earlier cell started is closed."""
     cells = nbformat.read(notebooks_path() / lab.notebook, as_version=4).cells
     for words, exercise in named(lab, "Keep"):
         assert part(cells, words, exercise)
     left_out = {number for words, exercise in named(lab, "Skip") for number in part(cells, words, exercise)}
     assert list(missing(cells, left_out)) == []
+    started = {name for number in code(cells, left_out) for name in bound_and_used(cells[number].source)[0]}
+    closed = [re.findall(r"close\((\w+)\)|(\w+)\.stop\(", cells[number].source) for number in code(cells, left_out)]
+    assert {name for pairs in closed for pair in pairs for name in pair if name} <= started
 
 
 def test_a_slide_asks_what_its_lab_asks() -> None:

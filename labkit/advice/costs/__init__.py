@@ -8,7 +8,7 @@ The command line (`labkit cost`) and the widget (`labkit.advice.costs.form`) are
 
 from labkit.advice.costs.calculate import calculate
 from labkit.advice.costs.prices import instances, known_models, price_of_request, show_usd
-from labkit.advice.costs.settings import CostSettings, default, settings_from
+from labkit.advice.costs.settings import CostSettings, default, keys, settings_from
 from labkit.advice.costs.throughput import Throughput
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "calculate",
     "default",
     "instances",
+    "keys",
     "known_models",
     "price_of_request",
     "settings_from",

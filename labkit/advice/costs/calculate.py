@@ -11,6 +11,7 @@ from labkit.advice.costs.prices import (
     OWN,
     ApiPrice,
     find_instance,
+    millions,
     models_like,
     price_of_request,
     show_usd,
@@ -34,6 +35,14 @@ class ApiCost:
     @property
     def usd_per_month(self) -> Fraction:
         return self.usd_per_day * DAYS_PER_MONTH
+
+    @property
+    def break_even_words(self) -> str:
+        """The volume from which hosting is cheaper. Between `first` and `for_good` another machine may flip it back."""
+        first, stays = self.break_even.first, self.break_even.for_good
+        if first is None or stays is None:
+            return "never"
+        return f"{millions(first)} tokens a day" + (f", for good from {millions(stays)}" if first != stays else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,6 @@ class Checked(Frozen):
             name = str(problem["loc"][0])
             field = cls.model_fields[name]
             unit = f" ({field.title})" if field.title else ""
-            meaning = f"it means: {field.description}{unit}"
-            fix = meaning if field.description else "see labkit cost --json for its value"
+            fix = f"give {cls.prefix}{name}: {field.description}{unit}"
             message = problem["msg"].replace("Input should", "it should")
             raise UsageError(f"{cls.prefix}{name} is {problem['input']!r}; {message}", remedy=fix) from None

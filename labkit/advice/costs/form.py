@@ -312,13 +312,12 @@ def _hosting(result: CostResult) -> Iterable[str]:
 
 
 def _api(api: ApiCost) -> Iterable[str]:
-    first = api.break_even.first
     ends = " to ".join("never" if end is None else millions(end) for end in api.break_even_bounds)
     yield f"<span title='{escape(api.price.source, quote=True)}'>{escape(api.price.name)}</span>"
     yield show_usd(api.usd_per_day)
     yield _whole_usd(api.usd_per_month)
     yield show_usd(api.usd_per_million_tokens)
-    yield f"<span title='{ends}'>{'never' if first is None else f'{millions(first)} a day'}</span>"
+    yield f"<span title='{ends}'>{api.break_even_words}</span>"
 
 
 def _whole_usd(usd: Fraction) -> str:

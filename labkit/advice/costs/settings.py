@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import cached_property
 from typing import Annotated, Any, Self, cast
@@ -59,12 +59,12 @@ class CostSettings(Checked):
     hours_per_day: float = quantity(0.01, HOURS, "h", "hours per day with requests", HOURS)
     peak_factor: float = quantity(1, 1000, "x", "arrivals in the busiest minutes, as a multiple of the mean", 1.0)
     buffer: float = quantity(0, 100, "share of the peak", "spare capacity above the peak, for bursts and failures", 0.0)
-    instance: str
+    instance: str = Field(description="the machine in the price list, or own with your usd_per_hour")
     purchase: Purchase = Field(default="on_demand", description="how the machine is bought")
     usd_per_hour: float | None = quantity(0, 1e6, "$/h of one machine", "your own price; without it the price list's")
     paid_hours_per_day: float = quantity(0.01, HOURS, "h", "hours per day in which machines run and are paid", HOURS)
     min_instances: int = quantity(1, 1e6, "machines", "fewest machines: two survive the loss of one", 1)
-    model: str = MODEL
+    model: str = Field(default=MODEL, description="the model whose throughput was modelled")
     throughput: Throughput | None = None
     tensor_parallel: int | None = quantity(1, 1024, "GPUs", "GPUs of one replica; without it the fewest that fit")
     model_gb: float | None = quantity(0, 1e6, "GB", "size of the weights; without it the modelled model's, in 16 bits")
@@ -218,6 +218,18 @@ SETTINGS = [
     *(f"throughput_{name}" for name in Throughput.model_fields),
     "throughput_from",
 ]
+
+
+def keys() -> Iterator[tuple[str, str, str, str]]:
+    """Yield each setting's name, meaning, unit and default, for `labkit cost --keys`."""
+    now = default().to_dict()
+    fields = {name: field for name, field in CostSettings.model_fields.items() if name != "throughput"}
+    fields |= {f"throughput_{name}": field for name, field in Throughput.model_fields.items()}
+    for name, field in fields.items():
+        value = now.get(name, "")
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield name, field.description or "", field.title or "", shown
+    yield "throughput_from", "a record, a folder of records, or the JSON of labkit load or simulate", "", "modelled"
 
 
 def default(*, prices_on: date | None = None, throughput: Throughput | None = None) -> CostSettings:

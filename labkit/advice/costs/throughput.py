@@ -28,10 +28,10 @@ class Throughput(Checked):
     high: float | None = Field(default=None, gt=0, strict=True, description="tokens/s at most")
     counts: Counts = Field(default="output", description="which tokens it counts")
     gpus: int = Field(default=0, ge=0, le=1024, strict=True, description="GPUs measured; 0: a whole machine")
-    gpu: str = ""
-    label: str = "entered, not measured"
-    measured: bool = False
-    machine: str = ""
+    gpu: str = Field(default="", description="the GPU's name, as in the price list")
+    label: str = Field(default="entered, not measured", description="where the figure comes from")
+    measured: bool = Field(default=False, description="whether it was measured")
+    machine: str = Field(default="", description="where it was measured")
 
     @property
     def bounds(self) -> tuple[float, float] | None:

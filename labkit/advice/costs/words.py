@@ -73,11 +73,12 @@ def _apis(result: CostResult) -> Iterator[str]:
     width = max(len(api.price.name) for api in result.api)
     for api in result.api:
         costs = f"{show_usd(api.usd_per_day):>12} a day {show_usd(api.usd_per_million_tokens):>10} per 1M"
-        first, (low, high) = api.break_even.first, api.break_even_bounds
-        pays = "hosting never pays" if first is None else f"hosting pays from {millions(first)} tokens a day on"
+        low, high = api.break_even_bounds
+        crossing = api.break_even_words
+        pays = "hosting never pays" if crossing == "never" else f"hosting pays from {crossing}"
         if result.has_interval and low != high:
             ends = ["never" if end is None else millions(end) for end in (low, high)]
-            pays += f" ({ends[0]} to {ends[1]})"
+            pays += f"; {ends[0]} to {ends[1]} by the throughput's interval"
         yield f"  {api.price.name:<{width}} {costs}   {pays}"
 
 
@@ -90,6 +91,7 @@ def _api_json(api: ApiCost) -> dict[str, Any]:
         "usd_per_month": _float(api.usd_per_month, 2),
         "usd_per_million_tokens": _float(api.usd_per_million_tokens, 6),
         "break_even_tokens_per_day": _tokens(api.break_even.first),
+        "break_even_for_good_tokens_per_day": _tokens(api.break_even.for_good),
         "source": api.price.source,
     }
 

@@ -201,7 +201,8 @@ def read(
 ) -> tuple[list[Deployment], Cluster]:
     """Read deployments and GPUs from a YAML file (see `parse`); model paths in it are relative to its folder."""
     require(path.exists(), f"there is no file {path}", fix="name a YAML file of deployments")
-    return parse(read_yaml(path, Any, remedy="correct it"), gpu=gpu, default=default, folder=path.parent)
+    fix = "correct that line, or name a YAML file of deployments (labkit fractions --help shows one)"
+    return parse(read_yaml(path, Any, remedy=fix), gpu=gpu, default=default, folder=path.parent)
 
 
 def parse(
@@ -301,7 +302,8 @@ def _refusal(error: ValidationError, content: Any) -> UsageError:
     name = content["deployments"][steps[1]].get("name") if len(steps) > 2 and steps[0] == "deployments" else None
     named = shortened(name) if isinstance(name, str) else None
     what = f"{named}: {steps[2]} is {value} ({place})" if named else f"{place} is {value}"
-    return UsageError(what, remedy=problem["msg"].replace("Input should", "it should").removeprefix("Value error, "))
+    fix = problem["msg"].replace("Input should be", "give").removeprefix("Value error, ")
+    return UsageError(what, remedy=f"{fix}, without a unit" if str(steps[-1]).endswith("_gib") else fix)
 
 
 KINDS = ("float", "constrained-", "list[")  # pydantic's names for the members of a union

@@ -188,7 +188,9 @@ def _more_memory(deployment: Deployment, replica: Replica, card: Card) -> str:
     if deployment.engine_share is None:
         return f"a GPU with {gib(least)} free"
     share = math.ceil(least / card.total_bytes * 100) / 100
-    words = f"weights, the engine itself and one request of {deployment.context_tokens:,} tokens take {gib(least)}"
+    longest = deployment.context_tokens
+    request = f", the engine itself and one request of {longest:,} tokens" if longest else " and the engine itself"
+    words = f"weights{request} take {gib(least)}"
     if replica.longest_tokens and (replica.rest_bytes or 0) <= replica.free_bytes:
         return f"max_model_len: {replica.longest_tokens}, or engine_share: {share:.2f} ({words})"
     if share <= part_share < deployment.engine_share:
