@@ -150,16 +150,6 @@ def test_the_nearest_machine_of_the_same_kind_is_set_beside(tmp_path: Path) -> N
     assert reference.reference_for(facts, tmp_path / "nowhere") is None
 
 
-def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
-    """A record with other sizes says which; guesses do not count."""
-    [one] = reference.references(kept)
-    alike, other = (read_all(run(tmp_path / name, n=n))[LAB] for name, n in (("a", 4), ("b", 8)))
-    assert one.other_parameters(alike) == ()
-    assert one.other_parameters(other) == ("n",)
-    assert one.prediction(LAB, "01.speed") is not None
-    assert one.prediction(LAB, "01.other") is None
-
-
 def added(drawn: dict[str, Any]) -> list[dict[str, Any]]:
     """The layers of recorded values in a chart."""
     return [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
@@ -221,7 +211,8 @@ def test_a_reveal_shows_what_was_recorded_and_does_not_record_it(
 
 
 def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: reference.Reference, tmp_path: Path) -> None:
-    """What goes into the record is this run alone; the report of the run sets the other beside it, by name."""
+    """What goes into the record is this run alone; the report of the run sets the other beside it, by name, but not
+    one with other parameters, nor the recorded run itself, whose marks at each bar would say nothing."""
     lab = new_session(tmp_path / "here")
     lab.chart(chart(4.0), "bars", key=True)
     lab.finish()
@@ -232,10 +223,4 @@ def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: referenc
     assert recorded.label in build(tmp_path / "here").read_text(encoding="utf-8")
     other = lab.recorder.record.model_copy(update={"parameters": {"n": 5}})
     assert reference.beside_recorded(other, "bars", held.spec) == held.spec, "measured with other parameters"
-
-
-def test_the_recorded_run_is_not_set_beside_itself(recorded: reference.Reference, tmp_path: Path) -> None:
-    """In the report of the very run that was kept, a mark at each bar would say nothing."""
-    record: Record = read_all(tmp_path / "run")[LAB]
-    assert recorded.points(LAB, "bars")
-    assert reference.reference_beside(record) is None
+    assert reference.reference_beside(read_all(tmp_path / "run")[LAB]) is None
