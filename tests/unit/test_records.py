@@ -269,17 +269,6 @@ def test_what_cannot_be_read_as_a_record_is_named_with_its_position(tmp_path: Pa
         read(tmp_path / "absent.json")
 
 
-def test_a_run_is_described_and_updated(tmp_path: Path) -> None:
-    """run.json comes back as written; a lab's entry is replaced by name; it is no record."""
-    run = RunInfo(machine=MACHINE, versions=VERSIONS, seed=1, profile="cpu", started=datetime.now(UTC))
-    run = run.with_lab(LabRun(name="a", status="running")).with_lab(LabRun(name="b", status="waiting"))
-    run = run.with_lab(LabRun(name="a", status="done", seconds=1.5))
-    run.write(tmp_path)
-    assert records.read_run(tmp_path) == run
-    assert [(lab.name, lab.status) for lab in run.labs] == [("a", "done"), ("b", "waiting")]
-    assert read_all(tmp_path) == {}
-
-
 def test_of_a_folder_of_runs_the_newest_finished_record_of_each_lab_counts(tmp_path: Path) -> None:
     """A run's own folder is read whole; in a folder of runs a later start, if it ended well, replaces an earlier. A
     status set from outside, when a lab's process is gone, keeps all else."""
@@ -385,12 +374,3 @@ def test_other_machines_and_versions_are_noted(tmp_path: Path) -> None:
     mixed = write_run(write_run(tmp_path / "c"), "02_lab", machine=GPU_MACHINE)
     (note,) = compare(mixed, write_run(write_run(tmp_path / "d"), "02_lab")).notes
     assert "(01_lab of a, b: 2 CPUs (a test's), 24 GiB, no GPU; 02_lab of a: 8 CPUs, 1 GPU)" in note
-
-
-def test_folders_without_records_are_refused(tmp_path: Path) -> None:
-    """Nothing to compare is an error that names the folder, never agreement."""
-    run = write_run(tmp_path / "a")
-    (tmp_path / "empty").mkdir()
-    for name, message in (("empty", "empty holds 0 records"), ("missing", "missing is not a folder")):
-        with pytest.raises(RecordError, match=message):
-            compare(run, tmp_path / name)
