@@ -89,23 +89,6 @@ def test_starts_of_a_lab_add_up() -> None:
     assert lab.starts == 2
 
 
-def test_hurdles_name_what_most_have_not_passed_first() -> None:
-    """Counts are of learners, not of tries."""
-
-    def learner(**exercises: Attempts) -> learners.Learner:
-        record = a_record(0, exercises=exercises)
-        return learners.Learner(name="x", folder=Path("x"), labs=learners.progress_of([record]))
-
-    room_of_three = [
-        learner(easy=tried(passed=True), hard=tried(passed=False, misconceptions=("units",))),
-        learner(hard=tried(passed=False, misconceptions=("units", "sign"))),
-        learner(hard=tried(passed=True)),
-    ]
-    hard, easy = learners.hurdles(room_of_three)
-    assert (hard.exercise, hard.tried, hard.passed, hard.misconceptions) == ("hard", 3, 1, {"units": 2, "sign": 1})
-    assert (easy.exercise, easy.tried, easy.passed) == ("easy", 1, 1)
-
-
 def test_a_learner_is_read_from_every_folder_below(tmp_path: Path) -> None:
     """Notebook and batch runs count alike; hidden folders and other JSON do not; a broken file is named, not fatal; an
     open lab was last touched when its file was."""
@@ -142,11 +125,14 @@ def test_different_folders_have_different_names(parts: list[list[str]]) -> None:
 
 
 def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path) -> None:
-    """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table."""
+    """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table. What most
+    have not passed comes first; counts are of learners, not of tries."""
     for name, status in (("ann", "done"), ("ben", "failed")):
         made = Recorder(LAB, tmp_path / name, {}, machine=synthetic.machine(), versions={}, seed=0)
         made.prediction(guessed("a", 1.0, hit=name == "ann", confidence=0.8))
-        made.exercise("01.tpot", passed=name == "ann", misconceptions=("n gaps for n tokens",))
+        made.exercise("00.weight_bytes", passed=True)
+        for _ in range(2):
+            made.exercise("01.tpot", passed=name == "ann", misconceptions=("n gaps for n tokens",))
         made.save(status)  # type: ignore[arg-type]
     (tmp_path / "cy").mkdir()
     folders = [tmp_path / name for name in ("ann", "ben", "cy")]
@@ -155,11 +141,12 @@ def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path
     assert (ann["name"], ann["done"], ann["labs"]) == ("ann", [LAB], {LAB: "done"})
     assert ann["predictions"]["hits"] == 1
     assert ann["predictions"]["brier"] == pytest.approx(0.04)
-    assert (ann["exercises"]["passed"], ben["exercises"]["not_yet"]) == (["01.tpot"], ["01.tpot"])
+    assert (ann["exercises"]["not_yet"], ben["exercises"]["not_yet"]) == ([], ["01.tpot"])
     assert ben["failed"] == [LAB]
     assert datetime.fromisoformat(ben["last_activity"]) <= datetime.now(UTC)
     assert shown["exercises"] == [
-        {"exercise": "01.tpot", "tried": 2, "passed": 1, "misconceptions": {"n gaps for n tokens": 2}}
+        {"exercise": "01.tpot", "tried": 2, "passed": 1, "misconceptions": {"n gaps for n tokens": 2}},
+        {"exercise": "00.weight_bytes", "tried": 2, "passed": 2, "misconceptions": {}},
     ]
     (bucket,) = shown["calibration"]["buckets"]
     assert bucket == {"low": 0.7, "high": 0.9, "predictions": 2, "hits": 1}
