@@ -195,7 +195,7 @@ def test_what_is_broken_or_does_not_fit_is_told_and_the_rest_is_there(full: Path
 
 
 def test_few_predictions_are_not_called_a_calibration(tmp_path: Path) -> None:
-    """Below ten predictions the page says that they too few to judge calibration; without any it says that, too."""
+    """Below ten predictions the page says that they are too few to judge calibration; without any it says that, too."""
     guess = {"question": "q", "unit": "s", "guess": 1.0, "confidence": 0.5, "measured": 1.0, "hit": True}
     for count in (0, 1, 9, 10):
         made = recorder(tmp_path)

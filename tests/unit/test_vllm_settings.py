@@ -125,8 +125,8 @@ def test_a_command_that_cannot_work_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    bad = [((command, None), says) for says, commands in REFUSED_COMMANDS.items() for command in commands]
-    bad += [(("vllm serve org/model", 65536), "port 65536 does not exist")]
+    bad: list[tuple[tuple[str, int | None], str]] = [(("vllm serve org/model", 65536), "port 65536 does not exist")]
+    bad += [((command, None), says) for says, commands in REFUSED_COMMANDS.items() for command in commands]
     private = tmp_path / "private"
     assert not_refused(lambda given: start(given[0], folder=private, env={}, port=given[1]), bad) == []
     assert not private.exists()
