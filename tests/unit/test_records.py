@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from labkit import records
 from labkit.errors import RecordError
 from labkit.experiments import Interval, Ratio, closed_loop, paired_ratio
-from labkit.records import LabRun, Recorder, RunInfo, compare, differences, plain, read, read_all, within, write_atomic
+from labkit.records import Recorder, compare, differences, plain, read, within, write_atomic
 from tests.unit.refusals import not_refused
 
 MACHINE: dict[str, Any] = {"cpus": 2, "line": "2 CPUs (a test's), 24 GiB, no GPU"}

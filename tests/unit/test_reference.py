@@ -14,7 +14,7 @@ from labkit import charts, labs
 from labkit.charts.render import chart_svg, spec
 from labkit.errors import RecordError
 from labkit.machine import to_json
-from labkit.records import LabRun, Record, Recorder, RunInfo, compare, read_all, reference
+from labkit.records import LabRun, Recorder, RunInfo, compare, read_all, reference
 from labkit.records.recorded import marks, with_recorded
 from labkit.report.page import build
 from labkit.session import LabSession

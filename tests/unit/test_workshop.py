@@ -125,8 +125,8 @@ def test_different_folders_have_different_names(parts: list[list[str]]) -> None:
 
 
 def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path) -> None:
-    """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table. What most
-    have not passed comes first; counts are of learners, not of tries."""
+    """A learner's labs, predictions with calibration, exercises and last activity, as an object and as a table. What
+    most have not passed comes first; counts are of learners, not of tries."""
     for name, status in (("ann", "done"), ("ben", "failed")):
         made = Recorder(LAB, tmp_path / name, {}, machine=synthetic.machine(), versions={}, seed=0)
         made.prediction(guessed("a", 1.0, hit=name == "ann", confidence=0.8))
