@@ -194,20 +194,23 @@ def recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> reference.Reference
     return one
 
 
-def new_session(folder: Path) -> LabSession:
+def new_session(folder: Path, *, n: int = 4) -> LabSession:
     """A lab's session on the machine of the tests, whatever machine runs them."""
-    return LabSession(labs.LABS[LAB], {"n": 4}, folder, machine=synthetic.machine())
+    return LabSession(labs.LABS[LAB], {"n": n}, folder, machine=synthetic.machine())
 
 
 def test_a_reveal_shows_what_was_recorded_and_does_not_record_it(
     recorded: reference.Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The card has the other machine's figure with place and day; the record has only what was measured here."""
+    """The card has the other machine's figure with place and day; the record has only what was measured here. Of
+    another prediction, or with other parameters, nothing was recorded."""
     lab = new_session(tmp_path / "here")
     shown = lab.reveal(Prediction(id="01.speed", question="?", unit="tok/s"), 6.0)
     assert ("Recorded", "3.1 tok/s", recorded.place) in shown.rows()
     assert recorded.place in capsys.readouterr().out
     assert not any(name.startswith("recorded") for name in lab.recorder.record.predictions[0])
+    for session, name in ((lab, "01.other"), (new_session(tmp_path / "there", n=5), "01.speed")):
+        assert "Recorded" not in str(session.reveal(Prediction(id=name, question="?", unit="tok/s"), 6.0).rows())
 
 
 def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: reference.Reference, tmp_path: Path) -> None:
