@@ -1,6 +1,7 @@
 """The notebooks as they are stored: all parts of a lab in order, executed, small, without a trace of the machine."""
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from labkit.teaching import exercises
 from tools import notebooks as tool
 
+v4 = nbformat.v4
 STORED = sorted(tool.NOTEBOOKS.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 
@@ -41,7 +43,7 @@ def test_no_number_is_typed_into_a_verdict(path: Path) -> None:
     assert re.findall(r"\d[\d.,]*\s*(?:tok/s|tokens/s|ms\b|s\b|x faster|times faster)", prose) == []
 
 
-# --- the rules themselves: each is broken once ---
+# --- the rules themselves ---
 
 
 def lab(*parts: str) -> Any:
@@ -49,13 +51,12 @@ def lab(*parts: str) -> Any:
     cells = []
     for number, part in enumerate(parts):
         is_code = part in {"parameters", "machine", "predict", "run", "reveal", "exercise"}
-        cell = nbformat.v4.new_code_cell("1") if is_code else nbformat.v4.new_markdown_cell(f"## {part}")
+        cell = v4.new_code_cell("1") if is_code else v4.new_markdown_cell(f"## {part}")
         cell.metadata["tags"] = [part]
         if is_code:
             cell["execution_count"] = number
         cells.append(cell)
-    cells.append(nbformat.v4.new_markdown_cell("## Key points"))
-    return nbformat.v4.new_notebook(cells=cells)
+    return v4.new_notebook(cells=[*cells, v4.new_markdown_cell("## Key points")])
 
 
 def stored(notebook: Any, folder: Path, *, name: str = "01_lab") -> Path:
@@ -65,86 +66,65 @@ def stored(notebook: Any, folder: Path, *, name: str = "01_lab") -> Path:
     return path
 
 
-def test_a_lab_in_order_has_no_faults(tmp_path: Path) -> None:
-    """The shortest lab passes; so does one with two rounds, and lab 00 without a recall."""
-    assert tool.faults(stored(lab(*tool.TAGS), tmp_path)) == []
-    rounds = [*tool.TAGS[:9], "idea", "predict", "run", "reveal", "explain", "exercise", "verdict"]
-    assert tool.faults(stored(lab(*rounds), tmp_path)) == []
-    assert tool.faults(stored(lab("card", *tool.TAGS[2:]), tmp_path, name="00_start")) == []
+def tagged(cell: int, *tags: str, parts: Sequence[str] = tool.TAGS) -> Any:
+    """A lab with other tags at one cell."""
+    notebook = lab(*parts)
+    notebook.cells[cell].metadata["tags"] = list(tags)
+    return notebook
 
 
-@pytest.mark.parametrize("missing", tool.TAGS)
-def test_a_missing_part_is_a_fault(missing: str, tmp_path: Path) -> None:
-    """Without any one part the fault names it."""
-    found = tool.faults(stored(lab(*(tag for tag in tool.TAGS if tag != missing)), tmp_path))
-    assert any(f"tagged {missing}" in one for one in found)
-
-
-def test_parts_out_of_order_are_a_fault(tmp_path: Path) -> None:
-    """Running before predicting is told as a wrong order."""
-    swapped = [*tool.TAGS[:5], "run", "predict", *tool.TAGS[7:]]
-    found = " ".join(tool.faults(stored(lab(*swapped), tmp_path)))
-    assert "in the order" in found
-    assert "not followed by a run" in found
-
-
-def test_a_prediction_never_revealed_is_a_fault(tmp_path: Path) -> None:
-    """Of two predictions the second one, without a reveal, is told by its number."""
-    parts = [*tool.TAGS[:9], "predict", "run", "exercise", "verdict"]
-    assert "prediction 2" in " ".join(tool.faults(stored(lab(*parts), tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("output", "told"),
-    [
-        (nbformat.v4.new_output("error", ename="KeyError", evalue="x", traceback=[]), "KeyError"),
-        (nbformat.v4.new_output("stream", text="see /home/somebody/x"), "/home/somebody"),
-        (nbformat.v4.new_output("stream", text="x" * tool.MAX_BYTES), "bytes"),
-    ],
-)
-def test_a_bad_output_is_a_fault(output: Any, told: str, tmp_path: Path) -> None:
-    """A stored error, a machine's path and a huge output are each told."""
+def shows(kind: str, **output: Any) -> Any:
+    """A lab whose third cell has this output."""
     notebook = lab(*tool.TAGS)
-    notebook.cells[2].outputs = [output]
-    assert told in " ".join(tool.faults(stored(notebook, tmp_path)))
+    notebook.cells[2].outputs = [v4.new_output(kind, **output)]
+    return notebook
+
+
+def test_a_lab_in_order_has_no_faults(tmp_path: Path) -> None:
+    """The shortest lab, one with two rounds, lab 00 without a recall, and a timed cell in a part or before it."""
+    rounds = [*tool.TAGS[:9], "idea", "predict", "run", "reveal", "explain", "exercise", "verdict"]
+    for name, notebook in (
+        ("01_lab", lab(*tool.TAGS)),
+        ("01_lab", lab(*rounds)),
+        ("00_start", lab("card", *tool.TAGS[2:])),
+        ("01_lab", tagged(6, "run", "timed")),
+        ("01_lab", tagged(6, "timed", parts=[*tool.TAGS[:6], "run", *tool.TAGS[6:]])),
+    ):
+        assert tool.faults(stored(notebook, tmp_path, name=name)) == []
+
+
+def broken() -> Iterator[tuple[Any, str]]:
+    """Notebooks that each break one rule, and what is told of it."""
+    for missing in tool.TAGS:
+        yield lab(*(tag for tag in tool.TAGS if tag != missing)), f"no cell is tagged {missing}"
+    swapped = lab(*tool.TAGS[:5], "run", "predict", *tool.TAGS[7:])
+    yield swapped, "in the order"
+    yield swapped, "not followed by a run"
+    yield lab(*tool.TAGS[:9], "predict", "run", "exercise", "verdict"), "prediction 2"
+    yield tagged(3, "machine", "parameters"), "exactly one"
+    yield tagged(6, "run", "Timed"), "cell 6 has an unknown tag, Timed"
+    yield tagged(6, "timed", "run"), "cell 6 has another tag after timed"
+    yield tagged(8, "explain", "timed"), "cell 8 shows nothing: it cannot be timed"
+    yield tagged(2, "parameters", "timed"), "cell 2 shows nothing: it cannot be timed"
+    yield shows("error", ename="KeyError", evalue="x", traceback=[]), "KeyError"
+    yield shows("stream", text="see /home/somebody/x"), "/home/somebody"
+    yield shows("stream", text="x" * tool.MAX_BYTES), "bytes"
+    unexecuted = lab(*tool.TAGS)
+    unexecuted.cells[3]["execution_count"] = None
+    yield unexecuted, "1 of 6 code cells have not been executed, the first is cell 3"
+
+
+def test_every_rule_that_is_broken_is_told(tmp_path: Path) -> None:
+    """Parts missing, out of order or without their reveal, wrong tags, bad outputs and a cell that was never run."""
+    told = [(" ".join(tool.faults(stored(notebook, tmp_path))), says) for notebook, says in broken()]
+    assert [(found, says) for found, says in told if says not in found] == []
 
 
 def test_the_repository_and_the_home_are_not_stored(tmp_path: Path) -> None:
     """The tool shortens the paths of this machine when it stores."""
-    notebook = lab(*tool.TAGS)
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text=f"{tool.ROOT}/data and {Path.home()}/x")]
-    path = stored(notebook, tmp_path)
+    path = stored(shows("stream", text=f"{tool.ROOT}/data and {Path.home()}/x"), tmp_path)
     assert tool.faults(path) == []
     assert "./data and ~/x" in path.read_text()
-
-
-@pytest.mark.parametrize(
-    ("cell", "tags", "told"),
-    [
-        (6, ["run", "timed"], ""),
-        (6, ["timed"], ""),
-        (6, ["run", "Timed"], "cell 6 has an unknown tag, Timed"),
-        (6, ["timed", "run"], "cell 6 has another tag after timed"),
-        (8, ["explain", "timed"], "cell 8 shows nothing: it cannot be timed"),
-        (2, ["parameters", "timed"], "cell 2 shows nothing: it cannot be timed"),
-    ],
-)
-def test_timed_stands_after_the_part_of_a_code_cell(cell: int, tags: list[str], told: str, tmp_path: Path) -> None:
-    """A code cell may be timed, in a part that begins with it or before it; anywhere else, or misspelt, it is told."""
-    notebook = lab(*tool.TAGS[:6], "run", *tool.TAGS[6:]) if tags == ["timed"] else lab(*tool.TAGS)
-    notebook.cells[cell].metadata["tags"] = tags
-    found = " ".join(tool.faults(stored(notebook, tmp_path)))
-    assert told in found
-    assert bool(found) == bool(told)
-
-
-def test_an_unexecuted_cell_is_a_fault(tmp_path: Path) -> None:
-    """A code cell without an execution count was never run."""
-    notebook = lab(*tool.TAGS)
-    notebook.cells[3]["execution_count"] = None
-    assert "1 of 6 code cells have not been executed, the first is cell 3" in " ".join(
-        tool.faults(stored(notebook, tmp_path))
-    )
 
 
 def test_an_edited_file_is_a_fault(tmp_path: Path) -> None:
@@ -154,24 +134,18 @@ def test_an_edited_file_is_a_fault(tmp_path: Path) -> None:
     assert "make notebooks" in " ".join(tool.faults(path))
 
 
-def test_two_parameter_cells_are_a_fault(tmp_path: Path) -> None:
-    """Papermill fills one cell."""
-    notebook = lab(*tool.TAGS)
-    notebook.cells[3].metadata["tags"] += ["parameters"]
-    assert "exactly one" in " ".join(tool.faults(stored(notebook, tmp_path)))
-
-
 @pytest.mark.notebook
 def test_storing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     """A notebook with a widget, a chart and an exercise, executed twice, is the same file."""
     notebook = lab(*tool.TAGS)
-    notebook.cells[
-        5
-    ].source = "from labkit.teaching import predict\nguess = predict('q', 'How many?', unit='s', guess=2)"
-    notebook.cells[7].source = "from labkit.teaching import reveal\nreveal(guess, 3.0)"
-    notebook.cells[9].source = "from labkit.teaching import check\ncheck('01.tpot', None)"
     folder = "runs_path() / f'notebook/{time.strftime(\"%FT%H-%M-%S\")}'"
-    notebook.cells[6].source = f"import time\nfrom labkit.files import runs_path\nprint({folder})"
+    for cell, source in {
+        5: "from labkit.teaching import predict\nguess = predict('q', 'How many?', unit='s', guess=2)",
+        6: f"import time\nfrom labkit.files import runs_path\nprint({folder})",
+        7: "from labkit.teaching import reveal\nreveal(guess, 3.0)",
+        9: "from labkit.teaching import check\ncheck('01.tpot', None)",
+    }.items():
+        notebook.cells[cell].source = source
     path = stored(notebook, tmp_path)
     tool.store(path)
     once = path.read_bytes()

@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -110,45 +111,19 @@ def test_what_serve_says_comes_through_within_a_time_limit() -> None:
         ray_serve._with_live(threading.Event().wait, [], timeout_s=0.1)
 
 
-def test_a_start_whose_node_died_is_tried_again(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that dies right after its start costs a try, not the lab."""
-    started: list[psutil.Process] = []
-    fake_ray.init = failing(0, Exception(), started)
-
-    def start_serve(port: int, processes: list[psutil.Process]) -> int:
-        if len(started) == 1:
-            processes[0].kill()
-            ray_serve._with_live(threading.Event().wait, processes, timeout_s=60)
-        return port
-
-    monkeypatch.setattr(ray_serve, "_start_serve", start_serve)
-    ray = ray_serve.start()
-    try:
-        assert ray.pids == (started[1].pid,)
-    finally:
-        ray.stop()
-
-
 def test_on_a_users_cluster(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not answer is the user's input, with the address in the message. When Serve cannot be started
     there, we leave the cluster; what others deployed stays."""
     left: list[str] = []
-
-    def fails(error: Exception) -> Callable[..., Any]:
-        def fail(*_: Any, **__: Any) -> Any:
-            raise error
-
-        return fail
-
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    fake_ray.init = fails(ConnectionError("could not find any running Ray instance"))
+    fake_ray.init = Mock(side_effect=ConnectionError("could not find any running Ray instance"))
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"):
         ray_serve.start(address="127.0.0.1:1")
     fake_ray.init = lambda *_, **__: None
     fake_ray.shutdown = lambda: left.append("shutdown")
     monkeypatch.setattr(ray_serve, "_applications", lambda: frozenset({"theirs"}))
     monkeypatch.setattr(ray_serve, "_end_applications", lambda _: left.append("deleted"))
-    monkeypatch.setattr(ray_serve, "_start_serve", fails(ServerError("no proxy", remedy="")))
+    monkeypatch.setattr(ray_serve, "_start_serve", Mock(side_effect=ServerError("no proxy", remedy="")))
     with pytest.raises(ServerError, match="no proxy"):
         ray_serve.start(address="127.0.0.1:1")
     assert left == ["shutdown"]

@@ -14,7 +14,7 @@ from labkit import charts, labs
 from labkit.charts.render import chart_svg, spec
 from labkit.errors import RecordError
 from labkit.machine import to_json
-from labkit.records import LabRun, Record, Recorder, RunInfo, compare, read_all, reference
+from labkit.records import LabRun, Recorder, RunInfo, compare, read_all, reference
 from labkit.records.recorded import marks, with_recorded
 from labkit.report.page import build
 from labkit.session import LabSession
@@ -150,16 +150,6 @@ def test_the_nearest_machine_of_the_same_kind_is_set_beside(tmp_path: Path) -> N
     assert reference.reference_for(facts, tmp_path / "nowhere") is None
 
 
-def test_other_parameters_are_told(kept: Path, tmp_path: Path) -> None:
-    """A record with other sizes says which; guesses do not count."""
-    [one] = reference.references(kept)
-    alike, other = (read_all(run(tmp_path / name, n=n))[LAB] for name, n in (("a", 4), ("b", 8)))
-    assert one.other_parameters(alike) == ()
-    assert one.other_parameters(other) == ("n",)
-    assert one.prediction(LAB, "01.speed") is not None
-    assert one.prediction(LAB, "01.other") is None
-
-
 def added(drawn: dict[str, Any]) -> list[dict[str, Any]]:
     """The layers of recorded values in a chart."""
     return [layer for layer in drawn["layer"] if layer.get("name") == "recorded"]
@@ -204,24 +194,28 @@ def recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> reference.Reference
     return one
 
 
-def new_session(folder: Path) -> LabSession:
+def new_session(folder: Path, *, n: int = 4) -> LabSession:
     """A lab's session on the machine of the tests, whatever machine runs them."""
-    return LabSession(labs.LABS[LAB], {"n": 4}, folder, machine=synthetic.machine())
+    return LabSession(labs.LABS[LAB], {"n": n}, folder, machine=synthetic.machine())
 
 
 def test_a_reveal_shows_what_was_recorded_and_does_not_record_it(
     recorded: reference.Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The card has the other machine's figure with place and day; the record has only what was measured here."""
+    """The card has the other machine's figure with place and day; the record has only what was measured here. Of
+    another prediction, or with other parameters, nothing was recorded."""
     lab = new_session(tmp_path / "here")
     shown = lab.reveal(Prediction(id="01.speed", question="?", unit="tok/s"), 6.0)
     assert ("Recorded", "3.1 tok/s", recorded.place) in shown.rows()
     assert recorded.place in capsys.readouterr().out
     assert not any(name.startswith("recorded") for name in lab.recorder.record.predictions[0])
+    for session, name in ((lab, "01.other"), (new_session(tmp_path / "there", n=5), "01.speed")):
+        assert "Recorded" not in str(session.reveal(Prediction(id=name, question="?", unit="tok/s"), 6.0).rows())
 
 
 def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: reference.Reference, tmp_path: Path) -> None:
-    """What goes into the record is this run alone; the report of the run sets the other beside it, by name."""
+    """What goes into the record is this run alone; the report of the run sets the other beside it, by name, but not
+    one with other parameters, nor the recorded run itself, whose marks at each bar would say nothing."""
     lab = new_session(tmp_path / "here")
     lab.chart(chart(4.0), "bars", key=True)
     lab.finish()
@@ -232,10 +226,4 @@ def test_a_chart_shows_the_recorded_marks_and_records_its_own(recorded: referenc
     assert recorded.label in build(tmp_path / "here").read_text(encoding="utf-8")
     other = lab.recorder.record.model_copy(update={"parameters": {"n": 5}})
     assert reference.beside_recorded(other, "bars", held.spec) == held.spec, "measured with other parameters"
-
-
-def test_the_recorded_run_is_not_set_beside_itself(recorded: reference.Reference, tmp_path: Path) -> None:
-    """In the report of the very run that was kept, a mark at each bar would say nothing."""
-    record: Record = read_all(tmp_path / "run")[LAB]
-    assert recorded.points(LAB, "bars")
-    assert reference.reference_beside(record) is None
+    assert reference.reference_beside(read_all(tmp_path / "run")[LAB]) is None

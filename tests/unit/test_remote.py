@@ -26,7 +26,6 @@ from labkit.runs.knock import GET_CLUSTER_ID, TIMEOUT_S, knock
 from labkit.runs.on_node import Cell, Facts, LabEnd, Order, run_lab
 from labkit.runs.plan import Job, Plan, make_plan
 from tests.unit import synthetic
-from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
 from tests.unit.test_runner import carrying, with_token
 
@@ -77,13 +76,6 @@ def test_an_engine_takes_a_node_or_a_gpu() -> None:
         options = task_options(wanted, nodes, on_gpu=bool(gpus))
         assert (options["num_cpus"], options["num_gpus"], options["resources"]) == (cpus, gpu, {PLACE: share})
         assert options["label_selector"] == {"ray.io/node-id": "in(large,small)"}
-
-
-def test_every_node_has_the_place_that_a_lab_takes() -> None:
-    """The resource begins with Ray's own word for what each node has one of."""
-    from ray._raylet import IMPLICIT_RESOURCE_PREFIX  # type: ignore[attr-defined]  # in compiled code
-
-    assert PLACE.startswith(IMPLICIT_RESOURCE_PREFIX)
 
 
 def test_every_reason_against_a_node_is_told(tmp_path: Path) -> None:
@@ -211,13 +203,6 @@ def test_the_token_decides_how_ray_is_spoken_to(
             else:
                 assert knock(address) == address
             assert os.environ["RAY_AUTH_MODE"] == mode
-
-
-def test_the_command_line_says_where_a_cluster_must_be(tmp_path: Path, labkit: Labkit) -> None:
-    """`labkit run --ray` at a wrong address: exit 2, one message, no folder."""
-    ended = labkit("run", GOOD, "--ray", "nowhere", "--out", tmp_path / "run")
-    assert (ended.code, "'nowhere' is not an address of a Ray cluster" in ended.stderr) == (2, True)
-    assert not (tmp_path / "run").exists()
 
 
 # --- one lab's process on the node

@@ -7,7 +7,6 @@ import pytest
 from labkit.advice.selector import catalogue, configure, read_state, select, to_json, write_state
 from labkit.advice.selector.form import TIPS, SelectorForm, show
 from tests.unit.command import Labkit
-from tests.unit.refusals import not_refused
 
 KNOWN = catalogue()
 
@@ -27,36 +26,27 @@ def test_an_answer_changes_result_and_state() -> None:
 
 def test_a_state_goes_from_one_form_to_another() -> None:
     """A state that is pasted into another form, or given at its start, sets every answer and the model."""
-    first = SelectorForm({"pattern": "pipeline", "kind": "both", "model": "org/mine"})
-    second = SelectorForm()
+    first, second = SelectorForm({"pattern": "pipeline", "kind": "both"}), SelectorForm()
+    first.served.value = "org/mine"
     second.exported.value = first.state
     assert (second.answers, second.model) == (first.answers, "org/mine")
     assert {name: field.value for name, field in second.fields.items()} == first.answers
+    assert "org/mine" in second.config[0].text
     assert SelectorForm(first.state).selection == first.selection
 
 
-def test_a_bad_state_gets_a_message_and_changes_nothing() -> None:
-    """The message is escaped; the answers stay, and the form still works."""
-    for text in ("{", "[]", '{"kind": "lmm"}', '{"<script>": 1}', '{"model": "a b"}'):
-        form = SelectorForm({"rate": "high"})
-        form.exported.value = text
+def test_bad_input_gets_a_message_and_changes_nothing() -> None:
+    """Of a state or a model's name: the message is escaped; what was valid stays, and the form still works."""
+    states = ("{", "[]", '{"kind": "lmm"}', '{"<script>": 1}', '{"model": "a b"}')
+    for name, text in (*(("exported", state) for state in states), ("served", "mine; rm -rf /")):
+        form = SelectorForm({"rate": "high", "model": "org/mine"})
+        getattr(form, name).value = text
         assert "Not taken" in form.message.value, text
         assert "<script>" not in form.message.value
         assert form.answers["rate"] == "high"
         form.fields["rate"].value = "low"
         assert (form.message.value, form.answers["rate"]) == ("", "low")
-        assert form.exported.value == form.state
-
-
-def test_a_model_name_is_in_the_configuration() -> None:
-    """An invalid name gets a message, and the last valid name stays."""
-    form = SelectorForm()
-    form.served.value = "org/mine"
-    assert "org/mine" in form.config[0].text
-    form.served.value = "mine; rm -rf /"
-    assert "not a model name" in form.message.value
-    form.fields["rate"].value = "low"
-    assert (form.message.value, form.model, form.served.value) == ("", "org/mine", "org/mine")
+        assert (form.exported.value, form.model, form.served.value) == (form.state, "org/mine", "org/mine")
 
 
 def test_every_view_draws_for_each_winner() -> None:
@@ -86,11 +76,9 @@ def test_verdicts_of_this_machine_are_shown_beside_the_reasons() -> None:
 
 
 def test_shown_without_a_notebook_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Outside a notebook the result is printed; a bad state is refused."""
+    """Outside a notebook the result is printed."""
     assert show({"kind": "both"}).selection.winner.name == "vllm-gateway"
     assert "vLLM servers behind a gateway" in capsys.readouterr().out
-    assert not_refused(show, [('{"kind": "lmm"}', "did you mean")]) == []
-    assert capsys.readouterr().out == ""
 
 
 # --- the command
@@ -105,9 +93,6 @@ def test_select_prints_one_object(labkit: Labkit) -> None:
     assert data == json.loads(json.dumps(to_json(expected, config, model="org/mine")))
     assert {"name", "score", "reasons", "excluded"} <= set(data["ranking"][0])
     assert set(data["flips"][0]) == {"question", "answer", "winner"}
-    assert "org/mine" in data["config"]["serve_config.yaml"]["text"]
-    why = {project["name"]: project["why"] for project in data["landscape"]}
-    assert (bool(why["SGLang"]), why["KServe"]) == (True, None)
 
 
 def test_select_takes_what_it_and_the_form_export(labkit: Labkit) -> None:

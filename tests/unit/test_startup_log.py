@@ -171,29 +171,20 @@ TOO_LONG = (
 )  # vLLM 0.32 with 8 blocks of 32
 
 
-def test_the_longest_length_in_the_error_is_recomputed() -> None:
-    """The error's estimate is the capacity of the blocks minus the one that vLLM keeps; another estimate differs."""
+def test_the_longest_length_that_fits_is_recomputed() -> None:
+    """In the error, and where max_model_len=-1 shortens it: the capacity of the blocks minus the one that vLLM keeps.
+    Another length differs; an error without an estimate is explained all the same."""
     before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
     line = read(before + TOO_LONG, architecture=SMOLLM2).of("too_long")[0]
     assert line.agrees
     assert "(8 blocks - 1 that vLLM keeps) x 32: 224 tokens at most" in line.recomputed
     assert "longest that fits is 224" in line.meaning
     assert read(before + TOO_LONG.replace("224", "256"), architecture=SMOLLM2).of("too_long")[0].agrees is False
-
-
-def test_a_failed_or_shortened_start_is_explained() -> None:
-    """Each error is explained, also without an estimate; max_model_len=-1 uses the longest length."""
-    errors = {
-        TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
-        TOO_LONG.split(" Based on")[0]: ("too_long", "No start: one request of 8,192 tokens"),
-    }
-    for text, (kind, words) in errors.items():
-        (line,) = read(text).lines
-        assert line.kind == kind
-        assert words in line.meaning
-    before = "non-default args: {'block_size': 32}\nOverriding num_gpu_blocks=1456 with num_gpu_blocks_override=8\n"
-    text = "Auto-fit max_model_len: reduced from 8192 to 224 to fit in available KV cache memory (0.01 GiB CPU)"
-    assert read(before + text, architecture=SMOLLM2).of("auto_fit")[0].agrees
+    fitted = "Auto-fit max_model_len: reduced from 8192 to 224 to fit in available KV cache memory (0.01 GiB CPU)"
+    assert read(before + fitted, architecture=SMOLLM2).of("auto_fit")[0].agrees
+    (line,) = read(TOO_LONG.split(" Based on")[0]).lines
+    assert line.kind == "too_long"
+    assert "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0" in line.meaning
 
 
 def test_a_log_of_two_engines_starts_afresh() -> None:

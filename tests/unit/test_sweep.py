@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import load
-from labkit.errors import UsageError
-from labkit.load import LoadResult, Outcome, RequestRecord, workloads
+from labkit.load import LoadResult, Outcome, RequestRecord
 from labkit.load.metrics import Slo
 from labkit.load.sweep import KEEPS_UP, STILL_RISES, Kind, Sweep, check_levels, judge, step
-from tests.unit.stub_server import MODEL, serving
+from tests.unit.refusals import not_refused
 
 LEVELS = (1, 2, 4, 8, 16, 32)
 
@@ -98,28 +95,8 @@ def test_a_busy_client_finds_no_knee() -> None:
     assert (idle.knee, bound.knee, "the client itself" in bound.why) == (4, None, True)
 
 
-def test_the_knee_of_a_server() -> None:
-    """A server with two slots has its knee at 2; each step in JSON has a load's keys."""
-    steps = []
-    with serving(slots=2, first_token_delay_s=0.1) as stub:
-        for seed, clients in enumerate((1, 2, 4, 8)):
-            chat = workloads.chat(24, seed=seed, max_tokens=2)
-            steps.append(step(load.run_blocking(stub.base_url, MODEL, chat, concurrency=clients), clients, None))
-    result = judge("concurrency", steps, None).to_dict()
-    assert result["knee"] == 2, result["why"]
-    assert [(row["concurrency"], row["completed"]) for row in result["steps"]] == [(1, 24), (2, 24), (4, 24), (8, 24)]
-
-
 def test_wrong_levels_are_refused() -> None:
     """An unknown kind, too few levels, falling ones, and fractions of a client."""
-    for kind, levels in (
-        ("users", (1, 2, 3)),
-        ("rate", (1, 2)),
-        ("rate", (3, 2, 1)),
-        ("rate", (0, 1, 2)),
-        ("rate", ()),
-    ):
-        with pytest.raises(UsageError, match="--sweep rate"):
-            check_levels(kind, levels)
-    with pytest.raises(UsageError, match="not whole numbers"):
-        check_levels("concurrency", (1, 2.5, 4))
+    levels = [("users", (1, 2, 3)), ("rate", (1, 2)), ("rate", (3, 2, 1)), ("rate", (0, 1, 2)), ("rate", ())]
+    bad = [*((given, "--sweep rate") for given in levels), (("concurrency", (1, 2.5, 4)), "not whole numbers")]
+    assert not_refused(lambda given: check_levels(*given), bad) == []
