@@ -21,6 +21,7 @@ from labkit.load import LoadResult, Outcome, workloads
 from labkit.load.answers import Answer, error_text
 from labkit.load.results import find_warnings
 from labkit.load.workloads import Request, Workload
+from tests.unit.refusals import not_refused
 from tests.unit.stub_server import MODEL, Stub, serving
 
 CHAT = workloads.chat(8, max_tokens=12, max_tokens_low=3)
@@ -183,7 +184,7 @@ def test_each_failure_is_an_outcome() -> None:
 
 def test_partial_answers_and_dead_servers() -> None:
     """A cut stream keeps the chunks received; single failures do not affect other requests; a closed port gives
-    CONNECTION for each request. A finish_reason without [DONE] is complete; a 200 without choices is MALFORMED."""
+    CONNECTION for each request."""
     with serving(cut_after_chunks=3, token_delay_s=0.01) as stub:
         record = only(run(stub, ONE))
     assert (record.outcome, len(record.chunk_times_s), record.text) == (Outcome.CONNECTION, 3, " w0 w1 w2")
@@ -192,10 +193,6 @@ def test_partial_answers_and_dead_servers() -> None:
     assert [record.ok for record in result.records] == [(i + 1) % 3 != 0 for i in range(len(ASKED))]
     result = run(stub, preflight=False)
     assert [record.outcome for record in result.records] == [Outcome.CONNECTION] * len(ASKED)
-    with serving(done=False) as stub:
-        assert only(run(stub, ONE)).ok
-        empty = only(run(stub, Workload("none", (Request("a", 0),))))
-    assert (empty.outcome, "no content chunk" in empty.error) == (Outcome.MALFORMED, True)
 
 
 REFUSAL = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"  # TorchServe's
@@ -242,12 +239,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 def test_arguments_are_checked_first() -> None:
     """Each wrong argument is refused with its value and a remedy before connecting."""
-    right = {"base_url": "http://127.0.0.1:9/v1", "model": MODEL, "workload": CHAT, "concurrency": 1}
-    for options, words in WRONG:
-        with pytest.raises(UsageError) as caught:
-            load.run_blocking(**{**right, **options})
-        assert words in str(caught.value)
-        assert caught.value.remedy
+    right: dict[str, Any] = {"base_url": "http://127.0.0.1:9/v1", "model": MODEL, "workload": CHAT, "concurrency": 1}
+    assert not_refused(lambda options: load.run_blocking(**right | options), WRONG) == []
 
 
 async def test_cancelling_closes_connections_and_leaves_no_task() -> None:
