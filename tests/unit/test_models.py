@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from labkit import models
-from labkit.errors import ModelError, UsageError
+from labkit.errors import ModelError
 from labkit.models import EMBEDDED, EmbeddedModel, architecture, cached, fetch, is_complete, parameter_count, resolve
+from tests.unit.refusals import not_refused
 
 fetching = sys.modules["labkit.models.fetch"]  # the function of that name hides the module
 ROOT = Path(__file__).resolve().parents[2]
@@ -321,10 +322,9 @@ def test_resolve_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_resolve_unknown() -> None:
     """Any other name is a usage error that lists the embedded models."""
-    for name in ("smolm", "/no/such/folder", "./nothing", "~/nothing", "a/b/c", ""):
-        with pytest.raises(UsageError, match="is not an embedded model, a local folder or a hub id") as caught:
-            resolve(name)
-        assert [embedded for embedded in EMBEDDED if embedded not in caught.value.remedy] == []
+    names = ("smolm", "/no/such/folder", "./nothing", "~/nothing", "a/b/c", "")
+    says = ("is not an embedded model, a local folder or a hub id", ", ".join(EMBEDDED))
+    assert not_refused(resolve, [(name, words) for name in names for words in says]) == []
 
 
 def test_hub_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,24 +389,21 @@ def test_a_bad_config_is_refused(tmp_path: Path) -> None:
     """The error names the file and the key with its value, or the folder without a file."""
     with pytest.raises(ModelError, match=rf"there is no config\.json in {tmp_path}"):
         architecture(tmp_path)
-    for content, says in (
+    sizes: list[tuple[Any, str]] = [
         ({**LLAMA, "model_type": "new", "hidden_size": None}, "there is no hidden_size"),
         ({**LLAMA, "num_hidden_layers": "many"}, "num_hidden_layers is many"),
         ({**LLAMA, "num_hidden_layers": -3}, "num_hidden_layers is -3"),
         ({**LLAMA, "num_hidden_layers": 30.5}, "num_hidden_layers is 30.5"),
         ({**LLAMA, "num_hidden_layers": True}, "num_hidden_layers is True"),
         ({**LLAMA, "num_hidden_layers": math.inf}, "num_hidden_layers is inf"),
-        ({**LLAMA, "num_hidden_layers": 10**4000}, r"num_hidden_layers is 10{19}\.\.\. \(4,001 characters\)"),
+        ({**LLAMA, "num_hidden_layers": 10**4000}, f"num_hidden_layers is 1{'0' * 19}... (4,001 characters)"),
         ({**LLAMA, "num_attention_heads": 0}, "num_attention_heads is 0"),
         ({**LLAMA, "num_key_value_heads": 100}, "32 attention heads cannot share 100 KV heads"),
-        ('{"num_hidden_layers": ' + "9" * 5000 + "}", "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ("{", "cannot be read as JSON"),
-        ("", "cannot be read as JSON"),
-        ("[1]", "holds a list"),
-    ):
-        with pytest.raises(ModelError, match=rf"config\.json:? {says}"):
-            architecture(config_file(tmp_path, content))
+    ]
+    table = [(content, f"config.json: {says}") for content, says in sizes]
+    texts = ('{"num_hidden_layers": ' + "9" * 5000 + "}", "[" * 100_000, "{", "")
+    table += [*((text, "config.json cannot be read as JSON") for text in texts), ("[1]", "config.json holds a list")]
+    assert not_refused(lambda content: architecture(config_file(tmp_path, content)), table, ModelError) == []
 
 
 @given(shapes=st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=5), files=st.integers(1, 3))
