@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from labkit.modelled import traces
 from labkit.modelled.traffic import FIRST_TOKEN, TOKENS
 from tests.unit.refusals import not_refused
+from tests.unit.test_prefix_cache import common_prefix
 
 # Lines 40, 41, 99, 253, 262 and 551 of FAST25-release/traces/conversation_trace.jsonl (github.com/kvcache-ai/Mooncake,
 # Apache-2.0, commit 3b5a594).
@@ -40,12 +41,6 @@ def write(folder: Path, *lines: dict[str, Any]) -> Path:
     path = folder / "trace.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines))
     return path
-
-
-def common_prefix(first: Any, second: Any) -> int:
-    """Number of leading items that are equal."""
-    differs = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return next(differs, min(len(first), len(second)))
 
 
 def test_an_excerpt_of_mooncakes_trace(excerpt: Path) -> None:

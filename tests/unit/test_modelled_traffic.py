@@ -13,6 +13,7 @@ from labkit.errors import UsageError
 from labkit.load.workloads import Request, Workload, interference
 from labkit.modelled import TokenRequest, traffic
 from tests.unit.refusals import not_refused
+from tests.unit.test_prefix_cache import common_prefix
 
 counts = st.integers(1, 40)
 seeds = st.integers(0, 10**6)
@@ -20,8 +21,7 @@ seeds = st.integers(0, 10**6)
 
 def common(first: TokenRequest, second: TokenRequest) -> int:
     """Number of leading tokens that two prompts share."""
-    pairs = zip(first.token_ids, second.token_ids, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), len(first.token_ids))
+    return common_prefix(first.token_ids, second.token_ids)
 
 
 @given(counts, st.integers(0, 300), st.integers(20, 200), counts, seeds)
