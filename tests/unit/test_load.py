@@ -121,7 +121,7 @@ def test_open_loop_sends_on_schedule() -> None:
 
 
 def test_open_loop_counts_latency_from_the_schedule() -> None:
-    """A blocked client shows in latencies from the schedule (coordinated omission) and in a warning."""
+    """A blocked client shows in what requests waited, which latencies from the schedule hold, and in a warning."""
 
     def block(done: int, _total: int) -> None:
         if done == 1:
@@ -129,9 +129,6 @@ def test_open_loop_counts_latency_from_the_schedule() -> None:
 
     with serving() as stub:
         result = run(stub, rate=50.0, arrival="constant", progress=block)
-    for record in result.records:
-        assert record.e2e_from_schedule_s == pytest.approx((record.e2e_s or 0) + record.waited_s)
-        assert record.due.ttft_s == pytest.approx((record.ttft_s or 0) + record.waited_s)
     assert max(record.waited_s for record in result.records) > 0.15
     assert any("fell behind" in warning for warning in result.warnings)
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -11,20 +10,15 @@ from hypothesis import strategies as st
 
 from labkit.errors import UsageError
 from labkit.files import FAST_LOADER, root
-from labkit.labs import LABS, load_labs
+from labkit.labs import LABS
 from tests.unit.refusals import not_refused
 from tools import new_lab
 
-LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")
-README = (root() / "README.md").read_text(encoding="utf-8")
-GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
-NOTES = (root() / "docs" / "workshop" / "lab-by-lab.md").read_text(encoding="utf-8")
 CHANGED = {
-    "data/labs.yaml": LABS_TEXT,
-    "README.md": README,
-    "docs/workshops.md": GUIDE,
-    "docs/workshop/lab-by-lab.md": NOTES,
+    name: (root() / name).read_text(encoding="utf-8")
+    for name in ("data/labs.yaml", "README.md", "docs/workshops.md", "docs/workshop/lab-by-lab.md")
 }
+LABS_TEXT, README, GUIDE, NOTES = CHANGED.values()
 FREE = [f"{number:02d}" for number in range(1, 100) if f"{number:02d}" not in {name[:2] for name in LABS}]
 PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
 words = st.text(PRINTABLE, min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
@@ -33,17 +27,6 @@ words = st.text(PRINTABLE, min_size=1, max_size=20).filter(lambda text: bool(tex
 def made(name: str, **more: str) -> new_lab.NewLab:
     """A new lab beside those of the course."""
     return new_lab.plan(name, labs=list(LABS), **more)
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """What the tool changes of a repository, and the folders that it writes to."""
-    for name, text in CHANGED.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    for name in ("course/questions", "tests/unit", "notebooks"):
-        (tmp_path / name).mkdir(parents=True)
-    return tmp_path
 
 
 def test_what_cannot_be_a_lab_is_refused() -> None:
@@ -106,28 +89,18 @@ def test_the_guide_gets_a_row_and_a_paragraph(number: str) -> None:
         new_lab.in_notes("| 00 start here | 1 |\n", lab)
 
 
-def test_all_files_are_written_and_valid(copy: Path) -> None:
-    """Eight files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
-    lab = made(f"{FREE[-1]}_made", title='A "quoted" one: #1')
-    paths = new_lab.lay_out(lab, copy)
-    assert all(path.exists() for path in paths)
-    assert len(paths) == 8
-    entry = load_labs(copy / "data" / "labs.yaml")[lab.name]
-    assert entry.title == lab.title
-    assert f"| {lab.words} | {entry.minutes:g} | " in (copy / "docs" / "workshops.md").read_text()
-    notebook = nbformat.read(copy / "notebooks" / f"{lab.name}.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    assert any(f'session.start("{lab.name}"' in cell.source for cell in notebook.cells)
-    assert not [path for path in paths if "$" in path.read_text() and path.suffix == ".py"]
-
-
-def test_what_exists_is_not_overwritten(copy: Path) -> None:
-    """When one of the new files is there already, it is named and not one file is changed."""
+def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
+    """When one of the new files is there already, it is named and not one file is changed. (What a new lab is worth:
+    tests/notebooks/test_new_lab.py.)"""
+    for name, text in CHANGED.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     lab = made(f"{FREE[-1]}_made")
-    for path in [path for path, _ in new_lab.files(lab, copy)][: new_lab.NEW_FILES]:
+    for path in [path for path, _ in new_lab.files(lab, tmp_path)][: new_lab.NEW_FILES]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
-        before = {each: each.read_bytes() for each in copy.rglob("*") if each.is_file()}
+        before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
         with pytest.raises(UsageError, match=f"{path.name} exists already"):
-            new_lab.lay_out(lab, copy)
-        assert {each: each.read_bytes() for each in copy.rglob("*") if each.is_file()} == before
+            new_lab.lay_out(lab, tmp_path)
+        assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
         path.unlink()

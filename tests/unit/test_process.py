@@ -21,17 +21,7 @@ import pytest
 
 from labkit.errors import ServerError, UsageError
 from labkit.serving.process import LOOPBACK, ServerProcess, free_port, require_free_port
-from tests.unit.standin import (
-    ROOT,
-    alive,
-    family_of,
-    processes_of,
-    running,
-    stand_in,
-    survivors,
-    url_of,
-    wait_for,
-)
+from tests.unit.standin import ROOT, alive, family_of, processes_of, running, stand_in, survivors, url_of, wait_for
 
 # A program that starts a stand-in as a learner's script would: {setup}, then {inside} while the server runs.
 PARENT = """
