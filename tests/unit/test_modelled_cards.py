@@ -26,6 +26,7 @@ def test_every_entry_is_a_card_with_sources() -> None:
         assert card.flops is not None
         assert card.fp8_tflops is None or card.fp8_tflops * 1e12 == pytest.approx(2 * card.flops, rel=0.02)
         assert len(card.sheet.source) > 10
+        assert isinstance(card.sheet.date, date)
         assert date(2026, 1, 1) < card.sheet.date < date(2028, 1, 1)
         assert (card.efficiency is None) == (card.evidence == "none")
         if card.efficiency is not None:

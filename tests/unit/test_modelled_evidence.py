@@ -58,7 +58,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     made = {"half-b": {}, "fp8": fp8, "blocks": fp8 | {"weight_block_size": [128, 128]}}
     for name, quantised in made.items():
         (root / name).mkdir()
-        (root / name / "config.json").write_text(json.dumps(dense | {"quantization_config": quantised}))
+        (root / name / "config.json").write_text(json.dumps({**dense, "quantization_config": quantised}))
     return {name: root / name if name in made else model_folder(name) for name in PUBLISHED}
 
 

@@ -304,8 +304,6 @@ def test_resolve_embedded(fake: EmbeddedModel, tmp_path: Path, monkeypatch: pyte
     assert resolve(fake.name, progress=lambda line: pytest.fail(line)) == folder == cached(fake.name)
     (folder / "config.json").write_bytes(b"cut")
     assert_whole(resolve(fake.name))
-    (folder / "config.json").unlink()
-    assert_whole(resolve(fake.name))
 
 
 def test_resolve_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
