@@ -54,14 +54,6 @@ def test_an_excerpt_of_mooncakes_trace(excerpt: Path) -> None:
     assert trace.notes == ()
 
 
-def test_the_readmes_example_shares_6144_tokens(tmp_path: Path) -> None:
-    """Mooncake's README says that its two sample requests share their first 12 * 512 = 6144 tokens."""
-    first = {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [*range(46, 58), 2353, 2354]}
-    second = {"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [*range(46, 58), 2366]}
-    trace = traces.from_mooncake(write(tmp_path, first, second))
-    assert common_prefix(*(request.token_ids for request in trace.requests)) == trace.shared_tokens == 6144
-
-
 @st.composite
 def prefix_trees(draw: st.DrawFn) -> list[list[int]]:
     """Lists of block ids as a prefix cache names them: an id stands for a block and all the blocks before it."""
