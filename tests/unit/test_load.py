@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from labkit.load.answers import Answer, error_text
 from labkit.load.results import find_warnings
 from labkit.load.workloads import Request, Workload
 from tests.unit.refusals import not_refused
+from tests.unit.standin import wait_until
 from tests.unit.stub_server import MODEL, Stub, serving
 
 CHAT = workloads.chat(8, max_tokens=12, max_tokens_low=3)
@@ -38,13 +38,6 @@ def run(stub: Stub, workload: Workload = CHAT, **options: Any) -> LoadResult:
 def only(result: LoadResult) -> load.RequestRecord:
     (record,) = result.records
     return record
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 def test_tokens_text_and_group_are_kept() -> None:
@@ -299,13 +292,13 @@ def test_ctrl_c_stops_a_blocking_load() -> None:
         command = [sys.executable, "-c", INTERRUPTED, stub.base_url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as client:
             try:
-                wait_until(lambda: stub.under_way == 4)
+                assert wait_until(lambda: stub.under_way == 4)
                 client.send_signal(signal.SIGINT)
                 printed, _ = client.communicate(timeout=120)
             finally:
                 client.kill()
         assert printed.split() == ["interrupted", "1"]
-        wait_until(lambda: stub.hung_up == 4)
+        assert wait_until(lambda: stub.hung_up == 4)
 
 
 def test_client_cpu_share() -> None:
