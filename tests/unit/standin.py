@@ -3,15 +3,13 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from labkit.serving.process import LOOPBACK, ServerProcess, free_port
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SERVER = '''
 import http.server, os, signal, socket, subprocess, sys, time
@@ -113,10 +111,16 @@ def family_of(tmp_path: Path) -> list[psutil.Process]:
 
 def wait_for(file: Path) -> str:
     """The text of a file that another process is about to put there whole."""
-    deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(file.exists)
     return file.read_text()
+
+
+def wait_until(condition: Callable[[], bool], *, within_s: float = 60.0) -> bool:
+    """Whether the condition holds within that time; returns as soon as it does."""
+    deadline = time.monotonic() + within_s
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds
 
 
 def processes_of(server: ServerProcess) -> list[psutil.Process]:
@@ -136,7 +140,6 @@ def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 def survivors(processes: Iterable[psutil.Process], *, within_s: float = 15.0) -> list[psutil.Process]:
     """Those that still run after `within_s`; returns early when there are none."""
-    deadline = time.monotonic() + within_s
-    while (left := alive(processes)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
+    watched = list(processes)
+    wait_until(lambda: not alive(watched), within_s=within_s)
+    return alive(watched)

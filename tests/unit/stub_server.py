@@ -31,8 +31,6 @@ class Behaviour:
     first_token_delay_s: float = 0.0
     token_delay_s: float = 0.0
     tokens_per_chunk: int = 1
-    usage: bool = True
-    done: bool = True
     error_status: int | None = None
     error_every: int = 1  # answer with error_status every so many requests
     hang: bool = False  # accept the request and never answer
@@ -43,9 +41,7 @@ class Behaviour:
     models_error: str = "no models here"
     models_body: str | None = None  # the list of models, as it is
     prefix: str = "/v1"  # the path before the routes
-    raw: tuple[bytes | float, ...] | None = (
-        None  # the answer's body, piece by piece; a number is a pause in seconds, -1 a cut
-    )
+    raw: tuple[bytes | float, ...] | None = None  # the answer's body; a number is a pause in seconds, -1 a cut
     content_type: str = "text/event-stream"
     refuses: str | None = None  # a field of the request that is answered with a 400
     slots: int | None = None  # requests that are answered at a time; others queue
@@ -144,7 +140,7 @@ class Stub:
         await asyncio.sleep(behaviour.first_token_delay_s + behaviour.token_delay_s * tokens)
         said = {"message": {"role": "assistant", "content": _text(0, tokens)}} if chat else {"text": _text(0, tokens)}
         choices = [{"index": 0, "finish_reason": "length", **said}]
-        return web.json_response({"choices": choices, **({"usage": usage} if behaviour.usage else {})})
+        return web.json_response({"choices": choices, "usage": usage})
 
     async def _send(self, request: web.Request, pieces: tuple[bytes | float, ...]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": self.behaviour.content_type})
@@ -172,10 +168,8 @@ class Stub:
                 request.transport.abort()
                 return response
             await response.write(self._chunk(chat, begin, tokens))
-        if behaviour.usage:
-            await response.write(_event({"choices": [], "usage": usage}))
-        if behaviour.done:
-            await response.write(b"data: [DONE]\n\n")
+        await response.write(_event({"choices": [], "usage": usage}))
+        await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 

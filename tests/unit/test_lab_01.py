@@ -9,10 +9,7 @@ from tests.unit.test_charts import record
 
 def answered(n: int, duration_s: float) -> LoadResult:
     """A load with `n` requests that took `duration_s`."""
-    records = tuple(record(index) for index in range(n))
-    return LoadResult(
-        records=records, duration_s=duration_s, client_cpu_s=0.0, concurrency=None, rate=1.0, workload="", seed=None
-    )
+    return LoadResult(tuple(map(record, range(n))), duration_s, 0.0, concurrency=None, rate=1.0, workload="", seed=None)
 
 
 @pytest.mark.parametrize(

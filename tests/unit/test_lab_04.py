@@ -1,13 +1,11 @@
 """Lab 04: its claims' rules on evidence with a known verdict, and its exercises beyond what all exercises must do."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from course.lab_04 import Point, chunk_sizes, largest_budget
 from labkit.records import Scalar
-from labkit.records.ledger import verdict
-from labkit.teaching import find
+from tests.unit.verdicts import judged_otherwise
 
 
 def c20(stall: float, low: float, high: float) -> dict[str, Scalar]:
@@ -21,9 +19,9 @@ def c19(cards_at_2048: int, smallest: int, largest: int) -> dict[str, Scalar]:
     return {"cards": 9, "vllm_version": "1", **found}
 
 
-@pytest.mark.parametrize(
-    ("claim", "evidence", "expected", "words"),
-    [
+def test_the_rules_of_the_labs_claims() -> None:
+    """Each verdict follows from the numbers as the sentence says."""
+    table: list[tuple[str, dict[str, Scalar], str, str]] = [
         ("C18", {"enabled_by_default": True, "vllm_version": "0.32.0"}, "refuted", "on: the claim is outdated"),
         ("C18", {"enabled_by_default": False, "vllm_version": "0.6.0"}, "supported", "off"),
         ("C19", c19(9, 2048, 2048), "supported", "On all 9 modelled cards"),
@@ -34,13 +32,8 @@ def c19(cards_at_2048: int, smallest: int, largest: int) -> dict[str, Scalar]:
         ("C20", c20(2.9, 1.01, 1.12), "depends", "stays open"),
         ("C20", c20(1.2, 1.1, 1.15), "supported", "1.1x to 1.15x"),
         ("C20", c20(1.2, 1.0, 1.05), "inconclusive", "too little"),
-    ],
-)
-def test_the_rules_of_the_labs_claims(claim: str, evidence: dict[str, Scalar], expected: str, words: str) -> None:
-    """Each verdict follows from the numbers as the sentence says."""
-    found = verdict(claim, evidence)
-    assert found.verdict == expected
-    assert words in found.because
+    ]
+    assert judged_otherwise(table) == []
 
 
 def test_a_budget_is_chosen_from_points_in_any_order() -> None:
@@ -65,17 +58,3 @@ def simulated(prompt_tokens: int, budget: int, decoding: int, threshold: int) ->
 def test_chunks_are_those_of_the_scheduler_token_by_token(prompt: int, room: int, decoding: int, limit: int) -> None:
     """The rule agrees with handing out every token of every step by itself."""
     assert chunk_sizes(prompt, room + decoding, decoding, limit) == simulated(prompt, room + decoding, decoding, limit)
-
-
-def test_a_loop_that_takes_part_after_part_passes() -> None:
-    """Exercises judge what a function returns: a loop instead of a formula is as good."""
-
-    def chunks(prompt_tokens: int, budget: int, decoding: int, threshold: int = 0) -> list[int]:
-        sizes = []
-        while prompt_tokens > 0:
-            sizes.append(min(prompt_tokens, budget - decoding, threshold or budget))
-            prompt_tokens -= sizes[-1]
-        return sizes
-
-    assert chunks(640, 128, 4) == chunk_sizes(640, 128, 4)
-    assert find("04.chunks").judge(chunks).passed

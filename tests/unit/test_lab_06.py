@@ -4,46 +4,38 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from course import lab_06
 from labkit import modelled
-from labkit.records.ledger import verdict
+from labkit.records import Scalar
 from labkit.teaching import find
+from tests.unit.verdicts import judged_otherwise
 
 
-def config(*, gpu: float, share: float, length: int = 8192) -> str:
+def config(*, gpu: float = 0.5, share: float = 0.47, length: int = 8192) -> str:
     """The exercise's config with the same numbers for both engines."""
     right = lab_06.fitting().replace("GPU: 0.5", f"GPU: {gpu}").replace("utilization: 0.47", f"utilization: {share}")
     return right.replace("8192", str(length))
 
 
-@pytest.mark.parametrize(
-    ("numbers", "failing"),
-    [
-        ({"gpu": 0.5, "share": 0.47}, []),
-        ({"gpu": 0.5, "share": 0.5}, []),
-        ({"gpu": 0.45, "share": 0.4}, []),
-        ({"gpu": 0.51, "share": 0.47}, ["Ray places every replica"]),
-        ({"gpu": 0.5, "share": 0.2}, ["every engine starts"]),
-        ({"gpu": 0.5, "share": 0.47, "length": 4096}, ["requests of 8,192 tokens are accepted"]),
-        ({"gpu": 0.4, "share": 0.47}, ["no engine takes more of the card than Ray counts"]),
-    ],
-)
-def test_a_config_passes_the_tests_that_it_keeps(numbers: dict[str, Any], failing: list[str]) -> None:
-    """Any numbers that fit pass; a number off fails the test that it breaks, and the diagnosis names it."""
-    outcome = lab_06.fits(config(**numbers))
-    assert [test for test, what in outcome.items() if what] == failing
-    judged = find("06.fits").judge(config(**numbers))
-    assert judged.passed == (not failing)
-
-
-@pytest.mark.parametrize("broken", ["", ": :", "applications: 3", "gpu: {memory_gib: 80}", None, 7, [1]])
-def test_what_is_no_config_fails_in_words(broken: Any) -> None:
-    """Whatever cannot be read fails one test, with the reason."""
-    assert list(lab_06.fits(broken)) == ["the config can be read"]
+def test_a_config_passes_the_tests_that_it_keeps() -> None:
+    """Any numbers that fit pass; a number off fails the test that it breaks, and whatever cannot be read that one."""
+    table: list[tuple[Any, list[str]]] = [
+        (config(), []),
+        (config(share=0.5), []),
+        (config(gpu=0.45, share=0.4), []),
+        (config(gpu=0.51), ["Ray places every replica"]),
+        (config(share=0.2), ["every engine starts"]),
+        (config(length=4096), ["requests of 8,192 tokens are accepted"]),
+        (config(gpu=0.4), ["no engine takes more of the card than Ray counts"]),
+    ]
+    broken = ("", ": :", "applications: 3", "gpu: {memory_gib: 80}", None, 7, [1])
+    table += [(what, ["the config can be read"]) for what in broken]
+    found = [(one, [test for test, what in lab_06.fits(one).items() if what]) for one, _ in table]
+    assert found == table
+    assert [one for one, failing in table if find("06.fits").judge(one).passed == bool(failing)] == []
 
 
 def test_steps_by_turns_are_never_at_the_same_time() -> None:
@@ -84,20 +76,24 @@ def test_a_plan_keeps_memory_and_load(drawn: list[tuple[float, float]], most_loa
         assert total(gpus[0] + gpus[1], 0) > 80 or total(gpus[0] + gpus[1], 1) > most_load
 
 
-@pytest.mark.parametrize(
-    ("claim", "evidence", "expected"),
-    [
-        ("C36", {"variables_apart": 0, "limits_apart": 0, "same_device": True}, "supported"),
-        ("C36", {"variables_apart": 1, "limits_apart": 0, "same_device": True}, "inconclusive"),
-        ("C36", {"variables_apart": 0, "limits_apart": 0, "same_device": False}, "inconclusive"),
-        ("C36", {"variables_apart": 0, "limits_apart": 1, "same_device": True}, "refuted"),
-        ("C08", {"saved_percent": 50.0, "lowest_ratio": 0.5, "highest_ratio": 0.6}, "depends"),
-        ("C08", {"saved_percent": 0.0, "lowest_ratio": 0.5, "highest_ratio": 0.6}, "depends"),
-        ("C08", {"saved_percent": 30.0, "lowest_ratio": 1.4, "highest_ratio": 1.5}, "supported"),
-        ("C08", {"saved_percent": 10.0, "lowest_ratio": 1.4, "highest_ratio": 1.5}, "inconclusive"),
-    ],
-)
-def test_verdicts(claim: str, evidence: dict[str, Any], expected: str) -> None:
+def test_the_rules_of_the_labs_claims() -> None:
     """No modelled or computed evidence refutes the claim on sharing; only a limit by Ray refutes C36."""
-    gpus = {"gpus_dedicated": 4, "gpus_shared": 2} if claim == "C08" else {}
-    assert verdict(claim, {**evidence, **gpus}).verdict == expected
+
+    def c36(variables_apart: int, limits_apart: int, same_device: bool) -> dict[str, Scalar]:
+        return {"variables_apart": variables_apart, "limits_apart": limits_apart, "same_device": same_device}
+
+    def c08(saved_percent: float, lowest: float) -> dict[str, Scalar]:
+        ratios = {"lowest_ratio": lowest, "highest_ratio": lowest + 0.1}
+        return {"saved_percent": saved_percent, "gpus_dedicated": 4, "gpus_shared": 2, **ratios}
+
+    table: list[tuple[str, dict[str, Scalar], str, str]] = [
+        ("C36", c36(0, 0, True), "supported", ""),
+        ("C36", c36(1, 0, True), "inconclusive", ""),
+        ("C36", c36(0, 0, False), "inconclusive", ""),
+        ("C36", c36(0, 1, True), "refuted", ""),
+        ("C08", c08(50.0, 0.5), "depends", ""),
+        ("C08", c08(0.0, 0.5), "depends", ""),
+        ("C08", c08(30.0, 1.4), "supported", ""),
+        ("C08", c08(10.0, 1.4), "inconclusive", ""),
+    ]
+    assert judged_otherwise(table) == []

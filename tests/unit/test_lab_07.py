@@ -2,6 +2,7 @@
 
 import heapq
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +15,9 @@ from handlers.steps import decode
 from labkit.errors import UsageError
 from labkit.modelled import traffic
 from labkit.records import Scalar
-from labkit.records.ledger import verdict
 from labkit.serving.ray_watch import Answer
 from labkit.serving.torchserve import handlers_path
+from tests.unit.verdicts import judged_otherwise
 
 
 def simulated(clients: int, batch_size: int, delay_s: float, fixed_s: float, per_row_s: float) -> float:
@@ -73,14 +74,11 @@ def answers(long_s: float, beside_s: float, later_s: float, *, tokens: int = 24)
     return [Answer(sent_s, end_s, 200, usage) for sent_s, end_s in ends]
 
 
-@pytest.mark.parametrize(
-    ("times_s", "expected"),
-    [((2.0, 2.0, 2.2), 2), ((2.0, 2.0, 0.4), 1), ((2.0, 0.3, 0.4), 0), ((2.0, 0.3, 2.2), 0)],
-)
-def test_who_waits_for_a_long_answer(times_s: tuple[float, float, float], expected: int) -> None:
+def test_who_waits_for_a_long_answer() -> None:
     """A short answer waits if it takes more than twice the time of a batch of short ones, here 0.5 s or less."""
-    found = batches.waits(answers(*times_s))
-    assert batches.who_waits(batches.Waits(found.long_s, found.beside_s, found.later_s, 0.5)) == expected
+    table = {(2.0, 2.0, 2.2): 2, (2.0, 2.0, 0.4): 1, (2.0, 0.3, 0.4): 0, (2.0, 0.3, 2.2): 0}
+    found = {times_s: replace(batches.waits(answers(*times_s)), short_batch_s=0.5) for times_s in table}
+    assert {times_s: batches.who_waits(waits) for times_s, waits in found.items()} == table
 
 
 def test_the_times_of_a_batch_follow_from_two_lengths() -> None:
@@ -147,9 +145,9 @@ def c42(without: int, with_key: int) -> dict[str, Scalar]:
     return {"status_without": without, "status_with": with_key, "status_register": 405, "torchserve_version": "0.12.0"}
 
 
-@pytest.mark.parametrize(
-    ("claim", "evidence", "expected", "words"),
-    [
+def test_the_rules_of_the_labs_claims() -> None:
+    """Each verdict follows from the numbers as the sentence says."""
+    table: list[tuple[str, dict[str, Scalar], str, str]] = [
         ("C12", c12(0.1, 0.15, 0.2), "refuted", "0.15 of the time"),
         ("C12", c12(1.0, 1.1, 1.3), "supported", "not sooner"),
         ("C12", c12(0.8, 1.0, 1.2), "inconclusive", "Too uncertain"),
@@ -160,21 +158,11 @@ def c42(without: int, with_key: int) -> dict[str, Scalar]:
         ("C42", c42(200, 200), "supported", "without a token"),
         ("C42", c42(400, 200), "refuted", "rejects a request without a token"),
         ("C42", c42(400, 503), "inconclusive", "neither"),
-    ],
-)
-def test_the_rules_of_the_labs_claims(claim: str, evidence: dict[str, Scalar], expected: str, words: str) -> None:
-    """Each verdict follows from the numbers as the sentence says."""
-    found = verdict(claim, evidence)
-    assert found.verdict == expected
-    assert words in found.because
+    ]
+    assert judged_otherwise(table) == []
 
 
 def test_rows_that_leave_early_are_seen() -> None:
     """The number of rows falls before the long answer ends; in a static batch it never does."""
-    assert [lab_07.rows_leave(steps) for steps in ("4 4 1 1", "1 4 4 2", "4 4 4", "1 2 4", "1")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    leaves = {"4 4 1 1": True, "1 4 4 2": True, "4 4 4": False, "1 2 4": False, "1": False}
+    assert {steps: lab_07.rows_leave(steps) for steps in leaves} == leaves

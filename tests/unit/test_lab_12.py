@@ -1,10 +1,7 @@
 """The capstone: briefs, a plan's bill, what a trial may say, and the rubric, by hand and against independent code."""
 
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -24,6 +21,7 @@ from labkit.modelled.shapes import model_folder
 from labkit.modelled.traffic import TokenRequest
 from labkit.runs.plan import read_defaults
 from tests.unit.refusals import not_refused
+from tests.unit.stub_server import serving
 
 LAB = labs.find_lab("12")
 DEFAULTS = read_defaults(notebooks_path() / LAB.notebook)
@@ -84,12 +82,8 @@ def test_the_defaults_are_a_right_answer_and_wrong_choices_fail_by_name() -> Non
         ({"stack": "torchserve"}, {}, ["The selector does not exclude the stack"]),
         ({"served": "qwen2.5-1.5b"}, {}, ["At least 7 billion parameters"]),
     ]
-    wrong = [
-        (choice, facts, told)
-        for choice, facts, expected in table
-        if (told := failing(plan(**choice), **facts)) != expected
-    ]
-    assert wrong == []
+    told = [(choice, facts, failing(plan(**choice), **facts)) for choice, facts, _ in table]
+    assert told == table
 
 
 def test_an_api_wins_the_bursty_brief_and_machines_can_win_it_too() -> None:
@@ -246,25 +240,8 @@ def test_flags_of_the_card_are_left_out_of_the_small_version() -> None:
     assert {flags: lab_12.small_flags(flags) for flags in table} == table
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
-    """A server that answers 401 to every request without a key."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.headers.get("Authorization") else 401)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}/v1"
-        http.shutdown()
-        thread.join()
-
-
-def test_a_request_without_a_key_tells_its_status(server: str) -> None:
-    """The client sends no key of its own."""
-    assert lab_12.status_without_key(server) == 401
+def test_a_request_without_a_key_tells_its_status() -> None:
+    """The client sends no key of its own, and a server that asks for none is told from one that does."""
+    for key, status in (("a key", 401), (None, 200)):
+        with serving(api_key=key) as stub:
+            assert lab_12.status_without_key(stub.base_url) == status

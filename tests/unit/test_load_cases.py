@@ -1,5 +1,6 @@
 """The load client on real servers' formats and real addresses: each is read, doubted or refused."""
 
+import asyncio
 import contextlib
 import json
 import math
@@ -21,8 +22,8 @@ from labkit import load
 from labkit.errors import LabkitError, LoadError, UsageError
 from labkit.load import address, metrics, workloads
 from labkit.load.answers import Answer
-from labkit.load.preflight import _check_model
 from labkit.load.workloads import Request, Workload, rising_arrivals_s
+from tests.unit.refusals import not_refused
 from tests.unit.stream_shapes import SHAPES, UNKNOWN, Shape, delta, event, usage
 from tests.unit.stub_server import MODEL, Stub, serving
 
@@ -53,10 +54,9 @@ def offences(shape: Shape) -> Iterator[str]:
         yield f"a throughput or TPOT of unknown tokens: {summary}"
     if record.ttft_s is not None and record.ttft_s < shape.ttft_from_s:
         yield f"TTFT {record.ttft_s}"
-    if not shape.warning and [
-        warning for warning in result.warnings if "Client-bound" not in warning and "at once" not in warning
-    ]:
-        yield f"doubted: {result.warnings}"
+    doubts = [text for text in result.warnings if "Client-bound" not in text and "at once" not in text]
+    if not shape.warning and doubts:
+        yield f"doubted: {doubts}"
     if shape.warning and not any(shape.warning in warning for warning in result.warnings):
         yield f"no doubt: {result.warnings}"
 
@@ -151,9 +151,7 @@ def test_addresses_are_understood() -> None:
     """A root gets /v1; another version, or the path before a pasted endpoint, stays."""
     assert {url: address.parse(url).root for url in ROOTS} == ROOTS
     assert address.parse("http://h/v1/chat/completions").api == "chat"
-    for url in NO_ADDRESSES:
-        with pytest.raises(UsageError):
-            address.parse(url)
+    assert not_refused(address.parse, [(url, "") for url in NO_ADDRESSES]) == []
 
 
 def test_requests_use_the_whole_address() -> None:
@@ -171,14 +169,14 @@ def test_requests_use_the_whole_address() -> None:
 def test_no_secret_is_printed() -> None:
     """Passwords, keys and queries are masked in server messages, errors and addresses."""
     echo = "bad key secret-word"
-    places = ["//me:secret-word@", "//", "//"]
-    keys = [None, "secret-word", None]
-    for place, key, query in zip(places, keys, ["", "", "?key=secret-word"], strict=True):
-        for behaviour in (
-            {"error_status": 401, "raw": None},
-            {"models_status": 404},
-            {"raw": (event({"error": echo}),)},
-        ):
+    behaviours: list[dict[str, Any]] = [
+        {"error_status": 401},
+        {"models_status": 404},
+        {"raw": (event({"error": echo}),)},
+    ]
+    ways = (("//me:secret-word@", None, ""), ("//", "secret-word", ""), ("//", None, "?key=secret-word"))
+    for place, key, query in ways:
+        for behaviour in behaviours:
             with serving(**behaviour) as stub:
                 try:
                     printed = repr(ask(stub, stub.base_url.replace("//", place) + query, api_key=key))
@@ -200,34 +198,34 @@ def test_no_secret_is_printed() -> None:
 
 
 LISTS: list[Any] = [
-    {"data": [{"id": "m"}]},
-    [{"id": "m"}],
-    ["m"],
-    {"data": ["m"]},
-    {"models": [{"name": "m:latest", "model": "m:latest"}]},
-    {"models": ["m"]},
-    {"data": [{"id": "models/m"}]},
-    {"data": [{"id": "a/b", "name": "m"}]},
+    {"data": [{"id": MODEL}]},
+    [{"id": MODEL}],
+    [MODEL],
+    {"data": [MODEL]},
+    {"models": [{"name": f"{MODEL}:latest", "model": f"{MODEL}:latest"}]},
+    {"models": [MODEL]},
+    {"data": [{"id": f"models/{MODEL}"}]},
+    {"data": [{"id": "a/b", "name": MODEL}]},
     {"data": [{"id": "*"}]},
 ]
-NO_LISTS: list[Any] = [{}, {"data": None}, 3, "m", None]
+NO_LISTS: list[Any] = [{}, {"data": None}, 3, MODEL, None]
 
 
 def test_lists_of_models_in_every_form() -> None:
     """A model is found in the lists of OpenAI, Together, Ollama, Gemini and LiteLLM; an unknown one gets close names;
     anything but a list names --no-preflight."""
-    for tree in LISTS:
-        _check_model(json.dumps(tree).encode(), "m", url="u")
-    for tree in NO_LISTS:
-        with pytest.raises(LoadError, match="--no-preflight"):
-            _check_model(json.dumps(tree).encode(), "m", url="u")
-    many = [f"model-{k}" for k in range(300)]
+
+    def listed(tree: Any) -> bool:
+        with serving(models_body=json.dumps(tree)) as stub:
+            return ask(stub).records[0].ok
+
+    assert [tree for tree in LISTS if not listed(tree)] == []
+    assert not_refused(listed, [(tree, "--no-preflight") for tree in NO_LISTS], LoadError) == []
+    assert not_refused(listed, [({"data": []}, "none served")]) == []
     with pytest.raises(UsageError, match="among its 300") as caught:
-        _check_model(json.dumps(many).encode(), "model-77x", url="u")
-    assert "model-77" in caught.value.remedy
+        listed([f"{MODEL}-{k}" for k in range(300)])
+    assert f"{MODEL}-" in caught.value.remedy
     assert len(caught.value.remedy) < 200
-    with pytest.raises(UsageError, match="none served"):
-        _check_model(b'{"data": []}', "m", url="u")
 
 
 def test_tls_errors(tmp_path: Path) -> None:
@@ -340,15 +338,11 @@ def test_words_of_a_trace_are_one_token_each() -> None:
     assert {word: count for word, count in counts.items() if count != 1} == {}
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/stdin", "/proc/self", 5, "a\0b"])
-def test_an_irregular_file_is_refused(path: Any) -> None:
-    """A device, a folder and an invalid path are refused before reading."""
-    with pytest.raises(UsageError, match=r"not a regular file|cannot be read"):
-        workloads.from_file(path)
-
-
-def test_workload_size_is_limited() -> None:
-    """Too many words of prompts are refused before they are generated."""
+def test_what_would_never_end_is_refused() -> None:
+    """A device, a folder and an invalid path before reading; too many words of prompts before they are generated."""
+    for path in ("/dev/zero", "/dev/stdin", "/proc/self", 5, "a\0b"):
+        with pytest.raises(UsageError, match=r"not a regular file|cannot be read"):
+            workloads.from_file(path)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="too many"):
         workloads.build("chat", n=10, prompt_words=10**9)
 
@@ -381,23 +375,17 @@ def test_a_load_can_rise() -> None:
             load.run_blocking(stub.base_url, MODEL, many, concurrency=2, ramp_from=9)
 
 
-def test_a_cancelled_load_keeps_its_results() -> None:
+async def test_a_cancelled_load_keeps_its_results() -> None:
     """`on_cancel` gets the finished requests, and those in flight as cancelled."""
-    import asyncio
-
     kept: list[load.LoadResult] = []
-
-    async def stopped(stub: Stub) -> None:
-        chat = workloads.chat(20, max_tokens=2)
+    chat = workloads.chat(20, max_tokens=2)
+    with serving(first_token_delay_s=0.05) as stub:
         task = asyncio.create_task(load.run(stub.base_url, MODEL, chat, concurrency=1, on_cancel=kept.append))
         while len(stub.bodies) < 4 and not task.done():
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-    with serving(first_token_delay_s=0.05) as stub:
-        asyncio.run(stopped(stub))
     outcomes = [record.outcome.value for record in kept[0].records]
     assert outcomes[:2] == ["ok", "ok"]
     assert outcomes[-1] in ("ok", "cancelled")

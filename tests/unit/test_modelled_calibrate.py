@@ -160,19 +160,15 @@ def test_recording_tells_chunks_from_decodes() -> None:
     assert all(timed.seconds > 0 for timed in steps)
 
 
-def test_recording_restores_the_engines_methods() -> None:
-    """Even if the block fails."""
+def test_recording_leaves_an_engine_as_it_was() -> None:
+    """Even if the block fails; one whose steps it would misread, busy or with asynchronous scheduling, is refused."""
     engine = FakeEngine()
     schedule, stepping = engine.scheduler.schedule, engine.step
     with pytest.raises(ZeroDivisionError), recording(engine.llm):
         raise ZeroDivisionError
     assert (engine.scheduler.schedule, engine.step) == (schedule, stepping)
-
-
-def test_recording_refuses_engines_whose_steps_it_would_misread() -> None:
-    """An engine with requests in flight, and one with asynchronous scheduling."""
-    for engine, says in ((FakeEngine(busy=True), "in flight"), (FakeEngine(ahead=True), "asynchronous")):
-        with pytest.raises(UsageError, match=says), recording(engine.llm):
+    for misread, says in ((FakeEngine(busy=True), "in flight"), (FakeEngine(ahead=True), "asynchronous")):
+        with pytest.raises(UsageError, match=says), recording(misread.llm):
             pass
 
 
@@ -201,22 +197,12 @@ def test_the_modelled_engine_has_the_real_ones_options() -> None:
 def predicted_at(rate: float, monkeypatch: pytest.MonkeyPatch, work: Step | None = None) -> Any:
     """`predict` on a fake engine that drove 40 requests of 100 + 32 tokens at `rate`, each with a TTFT of 0.1 s and a
     TPOT of 0.05 s, in steps of `work`."""
-    due_s = [index / rate for index in range(40)]
-    records = tuple(
-        RequestRecord(
-            index=index,
-            scheduled_s=due,
-            started_s=due,
-            chunk_times_s=tuple(due + 0.1 + 0.05 * token for token in range(32)),
-            finished_s=due + 0.1 + 0.05 * 31,
-            input_tokens=100,
-            output_tokens=32,
-            outcome=Outcome.OK,
-        )
-        for index, due in enumerate(due_s)
-    )
-    run = {"client_cpu_s": 0.0, "concurrency": None, "rate": None, "workload": "token ids", "seed": None}
-    result = LoadResult(records=records, duration_s=40 / rate + 2, **run)  # type: ignore[arg-type]
+    sent = [TokenRequest(token_ids=[1], output_tokens=32, due_s=index / rate) for index in range(40)]
+    records = []
+    for index, due_s in enumerate(request.due_s for request in sent):
+        times = tuple(due_s + 0.1 + 0.05 * token for token in range(32))
+        records.append(RequestRecord(index, due_s, due_s, times, times[-1], 100, 32, Outcome.OK))
+    result = LoadResult(tuple(records), 40 / rate + 2, 0.0, None, None, "token ids", None)
     executor = SimpleNamespace(step_time=None, settings=SimpleNamespace(overhead_s=0.0), steps=[])
 
     def drive(*_: Any, **__: Any) -> Drive:
@@ -224,7 +210,6 @@ def predicted_at(rate: float, monkeypatch: pytest.MonkeyPatch, work: Step | None
         return Drive(result=result, moments=[[]], replica_of=[0] * 40, preemptions=0, cached_by_record=[])
 
     monkeypatch.setattr(module, "drive", drive)
-    sent = [TokenRequest(token_ids=[1], output_tokens=32, due_s=due) for due in due_s]
     engine = SimpleNamespace(llm_engine=SimpleNamespace(model_executor=executor, vllm_config=ENGINE))
     return predict(CALIBRATION, sent, engine=engine)
 

@@ -18,14 +18,11 @@ DOCUMENTED = "t4 l4 a10g rtx-4090 l40s a100-40 a100-80 h100-pcie h100-sxm h200 b
 
 
 def test_every_entry_is_a_card_with_sources() -> None:
-    """Each entry loads unchanged; sheet and efficiencies have sources; the evidence is none only without efficiencies;
-    borrowed efficiencies equal the lender's; FP8 is twice the 16-bit figure (a sparse figure would differ)."""
+    """Sheet and efficiencies have sources; the evidence is none only without efficiencies; borrowed efficiencies equal
+    the lender's; FP8 is twice the 16-bit figure (a sparse figure would differ)."""
     assert set(DOCUMENTED.split()) <= set(ENTRIES) == set(cards.known())
     for name, entry in ENTRIES.items():
         card = cards.find(name.upper())
-        assert (card.name, card.memory_bytes) == (name, int(entry["memory_gib"] * 2**30))
-        assert card.bytes_per_s == entry["bandwidth_gb_per_s"] * 1e9
-        assert card.flops == 1e12 * (entry.get("bf16_tflops") or entry["fp16_tflops"])
         assert card.flops is not None
         assert card.fp8_tflops is None or card.fp8_tflops * 1e12 == pytest.approx(2 * card.flops, rel=0.02)
         assert len(card.sheet.source) > 10

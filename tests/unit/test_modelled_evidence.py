@@ -55,14 +55,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     root = tmp_path_factory.mktemp("models")
     dense = read_config(model_folder("llama-3.1-8b"))
     fp8 = {"quant_method": "fp8"}
-    changes = {"fp8": fp8, "blocks": fp8 | {"weight_block_size": [128, 128]}}
-    for name, change in {
-        "half-b": {},
-        **{name: {"quantization_config": value} for name, value in changes.items()},
-    }.items():
+    made = {"half-b": {}, "fp8": fp8, "blocks": fp8 | {"weight_block_size": [128, 128]}}
+    for name, quantised in made.items():
         (root / name).mkdir()
-        (root / name / "config.json").write_text(json.dumps({**dense, **change}))
-    return {name: root / name if (root / name).exists() else model_folder(name) for name in PUBLISHED}
+        (root / name / "config.json").write_text(json.dumps({**dense, "quantization_config": quantised}))
+    return {name: root / name if name in made else model_folder(name) for name in PUBLISHED}
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +71,9 @@ def promised(folders: Mapping[str, Path]) -> Iterator[Callable[..., Promise]]:
     ) -> Promise:
         return promise(cards.find(card), folders[model], tensor_parallel=tensor_parallel, load_share=share)
 
-    def parameters(folder: Path) -> float:
-        return PUBLISHED[folder.name]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evidence, "compared", lambda: ROWS)
-        patch.setattr(evidence, "_parameters", parameters)
+        patch.setattr(evidence, "_parameters", lambda folder: PUBLISHED[folder.name])
         yield by_name
 
 

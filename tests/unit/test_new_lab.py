@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -11,19 +10,15 @@ from hypothesis import strategies as st
 
 from labkit.errors import UsageError
 from labkit.files import FAST_LOADER, root
-from labkit.labs import LABS, load_labs
+from labkit.labs import LABS
+from tests.unit.refusals import not_refused
 from tools import new_lab
 
-LABS_TEXT = (root() / "data" / "labs.yaml").read_text(encoding="utf-8")
-README = (root() / "README.md").read_text(encoding="utf-8")
-GUIDE = (root() / "docs" / "workshops.md").read_text(encoding="utf-8")
-NOTES = (root() / "docs" / "workshop" / "lab-by-lab.md").read_text(encoding="utf-8")
 CHANGED = {
-    "data/labs.yaml": LABS_TEXT,
-    "README.md": README,
-    "docs/workshops.md": GUIDE,
-    "docs/workshop/lab-by-lab.md": NOTES,
+    name: (root() / name).read_text(encoding="utf-8")
+    for name in ("data/labs.yaml", "README.md", "docs/workshops.md", "docs/workshop/lab-by-lab.md")
 }
+LABS_TEXT, README, GUIDE, NOTES = CHANGED.values()
 FREE = [f"{number:02d}" for number in range(1, 100) if f"{number:02d}" not in {name[:2] for name in LABS}]
 PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
 words = st.text(PRINTABLE, min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
@@ -34,36 +29,15 @@ def made(name: str, **more: str) -> new_lab.NewLab:
     return new_lab.plan(name, labs=list(LABS), **more)
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """What the tool changes of a repository, and the folders that it writes to."""
-    for name, text in CHANGED.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    for name in ("course/questions", "tests/unit", "notebooks"):
-        (tmp_path / name).mkdir(parents=True)
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["", "13", "13_", "x13_more", "3_more", "13_More", "13-more", "13_a__b", "13_a/b"])
-def test_what_is_no_name_is_refused(name: str) -> None:
-    """Only two digits and words in lower case are a name; the remedy shows one."""
-    with pytest.raises(UsageError, match="13_speculative_decoding"):
-        made(name)
-
-
-def test_a_taken_number_is_refused_with_a_free_one() -> None:
-    """The lab that has the number is named, and the remedy is a number that no lab has."""
-    with pytest.raises(UsageError, match="number 03 is taken by 03_prefix_caching") as caught:
-        made("03_more")
-    assert f"{FREE[0]} is free" in str(caught.value)
-
-
-@pytest.mark.parametrize("wrong", [{"title": "a\nb"}, {"question": " "}, {"title": "a\x07"}])
-def test_a_title_is_one_line(wrong: dict[str, str]) -> None:
-    """Two lines, none or control characters would break the files that they go into."""
-    with pytest.raises(UsageError, match="one line"):
-        made(f"{FREE[0]}_more", **wrong)
+def test_what_cannot_be_a_lab_is_refused() -> None:
+    """Only two digits and words in lower case are a name; of a taken number the lab that has it is named, and a number
+    that no lab has. A title of two lines, none or control characters would break the files that it goes into."""
+    names = ("", "13", "13_", "x13_more", "3_more", "13_More", "13-more", "13_a__b", "13_a/b")
+    table: list[tuple[dict[str, str], str]] = [({"name": name}, "13_speculative_decoding") for name in names]
+    table += [({"name": "03_more"}, says) for says in ("taken by 03_prefix_caching", f"{FREE[0]} is free")]
+    for wrong in ({"title": "a\nb"}, {"question": " "}, {"title": "a\x07"}):
+        table.append(({"name": f"{FREE[0]}_more", **wrong}, "one line"))
+    assert not_refused(lambda names: made(**names), table) == []
 
 
 @settings(max_examples=20, deadline=None)
@@ -90,17 +64,10 @@ def test_a_row_goes_to_its_place_in_the_readme(number: str) -> None:
     assert number in numbers
 
 
-def test_a_readme_without_the_table_is_refused() -> None:
-    """Without a table of labs the tool raises UsageError."""
-    with pytest.raises(UsageError, match="no table of labs"):
-        new_lab.in_readme("# Another\n", made(f"{FREE[0]}_made"))
-    with pytest.raises(UsageError, match="has no labs"):
-        new_lab.in_notes("| 00 start here | 1 |\n", made(f"{FREE[0]}_made"))
-
-
 @given(st.sampled_from(FREE))
 def test_the_guide_gets_a_row_and_a_paragraph(number: str) -> None:
-    """Rows and paragraphs stay in order, one more of each, and nothing that was there is gone."""
+    """Rows and paragraphs stay in order, one more of each, and nothing that was there is gone; a text without any is
+    refused."""
     lab = made(f"{number}_made")
     guide, notes = new_lab.in_guide(GUIDE, lab), new_lab.in_notes(NOTES, lab)
     for pattern, before, after in (
@@ -116,31 +83,24 @@ def test_the_guide_gets_a_row_and_a_paragraph(number: str) -> None:
     lines = guide.splitlines()
     (row,) = [n for n, line in enumerate(lines) if line.startswith(f"| {number} made ")]
     assert re.match(r"\| [0-9]{2}[a-z]? [a-z]", lines[row - 1])
+    with pytest.raises(UsageError, match="no table of labs"):
+        new_lab.in_readme("# Another\n", lab)
+    with pytest.raises(UsageError, match="has no labs"):
+        new_lab.in_notes("| 00 start here | 1 |\n", lab)
 
 
-def test_all_files_are_written_and_valid(copy: Path) -> None:
-    """Eight files; the list of labs reads back with the new one; the notebook is a valid one with its name in it."""
-    lab = made(f"{FREE[-1]}_made", title='A "quoted" one: #1')
-    paths = new_lab.lay_out(lab, copy)
-    assert all(path.exists() for path in paths)
-    assert len(paths) == 8
-    entry = load_labs(copy / "data" / "labs.yaml")[lab.name]
-    assert entry.title == lab.title
-    assert f"| {lab.words} | {entry.minutes:g} | " in (copy / "docs" / "workshops.md").read_text()
-    notebook = nbformat.read(copy / "notebooks" / f"{lab.name}.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    assert any(f'session.start("{lab.name}"' in cell.source for cell in notebook.cells)
-    assert not [path for path in paths if "$" in path.read_text() and path.suffix == ".py"]
-
-
-@pytest.mark.parametrize("kind", range(new_lab.NEW_FILES))
-def test_what_exists_is_not_overwritten(copy: Path, kind: int) -> None:
-    """When one of the new files is there already, it is named and not one file is changed."""
+def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
+    """When one of the new files is there already, it is named and not one file is changed. (What a new lab is worth:
+    tests/notebooks/test_new_lab.py.)"""
+    for name, text in CHANGED.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     lab = made(f"{FREE[-1]}_made")
-    path = [path for path, _ in new_lab.files(lab, copy)][kind]
-    path.write_text("mine")
-    before = {each: each.read_bytes() for each in copy.rglob("*") if each.is_file()}
-    with pytest.raises(UsageError, match="exists already") as caught:
-        new_lab.lay_out(lab, copy)
-    assert path.name in str(caught.value)
-    assert {each: each.read_bytes() for each in copy.rglob("*") if each.is_file()} == before
+    for path in [path for path, _ in new_lab.files(lab, tmp_path)][: new_lab.NEW_FILES]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+        with pytest.raises(UsageError, match=f"{path.name} exists already"):
+            new_lab.lay_out(lab, tmp_path)
+        assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
+        path.unlink()

@@ -1,5 +1,6 @@
 """The chain of hashes: equal exactly as far as the tokens are."""
 
+from collections.abc import Sequence
 from itertools import takewhile
 
 from hypothesis import given, settings
@@ -12,9 +13,9 @@ quick = settings(max_examples=60, deadline=None)
 PROMPT = st.lists(st.integers(0, 1), min_size=1, max_size=20)
 
 
-def common_blocks(a: list[int], b: list[int], block_size: int) -> int:
-    """Full blocks that two token lists have in common from their beginning."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))) // block_size
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two lists share."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))))
 
 
 @quick
@@ -23,5 +24,5 @@ def test_equal_hashes_mean_an_equal_prefix(a: list[int], b: list[int], block_siz
     """Two chains agree exactly as far as the tokens do, in full blocks, and never again after they differ."""
     pairs = zip(block_hashes(a, block_size=block_size), block_hashes(b, block_size=block_size), strict=False)
     equal = [x == y for x, y in pairs]
-    assert sum(equal) == common_blocks(a, b, block_size)
+    assert sum(equal) == common_prefix(a, b) // block_size
     assert equal == sorted(equal, reverse=True)

@@ -21,20 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ts.context import RequestProcessor
 from ts.model_loader import TsModelLoader
 
-PIECES = [
-    b"Gr",
-    b"\xc3",
-    b"\xbc\xc3",
-    b"\x9fe",
-    b" aus ",
-    b"K\xc3",
-    b"\xb6",
-    b"ln \xf0\x9f",
-    b"\x8c",
-    b"\x8d",
-    b" and",
-    b"!",
-]
+PIECES = b"Gr|\xc3|\xbc\xc3|\x9fe| aus |K\xc3|\xb6|ln \xf0\x9f|\x8c|\x8d| and|!".split(b"|")
 TEXT = b"".join(PIECES).decode()
 END = "<|im_end|>"
 TEMPLATE = (
