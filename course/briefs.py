@@ -13,7 +13,7 @@ from labkit.modelled.traces import Lengths
 
 @dataclass(frozen=True, kw_only=True)
 class Brief:
-    """What is asked for. `traffic`: options of `traces.generated`. `load`: the day's curve (costs.settings.LOADS).
+    """A brief's requirements. `traffic`: options of `traces.generated`. `load`: the day's curve (costs.settings.LOADS).
 
     `answers`: the brief in the selector's terms. `ruled_out`: machines on which it may not run, and why. `most_busy`:
     the largest share of the capacity that may be used at the peak."""

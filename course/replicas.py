@@ -1,4 +1,4 @@
-"""What clients and Ray Serve's status see while replicas come, go and break (lab 05b)."""
+"""What clients and Ray Serve's status see while replicas start, end and break (lab 05b)."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ class Scaling:
         )
 
     def evidence(self, lab: LabSession) -> None:
-        """C38: replicas before and after the step, at the same rate; the delays are measured."""
+        """Record evidence on C38: replicas before and after the step, at the same rate, and the delays."""
         before = max(count for at, count in self.seen.replicas if at <= self.step_s)
         lab.measure("most_replicas", "replicas", float(self.most))
         for name, seconds in (("upscale_after_s", self.added_s), ("downscale_after_s", self.removed_s)):
@@ -95,7 +95,7 @@ async def stepped(lab: LabSession, url: str, deployment: str, *, replicas: int) 
 
 
 def burst_words(answers: Sequence[Answer], *, room: int) -> str:
-    """How many of a burst were answered and refused, and after how long."""
+    """Return how many requests of a burst were answered and refused, and after how long."""
     answered, refused = ([a for a in answers if a.status == status] for status in (200, 503))
     waits = {name: median(a.latency_s for a in group) for name, group in (("200", answered), ("503", refused)) if group}
     spans = ", ".join(f"{name} after {_s(wait)} (median)" for name, wait in waits.items())

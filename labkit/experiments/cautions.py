@@ -99,7 +99,7 @@ def warnings_for(
     """
     for name, share in (("hit_rate", hit_rate), ("shared_share", shared_share)):
         in_range = share is None or 0 <= share <= 1
-        require(in_range, f"{name} is {share}; a share lies between 0 and 1", fix="divide hits by queries, in tokens")
+        require(in_range, f"{name} is {share}; a share is between 0 and 1", fix="divide hits by queries, in tokens")
     cautions = (
         _warm_cache(seed, seeds_before, hit_rate, shared_share),
         _cold_cache(hit_rate, shared_share, warmup),
@@ -145,7 +145,7 @@ def _no_warmup(requests: int | None, warmup: int | None) -> Caution | None:
 def samples_needed(percentile: float) -> int:
     """Return how many samples a percentile needs so that on average one is beyond it: 100 for the p99."""
     in_range = 0 < percentile < 100
-    require(in_range, f"percentile is {percentile}; it must lie between 0 and 100", fix="pass 99 for the p99")
+    require(in_range, f"percentile is {percentile}; it must be between 0 and 100", fix="pass 99 for the p99")
     return math.ceil(round(100 / min(percentile, 100 - percentile), 6))
 
 

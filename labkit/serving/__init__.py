@@ -1,1 +1,1 @@
-"""What answers: real servers as well-behaved child processes (`process`), and each engine on top of that."""
+"""Run real servers as child processes that always end with their parent (`process`): vLLM, Ray Serve, TorchServe."""

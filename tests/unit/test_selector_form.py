@@ -40,7 +40,7 @@ def test_a_bad_state_gets_a_message_and_changes_nothing() -> None:
     for text in ("{", "[]", '{"kind": "lmm"}', '{"<script>": 1}', '{"model": "a b"}'):
         form = SelectorForm({"rate": "high"})
         form.exported.value = text
-        assert "Not taken" in form.message.value, text
+        assert "Not accepted" in form.message.value, text
         assert "<script>" not in form.message.value
         assert form.answers["rate"] == "high"
         form.fields["rate"].value = "low"

@@ -39,7 +39,7 @@ def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
     assert all(line.meaning for line in reading.lines)
     assert not any("\x1b" in line.text or "EngineCore" in line.text for line in reading.lines)
     recomputed = {
-        "dtype": "46,080 bytes of KV cache for each token",
+        "dtype": "46,080 bytes of KV cache per token",
         "cpu_memory": "= 182 blocks",
         "cache_size": "182 blocks x 128 = 23,296 tokens; 23,296 / 1,024 = 22.75x",
         "checkpoint": "134,515,008 parameters x 2 bytes = 0.25 GiB",
@@ -184,7 +184,7 @@ def test_the_longest_length_in_the_error_is_recomputed() -> None:
 def test_a_failed_or_shortened_start_is_explained() -> None:
     """Each error is explained, also without an estimate; max_model_len=-1 uses the longest length."""
     errors = {
-        TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0"),
+        TOO_LONG: ("too_long", "No start: one request of 8,192 tokens takes 0.18 GiB, but the cache has only 0.0"),
         TOO_LONG.split(" Based on")[0]: ("too_long", "No start: one request of 8,192 tokens"),
     }
     for text, (kind, words) in errors.items():
