@@ -3,8 +3,8 @@
     message --> Desk --+--> IntentClassifier   MiniLM, batched, its forward pass in a thread
                        +--> Writer             a chat model: LLMServer of ray.serve.llm, with vLLM in its replica
 
-Deploy it with `serve.run(build(settings))`, by `labkit serve ray`, or from `applications/serve_config.yaml`. To copy it,
-take this file and `labkit/serving/gate.py`, which imports nothing else from labkit.
+Deploy it with `serve.run(build(settings))`, `labkit serve ray`, or `applications/serve_config.yaml`. To copy it, take
+this file and `labkit/serving/gate.py`, which imports nothing else from labkit.
 
 Limits: one model; no queue limit until a config file sets `max_queued_requests`; the key is read when a replica starts.
 OpenAI requests are answered as by vLLM's own server; fields that vLLM does not know are refused here with 422, because
