@@ -115,7 +115,7 @@ WRONG = {
     f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
     f"{LOAD} --api-key a\x01b": "line break",
     f"{LOAD} --api embeddings": "completions",
-    f"{LOAD} --ramp-from 2": "where the ramp ends",
+    f"{LOAD} --ramp-from 2": "the end of the ramp",
     f"{LOAD} --sweep users=1,2,3": "not 'users'",
     f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
     f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out, or --sweep",
