@@ -156,7 +156,7 @@ TOKEN_CHECKS: tuple[AnswerCheck, ...] = (
     ),
     (
         lambda record: len(record.chunk_times_s) > 2 * (record.output_tokens or math.inf) + 2,
-        "report a usage of less than half as many tokens as they have chunks: is it the total?",
+        "report fewer tokens in their usage than half their chunks: is it the total?",
     ),
 )
 STREAM_CHECKS: tuple[AnswerCheck, ...] = (
