@@ -171,8 +171,8 @@ def _batches(requests: Traffic, rows: int) -> list[Traffic]:
 
 def padding_factor(requests: Traffic, rows: int) -> float:
     """Return the row-steps of static batches, padding included, over the tokens of the answers (computed)."""
-    steps = sum(max(one.output_tokens for one in batch) * len(batch) for batch in _batches(requests, rows))
-    return steps / sum(one.output_tokens for one in requests)
+    steps = sum(max(request.output_tokens for request in batch) * len(batch) for batch in _batches(requests, rows))
+    return steps / sum(request.output_tokens for request in requests)
 
 
 def _served(results: Sequence[LoadResult], *, together: bool) -> Served:

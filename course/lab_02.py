@@ -100,20 +100,20 @@ def check_sizes(lab: LabSession, *, positions: int) -> None:
     """Raise a UsageError for sizes with which nothing would be preempted, or the engine would not start.
 
     `positions`: the most tokens that the model supports."""
-    asked = lab.parameters
-    block_size, length, tiny = asked["block_size"], asked["max_model_len"], asked["tiny_blocks"]
+    sizes = lab.parameters
+    block_size, length, tiny = sizes["block_size"], sizes["max_model_len"], sizes["tiny_blocks"]
     kv_size.check_block_size(block_size, gpu=bool(lab.machine.gpus))
     too_long = f"max_model_len is {length:,}; the model supports {positions:,} positions"
     require(length <= positions, too_long, fix=f"give max_model_len at most {positions:,}")
     longest = kv_size.blocks_for_tokens(length, block_size=block_size)
-    together = asked["prompt_tokens"] + asked["output_tokens"]
+    together = sizes["prompt_tokens"] + sizes["output_tokens"]
     cut = f"a prompt and an answer of {together:,} tokens are longer than max_model_len, {length:,}"
     require(together <= length, cut, fix="lower prompt_tokens or output_tokens, or raise max_model_len")
     too_few = f"{tiny:,} blocks of {block_size} cannot hold a request of max_model_len {length:,}"
     require(tiny > longest, too_few, fix=f"give at least {longest + 1:,} blocks: vLLM keeps one for itself")
-    each = kv_size.blocks_for_tokens(together - 1, block_size=block_size)
-    enough = f"{asked['requests']} requests of {each} blocks fit into {tiny - 1} at once: nothing would be preempted"
-    require(asked["requests"] * each >= tiny, enough, fix="send more requests, or give fewer tiny_blocks")
+    blocks = kv_size.blocks_for_tokens(together - 1, block_size=block_size)
+    enough = f"{sizes['requests']} requests of {blocks} blocks fit into {tiny - 1} at once: nothing would be preempted"
+    require(sizes["requests"] * blocks >= tiny, enough, fix="send more requests, or give fewer tiny_blocks")
 
 
 def kv_table(*, memory_bytes: int, max_model_len: int) -> Any:
@@ -243,12 +243,12 @@ def outcome(driven: Drive) -> dict[str, float]:
 
 def remedy_evidence(lab: LabSession, outcomes: Mapping[str, Mapping[str, float]]) -> None:
     """Record evidence on C22: preemptions with each remedy, and the time relative to the unchanged settings."""
-    found = {name.replace(" ", "_"): row for name, row in outcomes.items()}
-    lab.evidence("C22", before=found.pop("unchanged")["preemptions"])
-    lab.evidence("C22", **{name: row["preemptions"] for name, row in found.items()})
+    by_name = {name.replace(" ", "_"): row for name, row in outcomes.items()}
+    lab.evidence("C22", before=by_name.pop("unchanged")["preemptions"])
+    lab.evidence("C22", **{name: row["preemptions"] for name, row in by_name.items()})
     base_s = outcomes["unchanged"]["seconds for all"]
     for name in ("more_blocks", "fewer_sequences"):
-        lab.evidence("C22", **{f"{name}_time": round(found[name]["seconds for all"] / base_s, 3)})
+        lab.evidence("C22", **{f"{name}_time": round(by_name[name]["seconds for all"] / base_s, 3)})
 
 
 def paging_evidence(

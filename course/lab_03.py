@@ -125,9 +125,9 @@ def page_and_question(
     """Return prompts with a page before and after two questions. UsageError for a page that does not fill a block."""
     page_prompts.check_pages(documents, encode, page_tokens=page_tokens, pages=len(documents), block_size=block_size)
     page = list(encode(documents[3].text))[:page_tokens]
-    asked = {name: list(encode(text)) for name, text in QUESTIONS.items()}
-    before = {f"page, then question {name}": page + question for name, question in asked.items()}
-    return before | {f"question {name}, then page": question + page for name, question in asked.items()}
+    question_tokens = {name: list(encode(text)) for name, text in QUESTIONS.items()}
+    before = {f"page, then question {name}": page + question for name, question in question_tokens.items()}
+    return before | {f"question {name}, then page": question + page for name, question in question_tokens.items()}
 
 
 def default_evidence(lab: LabSession) -> None:
@@ -178,10 +178,10 @@ def by_turn(driven: Drive) -> Any:
     records = driven.result.records
     for group in dict.fromkeys(record.group for record in records):
         mine = [n for n, record in enumerate(records) if record.group == group]
-        asked = sum(records[n].input_tokens or 0 for n in mine)
+        prompt_tokens = sum(records[n].input_tokens or 0 for n in mine)
         rows[group] = {
-            "prompt tokens, mean": round(asked / len(mine)),
-            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / asked, 3),
+            "prompt tokens, mean": round(prompt_tokens / len(mine)),
+            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / prompt_tokens, 3),
             "TTFT p50, ms": round(1000 * metrics.quantity([records[n].ttft_s for n in mine]).p50, 1),
         }
     return pd.DataFrame(rows).T

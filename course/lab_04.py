@@ -162,15 +162,15 @@ solution(
 
 def check_sizes(lab: LabSession) -> None:
     """Raise a UsageError for sizes that the engine would refuse, before it starts."""
-    asked = lab.parameters
-    budgets, most, long = asked["budgets"], asked["max_model_len"], asked["long_prompt_tokens"]
-    positions = models.architecture(models.resolve(asked["model"])).max_positions
+    parameters = lab.parameters
+    budgets, most, long = parameters["budgets"], parameters["max_model_len"], parameters["long_prompt_tokens"]
+    positions = models.architecture(models.resolve(parameters["model"])).max_positions
     require(min(budgets) < max(budgets), f"budgets is {budgets}: nothing to compare", fix="give two that differ")
     too_long = f"max_model_len is {most}; the model supports {positions} positions"
     require(most <= positions, too_long, fix=f"pass max_model_len={positions} or less")
     no_answer = f"a prompt of {long} tokens and its answer are longer than max_model_len, {most}"
     require(long + 2 <= most, no_answer, fix=f"pass long_prompt_tokens={most - 2} or less")
-    together, slots = asked["streams"] + 2, asked["max_num_seqs"]
+    together, slots = parameters["streams"] + 2, parameters["max_num_seqs"]
     crowded = (
         f"{together - 2} streams, the long prompt and a newcomer are {together} sequences; max_num_seqs is {slots}"
     )
@@ -316,10 +316,10 @@ def default_budgets() -> dict[str, int]:
 
 def default_evidence(lab: LabSession, defaults: Mapping[str, int]) -> None:
     """Record evidence on C19: on how many of the cards the default is 2,048."""
-    found = list(defaults.values())
+    budgets = list(defaults.values())
     version = lab.recorder.record.versions["vllm"]
-    lab.evidence("C19", cards=len(found), cards_at_2048=found.count(2048), vllm_version=version)
-    lab.evidence("C19", smallest_default=min(found), largest_default=max(found))
+    lab.evidence("C19", cards=len(budgets), cards_at_2048=budgets.count(2048), vllm_version=version)
+    lab.evidence("C19", smallest_default=min(budgets), largest_default=max(budgets))
 
 
 def chats_and_reports(reports_per_minute: int, *, report_tokens: int, seed: int) -> Traffic:

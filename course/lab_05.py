@@ -135,8 +135,8 @@ def ticketed(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
         return seen | {EMPTY: refused if refused == FAILS else "an answer"}
 
     with running(Reporting, StandIn) as call:
-        found = blocking(ask)(call)
-    return [found[name] for (name,) in cases]
+        outcomes = blocking(ask)(call)
+    return [outcomes[name] for (name,) in cases]
 
 
 class Ticket:
@@ -205,9 +205,9 @@ class ByPath:
 
 def check_parameters(lab: LabSession) -> int:
     """Return the longest request of the desk's engine; refuse answers for which it has no room. UsageError."""
-    asked = lab.parameters
-    longest = min(1024, models.architecture(models.resolve(asked["model"])).max_positions)
-    answer = max(4 * asked["short_tokens"], asked["reply_tokens"])
+    parameters = lab.parameters
+    longest = min(1024, models.architecture(models.resolve(parameters["model"])).max_positions)
+    answer = max(4 * parameters["short_tokens"], parameters["reply_tokens"])
     what = f"answers of {answer} tokens leave no room for prompts: requests hold {longest}"
     require(answer <= longest // 2, what, fix="lower short_tokens or reply_tokens")
     return longest
@@ -248,10 +248,10 @@ def _timed(ask: Ask) -> Callable[[int], float]:
 
 def overhead_chart(added_ms: Mapping[str, Sequence[float]], *, seed: int) -> charts.Chart:
     """Milliseconds that each way adds, with its interval; the title has the largest."""
-    found = {name: interval(values, seed=seed) for name, values in added_ms.items()}
-    bars = [charts.Bar(name, ms.value, ms.low, ms.high) for name, ms in found.items()]
-    most = max(found, key=lambda name: found[name].value)
-    title = f"{most}: {amount(found[most].value, 'ms')} of overhead per request"
+    intervals = {name: interval(values, seed=seed) for name, values in added_ms.items()}
+    bars = [charts.Bar(name, ms.value, ms.low, ms.high) for name, ms in intervals.items()]
+    most = max(intervals, key=lambda name: intervals[name].value)
+    title = f"{most}: {amount(intervals[most].value, 'ms')} of overhead per request"
     return charts.bars_with_intervals(bars, title=title, unit="ms", axis_title="milliseconds added")
 
 

@@ -298,14 +298,14 @@ solution(
 
 def check_parameters(lab: LabSession) -> None:
     """Raise a UsageError for a step that would not start a replica, before Ray starts."""
-    asked = lab.parameters
-    rate, short_s, long_s = asked["step_rate"], asked["short_s"], asked["long_s"]
-    before, after = (desired_replicas(rate, s, asked["target_ongoing"], 1, 10**9) for s in (short_s, long_s))
+    parameters = lab.parameters
+    rate, short_s, long_s = parameters["step_rate"], parameters["short_s"], parameters["long_s"]
+    before, after = (desired_replicas(rate, s, parameters["target_ongoing"], 1, 10**9) for s in (short_s, long_s))
     busy = f"{rate:g} requests/s of {short_s:g} s ask for {before} replicas before the step"
     require(before == 1, busy, fix="lower step_rate or short_s: one replica must be enough before the step")
     idle = f"{rate:g} requests/s of {long_s:g} s ask for one replica: nothing would happen"
     require(after > 1, idle, fix="raise step_rate or long_s")
-    most = asked["max_replicas"]
+    most = parameters["max_replicas"]
     never = f"the step asks for {after} replicas and max_replicas is {most}: the queue would only grow"
     require(after <= most, never, fix=f"set max_replicas to {after} or more, or lower long_s")
 
@@ -325,10 +325,10 @@ def handlers_evidence(lab: LabSession, handled: Mapping[str, Sequence[float]]) -
 
 def handler_chart(handled: Mapping[str, Sequence[float]], wait_s: float, *, seed: int) -> charts.Chart:
     """Calls per second of each handler, beside the rate of one call after the other; the title names the slowest."""
-    found = {name: interval(values, seed=seed) for name, values in handled.items()}
-    bars = [charts.Bar(name, rate.value, rate.low, rate.high) for name, rate in found.items()]
-    slow, fast = (pick(found, key=lambda name: found[name].value) for pick in (min, max))
-    title = f"{slow}: {found[slow].value / found[fast].value:.0%} of the calls per second of {fast}"
+    intervals = {name: interval(values, seed=seed) for name, values in handled.items()}
+    bars = [charts.Bar(name, rate.value, rate.low, rate.high) for name, rate in intervals.items()]
+    slow, fast = (pick(intervals, key=lambda name: intervals[name].value) for pick in (min, max))
+    title = f"{slow}: {intervals[slow].value / intervals[fast].value:.0%} of the calls per second of {fast}"
     about = {"title": title, "unit": "calls/s", "axis_title": "calls per second"}
     return charts.bars_with_intervals(bars, **about, formula=("one after the other", 1 / wait_s))
 

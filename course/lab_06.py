@@ -81,20 +81,20 @@ def fits(config: Any) -> dict[str, str]:
     except (LabkitError, yaml.YAMLError, AttributeError, TypeError) as error:
         return {"the config can be read": str(error)}
     names = {deployment.name for deployment in audit.deployments}
-    short = [one for one in audit.deployments if one.context_tokens < LONGEST]
+    short = [deployment for deployment in audit.deployments if deployment.context_tokens < LONGEST]
     placed = [replica for replica in audit.replicas if replica.gpus]
-    waiting = [f"{one.name} asks for {one.deployment.asks} and waits" for one in audit.replicas if not one.gpus]
+    waiting = [f"{late.name} asks for {late.deployment.asks} and waits" for late in audit.replicas if not late.gpus]
     return {
         "both models are served": ", ".join(f"{name} is missing" for name in sorted(MODELS - names)),
         f"requests of {LONGEST:,} tokens are accepted": ", ".join(
-            f"{one.name} takes {one.context_tokens:,}" for one in short
+            f"{deployment.name} takes {deployment.context_tokens:,}" for deployment in short
         ),
         "Ray places every replica": ", ".join(waiting),
         "every engine starts": ", ".join(f"{replica.name}: {replica.refused}" for replica in placed if replica.refused),
         "no engine takes more of the card than Ray counts": ", ".join(
-            f"{one.name} takes {one.engine_share:.2f} and asks for {one.asks}"
-            for one in audit.deployments
-            if (one.engine_share or 0) > one.part
+            f"{deployment.name} takes {deployment.engine_share:.2f} and asks for {deployment.asks}"
+            for deployment in audit.deployments
+            if (deployment.engine_share or 0) > deployment.part
         ),
     }
 
@@ -170,8 +170,8 @@ def placed_by_ray(config: str, *, gpus: int, wait_s: float = 3.0) -> dict[str, s
 
 def check_sizes(lab: LabSession) -> None:
     """Raise a UsageError if not all replicas find room, or if the late one would not wait."""
-    asked = lab.parameters
-    fractions, late, gpus = asked["fractions"], asked["late_fraction"], asked["gpus"]
+    parameters = lab.parameters
+    fractions, late, gpus = parameters["fractions"], parameters["late_fraction"], parameters["gpus"]
     placed = placement.best_fit([*fractions, late], gpus)
     waiting = ", ".join(f"{part:g}" for part, where in zip(fractions, placed, strict=False) if not where)
     full = f"on {gpus} GPUs the fractions {fractions} do not all find room: {waiting} would wait"
@@ -185,10 +185,10 @@ def check_sizes(lab: LabSession) -> None:
     shared = [gpu for gpu in range(gpus) if len(parts_on(fractions[1:], placed[1:], gpu)) > 1]
     apart = f"after the first, no two different fractions of {fractions} share a GPU: nothing to compare"
     require(bool(shared), apart, fix="use a pair that fits one GPU, such as 0.7 and 0.25")
-    modelled.gpu(asked["card"], model="llama-3.1-8b")  # or its refusal
-    if asked["audit_file"]:
-        audited_file(asked["audit_file"])
-    models = [asked[name] for name in ("models", "models_gib", "model_loads")]
+    modelled.gpu(parameters["card"], model="llama-3.1-8b")  # or its refusal
+    if parameters["audit_file"]:
+        audited_file(parameters["audit_file"])
+    models = [parameters[name] for name in ("models", "models_gib", "model_loads")]
     unequal = "{} names, {} memories and {} loads".format(*map(len, models))
     require(len(set(map(len, models))) == 1, unequal, fix="give one of each for every model")
 
@@ -236,10 +236,10 @@ def first_message(application: str) -> str:
         return list(known.deployments.values()) if known else []
 
     def told() -> bool:
-        return any(one.message or one.status == "HEALTHY" for one in deployments())
+        return any(deployment.message or deployment.status == "HEALTHY" for deployment in deployments())
 
     ray_serve.wait_for(told, timeout_s=60, what=f"a message about {application}")
-    return "\n".join(one.message for one in deployments())
+    return "\n".join(deployment.message for deployment in deployments())
 
 
 Surroundings = tuple[Mapping[str, str], Mapping[str, Any], str]
@@ -269,13 +269,13 @@ def memory_evidence(lab: LabSession, apart: Mapping[str, Sequence[str]], *, same
 
 def sum_evidence(lab: LabSession, where: Mapping[str, str], *, late_waits: bool) -> None:
     """Record evidence on C37: the largest sum of fractions on a GPU, and whether the replica without room waited."""
-    asked = lab.parameters
+    parameters = lab.parameters
     sums: dict[str, float] = {}
-    for gpu, part in zip(where.values(), asked["fractions"], strict=True):
+    for gpu, part in zip(where.values(), parameters["fractions"], strict=True):
         sums[gpu] = sums.get(gpu, 0.0) + part
-    left = placement.left_over(asked["fractions"], asked["gpus"])
+    left = placement.left_over(parameters["fractions"], parameters["gpus"])
     lab.says("The fractions on a GPU never add up to more than one", max(sums.values()) <= 1)
-    lab.evidence("C37", largest_sum=round(max(sums.values()), 4), late_fraction=asked["late_fraction"])
+    lab.evidence("C37", largest_sum=round(max(sums.values()), 4), late_fraction=parameters["late_fraction"])
     lab.evidence("C37", most_left=max(left), late_waits=late_waits)
 
 
@@ -305,7 +305,7 @@ def in_turn(engines: Sequence[Any]) -> Callable[[], None]:
 
 def output_per_s(driven: Drive) -> float:
     """Output tokens per second of a load that was driven to its end."""
-    return round(sum(one.output_tokens or 0 for one in driven.result.records) / driven.result.duration_s, 1)
+    return round(sum(request.output_tokens or 0 for request in driven.result.records) / driven.result.duration_s, 1)
 
 
 FORM = """\
@@ -400,12 +400,14 @@ def plan(models: Mapping[str, tuple[float, float]], *, gpu_gib: float, most_load
 
 def plans(lab: LabSession) -> dict[str, list[list[str]]]:
     """The lab's models, one GPU each, and shared by memory and load or by memory alone."""
-    asked = lab.parameters
-    models = dict(zip(asked["models"], zip(asked["models_gib"], asked["model_loads"], strict=True), strict=True))
-    gpu_gib = modelled.gpu(asked["card"]).card.memory_gib
+    parameters = lab.parameters
+    models = dict(
+        zip(parameters["models"], zip(parameters["models_gib"], parameters["model_loads"], strict=True), strict=True)
+    )
+    gpu_gib = modelled.gpu(parameters["card"]).card.memory_gib
     return {
         "one each": [[name] for name in models],
-        "memory and load": plan(models, gpu_gib=gpu_gib, most_load=asked["most_load"]),
+        "memory and load": plan(models, gpu_gib=gpu_gib, most_load=parameters["most_load"]),
         "memory alone": plan(models, gpu_gib=gpu_gib, most_load=float("inf")),
     }
 

@@ -78,7 +78,10 @@ def packed_table(packed: Mapping[str, Packed]) -> Any:
     import pandas as pd
 
     return pd.DataFrame(
-        {way: {"CPU-seconds": round(one.cpu_s, 2), "MB": round(one.size_bytes / 1e6, 3)} for way, one in packed.items()}
+        {
+            way: {"CPU-seconds": round(done.cpu_s, 2), "MB": round(done.size_bytes / 1e6, 3)}
+            for way, done in packed.items()
+        }
     ).T
 
 

@@ -216,10 +216,10 @@ def roots(pids: Sequence[int]) -> tuple[int, ...]:
 
 def law(windows: Sequence[Window]) -> dict[str, float]:
     """Return N requests in progress, X requests/s and R seconds from sending to the end of a response (all windows)."""
-    seconds = sum(one.seconds for one in windows)
-    records = [record for one in windows for record in one.records]
+    seconds = sum(span.seconds for span in windows)
+    records = [record for span in windows for record in span.records]
     return {
-        "N": sum(one.under_way * one.seconds for one in windows) / seconds,
+        "N": sum(span.under_way * span.seconds for span in windows) / seconds,
         "X": len(records) / seconds,
         "R": fmean(record.finished_s - record.started_s for record in records),
     }

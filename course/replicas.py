@@ -68,27 +68,27 @@ class Scaling:
         for name, seconds in (("upscale_after_s", self.added_s), ("downscale_after_s", self.removed_s)):
             if seconds is not None:
                 lab.measure(name, "s", seconds)
-        asked = lab.parameters
+        parameters = lab.parameters
         changed = {"replicas_short": before, "replicas_added": self.most - before}
-        lab.evidence("C38", rate=asked["step_rate"], target_ongoing=asked["target_ongoing"], **changed)
+        lab.evidence("C38", rate=parameters["step_rate"], target_ongoing=parameters["target_ongoing"], **changed)
 
 
 async def stepped(lab: LabSession, url: str, deployment: str, *, replicas: int) -> Scaling:
     """Short requests for two seconds, then long ones at the same rate until `replicas` have run for a while; then wait
     until one replica is left."""
-    asked, seen = lab.parameters, Observation()
+    parameters, seen = lab.parameters, Observation()
 
     def settled() -> bool:
         recent = [count for at, count in seen.replicas if at > seen.now_s() - SETTLED_S]
         return seen.now_s() > 3 * SETTLED_S and min(recent, default=0) >= replicas
 
     async with seen.watching(url.rsplit("/", 1)[-1], deployment):
-        short, long = (Ask(f"{url}?s={asked[name]}") for name in ("short_s", "long_s"))
-        await seen.ask_until(short, lambda: False, rate=asked["step_rate"], at_most_s=2)
+        short, long = (Ask(f"{url}?s={parameters[name]}") for name in ("short_s", "long_s"))
+        await seen.ask_until(short, lambda: False, rate=parameters["step_rate"], at_most_s=2)
         step_s = seen.now_s()
-        await seen.ask_until(long, settled, rate=asked["step_rate"], at_most_s=30)
+        await seen.ask_until(long, settled, rate=parameters["step_rate"], at_most_s=30)
         end_s = seen.now_s()
-        until_s = end_s + 5 * asked["downscale_delay_s"] + 10
+        until_s = end_s + 5 * parameters["downscale_delay_s"] + 10
         while seen.replicas[-1][1] > 1 and seen.now_s() < until_s:
             await asyncio.sleep(INTERVAL_S)
     return Scaling(seen, step_s, end_s)
@@ -212,8 +212,8 @@ async def outages(*together: Awaitable[Outage]) -> list[Outage]:
 
 def measure_outages(lab: LabSession, **outages: Outage) -> None:
     """Record what each outage cost and when it was noticed and over."""
-    for name, found in outages.items():
-        lab.measure(f"failed_{name}", "requests", float(len(found.failed)))
-        for what, at in (("noticed", found.noticed_s), ("replaced", found.replaced_s)):
+    for name, seen in outages.items():
+        lab.measure(f"failed_{name}", "requests", float(len(seen.failed)))
+        for what, at in (("noticed", seen.noticed_s), ("replaced", seen.replaced_s)):
             if at is not None:
-                lab.measure(f"{what}_after_s_{name}", "s", at - found.broke_s)
+                lab.measure(f"{what}_after_s_{name}", "s", at - seen.broke_s)
