@@ -2,8 +2,8 @@
 
     POST /predictions/NAME  (any body)  ->  {"rows": 4, "version": "1.0", "pid": 123, "seconds": 0.12}
 
-It measures the law of batching, and tries versions, scaling and faults, without a model's load. One file, to be copied.
-The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s`, `load_s`, the seconds
+Use it to measure the law of batching, and to try versions, scaling and faults, without a model's load. One file, to be
+copied. The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s`, `load_s`, the seconds
 that loading takes, and `fail_share`, the share of requests (0 to 1, drawn by chance) that get a 500.
 """
 

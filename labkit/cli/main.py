@@ -31,7 +31,7 @@ app = typer.Typer(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine can run, and how to fix what it cannot."""
+    """Show what this machine can run, and what to fix."""
     from rich.console import Console
 
     from labkit.workshop.doctor import examine

@@ -42,7 +42,7 @@ class Simulation:
         tpot = self.promise.of("tpot_ms")
         if tpot is not None and self.gpu.card.name not in tpot.cards:
             notes.append(
-                f"no served load on {self.gpu.card.title} is among those compared here: the errors are other cards'"
+                f"no served load on {self.gpu.card.title} is among those compared here: errors come from other cards"
             )
         if self.promise.direction_only:
             notes.append(f"direction only: {self.promise.direction_only}")

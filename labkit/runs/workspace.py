@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def text(self) -> str:
-        """A message for the learner."""
+        """What was written and kept, in lines for the learner."""
         lines = [f"workspace {self.folder}: {len(self.written)} notebooks with the sizes of profile {self.profile}"]
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")

@@ -1,1 +1,1 @@
-"""Run real servers as child processes that always end with their parent (`process`): vLLM, Ray Serve, TorchServe."""
+"""Run vLLM, Ray Serve and TorchServe as child processes that end with their parent, and read their logs."""

@@ -52,7 +52,7 @@ def gpu_findings(gpu: GpuAudit, replicas: Sequence[Replica], used_bytes: int) ->
             f"{', '.join(parts)}"
         )
         excess = gib(gpu.rest_bytes - gpu.total_bytes)
-        yield Finding("error", subject, text, f"save {excess}: lower the shares, or move a replica to another GPU")
+        yield Finding("error", subject, text, f"free {excess}: lower the shares, or move a replica to another GPU")
     engines = [replica.name for replica in placed if replica.deployment.is_engine and replica.starts]
     if len(engines) > 1:
         text = f"{len(engines)} engines measure the free memory while they start, and Ray starts replicas concurrently"
