@@ -178,10 +178,10 @@ def by_turn(driven: Drive) -> Any:
     records = driven.result.records
     for group in dict.fromkeys(record.group for record in records):
         mine = [n for n, record in enumerate(records) if record.group == group]
-        prompt_tokens = sum(records[n].input_tokens or 0 for n in mine)
+        input_tokens = sum(records[n].input_tokens or 0 for n in mine)
         rows[group] = {
-            "prompt tokens, mean": round(prompt_tokens / len(mine)),
-            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / prompt_tokens, 3),
+            "prompt tokens, mean": round(input_tokens / len(mine)),
+            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / input_tokens, 3),
             "TTFT p50, ms": round(1000 * metrics.quantity([records[n].ttft_s for n in mine]).p50, 1),
         }
     return pd.DataFrame(rows).T
