@@ -13,10 +13,10 @@ help:           ## this list
 setup:          ## .venv from the lock (CUDA stack where there is an NVIDIA GPU, CPU stack elsewhere)
 	@$(PYTHON) setup/install.py --stack $(STACK)
 
-fetch: setup    ## the embedded models into the user's cache, verified
+fetch: setup    ## fetch the embedded models into the user's cache, and verify them
 	@$(BIN)/labkit fetch
 
-run: fetch      ## every lab for real, then report.html (options: make run ARGS="01_first_deployment --resume")
+run: fetch      ## run every lab, then write report.html (options: make run ARGS="01_first_deployment --resume")
 	@$(BIN)/labkit run $(ARGS)
 
 lab: fetch      ## JupyterLab on your own copies of the notebooks, in workspace/ (PROFILE=cpu|gpu|FILE: other sizes)
@@ -41,45 +41,45 @@ test: fetch lint ## everything: lint, types, unit, engine, notebook and browser 
 notebooks: fetch ## execute the notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py
 
-new-lab: setup  ## the files of a new lab, from the template: make new-lab NAME=13_speculative_decoding
+new-lab: setup  ## create a new lab from the template: make new-lab NAME=13_speculative_decoding
 	@$(BIN)/python tools/new_lab.py $(NAME)
 
-prediction-sheet: setup ## docs/workshop/prediction-sheet.md anew, from the notebooks
+prediction-sheet: setup ## write docs/workshop/prediction-sheet.md from the notebooks
 	$(BIN)/python -m tools.prediction_sheet
 
-article: setup  ## docs/article.md anew: the article's sections, the claims and the labs that test them
+article: setup  ## write docs/article.md: the article's sections, the claims and the labs that test them
 	$(BIN)/python tools/article.py
 
-binder-check: setup ## binder/ in a clean environment: what runs without an engine, run (no Docker)
+binder-check: setup ## test binder/ in a clean environment: run what needs no engine (without Docker)
 	$(BIN)/python tools/binder.py
 
-archives: fetch ## the TorchServe handlers as archives, in build/archives
+archives: fetch ## archive the TorchServe handlers, into build/archives
 	$(BIN)/python tools/archives.py
 
-workshop-check: ## is this machine ready for a workshop (ARGS="--answer --save DIR", or ARGS="--summary DIR" for the room)
+workshop-check: ## check whether this machine is ready for a workshop (ARGS="--answer --save DIR", or ARGS="--summary DIR" for the room)
 	@test -x $(BIN)/labkit || { echo "there is no $(BIN)/labkit: run make setup fetch first" >&2; exit 1; }
 	@$(BIN)/labkit workshop-check $(ARGS)
 
-reference: setup ## a run as this machine's recorded results, data/reference: make reference RUN=runs/...
+reference: setup ## store a run as this machine's recorded results in data/reference: make reference RUN=runs/...
 	@$(BIN)/python tools/reference.py $(RUN)
 
-reliability: fetch ## the course N times in a row, and how often it passed: make reliability N=10 OUT=runs/reliability
+reliability: fetch ## run the course N times and count the runs that pass: make reliability N=10 OUT=runs/reliability
 	@$(BIN)/python -m tools.reliability $(or $(N),10) $(or $(OUT),runs/reliability)
 
-site: setup     ## static pages of the course for any web host, in build/site
+site: setup     ## build static pages of the course for any web host, in build/site
 	@$(BIN)/python -m tools.site
 
-gpu-proof:      ## what a real GPU says to what the course assumes of one: JSON lines, ten minutes at most
+gpu-proof:      ## check the course's assumptions about GPUs on a real one: JSON lines, ten minutes at most
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_proof
 
-gpu-arguments: setup ## what the labs ask of vLLM's CUDA build on each GPU, and requirements/gpu.lock: checked without a GPU
+gpu-arguments: setup ## check without a GPU that vLLM's CUDA build accepts the labs' arguments, and requirements/gpu.lock
 	$(BIN)/python -m tools.gpu_arguments
 
-modelled-errors: setup ## the modelled GPU against public measurements of real ones (ARGS=--write renews the table)
+modelled-errors: setup ## compare the modelled GPU with public measurements of real ones (ARGS=--write updates the table)
 	$(BIN)/python -m tools.modelled_errors $(ARGS)
 
-modelled-throughput: setup ## the calculator's table of modelled replicas, by `labkit simulate`: ten minutes
+modelled-throughput: setup ## update the calculator's table of modelled replicas with `labkit simulate`: ten minutes
 	$(BIN)/python -m tools.modelled_throughput
 
-lock: setup     ## renew the locks with the newest versions that pyproject.toml allows
+lock: setup     ## update the locks to the newest versions that pyproject.toml allows
 	$(BIN)/python setup/lock.py

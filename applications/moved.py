@@ -1,7 +1,7 @@
 """handlers/text_generation.py on Ray Serve instead of TorchServe: the same checks, the same model, the same answers.
 
 `@serve.batch` collects the batches, FastAPI sends the statuses, the gate checks the key. The handler's file is imported
-as it is, with its base class, so the package torchserve must be installed. Streams are refused: they have not moved.
+as it is, with its base class, so the package torchserve must be installed. Streams are refused.
 """
 
 import asyncio
@@ -64,9 +64,9 @@ def build(
     batch_wait_s: float = 0.02,
     gpus: float = 0,
 ) -> serve.Application:
-    """The application. `settings` are the section `handler` of a model-config.yaml, with an absolute `model_path`.
+    """Return the application. `settings`: the section `handler` of a model-config.yaml, with an absolute `model_path`.
 
-    Clients need the key in `api_key_file` (`gate.write_key` makes one), or none without a file.
+    Clients need the key in `api_key_file` (`gate.write_key` makes one); without a file they need none.
     """
     actor = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": gate.environment(api_key_file=api_key_file)}}
     moved = Moved.options(ray_actor_options=actor)  # type: ignore[attr-defined]

@@ -1,14 +1,14 @@
-"""A support desk on Ray Serve, to copy: what a message wants, a reply, and a line for the ticket.
+"""A support desk on Ray Serve, to copy: the intent of a message, a reply, a summary for the ticket.
 
     message --> Desk --+--> IntentClassifier   MiniLM, batched, its forward pass in a thread
                        +--> Writer             a chat model: LLMServer of ray.serve.llm, with vLLM in its replica
 
-Deploy it with `serve.run(build(settings))`, by `labkit serve ray`, or from `applications/serve_config.yaml`. To copy it
-take this file and `labkit/serving/gate.py`, which has no other imports of labkit.
+Deploy it with `serve.run(build(settings))`, `labkit serve ray`, or `applications/serve_config.yaml`. To copy it, take
+this file and `labkit/serving/gate.py`, which imports nothing else from labkit.
 
 Limits: one model; no queue limit until a config file sets `max_queued_requests`; the key is read when a replica starts.
-What an OpenAI request may ask is what vLLM's server answers; fields that vLLM does not know are refused here with 422,
-because vLLM would ignore them.
+OpenAI requests are answered as by vLLM's own server; fields that vLLM does not know are refused here with 422, because
+vLLM would ignore them.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class IntentClassifier:
         self.classify.set_batch_wait_timeout_s(batching["batch_wait_s"])
 
     async def check_health(self) -> None:
-        """Serve calls this every ten seconds and replaces the replica when the model no longer computes."""
+        """Serve calls this every ten seconds and replaces the replica if the model no longer computes."""
         await asyncio.to_thread(self._intents, ["ping"])
 
     @serve.batch  # type: ignore[untyped-decorator]
@@ -87,7 +87,7 @@ class Message(BaseModel, extra="forbid"):
 
 
 class Ticket(BaseModel):
-    """What the desk makes of a message."""
+    """The desk's answer to a message."""
 
     intent: str
     reply: str
@@ -100,14 +100,14 @@ api.add_middleware(gate.Gate)
 
 @api.exception_handler(RequestValidationError)
 async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
-    """422 in OpenAI's form. FastAPI's own answer repeats the input, which JSON may not be able to hold."""
+    """Answer 422 in OpenAI's form. FastAPI's own answer repeats the input, which JSON may not be able to represent."""
     problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
     return _refusal("; ".join(problems), 422)
 
 
 @api.exception_handler(VLLMClientError)
 async def refuse_for_vllm(_request: Request, error: VLLMClientError) -> JSONResponse:
-    """400 for what vLLM's own request classes refuse."""
+    """Answer 400 to what vLLM's own request classes refuse."""
     return _refusal(str(error), 400)
 
 
@@ -118,16 +118,16 @@ def _refusal(message: str, status: int) -> JSONResponse:
 
 # What the routes use is defined above the class: `serve.ingress` copies it at that moment.
 async def unsupported(body: Any, request: Request) -> list[dict[str, Any]]:
-    """What vLLM would ignore, and half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    """Return errors for fields that vLLM would ignore, and for half of a surrogate pair, which no tokenizer accepts."""
     try:
         json.dumps(await request.json(), ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return [{"loc": ("body",), "msg": "it holds half of a character"}]
+        return [{"loc": ("body",), "msg": "it contains half of a surrogate pair"}]
     return [{"loc": ("body", name), "msg": "is not known"} for name in body.model_extra or {}]
 
 
 async def events(first: list[str], rest: AsyncIterator[list[str]]) -> AsyncIterator[str]:
-    """The server-sent events of a stream whose beginning has been looked at."""
+    """Yield the server-sent events of a stream whose first part has already been read."""
     yield "".join(first)
     async for more in rest:
         yield "".join(more)

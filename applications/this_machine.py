@@ -27,8 +27,8 @@ def llm_config(
 ) -> dict[str, Any]:
     """Return the fields of an LLMConfig that serves `model` here as `name`. `engine` goes to vLLM's engine arguments.
 
-    Ray counts the GPU's share in the placement group, vLLM takes it. Without a GPU the bundle must be named: Ray would
-    wait for a GPU. The bundle has the engine's CPU; the replica beside it asks for none.
+    Ray counts the GPU's share in the placement group, vLLM takes it. Without a GPU the bundle must be set: Ray would
+    otherwise wait for a GPU. The bundle has the engine's CPU; the replica itself requests none.
     """
     folder = models.resolve(model)
     hardware = vllm.settings(machine, gpu_memory_share=gpu_memory_share)

@@ -45,7 +45,7 @@ class Waits:
 
 
 def waits(answers: Sequence[Answer]) -> Waits:
-    """The long answer's latency and the means of the other two groups. UsageError where a request failed."""
+    """Return the long answer's latency and the means of the other two groups. UsageError if a request failed."""
     failed = [answer.status for answer in answers if not answer.ok]
     require(not failed, f"{len(failed)} of {len(answers)} requests failed: {failed}", fix="see the server's log")
     seconds = [answer.latency_s for answer in answers]
@@ -54,14 +54,16 @@ def waits(answers: Sequence[Answer]) -> Waits:
 
 
 def who_waits(found: Waits) -> int:
-    """0: no short answer waits for the long one, 1: those beside it, 2: those that came later, too. To wait is to take
-    more than twice the time of a batch of short answers."""
+    """Return which short answers wait for the long one: 0 none, 1 those beside it, 2 also those that came later.
+
+    An answer waits if it takes more than twice the time of a batch of short answers."""
     limit_s = 2 * found.short_batch_s
     return (found.beside_s > limit_s) + (min(found.beside_s, found.later_s) > limit_s)
 
 
 def batch_times(answers: Sequence[Answer]) -> tuple[float, float]:
-    """Seconds of a full batch's prefill with its first tokens, and of each later step, from two batches' lengths."""
+    """Return the seconds of a full batch's first step (prefill) and of each later step, from two batches of different
+    lengths."""
     found = waits(answers)
     long_tokens = json.loads(answers[0].text)["usage"]["completion_tokens"]
     step_s = (found.long_s - found.short_batch_s) / (long_tokens - SHORT_TOKENS)
@@ -84,7 +86,7 @@ def waits_chart(runs: Mapping[str, Sequence[Answer]], *, title: str) -> charts.C
 
 @blocking
 async def closed_loop(server: TorchServe, model: str, clients: int, waves: int) -> float:
-    """Requests per second of `clients` that each send again when they are answered."""
+    """Return the requests per second of `clients` that each send their next request after an answer."""
     headers = {"Authorization": f"Bearer {server.keys.inference}"}
     ask = Ask(f"{server.url}/predictions/{model}", body={}, headers=headers)
     async with ray_watch.session() as client:
@@ -105,7 +107,7 @@ def _series(clients: int) -> str:
 
 
 def law_chart(rates: Rates, *, delay_s: float, cost: Mapping[str, float], seed: int) -> charts.Chart:
-    """Requests per second by batch size and number of clients: computed at each size, measured where a dot is."""
+    """Draw requests per second by batch size and number of clients: computed for every size, measured at the dots."""
     dots, computed = [], []
     largest = max(size for size, _ in rates)
     for clients in sorted({n for _, n in rates}, reverse=True):
@@ -158,7 +160,7 @@ STATIC, CONTINUOUS = "static batches", "continuous batching"
 
 
 def chats(n: int, *, seed: int) -> Traffic:
-    """Prompts of 300 tokens at the median that share nothing, and answers as long as in a public trace of chats."""
+    """Return chats with prompts of 300 tokens (median) that share nothing, and answer lengths of a public trace."""
     inputs = Lengths(median=300, p90=900, longest=2000)
     return traces.generated(n, rate=1, inputs=inputs, templates=1, template_tokens=0, seed=seed).requests
 
@@ -168,9 +170,9 @@ def _batches(requests: Traffic, rows: int) -> list[Traffic]:
 
 
 def padding_factor(requests: Traffic, rows: int) -> float:
-    """Row-steps of static batches, padding included, over the tokens of the answers (computed)."""
-    steps = sum(max(one.output_tokens for one in batch) * len(batch) for batch in _batches(requests, rows))
-    return steps / sum(one.output_tokens for one in requests)
+    """Return the row-steps of static batches, padding included, over the tokens of the answers (computed)."""
+    steps = sum(max(request.output_tokens for request in batch) * len(batch) for batch in _batches(requests, rows))
+    return steps / sum(request.output_tokens for request in requests)
 
 
 def _served(results: Sequence[LoadResult], *, together: bool) -> Served:
@@ -183,7 +185,7 @@ def _served(results: Sequence[LoadResult], *, together: bool) -> Served:
 
 
 def both(engine: Any, requests: Traffic, clients: int) -> dict[str, Served]:
-    """A closed loop of `clients` on one modelled engine, in static batches of all of them and by vLLM's scheduler.
+    """Run a closed loop of `clients` on one modelled engine, in static batches of all clients and by vLLM's scheduler.
 
     Each static batch runs alone; its answers are sent when its longest one is complete, and then the next batch begins.
     """

@@ -13,7 +13,7 @@ from labkit.modelled.traces import Lengths
 
 @dataclass(frozen=True, kw_only=True)
 class Brief:
-    """What is asked for. `traffic`: options of `traces.generated`. `load`: the day's curve (costs.settings.LOADS).
+    """A brief's requirements. `traffic`: options of `traces.generated`. `load`: the day's curve (costs.settings.LOADS).
 
     `answers`: the brief in the selector's terms. `ruled_out`: machines on which it may not run, and why. `most_busy`:
     the largest share of the capacity that may be used at the peak."""
@@ -46,7 +46,7 @@ class Brief:
     def mean_tokens(self, *, seed: int) -> tuple[int, int]:
         """Mean input and output tokens of a request."""
         drawn = self.requests(1.0, 1000, seed=seed)
-        return round(fmean(len(one.token_ids) for one in drawn)), round(fmean(one.output_tokens for one in drawn))
+        return round(fmean(len(r.token_ids) for r in drawn)), round(fmean(r.output_tokens for r in drawn))
 
     def weights(self, hours: Sequence[int]) -> dict[int, float]:
         """The share of the day's requests that each sampled hour stands for: each hour of the day counts with the

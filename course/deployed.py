@@ -1,4 +1,4 @@
-"""Runs a learner's class for an exercise: deployed in the Serve of the notebook, or called as Serve would call it."""
+"""Run a learner's class for an exercise: deployed in the notebook's Ray Serve, or called as Ray Serve would call it."""
 
 import asyncio
 import inspect
@@ -46,10 +46,10 @@ def called_here(answer: type, *parts: type) -> Call:
 
 @contextmanager
 def running(answer: type, *parts: type) -> Iterator[Call]:
-    """Deploy a notebook's class in the Serve that runs; yield `call(method, *arguments)`.
+    """Deploy a notebook's class in the running Ray Serve; yield `call(method, *arguments)`.
 
-    `parts` are classes that it gets handles to. The course's own classes, and all where no Ray runs, are called without
-    Serve.
+    `parts`: classes to which it gets handles. The course's own classes, and all classes if Ray does not run, are called
+    without Ray Serve.
     """
     import ray
 

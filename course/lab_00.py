@@ -1,4 +1,4 @@
-"""Exercises of lab 00: what a model takes in memory, from the numbers in its config."""
+"""Exercises of lab 00: the memory that a model takes, from the numbers in its config."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 def facts(config: Architecture) -> Context:
-    """The context for this lab's exercises, out of a model's architecture."""
+    """Return the context for this lab's exercises from a model's architecture."""
     return {name: getattr(config, name) for name in (*EXAMPLE, "parameters")}
 
 

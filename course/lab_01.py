@@ -72,7 +72,7 @@ def race(
 
 
 def goodput_falls_first(kept: Mapping[int, float], loads: Mapping[int, LoadResult]) -> bool:
-    """Whether from some arrival rate to the next goodput falls and throughput grows."""
+    """Whether goodput falls and throughput grows between two neighbouring arrival rates."""
     rates = list(kept)
     throughput = [len(loads[rate].records) / loads[rate].duration_s for rate in rates]
     good = [kept[rate] * answered for rate, answered in zip(rates, throughput, strict=True)]
@@ -80,7 +80,7 @@ def goodput_falls_first(kept: Mapping[int, float], loads: Mapping[int, LoadResul
 
 
 def http_ports() -> int:
-    """How many ports of this process answer HTTP: those of a notebook's kernel do not."""
+    """Return how many ports of this process answer HTTP. The ports of a notebook's kernel do not."""
     from concurrent.futures import ThreadPoolExecutor
 
     import psutil
@@ -117,7 +117,7 @@ def _request(start_s: float, ttft_s: float, tpot_s: float, tokens: int, outcome:
 
 STEADY = [
     _request(0.0, 0.3, 0.04, 20),
-    # Two late starts, three slow decodings, one of both: every wrong way of counting comes to another number.
+    # Two late starts, three slow decodes, one with both: every wrong way of counting gives another number.
     _request(0.5, 0.9, 0.05, 12),
     _request(0.6, 0.7, 0.06, 8),
     _request(1.0, 0.2, 0.12, 10),
@@ -125,8 +125,8 @@ STEADY = [
     _request(1.1, 0.4, 0.11, 14),
     _request(1.1, 0.8, 0.14, 9),
     _request(1.2, 0.4, 0.00, 1),  # a single token: no TPOT
-    _request(1.5, 0.2, 0.04, 6, Outcome.TIMEOUT),  # fast, then broken off
-    _request(2.0, 0.3, 0.00, 0, Outcome.CONNECTION),  # nothing came
+    _request(1.5, 0.2, 0.04, 6, Outcome.TIMEOUT),  # fast, then interrupted
+    _request(2.0, 0.3, 0.00, 0, Outcome.CONNECTION),  # no token arrived
 ]
 ON_TIME = [_request(0.0, 0.5, 0.25, 5), _request(0.25, 0.75, 0.25, 5)]  # the first just meets 0.5 s and 0.25 s
 LATE = [_request(0.1 * n, 0.2 + 0.15 * n, 0.03 + 0.01 * n, 8 + n) for n in range(8)]

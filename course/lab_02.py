@@ -1,4 +1,4 @@
-"""Lab 02: who is admitted (exercise), what shares a card, and the lab's evidence on memory and preemption."""
+"""Lab 02: admission of requests (exercise), engines that share a card, and evidence on memory and preemption."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -97,26 +97,27 @@ solution(
 
 
 def check_sizes(lab: LabSession, *, positions: int) -> None:
-    """Refuse sizes with which nothing would be preempted, or the engine would not start. `positions`: the most tokens
-    that the model supports. UsageError."""
-    asked = lab.parameters
-    block_size, length, tiny = asked["block_size"], asked["max_model_len"], asked["tiny_blocks"]
+    """Raise a UsageError for sizes with which nothing would be preempted, or the engine would not start.
+
+    `positions`: the most tokens that the model supports."""
+    sizes = lab.parameters
+    block_size, length, tiny = sizes["block_size"], sizes["max_model_len"], sizes["tiny_blocks"]
     kv_size.check_block_size(block_size, gpu=bool(lab.machine.gpus))
     too_long = f"max_model_len is {length:,}; the model supports {positions:,} positions"
     require(length <= positions, too_long, fix=f"give max_model_len at most {positions:,}")
     longest = kv_size.blocks_for_tokens(length, block_size=block_size)
-    together = asked["prompt_tokens"] + asked["output_tokens"]
+    together = sizes["prompt_tokens"] + sizes["output_tokens"]
     cut = f"a prompt and an answer of {together:,} tokens are longer than max_model_len, {length:,}"
-    require(together <= length, cut, fix="ask for less, or raise max_model_len")
+    require(together <= length, cut, fix="lower prompt_tokens or output_tokens, or raise max_model_len")
     too_few = f"{tiny:,} blocks of {block_size} cannot hold a request of max_model_len {length:,}"
     require(tiny > longest, too_few, fix=f"give at least {longest + 1:,} blocks: vLLM keeps one for itself")
-    each = kv_size.blocks_for_tokens(together - 1, block_size=block_size)
-    enough = f"{asked['requests']} requests of {each} blocks fit into {tiny - 1} at once: nothing would be preempted"
-    require(asked["requests"] * each >= tiny, enough, fix="send more requests, or give fewer tiny_blocks")
+    blocks = kv_size.blocks_for_tokens(together - 1, block_size=block_size)
+    enough = f"{sizes['requests']} requests of {blocks} blocks fit into {tiny - 1} at once: nothing would be preempted"
+    require(sizes["requests"] * blocks >= tiny, enough, fix="send more requests, or give fewer tiny_blocks")
 
 
 def kv_table(*, memory_bytes: int, max_model_len: int) -> Any:
-    """What public models store per token, and how many requests of `max_model_len` tokens fit; a DataFrame."""
+    """Return what public models store per token, and how many requests of `max_model_len` tokens fit (a DataFrame)."""
     import pandas as pd
 
     known = {name: example_models()[name] for name in ("Llama-2-7B", "Llama-3.1-8B", "Llama-3.1-70B")}
@@ -136,7 +137,7 @@ def kv_table(*, memory_bytes: int, max_model_len: int) -> Any:
 
 
 def card_memory(gpu: ModelledGpu) -> dict[str, tuple[Parts, int]]:
-    """Who shares a card: the parts in GiB and the tokens of KV cache in all, by vLLM's rule for its share."""
+    """Return the parts of a card's memory in GiB and the total tokens of KV cache, for each way to share the card."""
     shape, total = shape_of(gpu.folder), gpu.card.memory_bytes
 
     def split(*shares: float, weights: float = 1.0, keys: float = 1.0) -> tuple[Parts, int]:
@@ -168,13 +169,13 @@ def card_memory(gpu: ModelledGpu) -> dict[str, tuple[Parts, int]]:
 
 
 def card_title(rows: Mapping[str, tuple[Parts, int]]) -> str:
-    """The finding of the card's memory: what two engines hold, against one."""
+    """Return the chart's title: the KV cache of two engines relative to that of one."""
     two, one = rows["two engines, 0.46 each"][1], rows["one engine"][1]
     return f"Two engines hold {two / one:.0%} of one engine's KV cache (computed)"
 
 
 def card_evidence(lab: LabSession, rows: Mapping[str, tuple[Parts, int]], gpu: ModelledGpu) -> None:
-    """C16, C47 and C65, from the card's memory and from public models' sizes."""
+    """Record evidence on C16, C47 and C65, from the card's memory and from public models' sizes."""
     from vllm.config import CacheConfig
 
     one, half, two = (rows[name][1] for name in ("one engine", "a share of 0.46", "two engines, 0.46 each"))
@@ -208,7 +209,7 @@ def reserved_share(snapshots: Sequence[MemorySnapshot], reserve: int) -> float:
 
 
 def prompts(tokenizer: Any, n: int, *, tokens: int, seed: int) -> list[list[int]]:
-    """`n` prompts of `tokens` token ids that share no beginning."""
+    """Return `n` prompts of `tokens` token ids without a shared prefix."""
     texts = workloads.chat(n, seed=seed, prompt_words=max(20, tokens)).requests
     return [list(tokenizer.encode(request.prompt))[:tokens] for request in texts]
 
@@ -229,7 +230,7 @@ def warning_evidence(lab: LabSession, log: str, preemptions: int, version: str) 
 
 
 def outcome(driven: Drive) -> dict[str, float]:
-    """What one setting came to, for the lab's table."""
+    """Return the results of one setting, for the lab's table."""
     records = driven.result.records
     return {
         "preemptions": driven.preemptions,
@@ -241,19 +242,19 @@ def outcome(driven: Drive) -> dict[str, float]:
 
 
 def remedy_evidence(lab: LabSession, outcomes: Mapping[str, Mapping[str, float]]) -> None:
-    """C22: preemptions with each remedy, and the time relative to the unchanged settings."""
-    found = {name.replace(" ", "_"): row for name, row in outcomes.items()}
-    lab.evidence("C22", before=found.pop("unchanged")["preemptions"])
-    lab.evidence("C22", **{name: row["preemptions"] for name, row in found.items()})
+    """Record evidence on C22: preemptions with each remedy, and the time relative to the unchanged settings."""
+    by_name = {name.replace(" ", "_"): row for name, row in outcomes.items()}
+    lab.evidence("C22", before=by_name.pop("unchanged")["preemptions"])
+    lab.evidence("C22", **{name: row["preemptions"] for name, row in by_name.items()})
     base_s = outcomes["unchanged"]["seconds for all"]
     for name in ("more_blocks", "fewer_sequences"):
-        lab.evidence("C22", **{f"{name}_time": round(found[name]["seconds for all"] / base_s, 3)})
+        lab.evidence("C22", **{f"{name}_time": round(by_name[name]["seconds for all"] / base_s, 3)})
 
 
 def paging_evidence(
     lab: LabSession, chats: Sequence[MemorySnapshot], crowded: Sequence[Moment], *, reserve: int
 ) -> None:
-    """C03: what paging leaves empty; and steps after which a request still waits although there is room for any."""
+    """Record evidence on C03: the empty share with paging, and the steps after which a request waits despite room."""
     worst, size = kv_allocation.worst_empty_tokens(chats), 16
     room = 0.15  # of the crowded cache: three of its requests at their full length
     pairs = pairwise(crowded)
@@ -266,7 +267,8 @@ def paging_evidence(
 
 
 def length_evidence(lab: LabSession, message: str, fitted: Any) -> None:
-    """C23: a length beyond the cache is an error with the longest that fits, and a longer prompt is refused."""
+    """Record evidence on C23: a length beyond the cache is an error with the longest possible length, and a longer
+    prompt is refused."""
     from vllm.exceptions import VLLMClientError
 
     stated = re.search(r"maximum model length is (\d+)", message)

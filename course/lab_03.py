@@ -25,7 +25,7 @@ def common_tokens(before: list[int], prompt: list[int]) -> int:
 
 
 def _unchained(before: list[int], prompt: list[int], block_size: int) -> int:
-    """Blocks compared one by one, without those before them."""
+    """Compare blocks one by one, without the blocks before them."""
     ends = range(block_size, min(len(before), len(prompt)) + 1, block_size)
     return block_size * sum(before[end - block_size : end] == prompt[end - block_size : end] for end in ends)
 
@@ -45,7 +45,7 @@ solution(
     worked=common_tokens,
     cases=[
         ([*range(100)], [*range(80), *range(300, 330)], 32),  # 80 in common: two and a half blocks
-        ([*range(96)], [*range(96)], 32),  # known to its very end
+        ([*range(96)], [*range(96)], 32),  # cached to the end
         ([*range(70)], [*range(20), *range(500, 540)], 32),  # less than a block in common
         # equal from block 2 on
         ([*range(64), *range(200, 264)], [*range(400, 432), *range(32, 64), *range(200, 232)], 32),
@@ -122,16 +122,16 @@ solution(
 def page_and_question(
     documents: Any, encode: page_prompts.Encode, *, page_tokens: int, block_size: int
 ) -> dict[str, list[int]]:
-    """A page before and after two questions. UsageError for a page that does not fill a block."""
+    """Return prompts with a page before and after two questions. UsageError for a page that does not fill a block."""
     page_prompts.check_pages(documents, encode, page_tokens=page_tokens, pages=len(documents), block_size=block_size)
     page = list(encode(documents[3].text))[:page_tokens]
-    asked = {name: list(encode(text)) for name, text in QUESTIONS.items()}
-    before = {f"page, then question {name}": page + question for name, question in asked.items()}
-    return before | {f"question {name}, then page": question + page for name, question in asked.items()}
+    question_tokens = {name: list(encode(text)) for name, text in QUESTIONS.items()}
+    before = {f"page, then question {name}": page + question for name, question in question_tokens.items()}
+    return before | {f"question {name}, then page": question + page for name, question in question_tokens.items()}
 
 
 def default_evidence(lab: LabSession) -> None:
-    """C17: is the cache on by default?"""
+    """Record evidence on C17: whether the cache is on by default."""
     from importlib.metadata import version
 
     from vllm.config import CacheConfig
@@ -162,7 +162,7 @@ def random_pages(pages: int, *, n: int, rate: float, seed: int) -> Traffic:
 
 
 def pressure(driven: Drive) -> str:
-    """How many requests ran at most, and the share of KV blocks in use at most."""
+    """Return the most concurrent requests and the largest share of KV blocks in use, in words."""
     moments = driven.moments[0]
     running, usage = max(moment.running for moment in moments), max(moment.kv_usage for moment in moments)
     return (
@@ -178,10 +178,10 @@ def by_turn(driven: Drive) -> Any:
     records = driven.result.records
     for group in dict.fromkeys(record.group for record in records):
         mine = [n for n, record in enumerate(records) if record.group == group]
-        asked = sum(records[n].input_tokens or 0 for n in mine)
+        input_tokens = sum(records[n].input_tokens or 0 for n in mine)
         rows[group] = {
-            "prompt tokens, mean": round(asked / len(mine)),
-            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / asked, 3),
+            "prompt tokens, mean": round(input_tokens / len(mine)),
+            "hit rate": round(sum(driven.cached_by_record[n] for n in mine) / input_tokens, 3),
             "TTFT p50, ms": round(1000 * metrics.quantity([records[n].ttft_s for n in mine]).p50, 1),
         }
     return pd.DataFrame(rows).T
@@ -207,7 +207,7 @@ def fleet_table(fleets: Mapping[str, Drive]) -> Any:
 def speedup_evidence(
     lab: LabSession, times: Mapping[tuple[int, int], float], on: Mapping[tuple[int, int], Drive]
 ) -> None:
-    """C05: the least and the most that a shared prefix gained."""
+    """Record evidence on C05: the smallest and the largest gain from a shared prefix."""
     shared = {key: ratio for key, ratio in times.items() if key[0]}
     lab.evidence("C05", card=lab.parameters["card"])
     lab.exact("modelled_speedups", {f"{s} shared, answers of {n}": round(ratio, 3) for (s, n), ratio in times.items()})
@@ -221,6 +221,6 @@ def speedup_evidence(
 
 
 def fleet_evidence(lab: LabSession, table: Any, *, replicas: int) -> None:
-    """C52: hit rates of one replica, of several in turn, and behind a prefix-aware router."""
+    """Record evidence on C52: hit rates of one replica, of several in turn, and with a prefix-aware router."""
     few, many, routed = (float(value) for value in table["hit rate, %"][:3])
     lab.evidence("C52", few=1, many=replicas, few_hits_percent=few, many_hits_percent=many, routed_hits_percent=routed)

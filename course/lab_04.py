@@ -1,4 +1,4 @@
-"""Lab 04: a long prompt among running answers, real or modelled; exercises on budgets and a rule of one's own."""
+"""Lab 04: a long prompt among running answers, real or modelled; exercises on budgets and on a scheduling rule."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,13 @@ from labkit.session import LabSession
 from labkit.teaching import solution
 
 STREAM, LONG, NEWCOMER = "stream", "long prompt", "newcomer"
-HEADROOM_STEPS = 8  # answers go on for so many steps after the long prompt
+HEADROOM_STEPS = 8  # steps that answers continue after the long prompt
 LOAD_S = 30  # seconds of chats
 
 
 @dataclass(frozen=True)
 class Point:
-    """What came out with one budget; `stalls_s` has the longest gap that each long prompt caused."""
+    """The results with one budget; `stalls_s` has the longest gap that each long prompt caused, in seconds."""
 
     budget: int
     gap_p50_s: float
@@ -161,16 +161,16 @@ solution(
 
 
 def check_sizes(lab: LabSession) -> None:
-    """Refuse sizes that no engine would take, before one starts. UsageError."""
-    asked = lab.parameters
-    budgets, most, long = asked["budgets"], asked["max_model_len"], asked["long_prompt_tokens"]
-    positions = models.architecture(models.resolve(asked["model"])).max_positions
+    """Raise a UsageError for sizes that the engine would refuse, before it starts."""
+    parameters = lab.parameters
+    budgets, most, long = parameters["budgets"], parameters["max_model_len"], parameters["long_prompt_tokens"]
+    positions = models.architecture(models.resolve(parameters["model"])).max_positions
     require(min(budgets) < max(budgets), f"budgets is {budgets}: nothing to compare", fix="give two that differ")
     too_long = f"max_model_len is {most}; the model supports {positions} positions"
     require(most <= positions, too_long, fix=f"pass max_model_len={positions} or less")
     no_answer = f"a prompt of {long} tokens and its answer are longer than max_model_len, {most}"
     require(long + 2 <= most, no_answer, fix=f"pass long_prompt_tokens={most - 2} or less")
-    together, slots = asked["streams"] + 2, asked["max_num_seqs"]
+    together, slots = parameters["streams"] + 2, parameters["max_num_seqs"]
     crowded = (
         f"{together - 2} streams, the long prompt and a newcomer are {together} sequences; max_num_seqs is {slots}"
     )
@@ -182,7 +182,7 @@ def check_sizes(lab: LabSession) -> None:
 def scene(
     streams: int, long_tokens: int, *, at_s: Sequence[float], answer_tokens: int, short_tokens: int = 100
 ) -> Traffic:
-    """`streams` answers from the start; at each of `at_s` a long prompt, and right behind it a newcomer."""
+    """Return `streams` answers from the start, and at each of `at_s` a long prompt directly followed by a newcomer."""
     late = [(LONG, long_tokens, 1), (NEWCOMER, short_tokens, 2)]
     requests = list(traffic.fixed(streams, input_tokens=short_tokens, output_tokens=answer_tokens, group=STREAM))
     for group, tokens, seed in late if at_s else ():
@@ -194,7 +194,7 @@ def scene(
 
 @dataclass(frozen=True)
 class Played:
-    """A load that an engine was driven through; `computed`: after each step, how far each request was computed."""
+    """A load that an engine has run; `computed`: the computed tokens of each request after each step."""
 
     driven: Drive
     computed: Sequence[Mapping[int, int]]
@@ -210,7 +210,7 @@ class Played:
 
     @property
     def stalls_s(self) -> tuple[float, ...]:
-        """For each long prompt the longest gap, in any stream, that ended while it was computed."""
+        """The longest gap of any stream that ended while a long prompt was computed, for each long prompt."""
         ends = [(b, b - a) for record in self.of(STREAM) for a, b in pairwise(record.chunk_times_s)]
         spans = [(record.started_s, record.chunk_times_s[0]) for record in self.of(LONG)]
         return tuple(max((gap for end, gap in ends if begin < end <= until), default=0.0) for begin, until in spans)
@@ -234,7 +234,9 @@ class Played:
         return [tokens for _, _, tokens in self.parts(self.of(LONG)[0])]
 
     def lanes(self, *, before_s: float = 0.1, after_s: float = math.inf, most: int = 6) -> list[charts.Lane]:
-        """Some streams, the first long prompt and its newcomer as rows of a picture, from `before_s` before it came."""
+        """Return some streams, the first long prompt and its newcomer as rows of a chart.
+
+        They begin `before_s` before the prompt arrives."""
         long, newcomer = self.of(LONG)[0], self.of(NEWCOMER)[0]
         begin = max(0.0, long.started_s - before_s)
 
@@ -261,12 +263,12 @@ def play(llm: Any, requests: Traffic) -> Played:
 
 
 def streams_only_s(llm: Any, streams: int) -> float:
-    """The median time of a step in which nothing but `streams` answers is computed."""
+    """Return the median seconds of a step that computes only `streams` answers."""
     return median(play(llm, scene(streams, 0, at_s=(), answer_tokens=16, short_tokens=16)).gaps_s)
 
 
 def answer_tokens(long_tokens: int, budget: int, streams: int) -> int:
-    """Tokens with which answers outlast a long prompt that comes in their eighth step."""
+    """Return the answer length, in tokens, that outlasts a long prompt arriving in the eighth step."""
     return 8 + len(chunk_sizes(long_tokens, budget, streams)) + HEADROOM_STEPS
 
 
@@ -274,7 +276,7 @@ def answer_tokens(long_tokens: int, budget: int, streams: int) -> int:
 
 
 def figures(played: Played) -> dict[str, float]:
-    """What users notice in one scene, in milliseconds: maxima over all streams, long prompts and newcomers."""
+    """Return what users notice in one scene, in milliseconds: maxima over all streams, long prompts and newcomers."""
     gaps = played.gaps_s
     figures_s = {"gap p50": median(gaps), "longest gap": max(gaps)}
     figures_s |= {f"TTFT, {group}": max(played.ttfts_s(group)) for group in (LONG, NEWCOMER)}
@@ -282,7 +284,7 @@ def figures(played: Played) -> dict[str, float]:
 
 
 def picture(budget: int, played: Played, *, caption: str) -> tuple[charts.Chart, str]:
-    """The first long prompt's neighbourhood and its line of figures, for the slider."""
+    """Return a chart of the steps around the first long prompt and a line of figures, for the slider."""
     lanes, gap = played.lanes(after_s=1.1 * played.ttfts_s(LONG)[0]), words.amount(max(played.gaps_s), "s")
     chunks = len(played.chunks())
     steps = f"{chunks} chunks" if chunks > 1 else "one chunk"
@@ -299,7 +301,7 @@ def point(budget: int, played: Played) -> Point:
 
 
 def tradeoff_title(figures: Mapping[str, Mapping[str, float]], limited: str) -> str:
-    """The finding of the trade-off: which setting has the shortest wait of a newcomer."""
+    """Return the trade-off's title: the setting in which a newcomer waits least."""
     first = min(figures, key=lambda name: figures[name]["TTFT, newcomer (ms)"])
     gap, wait = (words.amount(figures[first][f"{name} (ms)"] / 1000, "s") for name in ("longest gap", "TTFT, newcomer"))
     name = "The threshold" if first == limited else f"A budget of {first}"
@@ -313,15 +315,15 @@ def default_budgets() -> dict[str, int]:
 
 
 def default_evidence(lab: LabSession, defaults: Mapping[str, int]) -> None:
-    """C19: on how many of the cards the default is 2,048."""
-    found = list(defaults.values())
+    """Record evidence on C19: on how many of the cards the default is 2,048."""
+    budgets = list(defaults.values())
     version = lab.recorder.record.versions["vllm"]
-    lab.evidence("C19", cards=len(found), cards_at_2048=found.count(2048), vllm_version=version)
-    lab.evidence("C19", smallest_default=min(found), largest_default=max(found))
+    lab.evidence("C19", cards=len(budgets), cards_at_2048=budgets.count(2048), vllm_version=version)
+    lab.evidence("C19", smallest_default=min(budgets), largest_default=max(budgets))
 
 
 def chats_and_reports(reports_per_minute: int, *, report_tokens: int, seed: int) -> Traffic:
-    """Half a minute of 10 chats/s (200 + 150 tokens) at random times, and long prompts at even ones."""
+    """Return half a minute of 10 chats/s (200 + 150 tokens) at random times, with long prompts at regular times."""
     chats = traffic.fixed(10 * LOAD_S, input_tokens=200, output_tokens=150, seed=seed, group=STREAM)
     requests, n = list(traffic.at_rate(chats, 10, seed=seed)), round(reports_per_minute * LOAD_S / 60)
     if n:
@@ -331,7 +333,7 @@ def chats_and_reports(reports_per_minute: int, *, report_tokens: int, seed: int)
 
 
 def tail(played: Played, freeze_s: float) -> dict[str, float]:
-    """Median against tail of the chats' gaps, in milliseconds, and the share of chats with a gap above `freeze_s`."""
+    """Return median and tail of the chats' gaps in milliseconds, and the share of chats with a gap above `freeze_s`."""
     chats, reports, gaps = played.of(STREAM), len(played.of(LONG)), metrics.quantity(played.gaps_s)
     frozen = sum(max(record.itl_s) > freeze_s for record in chats)
     gaps_ms = {"gap p50": gaps.p50, "gap p99": gaps.p99, "longest gap": gaps.max}
@@ -369,7 +371,7 @@ def prefill_rates(gpu: ModelledGpu, run: Callable[[ModelledGpu, int], Played], b
 
 
 def _gains(rates: Rates) -> list[float]:
-    """For each source the best rate above a budget of 2,048 over that at 2,048."""
+    """Return, for each source, the best rate above a budget of 2,048 over the rate at 2,048."""
     return [max(rate[budget] for budget in rate if budget > 2048) / rate[2048] for rate in rates.values()]
 
 
@@ -383,7 +385,7 @@ def gain_chart(rates: Rates) -> charts.Chart:
 
 
 def budget_evidence(lab: LabSession, longest_gap_s: Mapping[int, float], rates: Rates) -> None:
-    """C20: what 2,048 does to the longest gap, and what more gains where prefill is most of the work."""
+    """Record evidence on C20: the longest gap at 2,048, and what more gains where prefill is most of the work."""
     smallest, gains = min(longest_gap_s), _gains(rates)
     low = min(gains) if len(gains) > 1 else 1.0  # alone, the formula bounds the gain from above only
     stall = round(longest_gap_s[2048] / longest_gap_s[smallest], 2)

@@ -1,4 +1,4 @@
-"""Lab 05: how long stages take together, what a call adds; exercises on composition, one of them deployed."""
+"""Lab 05: how long stages take together, and what a call adds; exercises on composition, one of them deployed."""
 
 import asyncio
 import contextlib
@@ -23,13 +23,13 @@ from labkit.teaching import solution
 from labkit.words import amount
 
 MEET_S = 0.6  # how long a stage waits for a second one before it counts as alone
-LONG_TOKENS = 200  # an ordinary answer, beside which a call's cost is small
+LONG_TOKENS = 200  # an ordinary answer, compared with which a call's cost is small
 FAST_TOKEN_S = 0.005  # per token of an 8B model on a large GPU, about
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a pipeline: how long it takes by itself, and which stages' results it needs before."""
+    """A stage of a pipeline: how long it takes by itself, and the stages whose results it needs."""
 
     seconds: float
     needs: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ solution(
 
 
 class StandIn:
-    """Stands for a desk's classifier and writer: each stage takes a moment, and the most at a time are counted."""
+    """A stand-in for a desk's classifier and writer. Each stage takes a moment; the most concurrent are counted."""
 
     def __init__(self) -> None:
         self.now, self.most, self.met = 0, 0, asyncio.Event()
@@ -121,7 +121,7 @@ MESSAGE, TOGETHER, EMPTY = "a message", "two stages at the same time", "an empty
 
 
 def ticketed(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
-    """What callers of a deployed ticket get, by case, and how many of its stages ran at a time."""
+    """Return what callers of a deployed ticket get, by case, and how many of its stages ran at a time."""
 
     class Reporting(answer):  # type: ignore[misc]
         async def report(self) -> Any:
@@ -135,8 +135,8 @@ def ticketed(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
         return seen | {EMPTY: refused if refused == FAILS else "an answer"}
 
     with running(Reporting, StandIn) as call:
-        found = blocking(ask)(call)
-    return [found[name] for (name,) in cases]
+        outcomes = blocking(ask)(call)
+    return [outcomes[name] for (name,) in cases]
 
 
 class Ticket:
@@ -205,9 +205,9 @@ class ByPath:
 
 def check_parameters(lab: LabSession) -> int:
     """Return the longest request of the desk's engine; refuse answers for which it has no room. UsageError."""
-    asked = lab.parameters
-    longest = min(1024, models.architecture(models.resolve(asked["model"])).max_positions)
-    answer = max(4 * asked["short_tokens"], asked["reply_tokens"])
+    parameters = lab.parameters
+    longest = min(1024, models.architecture(models.resolve(parameters["model"])).max_positions)
+    answer = max(4 * parameters["short_tokens"], parameters["reply_tokens"])
     what = f"answers of {answer} tokens leave no room for prompts: requests hold {longest}"
     require(answer <= longest // 2, what, fix="lower short_tokens or reply_tokens")
     return longest
@@ -248,16 +248,16 @@ def _timed(ask: Ask) -> Callable[[int], float]:
 
 def overhead_chart(added_ms: Mapping[str, Sequence[float]], *, seed: int) -> charts.Chart:
     """Milliseconds that each way adds, with its interval; the title has the largest."""
-    found = {name: interval(values, seed=seed) for name, values in added_ms.items()}
-    bars = [charts.Bar(name, ms.value, ms.low, ms.high) for name, ms in found.items()]
-    most = max(found, key=lambda name: found[name].value)
-    title = f"{most}: {amount(found[most].value, 'ms')} of overhead per request"
+    intervals = {name: interval(values, seed=seed) for name, values in added_ms.items()}
+    bars = [charts.Bar(name, ms.value, ms.low, ms.high) for name, ms in intervals.items()]
+    most = max(intervals, key=lambda name: intervals[name].value)
+    title = f"{most}: {amount(intervals[most].value, 'ms')} of overhead per request"
     return charts.bars_with_intervals(bars, title=title, unit="ms", axis_title="milliseconds added")
 
 
 @dataclass(frozen=True)
 class Share:
-    """What Ray Serve's part is of a request, for a short answer and, computed, for a long one."""
+    """Ray Serve's share of a request, for a short answer and, computed, for a long one."""
 
     short: Interval
     short_s: float
@@ -292,7 +292,7 @@ def share(
 
 
 def overhead_evidence(lab: LabSession, found: Share) -> None:
-    """C09: what Ray Serve's Python proxy, an ingress and a handle add, as a share of short and long answers."""
+    """Record evidence on C09: what Ray Serve's proxy, ingress and handle add, as a share of short and long answers."""
     tokens = lab.parameters["short_tokens"]
     lab.measure("added_ms", "ms", 1000 * found.added_s)
     long_share = round(found.of(LONG_TOKENS, tokens), 4)
@@ -302,7 +302,7 @@ def overhead_evidence(lab: LabSession, found: Share) -> None:
 
 
 def listing_evidence(lab: LabSession, seen: Mapping[str, Answer], *, gpus_here: int) -> None:
-    """C30, C31, C33, C34: what the article's listing does on this version of Ray."""
+    """Record evidence on C30, C31, C33 and C34: what the article's listing does on this version of Ray."""
     from ray import serve
 
     version = lab.recorder.record.versions["ray"]
@@ -319,7 +319,7 @@ def listing_evidence(lab: LabSession, seen: Mapping[str, Answer], *, gpus_here: 
 
 
 def engine_evidence(lab: LabSession, pids: Iterable[int]) -> None:
-    """C39: the engine's own processes below Ray's, by the name that vLLM gives them."""
+    """Record evidence on C39: the engine's own processes below Ray's, by the names that vLLM gives them."""
     versions, names = lab.recorder.record.versions, list[str]()
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):

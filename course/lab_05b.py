@@ -41,7 +41,7 @@ def order_status(order: str) -> str:
 
 
 def most_at_a_time() -> int:
-    """The most callers that were inside `order_status` together since it was last asked for."""
+    """Return the most concurrent callers of `order_status` since the last call of this function."""
     global _most
     with _arrived:
         most, _most = _most, 0
@@ -49,7 +49,7 @@ def most_at_a_time() -> int:
 
 
 def _with_report(answer: type) -> type:
-    """The learner's class, and a method that tells from its own process how many callers were inside together."""
+    """Return the learner's class with a method that reports, from its own process, the most concurrent callers."""
 
     class Reporting(answer):  # type: ignore[misc]
         async def report(self) -> int:
@@ -131,7 +131,7 @@ class EngineDeadError(RuntimeError):
 
 
 class Engine:
-    """Stands for an engine in a process of its own. `alive`: whether that process runs."""
+    """A stand-in for an engine in a separate process. `alive`: whether that process runs."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -150,7 +150,7 @@ HEALTHY, RAISES = "check_health returns", "check_health raises"
 
 
 def checked(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
-    """Whether `check_health` of a deployed writer returns or raises, by case."""
+    """Return whether `check_health` of a deployed writer returns or raises, by case."""
 
     class Breakable(answer):  # type: ignore[misc]
         async def end_engine(self) -> None:
@@ -174,14 +174,14 @@ def checked(answer: type, cases: Sequence[tuple[str]]) -> list[Any]:
         return seen
 
     if blocking(state)(called_here(Breakable)) == RAISES:
-        return [RAISES for _ in cases]  # Serve starts no replica that fails its first check
+        return [RAISES for _ in cases]  # Serve does not start a replica that fails its first check
     with running(Breakable) as call:
         seen = blocking(ask)(call)
     return [seen[name] for (name,) in cases]
 
 
 class Writer:
-    """A model in an engine with a process of its own."""
+    """A model in an engine that runs in a separate process."""
 
     def __init__(self) -> None:
         self.engine = Engine()
@@ -297,22 +297,22 @@ solution(
 
 
 def check_parameters(lab: LabSession) -> None:
-    """Refuse a step that would start no replica, before Ray starts. UsageError."""
-    asked = lab.parameters
-    rate, short_s, long_s = asked["step_rate"], asked["short_s"], asked["long_s"]
-    before, after = (desired_replicas(rate, s, asked["target_ongoing"], 1, 10**9) for s in (short_s, long_s))
+    """Raise a UsageError for a step that would not start a replica, before Ray starts."""
+    parameters = lab.parameters
+    rate, short_s, long_s = parameters["step_rate"], parameters["short_s"], parameters["long_s"]
+    before, after = (desired_replicas(rate, s, parameters["target_ongoing"], 1, 10**9) for s in (short_s, long_s))
     busy = f"{rate:g} requests/s of {short_s:g} s ask for {before} replicas before the step"
-    require(before == 1, busy, fix="lower step_rate or short_s: one replica has to do at first")
+    require(before == 1, busy, fix="lower step_rate or short_s: one replica must be enough before the step")
     idle = f"{rate:g} requests/s of {long_s:g} s ask for one replica: nothing would happen"
     require(after > 1, idle, fix="raise step_rate or long_s")
-    most = asked["max_replicas"]
+    most = parameters["max_replicas"]
     never = f"the step asks for {after} replicas and max_replicas is {most}: the queue would only grow"
     require(after <= most, never, fix=f"set max_replicas to {after} or more, or lower long_s")
 
 
 def handlers_evidence(lab: LabSession, handled: Mapping[str, Sequence[float]]) -> int:
-    """C32; 0 if only the plain handler serves less than half of the asynchronous one, 1 if only the blocking one does,
-    2 for both, 3 for none."""
+    """Record evidence on C32. Return which handler serves less than half of the asynchronous one's calls: 0 the plain
+    one, 1 the blocking one, 2 both, 3 none."""
     plain, blocked = (
         paired_ratio(handled[name], handled["asynchronous"], name=f"{name}_over_async", seed=lab.seed)
         for name in ("plain", "blocking")
@@ -325,10 +325,10 @@ def handlers_evidence(lab: LabSession, handled: Mapping[str, Sequence[float]]) -
 
 def handler_chart(handled: Mapping[str, Sequence[float]], wait_s: float, *, seed: int) -> charts.Chart:
     """Calls per second of each handler, beside the rate of one call after the other; the title names the slowest."""
-    found = {name: interval(values, seed=seed) for name, values in handled.items()}
-    bars = [charts.Bar(name, rate.value, rate.low, rate.high) for name, rate in found.items()]
-    slow, fast = (pick(found, key=lambda name: found[name].value) for pick in (min, max))
-    title = f"{slow}: {found[slow].value / found[fast].value:.0%} of the calls per second of {fast}"
+    intervals = {name: interval(values, seed=seed) for name, values in handled.items()}
+    bars = [charts.Bar(name, rate.value, rate.low, rate.high) for name, rate in intervals.items()]
+    slow, fast = (pick(intervals, key=lambda name: intervals[name].value) for pick in (min, max))
+    title = f"{slow}: {intervals[slow].value / intervals[fast].value:.0%} of the calls per second of {fast}"
     about = {"title": title, "unit": "calls/s", "axis_title": "calls per second"}
     return charts.bars_with_intervals(bars, **about, formula=("one after the other", 1 / wait_s))
 

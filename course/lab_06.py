@@ -1,4 +1,4 @@
-"""Lab 06: Ray's best fit and a Serve config that has to fit a card (exercises), and two engines on one card."""
+"""Lab 06: Ray's best fit and a Serve config that must fit a card (exercises), and two engines on one card."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,7 +73,7 @@ def audited_file(name: str) -> auditor.Audit:
 
 
 def fits(config: Any) -> dict[str, str]:
-    """The tests of a Serve config, each with what failed; empty where it passes."""
+    """Return the tests of a Serve config, each with the failure ("" if it passes)."""
     if not isinstance(config, str):
         return {"the config can be read": f"it is a {type(config).__name__}, not a text"}
     try:
@@ -81,20 +81,20 @@ def fits(config: Any) -> dict[str, str]:
     except (LabkitError, yaml.YAMLError, AttributeError, TypeError) as error:
         return {"the config can be read": str(error)}
     names = {deployment.name for deployment in audit.deployments}
-    short = [one for one in audit.deployments if one.context_tokens < LONGEST]
+    short = [deployment for deployment in audit.deployments if deployment.context_tokens < LONGEST]
     placed = [replica for replica in audit.replicas if replica.gpus]
-    waiting = [f"{one.name} asks for {one.deployment.asks} and waits" for one in audit.replicas if not one.gpus]
+    waiting = [f"{late.name} asks for {late.deployment.asks} and waits" for late in audit.replicas if not late.gpus]
     return {
         "both models are served": ", ".join(f"{name} is missing" for name in sorted(MODELS - names)),
         f"requests of {LONGEST:,} tokens are accepted": ", ".join(
-            f"{one.name} takes {one.context_tokens:,}" for one in short
+            f"{deployment.name} takes {deployment.context_tokens:,}" for deployment in short
         ),
         "Ray places every replica": ", ".join(waiting),
         "every engine starts": ", ".join(f"{replica.name}: {replica.refused}" for replica in placed if replica.refused),
         "no engine takes more of the card than Ray counts": ", ".join(
-            f"{one.name} takes {one.engine_share:.2f} and asks for {one.asks}"
-            for one in audit.deployments
-            if (one.engine_share or 0) > one.part
+            f"{deployment.name} takes {deployment.engine_share:.2f} and asks for {deployment.asks}"
+            for deployment in audit.deployments
+            if (deployment.engine_share or 0) > deployment.part
         ),
     }
 
@@ -146,9 +146,9 @@ solution(
 
 
 def placed_by_ray(config: str, *, gpus: int, wait_s: float = 3.0) -> dict[str, str]:
-    """What Ray's scheduler does with each replica of a config on one empty GPU of a node with `gpus` of them.
+    """Return what Ray's scheduler does with each replica of a config on one empty GPU of a node with `gpus` GPUs.
 
-    A placement group reserves what a replica would and starts nothing; all are removed afterwards.
+    A placement group reserves what a replica would reserve and starts nothing; all groups are removed afterwards.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -169,26 +169,26 @@ def placed_by_ray(config: str, *, gpus: int, wait_s: float = 3.0) -> dict[str, s
 
 
 def check_sizes(lab: LabSession) -> None:
-    """Refuse a scene in which not all find room, or the late replica would not wait. UsageError."""
-    asked = lab.parameters
-    fractions, late, gpus = asked["fractions"], asked["late_fraction"], asked["gpus"]
+    """Raise a UsageError if not all replicas find room, or if the late one would not wait."""
+    parameters = lab.parameters
+    fractions, late, gpus = parameters["fractions"], parameters["late_fraction"], parameters["gpus"]
     placed = placement.best_fit([*fractions, late], gpus)
     waiting = ", ".join(f"{part:g}" for part, where in zip(fractions, placed, strict=False) if not where)
     full = f"on {gpus} GPUs the fractions {fractions} do not all find room: {waiting} would wait"
-    require(not waiting, full, fix="take smaller fractions, another order, or more GPUs")
+    require(not waiting, full, fix="use smaller fractions, another order, or more GPUs")
     left = placement.left_over(fractions, gpus)
     roomy = f"late_fraction is {late:g}, and a GPU of {gpus} has {max(left):g} left: it would not have to wait"
-    require(not placed[-1], roomy, fix="take a larger late_fraction, fewer GPUs, or more fractions")
+    require(not placed[-1], roomy, fix="use a larger late_fraction, fewer GPUs, or more fractions")
     room = left[placed[0][0]] + fractions[0]
     stuck = f"late_fraction is {late:g}; when the first of the fractions leaves, its GPU has {room:g} left"
-    require(placement.units_of(round(room, 4)) >= placement.units_of(late), stuck, fix="take a smaller late_fraction")
+    require(placement.units_of(round(room, 4)) >= placement.units_of(late), stuck, fix="use a smaller late_fraction")
     shared = [gpu for gpu in range(gpus) if len(parts_on(fractions[1:], placed[1:], gpu)) > 1]
     apart = f"after the first, no two different fractions of {fractions} share a GPU: nothing to compare"
-    require(bool(shared), apart, fix="take a pair that fits one GPU, such as 0.7 and 0.25")
-    modelled.gpu(asked["card"], model="llama-3.1-8b")  # or its refusal
-    if asked["audit_file"]:
-        audited_file(asked["audit_file"])
-    models = [asked[name] for name in ("models", "models_gib", "model_loads")]
+    require(bool(shared), apart, fix="use a pair that fits one GPU, such as 0.7 and 0.25")
+    modelled.gpu(parameters["card"], model="llama-3.1-8b")  # or its refusal
+    if parameters["audit_file"]:
+        audited_file(parameters["audit_file"])
+    models = [parameters[name] for name in ("models", "models_gib", "model_loads")]
     unequal = "{} names, {} memories and {} loads".format(*map(len, models))
     require(len(set(map(len, models))) == 1, unequal, fix="give one of each for every model")
 
@@ -199,14 +199,14 @@ def parts_on(fractions: Sequence[float], placed: Sequence[Sequence[int]], gpu: i
 
 
 def check_cluster(nodes: Sequence[Mapping[str, Any]], gpus: int) -> None:
-    """Refuse a cluster other than one node with so many GPUs. UsageError."""
+    """Raise a UsageError for a cluster other than one node with `gpus` GPUs."""
     free = [node["Resources"]["GPU"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
     scattered = f"the cluster's nodes have {free or 'no'} GPUs; this lab's scene is one node with {gpus}"
     require(free == [gpus], scattered, fix="leave ray_address empty, or join a cluster with one such node")
 
 
 def pair_on_one_gpu(where: Mapping[str, str], num_gpus: Mapping[str, float]) -> tuple[str, str]:
-    """Two replicas with different fractions of one GPU; not the first, which has left by then."""
+    """Return two replicas with different fractions of one GPU, without the first, which has been deleted by then."""
     names = list(where)[1:]
     return next((a, b) for a in names for b in names if where[a] == where[b] and num_gpus[a] > num_gpus[b])
 
@@ -216,7 +216,7 @@ OUTCOMES = {
     "DEPLOYING": "it waits until there is room",
     "DEPLOY_FAILED": "Ray refuses it with an error",
 }
-"""What an application's status means for a replica that comes late."""
+"""What an application's status means for a replica that is deployed late."""
 
 
 def delete(applications: Iterable[str]) -> None:
@@ -228,7 +228,7 @@ def delete(applications: Iterable[str]) -> None:
 
 
 def first_message(application: str) -> str:
-    """What Serve says first of an application that does not start, or "" once it runs."""
+    """Return Serve's first message about an application that does not start, or "" once it runs."""
     from ray import serve
 
     def deployments() -> list[Any]:
@@ -236,10 +236,10 @@ def first_message(application: str) -> str:
         return list(known.deployments.values()) if known else []
 
     def told() -> bool:
-        return any(one.message or one.status == "HEALTHY" for one in deployments())
+        return any(deployment.message or deployment.status == "HEALTHY" for deployment in deployments())
 
     ray_serve.wait_for(told, timeout_s=60, what=f"a message about {application}")
-    return "\n".join(one.message for one in deployments())
+    return "\n".join(deployment.message for deployment in deployments())
 
 
 Surroundings = tuple[Mapping[str, str], Mapping[str, Any], str]
@@ -255,27 +255,27 @@ def told_apart(one: Surroundings, other: Surroundings) -> dict[str, list[str]]:
 
 
 def what_differs(apart: Mapping[str, Sequence[str]]) -> str:
-    """The option of the prediction that is right."""
+    """Return the right option of the prediction."""
     if apart["limits"]:
         return "a limit or a control group"
     return "an environment variable only" if apart["environment variables"] else "none of them"
 
 
 def memory_evidence(lab: LabSession, apart: Mapping[str, Sequence[str]], *, same_device: bool) -> None:
-    """C36: what tells two replicas with different fractions of a GPU apart."""
+    """Record evidence on C36: what differs between two replicas with different fractions of a GPU."""
     variables, limits = (len(apart[name]) for name in ("environment variables", "limits"))
     lab.evidence("C36", variables_apart=variables, limits_apart=limits, same_device=same_device)
 
 
 def sum_evidence(lab: LabSession, where: Mapping[str, str], *, late_waits: bool) -> None:
-    """C37: the largest sum of fractions on a GPU, and whether the replica for which none had room waited."""
-    asked = lab.parameters
+    """Record evidence on C37: the largest sum of fractions on a GPU, and whether the replica without room waited."""
+    parameters = lab.parameters
     sums: dict[str, float] = {}
-    for gpu, part in zip(where.values(), asked["fractions"], strict=True):
+    for gpu, part in zip(where.values(), parameters["fractions"], strict=True):
         sums[gpu] = sums.get(gpu, 0.0) + part
-    left = placement.left_over(asked["fractions"], asked["gpus"])
+    left = placement.left_over(parameters["fractions"], parameters["gpus"])
     lab.says("The fractions on a GPU never add up to more than one", max(sums.values()) <= 1)
-    lab.evidence("C37", largest_sum=round(max(sums.values()), 4), late_fraction=asked["late_fraction"])
+    lab.evidence("C37", largest_sum=round(max(sums.values()), 4), late_fraction=parameters["late_fraction"])
     lab.evidence("C37", most_left=max(left), late_waits=late_waits)
 
 
@@ -289,9 +289,9 @@ def cache_tokens(llm: Any) -> int:
 
 
 def in_turn(engines: Sequence[Any]) -> Callable[[], None]:
-    """A callback after each step, with which modelled engines share one card: its steps are never at the same time.
+    """Return a callback after each step with which modelled engines share one card: only one computes at a time.
 
-    Time-slicing without its costs. After a step the other engines' clocks stand just behind its end, so theirs is next.
+    Time-slicing without its costs. A step advances the other engines' clocks to just before its end, so they are next.
     """
     cards = [engine.llm_engine.model_executor for engine in engines]
 
@@ -305,7 +305,7 @@ def in_turn(engines: Sequence[Any]) -> Callable[[], None]:
 
 def output_per_s(driven: Drive) -> float:
     """Output tokens per second of a load that was driven to its end."""
-    return round(sum(one.output_tokens or 0 for one in driven.result.records) / driven.result.duration_s, 1)
+    return round(sum(request.output_tokens or 0 for request in driven.result.records) / driven.result.duration_s, 1)
 
 
 FORM = """\
@@ -314,7 +314,7 @@ deployments:
 - {name: chat, model: Qwen2.5-7B, num_gpus: 0.7, engine_share: 0.7, max_model_len: 8192}
 - {name: embeddings, weight_gib: 1.2, num_gpus: 0.2, engine_share: 0.15, max_model_len: 8192}
 """
-"""What the auditor's form begins with: a question other than the exercise's."""
+"""The first question of the auditor's form, different from the exercise's."""
 
 ONE, SHARED = "one engine, whole card", "two engines, one card"
 Loads = Mapping[str, Mapping[int, float]]
@@ -324,7 +324,7 @@ Plans = Mapping[str, Sequence[Sequence[str]]]
 
 
 def record(lab: LabSession, served: Loads, cache_tokens: Sequence[int]) -> None:
-    """What must come out the same, and what the text says of it."""
+    """Record the values that must be the same in every run, and check what the text says about them."""
     lab.exact("modelled_cache_tokens", cache_tokens)
     lab.exact("modelled_output_per_s", {name: {str(n): rate for n, rate in by.items()} for name, by in served.items()})
     lab.says("In turns, replicas of the same model on one card gain nothing", max(_of_one_engine(served)) <= 1)
@@ -344,7 +344,7 @@ def _of_one_engine(served: Loads) -> list[float]:
 
 
 def sharing_evidence(lab: LabSession, served: Loads, plans: Plans) -> None:
-    """C08: GPUs that sharing saves for the lab's models, and two engines' throughput over one's on the same card."""
+    """Record evidence on C08: GPUs that sharing saves for the lab's models, and two engines' throughput over one's."""
     lab.exact("plans", plans)
     used = {name: len(gpus) for name, gpus in plans.items()}
     ratios = _of_one_engine(served)
@@ -357,9 +357,9 @@ def sharing_evidence(lab: LabSession, served: Loads, plans: Plans) -> None:
 
 
 def adapter_bytes(gpu: ModelledGpu, rank: int) -> int:
-    """A LoRA adapter of all linear layers, in 16 bits: rank x (inputs + outputs) numbers for each matrix.
+    """Return the bytes of a LoRA adapter of all linear layers, in 16 bits: rank x (inputs + outputs) for each matrix.
 
-    As vLLM allocates it for each of `--max-loras` slots (vllm/lora/layers/base_linear.py, create_lora_weights).
+    This is what vLLM allocates for each of `--max-loras` slots (vllm/lora/layers/base_linear.py, create_lora_weights).
     """
     fields = json.loads((gpu.folder / "config.json").read_text())
     hidden, middle, heads = fields["hidden_size"], fields["intermediate_size"], fields["num_attention_heads"]
@@ -371,7 +371,7 @@ def adapter_bytes(gpu: ModelledGpu, rank: int) -> int:
 
 
 def ways_to_serve(gpu: ModelledGpu, tasks: int, *, rank: int, workspace_gib: float) -> dict[str, dict[str, float]]:
-    """GiB for so many fine-tuned variants of a model, and what 0.9 of the card leaves for the cache; computed."""
+    """Return the GiB that `tasks` fine-tuned variants of a model take, and the cache that 0.9 of the card leaves."""
     shape = shape_of(gpu.folder)
     engine = shape.weight_bytes + workspace_gib * GIB
     ways = {f"{tasks} engines": tasks * engine}
@@ -384,7 +384,7 @@ def ways_to_serve(gpu: ModelledGpu, tasks: int, *, rank: int, workspace_gib: flo
 
 
 def plan(models: Mapping[str, tuple[float, float]], *, gpu_gib: float, most_load: float) -> list[list[str]]:
-    """Models with (GiB, load) on GPUs: the largest first, each onto the first GPU with room for both."""
+    """Place models with (GiB, load) on GPUs: the largest first, each on the first GPU with room for both."""
     gpus: list[list[str]] = []
     for name in sorted(models, key=lambda name: -models[name][0]):
         gib, load = models[name]
@@ -400,12 +400,14 @@ def plan(models: Mapping[str, tuple[float, float]], *, gpu_gib: float, most_load
 
 def plans(lab: LabSession) -> dict[str, list[list[str]]]:
     """The lab's models, one GPU each, and shared by memory and load or by memory alone."""
-    asked = lab.parameters
-    models = dict(zip(asked["models"], zip(asked["models_gib"], asked["model_loads"], strict=True), strict=True))
-    gpu_gib = modelled.gpu(asked["card"]).card.memory_gib
+    parameters = lab.parameters
+    models = dict(
+        zip(parameters["models"], zip(parameters["models_gib"], parameters["model_loads"], strict=True), strict=True)
+    )
+    gpu_gib = modelled.gpu(parameters["card"]).card.memory_gib
     return {
         "one each": [[name] for name in models],
-        "memory and load": plan(models, gpu_gib=gpu_gib, most_load=asked["most_load"]),
+        "memory and load": plan(models, gpu_gib=gpu_gib, most_load=parameters["most_load"]),
         "memory alone": plan(models, gpu_gib=gpu_gib, most_load=float("inf")),
     }
 

@@ -1,4 +1,4 @@
-"""Lab 07: a handler of rows, the law of batching, the longest answer; static against continuous batches."""
+"""Lab 07: a handler for batches of rows, the law of batching, the longest answer; static and continuous batches."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from labkit.teaching import solution
 
 
 def served(handler: type, *bodies: Any) -> list[str]:
-    """What each client of a batch gets from a handler, and how often its model was called.
+    """Return what each client of a batch gets from a handler, and how often its model was called.
 
     The handler is called as TorchServe's worker calls it: `handle(rows, context)` of a BaseHandler, with TorchServe's
     own context. As there, an exception or a list of another length is a 503 for every row. The model returns each
@@ -235,7 +235,7 @@ solution(
 
 
 def check_sizes(lab: LabSession) -> None:
-    """Refuse batch sizes that show no law, before anything starts. UsageError."""
+    """Raise a UsageError for batch sizes that cannot show the law of batching, before anything starts."""
     sizes, clients = lab.parameters["batch_sizes"], lab.parameters["clients"]
     useful = 1 in sizes and any(1 < size <= clients for size in sizes)
     fix = "give 1, and a size above 1 that the clients fill"
@@ -247,7 +247,7 @@ TOO_LONG = f"{'The window opens at noon and closes at six. ' * 110}\nNow tell me
 
 
 def stops(max_tokens: int) -> dict[str, list[Any]]:
-    """The bodies sent together at each stop of the tour."""
+    """Return the bodies sent together at each stop of the tour."""
     good = {"prompt": QUESTION, "max_tokens": max_tokens}
     return {
         "a good request": [good],
@@ -275,7 +275,7 @@ def predictions(server: TorchServe, model: str, *bodies: Any, at_s: Sequence[flo
 
 
 def tour(server: TorchServe, model: str, *, max_tokens: int) -> dict[str, list[Answer]]:
-    """The answers of a handler at each stop."""
+    """Return a handler's answers at each stop."""
     return {stop: predictions(server, model, *bodies) for stop, bodies in stops(max_tokens).items()}
 
 
@@ -332,14 +332,14 @@ def rows_leave(steps: str) -> bool:
 
 
 def reasons(server: TorchServe) -> list[str]:
-    """What TorchServe's log says of failed batches and requests: each line once, without its time."""
+    """Return what TorchServe's log says about failed batches and requests: each line once, without its time."""
     marks = ("number of batch response", "KeyError", "TypeError", "AttributeError")
     lines = (line for line in server.process.log_text().splitlines() if any(mark in line for mark in marks))
     return list(dict.fromkeys(line.split(" - ", 1)[-1].strip()[:110] for line in lines))
 
 
 def access(server: TorchServe, model: str) -> dict[str, int]:
-    """The statuses of a prediction without a key and with it, and of registering a model with the management key."""
+    """Return the statuses of a prediction without and with a key, and of a registration with the management key."""
     url = f"{server.url}/predictions/{model}"
     without = send(server, [Ask(url, body={}, headers={"Authorization": ""})])
     with_key = send(server, [Ask(url, body={})])
@@ -348,7 +348,7 @@ def access(server: TorchServe, model: str) -> dict[str, int]:
 
 
 def latency_evidence(lab: LabSession, share: Ratio) -> None:
-    """C12: what continuous batching does to short answers, and which handlers for language models are shipped."""
+    """Record evidence on C12: the effect of continuous batching on short answers, and the shipped LLM handlers."""
     import ts
 
     folder = Path(ts.__file__).parent / "torch_handler"

@@ -1,4 +1,4 @@
-"""Lab 07b: ways to pack a model for TorchServe, and what its keys open."""
+"""Lab 07b: ways to pack a model for TorchServe, and what each key allows."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ WAYS = (DEFLATE, STORE, FOLDER, BY_PATH)
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What packing took. `command` is the archiver's, with short paths; `size_bytes`: of the export path afterwards."""
+    """The cost of packing. `command`: the archiver's, with short paths; `size_bytes`: of the export path afterwards."""
 
     command: str
     cpu_s: float
@@ -58,7 +58,7 @@ def pack(way: str, *, handler: Path, weights: Path) -> Packed:
 
 
 def check_room(weights: Path, folder: Path) -> None:
-    """UsageError where `folder`'s disk has no room for a copy of the weights and an archive of it."""
+    """Raise a UsageError if `folder`'s disk has no room for a copy of the weights and an archive of it."""
     needed, free = 2 * size_bytes(weights), disk_free_bytes(folder)
     require(
         free >= needed,
@@ -68,7 +68,7 @@ def check_room(weights: Path, folder: Path) -> None:
 
 
 def size_bytes(path: Path) -> int:
-    """A file's size, or that of all files in a folder; links count as what they lead to."""
+    """Return the size of a file, or of all files in a folder; links count as their targets."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -78,12 +78,15 @@ def packed_table(packed: Mapping[str, Packed]) -> Any:
     import pandas as pd
 
     return pd.DataFrame(
-        {way: {"CPU-seconds": round(one.cpu_s, 2), "MB": round(one.size_bytes / 1e6, 3)} for way, one in packed.items()}
+        {
+            way: {"CPU-seconds": round(done.cpu_s, 2), "MB": round(done.size_bytes / 1e6, 3)}
+            for way, done in packed.items()
+        }
     ).T
 
 
 def _cpu_s(words: list[str], work: Path) -> float:
-    """CPU-seconds of a command, user and system, its own children included."""
+    """Return the CPU-seconds of a command and its children, user and system."""
     log = work / "log"
     command = [str(executable(words[0])), *words[1:]]
     environment = {**os.environ, "TMPDIR": str(work)}  # its temporary copies go where ours are, and with them
@@ -109,7 +112,7 @@ def _bearer(key: str) -> dict[str, str]:
 
 
 def doors(server: TorchServe, model: str) -> dict[str, Answer]:
-    """What requests get without a key and with each of the keys."""
+    """Return the answers to requests without a key and with each of the keys."""
     url, keys = f"{server.url}/predictions/{model}", server.keys
     asks = {
         "a prediction without a key": Ask(url, body={}, headers={"Authorization": ""}),

@@ -1,4 +1,4 @@
-"""Lab 08: its exercises, a load that goes on while versions change, and what became of its requests."""
+"""Lab 08: exercises, a load that continues while versions change, and the outcome of each request."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from labkit.vega import BLACK, BLUE, GREEN, INK, ORANGE, VERMILLION, WIDTH
 
 
 class Version:
-    """A registered version of a model, with what retiring it takes: its description, a clock and its DELETE."""
+    """A registered version of a model, with everything needed to retire it: its description, a clock and its DELETE."""
 
     def __init__(self, control: Control, model: str, version: str) -> None:
         self._control, self._model, self._version = control, model, version
@@ -54,8 +54,8 @@ class Version:
 class Rehearsal:
     """A `Version` without a server: one worker takes the queue in batches, and `delete` counts the lost requests.
 
-    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms for each look, move its clock, which does not
-    start at zero, like a server's.
+    `arrivals_s`: when requests reach its queue. Only `sleep`, and 10 ms per `describe`, advance its clock, which,
+    like a server's, does not start at zero.
     """
 
     def __init__(self, name: str, arrivals_s: Sequence[float], *, batch_size: int = 8, batch_s: float = 0.9) -> None:
@@ -71,7 +71,7 @@ class Rehearsal:
         return f"Version({self._name})"
 
     def __deepcopy__(self, _memo: object) -> "Rehearsal":
-        """Return it as it was at the start: each answer is judged on a clock at zero."""
+        """Return a copy in the initial state: each answer is judged from the beginning."""
         fresh = Rehearsal(self._name, ())
         fresh._waits = self._waits
         return fresh
@@ -211,7 +211,7 @@ AROUND_S = 1.0  # of load before the first step and after the last one
 
 
 class Load(Observation):
-    """Requests that are sent at a constant rate, their answers, and moments worth a mark."""
+    """Requests that are sent at a constant rate, their answers, and marked moments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def load(server: TorchServe, path: str, *, rate: float, timeout_s: float = 60.0)
 
 
 def request(server: TorchServe, path: str, *, timeout_s: float = 60.0) -> Answer:
-    """Send one request (a POST; a GET to /ping) and return what came back, if anything did."""
+    """Send one request (a POST; a GET to /ping) and return the answer; its status is 0 without one."""
     ask = Ask(f"{server.url}/{path}", body=None if path == "ping" else {}, headers=_key(server))
     (answer,) = blocking(Observation().ask_all)([ask], timeout_s=timeout_s)
     return answer
@@ -255,12 +255,12 @@ def _key(server: TorchServe) -> dict[str, str]:
 
 
 def fate(answer: Answer) -> str:
-    """What became of a request: "2.0" (answered by it), "404", "no answer"."""
+    """Return the outcome of a request: "2.0" (the version that answered), "404", or "no answer"."""
     return signature(answer) or (UNANSWERED if answer.status == NO_ANSWER else str(answer.status))
 
 
 def signature(answer: Answer) -> str:
-    """The version that signed an answer; "" where none did."""
+    """Return the version that signed an answer; "" if none did."""
     try:
         body = json.loads(answer.text)
     except ValueError:
@@ -269,12 +269,12 @@ def signature(answer: Answer) -> str:
 
 
 def counts(answers: Sequence[Answer]) -> dict[str, int]:
-    """How many requests met which fate, the most frequent first. The numbers add up to all requests."""
+    """Count the requests by outcome, the most frequent first. The numbers add up to all requests."""
     return dict(Counter(map(fate, answers)).most_common())
 
 
 def lost(answers: Sequence[Answer]) -> list[Answer]:
-    """The requests that no version signed: no model has answered them."""
+    """Return the requests that no version has answered."""
     return [answer for answer in answers if not signature(answer)]
 
 
@@ -287,8 +287,9 @@ def default_versions(seen: Load) -> tuple[int, list[str]]:
 
 
 def fates_chart(seen: Load, *, title: str, around_s: float = math.inf) -> charts.Chart:
-    """Each request at the time at which it was sent, lost ones as crosses; `around_s`: so long before the first moment
-    and after the last one."""
+    """Draw each request at the time at which it was sent, lost ones as crosses.
+
+    `around_s`: seconds shown before the first moment and after the last one."""
     start_s, end_s = max(0.0, seen.moments[0].at_s - around_s), seen.moments[-1].at_s + around_s
     answers = [answer for answer in seen.answers if start_s <= answer.sent_s <= end_s]
     ordered = [answer for answer in answers if signature(answer)] + lost(answers)  # crosses on top
@@ -315,7 +316,7 @@ def fates_chart(seen: Load, *, title: str, around_s: float = math.inf) -> charts
 
 
 def _latency_axis(latencies_s: Sequence[float]) -> dict[str, Any]:
-    """Linear, or logarithmic where a few long latencies would press the others onto the foot of the chart."""
+    """Return a linear axis, or a logarithmic one if a few long latencies would squeeze the others to the bottom."""
     is_log = max(latencies_s) > LOG_FROM * statistics.median(latencies_s)
     ends = (min(latencies_s) / 1.5, 1.5 * max(latencies_s)) if is_log else (0.0, 1.08 * max(latencies_s))
     return draw.quantity("waited", "latency (s)", ends, log=is_log, **({"values": LOG_TICKS} if is_log else {}))
@@ -335,25 +336,26 @@ def in_progress(seen: Load, rate: float) -> float:
 
 
 def reason(log: str) -> str:
-    """The error that TorchServe's log gives for a model that does not load."""
+    """Return the error in TorchServe's log for a model that does not load."""
     errors = [line.split("MODEL_LOG - ")[-1] for line in log.splitlines() if "MODEL_LOG - ValueError" in line]
     return errors[0] if errors else "no error"
 
 
 def counts_requests(server: TorchServe) -> bool:
-    """Whether the server's metrics page counts requests. It must have answered one."""
+    """Whether the server's metrics page counts requests. The server must have answered one."""
     return "Requests2XX" in counters.scrape(server.metrics_url).names
 
 
 def counts_without_settings(archive: Archive, folder: Path) -> bool:
-    """The same of another TorchServe, with its own default of metrics_mode."""
+    """The same for another TorchServe, with the default metrics_mode."""
     with torchserve.start([archive], folder=folder, changes={"metrics_mode": ""}) as server:
         request(server, f"predictions/{archive.model_name}")
         return counts_requests(server)
 
 
 def switch_evidence(lab: LabSession, seen: Load, side_by_side: Sequence[Answer]) -> None:
-    """C44 and C45: versions at the same time, a default that changes under load, and where unnamed requests go."""
+    """Record evidence on C44 and C45: versions at the same time, a default that changes under load, and which version
+    answers requests that name none."""
     total, missing = len(seen.answers), len(lost(seen.answers))
     at_once = len({signature(answer) for answer in side_by_side} - {""})
     before_and_after = {signature(answer) for answer in seen.answers} - {""}
@@ -367,14 +369,14 @@ def switch_evidence(lab: LabSession, seen: Load, side_by_side: Sequence[Answer])
 
 
 def metrics_evidence(lab: LabSession, by_default: bool, server: TorchServe) -> dict[str, bool]:
-    """C43: whether a page counts requests, by default and with the setting of our server."""
+    """Record evidence on C43: whether a metrics page counts requests, by default and with our server's setting."""
     counted, version = counts_requests(server), lab.recorder.record.versions["torchserve"]
     lab.evidence("C43", default_counts=by_default, prometheus_counts=counted, torchserve_version=version)
     return {"by default": by_default, "with metrics_mode=prometheus": counted}
 
 
 def check(lab: LabSession, folder: Path) -> None:
-    """UsageError for a load that one worker cannot carry, and for a model's folder that TorchServe cannot load."""
+    """Raise a UsageError for a load that is too high for one worker, or a model folder that TorchServe cannot load."""
     rate, most = float(lab.parameters["rate"]), math.floor(MOST_OF_CAPACITY * CAPACITY)
     what = f"{rate:g} requests/s are too many for one worker, which answers {CAPACITY:.0f} in batches of 8"
     require(rate <= most, what, fix=f"lower rate to {most} or less")

@@ -1,4 +1,4 @@
-"""Lab 08b: users assigned to a canary, what its failures allow to say, and how many requests that takes."""
+"""Lab 08b: which users get a canary, what its failures allow you to conclude, and how many requests that takes."""
 
 import hashlib
 import math
@@ -129,8 +129,8 @@ def failure_difference(failed: int, n: int, failed_before: int, n_before: int) -
     """How much more often the first fails than the second, as a difference of shares, with its interval.
 
     The interval is R. G. Newcombe's, made of two Wilson intervals ("Interval estimation for the difference between
-    independent proportions", Statistics in Medicine 17 (1998), method 10): it holds for few and for no failures, too.
-    UsageError without requests on a side.
+    independent proportions", Statistics in Medicine 17 (1998), method 10): it also holds for few or no failures.
+    UsageError if a version got no requests.
     """
     for name, total in (("the canary", n), ("the version before", n_before)):
         require(total > 0, f"{name} got {total} requests", fix="send some to each before you compare")
@@ -164,14 +164,14 @@ def path(answers: Sequence[Answer], *, canary: str, before: str) -> list[tuple[i
 
 
 def conclusion(difference: Interval) -> str:
-    """What an interval of a difference of failures allows to say: "worse", "better" or "cannot tell"."""
+    """Return the conclusion from an interval of a difference of failures: "worse", "better" or "cannot tell"."""
     if difference.low > 0:
         return "worse"
     return "better" if difference.high < 0 else "cannot tell"
 
 
 def check(lab: LabSession) -> None:
-    """UsageError for versions that do not differ, and for a canary that gets too few requests to say anything."""
+    """Raise a UsageError for versions that do not differ, or a canary that gets too few requests for any conclusion."""
     old, new, requests, share = (
         lab.parameters[name] for name in ("fail_share", "canary_fail_share", "canary_requests", "canary_share")
     )
@@ -187,9 +187,9 @@ def check(lab: LabSession) -> None:
 
 
 def requests_needed(share: float, share_before: float, *, power: float = 0.8) -> int:
-    """Requests in each group so that a canary that fails in `share` instead of `share_before` is called worse.
+    """Return the requests per group for a canary that fails in `share` instead of `share_before` to be called worse.
 
-    `power`: with this probability. The normal approximation for two groups of the same size.
+    `power`: the probability of that. Normal approximation for two groups of the same size.
     """
     from scipy.stats import norm
 
@@ -199,7 +199,7 @@ def requests_needed(share: float, share_before: float, *, power: float = 0.8) ->
 
 
 def detected(share: float, share_before: float, n: int, *, tests: int = 1000, seed: int = 0) -> float:
-    """In what share of simulated tests with n requests in each group the interval says "worse"."""
+    """Return the share of simulated tests, with n requests in each group, in which the interval says "worse"."""
     import numpy
 
     rng = numpy.random.default_rng(seed)
@@ -208,7 +208,7 @@ def detected(share: float, share_before: float, n: int, *, tests: int = 1000, se
 
 
 def false_alarms(share: float, n: int, *, looks: int, tests: int = 2000, seed: int = 0) -> float:
-    """Two versions that fail alike: in what share of simulated tests some look sees a difference (z-test, 95%).
+    """Return the share of simulated tests of two equal versions in which some look sees a difference (z-test, 95%).
 
     Each group gets n requests; the looks are evenly spaced, the last one at the end.
     """
@@ -230,7 +230,7 @@ FOREST_PX, PATH_PX, ROW_PX = 320, 200, 60
 
 
 def forest_chart(paths: Mapping[str, Sequence[tuple[int, Interval]]], *, title: str) -> charts.Chart:
-    """A row for each canary with its interval at the end; beside it, small, how the interval got there."""
+    """Draw a row for each canary with its final interval and, small beside it, how the interval narrowed."""
     ends = {name: steps[-1][1] for name, steps in paths.items()}
     rows: list[dict[str, Any]] = [
         {"name": name, **_in_points(end), "text": conclusion(end)} for name, end in ends.items()

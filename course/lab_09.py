@@ -1,4 +1,4 @@
-"""Lab 09: four servers in a closed loop and an open one, slice by slice; exercises on what their table must obey."""
+"""Lab 09: four servers in a closed and an open loop, slice by slice; exercises on the laws of their table."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ solution(
 def deploy_desk(llm_config: dict[str, Any], key_file: Path) -> None:
     """Deploy lab 05's desk, without its classifier, from a process of Ray's.
 
-    Building it imports vLLM, which this process must not have done before it imports vLLM for a modelled GPU.
+    Building it imports vLLM, which this process may import only later, with the settings for a modelled GPU.
     """
     import ray
 
@@ -117,12 +117,12 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The part of a closed loop in which every client had a request under way, and the requests that ended in it."""
+    """The part of a closed loop in which every client had a request in progress, and the requests that ended in it."""
 
     seconds: float
     records: tuple[RequestRecord, ...]
     under_way: float
-    """Requests under way, on average over the window."""
+    """Requests in progress, on average over the window."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -156,7 +156,7 @@ class Slice:
 
     @property
     def failed(self) -> int:
-        """Requests that ended badly, other than those that the end of the test cut off."""
+        """Requests that failed, without those that the end of the test cut off."""
         return sum(not record.ok and record.outcome is not load.Outcome.CANCELLED for record in self.result.records)
 
 
@@ -172,13 +172,13 @@ def part(workload: Workload, start: int, n: int) -> Workload:
 
 
 def closed_loop(contender: Contender, lines: Workload, *, clients: int) -> Slice:
-    """All lines by `clients` clients, each of which asks again when its last response has ended."""
+    """Send all lines from `clients` clients, each of which sends the next one when its response has ended."""
     found = _watched(contender, lines, concurrency=clients)
     return replace(found, window=window(found.result.records, clients))
 
 
 def warm_up(contender: Contender, lines: Workload) -> None:
-    """All lines at once, and wait for the answers. LoadError where one fails."""
+    """Send all lines at once and wait for the answers. LoadError if one fails."""
     found = load.run_blocking(
         contender.base_url, "chat", lines, concurrency=len(lines.requests), api_key=contender.api_key
     )
@@ -188,7 +188,7 @@ def warm_up(contender: Contender, lines: Workload) -> None:
 
 
 def open_loop(contender: Contender, lines: Workload, *, rate: float, slo: metrics.Slo, seed: int) -> Slice:
-    """Requests at a rate, until any that is still under way has missed the objective; then wait for the server."""
+    """Send requests at a rate until every unfinished one has missed the objective; then wait for the server."""
     longest = max(request.max_tokens for request in lines.requests)
     last_s = workloads.poisson_arrivals_s(len(lines.requests), rate=rate, seed=seed)[-1]
     patience_s = (slo.ttft_s or 0.0) + longest * (slo.tpot_s or 0.0)
@@ -205,7 +205,7 @@ def _watched(contender: Contender, lines: Workload, **how: Any) -> Slice:
 
 
 def roots(pids: Sequence[int]) -> tuple[int, ...]:
-    """The processes whose parents are not among them: a sampler finds the others below them."""
+    """Return the processes whose parents are not among `pids`: a sampler finds the others below them."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -215,11 +215,11 @@ def roots(pids: Sequence[int]) -> tuple[int, ...]:
 
 
 def law(windows: Sequence[Window]) -> dict[str, float]:
-    """N under way, X requests/s and R seconds from sending a request to the end of its response, over all windows."""
-    seconds = sum(one.seconds for one in windows)
-    records = [record for one in windows for record in one.records]
+    """Return N requests in progress, X requests/s and R seconds from sending to the end of a response (all windows)."""
+    seconds = sum(span.seconds for span in windows)
+    records = [record for span in windows for record in span.records]
     return {
-        "N": sum(one.under_way * one.seconds for one in windows) / seconds,
+        "N": sum(span.under_way * span.seconds for span in windows) / seconds,
         "X": len(records) / seconds,
         "R": fmean(record.finished_s - record.started_s for record in records),
     }
@@ -242,7 +242,7 @@ def line(slices: Sequence[Slice]) -> dict[str, float]:
 
 
 def kept_share(one: Slice, slo: metrics.Slo) -> float:
-    """Share of all requests that kept the objective; the time to the first token counts from when one was due."""
+    """Return the share of requests that met the objective; TTFT counts from when a request was due."""
     records = one.result.records
     return sum(slo.holds(replace(record, started_s=record.scheduled_s)) for record in records) / len(records)
 
@@ -255,7 +255,7 @@ def first_tokens(one: Slice) -> tuple[list[float], list[float]]:
 
 
 def record_slices(lab: LabSession, rounds: Mapping[str, Sequence[Slice]]) -> None:
-    """Each server's tokens/s, slice by slice, its memory, and how near its numbers come to Little's law."""
+    """Record each server's tokens/s, slice by slice, its memory, and how close its numbers are to Little's law."""
     for name, slices in rounds.items():
         key, figures = name.lower().replace(" ", "_"), line(slices)
         lab.measure(f"{key}_throughput", "tokens/s", [one.window.tokens_per_s for one in slices if one.window])
@@ -264,7 +264,7 @@ def record_slices(lab: LabSession, rounds: Mapping[str, Sequence[Slice]]) -> Non
 
 
 def check_fits(gpu_memory_share: float, *, weights_gib: float, gpu_gib: float | None) -> None:
-    """UsageError on a GPU that cannot hold two engines with this share each and two handlers with their weights."""
+    """Raise a UsageError for a GPU that cannot hold two engines with this share each, and two handlers."""
     handlers_gib = 2 * (weights_gib + BESIDE_WEIGHTS_GIB)
     room = 0.0 if gpu_gib is None else (gpu_gib - handlers_gib) / 2 / gpu_gib
     require(

@@ -12,7 +12,7 @@ Answers = Mapping[str, str]
 
 
 def _three_rules(answers: Answers) -> str:
-    """A selector whose second place is near."""
+    """A selector with a close second place."""
     if answers["kind"] == "other":
         return "own"
     if answers["models"] == "many" or (answers["pattern"] == "pipeline" and answers["models"] == "few"):
@@ -21,7 +21,7 @@ def _three_rules(answers: Answers) -> str:
 
 
 def _by_data(answers: Answers) -> str:
-    """A selector that looks at nothing but the data."""
+    """A selector that considers only the data."""
     return {"must": "vllm", "partly": "ray", "may": "api"}[answers["host"]]
 
 

@@ -59,7 +59,7 @@ solution(
 
 
 def machines(requests_per_s: float, output_tokens: int, tokens_per_s: float, peak: float, buffer: float) -> int:
-    import math  # a learner is shown this function alone
+    import math  # learners see only this function
 
     return math.ceil(requests_per_s * output_tokens * peak * (1 + buffer) / tokens_per_s)
 
@@ -155,7 +155,7 @@ def figures() -> Figures:
 
 
 def question() -> CostSettings:
-    """The article's own example: a p4d at its price and its throughput, all tokens of one mix, nothing added."""
+    """Return the article's own example: a p4d at the article's price and throughput, one mix, nothing added."""
     article = figures()
     label = f"the article's figure ({article.tokens_per_hour:,} tokens an hour on {article.gpus} A100), not measured"
     rate = article.tokens_per_hour / 3600
@@ -173,7 +173,7 @@ def question() -> CostSettings:
 
 
 def dated_table() -> pd.DataFrame:
-    """The API prices of the article's time, and what became of them."""
+    """Return the API prices of the article's time, and how they have changed since."""
     models = dated_models().values()
     return pd.DataFrame(
         {
@@ -198,14 +198,14 @@ def like_with_like(on: date) -> tuple[dict[str, float], float]:
 
 
 def deciders(swings: Sequence[Swing], share: float) -> str:
-    """What the swings of a question say, in one sentence."""
+    """Summarise the swings of a question in one sentence."""
     moved = [f"{swing.name} ({swing.width:.2f}x)" for swing in swings if swing.width > 1]
     still = [swing.name for swing in swings if swing.width == 1]
     first = f"Between {share:.0%} less and {share:.0%} more, most to least: {', '.join(moved) or 'nothing moves it'}."
     return first + (f" Without effect here: {', '.join(still)}." if still else "")
 
 
-# --- the article's sums, recomputed: what it says, the sum behind it, and what comes out ---
+# --- the article's sums, recomputed: its statement, the sum behind it, and the result ---
 
 # (input tokens, output tokens) of a mix
 MIXES: Mapping[str, tuple[int, int]] = {"half and half": (1, 1), "3:1": (3, 1), "output only": (0, 1)}
@@ -213,7 +213,7 @@ MIXES: Mapping[str, tuple[int, int]] = {"half and half": (1, 1), "3:1": (3, 1), 
 
 @dataclass(frozen=True, kw_only=True)
 class Sum:
-    """One sum of the article: the claim's id, what it says, and lines of what it comes to."""
+    """One sum of the article: the claim's id, the statement, and the recomputation line by line."""
 
     claim: str
     says: str
@@ -221,7 +221,7 @@ class Sum:
 
 
 def article_usd_per_million(model: str, mix: str) -> Fraction:
-    """What a million tokens of a mix cost at a model of the article's time, by one of MIXES."""
+    """Return the price of a million tokens at a model of the article's time, for one of MIXES."""
     require(mix in MIXES, f"there is no mix {mix!r}", fix=f"use one of: {', '.join(MIXES)}")
     price, (read, written) = dated_models()[model], MIXES[mix]
     total = price.input_usd_per_million * read + price.output_usd_per_million * written
@@ -229,7 +229,7 @@ def article_usd_per_million(model: str, mix: str) -> Fraction:
 
 
 def break_even_millions(usd_per_day: Fraction, model: str, mix: str) -> Fraction:
-    """Million tokens a day that cost as much at the API as machines that cost `usd_per_day`, whatever is served."""
+    """Return the million tokens per day for which the API costs as much as machines at `usd_per_day`."""
     return exact(usd_per_day) / article_usd_per_million(model, mix)
 
 
@@ -251,7 +251,7 @@ def audit_title(bars: Sequence[charts.Bar]) -> str:
 
 
 def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) -> charts.Chart:
-    """The wait of the unluckiest one percent against the load, by slots; left out where fewer than 1% wait at all."""
+    """Draw the wait of the unluckiest 1% against the load, by slots; loads with fewer than 1% waiting are omitted."""
     points = [
         charts.LinePoint(load * 100, value, f"{slots} slot{'s' * (slots > 1)}")
         for slots, values in waits.items()
@@ -265,7 +265,7 @@ def waiting_chart(waits: Mapping[int, Sequence[float]], loads: Sequence[float]) 
 
 
 def waiting_evidence(*, places: int, peak_factor: float) -> dict[str, dict[str, float]]:
-    """What Erlang's formula says of the article's 85 percent and of its 20% reserve, by claim."""
+    """Return what Erlang's formula says about the article's 85 percent and its 20% reserve, by claim."""
     busy, spare = float(figures().utilisation), 1 / (1 + float(figures().buffer))
     own = float(question().tokens_per_day or 0) / (24 * figures().tokens_per_hour)
 
@@ -290,7 +290,7 @@ def least_millions() -> float:
 
 
 def article_evidence(today_usd_per_hour: Fraction) -> dict[str, dict[str, float]]:
-    """What the article's prices come to, by claim: dollars, and break-evens in millions."""
+    """Return the results of the article's prices by claim: dollars, and break-evens in million tokens per day."""
     f = figures()
     claude, gpt, gpt_then = "article/claude-3.5-sonnet", "article/gpt-4o", "dated/gpt-4o-2024-08-06"
     day, usd = f.usd_per_hour * 24, {mix: float(article_usd_per_million(claude, mix)) for mix in MIXES}

@@ -24,7 +24,7 @@ from labkit.teaching import solution
 
 SHOWN = 8  # answers that would change the stack, in the note
 ENOUGH = 200
-"""Requests from which on a percentile, or a share of 95%, is quoted."""
+"""The fewest requests for which a percentile, or a share of 95%, is quoted."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -155,7 +155,7 @@ ROUTERS: Mapping[str, Callable[[], routers.Router]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A learner's choice for a brief. UsageError: a machine or model that cannot be tried."""
+    """A learner's plan for a brief. UsageError: a machine or model that cannot be tried."""
 
     brief: Brief
     stack: str
@@ -183,12 +183,12 @@ class Plan:
 
     @cached_property
     def gpu(self) -> ModelledGpu:
-        """The modelled card that stands for the machine's."""
+        """The modelled card that stands in for the machine's."""
         return gpu(find_instance(self.machine).card, model=self.served, tensor_parallel=self.tensor_parallel)
 
     @property
     def price(self) -> HourPrice:
-        """What an hour of a machine costs."""
+        """The price of a machine per hour."""
         price = find_instance(self.machine).price(self.prices_on)
         assert price is not None
         return price
@@ -211,7 +211,7 @@ class Plan:
         return selector.select(self.brief.answers)
 
     def api_usd(self, *, seed: int) -> Fraction:
-        """What the brief's requests cost at `api` per month, with no cached input."""
+        """Return the monthly price of the brief's requests at `api`, without cached input."""
         inputs, outputs = self.brief.mean_tokens(seed=seed)
         each = costs.price_of_request(self.api, input_tokens=inputs, output_tokens=outputs, on=self.prices_on)
         return each.usd_per_request * round(sum(self.brief.rates) * 3600) * DAYS_PER_MONTH
@@ -272,7 +272,7 @@ def ranking(chosen: selector.Selection, stack: str) -> list[dict[str, Any]]:
 class Trial:
     """A load on the modelled fleet. `good`: the share of requests within the SLO; `load_share`: of the capacity.
 
-    `ttft_s`: the mean, None near and above the capacity, where a queue decides it and no model can tell it."""
+    `ttft_s`: the mean; None near and above the capacity, where queues determine it and it cannot be modelled."""
 
     requests: int
     good: float
@@ -296,7 +296,7 @@ class Trial:
 
 
 def trial(driven: Drive, engines: Sequence[Any], plan: Plan, slo: Slo | None = None) -> Trial:
-    """What a drive of `engines` came to, by the brief's SLO or a stricter one."""
+    """Return the results of a drive of `engines`, by the brief's SLO or a stricter one."""
     from labkit.modelled.simulate import capacity_per_s
 
     records, core = driven.result.records, engines[0].llm_engine
@@ -335,7 +335,7 @@ def with_margin(plan: Plan, peak: Trial) -> tuple[float, Slo]:
     return plan.brief.peak_per_s * (1 + worst.get("output_per_s", tpot)), stricter
 
 
-# --- the small version, for real ---
+# --- the small version, on a real engine ---
 
 CARD_ONLY = (
     "gpu-memory-utilization",
@@ -358,7 +358,7 @@ def small_flags(flags: str) -> str:
 
 
 def status_without_key(base_url: str) -> int:
-    """The HTTP status of a request for the models that carries no key."""
+    """Return the HTTP status of a request for the list of models without a key."""
     try:
         with urllib.request.urlopen(f"{base_url}/models", timeout=10) as answer:
             return int(answer.status)
@@ -371,7 +371,7 @@ def status_without_key(base_url: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the lab found out about a plan. `peak`, `hard`: at the peak as planned, and with the model's worst error."""
+    """The lab's results for a plan. `peak`, `hard`: at the peak as planned, and with the model's worst error."""
 
     day_share: float
     peak: Trial
@@ -385,7 +385,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One requirement: `met` is None where nothing here can tell."""
+    """One requirement: `met` is None if nothing here can decide it."""
 
     requirement: str
     number: str
@@ -443,7 +443,7 @@ def _points(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
 
 
 def _latency(plan: Plan, found: Found) -> Iterator[tuple[str, str, bool | None]]:
-    """The points that rest on the modelled fleet: open where it says nothing about the stack or the card."""
+    """Yield the points that depend on the modelled fleet, open if it does not apply to the stack or the card."""
     brief, known = plan.brief, found.peak.promise
     engine = selector.catalogue().stacks[plan.stack].engine
     title = selector.catalogue().stacks[plan.stack].title
@@ -471,7 +471,7 @@ def failing(points: Sequence[Point]) -> list[str]:
 
 
 def with_other_stacks(plan: Plan, found: Found) -> list[dict[str, Any]]:
-    """What the rubric says of the same numbers with each stack of the selector, as rows."""
+    """Return the rubric's result for the same numbers with each stack of the selector, as rows."""
     judged = {name: rubric(replace(plan, stack=name), found) for name in selector.catalogue().stacks}
     return [
         {"stack": name, "not met": "; ".join(failing(points)) or "nothing", "open": sum(p.met is None for p in points)}
@@ -480,7 +480,7 @@ def with_other_stacks(plan: Plan, found: Found) -> list[dict[str, Any]]:
 
 
 def design_note(plan: Plan, found: Found, *, decision: str, here: str, start_s: float) -> str:
-    """`course/design_note.md.j2` filled: the decision, the rubric, and what the numbers rest on, as Markdown."""
+    """Return the design note as Markdown: the decision, the rubric, and the sources of the numbers."""
     from jinja2 import Environment, StrictUndefined
 
     points = rubric(plan, found)

@@ -1,4 +1,4 @@
-"""Prompts over documents, for the lab on prefix caching: a shared beginning, then a message of its own."""
+"""Prompts over documents, for the lab on prefix caching: a shared beginning, then a different question each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Document:
 
 
 def load_documents(folder: Path | None = None) -> tuple[Document, ...]:
-    """The pages of `folder` (default: data/documents), by name; without its README. UsageError where there is none."""
+    """Return the pages of `folder` (default: data/documents) by name, without its README. UsageError: none."""
     folder = folder or data_path("documents")
     paths = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
     if not paths:
@@ -40,10 +40,10 @@ def load_documents(folder: Path | None = None) -> tuple[Document, ...]:
 def check_pages(
     documents: Sequence[Document], encode: Encode, *, page_tokens: int, pages: int, block_size: int
 ) -> None:
-    """`pages` different pages of `page_tokens` tokens can be had and each fills a block; UsageError otherwise."""
+    """Raise a UsageError unless there are `pages` different pages of `page_tokens` tokens, and each fills a block."""
     if page_tokens < block_size:
         raise UsageError(
-            f"page_tokens is {page_tokens}: a page does not fill a block of {block_size}, so none can be found",
+            f"page_tokens is {page_tokens}: a page does not fill a block of {block_size}, so no page can be cached",
             remedy=f"pass page_tokens of {block_size} or more",
         )
     lap = (pages - 1) // len(documents)
@@ -56,7 +56,7 @@ def pages_with_questions(
 ) -> list[Tokens]:
     """One prompt for each entry of `order`: the first `page_tokens` tokens of that document, then a new question.
 
-    Numbers in `order` beyond the documents take their pages again, from another place on, as documents of their own.
+    Numbers in `order` beyond the documents reuse their pages from another position on, as further documents.
     Question k is different from every other. UsageError for pages shorter than asked for.
     """
     texts = [encode(document.text) for document in documents]
@@ -66,16 +66,16 @@ def pages_with_questions(
 
 
 def _page(document: Document, every: Sequence[int], *, lap: int, tokens: int) -> Tokens:
-    """A page, of which `every` token is given, from its `lap`-th token on, so that no two laps begin alike."""
+    """Return a page from its `lap`-th token on, so that no two laps begin alike. `every`: all of its tokens."""
     if lap + tokens > len(every):
         raise UsageError(
-            f"{tokens} tokens are asked of {document.name}, which has {len(every)}",
+            f"{tokens} tokens of {document.name} are needed, but it has {len(every)}",
             remedy=f"ask for at most {len(every) - lap}, or put longer pages into data/documents",
         )
     return list(every[lap : lap + tokens])
 
 
 def _question(encode: Encode, index: int, *, tokens: int) -> Tokens:
-    """Exactly `tokens` tokens: a number that no other question has, a question, and more of them if they fit."""
+    """Return exactly `tokens` tokens: a number that no other question has, a question, and more if they fit."""
     turn = index % len(QUESTIONS)
     return list(islice(cycle(encode(" ".join((f"{index}.", *QUESTIONS[turn:], *QUESTIONS[:turn])))), tokens))

@@ -1,4 +1,4 @@
-"""What clients and Ray Serve's status see while replicas come, go and break (lab 05b)."""
+"""What clients and Ray Serve's status see while replicas start, end and break (lab 05b)."""
 
 import asyncio
 import contextlib
@@ -62,40 +62,40 @@ class Scaling:
         )
 
     def evidence(self, lab: LabSession) -> None:
-        """C38: replicas before and after the step, at the same rate; the delays are measured."""
+        """Record evidence on C38: replicas before and after the step, at the same rate, and the delays."""
         before = max(count for at, count in self.seen.replicas if at <= self.step_s)
         lab.measure("most_replicas", "replicas", float(self.most))
         for name, seconds in (("upscale_after_s", self.added_s), ("downscale_after_s", self.removed_s)):
             if seconds is not None:
                 lab.measure(name, "s", seconds)
-        asked = lab.parameters
+        parameters = lab.parameters
         changed = {"replicas_short": before, "replicas_added": self.most - before}
-        lab.evidence("C38", rate=asked["step_rate"], target_ongoing=asked["target_ongoing"], **changed)
+        lab.evidence("C38", rate=parameters["step_rate"], target_ongoing=parameters["target_ongoing"], **changed)
 
 
 async def stepped(lab: LabSession, url: str, deployment: str, *, replicas: int) -> Scaling:
     """Short requests for two seconds, then long ones at the same rate until `replicas` have run for a while; then wait
     until one replica is left."""
-    asked, seen = lab.parameters, Observation()
+    parameters, seen = lab.parameters, Observation()
 
     def settled() -> bool:
         recent = [count for at, count in seen.replicas if at > seen.now_s() - SETTLED_S]
         return seen.now_s() > 3 * SETTLED_S and min(recent, default=0) >= replicas
 
     async with seen.watching(url.rsplit("/", 1)[-1], deployment):
-        short, long = (Ask(f"{url}?s={asked[name]}") for name in ("short_s", "long_s"))
-        await seen.ask_until(short, lambda: False, rate=asked["step_rate"], at_most_s=2)
+        short, long = (Ask(f"{url}?s={parameters[name]}") for name in ("short_s", "long_s"))
+        await seen.ask_until(short, lambda: False, rate=parameters["step_rate"], at_most_s=2)
         step_s = seen.now_s()
-        await seen.ask_until(long, settled, rate=asked["step_rate"], at_most_s=30)
+        await seen.ask_until(long, settled, rate=parameters["step_rate"], at_most_s=30)
         end_s = seen.now_s()
-        until_s = end_s + 5 * asked["downscale_delay_s"] + 10
+        until_s = end_s + 5 * parameters["downscale_delay_s"] + 10
         while seen.replicas[-1][1] > 1 and seen.now_s() < until_s:
             await asyncio.sleep(INTERVAL_S)
     return Scaling(seen, step_s, end_s)
 
 
 def burst_words(answers: Sequence[Answer], *, room: int) -> str:
-    """How many of a burst were answered and refused, and after how long."""
+    """Return how many requests of a burst were answered and refused, and after how long."""
     answered, refused = ([a for a in answers if a.status == status] for status in (200, 503))
     waits = {name: median(a.latency_s for a in group) for name, group in (("200", answered), ("503", refused)) if group}
     spans = ", ".join(f"{name} after {_s(wait)} (median)" for name, wait in waits.items())
@@ -212,8 +212,8 @@ async def outages(*together: Awaitable[Outage]) -> list[Outage]:
 
 def measure_outages(lab: LabSession, **outages: Outage) -> None:
     """Record what each outage cost and when it was noticed and over."""
-    for name, found in outages.items():
-        lab.measure(f"failed_{name}", "requests", float(len(found.failed)))
-        for what, at in (("noticed", found.noticed_s), ("replaced", found.replaced_s)):
+    for name, seen in outages.items():
+        lab.measure(f"failed_{name}", "requests", float(len(seen.failed)))
+        for what, at in (("noticed", seen.noticed_s), ("replaced", seen.replaced_s)):
             if at is not None:
-                lab.measure(f"{what}_after_s_{name}", "s", at - found.broke_s)
+                lab.measure(f"{what}_after_s_{name}", "s", at - seen.broke_s)

@@ -1,4 +1,4 @@
-"""Two servers' answers compared token by token, with the log-probabilities of the one that reports them."""
+"""Compare two servers' answers token by token, with the log-probabilities of the server that reports them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ class Token:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first token that differs: its place, both tokens, and how much more likely the chosen one was, in nats.
+    """The first token that differs: its position, both tokens, and how much more likely the chosen one was, in nats.
 
-    `margin` is None where the other server's token is not among the most likely ones, or one of the answers ended.
+    `margin` is None if the other server's token is not among the most likely ones, or if one of the answers ended.
     """
 
     place: int
@@ -37,7 +37,7 @@ class Difference:
 
 
 def client(base_url: str, api_key: str) -> Any:
-    """An OpenAI client that goes straight to a server on this machine."""
+    """Return an OpenAI client that bypasses proxies, for a server on this machine."""
     from openai import DefaultHttpxClient, OpenAI
 
     straight = DefaultHttpxClient(trust_env=False)  # no proxy
@@ -55,7 +55,7 @@ def tokens(completion: Any) -> list[Token]:
 
 
 def first_difference(chosen: Sequence[Token], other: str) -> Difference | None:
-    """Where the text `other` leaves the tokens `chosen`; None where they are the same text.
+    """Return where the text `other` departs from the tokens `chosen`; None if they are the same text.
 
     No tokeniser is needed: a token is the same as long as the text continues with it.
     """
@@ -73,7 +73,7 @@ def first_difference(chosen: Sequence[Token], other: str) -> Difference | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same prompts on several servers: `texts` of the answers by server, and the `tokens` that vLLM chose."""
+    """The answers of several servers to the same prompts: `texts` by server, and the `tokens` that vLLM chose."""
 
     texts: Mapping[str, Sequence[str]]
     tokens: Sequence[Sequence[Token]]
@@ -93,7 +93,7 @@ class Comparison:
         return [first_difference(*pair) for pair in zip(self.tokens, self.texts[other], strict=True)]
 
     def table(self, other: str) -> Any:
-        """The answers that differ: at which token, both tokens, the margin. A sentence where none does."""
+        """Return the answers that differ: at which token, both tokens, the margin; or a sentence if none does."""
         import pandas as pd
 
         rows = {number: vars(found) for number, found in enumerate(self.differences(other)) if found is not None}
@@ -104,7 +104,7 @@ class Comparison:
         return table.rename_axis("answer")
 
     def chart(self, other: str) -> charts.Chart:
-        """By how much each token up to the first difference was chosen, and each first token that differs."""
+        """Draw the margins of all tokens up to the first difference, and of each first token that differs."""
         differences = self.differences(other)
         shared = zip(self.tokens, differences, strict=True)
         common = [token for chosen, found in shared for token in (chosen[: found.place] if found else chosen)]

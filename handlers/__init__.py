@@ -1,1 +1,1 @@
-"""TorchServe handlers. Each file stands alone, so that it can be copied: it imports nothing from here or labkit."""
+"""TorchServe handlers. Each file can be copied by itself: it imports nothing from this folder or labkit."""

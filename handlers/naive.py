@@ -1,10 +1,10 @@
-"""The handler that one writes first. It answers a single, well-formed request, and it is here for what it gets wrong.
+"""A typical first handler. It answers a single, well-formed request, and it is here for its mistakes.
 
     POST /predictions/NAME  {"prompt": "..."}  ->  {"response": "..."}
 
 It reads only the first request of a batch, so a larger batch fails as a whole; it takes a body that TorchServe has
 decoded and nothing else; it leaves the chat template out, cuts a long prompt silently, has one length and one
-temperature for all, returns the prompt as part of the answer, and takes torch's GPU instead of the one that TorchServe
+temperature for all, returns the prompt as part of the answer, and uses torch's GPU instead of the one that TorchServe
 chose. text_generation.py is the same without these defects. Do not copy this one.
 """
 

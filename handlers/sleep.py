@@ -2,8 +2,8 @@
 
     POST /predictions/NAME  (any body)  ->  {"rows": 4, "version": "1.0", "pid": 123, "seconds": 0.12}
 
-With it the law of batching can be measured, and versions, scaling and faults be tried, without a model's load. One
-file, to be copied. The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s`, `load_s`, the seconds
+Use it to measure the law of batching, and to try versions, scaling and faults, without a model's load. One file, to be
+copied. The section `handler` of its model-config.yaml sets `fixed_s`, `per_row_s`, `load_s`, the seconds
 that loading takes, and `fail_share`, the share of requests (0 to 1, drawn by chance) that get a 500.
 """
 
@@ -33,7 +33,7 @@ class SleepHandler:
         time.sleep(float(settings.get("load_s", 0)))
 
     def handle(self, data: list[Any], context: Any) -> list[str]:
-        """Sleeps for the whole batch; every row learns how many shared it."""
+        """Sleep for the whole batch; every answer says how many rows shared it."""
         seconds = batch_seconds(len(data), **self.cost)
         time.sleep(seconds)
         answer = {"rows": len(data), "version": self.version, "pid": os.getpid(), "seconds": round(seconds, 6)}

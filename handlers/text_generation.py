@@ -11,8 +11,8 @@ routes and none of the limits below.
 - Batches are static: one runs until its longest answer is complete, and requests that arrive meanwhile wait.
 - TorchServe does not report a client that hangs up: its answer is generated to the end. `max_new_tokens` bounds that.
 - `temperature` is 0 unless sent (OpenAI: 1). Without `max_tokens` a completion gets 16 tokens, a chat `max_new_tokens`.
-- What `Body` below does not have (`n`, `tools`, `logprobs`, images, ...) is refused with 422 and its name.
-- `generate` waits for the GPU once a token (`StopCheck` in transformers 5.19); the tokens are read at the same point.
+- A field that `Body` below does not have (`n`, `tools`, `logprobs`, images, ...) is refused with 422 and its name.
+- `generate` waits for the GPU once per token (`StopCheck` in transformers 5.19); the tokens are read at the same point.
 """
 
 import http
@@ -108,7 +108,7 @@ class Chat(Body):
 
 
 def parse(raw: Any, route: str) -> Completion | Chat:
-    """The request in a body. TorchServe decodes application/json if it can; all else arrives as bytes or text."""
+    """Parse a body. TorchServe decodes application/json if it can; all else arrives as bytes or text."""
     try:
         sent = json.loads(raw or b"") if isinstance(raw, str | bytes | bytearray | None) else raw
         plain = Chat if isinstance(sent, dict) and "messages" in sent else Completion
@@ -141,7 +141,7 @@ class Row:
     sent: int = -1  # characters that its stream has sent; -1 before the first chunk
 
     def take(self, token: int, tokenizer: Any, ends: frozenset[int]) -> None:
-        """Adds a token, unless the answer is complete: the batch goes on until its longest answer is."""
+        """Add a token, unless the answer is complete: the batch runs until its longest answer is."""
         if self.finish_reason:
             return
         self.ids.append(token)
@@ -166,13 +166,13 @@ class Row:
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
     def answer(self) -> dict[str, Any]:
-        """The complete answer."""
+        """Return the complete answer."""
         message = {"message": {"role": "assistant", "content": self.text}}
         choice = {"index": 0, **(message if isinstance(self.body, Chat) else {"text": self.text})}
         return {**self.head, "choices": [{**choice, "finish_reason": self.finish_reason}], "usage": self.usage}
 
     def events(self) -> str:
-        """What its stream has not sent yet, as server-sent events. What may become a stop string is held back."""
+        """Return what its stream has not sent yet, as server-sent events. The start of a stop string is held back."""
         chat, done = isinstance(self.body, Chat), self.finish_reason is not None
         deltas = [{"role": "assistant", "content": ""}] if chat and self.sent < 0 else []
         self.sent = max(self.sent, 0)
@@ -190,10 +190,10 @@ class Row:
 
 
 class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
-    """A causal language model of Hugging Face that answers a batch by one `generate`."""
+    """A causal language model of Hugging Face that answers a batch with one call of `generate`."""
 
     def initialize(self, context: Any) -> None:
-        """Loads the model, once, on the GPU that TorchServe chose for this worker."""
+        """Load the model once, on the GPU that TorchServe chose for this worker."""
         self.name, self.settings = context.model_name, Settings(**context.model_yaml_config["handler"])
         gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
         self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
@@ -211,7 +211,7 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         self.token_characters = max(map(len, self.tokenizer.get_vocab()))  # of the longest token
         ends = self.model.generation_config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
-        # Ends, lengths and temperatures are each row's own: the model's defaults would apply to all rows.
+        # Each row has its own ends, length and temperature: the model's defaults would apply to all rows.
         self.model.generation_config = transformers.GenerationConfig(pad_token_id=self.tokenizer.pad_token_id)
         self.initialized = True
 
@@ -223,11 +223,11 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         return self.postprocess(rows)
 
     def preprocess(self, data: list[dict[str, Any]]) -> list[Row | str]:
-        """A row for each request; its answer where there is nothing to generate: an error, or the list of models."""
+        """Return a row for each request, or its answer if nothing is generated: an error, or the list of models."""
         return [self.row_or_answer(sent.get("body", sent.get("data")), index) for index, sent in enumerate(data)]
 
     def inference(self, rows: list[Row | str]) -> list[Row | str]:
-        """Writes all answers at once, and sends the streams as they grow."""
+        """Generate all answers at once, and send the streams as they grow."""
         writing = [row for row in rows if isinstance(row, Row)]
         streams = [row for row in writing if row.body.stream]
         for row in streams:
@@ -245,7 +245,7 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         return rows
 
     def postprocess(self, rows: list[Row | str]) -> list[str]:
-        """One answer a row, in their order. A stream has been sent; an empty line ends it."""
+        """Return one answer per row, in order. A stream has been sent; an empty line ends it."""
         for row in rows:
             if isinstance(row, Row):
                 self.context.metrics.add_counter("PromptTokens", len(row.prompt_ids))
@@ -253,7 +253,7 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
         return [row if isinstance(row, str) else "\n" if row.body.stream else json.dumps(row.answer()) for row in rows]
 
     def row_or_answer(self, raw: Any, index: int) -> Row | str:
-        """What is wrong with one row is answered to that row alone."""
+        """Return the row, or its error, which does not affect the other rows."""
         self.context.set_response_content_type(index, "application/json")
         route = (self.context.get_request_header(index, "url_path") or "").strip("/")
         if route == "v1/models":
@@ -272,26 +272,26 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
     # `read` and `write` know nothing of TorchServe.
 
     def read(self, raw: Any, route: str, index: int = 0) -> Row:
-        """The request in a body, ready to be written. RequestError says what is wrong with it."""
+        """Return the request in a body, ready for generation. RequestError says what is wrong with it."""
         body, most, limit = parse(raw, route), self.settings.max_new_tokens, self.settings.max_prompt_tokens
         if body.model not in (None, self.name):
-            raise RequestError(404, f"model: there is no {body.model!r} here; {self.name!r} is")
+            raise RequestError(404, f"model: {body.model!r} is not served here; {self.name!r} is")
         chat = isinstance(body, Chat)
         max_tokens = body.max_completion_tokens or body.max_tokens or (most if chat else min(16, most))
         if max_tokens > most:
-            raise RequestError(422, f"max_tokens: {max_tokens} is more than {most}, the most that is served here")
+            raise RequestError(422, f"max_tokens: {max_tokens} is more than {most}, the limit of this server")
         text = self.rendered(body) if isinstance(body, Chat) else body.prompt
         if len(text) > limit * self.token_characters:  # certainly too long: not worth tokenizing
             raise RequestError(400, f"the prompt has {len(text)} characters, too many for {limit} tokens")
         ids = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]
         if not 0 < len(ids) <= limit:
-            raise RequestError(400, f"the prompt has {len(ids)} tokens; from 1 to {limit} can be read")
+            raise RequestError(400, f"the prompt has {len(ids)} tokens; send 1 to {limit}")
         kind = "chat.completion" + ".chunk" * body.stream if chat else "text_completion"
         head = {"id": f"{'chat' * chat}cmpl-{secrets.token_hex(16)}", "object": kind, "created": int(time.time())}
         return Row(body=body, prompt_ids=ids, max_tokens=max_tokens, head={**head, "model": self.name}, index=index)
 
     def rendered(self, chat: Chat) -> str:
-        """The messages in the chat template. One that knows no developer gets a system message instead."""
+        """Return the messages in the chat template. A template without the role `developer` gets a system message."""
         known = "developer" if "developer" in str(self.tokenizer.chat_template) else "system"
         turns = []
         for message in chat.messages:
@@ -299,16 +299,16 @@ class TextGenerationHandler(BaseHandler):  # type: ignore[misc]
             turns.append({"role": role, "content": "\n".join(part.text for part in message.content)})  # as in vLLM
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        except (jinja2.TemplateError, ValueError) as error:  # not this order of roles, or no template at all
+        except (jinja2.TemplateError, ValueError) as error:  # another order of roles, or no template
             raise RequestError(422, f"messages: the model's chat template does not take these: {error}") from None
 
     def write(self, rows: list[Row], after_step: Callable[[], None] = lambda: None) -> None:
-        """Writes all answers, one token of each in a step, and calls `after_step` after each step."""
+        """Generate all answers, one token of each per step, and call `after_step` after each step."""
         warm = [(place, row.body) for place, row in enumerate(rows) if row.body.temperature > GREEDY_BELOW]
         random = {place: torch.Generator(self.device).manual_seed(body.seed) for place, body in warm}
 
         def sampled(_ids: Any, scores: Any) -> Any:
-            for place, body in warm:  # each by its own values and its own seed, whatever shares its batch
+            for place, body in warm:  # each by its own values and its own seed, whatever else is in the batch
                 tempered = scores[place : place + 1] / body.temperature
                 chances = transformers.TopPLogitsWarper(body.top_p)(None, tempered)[0].softmax(-1)
                 # The greatest p / e, e exponential, is a sample of p (Gumbel-max); `generate` takes the greatest.

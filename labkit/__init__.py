@@ -1,3 +1,3 @@
-"""Serving Lab's small package: what surrounds the engines, never what hides them."""
+"""Serving Lab's library: what surrounds the engines, without hiding them."""
 
 __version__ = "0.1.0"

@@ -20,7 +20,7 @@ OLDEST_CAPABILITY = (7, 5)  # Turing: CUDA 13.0 dropped Maxwell, Pascal and Volt
 MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: for GPUs from MODEL_GPU_GIB; smaller ones serve a 1.5B
 MODEL_GIB = 15
 MODEL_GPU_GIB = 20
-CPU_STACK = "take the CPU stack: make STACK=cpu"
+CPU_STACK = "use the CPU stack: make STACK=cpu"
 
 
 class Gpu(Protocol):

@@ -63,7 +63,7 @@ def titled(spec: Mapping[str, Any]) -> Spec:
 
 
 def describe(drawn: Spec) -> str:
-    """Return what a chart shows in words: its description, or else its title."""
+    """Return in words what a chart shows: its description, or else its title."""
     title = drawn.get("title") or ""
     text = drawn.get("description") or (title.get("text") if isinstance(title, dict) else title)
     if not text:

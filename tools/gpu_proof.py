@@ -93,7 +93,7 @@ def steps() -> Result:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if _free_mib() < 24 * 1024:
-        raise NotHereError(f"an 8B and its cache take 24 GiB; {_free_mib() / 1024:.0f} are free")
+        raise NotHereError(f"an 8B model and its cache take 24 GiB; {_free_mib() / 1024:.0f} are free")
     config = AutoConfig.from_pretrained(data_path("models") / MODEL, local_files_only=True)
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)

@@ -366,7 +366,7 @@ Row = dict[str, str]
 def from_package(folder: Path, only: str) -> Iterator[Experiment]:
     """Closed loops of vLLM on H100, H200 and B200, from the served points inside aiconfigurator-core.
 
-    Of repeated points the last counts. A row tells clients, TTFT and TPOT, so by Little's law its throughput."""
+    Of repeated points the last one counts. A row has clients, TTFT and TPOT, and by Little's law the throughput."""
     import aiconfigurator_core
 
     package = Path(aiconfigurator_core.__file__).parent
@@ -398,7 +398,7 @@ def _plain(row: Row) -> bool:
 
 
 def _sweep(row: Row) -> tuple[str, ...]:
-    """What the rows that differ only in the number of clients have in common."""
+    """Return the key shared by rows that differ only in the number of clients."""
     names = ("model_path", "precision", "system", "tp_size", "isl", "osl")
     return tuple(row[name] for name in names)
 

@@ -83,8 +83,8 @@ def row(model: str, card: str, tensor_parallel: int, points: Sequence[dict[str, 
     seconds, fit_error = fitted(points)
     gpu = modelled.gpu(card, model=model, tensor_parallel=tensor_parallel)
     error = known_error(gpu)
-    warning = f"no capacity of {model} on {gpu.card.title} was compared with a real one: the error is that of a "
-    warning += f"{error.kind} on {', '.join(error.cards)}"
+    warning = f"no capacity of {model} on {gpu.card.title} was compared with a real one: the error is from "
+    warning += f"other comparisons: {error.kind}, on {', '.join(error.cards)}"
     compared = card in error.cards and tensor_parallel == 1  # on several cards, only a 32B model was compared
     return {
         "model": model,

@@ -26,8 +26,8 @@ QUESTION = "How much faster does a better encoder make a stream?"
 NEW_FILES = 4  # the first ones from `files`; the others exist and get an entry
 MINUTES = 0.5  # of the template's run
 TALKING_POINTS = (
-    "Ask: two encoders write the same text; is the factor between them the server's? It is worth as much as\n"
-    "encoding is a part of what a chunk costs. Watch for: one user's share instead of everyone's."
+    "Ask: two encoders write the same text; is the factor between them the server's gain? It matters only as much as\n"
+    "encoding is a part of a chunk's cost. Watch for: one user's share instead of everyone's."
 )
 
 
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
         # In another process: this one read the list of labs before the new lab was added.
         tool = [sys.executable, "tools/notebooks.py", f"notebooks/{lab.name}.ipynb"]
         if subprocess.run(tool, cwd=root(), check=False).returncode:
-            raise LabError("the new notebook did not run", remedy="read its message above")
+            raise LabError("the new notebook did not run", remedy="see the error above")
     return 0
 
 

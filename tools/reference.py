@@ -31,7 +31,7 @@ def keep(run_dir: Path, base: Path = REFERENCE) -> Path:
     info, records = read_run(run_dir), read_all(run_dir)
     if unfinished := [lab.name for lab in info.labs if lab.status != "done"]:
         what = f"{run_dir}: {', '.join(unfinished)} did not end well"
-        raise RecordError(what, remedy="finish it: labkit run --resume")
+        raise RecordError(what, remedy="finish the run: labkit run --resume")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / machine_name(info.machine)
         folder.mkdir()

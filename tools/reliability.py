@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for the runs")
     given = parser.parse_args(arguments)
     if given.times < 1:
-        parser.error("at least 1 run")
+        parser.error("times must be at least 1")
     repeat(given.times, given.out)
     summary = summarise(sorted(folder for folder in given.out.iterdir() if (folder / "run.json").is_file()))
     write_atomic(given.out / SUMMARY, json.dumps(asdict(summary), indent=1) + "\n")

@@ -1,1 +1,1 @@
-"""Three steps from naive.py to text_generation.py, for lab 07: to be read, not to be copied."""
+"""Three steps from naive.py to text_generation.py, for lab 07: to read, not to copy."""

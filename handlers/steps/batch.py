@@ -30,7 +30,7 @@ class BatchHandler(BaseHandler):  # type: ignore[misc]
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
 
     def preprocess(self, data: list[Any]) -> list[Any]:
-        """Prompt tokens and `max_tokens` of each row, or a ValueError: what is wrong with it."""
+        """Return the prompt tokens and `max_tokens` of each row, or its ValueError."""
         rows: list[Any] = []
         for row in data:
             try:

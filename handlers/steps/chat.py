@@ -1,4 +1,4 @@
-"""Step 2 from naive.py to text_generation.py: what the model reads, and what it may write.
+"""Step 2 from naive.py to text_generation.py: what the model reads, and how much it may write.
 
     POST /predictions/NAME  {"prompt": "...", "max_tokens": 16}  ->  {"text": ..., "finish_reason": ..., "usage": {...}}
 
@@ -28,7 +28,7 @@ class ChatHandler(BaseHandler):  # type: ignore[misc]
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
 
     def preprocess(self, data: list[Any]) -> list[Any]:
-        """Prompt tokens and `max_tokens` of each row, or a ValueError: what is wrong with it."""
+        """Return the prompt tokens and `max_tokens` of each row, or its ValueError."""
         rows: list[Any] = []
         for row in data:
             try:
@@ -38,7 +38,7 @@ class ChatHandler(BaseHandler):  # type: ignore[misc]
         return rows
 
     def read(self, body: Any) -> tuple[list[int], int]:
-        """The tokens of the prompt inside the chat template, and how many may be written."""
+        """Return the tokens of the prompt inside the chat template, and the most new tokens."""
         body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
         if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
             raise ValueError("send a JSON object with a 'prompt' that is a text")
@@ -53,11 +53,11 @@ class ChatHandler(BaseHandler):  # type: ignore[misc]
         return ids, max_tokens
 
     def inference(self, rows: list[Any]) -> list[Any]:
-        """Row after row."""
+        """Generate the answers row by row."""
         return [row if isinstance(row, ValueError) else self.write(*row) for row in rows]
 
     def write(self, ids: list[int], max_tokens: int) -> dict[str, Any]:
-        """The answer without its prompt, which `generate` returns too."""
+        """Return the answer without its prompt, which `generate` returns too."""
         inputs = torch.tensor([ids], device=self.device)
         with torch.inference_mode():
             tokens = self.model.generate(inputs, max_new_tokens=max_tokens, do_sample=False)
@@ -67,7 +67,7 @@ class ChatHandler(BaseHandler):  # type: ignore[misc]
         return {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": reason, "usage": usage}
 
     def postprocess(self, answers: list[Any]) -> list[str]:
-        """One answer a row, in their order; a mistake gets its status."""
+        """Return one answer per row, in order; an invalid row gets status 422."""
         for index, answer in enumerate(answers):
             if isinstance(answer, ValueError):
                 self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)

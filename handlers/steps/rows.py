@@ -30,11 +30,11 @@ class RowsHandler(BaseHandler):  # type: ignore[misc]
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.settings["dtype"]).to(self.device)
 
     def preprocess(self, data: list[Any]) -> list[str | ValueError]:
-        """The prompt of each row, or what is wrong with it."""
+        """Return the prompt of each row, or its error."""
         return [self.read(row.get("body", row.get("data"))) for row in data]
 
     def read(self, body: Any) -> str | ValueError:
-        """A body is decoded (application/json) or not yet."""
+        """Return the prompt, or an error. TorchServe has decoded a body of type application/json, but no other."""
         try:
             body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
         except ValueError as error:
@@ -44,7 +44,7 @@ class RowsHandler(BaseHandler):  # type: ignore[misc]
         return str(body["prompt"])
 
     def inference(self, prompts: list[str | ValueError]) -> list[str | ValueError]:
-        """Row after row."""
+        """Generate the answers row by row."""
         return [prompt if isinstance(prompt, ValueError) else self.write(prompt) for prompt in prompts]
 
     def write(self, prompt: str) -> str:
@@ -56,7 +56,7 @@ class RowsHandler(BaseHandler):  # type: ignore[misc]
         return str(self.tokenizer.decode(tokens[0], skip_special_tokens=True))
 
     def postprocess(self, answers: list[str | ValueError]) -> list[str]:
-        """One answer a row, in their order; a mistake gets its status."""
+        """Return one answer per row, in order; an invalid row gets status 422."""
         for index, answer in enumerate(answers):
             if isinstance(answer, ValueError):
                 self.context.set_response_status(code=422, phrase="Unprocessable Entity", idx=index)

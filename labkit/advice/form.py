@@ -21,7 +21,7 @@ WRONG = (
 class Form(ABC, Generic[Answer]):
     """A form and its last valid answer. `refused` introduces the message about an invalid question."""
 
-    refused = "Not taken"
+    refused = "Not accepted"
     exported: Any
     """The text field with the state; `build` creates it."""
 

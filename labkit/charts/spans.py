@@ -53,7 +53,7 @@ def anatomy(record: "RequestRecord") -> Chart:
     UsageError for a request that failed or returned fewer than two chunks.
     """
     chunks = len(record.chunk_times_s)
-    what = f"request {record.index} brought {chunks} chunks ({record.outcome})"
+    what = f"request {record.index} returned {chunks} chunks ({record.outcome})"
     require(record.ok and chunks > 1, what, fix="draw a completed request that was streamed")
     lanes = _lanes(record)
     rows = _rows((replace(span, row=n) for n, spans in enumerate(lanes.values()) for span in spans), digits=5)
@@ -130,7 +130,7 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
     """
     is_possible = bool(lengths) and min(lengths) >= 1 and batch >= 1
     fix = "pass at least one answer of one token or more, and one slot"
-    require(is_possible, f"{len(lengths)} answers on {batch} slots", fix=fix)
+    require(is_possible, f"{len(lengths)} answers on {batch} slots cannot be drawn", fix=fix)
     static, continuous = (list(spans(lengths, batch=batch)) for spans in (static_spans, continuous_spans))
     static_steps, steps = (max(int(span.end) for span in spans) for spans in (static, continuous))
     axes = {
@@ -289,7 +289,7 @@ def memory_map(
     every: int = 1,
     height: int = 210,
 ) -> Chart:
-    """Draw a panel for each allocation: memory upwards, steps to the right, a colour per sequence, pale where empty.
+    """Draw a panel for each allocation: memory upwards, steps to the right, a colour for each sequence, pale if empty.
 
     `block_size`: draw a line at each block's edge. `every`: draw every n-th step only, for a smaller chart.
     """

@@ -30,7 +30,7 @@ Run = Callable[..., "LoadResult"]
 
 
 def load(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server's root, its .../v1 or an endpoint.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server's root, its .../v1, or an endpoint.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The model's name on the server.")],
     workload: Annotated[
         str,
@@ -46,7 +46,7 @@ def load(
         str | None, typer.Option(metavar="rate=1,2,4,8", help="Sweep rates or concurrencies and find the knee.")
     ] = None,
     slo: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="Find the knee of an SLO: ttft_s, tpot_s or e2e_s.")
+        list[str] | None, typer.Option(metavar="KEY=SECONDS", help="Bound for the knee: ttft_s, tpot_s or e2e_s.")
     ] = None,
     requests: Annotated[
         int | None, typer.Option(metavar="N", help="Requests, or conversations. Default: 32, 8, or all of a file's.")
@@ -54,10 +54,10 @@ def load(
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of prompts and arrival times.")] = 0,
     warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent first, unmeasured.")] = 1,
     arrival: Annotated[str, typer.Option(metavar="poisson|constant", help="Arrivals of an open loop.")] = "poisson",
-    api: Annotated[Literal["completions", "chat"] | None, typer.Option(help="Default: by URL and workload.")] = None,
+    api: Annotated[Literal["completions", "chat"] | None, typer.Option(help="Default: from URL and workload.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds for one request.")] = 600.0,
     api_key: Annotated[str | None, typer.Option(envvar="LABKIT_API_KEY", help="The server's key.")] = None,
-    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Do not query the server's models.")] = False,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Do not ask for the server's models.")] = False,
     no_stream_options: Annotated[
         bool, typer.Option("--no-stream-options", help="For servers that reject them; counts may be missing.")
     ] = False,
@@ -77,10 +77,10 @@ def load(
     both = rate is not None and concurrency is not None
     require(not both, "both --concurrency and --rate are given", fix="pass only one of them")
     default = rate is None and concurrency is None
-    what = "--ramp-from without --rate or --concurrency"
-    require(ramp_from is None or not default, what, fix="pass --rate or --concurrency, where the ramp ends")
-    what = "--sweep comes with --rate, --concurrency or --ramp-from"
-    require(default or sweep is None, what, fix="leave those out")
+    what = "--ramp-from is given without --rate or --concurrency"
+    require(ramp_from is None or not default, what, fix="pass --rate or --concurrency, the end of the ramp")
+    what = "--sweep sets the load, and so does --rate, --concurrency or --ramp-from"
+    require(default or sweep is None, what, fix="leave those out, or --sweep")
     ladder = None if sweep is None else _ladder(sweep)
     bounds = _slo(slo or (), sweep)
     from labkit.cli import tables
@@ -161,9 +161,9 @@ def _slo(bounds: Sequence[str], sweep: str | None) -> "Slo | None":
     from labkit.load.metrics import Slo
 
     values = parse_settings(bounds)
-    require(sweep is not None or not values, "--slo without --sweep", fix="add --sweep rate=1,2,4,8")
+    require(sweep is not None or not values, "--slo is given without --sweep", fix="add --sweep rate=1,2,4,8")
     for name in values:
-        require(name in SLO_BOUNDS, f"--slo has no bound {name!r}", fix=f"name one of {', '.join(SLO_BOUNDS)}")
+        require(name in SLO_BOUNDS, f"--slo has no bound {name!r}", fix=f"use one of {', '.join(SLO_BOUNDS)}")
     return Slo(**values) if values else None
 
 

@@ -63,7 +63,7 @@ def run(
     labs: Annotated[
         list[str] | None, typer.Argument(metavar="[LAB]...", help="Default: all but optional labs.")
     ] = None,
-    profile: Annotated[str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: by this machine.")] = None,
+    profile: Annotated[str | None, typer.Option(metavar="cpu|gpu|FILE", help="Default: for this machine.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a new folder under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Run only labs that are missing or failed.")] = False,
     settings: Annotated[
@@ -210,7 +210,7 @@ def log(
     config = _architecture(model) if model else None
     with open_log(file) as stream:
         report = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
-    fix = "name the log of `vllm serve` from its start on (INFO lines included)"
+    fix = "pass the log of `vllm serve` from its start (INFO lines included)"
     require(bool(report.lines), f"no vLLM memory line found in {report.lines_read:,} lines of {file}", fix=fix)
     answer(as_json, report.to_json, lambda: typer.echo(str(report)))
 
@@ -276,7 +276,7 @@ def select(
 
 @app.command(
     epilog="Example: labkit fractions serve_config.yaml --gpu-gib 80 --gpus 8 --nodes 2. "
-    "A file of your own: {gpu: {memory_gib: 80, count: 2}, deployments: [{name: chat, num_gpus: 0.5, "
+    "Or write a file: {gpu: {memory_gib: 80, count: 2}, deployments: [{name: chat, num_gpus: 0.5, "
     "engine_share: 0.45, weight_gib: 15, replicas: 4}]}"
 )
 def fractions(
@@ -408,7 +408,8 @@ def workshop_check(
 
     if summary is not None:
         if labs or first_answer or save:
-            raise UsageError("--summary checks no machine", remedy="leave --lab, --answer and --save out")
+            what = "--summary reads files and checks no machine"
+            raise UsageError(what, remedy="leave --lab, --answer and --save out")
         machines = room.read_room(summary)
         answer(as_json, machines.to_json, lambda: tables.show_room(machines))
         ready = machines.ok

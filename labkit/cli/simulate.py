@@ -21,7 +21,7 @@ REQUESTS, CONVERSATIONS = 200, 50
 
 def simulate(
     ctx: typer.Context,
-    gpu: Annotated[str, typer.Option(metavar="CARD", help="Such as h100-sxm; an unknown name lists all.")],
+    gpu: Annotated[str, typer.Option(metavar="CARD", help="A card, such as h100-sxm; an unknown name lists all.")],
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A name (an unknown one lists all), or a config.json.")
     ] = "llama-3.1-8b",
@@ -48,7 +48,7 @@ def simulate(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A workload option.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of prompts and arrival times.")] = 0,
     direction_only: Annotated[
-        bool, typer.Option("--direction-only", help="Answer also where no error is known, or a large one.")
+        bool, typer.Option("--direction-only", help="Answer even if the error is unknown or large.")
     ] = False,
     as_json: Json = False,
     flags: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags of `vllm serve`.")] = None,

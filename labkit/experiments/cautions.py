@@ -12,7 +12,7 @@ CLIENT_LIMIT_SHARE = 0.8
 def samples_needed(percentile: float) -> int:
     """Return how many samples a percentile needs so that on average one is beyond it: 100 for the p99."""
     in_range = 0 < percentile < 100
-    require(in_range, f"percentile is {percentile}; it must lie between 0 and 100", fix="pass 99 for the p99")
+    require(in_range, f"percentile is {percentile}; it must be between 0 and 100", fix="pass 99 for the p99")
     return math.ceil(round(100 / min(percentile, 100 - percentile), 6))
 
 

@@ -61,9 +61,9 @@ def parse(url: str, *, api_key: str | None = None) -> Address:
     require(is_http and port != 0, f"{shown} is not an http address", fix=EXAMPLE)
     sendable = not api_key or (api_key.isascii() and api_key.isprintable())
     fix = "pass the key alone, without line breaks"
-    require(sendable, "the API key holds a line break or another character that a header cannot carry", fix=fix)
+    require(sendable, "the API key contains a line break or another character that a header cannot carry", fix=fix)
     fix = "leave one of them out: both would go into the header Authorization"
-    require(not (api_key and parts.username), "the address holds a user, and an API key is given too", fix=fix)
+    require(not (api_key and parts.username), "the address contains a user name, and an API key is given too", fix=fix)
     path, api = parts.path.rstrip("/"), None
     if endpoint := next((end for end in ENDPOINTS if path.endswith(end)), None):
         path, api = path.removesuffix(endpoint), ENDPOINTS[endpoint]

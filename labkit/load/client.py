@@ -149,7 +149,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> str:
 
 def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_from: float | None, own: bool) -> None:
     """`own`: the workload defines its arrival times."""
-    fix = "leave the rate out (a trace has `speed`), or take another workload"
+    fix = "leave the rate out (a trace has `speed`), or choose another workload"
     require(rate is None or not own, f"rate is {rate}; this workload has arrival times of its own", fix=fix)
     what = f"concurrency is {concurrency} and rate is {rate}; exactly one of them drives a load"
     fix = "pass concurrency=N (closed loop) or rate=R in requests per second (open loop)"
@@ -159,10 +159,10 @@ def _check_loop(concurrency: int | None, rate: float | None, arrival: str, ramp_
     if rate is not None:
         errors.above_zero("rate", rate, unit="requests per second")
     if ramp_from is not None:
-        errors.above_zero("ramp_from", ramp_from, unit="what it rises to")
+        errors.above_zero("ramp_from", ramp_from, unit="the unit of rate or concurrency")
         top = rate if concurrency is None else concurrency
         low_enough = top is not None and ramp_from < top
-        require(low_enough, f"ramp_from is {ramp_from:g}, the load rises to {top}", fix="start below that")
+        require(low_enough, f"ramp_from is {ramp_from:g}, but the load rises to {top}", fix="start below that")
         if concurrency is not None:
             errors.whole("ramp_from", ramp_from, at_least=1)
     require(arrival in ARRIVALS, f"arrival is {arrival!r}", fix=f"choose one of {', '.join(ARRIVALS)}")
@@ -173,7 +173,8 @@ def _check_requests(workload: Workload, api: Api, limit_field: str | None) -> No
     require(api in PATHS, f"api is {api!r}", fix="choose one of completions, chat")
     chats = any(request.messages or isinstance(request, Turn) for request in workload.requests)
     takes_them = api == "chat" or not chats
-    require(takes_them, f"the workload holds chat messages; {api} takes none", fix='pass api="chat" (--api chat)')
+    what = f"the workload contains chat messages, which the {api} API does not accept"
+    require(takes_them, what, fix='pass api="chat" (--api chat)')
     is_field = limit_field in (None, *LIMIT_FIELDS)
     require(is_field, f"limit_field is {limit_field!r}", fix=f"choose one of {', '.join(LIMIT_FIELDS)}")
 

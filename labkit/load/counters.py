@@ -113,7 +113,7 @@ class Counters:
             return UsageError(f"{name!r} is a {self.kinds.get(family, 'part of another metric')}", remedy=fix)
         if family in self.kinds:
             fix = "it gets one with the first such event: read the page again afterwards"
-            return UsageError(f"the server declares {name!r}, and no value of it yet", remedy=fix)
+            return UsageError(f"the server declares {name!r}, but has no value of it yet", remedy=fix)
         near = difflib.get_close_matches(family, self.names)
         fix = f"did you mean {', '.join(near)}?" if near else f"see .names: it has {len(self.names)} metrics"
         shown = f" with labels {dict(labels)}" if labels else ""

@@ -156,7 +156,7 @@ TOKEN_CHECKS: tuple[AnswerCheck, ...] = (
     ),
     (
         lambda record: len(record.chunk_times_s) > 2 * (record.output_tokens or math.inf) + 2,
-        "have a usage of fewer tokens than half their chunks: is it the total?",
+        "report fewer tokens in their usage than half their chunks: is it the total?",
     ),
 )
 STREAM_CHECKS: tuple[AnswerCheck, ...] = (
@@ -190,7 +190,7 @@ def find_warnings(result: LoadResult, *, planned: int, ramp_from: float | None =
     if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
         yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"
     if ramp_from is not None:
-        yield f"the load rose from {ramp_from:g}: the metrics are over the whole ramp, not of one level"
+        yield f"the load rose from {ramp_from:g}: the metrics are for the whole ramp, not for one level"
 
 
 def _failures(records: Sequence[RequestRecord], what: str) -> Iterator[str]:

@@ -87,7 +87,7 @@ def check_levels(kind: str, levels: Sequence[float]) -> None:
     fix = "write --sweep rate=1,2,4,8 or --sweep concurrency=1,2,4,8,16"
     require(kind in ("rate", "concurrency"), f"a sweep is over rate or concurrency, not {kind!r}", fix=fix)
     rising = all(low < high for low, high in pairwise(levels))
-    require(bool(levels) and levels[0] > 0 and rising, f"the steps {_list(levels)} do not rise from above 0", fix=fix)
+    require(bool(levels) and levels[0] > 0 and rising, f"the steps {_list(levels)} must rise from above 0", fix=fix)
     enough = len(levels) >= FEWEST_STEPS
     require(enough, f"{len(levels)} steps cannot show a knee; at least {FEWEST_STEPS} are needed", fix=fix)
     whole = kind == "rate" or all(level == int(level) for level in levels)

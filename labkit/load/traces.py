@@ -53,7 +53,7 @@ def read(path: str | Path, *, n: int | None, speed: float, block_tokens: int, lo
     errors.whole("n", 1 if n is None else n, at_least=1)
     errors.whole("block_tokens", block_tokens, at_least=2)
     errors.whole("longest", 2 if longest is None else longest, at_least=2)
-    errors.above_zero("speed", speed, unit="times the recorded rate")
+    errors.above_zero("speed", speed, unit="multiples of the recorded rate")
     lines = list(_lines(path, block_tokens))
     kept = [line for line in lines if longest is None or line.input_length + max(line.output_length, 1) <= longest]
     what = f"{len(kept)} requests{f' of at most {longest} tokens' if longest else ''}; {n or 1} are needed"
@@ -103,9 +103,9 @@ def _text(path: str | Path) -> str:
     file = Path(str(path))
     try:
         regular = not file.exists() or file.is_file()
-        require(regular, f"{path} is not a regular file", fix="save the requests in one")
+        require(regular, f"{path} is not a regular file", fix="save the requests in a regular file")
         length = file.stat().st_size
-        require(length <= MOST_FILE_BYTES, f"{path} has {length:,} bytes, more than 1 GiB", fix="take a part of it")
+        require(length <= MOST_FILE_BYTES, f"{path} has {length:,} bytes, more than 1 GiB", fix="use a part of it")
         raw = file.read_bytes()
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -131,7 +131,7 @@ def gpu(
     fix = "choose another card; docs/modelled-gpu.md lists the evidence for each"
     require(gpu_card.evidence != "none", what, fix=fix)
     what = f"{folder / 'config.json'} is of a multimodal model, and the modelled GPU has step times for text only"
-    fix = "copy its language model's part, such as text_config, into a config.json in a folder of its own"
+    fix = "copy its language model's part, such as text_config, into a config.json in another folder"
     require(not is_multimodal(folder / "config.json"), what, fix=fix)
     if source is None:
         source = "formula" if is_dense_16_bit(folder) else "kernels"

@@ -42,14 +42,14 @@ class Simulation:
         tpot = self.promise.of("tpot_ms")
         if tpot is not None and self.gpu.card.name not in tpot.cards:
             notes.append(
-                f"no served load on {self.gpu.card.title} is among those compared here: the errors are of other cards"
+                f"no served load on {self.gpu.card.title} is among those compared here: errors come from other cards"
             )
         if self.promise.direction_only:
             notes.append(f"direction only: {self.promise.direction_only}")
         if self.promise.region == "overload":
             notes.append(
                 f"overload: at {self.load_share:.0%} of capacity the queue grows for as long as the load lasts, so "
-                "a TTFT would say how long that was"
+                "a TTFT would only show how long the load lasted"
             )
         elif self.promise.region == "90-100%":
             notes.append(
@@ -133,7 +133,7 @@ def simulate(
     fix = "pass --direction-only for numbers that show a direction, not a size"
     require(not refusal or direction_only, refusal, fix=fix)
     reserved = sorted({"model", "tensor_parallel_size", "additional_config"} & set(options or {}))
-    what = f"{', '.join(reserved)} among vLLM's options: the modelled card sets it"
+    what = f"vLLM's {', '.join(reserved)} cannot be passed: the modelled card sets it"
     require(not reserved, what, fix="use --model, --tensor-parallel and --gpu")
     arguments = {**gpu.served_llm, **(options or {})}
     engines: list[Any] = []

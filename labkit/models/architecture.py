@@ -192,7 +192,7 @@ def _complete(config: Fields) -> dict[str, Any]:
     defaults = _class_fields(config, fields)
     if defaults is None and part and unplaced:
         raise ConfigError(
-            "config.json names a window and not the layers that have it",
+            "config.json names a window, but not the layers that have it",
             remedy="install transformers, whose class for this model knows them",
         )
     defaults = defaults or {}
@@ -327,8 +327,8 @@ def kv_dtype(fields: Fields, dtype: str) -> str:
 def _notes(kinds: list[str], *, named_positions: bool, dtype: str) -> list[str]:
     chunked = kinds.count(attention.CHUNKED)
     notes = {
-        f"config.json names no positions: vLLM takes {DEFAULT_POSITIONS:,}": not named_positions,
-        "config.json names no type of 16 bits: vLLM's dtype auto serves it in 16 bits": DTYPE_BYTES.get(dtype, 4) != 2,
+        f"config.json names no positions: vLLM assumes {DEFAULT_POSITIONS:,}": not named_positions,
+        "config.json names no 16-bit type: vLLM's dtype auto serves it in 16 bits": DTYPE_BYTES.get(dtype, 4) != 2,
         f"{chunked} of {len(kinds)} layers attend to chunks only, but vLLM 0.32 keeps all their tokens": chunked > 0,
     }
     return [text for text, applies in notes.items() if applies]

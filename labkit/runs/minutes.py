@@ -81,7 +81,7 @@ def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
     rows = [f"{lab.seconds / 60:6.1f}  {name:24} {lab.basis}" for name, lab in estimates.items()]
     total = sum(lab.seconds for lab in estimates.values()) / 60
     modelled = [lab.basis == MODELLED for lab in estimates.values()]
-    mixed = ", modelled and not modelled together" if any(modelled) and not all(modelled) else ""
+    mixed = ", with modelled and other times added up" if any(modelled) and not all(modelled) else ""
     table = [f"minutes expected on {gpu.name}:", *rows, f"{total:6.1f}  in all{mixed}"]
     card = reported_as(gpu.name)
     if card is None or not any(modelled):
@@ -91,7 +91,7 @@ def lines(estimates: Mapping[str, Estimate], gpu: Gpu) -> list[str]:
         *table,
         f"{MODELLED}: step times of {card.title} by formula (evidence: {card.evidence}; for 8B models {errors} on the "
         f"cards that were compared); {START_S} s for an engine's start, {EAGER_START_S} s for one without compilation, "
-        f"assumed from one public log; what needs no engine: {RECORDED}. Downloads and cold disks come on top.",
+        f"assumed from one public log; work without an engine: {RECORDED}. Downloads and cold disks add to this.",
     ]
 
 

@@ -218,7 +218,7 @@ def _require_disk(plan: Plan) -> None:
     need_gib = max((job.lab.needs.disk_gib for job in plan.running), default=0)
     free_gib = disk_free_bytes(plan.out_dir) / GIB
     what = f"the run needs {need_gib:.1f} GiB of disk and {free_gib:.1f} GiB are free for {plan.out_dir}"
-    require(free_gib >= need_gib, what, fix="free some, or pass --out on another disk")
+    require(free_gib >= need_gib, what, fix="free some disk space, or pass --out on another disk")
 
 
 def _require_writable(folder: Path) -> None:

@@ -91,7 +91,7 @@ class Progress(rich.progress.Progress):
         self.note(f"{self._position(lab)}: {status} in {clock(seconds)}{f' - {detail}' if detail else ''}")
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line above the progress bars."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def left_s(self) -> float:

@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def text(self) -> str:
-        """A message for the learner."""
+        """What was written and kept, in lines for the learner."""
         lines = [f"workspace {self.folder}: {len(self.written)} notebooks with the sizes of profile {self.profile}"]
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
@@ -177,7 +177,7 @@ def expected_minutes(profile: Profile, machine: Machine) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Run `python -m labkit.runs.workspace [--profile NAME]`: write the notebooks, report, return the exit code."""
     parser = argparse.ArgumentParser(prog="labkit.runs.workspace", description=__doc__)
-    parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file (default: by this machine)")
+    parser.add_argument("--profile", default="", help="cpu, gpu or a YAML file (default: chosen for this machine)")
     chosen = parser.parse_args(arguments).profile
     try:
         machine = inspect()

@@ -1,1 +1,1 @@
-"""What answers: real servers as well-behaved child processes (`process`), and each engine on top of that."""
+"""Run vLLM, Ray Serve and TorchServe as child processes that end with their parent, and read their logs."""

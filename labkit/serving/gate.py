@@ -78,7 +78,7 @@ class Gate:
         self._limit_bytes = int(os.environ.get(LIMIT, DEFAULT_LIMIT_BYTES))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request or WebSocket connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

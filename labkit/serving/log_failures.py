@@ -17,7 +17,7 @@ from labkit.serving.log_readers import LARGER_CACHE, LARGER_SHARE, longest_reque
 
 SMALLER_CACHE = "use kv_cache_dtype=fp8, spread the model over more GPUs (tensor_parallel_size)"
 SMALLER_STEPS = "lower max_num_seqs or max_num_batched_tokens"
-OTHERS = "end what else uses this memory (on a GPU nvidia-smi lists it), or lower gpu_memory_utilization"
+OTHERS = "end other processes that use this memory (on a GPU nvidia-smi lists them), or lower gpu_memory_utilization"
 LESS_WEIGHTS = "use more GPUs (tensor_parallel_size) or a quantised checkpoint, or end other processes on the GPU"
 FAILURES = {
     "nothing_left": (
@@ -85,7 +85,7 @@ FAILURES = {
     "driver_memory": (
         r"(?:CUDA|HIP) error: out of memory|cudaErrorMemoryAllocation|CU\w{2,9}_STATUS_ALLOC_FAILED"
         r"|[Cc]uda failure (?:\d+ )?'out of memory'|Failed to CUDA calloc",
-        "The driver, cuBLAS or NCCL found no free GPU memory. Theirs is outside gpu_memory_utilization.",
+        "The driver, cuBLAS or NCCL found no free GPU memory. gpu_memory_utilization does not cover their memory.",
         f"{OTHERS}; enforce_eager omits the CUDA graphs",
     ),
 }
@@ -126,7 +126,7 @@ def _not_free(match: re.Match[str], _engine: Engine) -> Explanation:
 )
 def _too_long(match: re.Match[str], engine: Engine) -> Explanation:
     length, fits = whole_number(match[1]), whole_number(match[4] or "0")
-    meaning = f"No start: one request of {length:,} tokens takes {match[2]} GiB, the cache has {match[3]} for it."
+    meaning = f"No start: one request of {length:,} tokens takes {match[2]} GiB, but the cache has only {match[3]}."
     shorter = f"set max_model_len={fits} or less" if fits else "lower max_model_len"
     fix = f"{shorter}, {SMALLER_CACHE}, or {LARGER_CACHE}"
     meaning += f" The longest that fits is {fits:,}." if fits else ""
@@ -153,7 +153,7 @@ def _too_long(match: re.Match[str], engine: Engine) -> Explanation:
 )
 def _too_long_v0(match: re.Match[str], engine: Engine) -> Explanation:
     length, fits = whole_number(match[1]), whole_number(match[2])
-    meaning = f"No start: one request may have {length:,} tokens, and the cache has room for {fits:,}."
+    meaning = f"No start: one request may have {length:,} tokens, but the cache has room for only {fits:,}."
     fix = f"set max_model_len={fits} or less, {SMALLER_CACHE}, or {LARGER_CACHE}"
     engine.set_tokens(fits)
     if (count := engine.blocks) is None:

@@ -54,7 +54,7 @@ def _settings(text: str, engine: Engine, meaning: str) -> Explanation:
     settings = {name: value for name, value in settings.items() if value not in UNSET}
     engine.settings |= settings
     shown = ", ".join(f"{name}={value}" for name, value in settings.items())
-    return Explanation(meaning if shown else "No setting that decides about memory.", shown=shown or "-")
+    return Explanation(meaning if shown else "No setting that affects memory.", shown=shown or "-")
 
 
 @reads("dtype", r"(?:Up|Down)?[cC]asting torch\.(\w+) to torch\.(\w+)")
@@ -73,7 +73,7 @@ def _kv_dtype(match: re.Match[str], engine: Engine) -> Explanation:
 def _token_bytes(engine: Engine) -> str:
     plan = engine.plan(GIB * GIB, engine.block_sizes[0], 1)
     size = engine.kv_dtype_bytes
-    return f"{size} bytes a number: {plan.bytes_per_token:,} bytes of KV cache for each token" if plan and size else ""
+    return f"{size} bytes per number: {plan.bytes_per_token:,} bytes of KV cache per token" if plan and size else ""
 
 
 @reads("hybrid", r"[Ss]etting attention block size to (\d{1,12}) tokens to ensure that attention page size is >= mamba")
@@ -303,12 +303,12 @@ def _sized_by(engine: Engine) -> str:
     if not ranks or (len(ranks) < 2 and engine.all_ranks_known()):
         return ""
     if not engine.all_ranks_known():
-        return f" (the log tells the memory of {len(ranks)} of {engine.tensor_parallel} ranks; the smallest sizes it)"
+        return f" (the log has the memory of {len(ranks)} of {engine.tensor_parallel} ranks; the smallest one decides)"
     (smallest, memory), largest = ranks[0], ranks[-1][1]
     if memory == largest:
         return f", the same on each of {len(ranks)} ranks"
     gib = sum(memory) / 2 / GIB
-    return f"; on every rank as many as on the smallest, {smallest or 'the first'} with {gib:.2f} GiB"
+    return f"; every rank has as many as the smallest, {smallest or 'the first'} with {gib:.2f} GiB"
 
 
 def _recomputed(tokens: int, length: int, engine: Engine, *, ranks: int) -> tuple[str, bool | None]:
@@ -330,7 +330,7 @@ def _recomputed(tokens: int, length: int, engine: Engine, *, ranks: int) -> tupl
     low, high = closest  # type: ignore[misc]  # there is at least one size
     recomputed = f"the memory holds {low.tokens:,} to {high.tokens:,} tokens"
     if (verdict := engine.verdict(fits=False, fewer=tokens < low.tokens)) is None:
-        recomputed += " on the ranks that the log tells of, as vLLM 0.32 counts them"
+        recomputed += " on the ranks in the log, as vLLM 0.32 counts them"
     return recomputed, verdict
 
 
@@ -388,9 +388,9 @@ def longest_request(fits: int, length: int, engine: Engine) -> tuple[str, bool |
 )
 def _statistics(match: re.Match[str], engine: Engine) -> Explanation:
     running, swapped, waiting, preemptions, percent = match.groups()
-    preempted = f"{preemptions} preemptions" if preemptions else "nothing on preemptions"
+    preempted = f"{preemptions} preemptions" if preemptions else "preemptions not logged"
     moved = f", {swapped} are swapped out" if swapped else ""
-    meaning = f"{running} requests run and {waiting} wait{moved}; {percent}% of the blocks are given out; {preempted}."
+    meaning = f"{running} requests run and {waiting} wait{moved}; {percent}% of the blocks are allocated; {preempted}."
     usable, usage = (engine.blocks or 0) - 1, float(percent) / 100
     if usable < 1:
         return Explanation(meaning)

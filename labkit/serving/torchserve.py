@@ -137,7 +137,7 @@ class Control:
         `version` None: the default version. UsageError, with TorchServe's message, if it has no such model.
         """
         reply = self.call("GET", _path(model, version))
-        require(reply.ok, f"{_path(model, version)} cannot be described: {reply}", fix="GET /models")
+        require(reply.ok, f"{_path(model, version)} cannot be described: {reply}", fix="list the models by GET /models")
         described: dict[str, Any] = reply.body[0]
         return described
 

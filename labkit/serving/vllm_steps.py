@@ -44,7 +44,7 @@ def scheduler(llm: Any) -> Any:
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
     require(
         core is not None,
-        "this engine runs in a process of its own, so its scheduler cannot be read",
+        "this engine runs in a separate process, so its scheduler cannot be read",
         fix="set VLLM_ENABLE_V1_MULTIPROCESSING=0 before vllm is imported",
     )
     return core.scheduler  # type: ignore[union-attr]

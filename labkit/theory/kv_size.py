@@ -246,7 +246,7 @@ def _budget_lines(plan: KvPlan) -> list[str]:
         sequence += f" (a window of {plan.sliding_window:,} tokens is kept where there is one)"
     block = f"{plan.block_size} tokens x {plan.bytes_per_token:,} bytes"
     if plan.bytes_per_block != plan.block_size * plan.bytes_per_token:
-        block = "as many tokens of one group of layers as fill the largest group's"
+        block = "as many tokens of one group of layers as fill a block of the largest group"
     lines = [
         f"one block: {block} = {plan.bytes_per_block:,} bytes",
         f"blocks: {plan.memory_bytes:,} bytes / {plan.bytes_per_block:,} = {plan.blocks:,} whole blocks, "

@@ -78,7 +78,7 @@ class Doctor:
         return not {"problem", "no"} & set(states)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data, for `--json`."""
         machine = to_json(self.machine)
         return {
             "ok": self.ok,

@@ -74,7 +74,7 @@ class Learner:
         return max((lab.last for lab in self.labs.values()), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return plain data, for `--json`."""
         exercises = self.exercises
         return {
             "name": self.name,

@@ -52,7 +52,7 @@ class RoomCheck(BaseModel, frozen=True):
         return [check for check in self.checks if check.state == "problem"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data, for `--json`."""
         return {**self.model_dump(mode="json"), "ok": self.ok}
 
 
@@ -97,7 +97,7 @@ class MachineState:
         return self.check.ok and not self.differs
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data, for `--json`."""
         notes = [check for check in self.check.checks if check.state == "note"]
         return {
             "name": self.name,
@@ -126,7 +126,7 @@ class Room:
         return not self.broken and all(machine.ok for machine in self.machines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data, for `--json`."""
         machines = [machine.to_json() for machine in self.machines]
         return {"ok": self.ok, "machines": machines, "broken": list(self.broken)}
 

@@ -115,10 +115,10 @@ WRONG = {
     f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
     f"{LOAD} --api-key a\x01b": "line break",
     f"{LOAD} --api embeddings": "completions",
-    f"{LOAD} --ramp-from 2": "where the ramp ends",
+    f"{LOAD} --ramp-from 2": "the end of the ramp",
     f"{LOAD} --sweep users=1,2,3": "not 'users'",
     f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
-    f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out",
+    f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out, or --sweep",
     f"{LOAD} --slo ttft_s=1": "add --sweep",
     f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
     f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "ttft_s is 'fast'",
@@ -155,7 +155,7 @@ WRONG = {
     "solutions 99": "there is no lab called '99'",
     "workshop-check --lab 99": "there is no lab called '99'",
     "workshop-check --summary {tmp}/nowhere": "holds 0 checks",
-    "workshop-check --summary {tmp} --answer": "--summary checks no machine",
+    "workshop-check --summary {tmp} --answer": "--summary reads files and checks no machine",
 }
 
 

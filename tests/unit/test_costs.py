@@ -350,7 +350,7 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"input_tokens": 0, "output_tokens": 0}, "0 tokens"),
         ({"output_tokens": 0}, "output_tokens is 0"),
         ({"buffer": 101}, "101; it should be less than or equal to 100\n  To fix it: give buffer: spare capacity"),
-        ({"model_gb": 30}, "a replica takes 2 GPUs and g6.xlarge has 1"),
+        ({"model_gb": 30}, "a replica takes 2 GPUs, but g6.xlarge has 1"),
         ({"model_gb": 300, "instance": "g6.48xlarge", "tensor_parallel": 8}, "300 GB of weights do not fit into 8 x"),
         ({"buffer": ""}, "buffer is None; it should be a valid number"),
         ({"throughput_tokens_per_s": 0}, "throughput_tokens_per_s is 0; it should be greater than 0"),
@@ -361,13 +361,13 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"throughput_from": "modelled"}, "no throughput is known for llama-3.1-8b on g6.xlarge"),
         ({"throughput_from": "modelled", "model": "llama-3.1-8"}, "did you mean llama-3.1-8b?"),
         ({"throughput_from": "modelled", "instance": "p5.48xlarge", "input_tokens": 9000}, "9,200 tokens"),
-        ({"throughput_tokens_per_s": 5, "throughput_gpu": "A100"}, "throughput is of A100 and g6.xlarge has L4"),
+        ({"throughput_tokens_per_s": 5, "throughput_gpu": "A100"}, "throughput is that of A100, but g6.xlarge has L4"),
         ({"throughput_tokens_per_s": 5, "throughput_machine": "2 CPUs"}, "measured without a GPU (2 CPUs)"),
         (
             {"throughput_gpus": 1, "throughput_tokens_per_s": 5, "tensor_parallel": 4, "instance": "g6.48xlarge"},
             "takes 4",
         ),
-        ({"tensor_parallel": 2}, "takes 2 GPUs and g6.xlarge has 1"),
+        ({"tensor_parallel": 2}, "takes 2 GPUs, but g6.xlarge has 1"),
         ({"cached_input": 700}, "cached_input is 700 tokens of 600"),
         ({"hourly_load": [1, 2, 3]}, "hourly_load has 3 numbers"),
         ({"hourly_load": "sometimes"}, "hourly_load is 'sometimes'"),
@@ -530,7 +530,7 @@ def test_a_simulation_brings_its_error_and_is_no_measurement(tmp_path: Path) -> 
     assert (used.measured, used.gpus, used.gpu, used.bounds) == (False, 2, "H200", (3200.0, 4000 / 0.75))
     assert costs.instances()[config.instance].gpu == "H200"
     assert "off by up to 25%" in used.label
-    assert not_refused(lambda name: config.changed(instance=name), [("rented-h100", "is of H200")]) == []
+    assert not_refused(lambda name: config.changed(instance=name), [("rented-h100", "is that of H200")]) == []
     path.write_text(json.dumps({**SIMULATION, "error": {"text": "no served load to compare with"}}))
     assert (measured(path).bounds, "error not known" in measured(path).label) == (None, True)
 

@@ -60,7 +60,7 @@ def test_pages_come_again_and_questions_never(order: list[int], page: int, quest
 def test_a_page_that_is_too_short_is_refused() -> None:
     """The message has the page, its length and the most that can be asked for."""
     short = [Document("short", "one two three")]
-    with pytest.raises(UsageError, match="10 tokens are asked of short, which has 5") as caught:
+    with pytest.raises(UsageError, match="10 tokens of short are needed, but it has 5") as caught:
         pages_with_questions(short, encode, order=[0], page_tokens=10, question_tokens=2)
     assert "at most 5" in str(caught.value.remedy)
 
@@ -69,8 +69,8 @@ def test_a_page_that_is_too_short_is_refused() -> None:
     ("page_tokens", "pages", "message"),
     [
         (16, 4, "page_tokens is 16: a page does not fill a block of 32"),
-        (40, 4, "40 tokens are asked of only, which has 35"),
-        (32, 5, "32 tokens are asked of only, which has 35"),
+        (40, 4, "40 tokens of only are needed, but it has 35"),
+        (32, 5, "32 tokens of only are needed, but it has 35"),
     ],
 )
 def test_pages_that_cannot_be_are_refused(page_tokens: int, pages: int, message: str) -> None:

@@ -196,7 +196,7 @@ MISTAKES: list[tuple[Any, int, str]] = [
     ({"prompt": "\ud83d"}, 422, "prompt"),
     ({"prompt": "hi", "\ud800": 1}, 422, "body"),
     ({"prompt": "x" * 100_000}, 400, "100000 characters, too many for 60 tokens"),
-    ({"prompt": "x" * 61}, 400, "61 tokens; from 1 to 60"),
+    ({"prompt": "x" * 61}, 400, "61 tokens; send 1 to 60"),
     ({"prompt": "hi", "max_tokens": 41}, 422, "41 is more than 40"),
     ({"prompt": "hi", "max_tokens": True}, 422, "max_tokens"),
     ({"prompt": "hi", "max_tokens": 10**400}, 422, "max_tokens"),

@@ -64,7 +64,7 @@ def test_layers_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     different = []
     for file in files:
         if file.stem == "gemma3_4b_it":
-            with pytest.raises(ConfigError, match="names a window and not the layers"):
+            with pytest.raises(ConfigError, match="names a window, but not the layers"):
                 architecture(file)
             continue
         models = (architecture(file), complete[file])

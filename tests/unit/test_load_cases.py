@@ -193,7 +193,7 @@ def test_no_secret_is_printed() -> None:
         with pytest.raises(UsageError, match="line break") as refused:
             address.parse("http://h", api_key=key)
         assert "secret-w" not in str(refused.value)
-    with pytest.raises(UsageError, match="a user, and an API key"):
+    with pytest.raises(UsageError, match="a user name, and an API key"):
         address.parse("http://me:pw@h", api_key="k")
 
 

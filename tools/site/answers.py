@@ -1,4 +1,4 @@
-"""The calculator and the selector as the site's pages ask them. Runs in the browser, in Pyodide, on labkit's own code.
+"""Answer the questions of the site's calculator and selector. Runs in the browser, in Pyodide, on labkit's own code.
 
 `plain` returns what `labkit cost --json` and `labkit select --json` print; `shown` is what a page shows.
 """
@@ -15,12 +15,12 @@ from labkit.errors import UsageError
 
 Given = Mapping[str, Any]
 Reply = dict[str, Any]
-SHARE = 0.25  # by which the picture of what matters lowers and raises each input
+SHARE = 0.25  # by which the chart "What matters" lowers and raises each input
 LAB = re.compile(r"href='(\d\d\w*)\.ipynb'")
 
 
 class JsonLoader:
-    """Loads the course's YAML files, which the site holds as JSON: YAML takes seconds in a browser."""
+    """Load the course's YAML files, which the site stores as JSON: YAML takes seconds in a browser."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -33,12 +33,12 @@ class JsonLoader:
 
 
 def start() -> None:
-    """Call once in the browser, before any question."""
+    """Prepare the answers. Call once in the browser, before any question."""
     files.FAST_LOADER = JsonLoader
 
 
 def reply(request: str) -> str:
-    """A page's request and the answer, both JSON. What cannot be answered: `error`, with the remedy."""
+    """Answer a page's request; both are JSON. A refused request gets `error`, with the remedy."""
     asked = json.loads(request)
     answer = {"shown": shown, "plain": plain}[asked["kind"]]
     try:
@@ -49,12 +49,12 @@ def reply(request: str) -> str:
 
 
 def plain(page: str, given: Given, _: str = "") -> Reply:
-    """The same object as `labkit cost --json` or `labkit select --json` with these settings."""
+    """Return the same object as `labkit cost --json` or `labkit select --json` with these settings."""
     return {"calculator": _plain_cost, "selector": _plain_selection}[page](given)
 
 
 def shown(page: str, given: Given, view: str = "") -> Reply:
-    """What the page shows: `answer` and `parts` (HTML by heading), `chart` (Vega-Lite, or None)."""
+    """Return what the page shows: `answer` and `parts` (HTML by heading), `chart` (Vega-Lite, or None)."""
     if page == "selector":
         return _shown_selection(given)
     return _shown_cost(given, view or next(iter(CHARTS)))

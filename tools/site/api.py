@@ -34,7 +34,7 @@ def put_api(site: Path, templates: Environment) -> None:
 
 
 def modules() -> Iterator[Module]:
-    """The public modules of labkit, those without a definition of their own left out."""
+    """Yield the public modules of labkit that define something."""
     for file in sorted((root() / "labkit").rglob("*.py")):
         parts = file.relative_to(root()).with_suffix("").parts
         if any(part.startswith("_") and part != "__init__" for part in parts):
@@ -47,7 +47,7 @@ def modules() -> Iterator[Module]:
 
 
 def entry(node: Definition) -> Entry:
-    """One definition, with the public methods of a class that have a docstring."""
+    """Return one definition; for a class, with its public methods that have a docstring."""
     if not isinstance(node, ast.ClassDef):
         return Entry(signature=signature(node), docstring=_docstring(node))
     bases = ", ".join(ast.unparse(base) for base in node.bases)
@@ -58,7 +58,7 @@ def entry(node: Definition) -> Entry:
 
 
 def signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """A function's first line, without `def`, `self` and the colon; of a property its name and type."""
+    """Return a function's first line without `def`, `self` and the colon; for a property, its name and type."""
     returns = ast.unparse(node.returns) if node.returns else ""
     if any(isinstance(name, ast.Name) and name.id in PROPERTIES for name in node.decorator_list):
         return f"{node.name}: {returns}"

@@ -1,6 +1,6 @@
-"""What the site brings that is not built here: Pyodide and one wheel for it, pinned in requirements/site.lock.
+"""Download what the site needs and is not built here: Pyodide and one wheel for it, pinned in requirements/site.lock.
 
-npm and pip download them as each is configured, once. Afterwards the build needs no network.
+npm and pip download them once, with the user's configuration. Afterwards the build needs no network.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from labkit.files import Frozen, read_named, root
 
 LOCK = "requirements/site.lock"
 WAIT_S = 300
-# Of Pyodide's package: what a page loads.
+# The files of Pyodide's package that a page loads.
 PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
 
 
 class Pin(Frozen):
-    """One file of a registry: its name, version and SHA-256. `platform` and `python`: of a wheel."""
+    """One file of a registry: its name, version and SHA-256. `platform` and `python`: for a wheel."""
 
     name: str
     registry: Literal["npm", "pypi"]
@@ -32,7 +32,7 @@ class Pin(Frozen):
     python: str = ""
 
     def command(self, folder: Path) -> list[str]:
-        """The command that downloads it into `folder`."""
+        """Return the command that downloads it into `folder`."""
         if self.registry == "npm":
             return ["npm", "pack", f"{self.name}@{self.version}", "--ignore-scripts", "--pack-destination", str(folder)]
         tags = ["--platform", self.platform, "--python-version", self.python, "--implementation", "cp"]
@@ -45,19 +45,19 @@ def pins() -> dict[str, Pin]:
 
 
 def cached(pin: Pin, cache: Path) -> Path:
-    """The file in `cache`, downloaded if it is not there. LabkitError: no network, or not the pinned content."""
+    """Return the file in `cache`, downloaded if necessary. LabkitError: no network, or not the pinned content."""
     folder = cache / f"{pin.name}-{pin.version}"
     if not folder.is_dir():
         _download(pin, folder)
     (file,) = folder.iterdir()
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     fix = f"delete {folder} to download it again; a new version needs its new sha256 in {LOCK}"
-    require(found == pin.sha256, f"{file} has the SHA-256 {found}, and {LOCK} pins {pin.sha256}", fix=fix)
+    require(found == pin.sha256, f"{file} has the SHA-256 {found}, but {LOCK} pins {pin.sha256}", fix=fix)
     return file
 
 
 def _download(pin: Pin, folder: Path) -> None:
-    """Downloads beside `folder`, and renames when the file is whole."""
+    """Download to a folder beside `folder`, and rename it once the file is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fix = f"check the network and {'npm' if pin.registry == 'npm' else 'pip'}'s configuration"
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -75,11 +75,11 @@ def _download(pin: Pin, folder: Path) -> None:
 
 
 def put_pyodide(folder: Path, cache: Path) -> Path:
-    """Puts Pyodide into the new `folder`. Returns the wheel of pydantic's core for it, in the cache."""
+    """Put Pyodide into the new `folder`. Return the wheel of pydantic's core for it, in the cache."""
     pinned = pins()
     core, installed = pinned["pydantic-core"], version("pydantic-core")
     fix = f"pin {installed} in {LOCK}"
-    require(core.version == installed, f"{LOCK} pins pydantic-core {core.version}; installed is {installed}", fix=fix)
+    require(core.version == installed, f"{LOCK} pins pydantic-core {core.version}, installed is {installed}", fix=fix)
     folder.mkdir(parents=True)
     with tarfile.open(cached(pinned["pyodide"], cache)) as package:
         for name in PYODIDE:

@@ -13,7 +13,7 @@ from labkit.advice.selector import catalogue
 from labkit.advice.selector.answers import MODEL
 from labkit.files import Frozen
 
-# The calculator's settings by heading, each with its label. A test holds them to be settings of the calculator.
+# The calculator's settings by heading, each with its label. A test checks that they are settings of the calculator.
 SETTINGS = {
     "Traffic": {
         "requests_per_s": "Requests/s",
@@ -39,7 +39,7 @@ SETTINGS = {
         "usd_per_hour": "Your price, USD/h",
         "paid_hours_per_day": "Paid hours",
         "min_instances": "Machines at least",
-        "engineering_hours_per_month": "People, h a month",
+        "engineering_hours_per_month": "People, h/month",
         "engineer_usd_per_hour": "People, USD/h",
     },
     "Throughput": {
@@ -51,7 +51,7 @@ SETTINGS = {
     },
 }
 TIPS = {
-    "api": "The API that the break-even and the pictures are for",
+    "api": "The API for the break-even and the charts",
     "instance": "The machine that is rented, with its GPUs and its dated price",
     "model": "The model whose throughput was modelled",
     "throughput_tokens_per_s": "Of one machine, measured under full load; empty: the modelled GPU's",
@@ -74,7 +74,7 @@ class Field(Frozen):
 
 
 def calculator() -> dict[str, list[Field]]:
-    """The calculator's fields by heading, filled with its first question."""
+    """Return the calculator's fields by heading, filled with its first question."""
     start, choices = default(), _choices()
     return {
         heading: [_cost_field(name, label, start, choices.get(name, {})) for name, label in fields.items()]
@@ -83,7 +83,7 @@ def calculator() -> dict[str, list[Field]]:
 
 
 def selector() -> dict[str, list[Field]]:
-    """The selector's questions, and the name of the model that is served."""
+    """Return the selector's questions, and the field for the name of the served model."""
     headings = {"article": "The article's questions", "ours": "What it leaves out"}
     fields: dict[str, list[Field]] = {heading: [] for heading in headings.values()}
     for name, question in catalogue().questions.items():
@@ -91,14 +91,14 @@ def selector() -> dict[str, list[Field]]:
         options, value = question.options, question.default
         field = Field(name=name, label=question.label, tip=tip, kind="select", value=value, options=options)
         fields[headings[question.asked_by]].append(field)
-    tip = "What is served: a hub id or a folder; empty: one that suits"
+    tip = "The model to serve: a hub id or a folder; empty: a suitable one"
     model = Field(name=MODEL, label="Model", tip=tip, kind="text")
     fields[headings["ours"]].append(model)
     return fields
 
 
 def given(fields: Mapping[str, list[Field]]) -> dict[str, str]:
-    """What the page asks first: its fields' values, without the empty ones and the day."""
+    """Return the page's first question: its fields' values, without the empty ones and the day."""
     every = (field for group in fields.values() for field in group)
     return {field.name: field.value for field in every if field.value and field.kind != "date"}
 
@@ -149,4 +149,4 @@ def _machines() -> Iterator[tuple[str, str]]:
         price = instance.price(date.today())
         gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
         words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
-        yield name, f"{'a machine of yours' if name == OWN else name}: {words}"
+        yield name, f"{'your own machine' if name == OWN else name}: {words}"

@@ -18,7 +18,7 @@ HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as GitHub makes it."""
+    """Return the anchor of a heading, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -26,25 +26,25 @@ MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table").use(anchors_
 
 
 def sources() -> Iterator[PurePosixPath]:
-    """The repository's Markdown files that become pages."""
+    """Yield the repository's Markdown files that become pages."""
     for pattern in SOURCES:
         paths = (PurePosixPath(path.relative_to(root())) for path in sorted(root().glob(pattern)))
         yield from (path for path in paths if path not in INSTRUCTORS)
 
 
 def title_of(text: str, path: PurePosixPath) -> str:
-    """The first heading, else the file's name."""
+    """Return the first heading, or else the file's name."""
     heading = HEADING.search(text)
     return heading[1].replace("`", "") if heading else path.stem.replace("-", " ")
 
 
 def slide(text: str) -> str:
-    """One slide as HTML; its comments become the speaker's notes, which the page shows on request."""
+    """Return one slide as HTML; its comments become the speaker's notes, which the page shows on request."""
     return NOTE.sub(r'<aside class="note">\1</aside>', MARKDOWN.render(text))
 
 
 def put_guides(site: Path, templates: Environment, links: Links) -> list[tuple[str, str]]:
-    """Writes a page for each guide. Returns the pages and their titles."""
+    """Write a page for each guide. Return the pages and their titles."""
     pages = []
     for path in sources():
         text, url = (root() / path).read_text(encoding="utf-8"), url_of(path)

@@ -15,12 +15,12 @@ from tools.site.links import Links, base_of, url_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 RUNBOOK = re.compile(r"^### Runbook\s*\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
-# Of an output's forms, the first that it has. A widget or a live chart needs a kernel; its HTML or picture does not.
+# The first of these forms that an output has is shown. A widget or a live chart needs a kernel; HTML and images do not.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 
 
 def put_labs(site: Path, templates: Environment, links: Links) -> list[str]:
-    """Writes a page for each notebook and the runbook. Returns the labs that have no runbook."""
+    """Write a page for each notebook, and the runbook. Return the labs that have no runbook."""
     exporter = HTMLExporter(
         template_name="lab",
         template_file="notebook.html.j2",
@@ -51,7 +51,7 @@ def put_labs(site: Path, templates: Environment, links: Links) -> list[str]:
 
 
 def runbook(notebook: Any) -> str:
-    """The Markdown below "### Runbook"; empty where the notebook has none."""
+    """Return the Markdown below "### Runbook"; "" if the notebook has none."""
     sources = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     found = (match[1].strip() for source in sources if (match := RUNBOOK.search(source)))
     return next(found, "")

@@ -1,6 +1,6 @@
-"""Where the repository's files are on the site, and the links between them.
+"""Map the repository's files to pages of the site, and rewrite the links between them.
 
-A linked file that is not a page of its own becomes one under files/, so every link stays on the site.
+A linked file that has no other page gets one under files/, so every link stays on the site.
 """
 
 import os
@@ -23,11 +23,11 @@ PAGES = {
 }
 IMAGES = (".png", ".svg", ".jpg")
 INSTRUCTORS = (PurePosixPath("docs/workshop/quiz-key.md"),)
-"""What learners should not find on the site: it has no page, and links to it are removed."""
+"""Files that learners should not find on the site: they have no page, and links to them are removed."""
 
 
 def url_of(path: PurePosixPath) -> str:
-    """The page of a file or folder of the repository, relative to the site's root."""
+    """Return the page of a file or folder of the repository, relative to the site's root."""
     if known := PAGES.get(str(path)):
         return known
     if path.suffix == ".ipynb":
@@ -40,19 +40,19 @@ def url_of(path: PurePosixPath) -> str:
 
 
 def base_of(url: str) -> str:
-    """The way from a page to the site's root: "" or "../" for each folder."""
+    """Return the relative path from a page to the site's root: "../" for each folder."""
     return "../" * url.count("/")
 
 
 class Links:
-    """Rewrites the links of pages. `linked`: the linked files; `broken`: links to nothing, with their source."""
+    """Rewrite the links of pages. `linked`: the linked files; `broken`: broken links, with their source."""
 
     def __init__(self) -> None:
         self.linked: dict[PurePosixPath, None] = {}
         self.broken: list[str] = []
 
     def rewrite(self, html: str, source: PurePosixPath) -> str:
-        """The page of `source`, its links to the repository's files led to their pages."""
+        """Return the page of `source` with its links to the repository's files leading to their pages."""
 
         def led(match: re.Match[str]) -> str:
             attribute, quote, link = match.groups()
@@ -71,7 +71,7 @@ class Links:
         return LINK.sub(led, html)
 
     def put_files(self, site: Path, templates: Environment) -> None:
-        """Writes a page for each linked file that has none yet, and for what those link to."""
+        """Write a page for each linked file that has none yet, and for the files that those link to."""
         done = set[PurePosixPath]()
         while left := [path for path in self.linked if path not in done]:
             for path in left:

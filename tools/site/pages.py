@@ -33,11 +33,11 @@ FORMS = {"calculator": forms.calculator, "selector": forms.selector}
 TITLES = {"calculator": "What does serving cost?", "selector": "Which framework for which workload?"}
 COMPILE_S = 300
 # genai-prices imports its HTTP client to update prices, which no page does.
-NO_CLIENT = '"""Stands for the HTTP client that genai-prices imports: a page asks nothing of the network."""\n'
+NO_CLIENT = '"""Replaces the HTTP client that genai-prices imports: a page sends no requests."""\n'
 
 
 def put_pages(site: Path, cache: Path, templates: Environment) -> None:
-    """Writes both pages and what they load into `site`."""
+    """Write both pages and the files that they load into `site`."""
     from vl_convert import javascript_bundle
 
     wheel = put_pyodide(site / "pyodide", cache)
@@ -50,7 +50,7 @@ def put_pages(site: Path, cache: Path, templates: Environment) -> None:
     for page, form in FORMS.items():
         fields = form()
         first = answers.shown(page, forms.given(fields))
-        # "<" would end the script element that holds it.
+        # "<" could end the script element that contains the JSON.
         data = json.dumps({"page": page, "first": first}).replace("<", "\\u003c")
         views = list(answers.CHARTS) if page == "calculator" else []
         html = templates.get_template("form.html.j2").render(
@@ -60,22 +60,22 @@ def put_pages(site: Path, cache: Path, templates: Environment) -> None:
 
 
 def prepare_python(pyodide: Path, compiled: Path, *archives: Path) -> None:
-    """Compiles the archives and Pyodide's library, and saves Pyodide's memory. LabkitError where that fails."""
+    """Compile the archives and Pyodide's library, and save Pyodide's memory. LabkitError if that fails."""
     command = ["node", str(Path(__file__).parent / "prepare.mjs"), *map(str, (pyodide, compiled, *archives))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     except FileNotFoundError:
         remedy = "apt-get install nodejs npm"
         raise LabkitError("Node.js is missing; it prepares the pages' Python", remedy=remedy) from None
-    fix = "take Node.js 20 or newer"
+    fix = "use Node.js 20 or newer"
     require(done.returncode == 0, f"the pages' Python was not prepared:\n{done.stderr[-1500:]}", fix=fix)
 
 
 def pack(archive: Path) -> None:
-    """Packs labkit's part, its data as JSON and the packages that it needs."""
+    """Pack the needed part of labkit, its data as JSON, and the packages that it needs."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in sorted(_contents()):
-            # Without the time of the build, so that equal contents are equal files.
+            # Without the time of the build, so that equal contents give equal files.
             packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
@@ -96,5 +96,5 @@ def _contents() -> Iterator[tuple[str, bytes]]:
 
 
 def _as_json(file: Path) -> bytes:
-    """A YAML file as JSON, its dates as text: the models that read it take either."""
+    """Return a YAML file as JSON, with dates as text, which the models that read it accept too."""
     return json.dumps(yaml.load(file.read_bytes(), Loader=FAST_LOADER), default=str).encode()

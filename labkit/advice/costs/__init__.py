@@ -1,9 +1,9 @@
-"""What serving costs, and from which volume hosting is cheaper than an API: pure functions over data/prices.
+"""What serving costs, and the volume above which hosting is cheaper than an API: pure functions over data/prices.
 
     from labkit.advice import costs
     answer = costs.calculate(costs.settings_from({"requests_per_s": 5, "instance": "p5.48xlarge"}))
 
-The command line (`labkit cost`) and the widget (`labkit.advice.costs.form`) are skins over these two calls.
+The command line (`labkit cost`) and the widget (`labkit.advice.costs.form`) wrap these two calls.
 """
 
 from labkit.advice.costs.calculate import calculate

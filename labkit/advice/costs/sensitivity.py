@@ -155,7 +155,7 @@ def _ratio(settings: CostSettings, name: str = "", factor: float = 1) -> float:
         settings = settings.changed(**{field: _changed_value(settings, field, factor)})
     price = request_price(settings, settings.api[0])
     bill = price.usd_per_request * demand(settings).requests_per_day * api_factor
-    require(bill > 0, f"{price.name} costs nothing for this traffic", fix="raise the traffic, or take another API")
+    require(bill > 0, f"{price.name} costs nothing for this traffic", fix="raise the traffic, or choose another API")
     return float(fleet(settings, tokens_per_s).usd_per_day / bill)
 
 

@@ -81,7 +81,7 @@ class CostSettings(Checked):
     def _consistent(self) -> Self:
         count = "neither" if self.requests_per_s is None else "both"
         valid = (self.requests_per_s is None) != (self.tokens_per_day is None)
-        require(valid, f"{count} of requests_per_s and tokens_per_day is set", fix="set one of them: the traffic")
+        require(valid, f"{count} of requests_per_s and tokens_per_day is set", fix="set exactly one of them")
         missing = " and ".join(name for name in ("input_tokens", "output_tokens") if getattr(self, name) is None)
         what = f"the mix is missing ({missing}): input and output tokens have different prices"
         fix = "set input_tokens and output_tokens of a request, such as 3 and 1 for a mix of 3:1"
@@ -122,20 +122,20 @@ class CostSettings(Checked):
         require(self.output_tokens != 0 or used.counts == "total", what, fix=fix)
         if not instance.gpus:
             return
-        what = f"the throughput is of {used.gpu} and {self.instance} has {instance.gpu}: {used.label}"
+        what = f"the throughput is that of {used.gpu}, but {self.instance} has {instance.gpu}: {used.label}"
         fix = "measure or enter it for this machine, or choose an instance with that GPU"
         require(used.gpu in ("", instance.gpu), what, fix=fix)
-        what = f"the throughput was measured without a GPU ({used.machine}) and {self.instance} has {instance.gpu}"
+        what = f"the throughput was measured without a GPU ({used.machine}), but {self.instance} has {instance.gpu}"
         fix = "set instance to a machine like the measured one, such as m7g.large"
         require(not used.machine or used.gpus > 0, what, fix=fix)
         gpus, most = self.replica_gpus, instance.most or instance.gpus
-        fix = "take a machine with more or larger GPUs, or a smaller tensor_parallel or model_gb"
-        require(gpus <= most, f"a replica takes {gpus} GPUs and {self.instance} has {most}", fix=fix)
+        fix = "choose a machine with more or larger GPUs, or a smaller tensor_parallel or model_gb"
+        require(gpus <= most, f"a replica takes {gpus} GPUs, but {self.instance} has {most}", fix=fix)
         weights, memory = self.weights_gb, gpus * instance.gpu_gb
         what = f"{weights:g} GB of weights do not fit into {gpus} x {instance.gpu_gb:g} GB"
-        require(weights < memory, what, fix="raise tensor_parallel, or take larger GPUs")
+        require(weights < memory, what, fix="raise tensor_parallel, or choose larger GPUs")
         fix = "measure a replica of that size, or set tensor_parallel to the measured number"
-        what = f"the throughput is of {used.gpus} GPUs and a replica takes {gpus}"
+        what = f"the throughput is that of {used.gpus} GPUs, but a replica takes {gpus}"
         require(used.gpus % gpus == 0, what, fix=fix)
 
     @cached_property
@@ -233,7 +233,7 @@ def keys() -> Iterator[tuple[str, str, str, str]]:
 
 
 def default(*, prices_on: date | None = None, throughput: Throughput | None = None) -> CostSettings:
-    """Return the settings of a small service: an 8B on one modelled H100, compared with hosted models of its size.
+    """Return the settings of a small service: an 8B model on one modelled H100, and hosted models of its size.
 
     With a measured `throughput`: on the listed machine nearest to the one on which it was measured.
     """

@@ -120,7 +120,7 @@ class Cluster(Frozen):
         for row in self.rows:
             used = f"gpu: used_gib is {row.used_gib:g} of {min(row.memories_gib):g} GiB: nothing is free"
             require(
-                row.used_gib < min(row.memories_gib), used, fix="stop the process that uses it, or take another GPU"
+                row.used_gib < min(row.memories_gib), used, fix="stop the process that uses it, or choose another GPU"
             )
         count = sum(len(row.memories_gib) * row.nodes for row in self.rows)
         many = f"there are {count:,} GPUs; the audit takes at most {MOST_GPUS:,}"

@@ -271,7 +271,7 @@ def _merged_gpus(content: Mapping[str, Any], options: Mapping[str, Any], default
     rows = gpu if isinstance(gpu, list) else [gpu]
     if not all(isinstance(row, Mapping) for row in rows):
         return {"gpu": rows, **scheduling}
-    several = f"the file has {len(rows)} rows of GPUs: {', '.join(given)} cannot hold for all"
+    several = f"the file has {len(rows)} rows of GPUs: {', '.join(given)} cannot apply to all"
     require(len(rows) == 1 or not given.keys() - {"memory_gib", "used_gib"}, several, fix="change it in the file")
     merged = []
     for row in rows:

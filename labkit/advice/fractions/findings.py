@@ -52,7 +52,7 @@ def gpu_findings(gpu: GpuAudit, replicas: Sequence[Replica], used_bytes: int) ->
             f"{', '.join(parts)}"
         )
         excess = gib(gpu.rest_bytes - gpu.total_bytes)
-        yield Finding("error", subject, text, f"take {excess} less: lower the shares, or move a replica elsewhere")
+        yield Finding("error", subject, text, f"free {excess}: lower the shares, or move a replica to another GPU")
     engines = [replica.name for replica in placed if replica.deployment.is_engine and replica.starts]
     if len(engines) > 1:
         text = f"{len(engines)} engines measure the free memory while they start, and Ray starts replicas concurrently"
@@ -72,7 +72,7 @@ def cluster_findings(cluster: Cluster, packed: Sequence[Replica]) -> Iterator[Fi
         change = "num_gpus: 1 / n, with n replicas on a GPU, leaves nothing to add up; or set scheduling: spread"
         yield Finding("error", "the nodes", text, change)
     for sentence in cluster.unread:
-        yield Finding("unknown", "the file", sentence, "write it into the file, or audit it on its own")
+        yield Finding("unknown", "the file", sentence, "write it into the file, or audit it separately")
     for sentence in cluster.on_cpus:
         yield Finding("note", "the file", sentence, "nothing, if they compute on CPUs")
     if len(cluster.rows) > 1 and cluster.scheduling != "pack":

@@ -115,7 +115,7 @@ def _advice(audit: Audit) -> list[str]:
     if suggestion.deployments:
         return ["Numbers that fit, to deploy in this order:", as_yaml(suggestion.deployments, cluster).rstrip()]
     if suggestion.impossible:
-        remedies = "Take a larger GPU, a shorter max_model_len, or more than one GPU."
+        remedies = "Use a larger GPU, a shorter max_model_len, or more than one GPU."
         return [f"No numbers help: {suggestion.impossible}. {remedies}"]
     nothing = f"No numbers were found for {len(cluster.cards)} of these GPUs"
     if suggestion.gpus_needed:
