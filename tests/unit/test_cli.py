@@ -31,7 +31,8 @@ COMMANDS = {"doctor", "fetch", "select", "simulate", "run", "report", "compare",
             "log", "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
-HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp")
+HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp",
+         "matplotlib")  # fmt: skip
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ def test_the_commands_are_those_that_are_promised(labkit: Labkit) -> None:
     assert listed == COMMANDS
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """Help comes at once because no engine, no numerics and no data library is loaded for it."""
+def test_help_and_doctor_import_nothing_heavy() -> None:
+    """Both come at once because no engine, no numerics and no data library is loaded for them."""
     code = (
         "import sys\nfrom labkit.cli.main import main\n"
-        "for command in ([], ['run'], ['doctor']):\n"
-        " try: main([*command, '--help'])\n"
+        "for command in (['--help'], ['run', '--help'], ['doctor']):\n"
+        " try: main(command)\n"
         " except SystemExit: pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
@@ -77,10 +78,7 @@ BIG = "9" * 5000
 LOAD = "load http://127.0.0.1:9 --model m"
 WRONG = {
     "frobnicate": "No such command",
-    "run --nonsense": "No such option",
     "run 99_nothing": "there is no lab called '99_nothing'",
-    "run --profile tpu": "there is no profile 'tpu'",
-    "run -p nonsense": "LAB.NAME=VALUE",
     "run -p all.nonsense=1": "no lab has a parameter 'nonsense'",
     "run --profile {tmp}/broken.yaml": "not valid YAML",
     "fetch nonsense": "'nonsense' is not an embedded model",
@@ -90,10 +88,6 @@ WRONG = {
     "compare {tmp}/empty {tmp}/empty --json": "0 records",
     "claims {tmp}/nowhere --json": "is not a folder",
     "kv {tmp}/none.json --json": "there is no none.json",
-    "kv nonsense --json": "not an embedded model",
-    "kv {tmp}/config.json --memory lots --json": "'lots' is not a number of bytes",
-    "kv {tmp}/config.json --memory 1 --json": "one block takes",
-    "kv {tmp}/config.json --block-size 0 --json": "block_size is 0",
     "kv {tmp}/config.json --block-size x": "valid integer",
     "log {tmp}/none.log --json": "there is no log file",
     "log {tmp}/empty --json": "there is no log file",
@@ -101,32 +95,24 @@ WRONG = {
     "log {tmp}/config.json --tensor-parallel 0": "greater than or equal to 1",
     "log {tmp}/config.json --model {tmp}/broken.yaml": "broken.yaml",
     "fractions {tmp}/nothing.yaml --json": "there is no file",
-    f"{LOAD} --workload nonsense --json": "no workload 'nonsense'",
     f"{LOAD} --rate 1 --concurrency 2": "concurrency",
     f"{LOAD} --requests 0": "--requests=1 or more",
     f"{LOAD} --requests 1000000000": "the maximum is 100,000",
     f"{LOAD} --warmup 1000000000": "the maximum is 100,000",
     f"{LOAD} --warmup -1": "--warmup=0 or more",
     f"{LOAD} --timeout 0": "--timeout is 0",
-    f"{LOAD} --set prompt_words=1000000000": "too many",
-    f"{LOAD} --set prompt_words=" + "9" * 5000: "too large a number",
-    f"{LOAD} --workload file --set path=/dev/zero": "not a regular file",
     f"{LOAD} --workload mooncake --set path=/dev/zero": "not a regular file",
     f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
     f"{LOAD} --api-key a\x01b": "line break",
     f"{LOAD} --api embeddings": "completions",
     f"{LOAD} --ramp-from 2": "where the ramp ends",
-    f"{LOAD} --sweep users=1,2,3": "not 'users'",
     f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
     f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out",
     f"{LOAD} --slo ttft_s=1": "add --sweep",
     f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
     f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "ttft_s is 'fast'",
-    "load http://127.0.0.1:99999 --model m": "Port out of range",
     "load http://me:secret@127.0.0.1:port --model m": "cannot be read",
     f"{LOAD} --set nonsense": "KEY=VALUE",
-    f"{LOAD} --set nonsense=1": "no option 'nonsense'",
-    "load nonsense --model m": "nonsense",
     "load http://127.0.0.1:9": "--model",
     "serve tgi": "no server called 'tgi'",
     "serve vllm --port 0": "port 0",
@@ -136,13 +122,11 @@ WRONG = {
     "serve vllm --tensor-parallel 2": "--tensor-parallel is for modelled cards",
     "serve vllm --gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
     "serve vllm --gpu-memory-share nan": "gpu_memory_share is nan",
-    "serve vllm --gpu-memory-share 5": "gpu_memory_share is 5.0",
     "run 00 --ray 127.0.0.1:99999": "not an address of a Ray cluster",
     "run 00 --out {tmp}/loop/run": "Symlink loop",
     "run 00 --out ~nobody-of-that-name/run": "home directory",
     "report {tmp}/loop": "is not a folder",
     f"run 00 --out {{tmp}}/{BIG}": "File name too long",
-    f"run --profile {BIG}": "File name too long",
     f"claims {BIG}": "File name too long",
     f"run 00 -p 00.seed={BIG}": "it must be an int",
     f"run 01 -p 01.concurrencies=[{BIG}]": "it must be a list of ints",
@@ -236,18 +220,12 @@ def test_log(labkit: Labkit, tmp_path: Path) -> None:
     assert json.loads(piped.stdout) == found
     (tmp_path / "empty.log").touch()
     assert "in 0 lines" in labkit("log", tmp_path / "empty.log").stderr
-    assert "Example: labkit log" in labkit("log", "--help").stdout
 
 
-def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Labkit, config: Path) -> None:
-    """2 x layers x KV heads x head_dim x bytes a token; whole blocks; the lines show the same numbers."""
-    found = labkit("kv", config, "--memory", "1MiB", "--block-size", "16", "--json").json
-    per_token = 2 * 2 * 2 * 8 * 2
-    assert (found["bytes_per_token"], found["bytes_per_block"]) == (per_token, 16 * per_token)
-    assert found["blocks"] == 2**20 // (16 * per_token)
-    assert found["tokens"] == found["blocks"] * 16
-    words = labkit("kv", config, "--memory", "1MiB", "--block-size", "16").stdout
-    assert f"{found['tokens']:,} tokens" in words
+def test_kv_says_the_same_in_words(labkit: Labkit, config: Path) -> None:
+    """The lines have the numbers of the object, whose values test_kv_cases.py checks."""
+    asked = ("kv", config, "--memory", "1MiB", "--block-size", "16")
+    assert f"{labkit(*asked, '--json').json['tokens']:,} tokens" in labkit(*asked).stdout
 
 
 def test_load_has_its_keys(labkit: Labkit) -> None:
@@ -375,8 +353,6 @@ def test_a_day_of_notebooks_is_one_ledger_and_one_report(labkit: Labkit, tmp_pat
     other = tmp_path / "other.html"
     assert labkit("report", tmp_path / "a", "--out", other).stdout.strip() == str(other)
     assert other.exists()
-    ended = labkit("claims", tmp_path / "c")
-    assert (ended.code, "holds 0 records" in ended.stderr) == (2, True)
 
 
 def test_a_corrupt_record_is_bad_input_where_it_decides(labkit: Labkit, tmp_path: Path) -> None:
@@ -508,16 +484,6 @@ def test_settings_have_the_type_that_they_look_like() -> None:
     """Numbers, booleans, text and an equals sign inside a value."""
     parsed = parse_settings(["n=3", "share=0.5", "on=true", "path=a=b", "prefix-words=4"])
     assert parsed == {"n": 3, "share": 0.5, "on": True, "path": "a=b", "prefix_words": 4}
-    doubling = "".join(f"&a{n} [*a{n - 1}, *a{n - 1}], " for n in range(1, 30))
-    bombs = {
-        "n=" + "9" * 5000: "too large a number",
-        "n=" + "[" * 100_000: "nested",
-        f"n=[&a0 [x, x], {doubling}]": "more than",
-        "day=2026-99-99": "month",
-    }
-    for bomb, said in bombs.items():
-        with pytest.raises(UsageError, match=said):
-            parse_settings([bomb])
 
 
 def test_a_missing_package_is_named_with_what_installs_it(

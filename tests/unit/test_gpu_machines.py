@@ -135,9 +135,10 @@ def run(command: list[str], library: Path, variables: dict[str, str], *, vllm: s
     return found
 
 
-def lab_states(found: dict[str, Any]) -> set[tuple[str, str]]:
-    """(state, reason) of the labs that start an engine and need little memory."""
-    return {(lab["runs"], lab["reason"]) for lab in found["labs"] if lab["name"] in ENGINE_LABS}
+def lab_states(found: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """(state, reason, fix) of the labs that start an engine and need little memory; those without an engine run."""
+    assert {lab["runs"] for lab in found["labs"] if LABS[lab["name"]].engine == "none"} == {"yes"}
+    return {(lab["runs"], lab["reason"], lab["fix"]) for lab in found["labs"] if lab["name"] in ENGINE_LABS}
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -153,10 +154,10 @@ def test_gpu_machine(card: Card, library: Path) -> None:
         failed = check[card.problem]
         assert (failed["state"], card.fix in failed["fix"]) == ("problem", True)
         assert failed["found"].startswith(card.reason)
-        assert lab_states(found) == {("no", failed["found"])}
+        assert lab_states(found) == {("no", failed["found"], failed["fix"])}
     else:
         assert {check[topic]["state"] for topic in ("GPU", "GPU driver", "GPU capability", "C compiler")} == {"ok"}
-        assert lab_states(found) == {("yes", "")}
+        assert lab_states(found) == {("yes", "", "")}
     choice = run(["-c", CHOICE], library, card.nvml)
     assert (choice["stack"], choice["gpus"]) == (card.stack, card.nvml["NAME"].split(";"))
     lines = choice["reason"].splitlines()
@@ -175,7 +176,7 @@ def test_cpu_build_on_a_gpu_machine(card: Card, library: Path) -> None:
     found = run(DOCTOR, library, card.nvml, vllm="0.32.0+cpu")
     assert found["gpus"] == []
     assert found["gpu_reason"].startswith("the installed vLLM is the CPU build (make STACK=cpu): the GPU ")
-    assert {runs for runs, _ in lab_states(found)} == {"small"}
+    assert {runs for runs, *_ in lab_states(found)} == {"small"}
     check = found["checks"]["GPU"]
     assert check["state"] == "note"
     assert check["found"].startswith(f"{card.gpus}, driver ")
