@@ -19,6 +19,7 @@ from labkit.theory.kv_size import (
     describe,
     start_in_turn,
 )
+from tests.unit.refusals import not_refused
 
 SMOLLM2 = Architecture(
     model_type="llama",
@@ -143,20 +144,12 @@ def test_notes_name_what_the_numbers_omit() -> None:
 
 
 def test_bad_input_names_the_number() -> None:
-    """Each wrong number is a usage error with its value; an encoder is refused by its type."""
-    wrong = {
-        "memory_bytes is 0": {"memory_bytes": 0},
-        "memory_bytes is 1,000; one block takes 368,640": {"memory_bytes": 1000},
-        "block_size is -1": {"block_size": -1},
-        "max_model_len is 0": {"max_model_len": 0},
-        "tensor_parallel is 0": {"tensor_parallel": 0},
-        "kv_dtype_bytes is 0": {"kv_dtype_bytes": 0},
-    }
-    for message, change in wrong.items():
-        with pytest.raises(UsageError, match=message):
-            describe(SMOLLM2, **{"memory_bytes": GIB, "block_size": 16, **change})
-    with pytest.raises(UsageError, match="type llama is an encoder"):
-        describe(replace(SMOLLM2, no_kv_cache="an encoder"), memory_bytes=GIB, block_size=16)
+    """Each wrong number is a usage error with its value."""
+    room = {"memory_bytes": GIB, "block_size": 16}
+    names = ("memory_bytes", "max_model_len", "tensor_parallel", "kv_dtype_bytes")
+    zero = [({name: 0}, f"{name} is 0") for name in names]
+    more = [({"memory_bytes": 1000}, "memory_bytes is 1,000; one block takes 368,640"), ({"block_size": -1}, "is -1")]
+    assert not_refused(lambda change: describe(SMOLLM2, **{**room, **change}), [*zero, *more]) == []
 
 
 def test_a_block_size_that_the_backend_refuses() -> None:
@@ -213,6 +206,9 @@ def test_budgets_never_exceed_the_gpu(engines: list[EngineShare], total: int) ->
 
 def test_no_share() -> None:
     """A share is above zero and at most one, as in vLLM; sizes are not negative."""
-    for share, weights, says in ((0, 1, "not a"), (-0.1, 1, "not a"), (1.01, 1, "not a"), (0.5, -1, "_bytes is -1")):
-        with pytest.raises(UsageError, match=says):
-            start_in_turn([EngineShare(utilization=share, weights_bytes=weights)], total_bytes=GIB)
+    bad = [((0, 1), "not a"), ((-0.1, 1), "not a"), ((1.01, 1), "not a"), ((0.5, -1), "_bytes is -1")]
+
+    def start(engine: tuple[float, int]) -> object:
+        return start_in_turn([EngineShare(utilization=engine[0], weights_bytes=engine[1])], total_bytes=GIB)
+
+    assert not_refused(start, bad) == []
