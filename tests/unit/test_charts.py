@@ -158,11 +158,8 @@ NOTHING: list[Callable[[], Any]] = [
     lambda: charts.stacked_bars({}, unit="GiB", **T),
     lambda: charts.stacked_bars({"a": [("b", -1.0)]}, unit="GiB", **T),
     lambda: charts.prefix_blocks({}, block_size=32, **T),
-    lambda: charts.prefix_blocks({"a": []}, block_size=32, **T),
     lambda: charts.computed_and_measured([], MEASURED, **AXES),
-    lambda: charts.computed_and_measured(COMPUTED, [], **AXES),
     lambda: charts.scaling_timeline(**{**LOAD, "replicas": []}, **T),
-    lambda: charts.scaling_timeline(**{**LOAD, "latencies": []}, **T),
 ]
 
 
