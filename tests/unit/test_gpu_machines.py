@@ -55,7 +55,9 @@ def nvml(name: str, mib: str, capability: str, **more: str) -> dict[str, str]:
 
 OLD_550 = {"DRIVER": "550.54.15", "CUDA": "12040"}
 CARDS = {
-    "T4": Card(nvml=nvml("Tesla T4", "15360", "7.5"), gpus="1 x Tesla T4 (15 GiB)"),
+    "T4 in use": Card(
+        nvml=nvml("Tesla T4", "15360", "7.5", USED_MIB="10752"), gpus="1 x Tesla T4 (15 GiB)", free_gib=(4.5,)
+    ),
     "V100, driver 550": Card(
         nvml=nvml("Tesla V100-SXM2-16GB", "16384", "7.0", **OLD_550),
         gpus="1 x Tesla V100-SXM2-16GB (16 GiB)",
@@ -64,7 +66,6 @@ CARDS = {
         reason="Tesla V100-SXM2-16GB has compute capability 7.0; the CUDA stack needs 7.5",
         fix="make STACK=cpu",
     ),
-    "H200": Card(nvml=nvml("NVIDIA H200", "143771", "9.0"), gpus="1 x NVIDIA H200 (140 GiB)"),
     "H100, driver 570": Card(
         nvml=nvml("NVIDIA H100 80GB HBM3", "81559", "9.0", DRIVER="570.86.10", CUDA="12080"),
         gpus="1 x NVIDIA H100 80GB HBM3 (80 GiB)",
@@ -97,11 +98,6 @@ CARDS = {
         nvml=nvml("NVIDIA A100-SXM4-80GB", "81920", "8.0", MIG="2"),
         gpus="2 x NVIDIA A100-SXM4-80GB MIG (40 GiB)",
         free_gib=(40.0, 40.0),
-    ),
-    "4090 in use": Card(
-        nvml=nvml("NVIDIA GeForce RTX 4090", "24564", "8.9", USED_MIB="20000"),
-        gpus="1 x NVIDIA GeForce RTX 4090 (24 GiB)",
-        free_gib=(4.5,),
     ),
 }
 
