@@ -29,21 +29,10 @@ from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 CAPTION = "2 CPUs (a model), 24 GiB, no GPU"
 
 
-def record(
-    index: int = 0, *, due: float = 0.0, waits: float = 0.0, gaps: tuple[float, ...] = (0.4, 0.1, 0.3), **other: Any
-) -> RequestRecord:
-    """A request whose chunks come after the given gaps, the first of which is its TTFT."""
-    start = due + waits
-    times = tuple(start + sum(gaps[: n + 1]) for n in range(len(gaps)))
-    known = {"input_tokens": 8, "output_tokens": 2 * len(gaps), "outcome": Outcome.OK, **other}
-    return RequestRecord(
-        index=index,
-        scheduled_s=due,
-        started_s=start,
-        chunk_times_s=times,
-        finished_s=(times[-1] if times else start) + 0.001,
-        **known,
-    )
+def record(gaps: tuple[float, ...] = (0.4, 0.1, 0.3), outcome: Outcome = Outcome.OK) -> RequestRecord:
+    """A request whose chunks, of two tokens each, come after the given gaps, the first of which is its TTFT."""
+    times = tuple(accumulate(gaps))
+    return RequestRecord(0, 0.0, 0.0, times, max(times, default=0.0) + 0.001, 8, 2 * len(gaps), outcome)
 
 
 def memory(policy: Policy = Policy.PAGED, *, block_size: int = 16, tokens: int = 128) -> list[MemorySnapshot]:
@@ -119,10 +108,7 @@ def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]
         assert chart == draw()
 
 
-LABELS = {
-    "bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"],
-    "loads": ["your guess: 120 tok/s"],
-}
+LABELS = {"bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"], "loads": ["your guess: 120 tok/s"]}
 DESCRIPTIONS = {
     "streams": ["chunks of long: 2"],
     "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
@@ -289,7 +275,7 @@ def test_labels_of_a_tradeoff_never_overlap(points: list[tuple[float, int]]) -> 
             assert apart >= (len(left.label) + len(right.label)) / 2 * LETTER
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6), st.integers(1, 8))
 def test_a_prompt_is_drawn_whole_and_found_as_the_cache_finds(prompts: list[list[int]], block_size: int) -> None:
     """Pieces cover each prompt without a gap; the blocks drawn as found are those of an earlier prompt's beginning."""

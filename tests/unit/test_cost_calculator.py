@@ -166,7 +166,7 @@ three_apis = questions.map(lambda config: config.changed(api=START.api))
 
 
 @given(three_apis)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_break_even_chart_lies_on_the_curves(config: costs.CostSettings) -> None:
     """Every point of the staircase and of each line equals the answer, inside an ordered domain."""
     result = costs.calculate(config)
@@ -201,7 +201,7 @@ def test_charts_are_drawn_with_what_they_say() -> None:
 
 
 @given(three_apis)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_hosting_that_never_pays_is_nowhere_drawn_below_the_api(config: costs.CostSettings) -> None:
     """The curve of the busy share ends where peaks and buffer end it, and not at machines that are always busy."""
     config = config.changed(hours_per_day=24.0, engineering_hours_per_month=0)

@@ -250,7 +250,7 @@ def test_a_flip_flips() -> None:
 
 
 @given(st.sampled_from(["a100-80", "h100-sxm", "h200", "b200"]), st.integers(100, 4000), st.integers(10, 500))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_modelled_throughput_has_the_models_error_as_its_interval(card: str, read: int, written: int) -> None:
     """The formula is within fit_error of every point; the interval includes the value; cached input takes no time."""
     (replica,) = (row for row in modelled_replicas("llama-3.1-8b") if row.card == card)
@@ -302,7 +302,6 @@ def test_the_interval_is_carried_from_throughput_to_price(rate: float, down: flo
     least=st.integers(1, 4),
     per_token=st.fractions(Fraction(1, 10), 40, max_denominator=20),
 )
-@settings(deadline=None)
 def test_the_first_crossing_and_the_last_against_a_walk_along_the_curve(
     fixed: int, price: int, storage: int, steps: list[tuple[int, int]], least: int, per_token: Fraction
 ) -> None:

@@ -1,4 +1,4 @@
-"""What doctor says of invented machines, and that it says it without loading an engine."""
+"""What doctor says of invented machines."""
 
 import io
 import json
@@ -10,7 +10,6 @@ from rich.console import Console
 
 from labkit import models
 from labkit.cuda import Need
-from labkit.errors import UsageError
 from labkit.labs import LABS
 from labkit.workshop import doctor
 from labkit.workshop.doctor import Doctor, examine
@@ -112,26 +111,6 @@ def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
         assert [name for name, lab in found.labs.items() if lab.runs != "yes" and not (lab.fix and lab.reason)] == []
         on_engines = {lab.runs for name, lab in found.labs.items() if LABS[name].engine != "none"}
         assert (found.ok, on_engines == {"small"}) == ((machine is not small),) * 2
-
-
-def test_a_model_counts_as_ready_only_when_complete(tmp_path: Path) -> None:
-    """A folder without its manifest, as a broken fetch would leave it, is not called ready."""
-    folder = models.cached(models.EMBEDDING)
-    assert tmp_path in folder.parents
-    folder.mkdir(parents=True)
-    assert check(examine(machine=BARE), f"model {models.EMBEDDING}").fix.startswith("labkit fetch")
-    (folder / "config.json").write_text("{}")
-    entry = {"bytes": 2, "sha256": "irrelevant to doctor"}
-    (folder / "serving-lab.json").write_text(json.dumps({"config.json": entry}))
-    assert check(examine(machine=BARE), f"model {models.EMBEDDING}").state == "ok"
-
-
-def test_only_the_labs_asked_for() -> None:
-    """Names, or their numbers, choose the labs; an unknown one is a usage error."""
-    first = next(iter(LABS))
-    assert list(examine(labs=[first], machine=BARE).labs) == [first]
-    with pytest.raises(UsageError, match="99_nothing"):
-        examine(labs=["99_nothing"], machine=BARE)
 
 
 def test_the_table_speaks_in_words() -> None:

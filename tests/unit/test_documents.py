@@ -8,16 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course.page_prompts import (
-    Document,
-    check_pages,
-    load_documents,
-    pages_with_questions,
-)
+from course.page_prompts import Document, check_pages, load_documents, pages_with_questions
 from labkit.errors import UsageError
 from tests.unit.refusals import not_refused
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 DOCUMENTS = load_documents()
 
 

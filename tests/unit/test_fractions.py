@@ -16,7 +16,7 @@ from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
 from tests.unit.synthetic import CONFIG, GIB
 
-quick = settings(max_examples=120, deadline=None)
+quick = settings(max_examples=120)
 EXAMPLE = """
 gpu: {memory_gib: 80, count: 1}
 deployments:

@@ -250,7 +250,7 @@ JSON = st.recursive(
 
 
 @given(body=JSON | st.binary(max_size=40), path=st.sampled_from(["", COMPLETIONS, CHAT]))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_sent_is_a_row_or_a_refusal(worker: Worker, body: Any, path: str) -> None:
     """Any JSON value and any bytes are a request within the limits, or a 4xx with a reason that JSON can hold."""
     refusal: Any = None

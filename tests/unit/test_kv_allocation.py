@@ -21,7 +21,7 @@ from labkit.theory.kv_allocation import (
     worst_empty_tokens,
 )
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 BLOCK, MAX_LEN = 4, 16  # MAX_LEN is a multiple of BLOCK, as the comparison of policies needs
 SEQUENCES = st.lists(
     st.builds(
@@ -105,7 +105,7 @@ def naive(sequences: list[TokenSequence], policy: Policy, capacity: int, most: i
     return log
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sequences=SEQUENCES, capacity=CAPACITY, policy=st.sampled_from(Policy), most=st.sampled_from([1, 3, 256]))
 def test_the_model_is_the_cell_by_cell_one(
     policy: Policy, sequences: list[TokenSequence], capacity: int, most: int

@@ -203,7 +203,7 @@ ODD = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(beside=st.dictionaries(st.sampled_from([*FIELDS, *TEXT_CONFIGS, "rope_scaling", "dtype"]), ODD, max_size=4))
 def test_odd_fields_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Any]) -> None:
     """With any value of a field, the answer is a plan or a ConfigError."""

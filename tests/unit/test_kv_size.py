@@ -35,8 +35,7 @@ LLAMA_8B = replace(SMOLLM2, layers=32, attention_heads=32, kv_heads=8, head_dim=
 MISTRAL_V01 = replace(LLAMA_8B, model_type="mistral", sliding_window=4096, max_positions=32768)
 OPT_13B = replace(SMOLLM2, layers=40, attention_heads=40, kv_heads=40, head_dim=128, hidden_size=5120)
 GIB = 2**30
-# A deadline would test how busy the machine is.
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def test_plans_are_those_that_the_engine_reports() -> None:
