@@ -274,27 +274,19 @@ def test_a_wrong_profile_is_refused(tmp_path: Path) -> None:
     assert not_refused(lambda setting: parse_overrides(setting, synthetic.LABS), settings) == []
 
 
-def test_readiness_has_a_reason_and_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lab runs, runs small or does not; whenever it is not a plain yes, reason and fix are given."""
+def test_a_lab_that_cannot_run_has_a_reason_and_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its engine, its GPU, its memory or its Java; test_gpu_machines.py has the machines on which labs run."""
     monkeypatch.setattr(labs, "java", lambda: (None, "no java on PATH"))
     plain = labs.find_lab(FIRST).model_copy(update={"needs": labs.Needs(), "engine": "vllm"})
-    gpu, memory, java = (
-        plain.model_copy(update={"needs": needs})
-        for needs in (labs.Needs(gpu=True), labs.Needs(memory_gib=5), labs.Needs(java=True))
-    )
-    here, vllm = synthetic.machine(), {"vllm": "1"}
-    for lab, machine, versions, runs, says in (
-        (plain, synthetic.machine(gpu_gib=80), vllm, "yes", ""),
-        (plain, here, vllm, "small", synthetic.NO_GPU),
-        (plain, here, {}, "no", "vllm not installed"),
-        (gpu, here, vllm, "no", synthetic.NO_GPU),
-        (memory, synthetic.machine(memory_gib=3), vllm, "no", "5 GiB of memory and 3.0 of 32.0"),
-        (java, here, vllm, "no", "no java on PATH"),
-        (KINDS, here, {}, "yes", ""),
+    here, vllm = synthetic.machine(memory_gib=3), {"vllm": "1"}
+    for needs, versions, says in (
+        (labs.Needs(), {}, "vllm not installed"),
+        (labs.Needs(gpu=True), vllm, synthetic.NO_GPU),
+        (labs.Needs(memory_gib=5), vllm, "5 GiB of memory and 3.0 of 32.0"),
+        (labs.Needs(java=True), vllm, "no java on PATH"),
     ):
-        found = labs.readiness(lab, machine, versions)
-        assert (found.runs, says in found.reason) == (runs, True)
-        assert bool(found.reason) == bool(found.fix) == (runs != "yes")
+        found = labs.readiness(plain.model_copy(update={"needs": needs}), here, versions)
+        assert (found.runs, says in found.reason, bool(found.fix)) == ("no", True, True)
 
 
 def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
