@@ -1,4 +1,4 @@
-"""Machines, labs and a model that do not exist, for the tests of course, runner, report and command line."""
+"""Machines and labs that do not exist, for the tests of course, runner, report and command line."""
 
 from pathlib import Path
 
@@ -9,9 +9,6 @@ GIB = 2**30
 ROOT = Path(__file__).parent / "labs"
 LABS = load_labs(ROOT / "data" / "labs.yaml")
 NO_GPU = "no NVIDIA driver here"
-CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
-          "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
-"""The config.json of a small model."""
 
 
 def machine(*, memory_gib: float = 16, gpu_gib: float = 0, gpu_free_gib: float | None = None) -> Machine:

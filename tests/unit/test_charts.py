@@ -29,10 +29,12 @@ from tests.unit.chart_drill import assert_draws_and_says_what_it_is
 CAPTION = "2 CPUs (a model), 24 GiB, no GPU"
 
 
-def record(gaps: tuple[float, ...] = (0.4, 0.1, 0.3), outcome: Outcome = Outcome.OK) -> RequestRecord:
+def record(
+    index: int = 0, *, gaps: tuple[float, ...] = (0.4, 0.1, 0.3), outcome: Outcome = Outcome.OK
+) -> RequestRecord:
     """A request whose chunks, of two tokens each, come after the given gaps, the first of which is its TTFT."""
     times = tuple(accumulate(gaps))
-    return RequestRecord(0, 0.0, 0.0, times, max(times, default=0.0) + 0.001, 8, 2 * len(gaps), outcome)
+    return RequestRecord(index, 0.0, 0.0, times, max(times, default=0.0) + 0.001, 8, 2 * len(gaps), outcome)
 
 
 def memory(policy: Policy = Policy.PAGED, *, block_size: int = 16, tokens: int = 128) -> list[MemorySnapshot]:

@@ -29,6 +29,8 @@ from tests.unit.stub_server import MODEL, serving
 ROOT = Path(__file__).parents[2]
 COMMANDS = {"doctor", "fetch", "select", "simulate", "run", "report", "compare", "claims", "kv", "cost", "fractions",
             "log", "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
+CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+          "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
 HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp",
          "matplotlib")  # fmt: skip
 
@@ -37,7 +39,7 @@ HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermil
 def config(tmp_path: Path) -> Path:
     """The config.json of a small model."""
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(synthetic.CONFIG))
+    file.write_text(json.dumps(CONFIG))
     return file
 
 

@@ -53,7 +53,7 @@ def test_every_field_asks_what_the_function_asks() -> None:
         "hourly_load": "office", "engineering_hours_per_month": 99.0, "engineer_usd_per_hour": 55.0,
         "paid_hours_per_day": 24.0,
     }  # fmt: skip
-    settings: dict[str, dict[str, object]] = {
+    other_names: dict[str, dict[str, object]] = {
         "volume": {"requests_per_s": 8},
         "tokens_per_s": {"throughput_tokens_per_s": 900},
         "counts": {"throughput_tokens_per_s": 500, "throughput_counts": "total"},
@@ -61,7 +61,7 @@ def test_every_field_asks_what_the_function_asks() -> None:
     for field, value in changes.items():
         calculator = CostCalculator(START)
         calculator.fields[field].value = value
-        asked = costs.settings_from(settings.get(field, {field: value}), START)
+        asked = costs.settings_from(other_names.get(field, {field: value}), START)
         assert calculator.result == costs.calculate(asked), field
         assert json.loads(calculator.state) == calculator.settings.to_dict()
         assert "alert" not in calculator.message.value

@@ -551,8 +551,8 @@ def test_a_file_without_a_measurement_is_refused_and_skipped_in_a_folder(tmp_pat
         {"error": "unknown"}, {"error": {"tpot": 0.3}}, {"error": {"tpot": {"worst": -2}}}, {"replicas": None},
         {"tensor_parallel": "two"}, {"tensor_parallel": 0}, {"gpu": ["h200"]},
     ]  # fmt: skip
-    trees = (json.dumps(tree) for tree in (*incomplete, *({**SIMULATION, **change} for change in wrong)))
-    others = ("", "[]", "{", "[" * 100_000, '{"output_throughput": "fast"}', '{"lab": "x"}', "\x00")
+    trees = [json.dumps(tree) for tree in (*incomplete, *({**SIMULATION, **change} for change in wrong))]
+    others = ["", "[]", "{", "[" * 100_000, '{"output_throughput": "fast"}', '{"lab": "x"}', "\x00"]
     for says, contents in ((f"{path} is not valid", trees), (str(path), others)):
         for content in contents:
             path.write_text(content)

@@ -301,7 +301,12 @@ def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: 
         data_path("labs.yaml")
 
 
-PARAMETERS = read_defaults(root() / "notebooks" / f"{FIRST}.ipynb") | {"seed": 3, "out_dir": ""}
+def parameters_of(name: str) -> dict[str, Any]:
+    """A lab's parameters as its notebook assigns them."""
+    return read_defaults(root() / "notebooks" / labs.find_lab(name).notebook)
+
+
+PARAMETERS = parameters_of(FIRST) | {"seed": 3}
 
 
 def test_a_session_records_everything_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,10 @@ def test_one_run_is_shown_without_a_click(explorer: Explorer[int, int]) -> None:
 def test_a_move_runs_once_and_replaces_chart_and_line(explorer: Explorer[int, int]) -> None:
     """While the experiment runs, the line names the value and the picture is dimmed."""
     said: list[tuple[str, bool]] = []
-    dimmed = lambda: "labkit-running" in explorer.picture._dom_classes  # noqa: E731
+
+    def dimmed() -> bool:
+        return "labkit-running" in explorer.picture._dom_classes
+
     explorer.line.observe(lambda change: said.append((change["new"], dimmed())), names="value")
     explorer.slider.value = 512
     (running, _), (done, still_dimmed) = said

@@ -14,7 +14,8 @@ from labkit.advice import fractions as auditor
 from labkit.advice.fractions import Cluster, Deployment, Gpus
 from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
-from tests.unit.synthetic import CONFIG, GIB
+from tests.unit.synthetic import GIB
+from tests.unit.test_cli import CONFIG
 
 quick = settings(max_examples=120)
 EXAMPLE = """

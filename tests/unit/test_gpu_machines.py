@@ -66,6 +66,7 @@ CARDS = {
         reason="Tesla V100-SXM2-16GB has compute capability 7.0; the CUDA stack needs 7.5",
         fix="make STACK=cpu",
     ),
+    "H200": Card(nvml=nvml("NVIDIA H200", "143771", "9.0"), gpus="1 x NVIDIA H200 (140 GiB)"),
     "H100, driver 570": Card(
         nvml=nvml("NVIDIA H100 80GB HBM3", "81559", "9.0", DRIVER="570.86.10", CUDA="12080"),
         gpus="1 x NVIDIA H100 80GB HBM3 (80 GiB)",

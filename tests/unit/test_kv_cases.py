@@ -134,7 +134,8 @@ def test_layers_and_heads_are_told_by_their_fields() -> None:
         known = from_config({**PLAIN, **beside}, parameters=None)
         windows = sum(layers.count for layers in known.storing_layers if layers.window)
         found = (bytes_per_token(known), windows, window_bytes(known) > 0)
-        wrong |= {name: found} if found != (per_token, windowed, windowed > 0) else {}
+        if found != (per_token, windowed, windowed > 0):
+            wrong[name] = found
     assert wrong == {}
 
 
