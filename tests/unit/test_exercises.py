@@ -219,6 +219,12 @@ def test_an_answer_that_is_nearly_right_does_not_pass() -> None:
     def eligible(in_flight: list[int], most: int) -> list[int]:
         return [n for n, running in enumerate(in_flight) if running <= most]
 
+    def last_of_equals(cached: list[int], running: list[int]) -> int:
+        return max(eligible(running, min(running) + 8), key=lambda n: (cached[n], -running[n], n))
+
+    def without_a_remainder(n: int, size: int, delay: float, fixed: float, row: float) -> float:
+        return min(n, size) / ((delay if n % size else 0) + fixed + row * min(n, size))
+
     def within_nine(request: Any, replicas: list[Any]) -> int:
         running = [replica.in_flight for replica in replicas]
         open_to = eligible(running, min(running) + 9)
@@ -238,19 +244,10 @@ def test_an_answer_that_is_nearly_right_does_not_pass() -> None:
         ("08.retire", no_start),
         ("01.tokens_per_second", lambda outputs, seconds: round(sum(len(o.token_ids) for o in outputs) / seconds)),
         ("03.route", lambda cached, running: max(eligible(running, 8), key=lambda n: (cached[n], -running[n]))),
-        (
-            "03.route",
-            lambda cached, running: max(eligible(running, min(running) + 8), key=lambda n: (cached[n], -running[n], n)),
-        ),
+        ("03.route", last_of_equals),
         ("07.handler", NoTexts),
-        (
-            "07.throughput",
-            lambda n, size, delay, fixed, row: min(n, size) / ((delay if n % size else 0) + fixed + row * min(n, size)),
-        ),
-        (
-            "08.ready",
-            lambda model: sum(w["status"] == "READY" for w in model["workers"]) == max(1, model["minWorkers"]),
-        ),
+        ("07.throughput", without_a_remainder),
+        ("08.ready", lambda model: lab_08._up(model).count(True) == max(1, model["minWorkers"])),
         ("08.ready", lambda model: model["workers"] != [] and lab_08._up(model).count(True) >= model["minWorkers"]),
         ("12.router", within_nine),
     ]
@@ -325,15 +322,8 @@ def test_a_choice_is_read_in_any_writing_and_every_wrong_decision_is_told() -> N
     right, every = choice.reference({}), {option.code for option in choice.options}
     first, *others = sorted(right)
     joined = " ".join(right)
-    for answer in (
-        [joined],
-        joined,
-        joined.lower().replace(" ", ","),
-        "".join(right),
-        f"{', '.join(others)} and {first}",
-        right,
-    ):
-        assert choice.judge(answer).passed
+    written = [joined, joined.lower().replace(" ", ","), "".join(right), f"{', '.join(others)} and {first}"]
+    assert [answer for answer in (*written, [joined], right) if not choice.judge(answer).passed] == []
     assert ", ".join(sorted(every)) in choice.judge("X").diagnosis
     result = choice.judge({*others[1:], min(every - right)})
     assert (len(result.misconceptions), result.diagnosis.count("\n\n")) == (3, 2)

@@ -160,26 +160,6 @@ def test_a_block_size_that_the_backend_refuses() -> None:
         check_block_size(64, gpu=gpu)
 
 
-def test_two_engines_get_half_each_and_less_together() -> None:
-    """Two engines each load their weights, so together they have less cache than one with the whole share, and none if
-    the weights fill the share."""
-
-    def cache_gib(*shares: float) -> list[float]:
-        engines = [EngineShare(utilization=share, weights_bytes=15 * GIB, other_bytes=3 * GIB) for share in shares]
-        return [budget.kv_bytes / GIB for budget in start_in_turn(engines, total_bytes=80 * GIB)]
-
-    assert (cache_gib(0.45, 0.45), cache_gib(0.9), cache_gib(0.225)) == ([18, 18], [54], [0])
-
-
-def test_a_second_engine_at_nine_tenths_is_refused() -> None:
-    """vLLM compares the share with the memory free at that moment; a refused engine takes none from later ones."""
-    large = EngineShare(utilization=0.9, weights_bytes=15 * GIB)
-    small = EngineShare(utilization=0.1, weights_bytes=GIB)
-    budgets = start_in_turn([large, large, small], total_bytes=80 * GIB)
-    assert [bool(budget.refused) for budget in budgets] == [False, True, False]
-    assert [budget.free_bytes / GIB for budget in budgets] == [80, 8, 8]
-
-
 @quick
 @given(
     st.lists(
@@ -193,14 +173,17 @@ def test_a_second_engine_at_nine_tenths_is_refused() -> None:
     ),
     st.integers(GIB, 192 * GIB),
 )
-def test_budgets_never_exceed_the_gpu(engines: list[EngineShare], total: int) -> None:
-    """All started engines together fit the GPU; each cache is its share minus weights and other memory."""
-    budgets = start_in_turn(engines, total_bytes=total)
-    assert sum(budget.requested_bytes for budget in budgets if not budget.refused) <= total
-    for budget, engine in zip(budgets, engines, strict=True):
+def test_an_engine_starts_while_its_share_is_free(engines: list[EngineShare], total: int) -> None:
+    """As in vLLM the share has to be free at that moment, and the cache is what weights and other memory leave of it;
+    an engine that is refused takes nothing from later ones."""
+    free = total
+    for engine, budget in zip(engines, start_in_turn(engines, total_bytes=total), strict=True):
+        assert budget.requested_bytes == pytest.approx(engine.utilization * total, abs=1)
         rest = budget.requested_bytes - engine.weights_bytes - engine.other_bytes
-        assert budget.kv_bytes == (0 if budget.refused else rest)
-        assert (budget.kv_bytes > 0) != bool(budget.refused)
+        starts = budget.requested_bytes <= free and rest > 0
+        assert (budget.free_bytes, bool(budget.refused)) == (free, not starts)
+        assert budget.kv_bytes == (rest if starts else 0)
+        free -= budget.requested_bytes if starts else 0
 
 
 def test_no_share() -> None:
