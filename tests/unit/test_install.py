@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -42,17 +41,27 @@ def test_platform() -> None:
         assert f"This is {system} on {processor}" in install.platform_problem((3, 11), system, processor)
 
 
+SMI = """
+IFS=,
+for field in ${1#--query-gpu=}; do
+  case $field in driver_version) v=580.95.05;; compute_cap) v=8.9;; name) v="NVIDIA L4";; esac
+  row=${row:+$row, }$v
+done
+echo "$row"
+echo "580.95.05, [N/A], NVIDIA X, Y"
+"""
+
+
 def test_nvidia_smi_is_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the driver's library (which test_gpu_machines.py asks) nvidia-smi is, which does not report the CUDA
     version; an answer that lists no GPU, a failure, and no nvidia-smi mean that there is none."""
     monkeypatch.setattr("ctypes.CDLL", Mock(side_effect=OSError))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert install.find_gpus() == ()
-    listed = "echo '580.95.05, 8.9, NVIDIA L4'; echo '580.95.05, [N/A], NVIDIA X, Y'"
     for script, gpus in {
-        listed: (replace(L4, cuda_driver=0), install.Gpu(1, "NVIDIA X, Y", "580.95.05")),
+        SMI: (replace(L4, cuda_driver=0), install.Gpu(1, "NVIDIA X, Y", "580.95.05")),
         "echo 'No devices were found'": (),
-        f"{listed}; exit 9": (),
+        f"{SMI}exit 9": (),
     }.items():
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
@@ -94,18 +103,23 @@ def test_stamp_changes(project: Path) -> None:
 
 
 def test_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    """A step installs by hash from a lock, or this repository's own code without asking an index. Only torch's CPU
-    build has another address; on a Python whose wheel the lock does not pin it is pinned by version, which is said."""
-    others = list[str]()
-    for stack, python in product(("cpu", "gpu"), ((3, 11), (3, 12))):
-        for _, (*options, source) in install.steps(stack, python):
-            by_hash = {"--require-hashes", "-r"} <= {*options} and Path(source).parent == REQUIREMENTS
-            own = "--no-build-isolation" in options and Path(source).is_relative_to(install.ROOT)
-            others += [] if by_hash or own else [source]
-            addressed = options[:2] == ["--extra-index-url", install.TORCH_CPU_INDEX]
-            assert addressed == ("--extra-index-url" in options) == ("torch" in source)
-    assert [bool(re.fullmatch(r"torch==[\d.]+\+cpu", source)) for source in others] == [True]
-    assert capsys.readouterr().out.count("not by hash, on Python 3.12") == 1
+    """A step installs by hash from the stack's lock, or the repository's own code without asking an index. Only torch's
+    CPU build has another address; on a Python whose wheel the lock does not pin it is pinned by version, which is
+    said."""
+    name, course = install.ROOT / "setup" / "vllm-name", install.ROOT
+    sources = {"cpu": [REQUIREMENTS / "cpu.lock", REQUIREMENTS / "torch-cpu.lock", name, course]}
+    sources["gpu"] = [REQUIREMENTS / "gpu.lock", course]
+    for stack, expected in sources.items():
+        steps = [arguments for _, arguments in install.steps(stack, (3, 11))]
+        assert [Path(source) for *_, source in steps] == expected
+        for (*options, _), source in zip(steps, expected, strict=True):
+            lock = source.suffix == ".lock"
+            flags = {"--require-hashes": lock, "--no-build-isolation": not lock, "--editable": source == course}
+            assert {flag: flag in options for flag in flags} == flags
+            assert [word for word in options if "://" in word] == [install.TORCH_CPU_INDEX] * ("torch" in source.name)
+    assert capsys.readouterr().out == ""
+    assert re.fullmatch(r"torch==[\d.]+\+cpu", install.torch_arguments((3, 12))[-1])
+    assert "not by hash, on Python 3.12" in capsys.readouterr().out
 
 
 def made_venv(folder: Path, *, python: str = "", made_by: str = platform.python_version()) -> Path:
