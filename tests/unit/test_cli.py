@@ -84,6 +84,7 @@ WRONG = {
     "fetch {tmp}/empty": "no config.json",
     "report {tmp}/nowhere": "is not a folder",
     "report {tmp}/empty": "0 records",
+    "compare {tmp}/empty {tmp}/empty --json": "0 records",
     "claims {tmp}/nowhere --json": "is not a folder",
     "kv {tmp}/none.json --json": "there is no none.json",
     "kv {tmp}/config.json --block-size x": "valid integer",
