@@ -22,11 +22,9 @@ FIRST_LAB = "01_first_deployment"
 
 
 def test_the_ledger_holds_the_claims_of_the_article_in_order() -> None:
-    """C01 to C65, each text once, in five sections; each is one sentence with dated evidence that holds a figure."""
+    """C01 to C65, each text once; each is one sentence with dated evidence that holds a figure."""
     assert list(CLAIMS) == [f"C{number:02d}" for number in range(1, 66)]
     assert len({claim.short for claim in CLAIMS.values()}) == 65
-    sizes = {"performance": 15, "configuration": 12, "api": 21, "status": 5, "prices": 12}
-    assert [claim.section for claim in CLAIMS.values()] == [name for name, size in sizes.items() for _ in range(size)]
     wrong = [
         claim.id
         for claim in CLAIMS.values()
@@ -62,10 +60,6 @@ def with_condition(*condition: Any) -> Tree:
     return with_case(when=[*CASE["when"], [*condition]])
 
 
-def without(tree: Tree, key: str) -> Tree:
-    return {name: value for name, value in tree.items() if name != key}
-
-
 BROKEN = [
     (with_case(verdict="maybe"), r"C07 .*rule\.cases\[0\]\.verdict"),
     (with_case(when=[]), r"C07 .*rule\.cases\[0\]\.when"),
@@ -78,10 +72,8 @@ BROKEN = [
     (with_condition("tail_growth_low", ">", "tail"), "C07 .*tail: used, but not"),
     (with_condition("tail_growth_low", ">", True), "C07 .*have no order"),
     ({**C07, "rule": {**RULE, "needs": [*RULE["needs"], "spare"]}}, "C07 .*spare: among .* needs, but never used"),
-    ({**C07, "rule": without(RULE, "default")}, r"C07 .*rule\.default: Field required"),
-    (without(C07, "short"), "C07 .*short: Field required"),
+    ({**C07, "rule": {key: RULE[key] for key in ("needs", "cases")}}, r"C07 .*rule\.default: Field required"),
     ({**C07, "sort": "x"}, "C07 .*sort: Extra inputs"),
-    ({**C07, "literature": {**C07["literature"], "verdict": True}}, r"C07 .*literature\.verdict"),
     ({**C07, "id": "C08"}, "has claim C08 twice"),
     ({**C07, "id": "7"}, "claim 7 is not valid: id"),
 ]

@@ -31,7 +31,8 @@ COMMANDS = {"doctor", "fetch", "select", "simulate", "run", "report", "compare",
             "log", "load", "serve", "progress", "solutions", "workshop-check"}  # fmt: skip
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
           "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
-HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp")
+HEAVY = ("torch", "vllm", "ray", "altair", "pandas", "scipy", "numpy", "papermill", "transformers", "aiohttp",
+         "matplotlib")  # fmt: skip
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ def test_the_commands_are_those_that_are_promised(labkit: Labkit) -> None:
     assert listed == COMMANDS
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """Help comes at once because no engine, no numerics and no data library is loaded for it."""
+def test_help_and_doctor_import_nothing_heavy() -> None:
+    """Both come at once because no engine, no numerics and no data library is loaded for them."""
     code = (
         "import sys\nfrom labkit.cli.main import main\n"
-        "for command in ([], ['run'], ['doctor']):\n"
-        " try: main([*command, '--help'])\n"
+        "for command in (['--help'], ['run', '--help'], ['doctor']):\n"
+        " try: main(command)\n"
         " except SystemExit: pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
@@ -77,12 +78,8 @@ BIG = "9" * 5000
 LOAD = "load http://127.0.0.1:9 --model m"
 WRONG = {
     "frobnicate": "No such command",
-    "run --nonsense": "No such option",
     "run 99_nothing": "there is no lab called '99_nothing'",
-    "run --profile tpu": "there is no profile 'tpu'",
-    "run -p nonsense": "LAB.NAME=VALUE",
     "run -p all.nonsense=1": "no lab has a parameter 'nonsense'",
-    "run --profile {tmp}/broken.yaml": "not valid YAML",
     "fetch nonsense": "'nonsense' is not an embedded model",
     "fetch {tmp}/empty": "no config.json",
     "report {tmp}/nowhere": "is not a folder",
@@ -90,64 +87,37 @@ WRONG = {
     "compare {tmp}/empty {tmp}/empty --json": "0 records",
     "claims {tmp}/nowhere --json": "is not a folder",
     "kv {tmp}/none.json --json": "there is no file",
-    "kv nonsense --json": "not an embedded model",
-    "kv {tmp}/config.json --memory lots --json": "'lots' is not a number of bytes",
-    "kv {tmp}/config.json --memory 1 --json": "one block takes",
-    "kv {tmp}/config.json --block-size 0 --json": "block_size is 0",
     "kv {tmp}/config.json --block-size x": "valid integer",
     "log {tmp}/none.log --json": "there is no log file",
-    "log {tmp}/empty --json": "there is no log file",
     "log {tmp}/config.json --json": "no vLLM memory line found in 1 lines",
     "log {tmp}/config.json --tensor-parallel 0": "greater than or equal to 1",
     "log {tmp}/config.json --model {tmp}/broken.yaml": "broken.yaml",
     "fractions {tmp}/nothing.yaml --json": "there is no file",
-    f"{LOAD} --workload nonsense --json": "no workload 'nonsense'",
     f"{LOAD} --rate 1 --concurrency 2": "concurrency",
-    f"{LOAD} --requests 0": "--requests=1 or more",
     f"{LOAD} --requests 1000000000": "the maximum is 100,000",
-    f"{LOAD} --warmup 1000000000": "the maximum is 100,000",
     f"{LOAD} --warmup -1": "--warmup=0 or more",
     f"{LOAD} --timeout 0": "--timeout is 0",
-    f"{LOAD} --set prompt_words=1000000000": "too many",
-    f"{LOAD} --set prompt_words=" + "9" * 5000: "too large a number",
-    f"{LOAD} --workload file --set path=/dev/zero": "not a regular file",
-    f"{LOAD} --workload mooncake --set path=/dev/zero": "not a regular file",
     f"{LOAD} --workload mooncake --set path={{tmp}}/none.jsonl": "cannot be read",
-    f"{LOAD} --api-key a\x01b": "line break",
-    f"{LOAD} --api embeddings": "completions",
     f"{LOAD} --ramp-from 2": "the end of the ramp",
-    f"{LOAD} --sweep users=1,2,3": "not 'users'",
     f"{LOAD} --sweep rate=1,x": "rate=1,2,4,8",
     f"{LOAD} --sweep rate=1,2,4 --rate 2": "leave those out, or --sweep",
     f"{LOAD} --slo ttft_s=1": "add --sweep",
     f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
     f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "ttft_s is 'fast'",
-    "load http://127.0.0.1:99999 --model m": "Port out of range",
-    "load http://me:secret@127.0.0.1:port --model m": "cannot be read",
     f"{LOAD} --set nonsense": "KEY=VALUE",
-    f"{LOAD} --set nonsense=1": "no option 'nonsense'",
-    "load nonsense --model m": "nonsense",
-    "load http://127.0.0.1:9": "--model",
     "serve tgi": "no server called 'tgi'",
     "serve vllm --port 0": "port 0",
     "serve ray --port 0": "port 0",
     "serve torchserve --port 0": "port 0",
-    "serve vllm --port 99999": "port 99999 does not exist\n  To fix it: use a port from 1024 to 65535",
     "serve vllm --tensor-parallel 2": "--tensor-parallel is for modelled cards",
     "serve vllm --gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
     "serve vllm --gpu-memory-share nan": "gpu_memory_share is nan",
-    "serve vllm --gpu-memory-share 5": "gpu_memory_share is 5.0",
     "run 00 --ray 127.0.0.1:99999": "not an address of a Ray cluster",
     "run 00 --out {tmp}/loop/run": "Symlink loop",
     "run 00 --out ~nobody-of-that-name/run": "home directory",
-    "report {tmp}/loop": "is not a folder",
     f"run 00 --out {{tmp}}/{BIG}": "File name too long",
-    f"run --profile {BIG}": "File name too long",
-    f"claims {BIG}": "File name too long",
     f"run 00 -p 00.seed={BIG}": "it must be an int",
-    f"run 01 -p 01.concurrencies=[{BIG}]": "it must be a list of ints",
     f"run 01 -p 01.concurrencies={'[' * 100_000}": "it must be a list of ints",
-    "run 01 -p 01.concurrencies=[Infinity]": "it must be a list of ints",
     r'run 01 -p 01.concurrencies=["\ud800"]': "it must be a list of ints",
     "run \udcff": "there is no lab called",
     "progress": "Missing argument",
@@ -183,9 +153,7 @@ WRONG_SIMULATIONS = {
     "--gpu h100-sxm --concurrency 4 --rate 2": "both --concurrency and --rate",
     "--gpu h100-sxm --rate 0": "rate is 0",
     "--gpu h100-sxm --rate 2 --arrival gaussian": "poisson, constant, bursty",
-    "--gpu h100-sxm --requests 0": "n is 0",
     "--gpu h100-sxm --input-tokens 100 --shared-tokens 100": "100 of 100 input tokens",
-    "--gpu h100-sxm --workload abacus": "'abacus'",
     "--gpu h100-sxm --workload conversations --set loudness=3": "loudness",
     "--gpu h100-sxm --workload mooncake": "path",
     "--gpu h100-sxm --concurrency 0": "--concurrency is 0",
@@ -236,18 +204,12 @@ def test_log(labkit: Labkit, tmp_path: Path) -> None:
     assert json.loads(piped.stdout) == found
     (tmp_path / "empty.log").touch()
     assert "in 0 lines" in labkit("log", tmp_path / "empty.log").stderr
-    assert "Example: labkit log" in labkit("log", "--help").stdout
 
 
-def test_kv_has_its_keys_and_says_the_same_in_words(labkit: Labkit, config: Path) -> None:
-    """2 x layers x KV heads x head_dim x bytes a token; whole blocks; the lines show the same numbers."""
-    found = labkit("kv", config, "--memory", "1MiB", "--block-size", "16", "--json").json
-    per_token = 2 * 2 * 2 * 8 * 2
-    assert (found["bytes_per_token"], found["bytes_per_block"]) == (per_token, 16 * per_token)
-    assert found["blocks"] == 2**20 // (16 * per_token)
-    assert found["tokens"] == found["blocks"] * 16
-    words = labkit("kv", config, "--memory", "1MiB", "--block-size", "16").stdout
-    assert f"{found['tokens']:,} tokens" in words
+def test_kv_says_the_same_in_words(labkit: Labkit, config: Path) -> None:
+    """The lines have the numbers of the object, whose values test_kv_cases.py checks."""
+    asked = ("kv", config, "--memory", "1MiB", "--block-size", "16")
+    assert f"{labkit(*asked, '--json').json['tokens']:,} tokens" in labkit(*asked).stdout
 
 
 def test_load_has_its_keys(labkit: Labkit) -> None:
@@ -377,8 +339,6 @@ def test_a_day_of_notebooks_is_one_ledger_and_one_report(labkit: Labkit, tmp_pat
     other = tmp_path / "other.html"
     assert labkit("report", tmp_path / "a", "--out", other).stdout.strip() == str(other)
     assert other.exists()
-    ended = labkit("claims", tmp_path / "c")
-    assert (ended.code, "holds 0 records" in ended.stderr) == (2, True)
 
 
 def test_a_corrupt_record_is_bad_input_where_it_decides(labkit: Labkit, tmp_path: Path) -> None:
@@ -510,16 +470,6 @@ def test_settings_have_the_type_that_they_look_like() -> None:
     """Numbers, booleans, text and an equals sign inside a value."""
     parsed = parse_settings(["n=3", "share=0.5", "on=true", "path=a=b", "prefix-words=4"])
     assert parsed == {"n": 3, "share": 0.5, "on": True, "path": "a=b", "prefix_words": 4}
-    doubling = "".join(f"&a{n} [*a{n - 1}, *a{n - 1}], " for n in range(1, 30))
-    bombs = {
-        "n=" + "9" * 5000: "too large a number",
-        "n=" + "[" * 100_000: "nested",
-        f"n=[&a0 [x, x], {doubling}]": "more than",
-        "day=2026-99-99": "month",
-    }
-    for bomb, said in bombs.items():
-        with pytest.raises(UsageError, match=said):
-            parse_settings([bomb])
 
 
 def test_a_missing_package_is_named_with_what_installs_it(

@@ -250,7 +250,7 @@ def test_a_flip_flips() -> None:
 
 
 @given(st.sampled_from(["a100-80", "h100-sxm", "h200", "b200"]), st.integers(100, 4000), st.integers(10, 500))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_modelled_throughput_has_the_models_error_as_its_interval(card: str, read: int, written: int) -> None:
     """The formula is within fit_error of every point; the interval includes the value; cached input takes no time."""
     (replica,) = (row for row in modelled_replicas("llama-3.1-8b") if row.card == card)
@@ -302,7 +302,6 @@ def test_the_interval_is_carried_from_throughput_to_price(rate: float, down: flo
     least=st.integers(1, 4),
     per_token=st.fractions(Fraction(1, 10), 40, max_denominator=20),
 )
-@settings(deadline=None)
 def test_the_first_crossing_and_the_last_against_a_walk_along_the_curve(
     fixed: int, price: int, storage: int, steps: list[tuple[int, int]], least: int, per_token: Fraction
 ) -> None:
@@ -353,7 +352,6 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"model_gb": 30}, "a replica takes 2 GPUs, but g6.xlarge has 1"),
         ({"model_gb": 300, "instance": "g6.48xlarge", "tensor_parallel": 8}, "300 GB of weights do not fit into 8 x"),
         ({"buffer": ""}, "buffer is None; it should be a valid number"),
-        ({"throughput_tokens_per_s": 0}, "throughput_tokens_per_s is 0; it should be greater than 0"),
         ({"throughput_from": "/nowhere/at/all"}, "holds no measured throughput"),
         ({"instance": "g6.xlage"}, "did you mean g6.xlarge?"),
         ({"instance": "own"}, "price of 'own' on_demand is not known"),
@@ -367,7 +365,6 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
             {"throughput_gpus": 1, "throughput_tokens_per_s": 5, "tensor_parallel": 4, "instance": "g6.48xlarge"},
             "takes 4",
         ),
-        ({"tensor_parallel": 2}, "takes 2 GPUs, but g6.xlarge has 1"),
         ({"cached_input": 700}, "cached_input is 700 tokens of 600"),
         ({"hourly_load": [1, 2, 3]}, "hourly_load has 3 numbers"),
         ({"hourly_load": "sometimes"}, "hourly_load is 'sometimes'"),
@@ -380,7 +377,6 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"paid_hours_per_day": 8}, "paid for only 8"),
         ({"bufer": 1}, "no setting 'bufer'\n  To fix it: did you mean buffer?"),
         ({"state": "{"}, "state is not JSON"),
-        ({"state": [1]}, "state is a list"),
     ]
     assert not_refused(lambda values: costs.calculate(costs.settings_from(values, question())), bad) == []
     assert not_refused(sensitivity, [(question(requests_per_s=0.0), "costs nothing")]) == []
@@ -546,24 +542,20 @@ def test_an_error_of_100_percent_or_more_gives_a_direction_only(tmp_path: Path) 
         assert not_refused(lambda row: modelled(row, "L4", 600, 200, 0), [(bad, f"{says} {worst:.0%}")]) == []
 
 
-def test_an_incomplete_simulation_is_refused_and_skipped_in_a_folder(tmp_path: Path) -> None:
-    """A missing or wrong field is named; beside a measurement the file does no harm."""
-    path = tmp_path / "simulated.json"
+def test_a_file_without_a_measurement_is_refused_and_skipped_in_a_folder(tmp_path: Path) -> None:
+    """Other content, and a simulation with a missing or wrong field, is an error if the file is named; beside a
+    measurement it does no harm."""
+    path = tmp_path / "x.json"
     incomplete = [{k: v for k, v in SIMULATION.items() if k != name} for name in ("gpu", "model", "source", "error")]
     wrong: list[dict[str, Any]] = [
         {"error": "unknown"}, {"error": {"tpot": 0.3}}, {"error": {"tpot": {"worst": -2}}}, {"replicas": None},
         {"tensor_parallel": "two"}, {"tensor_parallel": 0}, {"gpu": ["h200"]},
     ]  # fmt: skip
-    for tree in (*incomplete, *({**SIMULATION, **change} for change in wrong)):
-        path.write_text(json.dumps(tree))
-        assert not_refused(measured, [(path, f"{path} is not valid"), (tmp_path, "holds no measured")]) == []
+    trees = [json.dumps(tree) for tree in (*incomplete, *({**SIMULATION, **change} for change in wrong))]
+    others = ["", "[]", "{", "[" * 100_000, '{"output_throughput": "fast"}', '{"lab": "x"}', "\x00"]
+    for says, contents in ((f"{path} is not valid", trees), (str(path), others)):
+        for content in contents:
+            path.write_text(content)
+            assert not_refused(measured, [(path, says), (tmp_path, "holds no measured")]) == []
     written(tmp_path, ("vllm", 700.0, "tokens/s", 3))
     assert measured(tmp_path).tokens_per_s == 700.0
-
-
-def test_a_file_without_a_measurement_is_refused(tmp_path: Path) -> None:
-    """It is an error if it is named, and skipped in a folder."""
-    path = tmp_path / "x.json"
-    for content in ("", "[]", "{", "[" * 100_000, '{"output_throughput": "fast"}', '{"lab": "x"}', "\x00"):
-        path.write_text(content)
-        assert not_refused(measured, [(path, str(path)), (tmp_path, "holds no measured")]) == []

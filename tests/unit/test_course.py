@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from labkit.records import read
 from labkit.records.ledger import NOT_MEASURED, load_claims
 from labkit.runs.plan import read_defaults
 from tests.unit import synthetic
+from tests.unit.refusals import not_refused
 
 FIRST = "01_first_deployment"
 NOTEBOOKS = [(lab, root() / "notebooks" / lab.notebook) for lab in labs.LABS.values()]
@@ -64,23 +66,24 @@ def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
 
 
 def test_a_wrong_list_of_labs_is_refused_by_the_entrys_name(tmp_path: Path) -> None:
-    """A misspelt key, an unknown engine, an empty range or broken YAML is named together with the file."""
-    lab = "{name}: {{title: A, question: Q, minutes: {minutes}, engine: {engine}, parameters: {{{parameters}}}{more}}}"
-    good = {"name": "00_a", "minutes": "1", "engine": "none", "parameters": "", "more": ""}
-    for text, named in (
-        (lab.format(**good | {"more": ", colour: red"}), "colour"),
-        (lab.format(**good | {"engine": "steam"}), "engine"),
-        (lab.format(**good | {"minutes": "0"}), "minutes"),
-        (lab.format(**good | {"name": "start"}), "name"),
-        (lab.format(**good | {"parameters": "n: {type: int, min: 2, max: 1, help: h}"}), "min 2.0 is above max 1.0"),
-        (lab.format(**good | {"parameters": "n: {type: str, min: 2, help: h}"}), "str"),
-        ("00_a: [", "expected"),
-        ("00_a: 3", "dictionary"),
-    ):
-        (tmp_path / "labs.yaml").write_text(text)
-        with pytest.raises(UsageError, match=r"labs\.yaml") as caught:
-            load_labs(tmp_path / "labs.yaml")
-        assert named in str(caught.value)
+    """A misspelt key, an unknown engine, an empty range or a wrong name is told with the entry."""
+    good: dict[str, Any] = {"title": "A", "question": "Q", "minutes": 1, "engine": "none", "parameters": {}}
+    file = tmp_path / "labs.yaml"
+
+    def load(entry: dict[str, Any]) -> object:
+        file.write_text(yaml.safe_dump({entry.pop("name", "00_a"): {**good, **entry}}))
+        return load_labs(file)
+
+    n = {"type": "int", "help": "h", "min": 2}
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"colour": "red"}, "labs.yaml: 00_a is not valid: colour"),
+        ({"engine": "steam"}, "engine"),
+        ({"minutes": 0}, "minutes"),
+        ({"name": "start"}, "start is not valid: name"),
+        ({"parameters": {"n": {**n, "max": 1}}}, "min 2.0 is above max 1.0"),
+        ({"parameters": {"n": {**n, "type": "str"}}}, "a str has no min or max"),
+    ]
+    assert not_refused(load, bad) == []
 
 
 def test_values_get_the_declared_type() -> None:
@@ -110,32 +113,27 @@ def test_a_wrong_value_is_refused_with_what_is_allowed() -> None:
         ("real", "a float from 0 to 1", [1.01, float("nan"), [0.5]]),
         ("flag", "a bool", [2, "maybe"]),
         ("word", "a str", [3]),
-        ("choice", "one of a, b", ["c"]),
+        ("choice", "a str, one of a, b", ["c"]),
         ("levels", "a list of ints from 1 to 256", [[], "1,300", "[1, "]),
         ("rates", "a list of floats of at least 0.5", [[0.4], [float("inf")]]),
         ("maybe", "a float of at least 0 or none", [-1]),
     ]
-    for name, allowed, values in wrong:
-        for value in values:
-            with pytest.raises(UsageError) as caught:
-                labs.check_parameters(KINDS, {name: value})
-            assert caught.value.what.startswith(f"77_made.{name} is {value!r}; it must be ")
-            assert allowed in caught.value.what
-            assert caught.value.remedy
+    bad = [
+        ({name: value}, f"77_made.{name} is {value!r}; it must be {allowed}")
+        for name, allowed, values in wrong
+        for value in values
+    ]
+    assert not_refused(lambda given: labs.check_parameters(KINDS, given), bad) == []
 
 
 def test_names_of_labs_and_parameters() -> None:
     """`labkit run 1` is enough; a misspelt lab or parameter is answered with the name that was probably meant, a
     strange one with all of them, and none is refused."""
     assert {labs.find_lab(name).name for name in (FIRST, "01", "1", "01_first")} == {FIRST}
-    with pytest.raises(UsageError, match="no lab called"):
-        labs.find_lab("")
-    with pytest.raises(UsageError, match=f"did you mean {FIRST}"):
-        labs.find_lab("01_first_deploymnet")
-    with pytest.raises(UsageError, match="did you mean concurrencies"):
-        labs.check_parameters(FIRST, {"concurencies": [1]})
-    with pytest.raises(UsageError, match="whole, real, flag"):
-        labs.check_parameters(KINDS, {"zzz": 1})
+    meant = [("", "no lab called"), ("01_first_deploymnet", f"did you mean {FIRST}")]
+    assert not_refused(labs.find_lab, meant) == []
+    given = [((FIRST, {"concurencies": [1]}), "did you mean concurrencies"), ((KINDS, {"z": 1}), "whole, real, flag")]
+    assert not_refused(lambda asked: labs.check_parameters(*asked), given) == []
 
 
 @given(whole=st.integers(1, 256), rates=st.lists(st.floats(0.5, 1e9), min_size=1), real=st.floats(0, 1))
@@ -253,50 +251,42 @@ def test_later_layers_win(tmp_path: Path) -> None:
 
 
 def test_a_wrong_profile_is_refused(tmp_path: Path) -> None:
-    """Unknown profiles, labs, parameters and keys, values out of range and broken YAML are each named; so is a setting
-    on the command line that sets nothing."""
+    """Unknown names and values out of range are each named; so is a setting on the command line that sets nothing."""
     file = tmp_path / "mine.yaml"
-    for text, says in (
-        ("{name: mine, description: d, all: {numbr: 1}}", "did you mean number"),
-        ("{name: mine, description: d, labs: {90_god: {number: 1}}}", "did you mean 90_good"),
-        ("{name: mine, description: d, labs: {90_good: {number: 11}}}", "from 0 to 10"),
-        ("{name: mine, description: d, all: {number: auto}}", synthetic.NO_GPU),
-        ("{name: mine, descripton: d}", "descripton"),
-        ("[", "not valid YAML"),
-        ("", "not valid"),
-    ):
-        file.write_text(text)
-        with pytest.raises(UsageError) as caught:
-            labs.load_profile(str(file), synthetic.machine(), synthetic.LABS)
-        assert says in str(caught.value)
+
+    def load(text: str) -> object:
+        file.write_text(f"{{name: mine, description: d, {text}}}")
+        return labs.load_profile(str(file), synthetic.machine(), synthetic.LABS)
+
+    bad = {
+        "all: {numbr: 1}": "did you mean number",
+        "labs: {90_god: {number: 1}}": "did you mean 90_good",
+        "labs: {90_good: {number: 11}}": "from 0 to 10",
+        "all: {number: auto}": synthetic.NO_GPU,
+        "descripton: d": "descripton",
+        "[": "not valid YAML",
+    }
+    assert not_refused(load, bad.items()) == []
     with pytest.raises(UsageError, match="did you mean cpu"):
         labs.load_profile("cpuu", synthetic.machine(), synthetic.LABS)
-    for setting in ("x", "90_good.number", "number=3", "90_good.=3", ".number=3", "90_good=3"):
-        with pytest.raises(UsageError, match=r"LAB\.NAME=VALUE"):
-            parse_overrides([setting], synthetic.LABS)
+    nothing = ("x", "90_good.number", "number=3", "90_good.=3", ".number=3", "90_good=3")
+    settings = [([setting], "LAB.NAME=VALUE") for setting in nothing]
+    assert not_refused(lambda setting: parse_overrides(setting, synthetic.LABS), settings) == []
 
 
-def test_readiness_has_a_reason_and_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lab runs, runs small or does not; whenever it is not a plain yes, reason and fix are given."""
+def test_a_lab_that_cannot_run_has_a_reason_and_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its engine, its GPU, its memory or its Java; test_gpu_machines.py has the machines on which labs run."""
     monkeypatch.setattr(labs, "java", lambda: (None, "no java on PATH"))
     plain = labs.find_lab(FIRST).model_copy(update={"needs": labs.Needs(), "engine": "vllm"})
-    gpu, memory, java = (
-        plain.model_copy(update={"needs": needs})
-        for needs in (labs.Needs(gpu=True), labs.Needs(memory_gib=5), labs.Needs(java=True))
-    )
-    here, vllm = synthetic.machine(), {"vllm": "1"}
-    for lab, machine, versions, runs, says in (
-        (plain, synthetic.machine(gpu_gib=80), vllm, "yes", ""),
-        (plain, here, vllm, "small", synthetic.NO_GPU),
-        (plain, here, {}, "no", "vllm not installed"),
-        (gpu, here, vllm, "no", synthetic.NO_GPU),
-        (memory, synthetic.machine(memory_gib=3), vllm, "no", "5 GiB of memory and 3.0 of 32.0"),
-        (java, here, vllm, "no", "no java on PATH"),
-        (KINDS, here, {}, "yes", ""),
+    here, vllm = synthetic.machine(memory_gib=3), {"vllm": "1"}
+    for needs, versions, says in (
+        (labs.Needs(), {}, "vllm not installed"),
+        (labs.Needs(gpu=True), vllm, synthetic.NO_GPU),
+        (labs.Needs(memory_gib=5), vllm, "5 GiB of memory and 3.0 of 32.0"),
+        (labs.Needs(java=True), vllm, "no java on PATH"),
     ):
-        found = labs.readiness(lab, machine, versions)
-        assert (found.runs, says in found.reason) == (runs, True)
-        assert bool(found.reason) == bool(found.fix) == (runs != "yes")
+        found = labs.readiness(plain.model_copy(update={"needs": needs}), here, versions)
+        assert (found.runs, says in found.reason, bool(found.fix)) == ("no", True, True)
 
 
 def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,26 +302,18 @@ def test_a_missing_data_folder_says_how_to_get_one(tmp_path: Path, monkeypatch: 
 
 
 def parameters_of(name: str) -> dict[str, Any]:
-    """Some allowed value for every parameter of a lab."""
-    values = {
-        "int": 3,
-        "float": 0.5,
-        "bool": True,
-        "str": "some",
-        "list[int]": [2],
-        "list[float]": [0.5],
-        "list[str]": ["some"],
-    }
-    found = labs.find_lab(name).parameters
-    chosen = {key: None if parameter.optional else values[parameter.type] for key, parameter in found.items()}
-    return {**chosen, "model": "smollm2-135m", "out_dir": ""}
+    """A lab's parameters as its notebook assigns them."""
+    return read_defaults(root() / "notebooks" / labs.find_lab(name).notebook)
+
+
+PARAMETERS = parameters_of(FIRST) | {"seed": 3}
 
 
 def test_a_session_records_everything_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a lab adds is in its record, complete at every moment; a second start begins afresh; out_dir is not a
     parameter of what is measured."""
-    session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path).exact("before", 1)
-    lab = session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
+    session.start(FIRST, PARAMETERS, out_dir=tmp_path).exact("before", 1)
+    lab = session.start(FIRST, PARAMETERS, out_dir=tmp_path)
     assert read(tmp_path / f"{FIRST}.json").status == "running"
     guess = lab.predict("gain", "How many times as fast?", unit="x", guess=2.0, confidence=0.7)
     gain = lab.ratio(paired_ratio([4.0, 4.4, 4.2], [2.0, 2.0, 2.0], name="gain"), tolerance=0.3)
@@ -358,7 +340,7 @@ def test_a_session_records_everything_as_it_comes(tmp_path: Path, capsys: pytest
 
 def test_a_notebooks_globals_give_the_declared_names(tmp_path: Path) -> None:
     """From `globals()` only the lab's parameters are taken; one that is missing is named."""
-    everything = {"__name__": "__main__", "something": object(), **parameters_of(FIRST), "out_dir": str(tmp_path)}
+    everything = {"__name__": "__main__", "something": object(), **PARAMETERS, "out_dir": str(tmp_path)}
     lab = session.start(FIRST, everything)
     assert lab.out_dir == tmp_path
     assert "something" not in lab.parameters
@@ -370,14 +352,14 @@ def test_a_notebooks_globals_give_the_declared_names(tmp_path: Path) -> None:
 def test_without_a_folder_each_start_gets_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty out_dir means a fresh folder under runs/notebook, also for two starts in one second."""
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
-    folders = [session.start(FIRST, parameters_of(FIRST)).out_dir for _ in range(3)]
+    folders = [session.start(FIRST, PARAMETERS).out_dir for _ in range(3)]
     assert len(set(folders)) == 3
     assert {folder.parent for folder in folders} == {tmp_path / "runs" / "notebook"}
 
 
 def test_a_block_that_raises_leaves_a_failed_record(tmp_path: Path) -> None:
     """As a context manager a session marks its record when the block does not end well."""
-    with pytest.raises(ZeroDivisionError), session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path):
+    with pytest.raises(ZeroDivisionError), session.start(FIRST, PARAMETERS, out_dir=tmp_path):
         raise ZeroDivisionError
     assert read(tmp_path / f"{FIRST}.json").status == "failed"
 
@@ -386,7 +368,7 @@ def test_every_chart_carries_the_machine(tmp_path: Path) -> None:
     """Shown or recorded, a chart has the machine's line below its title, once, and the caption after it."""
     from labkit import charts
 
-    lab = session.start(FIRST, parameters_of(FIRST), out_dir=tmp_path)
+    lab = session.start(FIRST, PARAMETERS, out_dir=tmp_path)
     drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s", caption=lab.machine_line)
     lab.chart(drawn, "captioned", key=True, caption="three repeats")
     lab.chart({"mark": "bar", "description": "a bar", "data": {"values": []}, "title": "Plain"}, "plain")

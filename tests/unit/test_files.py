@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from labkit.errors import UsageError, require
+from labkit.errors import UsageError
 from labkit.files import Frozen, parse_settings, read_named, read_yaml
 from labkit.labs import load_profile
 from labkit.machine import inspect
@@ -19,12 +19,6 @@ class Entry(Frozen):
     size: int
 
 
-def test_require_refuses_with_what_and_the_fix() -> None:
-    require(True, "all is well", fix="")
-    with pytest.raises(UsageError, match="size is 0\n  To fix it: pass 1"):
-        require(False, "size is 0", fix="pass 1")
-
-
 def test_entries_are_read_typed_with_their_names_and_frozen(tmp_path: Path) -> None:
     path = tmp_path / "entries.yaml"
     path.write_text("a: {size: 1}\nb: {size: 2}\n")
@@ -34,21 +28,21 @@ def test_entries_are_read_typed_with_their_names_and_frozen(tmp_path: Path) -> N
         entries["a"].size = 3
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("a: {size: many}", r"entries\.yaml: a is not valid: size"),
-        ("a: {size: 1, colour: red}", r"entries\.yaml: a is not valid: colour"),
-        ("a: 5", r"entries\.yaml is not valid: a"),
-        ("a: {size: [", r"entries\.yaml is not valid YAML: [\s\S]*line \d"),
-        ("", r"entries\.yaml is not valid"),
-    ],
-)
-def test_an_error_names_the_file_and_the_place(tmp_path: Path, text: str, place: str) -> None:
+def test_an_error_names_the_file_and_the_place(tmp_path: Path) -> None:
     path = tmp_path / "entries.yaml"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=place):
-        read_named(path, Entry)
+    wrong = {
+        "a: {size: many}": "entries.yaml: a is not valid: size",
+        "a: {size: 1, colour: red}": "entries.yaml: a is not valid: colour",
+        "a: 5": "entries.yaml is not valid: a",
+        "a: {size: [": "line 2",
+        "": "entries.yaml is not valid",
+    }
+
+    def read(text: str) -> object:
+        path.write_text(text)
+        return read_named(path, Entry)
+
+    assert not_refused(read, wrong.items()) == []
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from labkit.advice import fractions as auditor
 from labkit.advice.fractions import Cluster, Deployment, Gpus
 from tests.unit.command import Labkit
 from tests.unit.refusals import not_refused
-from tests.unit.test_files import BOMB
+from tests.unit.synthetic import GIB
+from tests.unit.test_cli import CONFIG
 
-GIB = 2**30
-quick = settings(max_examples=120, deadline=None)
+quick = settings(max_examples=120)
 EXAMPLE = """
 gpu: {memory_gib: 80, count: 1}
 deployments:
@@ -240,10 +240,8 @@ def test_weights_are_as_stored(tmp_path: Path) -> None:
     """Packed integers count as stored, 32-bit floats as served. All files in an index count, and no others."""
     from safetensors.numpy import save_file
 
-    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
-              "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "float16", "vocab_size": 8,
-              "quantization_config": {"quant_method": "gptq", "bits": 4}}  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    packed = {"torch_dtype": "float16", "vocab_size": 8, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **packed}))
     save_file({"q": np.zeros(1000, np.int32), "s": np.zeros(10, np.float16)}, tmp_path / "model-1.safetensors")
     save_file({"f": np.zeros(100, np.float32)}, tmp_path / "model-2.safetensors")
     save_file({"q": np.zeros(1000, np.int32)}, tmp_path / "consolidated.safetensors")
@@ -282,7 +280,6 @@ def test_a_bad_file_is_refused_with_the_place() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"num_gpus": None}, "no deployments[1].num_gpus"),
         ({"num_gpus": "x"}, "b: num_gpus is 'x' (deployments[1].num_gpus)"),
-        ({"num_gpus": math.nan}, "num_gpus is nan"),
         ({"weight_gib": None}, "b has neither model nor weight_gib"),
         ({"model": "nothing"}, "no model 'nothing'"),
         ({"share": 1}, "no key called deployments[1].share"),
@@ -317,12 +314,10 @@ def test_this_machines_gpu_is_the_last_resort() -> None:
 
 def test_a_config_and_an_encoder(tmp_path: Path) -> None:
     """A config.json beside the file needs weight_gib; an encoder takes no engine share."""
-    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
-              "hidden_size": 64, "max_position_embeddings": 512, "torch_dtype": "bfloat16"}  # fmt: skip
     entry: dict[str, Any] = {"name": "a", "num_gpus": 0.5, "model": "config.json", "engine_share": 0.45}
 
     def parsed(changes: dict[str, Any]) -> tuple[list[Deployment], Cluster]:
-        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **changes}))
         return auditor.parse({"gpu": {"memory_gib": 8}, "deployments": [entry]}, folder=tmp_path)
 
     assert not_refused(parsed, [({}, "no weights beside")]) == []
@@ -352,9 +347,6 @@ def test_the_command_prints_the_audit(tmp_path: Path, labkit: Labkit) -> None:
     path.write_text(EXAMPLE.replace("0.92", "0.49").replace("0.5,", "0.6,"))
     ended = labkit("fractions", path, "--gpus", 1, "--nodes", 2, "--json")
     assert (ended.code, ended.json["waits_if_packed"]) == (0, [])
-    bomb = "gpu: {memory_gib: 80}\ndeployments: [{num_gpus: [" + BOMB.replace("\n", "")
-    bad = [("{", f"labkit: {path}"), ("\x00", f"labkit: {path}"), ("- 1", "labkit: the file is"), ("", "it is empty")]
-    for text, says in [*bad, (BOMB, "more than 1,000,000 values"), (bomb, "not valid YAML")]:
-        path.write_text(text)
-        ended = labkit("fractions", path, "--json")
-        assert (ended.code, ended.stdout, says in ended.stderr) == (2, "", True)
+    path.write_text("{")
+    ended = labkit("fractions", path, "--json")
+    assert (ended.code, ended.stdout, f"labkit: {path}" in ended.stderr) == (2, "", True)

@@ -55,7 +55,9 @@ def nvml(name: str, mib: str, capability: str, **more: str) -> dict[str, str]:
 
 OLD_550 = {"DRIVER": "550.54.15", "CUDA": "12040"}
 CARDS = {
-    "T4": Card(nvml=nvml("Tesla T4", "15360", "7.5"), gpus="1 x Tesla T4 (15 GiB)"),
+    "T4 in use": Card(
+        nvml=nvml("Tesla T4", "15360", "7.5", USED_MIB="10752"), gpus="1 x Tesla T4 (15 GiB)", free_gib=(4.5,)
+    ),
     "V100, driver 550": Card(
         nvml=nvml("Tesla V100-SXM2-16GB", "16384", "7.0", **OLD_550),
         gpus="1 x Tesla V100-SXM2-16GB (16 GiB)",
@@ -98,11 +100,6 @@ CARDS = {
         gpus="2 x NVIDIA A100-SXM4-80GB MIG (40 GiB)",
         free_gib=(40.0, 40.0),
     ),
-    "4090 in use": Card(
-        nvml=nvml("NVIDIA GeForce RTX 4090", "24564", "8.9", USED_MIB="20000"),
-        gpus="1 x NVIDIA GeForce RTX 4090 (24 GiB)",
-        free_gib=(4.5,),
-    ),
 }
 
 
@@ -135,9 +132,10 @@ def run(command: list[str], library: Path, variables: dict[str, str], *, vllm: s
     return found
 
 
-def lab_states(found: dict[str, Any]) -> set[tuple[str, str]]:
-    """(state, reason) of the labs that start an engine and need little memory."""
-    return {(lab["runs"], lab["reason"]) for lab in found["labs"] if lab["name"] in ENGINE_LABS}
+def lab_states(found: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """(state, reason, fix) of the labs that start an engine and need little memory; those without an engine run."""
+    assert {lab["runs"] for lab in found["labs"] if LABS[lab["name"]].engine == "none"} == {"yes"}
+    return {(lab["runs"], lab["reason"], lab["fix"]) for lab in found["labs"] if lab["name"] in ENGINE_LABS}
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -153,10 +151,10 @@ def test_gpu_machine(card: Card, library: Path) -> None:
         failed = check[card.problem]
         assert (failed["state"], card.fix in failed["fix"]) == ("problem", True)
         assert failed["found"].startswith(card.reason)
-        assert lab_states(found) == {("no", failed["found"])}
+        assert lab_states(found) == {("no", failed["found"], failed["fix"])}
     else:
         assert {check[topic]["state"] for topic in ("GPU", "GPU driver", "GPU capability", "C compiler")} == {"ok"}
-        assert lab_states(found) == {("yes", "")}
+        assert lab_states(found) == {("yes", "", "")}
     choice = run(["-c", CHOICE], library, card.nvml)
     assert (choice["stack"], choice["gpus"]) == (card.stack, card.nvml["NAME"].split(";"))
     lines = choice["reason"].splitlines()
@@ -175,7 +173,7 @@ def test_cpu_build_on_a_gpu_machine(card: Card, library: Path) -> None:
     found = run(DOCTOR, library, card.nvml, vllm="0.32.0+cpu")
     assert found["gpus"] == []
     assert found["gpu_reason"].startswith("the installed vLLM is the CPU build (make STACK=cpu): the GPU ")
-    assert {runs for runs, _ in lab_states(found)} == {"small"}
+    assert {runs for runs, *_ in lab_states(found)} == {"small"}
     check = found["checks"]["GPU"]
     assert check["state"] == "note"
     assert check["found"].startswith(f"{card.gpus}, driver ")

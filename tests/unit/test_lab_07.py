@@ -148,7 +148,7 @@ def c42(without: int, with_key: int) -> dict[str, Scalar]:
 def test_the_rules_of_the_labs_claims() -> None:
     """Each verdict follows from the numbers as the sentence says."""
     table: list[tuple[str, dict[str, Scalar], str, str]] = [
-        ("C12", c12(0.1, 0.15, 0.2), "refuted", "0.15 of the time"),
+        ("C12", c12(0.1, 0.15, 0.2), "refuted", "15% of the time"),
         ("C12", c12(1.0, 1.1, 1.3), "supported", "not sooner"),
         ("C12", c12(0.8, 1.0, 1.2), "inconclusive", "Too uncertain"),
         ("C25", {"batch_size": 8, "delay_ms": 50}, "supported", "batches of 8"),

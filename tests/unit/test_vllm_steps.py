@@ -43,7 +43,7 @@ def test_a_look_at_an_engine() -> None:
 
 def test_an_engine_elsewhere_cannot_be_looked_at() -> None:
     """An engine in a process of its own is refused, with the setting that brings it here."""
-    says = ("process of its own", "VLLM_ENABLE_V1_MULTIPROCESSING=0")
+    says = ("runs in a separate process", "VLLM_ENABLE_V1_MULTIPROCESSING=0")
     assert not_refused(Watch, [(with_core(), words) for words in says]) == []
 
 
