@@ -178,7 +178,7 @@ solution(
         _model(0, "UNLOADING"),
     ],
     wrong={
-        "frontend's health mistaken for the model's": lambda _model: True,
+        "a healthy ping mistaken for a ready model": lambda _model: True,
         "a listed worker taken for a ready one": [
             lambda model: len(model["workers"]) >= max(1, model["minWorkers"]),
             lambda model: len(model["workers"]) > 0,
