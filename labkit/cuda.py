@@ -20,7 +20,7 @@ OLDEST_CAPABILITY = (7, 5)  # Turing: CUDA 13.0 dropped Maxwell, Pascal and Volt
 MODEL = "Qwen/Qwen2.5-7B-Instruct"  # data/profiles: for GPUs from MODEL_GPU_GIB; smaller ones serve a 1.5B
 MODEL_GIB = 15
 MODEL_GPU_GIB = 20
-CPU_STACK = "use the CPU stack: make STACK=cpu"
+CPU_STACK = "use the CPU stack: make setup STACK=cpu"
 
 
 class Gpu(Protocol):
@@ -80,7 +80,7 @@ def driver_need(gpus: Sequence[Gpu]) -> Need:
     if all(not capability_need([gpu]).met for gpu in gpus):
         return Need("GPU driver", False, found, CPU_STACK)  # a newer driver would not help
     command = f"Ubuntu: sudo apt install nvidia-driver-{OLDEST_DRIVER}"
-    fix = f"install driver {OLDEST_DRIVER} or newer ({command}), reboot and run make again"
+    fix = f"install driver {OLDEST_DRIVER} or newer ({command}), reboot and run make setup again"
     return Need("GPU driver", False, found, fix)
 
 

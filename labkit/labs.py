@@ -398,7 +398,7 @@ def _check_names(names: Iterable[str], labs: Mapping[str, Lab], where: str) -> N
 
 # --- readiness ---
 
-INSTALL = "run make again: it installs what requirements/ lists"
+INSTALL = "run make setup again: it installs what requirements/ lists"
 PACKAGES = {
     "none": (),
     "vllm": ("vllm",),

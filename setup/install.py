@@ -72,7 +72,7 @@ def main() -> int:
     for need in missing:
         print(f"{need.found}\n  To fix it: {need.fix}", file=sys.stderr)
     if not chosen and any(need.fix == build_tools() for need in missing):
-        return _stop(2, f"Nothing was installed. Run make again after that, or {CPU_STACK}")
+        return _stop(2, f"Nothing was installed. Run make setup again after that, or {CPU_STACK}")
     if reason := remake_reason(options.venv, installed, wanted):
         print(f"{options.venv} was made {reason}; creating it again.")
         shutil.rmtree(options.venv)

@@ -440,7 +440,7 @@ def main(arguments: list[str] | None = None) -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", "labkit", "course", "applications"):
             raise
-        fix = "run make in the repository, or pip install -e '.[cpu]'"
+        fix = "run make setup in the repository, or pip install -e '.[cpu]'"
         _exit(UsageError(f"this command needs the package {package}", remedy=fix))
 
 

@@ -104,7 +104,7 @@ def for_build(machine: Machine, vllm: str) -> Machine:
     if not machine.gpus or not vllm.endswith("+cpu"):
         return machine
     names = ", ".join(dict.fromkeys(gpu.name for gpu in machine.gpus))
-    reason = f"the installed vLLM is the CPU build (make STACK=cpu): the GPU {names} is not used"
+    reason = f"the installed vLLM is the CPU build (make setup STACK=cpu): the GPU {names} is not used"
     return replace(machine, gpus=(), gpu_reason=reason, unused_gpus=machine.gpus)
 
 

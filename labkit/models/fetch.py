@@ -231,7 +231,7 @@ def _gguf_to_bf16(source: Path, folder: Path) -> None:
     if result.returncode:
         raise ModelError(
             f"{source.name} could not be converted: {' '.join(result.stderr.splitlines()[-3:])}",
-            remedy="run `make` again to repair the environment (torch, transformers, gguf), then `labkit fetch`",
+            remedy="run `make setup` again to repair the environment (torch, transformers, gguf), then `labkit fetch`",
         )
 
 

@@ -211,7 +211,7 @@ def _unused_gpu_check(machine: Machine) -> Check:
     if CPU_STACK in fixes:
         fix = "nothing to do: only the CPU build runs here"
     else:
-        fix = f"for the CUDA build: {'; '.join(fixes) or 'make STACK=gpu'}"
+        fix = f"for the CUDA build: {'; '.join(fixes) or 'make setup STACK=gpu'}"
     return judged("GPU", "; ".join([unused, *(need.found for need in missing)]), False, fix, otherwise="note")
 
 
@@ -292,7 +292,7 @@ def writable_check(topic: str, folder: Path) -> Check:
         with tempfile.TemporaryFile(dir=place):
             return judged(topic, f"{folder} can be written", True, "")
     except OSError as error:
-        fix = "give the learner's user write access, or set LABKIT_ROOT to a folder that the learner owns"
+        fix = "give the learner's user write access, or set LABKIT_RUNS and LABKIT_WORKSPACE to others"
         return judged(topic, f"{folder}: {error.strerror or error}", False, fix)
 
 

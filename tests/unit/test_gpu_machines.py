@@ -64,7 +64,7 @@ CARDS = {
         stack="cpu",
         problem="GPU capability",
         reason="Tesla V100-SXM2-16GB has compute capability 7.0; the CUDA stack needs 7.5",
-        fix="make STACK=cpu",
+        fix="make setup STACK=cpu",
     ),
     "H200": Card(nvml=nvml("NVIDIA H200", "143771", "9.0"), gpus="1 x NVIDIA H200 (140 GiB)"),
     "H100, driver 570": Card(
@@ -172,13 +172,13 @@ def test_cpu_build_on_a_gpu_machine(card: Card, library: Path) -> None:
     """The CPU build uses no GPU: the labs run small, and doctor names the GPU and what the CUDA build would take."""
     found = run(DOCTOR, library, card.nvml, vllm="0.32.0+cpu")
     assert found["gpus"] == []
-    assert found["gpu_reason"].startswith("the installed vLLM is the CPU build (make STACK=cpu): the GPU ")
+    assert found["gpu_reason"].startswith("the installed vLLM is the CPU build (make setup STACK=cpu): the GPU ")
     assert {runs for runs, *_ in lab_states(found)} == {"small"}
     check = found["checks"]["GPU"]
     assert check["state"] == "note"
     assert check["found"].startswith(f"{card.gpus}, driver ")
     assert card.reason in check["found"]
-    assert ("nothing to do" if "STACK=cpu" in card.fix else card.fix or "make STACK=gpu") in check["fix"]
+    assert ("nothing to do" if "STACK=cpu" in card.fix else card.fix or "make setup STACK=gpu") in check["fix"]
 
 
 def test_driver_that_does_not_answer(library: Path) -> None:

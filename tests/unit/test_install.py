@@ -205,7 +205,7 @@ def test_missing_build_tools(set_up: SetUp, tool: str, venv: Path, monkeypatch: 
     ended = set_up()
     assert (ended.code, ended.calls, venv.exists()) == (2, [], False)
     assert "no gcc\n  To fix it: sudo apt install gcc python3" in ended.err
-    assert "make STACK=cpu" in ended.err
+    assert "make setup STACK=cpu" in ended.err
     ended = set_up("--stack", "gpu")
     assert (ended.code, len(ended.calls), "sudo apt install gcc" in ended.err) == (0, 2, True)
     ended = set_up("--stack", "cpu")
@@ -234,8 +234,8 @@ def test_disk_for_the_model(set_up: SetUp, venv: Path, monkeypatch: pytest.Monke
 
 
 def test_a_stack_asked_for_by_name_stays(set_up: SetUp) -> None:
-    """After `make STACK=cpu` on a machine with a GPU a plain `make` finds the stamp and does nothing; another name
-    changes the stack."""
+    """After `make setup STACK=cpu` on a machine with a GPU a plain `make setup` finds the stamp and does nothing;
+    another name changes the stack."""
     ended = set_up("--stack", "cpu")
     assert (ended.code, len(ended.calls)) == (0, 4)
     assert all(call.startswith("-m pip install --no-deps --disable-pip-version-check") for call in ended.calls)

@@ -235,10 +235,10 @@ def test_a_guess_is_drawn_on_its_side_of_the_measurement(guess: float, measured:
 def test_labs_that_did_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
     """A skipped lab and one that an interrupted run never reached are warnings, not silence."""
     recorder(tmp_path).save("done")
-    skipped = LabRun(name=SECOND, status="skipped", error="java not found: run make again")
+    skipped = LabRun(name=SECOND, status="skipped", error="java not found: run make setup again")
     run_info(tmp_path, LabRun(name=FIRST, status="done", seconds=1.0), skipped, LabRun(name="77_x", status="waiting"))
     texts = [warning["text"] for warning in view(load(tmp_path))["warnings"]]
-    assert texts == ["did not run: java not found: run make again", "did not run: the run was stopped first"]
+    assert texts == ["did not run: java not found: run make setup again", "did not run: the run was stopped first"]
 
 
 def test_the_report_goes_where_it_is_asked_to(full: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
