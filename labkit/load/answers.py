@@ -12,11 +12,13 @@ import msgspec
 
 from labkit.load.results import Outcome
 
-FAILED_REASONS = ("error", "abort", "aborted", "cancelled")
+FAILED_REASONS = (
+    "error", "abort", "aborted", "cancelled", "timeout", "network_error", "insufficient_system_resource",
+)  # fmt: skip
 """`finish_reason`s of answers that the server gave up."""
 NO_REASONS = (None, "", "null")  # some servers send an empty reason, or the word, with each chunk
-END_OF_REASONING = "</think>"
-"""Ends the reasoning where the server does not separate it from the answer."""
+START_OF_REASONING, END_OF_REASONING = "<think>", "</think>"
+"""Around the reasoning where the server does not separate it from the answer."""
 
 
 # The fields read from a chunk or an answer; decoding skips all others.
@@ -138,6 +140,8 @@ class Answer:
             self.notes.append("total_tokens exceeds prompt plus completion tokens: reasoning tokens are not counted")
         if END_OF_REASONING in self.text:
             self.answer_time = self._after_reasoning()
+        elif self.text.lstrip().startswith(START_OF_REASONING):  # cut off before its end
+            self.answer_time = None
 
     def _line(self, line: bytes, now: float) -> None:
         if line.startswith(b"data:"):

@@ -180,10 +180,16 @@ def _check_requests(workload: Workload, api: Api, limit_field: str | None) -> No
 
 
 def _reversed(request: Request) -> Request:
-    """Reverse the words: the same length without a shared prefix, so a prefix cache does not serve the original."""
+    """Reverse the words, or a single word's characters: about the same length without a shared prefix, so a prefix
+    cache does not serve the original."""
 
     def backwards(text: Any) -> Any:
-        return " ".join(reversed(text.split(" "))) if isinstance(text, str) else text
+        if isinstance(text, list):  # content in parts
+            return [{**part, "text": backwards(part["text"])} if "text" in part else part for part in text]
+        if not isinstance(text, str):
+            return text
+        turned = " ".join(reversed(text.split(" ")))
+        return text[::-1] if turned == text else turned
 
     messages = request.messages and tuple(
         {**part, "content": backwards(part.get("content"))} for part in request.messages

@@ -36,6 +36,8 @@ ENCODER_FIELDS = (
     "type_vocab_size", "classifier_pooling", "sinusoidal_pos_embds", "num_channels", "feat_extract_norm",
     "num_mel_bins",
 )  # fmt: skip
+BIDIRECTIONAL = ("Bidirectional", "EmbeddingGemma2", "OpenAIPrivacyFilter")
+"""Parts of the names of decoders that vLLM serves as encoders: every token attends to all others, and none is kept."""
 STATE_FIELDS = ("state_size", "num_ssm_heads", "decay_low_rank_dim", "chunkwise_kernel")
 GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel")  # as in vLLM's config/model.py
 ENCODER_DECODER = "an encoder-decoder: it keeps the encoder's keys and values too, which are not described here"
@@ -164,6 +166,12 @@ def _has_part(config: Fields) -> bool:
     return any(isinstance(config.get(name), dict) for name in TEXT_CONFIGS)
 
 
+def _part(config: Fields) -> Fields:
+    """Return the innermost language model's part as it is written, or the config itself."""
+    name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
+    return config if name is None else _part(config[name])
+
+
 def text_fields(config: Fields) -> dict[str, Any]:
     """Return the language model's fields, with the whole model's types and quantisation."""
     name = next((name for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
@@ -186,28 +194,29 @@ def _complete(config: Fields) -> dict[str, Any]:
     named = (attention.LAYERS[:3], attention.HEADS, attention.HIDDEN, POSITIONS)
     part = _has_part(config)
     whole = "transformers_version" in config and not part and all(first(given, names) is not None for names in named)
+    whole = whole and "H_cycles" not in config  # HRM-Text: the class computes the layers of an older file
     unplaced = attention.sliding_window(given) is not None and first(given, attention.WINDOW_PATTERNS) is None
     if whole and not unplaced:
         return given
-    defaults = _class_fields(config, fields)
-    if defaults is None and part and unplaced:
+    defaults = _class_fields(config)
+    if not defaults and part and unplaced:
         raise ConfigError(
             "config.json names a window, but not the layers that have it",
-            remedy="install transformers, whose class for this model knows them",
+            remedy="install a transformers whose class for this model knows them, or read the engine's own log",
         )
     defaults = defaults or {}
     computed = {name: value for name, value in defaults.items() if name == "num_hidden_layers"}  # by some classes
     return defaults | given | computed
 
 
-def _class_fields(config: Fields, fields: Fields) -> dict[str, Any] | None:
+def _class_fields(config: Fields) -> dict[str, Any] | None:
     """Return this package's fields from the model's class in transformers; {} without a class, None without
-    transformers."""
+    transformers. The class gets the part as it is written: a null there is not the class's default."""
     try:
         from transformers import CONFIG_MAPPING
     except ImportError:
         return None
-    source = next((part for part in (config, fields) if str(part.get("model_type")) in CONFIG_MAPPING), None)
+    source = next((part for part in (config, _part(config)) if str(part.get("model_type")) in CONFIG_MAPPING), None)
     if source is None:
         return {}
     logger = logging.getLogger("transformers")
@@ -278,8 +287,11 @@ def _why_no_kv_cache(fields: Fields) -> str:
     generates = any(name.endswith(GENERATING) for name in architectures)
     if fields.get("is_encoder_decoder") or first(fields, ("decoder_layers", "num_decoder_layers")) is not None:
         return ENCODER_DECODER
+    names = "".join(architectures)
     both_ways = fields.get("is_causal") is False or fields.get("use_bidirectional_attention") is True
-    encoder = both_ways or first(fields, ENCODER_FIELDS) is not None or "ForMaskedLM" in "".join(architectures)
+    if both_ways or any(word in names for word in BIDIRECTIONAL):
+        return ENCODER
+    encoder = first(fields, ENCODER_FIELDS) is not None or "ForMaskedLM" in names
     if encoder and not fields.get("is_decoder") and not generates:
         return ENCODER
     attends = first(fields, ("num_attention_heads", "num_key_value_heads")) is not None
@@ -309,7 +321,7 @@ def kv_dtype(fields: Fields, dtype: str) -> str:
     """Return the KV cache's type under vLLM's `auto`: the checkpoint's, or the 16-bit type in which it is served.
 
     From utils/torch_utils.py `get_kv_cache_quant_algo_string`, layers/attention/attention.py and config/model.py
-    `_resolve_auto_dtype`.
+    `_resolve_auto_dtype`. MLA ignores the scheme of compressed-tensors (mla_attention.py).
     """
     quantization = first(fields, ("quantization_config", "compression_config"))
     if isinstance(quantization, Mapping):
@@ -317,6 +329,8 @@ def kv_dtype(fields: Fields, dtype: str) -> str:
         inner = inner if isinstance(inner, Mapping) else quantization
         scheme = first(inner, ("kv_cache_scheme",)) or first(quantization, ("kv_cache_scheme",))
         algorithm = scheme or inner.get("kv_cache_quant_algo") or quantization.get("kv_cache_quant_algo")
+        if attention.latent(fields) and not str(quantization.get("quant_method", "modelopt")).startswith("modelopt"):
+            algorithm = None
         if isinstance(algorithm, Mapping):
             algorithm = {8: "fp8", 4: "nvfp4"}.get(algorithm.get("num_bits", 0))
         if str(algorithm).lower() in ("fp8", "nvfp4"):

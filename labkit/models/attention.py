@@ -28,6 +28,8 @@ WINDOW_PATTERNS = (
     "block_types", "attn_logit_softcapping",
 )  # fmt: skip
 SPARSE = ("compress_ratios", "sparse_attention_config", "index_head_dim")
+OTHER_CACHES = ("cross_attention_layers", "index_kpool", "param_sink_number")
+"""Fields of caches that are not described here: keys and values of pictures, pooled indexers, sinks."""
 STATES = ("mamba_d_state", "mamba_d_conv", "ssm_state_size", "linear_num_value_heads", "conv_L_cache", "lru_width")
 
 FIELDS = (
@@ -39,7 +41,8 @@ FIELDS = (
     "use_sliding_window", "max_window_layers", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
     "index_head_dim", "global_head_dim", "attention_k_eq_v", "num_global_key_value_heads", "compress_ratios",
     "mamba_d_ssm", "state_size", "index_topk_freq", "index_topk_pattern", "index_skip_topk_offset", "zero_expert_num",
-    "sparse_attention_config", *STATES, "rescale_every", "attn_logit_softcapping",
+    "sparse_attention_config", *OTHER_CACHES, "loop_num", "sliding_windows", *STATES, "rescale_every",
+    "attn_logit_softcapping",
 )  # fmt: skip
 """The fields that this module reads."""
 
@@ -162,9 +165,17 @@ def layer_kinds(fields: Fields) -> list[str]:
     sparse = next((name for name in SPARSE if fields.get(name)), None)
     if "indexed_attention" in (first(fields, PATTERNS) or ()):
         sparse = sparse or "indexed_attention"
-    if sparse and not (fields.get("index_head_dim") and _latent(fields)):
+    if sparse and not (fields.get("index_head_dim") and latent(fields)):
         raise ConfigError(
             f"its layers keep compressed or sparse caches ({sparse}), whose size is not known here",
+            remedy="read the size from the engine's own start-up log",
+        )
+    other = [name for name in OTHER_CACHES if fields.get(name)]
+    other += ["loop_num"] if (size(fields, "loop_num") or 1) > 1 else []
+    other += ["sliding_windows"] if len(set(fields.get("sliding_windows") or ())) > 1 else []
+    if other:
+        raise ConfigError(
+            f"it has caches ({', '.join(other)}) whose size is not known here",
             remedy="read the size from the engine's own start-up log",
         )
     kinds = _listed(fields, layers) or _periodic(fields, layers) or _windowed(fields, layers)
@@ -294,7 +305,7 @@ def kv_layers(fields: Fields, kinds: Sequence[str]) -> tuple[KvLayers, ...]:
     return tuple(sorted(groups, key=lambda layers: layers.window is not None))
 
 
-def _latent(fields: Fields) -> int | None:
+def latent(fields: Fields) -> int | None:
     """Return the numbers in MLA's vector per token; None for a model that keeps keys and values."""
     width = (_if_any(fields, "kv_lora_rank") or 0) + (_if_any(fields, "qk_rope_head_dim") or 0)
     return width if fields.get("kv_lora_rank") and width in MLA_WIDTHS else None
@@ -311,8 +322,8 @@ def _indexing(fields: Fields, layers: Sequence[int]) -> int:
 
 def _layer(fields: Fields, index: int, *, windowed: bool) -> KvLayers:
     window = sliding_window(fields) if windowed else None
-    if latent := _latent(fields):
-        return KvLayers(count=1, kv_heads=1, key_size=latent, value_size=0, window=window, replicated=True)
+    if width := latent(fields):
+        return KvLayers(count=1, kv_heads=1, key_size=width, value_size=0, window=window, replicated=True)
     if fields.get("kv_lora_rank"):
         rope, nope = _if_any(fields, "qk_rope_head_dim") or 0, required(fields, "qk_nope_head_dim")
         return KvLayers(

@@ -26,7 +26,7 @@ FAILURES = {
         LARGER_SHARE,
     ),
     "warm_up": (
-        r"out of memory occurred when warming up (sampler|pooler) with (\d{1,12}) dummy requests",
+        r"out of memory occurred when warming up (sampler|pooler)(?: \([^)]*\))? with (\d{1,12}) dummy requests",
         "No start: out of memory in the warm-up of the {0} with {1} requests, after the cache had taken its share.",
         "lower max_num_seqs (below {1}) or gpu_memory_utilization",
     ),
@@ -57,7 +57,8 @@ FAILURES = {
         "set max_num_seqs={1} or less, or raise gpu_memory_utilization",
     ),
     "beyond_positions": (
-        r"User-specified max_model_len \((\d{1,12})\) is greater than the derived max_model_len \(\w+=(\d{1,12})",
+        r"User-specified max_model_len \((\d{1,12})\) is greater than the derived max_model_len \(\w+=(\d{1,12})"
+        r"(?![^)]*\)\. (?:VLLM_ALLOW_LONG|Make sure))",  # a warning only, if longer ones are allowed
         "No start: max_model_len is {0} and the model has {1} positions. This does not concern memory.",
         "set max_model_len={1} or less",
     ),
@@ -72,15 +73,27 @@ FAILURES = {
         "lower swap_space",
     ),
     "shared_memory": (
-        r"Error while creating shared memory segment|[Nn]o space left on device.*/dev/shm|insufficient shared memory",
+        r"Error while creating shared memory segment|[Nn]o space left on device.*/dev/shm|insufficient shared memory"
+        r"|Insufficient space in /dev/shm|out of shared memory",
         "/dev/shm, through which the workers exchange data, is full: RAM of the container, not GPU memory.",
         "start the container with --ipc=host or --shm-size=16g; in Kubernetes mount an emptyDir with medium Memory",
     ),
     "host_memory": (
-        r"Out of memory: Killed process|OOMKilled|oom-kill|exit(?:ed)?(?: with)? (?:status|code)[: ]+137\b"
-        r"|node running low on memory|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory",
+        r"(?i:out of memory: killed process)|OOMKilled|oom-kill|node running low on memory"
+        r"|DefaultCPUAllocator: can't allocate memory|(?<!failed with error )(?<!failed: )Cannot allocate memory",
         "The machine or the container ran out of RAM; GPU memory is not the cause.",
         "give the container more memory, or lower swap_space, cpu_offload_gb or (on a CPU) the cache",
+    ),
+    "killed": (
+        r"(?i:\bexit(?:ed)?(?: with)? (?:status|code)[: ]+137\b)",
+        "The process was killed (SIGKILL): by the kernel if RAM ran out, or by a failed liveness probe or a stop.",
+        "look for the reason (kubectl describe pod, docker inspect, dmesg): more memory if it is OOMKilled, else a "
+        "startupProbe that waits for the model",
+    ),
+    "locked_memory": (
+        r"ibv_\w+ failed(?: with error|:) Cannot allocate memory",
+        "InfiniBand may not lock enough memory (ulimit -l). GPU memory is not the cause.",
+        "start the container with --ulimit memlock=-1",
     ),
     "driver_memory": (
         r"(?:CUDA|HIP) error: out of memory|cudaErrorMemoryAllocation|CU\w{2,9}_STATUS_ALLOC_FAILED"
@@ -89,6 +102,10 @@ FAILURES = {
         f"{OTHERS}; enforce_eager omits the CUDA graphs",
     ),
 }
+
+
+LEAST_SHARE = 0.05
+"""A smaller share of a card starts no engine: the remedy is to free memory."""
 
 
 def _explained(meaning: str, fix: str) -> Explain:
@@ -109,8 +126,10 @@ def _not_free(match: re.Match[str], _engine: Engine) -> Explanation:
     meaning = (
         f"No start: {free} of {total} GiB are free, and the share asks for {requested}. Something else uses the rest."
     )
-    share_now = max(0.0, free / (total or 1) - 0.01)
-    fix = f"set gpu_memory_utilization={share_now:.2f} or less, or {OTHERS.partition(', or')[0]}"
+    # What a budget leaves out, such as another process's weights, is in the difference of share and request.
+    share_now = share - (requested - free) / (total or 1) - 0.01
+    others = OTHERS.partition(", or")[0]
+    fix = f"set gpu_memory_utilization={share_now:.2f} or less, or {others}" if share_now >= LEAST_SHARE else others
     if "budget" in match[0]:  # minus weights held by another process
         return Explanation(meaning, fix=fix)
     return Explanation(
@@ -170,7 +189,11 @@ def _out_of_memory(match: re.Match[str], engine: Engine) -> Explanation:
     old = re.search(r"([\d.]+ \w+) total capacity;.*? ([\d.]+ \w+) free", rest)
     free = f" of {sizes[1]} only {sizes[2]} were free" if (sizes := new or old) else ""
     phases = {
-        "while it served": (("graphs", "statistics"), f"lower gpu_memory_utilization, or {SMALLER_STEPS}"),
+        "while it served": (("statistics",), f"lower gpu_memory_utilization, or {SMALLER_STEPS}"),
+        "after CUDA graphs were captured, in the warm-up of the sampler or later": (
+            ("graphs",),
+            f"lower gpu_memory_utilization, or {SMALLER_STEPS}",
+        ),
         "in the warm-up or while CUDA graphs were captured, after the cache had taken its share": (
             ("cache_size", "blocks"),
             f"lower gpu_memory_utilization, set enforce_eager, or {SMALLER_STEPS}",

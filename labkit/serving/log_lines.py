@@ -20,9 +20,10 @@ WINDOW = 60  # most lines of a wrapped message: vLLM's longest has about 4,000 c
 COLOUR = re.compile(r"(?:\x1b|#033)?\[[\d;]+m|\x1b\[[\d;?]*[A-Za-ln-z]")
 # The start of a new log line. Other lines may continue one that a terminal wrapped.
 BEGINS = re.compile(
-    r".{0,100}?(?:\(\w[^()]*pid=\d+|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d )"
-    r"|\s*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|\d{4}-\d\d-\d\d|\w{3} +\d+ \d\d:\d\d:"
-    r"|[\w.-]+ +\| |\[\d{4}-)"
+    r".{0,300}?(?:\(\w[^()]*pid=\d+|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d )"
+    r"|\s*\[?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|\d{4}-\d\d-\d\d|\w{3} +\d+ \d\d:\d\d:"
+    r"|\d\d/\d\d/\d\d|rank\d+\]:|pod/)"
+    r"|[\w.-]+ +\| |Traceback \(most recent|Loading \w+ checkpoint shards"
 )
 # (VllmWorker rank=1 pid=12) (VllmWorker TP1 pid=12) (Worker_DP1_PP0_TP3_EP3 pid=12) (EngineCore_DP0 pid=12)
 RANK = re.compile(r"Worker rank=(\d{1,6})|Worker(?:[_ ]DP\d+)?((?:[_ ](?:PP|PCP|TP|DCP)\d{1,6})+)")

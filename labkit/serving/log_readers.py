@@ -6,6 +6,7 @@ v1/core/kv_cache_utils.py (blocks, length) and v1/metrics/loggers.py (statistics
 
 import re
 from itertools import product
+from typing import TYPE_CHECKING
 
 from labkit.serving.log_engine import (
     GIB,
@@ -21,11 +22,14 @@ from labkit.serving.log_engine import (
     whole_number,
 )
 
+if TYPE_CHECKING:
+    from labkit.models import Architecture
+
 SHOWN = (
     "max_model_len", "max_seq_len", "block_size", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization",
     "dtype", "kv_cache_dtype", "kv_cache_memory_bytes", "num_gpu_blocks_override", "tensor_parallel_size",
     "pipeline_parallel_size", "decode_context_parallel_size", "data_parallel_size", "quantization", "enforce_eager",
-    "speculative_config",
+    "speculative_config", "enable_lora",
 )  # fmt: skip
 LARGER_CACHE = "raise gpu_memory_utilization, or set enforce_eager to save the memory of the CUDA graphs"
 LARGER_SHARE = (
@@ -109,16 +113,31 @@ def _loaded(match: re.Match[str], engine: Engine) -> Explanation:
 
 def _weights(gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: int, within: float) -> Explanation:
     """`size`: bytes per number, default the config's; `gpus` share the weights."""
-    model, method = engine.architecture, engine.settings.get("quantization")
+    model = engine.architecture
     if model is None or model.parameters is None:
         return Explanation(meaning)
-    if method or engine.size("pipeline_parallel_size") not in (None, 1):
-        return Explanation(meaning, f"not recomputed: {f'quantised with {method}' if method else 'split over stages'}")
+    if reason := _not_recomputed(engine, model):
+        return Explanation(meaning, f"not recomputed: {reason}")
     size = size or model.dtype_bytes
     expected = model.parameters * size / gpus / GIB
     split = f" / {gpus} GPUs" if gpus > 1 else ""
     arithmetic = f"{model.parameters:,} parameters x {size} bytes{split} = {expected:.2f} GiB"
     return Explanation(meaning, arithmetic, close(expected, gib, within * expected + 2 * HALF_A_DIGIT))
+
+
+def _not_recomputed(engine: Engine, model: "Architecture") -> str:
+    """Return why the weights on a GPU are not parameters x bytes / GPUs, or ""."""
+    method = engine.settings.get("quantization")
+    stored_otherwise = model.served_bytes not in (None, (model.parameters or 0) * 2)
+    reasons = {
+        f"quantised with {method}": bool(method),
+        "split over stages": engine.size("pipeline_parallel_size") not in (None, 1),
+        "split over data-parallel ranks": engine.size("data_parallel_size") not in (None, 1),
+        "a draft model is loaded too": engine.settings.get("speculative_config") not in (None, "None"),
+        "adapters take memory too": engine.settings.get("enable_lora") == "True",
+        "the weights are stored in other types than 16 bits": stored_otherwise,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 # --- memory for the cache ---
@@ -391,9 +410,12 @@ def _statistics(match: re.Match[str], engine: Engine) -> Explanation:
     preempted = f"{preemptions} preemptions" if preemptions else "preemptions not logged"
     moved = f", {swapped} are swapped out" if swapped else ""
     meaning = f"{running} requests run and {waiting} wait{moved}; {percent}% of the blocks are allocated; {preempted}."
-    usable, usage = (engine.blocks or 0) - 1, float(percent) / 100
-    if usable < 1:
+    usage = float(percent) / 100
+    # Up to 0.9, vLLM divides by all blocks; later versions by those that requests can have.
+    counts = [count for count in ((engine.blocks or 0) - 1, engine.blocks or 0) if count > 0]
+    if not counts:
         return Explanation(meaning)
+    usable = min(counts, key=lambda count: abs(round(usage * count) / count - usage))
     held = round(usage * usable)
     arithmetic = f"{held:,} of {usable:,} blocks = {held / usable:.1%}"
     # With a thousand blocks, some number of them matches any percentage.

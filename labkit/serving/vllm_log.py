@@ -20,7 +20,7 @@ KEPT = 100  # the last lines of a kind: a server writes statistics for months
 HINTS = (
     "KV cache", "GiB", "weights took", "memory", "blocks", "args: ", "LLM engine", "asting torch", "max model len",
     "max seq len", "max_model_len", "type to store", "attention block size", "concurrency", "ALLOC_FAILED",
-    "MemoryAllocation", "137", "OOMKilled",
+    "MemoryAllocation", "137", "OOMKilled", "/dev/shm", "oom-kill", "calloc",
 )  # fmt: skip
 CELL = "text-align:left;vertical-align:top;white-space:normal;padding:.3em .6em"
 

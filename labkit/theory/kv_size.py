@@ -270,8 +270,11 @@ def _notes(architecture: Architecture, pool: Pool, *, length: int, usable: int, 
     notes = {
         f"{state} of {architecture.layers} layers keep a fixed state for each sequence, which takes blocks too: it is "
         "not counted here, so fewer tokens fit, and the concurrency is not known": state > 0,
-        f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight: vLLM's figures are lower "
-        "with a larger max_num_batched_tokens or asynchronous scheduling": windowed,
+        f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight. With async scheduling, "
+        "vLLM's default on a GPU, there are twice as many, and its figures are lower; with a smaller "
+        "max_num_batched_tokens they are higher": windowed,
+        "vLLM takes blocks of 64 tokens for this model; in 8 bits a token's vector takes 656 bytes on Hopper "
+        "(fp8_ds_mla) and 576 on Blackwell": any(layers.number_bytes for layers in architecture.storing_layers),
         "on a CPU vLLM keeps all tokens in the layers with a window too, and fewer sequences fit": len(pool.groups) > 1,
         f"max_model_len {length:,} is above the model's {limit:,} positions: vLLM refuses it unless "
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1": 0 < limit < length,

@@ -120,6 +120,10 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "unequal layers": ({"per_layer_config": {"03": {"num_key_value_heads": 1}}}, 7 * MHA + LAYER, 0),
     "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors",
                             "kv_cache_scheme": {"num_bits": 8, "type": "float"}}}, 4 * MHA, 0),
+    "MLA ignores compressed-tensors": ({"kv_lora_rank": 512, "qk_rope_head_dim": 64,
+                                        "quantization_config": {"quant_method": "compressed-tensors",
+                                                                "kv_cache_scheme": {"num_bits": 8, "type": "float"}}},
+                                       8 * 576 * 2, 0),
     "weights in 4 bits": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, 8 * MHA, 0),
     "DeepSeek-VL2's zeros": ({"kv_lora_rank": None, "qk_rope_head_dim": 0, "v_head_dim": 0}, 8 * MHA, 0),
     "float32": ({"dtype": "float32"}, 8 * MHA, 0),
@@ -137,6 +141,36 @@ def test_layers_and_heads_are_told_by_their_fields() -> None:
         if found != (per_token, windowed, windowed > 0):
             wrong[name] = found
     assert wrong == {}
+
+
+def test_a_part_keeps_its_nulls(tmp_path: Path) -> None:
+    """A null in the language model's part turns a feature off: the class's default does not come back. The class
+    computes the layers of an older file. By vLLM's own classes: 10 heads x 128, 24 layers without a window, 128 layers.
+    """
+    attention = {"hidden_size": 1280, "num_attention_heads": 10, "num_hidden_layers": 12, "num_key_value_heads": 10}
+    no_mla = {"kv_lora_rank": None, "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 0}
+    deepseek = {"model_type": "deepseek_v2", "max_position_embeddings": 4096, **attention, **no_mla}
+    mistral = {
+        "model_type": "mistral", "hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 24,
+        "num_key_value_heads": 8, "sliding_window": None, "max_position_embeddings": 8192,
+    }  # fmt: skip
+    hrm = {
+        "model_type": "hrm_text", "hidden_size": 1536, "head_dim": 128, "num_attention_heads": 12,
+        "num_hidden_layers": 16, "H_cycles": 2, "L_cycles": 3, "max_position_embeddings": 4096,
+        "transformers_version": "5.8.0",
+    }  # fmt: skip
+    for config, per_token in (
+        ({"language_config": deepseek, "model_type": "deepseek_vl_v2"}, 12 * 10 * 2 * 128 * 2),
+        ({"llm_config": mistral, "model_type": "h2ovl_chat"}, 24 * 8 * 2 * 80 * 2),
+        (hrm, 128 * 12 * 2 * 128 * 2),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+        found = architecture(tmp_path)
+        assert (bytes_per_token(found), window_bytes(found)) == (per_token, 0), config
+    window = {"language_config": {**attention, "sliding_window_size": 128}, "model_type": "unknown-ocr"}
+    (tmp_path / "config.json").write_text(json.dumps(window))
+    with pytest.raises(ConfigError, match="names a window, but not the layers"):
+        architecture(tmp_path)
 
 
 def test_positions() -> None:
@@ -162,6 +196,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a list that is too short": ({"layer_types": ["full_attention"] * 3}, "names 3 of 8 layers"),
     "states in unknown places": ({"mamba_d_state": 16}, "does not say which layers"),
     "an indexer without MLA": ({"index_head_dim": 128}, "sparse caches"),
+    "layers that run twice": ({"loop_num": 2}, "caches (loop_num)"),
+    "sinks": ({"param_sink_number": 128}, "caches (param_sink_number)"),
+    "a picture's keys": ({"cross_attention_layers": [3, 7]}, "caches (cross_attention_layers)"),
+    "windows that differ": ({"sliding_windows": [128, 512]}, "caches (sliding_windows)"),
+    "a decoder in both directions": ({"is_causal": False, "architectures": ["Qwen2ForCausalLM"]}, "an encoder"),
+    "a bidirectional class": ({"architectures": ["LlamaBidirectionalModel"]}, "an encoder"),
     "a million layers": ({"num_hidden_layers": 10**6}, "it has 1,000,000 layers"),
     "more heads than numbers": ({"hidden_size": 4}, "hidden_size / num_attention_heads is 0"),
     "a pattern of nothing": ({**WINDOW, "sliding_window_pattern": ""}, "a field of a form that is not known"),

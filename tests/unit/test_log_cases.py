@@ -198,13 +198,20 @@ OUT_OF_MEMORY = (
 )
 
 
+SERVING = (
+    "Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 9.1 tokens/s, Running: 1 reqs, "
+    "Waiting: 0 reqs, GPU KV cache usage: 50.0%, Prefix cache hit rate: 0.0%"
+)
+
+
 def test_out_of_memory_names_when_and_what_to_change() -> None:
     """The fix depends on the phase of the start."""
     for before, phase, fix in (
         ("", "before any line about loaded weights", "tensor_parallel_size"),
         ("Model loading took 14.9 GiB and 3 seconds", "in the profiling run", "max_num_batched_tokens"),
         ("GPU KV cache size: 23,648 tokens", "CUDA graphs", "enforce_eager"),
-        ("Graph capturing finished in 18 secs, took 0.62 GiB", "while it served", "gpu_memory_utilization"),
+        ("Graph capturing finished in 18 secs, took 0.62 GiB", "warm-up of the sampler or later", "max_num_seqs"),
+        (SERVING, "while it served", "gpu_memory_utilization"),
     ):
         line = read(f"{before}\n{OUT_OF_MEMORY}").of("out_of_memory")[0]
         assert (phase in line.meaning, fix in line.fix) == (True, True), line
@@ -226,8 +233,42 @@ FAILED = {
     "swap_space": "Too large swap space. 16.00 GiB out of the 15.60 GiB total CPU memory is allocated",
     "shared_memory": "Error while creating shared memory segment /dev/shm/nccl-CV4Hgf (size 9637888)",
     "host_memory": "Nov 28 10:00:00 host kernel: Out of memory: Killed process 4021 (python3) total-vm:98765432kB",
+    "killed": "vllm-1 exited with code 137",
+    "locked_memory": "NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory",
     "driver_memory": "ncclUnhandledCudaError: Call to CUDA function failed. Last error: Cuda failure 2 'out of memory'",
 }  # fmt: skip
+
+
+OTHER_WORDS = {
+    "RuntimeError: Insufficient space in /dev/shm for shared-memory allocation: 160 MiB required": "shared_memory",
+    "CUDA out of memory occurred when warming up pooler (task='embed') with 256 dummy requests. Please": "warm_up",
+    "kernel: Memory cgroup out of memory: Killed process 4021 (python3) total-vm:98765432kB": "host_memory",
+    "    Exit Code:    137": "killed",
+}
+
+
+def test_failures_in_other_words() -> None:
+    """Newer engines, the kernel and kubectl say the same otherwise; a length that is allowed is no failure."""
+    assert {text: [line.kind for line in read(text).lines] for text in OTHER_WORDS} == {
+        text: [kind] for text, kind in OTHER_WORDS.items()
+    }
+    allowed = FAILED["beyond_positions"] + " VLLM_ALLOW_LONG_MAX_MODEL_LEN must be used with extreme caution."
+    assert read(allowed).lines == ()
+
+
+def test_a_share_leaves_room_for_what_the_budget_leaves_out() -> None:
+    """Another process's weights are in the difference of share and request; without room, freeing memory remains."""
+    budget = "Free memory on device cuda:0 ({}/79.1 GiB) on startup is less than the engine's budget after excluding "
+    budget += "external process's weights (0.5, 15.2 GiB)"
+    assert "gpu_memory_utilization=0.43 or less" in read(budget.format("10.1")).lines[0].fix
+    assert "gpu_memory_utilization" not in read(budget.format("0.48").replace("15.2", "39.55")).lines[0].fix
+
+
+def test_a_long_prefix_hides_no_line() -> None:
+    """Lines of a pod with a long name begin where they do, also after a message that may be wrapped."""
+    prefix = f"[pod/{'chat-' * 22}0/kserve-container] 2026-11-28T10:00:00.123456789Z INFO 11-28 10:00:00 [core.py:65] "
+    lines = ["Initializing a V1 LLM engine (v0.9.2) with config: model='m'", "Available KV cache memory: 5.61 GiB"]
+    assert [line.kind for line in read("\n".join(prefix + line for line in lines)).lines] == ["engine", "gpu_memory"]
 
 
 def test_every_failure_is_explained_with_what_to_change() -> None:

@@ -97,6 +97,38 @@ def test_unknown_numbers_are_never_ok() -> None:
     assert auditor.audit(*auditor.parse(exported)).ok
 
 
+def test_what_changes_an_engines_memory_leaves_it_undecided() -> None:
+    """Arguments that are not part of the arithmetic, another deployment's options and mixed cards are named as open;
+    an engine without a GPU is no entry; what an autoscaler adds comes after every minimum."""
+
+    def application(engine: dict[str, Any], **more: Any) -> dict[str, Any]:
+        models = [{"model_loading_config": {"model_id": "org/m.1"}, "engine_kwargs": engine, **more.pop("llm", {})}]
+        models += more.pop("models", [])
+        app = {"name": "llm", "import_path": "ray.serve.llm:build_openai_app", "args": {"llm_configs": models}, **more}
+        return {"applications": [app]}
+
+    for engine in (
+        {"kv_cache_memory_bytes": 2**35}, {"dtype": "float32"}, {"quantization": "fp8"}, {"enable_lora": True},
+        {"speculative_config": {"model": "draft"}},
+    ):  # fmt: skip
+        (reason,) = to_deployments(application(engine), Path())[1].values()
+        assert f"{next(iter(engine))}: " in reason
+    for engine in ({"dtype": "bfloat16"}, {"cpu_offload_gb": 0}, {"enable_lora": False}):
+        assert "not computed here" not in "".join(to_deployments(application(engine), Path())[1].values())
+    changed = application({}, deployments=[{"name": "LLMServer:org--m_1", "num_replicas": 4}])
+    assert "changes options of org/m.1" in " ".join(to_deployments(changed, Path())[2].unread)
+    other = {"model_loading_config": {"model_id": "b"}, "accelerator_type": "H100"}
+    mixed = application({}, llm={"accelerator_type": "L4"}, models=[other])
+    assert "several types (H100, L4)" in " ".join(to_deployments(mixed, Path())[2].unread)
+    assert to_deployments(application({}, llm={"accelerator_config": {"kind": "cpu"}}), Path())[0]["deployments"] == []
+    scaled = [
+        {"name": "chat", "num_gpus": 1, "weight_gib": 1, "replicas": 4, "min_replicas": 1},
+        {"name": "embed", "num_gpus": 1, "weight_gib": 1},
+    ]
+    audit = auditor.audit(*auditor.parse({"gpu": GPUS | {"count": 4}, "deployments": scaled}))
+    assert [replica.name for replica in audit.replicas if not replica.gpus] == ["chat#3"]
+
+
 def test_deployments_without_a_gpu_are_named() -> None:
     """Their code may add bundles that the file does not show; without others there is nothing to audit."""
     cpu = {"name": "Ingress", "ray_actor_options": {"num_cpus": 1}}

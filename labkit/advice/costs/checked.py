@@ -1,5 +1,6 @@
 """Base class of the calculator's settings: numbers with unit, range and meaning, and readable errors."""
 
+import re
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -15,6 +16,8 @@ from pydantic.fields import FieldInfo
 
 from labkit.errors import UsageError
 from labkit.files import Frozen
+
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")  # of 1,200 and 1,200,000, and not of 2,95
 
 
 def quantity(low: float, high: float, unit: str, meaning: str, default: float | None = None) -> Any:
@@ -48,7 +51,7 @@ class Checked(Frozen):
             return value
         if isinstance(value, str):
             try:
-                value = float(value.replace(",", "").replace("_", "")) if value else None
+                value = float(THOUSANDS.sub("", value).replace("_", "")) if value else None
             except ValueError:
                 return value
         return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -218,7 +218,11 @@ def _multiply(
     if cached and prices.cached is None:
         notes += (f"{name}: no price of cached input is known; it is counted as input.",)
         cached = 0
-    parts = [(inputs - cached, prices.input), (cached, prices.cached or prices.input), (outputs, prices.output)]
+    parts = [
+        (inputs - cached, prices.input),
+        (cached, prices.input if prices.cached is None else prices.cached),
+        (outputs, prices.output),
+    ]
     shown = [f"{count:,} x {show_usd(usd)}" for count, usd in parts if count or usd is not parts[1][1]]
     return ApiPrice(
         id=model,

@@ -46,7 +46,7 @@ class Swing:
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """A setting that alone changes which side is cheaper: its value, and the nearest value that does."""
+    """A setting that alone changes which side is cheaper: its value, and a value nearby that does."""
 
     setting: str
     now: float | str
@@ -81,7 +81,7 @@ def flips(settings: CostSettings) -> tuple[Flip, ...]:
     hosting = _ratio(settings) < 1
     cheaper = f"{price.name} is cheaper" if hosting else "hosting is cheaper"
     numbers = (
-        Flip(setting=words, now=_value(settings, name, 1), to=_value(settings, name, factor), cheaper=cheaper)
+        Flip(setting=words, now=_value(settings, name, 1), to=_beyond(settings, name, factor), cheaper=cheaper)
         for name, words in INPUTS.items()
         if (factor := _flipping(settings, name, hosting)) is not None
     )
@@ -137,6 +137,16 @@ def _value(settings: CostSettings, name: str, factor: float) -> float:
     return _changed_value(settings, _field(settings, name), factor)
 
 
+def _beyond(settings: CostSettings, name: str, factor: float) -> float:
+    """Return the value with four digits, rounded away from the current one, so that the printed value flips too."""
+    value = _value(settings, name, factor)
+    if value == 0 or value == int(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 3)
+    rounded = (math.ceil if factor > 1 else math.floor)(value / unit) * unit
+    return float(f"{rounded:.4g}")
+
+
 def _field(settings: CostSettings, name: str) -> str:
     if name != "traffic":
         return name
@@ -173,5 +183,7 @@ def _changed_value(settings: CostSettings, name: str, factor: float) -> float:
     low, high = limits(NUMBERS[name])
     if name == "paid_hours_per_day":
         low = max(low, settings.hours_per_day)
+    if name == "cached_input" and value <= 1:  # a share; above 1 it would be a number of tokens
+        high = 1
     inside = min(high, max(low, float(value) * factor))
     return max(1, round(inside)) if name in ("input_tokens", "output_tokens") and value else inside

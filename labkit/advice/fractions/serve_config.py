@@ -14,7 +14,12 @@ from labkit.files import parse_yaml, read_yaml
 ENGINE_SHARE = 0.92  # vLLM 0.32's default of gpu_memory_utilization
 AUTO_MAX_REPLICAS = 100  # Serve's default for num_replicas: auto
 CONFIGS = ("llm_config", "prefill_config", "decode_config")  # besides llm_configs, in the builders of ray.serve.llm
-NOT_COMPUTED = ("pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size")
+NOT_COMPUTED = (
+    "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size", "quantization",
+    "speculative_config", "cpu_offload_gb", "kv_cache_memory_bytes", "num_gpu_blocks_override", "enable_lora",
+)  # fmt: skip
+"""Arguments of the engine that change its memory or its GPUs, and are not part of this arithmetic."""
+SIXTEEN_BITS = (None, "auto", "bfloat16", "float16", "half")
 
 Plain = Mapping[str, Any]
 EntryAndReason = tuple[dict[str, Any], str]
@@ -40,8 +45,11 @@ def to_deployments(content: Plain, folder: Path) -> tuple[dict[str, Any], dict[s
     entries, unknown, open_ends = list[dict[str, Any]](), dict[str, str](), OpenEnds([], [])
     for application in _mappings(_serve_config(content), "applications", "applications"):
         before = len(entries)
+        changed = {str(one.get("name")) for one in _mappings(application, "deployments", "deployments")}
         for entry, reason in (*_llms(application, folder), *_deployments(application, open_ends)):
             name = entry["name"]
+            if any(one.partition(":")[2] == name.replace("/", "--").replace(".", "_") for one in changed):
+                open_ends.unread.append(f"`deployments:` changes options of {name}, which are not read here")
             entry["name"] = name if name not in unknown else f"{application.get('name', 'app')}:{name}"
             unknown[entry["name"]] = reason
             entries.append(entry)
@@ -49,6 +57,8 @@ def to_deployments(content: Plain, folder: Path) -> tuple[dict[str, Any], dict[s
             name = shortened(str(application.get("name") or application.get("import_path")))
             open_ends.unread.append(f"application {name} names no deployment with GPUs: its code decides")
     types = {str(entry["accelerator_type"]) for entry in entries if entry.get("accelerator_type")}
+    if len(types) > 1:
+        open_ends.unread.append(f"cards of several types ({', '.join(sorted(types))}) on nodes that name none")
     if len(types) == 1:
         gpu = [{**row, "accelerator_type": next(iter(types))} for row in gpu or [{}]]
     return {"gpu": gpu[0] if len(gpu) == 1 else gpu or None, "deployments": entries}, unknown, open_ends
@@ -132,6 +142,9 @@ def _llm(config: Plain) -> Iterator[EntryAndReason]:
     loading, engine, options, group = (_mapping(config.get(section) or {}, section) for section in sections)
     name = shortened(str(loading.get("model_id")))
     source = loading.get("model_source", loading.get("model_id"))
+    accelerator = _mapping(config.get("accelerator_config") or {}, f"{name}: accelerator_config").get("kind", "gpu")
+    if accelerator != "gpu" or str(config.get("accelerator_type")).startswith("TPU"):
+        return
     ranks = 1
     for key in ("tensor_parallel_size", "pipeline_parallel_size"):
         size = engine.get(key, 1)
@@ -151,7 +164,9 @@ def _llm(config: Plain) -> Iterator[EntryAndReason]:
     entry |= _renamed(group, strategy="strategy") | _renamed(config, accelerator_type="accelerator_type")
     limits = _renamed(engine, **{key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")})
     entry |= {key: value for key, value in limits.items() if value != "auto"}
-    unsupported = [f"{key}: {engine[key]}" for key in NOT_COMPUTED if engine.get(key, 1) != 1]
+    unsupported = [key for key in NOT_COMPUTED if engine.get(key) not in (None, 0, 1) or engine.get(key) is True]
+    unsupported += [] if engine.get("dtype") in SIXTEEN_BITS else ["dtype"]
+    unsupported = [f"{key}: {shortened(str(engine[key]))}" for key in unsupported]
     if unsupported or not isinstance(source, str):
         yield entry, f"{' and '.join(unsupported) or 'a model in a bucket'} is not computed here"
     else:

@@ -11,7 +11,7 @@ from labkit.advice.selector.fit import number
 from labkit.errors import UsageError, did_you_mean
 
 MODEL = "model"
-NUMBER = re.compile(r"(\d+(?:\.\d+)?) *(?:b|gi?b|k)?")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?) *(b|gi?b|k)?")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_~./-][A-Za-z0-9_.:/@~+-]{0,199}")  # needs no quoting on a command line
 
 
@@ -46,6 +46,9 @@ def _rounded(question: Question, text: str) -> str | None:
     if question.rounds is None or match is None:
         return None
     value, options = float(match[1]), list(question.options)
+    unit, own = match[2] or "", options[0].lstrip("0123456789.")
+    if (unit and unit[0] != own[0]) or (own == "k" and not unit and value < 1000):  # 16gb is no size of a model
+        return None
     if options[0].endswith("k") and value >= 1000:
         value /= 1024  # tokens
     if question.rounds == "up":
