@@ -1,6 +1,7 @@
 """`labkit load`: the load client."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -188,18 +189,22 @@ def _sweep(run: Run, kind: str, levels: Sequence[float], *, slo: "Slo | None", s
     from labkit.load.sweep import judge, step
 
     steps = []
-    interrupted = False
+    ended: KeyboardInterrupt | LabkitError | None = None
     for index, level in enumerate(levels):
         driven = {kind: level if kind == "rate" else int(level)}
         try:
             result = run(seed + index, 4 * int(level) if kind == "concurrency" else 0, driven)
-        except KeyboardInterrupt:
-            interrupted = True
+            steps.append(step(result, level, slo))
+        except (KeyboardInterrupt, LabkitError) as error:
+            ended = error
             break
-        steps.append(step(result, level, slo))
         say(f"{kind} {level:g}: {steps[-1].throughput:.3g} requests/s, p50 {steps[-1].summary.e2e_s.p50:.3g} s")
     if steps:
         sweep = judge(kind, steps, slo)  # type: ignore[arg-type]  # check_levels checks the kind
+        if ended and sweep.knee is None:
+            sweep = replace(sweep, why=f"ended before {kind} {level:g}, and no knee until then")
         answer(as_json, sweep.to_dict, lambda: tables.show_sweep(sweep))
-    if interrupted:
+    if isinstance(ended, LabkitError):
+        raise ended
+    if ended:
         raise typer.Exit(INTERRUPTED)

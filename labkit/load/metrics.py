@@ -77,6 +77,10 @@ class Summary:
     requests_per_core_s: float
     """Completed requests per CPU second of this client."""
     warnings: tuple[str, ...]
+    concurrency: int | None = None
+    """Clients of a closed loop; None for an open one."""
+    rate: float | None = None
+    """Arrivals per second of an open loop."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, with None for NaN."""
@@ -86,7 +90,7 @@ class Summary:
 
 def summarise(result: LoadResult) -> Summary:
     summary = summarise_records(result.records, duration_s=result.duration_s, client_cpu_share=result.client_cpu_share)
-    return replace(summary, warnings=result.warnings)
+    return replace(summary, warnings=result.warnings, concurrency=result.concurrency, rate=result.rate)
 
 
 def summarise_records(

@@ -1,8 +1,9 @@
 """A sweep over loads, and its knee: the highest load at which the server keeps up.
 
-With an SLO, the knee is the last step before the first at which fewer than GOOD_SHARE of the requests meet it. Without
-one: in an open loop, a saturated server completes fewer requests than arrive, and latency grows during the step; in a
-closed loop, throughput stops rising while latency grows. A sweep without a knee says why."""
+With an SLO, the knee is the last step before the first at which fewer than GOOD_SHARE of the requests meet it, or at
+which an open loop's queue grows: a longer load would miss the SLO. Without one: in an open loop, a saturated server
+completes fewer requests than arrive, and latency grows during the step; in a closed loop, throughput stops rising while
+latency grows. A sweep without a knee says why."""
 
 import math
 from collections.abc import Sequence
@@ -26,11 +27,15 @@ STILL_RISES = 0.25
 """Throughput rises if its logarithm grows by at least this share of the load's: 19% at twice the load."""
 LATENCY_GROWS = 0.25
 FEWEST_STEPS = 3
-SLO_RULE = f"the last step before the first at which less than {share(GOOD_SHARE)} of the requests meet the SLO"
+SLO_RULE = (
+    f"the last step before the first at which less than {share(GOOD_SHARE)} of the requests meet the SLO, or at which "
+    "an open loop's requests arrive faster than they are completed"
+)
 OWN_RULES = {
     "rate": (
         f"the last step before the first at which fewer than {share(KEEPS_UP)} of the arriving requests are completed "
-        f"in the same time and latency grows by a factor of {QUEUE_GROWS} during the step, or requests fail"
+        f"in the same time (and the first step's longest latency), and latency grows by a factor of {QUEUE_GROWS} "
+        "during the step, or requests fail"
     ),
     "concurrency": (
         f"the last step before the first at which throughput rises by less than {STILL_RISES} of the load's growth "
@@ -53,10 +58,6 @@ class Step:
     offered: float
     lasted_s: float
     growth: float
-
-    @property
-    def queues(self) -> bool:
-        return self.throughput < KEEPS_UP * self.offered and self.growth > QUEUE_GROWS
 
     @property
     def fails(self) -> bool:
@@ -133,11 +134,32 @@ def judge(kind: Kind, steps: Sequence[Step], slo: Slo | None) -> Sweep:
     return Sweep(kind=kind, steps=tuple(steps), rule=SLO_RULE if slo else OWN_RULES[kind], knee=knee, why=why)
 
 
+def _queues(step: Step, first: Step) -> bool:
+    """Whether an open loop's queue grows: completions take longer than arrivals, and latency grows.
+
+    Answers of different lengths stretch the completions as well, by up to the longest latency of the `first` step,
+    which is taken to be without a queue (for the first step itself, by its median)."""
+    if not step.throughput:
+        return False
+    completing_s = (step.summary.completed - 1) / step.throughput
+    spread_s = first.summary.e2e_s.p50 if step is first else first.summary.e2e_s.max
+    return completing_s > step.lasted_s / KEEPS_UP + spread_s and step.growth > QUEUE_GROWS
+
+
+def _arrivals(step: Step) -> str:
+    return (
+        f"at rate {number(step.level)}, {number(step.offered)} requests/s arrive, {number(step.throughput)} are "
+        f"completed, and the later half takes {number(step.growth)} times as long as the earlier half"
+    )
+
+
 def _by_slo(kind: Kind, steps: Sequence[Step]) -> tuple[float | None, str]:
     for before, step in zip((None, *steps), steps, strict=False):
-        if (step.good_share or 0.0) >= GOOD_SHARE:
+        meets = (step.good_share or 0.0) >= GOOD_SHARE
+        if meets and not (kind == "rate" and _queues(step, steps[0])):
             continue
         missed = f"at {kind} {number(step.level)} only {share(step.good_share or 0.0)} of the requests meet the SLO"
+        missed = f"{_arrivals(step)}: a longer load would miss the SLO" if meets else missed
         if before is None:
             return None, f"{missed}, already the first step: start lower"
         return before.level, missed
@@ -148,16 +170,14 @@ def _by_queue(steps: Sequence[Step]) -> tuple[float | None, str]:
     for before, step in zip((None, *steps), steps, strict=False):
         if step.fails:
             reason = f"at rate {number(step.level)} {step.summary.failed} requests fail"
-        elif step.queues:
-            reason = (
-                f"at rate {number(step.level)}, {number(step.offered)} requests/s arrive, {number(step.throughput)} "
-                f"are completed, and the later half takes {number(step.growth)} times as long as the earlier half"
-            )
+        elif _queues(step, steps[0]):
+            reason = _arrivals(step)
         else:
             continue
         if before is None:
             return None, f"saturated from the first step: {reason}: start lower"
-        if any(not later.fails and not later.queues for later in steps if later.level > step.level):
+        later = [later for later in steps if later.level > step.level]
+        if any(not step.fails and not _queues(step, steps[0]) for step in later):
             return None, f"not clear: {reason}, but a later step keeps up: send more requests for each step"
         return before.level, reason
     last = steps[-1]

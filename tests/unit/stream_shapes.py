@@ -164,7 +164,15 @@ SHAPES: dict[str, Shape] = {
         text="",
         warning="inside their reasoning",
     ),
+    "a thought that is cut off, llama.cpp#25292": Shape(
+        stream(delta("<think>\n"), delta("so"), delta(reason="length")),
+        text="<think>\nso",
+        warning="inside their reasoning",
+    ),
     # refused by name
+    "DeepSeek gives up": Shape(
+        (event(HELLO), event(delta("", "insufficient_system_resource")), DONE), "http_error", error="'insufficient"
+    ),
     "an error as the whole": Shape(
         (b'{"error": {"message": "engine died"}}',), "http_error", error="died", content_type="application/json"
     ),

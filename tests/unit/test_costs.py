@@ -29,6 +29,7 @@ from labkit.advice.costs.prices import rounded
 from labkit.advice.costs.sensitivity import flips, sensitivity
 from labkit.advice.costs.throughput import modelled, modelled_replicas
 from labkit.advice.costs.words import to_json
+from labkit.errors import UsageError
 from labkit.models.examples import example_models
 from labkit.theory.queues import probability_of_waiting, wait_quantile
 from tests.unit.refusals import not_refused
@@ -422,6 +423,32 @@ def test_sensitivity_is_in_order_and_centred(config: CostSettings) -> None:
     assert api.lowered / api.raised == pytest.approx(1.25 / 0.75)
 
 
+def test_printed_flips_flip_and_shares_stay_shares() -> None:
+    """A flip's value changes the cheaper side as it is printed. A share of cached input is not raised into tokens."""
+    start = costs.settings_from({"prices_on": "2026-11-24"})
+    hosting = costs.calculate(start).hosted.usd_per_day < costs.calculate(start).against.usd_per_day
+    fields = {
+        "traffic": "requests_per_s",
+        "price of an hour": "usd_per_hour",
+        "people's hours": "engineering_hours_per_month",
+    }
+    found = {fields[flip.setting]: flip.to for flip in flips(start) if flip.setting in fields}
+    assert found
+    for name, value in found.items():
+        answer = costs.calculate(start.changed(**{name: float(f"{value:.4g}")}))
+        assert (answer.hosted.usd_per_day < answer.against.usd_per_day) != hosting, name
+    own = {"api_input_usd_per_million": 1, "api_output_usd_per_million": 2}
+    cached = costs.settings_from({**own, "api_cached_usd_per_million": 0, "cached_input": 0.9})
+    assert not [flip for flip in flips(cached) if flip.setting == "cached input" and float(flip.to) >= 1]
+
+
+def test_a_price_of_0_for_cached_input_is_a_price() -> None:
+    """Half of 600 tokens at 1 dollar and 200 at 2 dollars per million, the cached half for nothing."""
+    own = {"api_input_usd_per_million": 1, "api_output_usd_per_million": 2, "api_cached_usd_per_million": 0}
+    answer = costs.calculate(costs.settings_from({**own, "cached_input": 0.5}))
+    assert answer.against.price.usd_per_request == Fraction(300 * 1 + 200 * 2, 10**6)
+
+
 # --- waiting
 
 
@@ -499,6 +526,10 @@ def test_what_lab_01_measures_is_read(tmp_path: Path) -> None:
 def test_a_load_is_read_and_a_single_figure_gives_way_to_it(tmp_path: Path) -> None:
     """labkit load's JSON takes precedence over a newer figure without repeats; a single user's speed comes last."""
     load = tmp_path / "load.json"
+    for wrong in ({"rate": 4.0}, {"failed": 30}):  # what was offered, and what a broken server did
+        load.write_text(json.dumps({"completed": 32, "failed": 0, "output_throughput": 123.5, **wrong}))
+        with pytest.raises(UsageError, match=r"an open loop at 4\.0|30 of 62 requests failed"):
+            measured(load)
     load.write_text(json.dumps({"completed": 32, "failed": 0, "output_throughput": 123.5}))
     os.utime(load, (1, 1))
     written(tmp_path, ("writer", 700.0, "tokens/s", 1))

@@ -143,6 +143,20 @@ def test_warmup_is_separate_and_warms_no_prefix() -> None:
             assert sorted(sorted(warm.split()) for warm in prompts[:3]) == measured
 
 
+def test_a_warm_up_of_one_word_or_of_parts_is_not_the_measured_prompt() -> None:
+    """What has no words to put in another order is turned by characters, and parts by their texts."""
+    parts = [{"type": "text", "text": "one two"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    with serving() as stub:
+        for request in (
+            Request("你好世界", max_tokens=2),
+            Request("", max_tokens=2, messages=({"role": "user", "content": parts},)),
+        ):
+            stub.bodies.clear()
+            run(stub, workload=Workload("own", (request,)), api="chat" if request.messages else "completions", warmup=1)
+            warm, measured = (body.get("prompt") or body["messages"] for body in stub.bodies)
+            assert warm != measured
+
+
 def test_progress_counts_to_the_end_and_its_error_ends_the_load() -> None:
     """The callback gets 1 to n of n without the warm-up; its error is raised as it is, not in a group."""
     seen: list[tuple[int, int]] = []

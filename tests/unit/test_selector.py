@@ -269,7 +269,7 @@ def test_labels_booleans_and_numbers_are_read() -> None:
         ("card", "48GB"): "40gb", ("card", "96 gb"): "80gb", ("card", 192): "180gb", ("card", "141GiB"): "141gb",
     }  # fmt: skip
     assert {(name, value): complete({name: value})[name] for name, value in table} == table
-    refused = [{"size": "1000b"}, {"card": "4gb"}, {"rate": "5"}]
+    refused = [{"size": "1000b"}, {"card": "4gb"}, {"rate": "5"}, {"size": "16gb"}, {"context": "100"}, {"card": "24b"}]
     assert not_refused(complete, [(answers, "must be one of") for answers in refused]) == []
 
 

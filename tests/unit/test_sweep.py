@@ -1,5 +1,6 @@
 """The knee of a sweep on servers of known capacity, and sweeps without one."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -56,7 +57,8 @@ def test_the_knee_of_an_open_loop_is_below_the_capacity(capacity: float, alone_s
     """Arrivals at more than the capacity queue without end."""
     result = sweep("rate", LEVELS, capacity=capacity, alone_s=alone_s)
     assert result.knee is not None, result.why
-    assert KEEPS_UP * capacity / 2 < result.knee <= capacity / KEEPS_UP
+    stretched = 1 + max(alone_s * capacity, 1) / 198  # 200 completions, by the longest answer of the first step
+    assert KEEPS_UP * capacity / 2 < result.knee <= capacity / KEEPS_UP * stretched
 
 
 def test_a_sweep_without_a_knee_says_why() -> None:
@@ -70,6 +72,7 @@ def test_a_sweep_without_a_knee_says_why() -> None:
         (sweep("rate", LEVELS, capacity=1000, alone_s=30), "too short"),
         (sweep("rate", LEVELS, Slo(e2e_s=0.05), capacity=100, alone_s=0.1), "already the first step"),
         (sweep("rate", LEVELS, Slo(e2e_s=9), capacity=100, alone_s=0.1), "never saturated"),
+        (sweep("rate", (8, 16, 32), Slo(e2e_s=900), capacity=2, alone_s=0.1), "a longer load would miss the SLO"),
     ]
     assert [(result.knee, words in result.why) for result, words in cases] == [(None, True)] * len(cases)
     assert sweep("concurrency", LEVELS, capacity=1, alone_s=1).knee == 1
@@ -82,6 +85,32 @@ def test_an_slo_decides() -> None:
     assert [level.good_share == 1.0 for level in result.steps] == [True, True, True, False, False, False]
     late = RequestRecord(0, 0.0, 3.0, (3.1, 3.2), 3.2, 5, 2, Outcome.OK)
     assert step(LoadResult((late,), 3.2, 0.0, None, 1.0, "any", 0), 1, Slo(e2e_s=0.5)).good_share == 0.0
+
+
+def test_a_growing_queue_ends_the_slo_of_a_short_load() -> None:
+    """A step that is over before its queue breaks the SLO does not meet it."""
+    result = sweep("rate", LEVELS, Slo(e2e_s=60), capacity=5, alone_s=0.1)
+    assert [level.good_share for level in result.steps] == [1.0] * len(LEVELS)
+    assert (result.knee, "a longer load would miss the SLO" in result.why) == (4, True)
+
+
+@given(st.integers(0, 10**6))
+def test_answers_of_different_lengths_are_no_queue(seed: int) -> None:
+    """A server without a limit is not saturated, however much the latencies of 32 requests differ."""
+    draw = random.Random(seed)
+
+    def load(rate: float) -> LoadResult:
+        records = []
+        for k in range(32):
+            end_s = k / rate + draw.uniform(0.2, 2.0)
+            records.append(RequestRecord(k, k / rate, k / rate, (end_s,), end_s, 5, 1, Outcome.OK))
+        return LoadResult(tuple(records), 40.0, 0.0, None, rate, "any", 0)
+
+    longest = replace(load(1).records[0], chunk_times_s=(2.0,), finished_s=2.0)  # the first step has seen the longest
+    first = load(1)
+    steps = [replace(first, records=(longest, *first.records[1:])), *map(load, (2, 4, 8))]
+    result = judge("rate", [step(one, level, None) for one, level in zip(steps, (1, 2, 4, 8), strict=True)], None)
+    assert result.knee is None
 
 
 def test_a_busy_client_finds_no_knee() -> None:

@@ -52,7 +52,7 @@ def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(tree, dict) and "output_throughput" in tree:
-            return [(_of_load(tree, file), CAPACITY)]
+            return [(_of_load(tree, file), ONE_USER if tree.get("concurrency") == 1 else CAPACITY)]
         if not isinstance(tree, dict) or "lab" not in tree:
             return []
         throughputs = list(_of_record(read(file)))
@@ -77,7 +77,13 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
     require(valid, f"{file}: output_throughput is {value!r}", fix=fix)
     if "tensor_parallel" in tree:
         return _of_simulation(tree, value, file)
-    label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests)"
+    rate, sent = tree.get("rate"), tree.get("completed", 0) + tree.get("failed", 0)
+    what = f"{file} is an open loop at {rate} requests/s: it shows the load that was offered, not what a machine can do"
+    require(rate is None, what, fix="measure a closed loop with many clients: labkit load URL --concurrency 64 --json")
+    what = f"{file}: {tree.get('failed')} of {sent} requests failed"
+    require(not tree.get("failed"), what, fix="measure again without failures")
+    clients = f", {tree['concurrency']} at a time" if tree.get("concurrency") else ""
+    label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests{clients})"
     return Throughput(tokens_per_s=value, label=label, measured=True)
 
 
