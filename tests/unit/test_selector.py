@@ -284,6 +284,23 @@ def test_the_model_is_in_the_configuration() -> None:
         assert entry["model_loading_config"]["model_source"] == model
         assert f"vllm serve {model} " in configure("vllm", complete(), model=model)[0].text
     assert "Qwen3-8B" in configure("vllm-ray-serve", complete())[0].text
+
+
+def test_a_configuration_asks_for_what_the_answers_have() -> None:
+    """No replica waits for a GPU that is not there, no model is asked for more tokens than it takes, and none is named
+    for a kind that has no standard model; a hosted model has its size whatever hardware is here."""
+
+    def text(stack: str, **answers: str) -> str:
+        return "".join(file.text for file in configure(stack, complete(answers)))
+
+    assert "num_replicas: 2" not in text("own-ray-serve", kind="other", slo="p99", hardware="one")
+    assert "num_replicas: 2" in text("own-ray-serve", kind="other", slo="p99", hardware="several")
+    assert "replicas: 2" not in text("vllm-kubernetes", rate="high", platform="kubernetes", hardware="one")
+    assert "Qwen3-8B" not in text("vllm", context="128k")
+    assert "YOUR/MODEL" in text("hosted-api", kind="other")
+    assert "72B" in text("managed-endpoint", size="80b", hardware="laptop")
+    assert "MAX_MODEL_LEN" not in text("managed-endpoint", kind="speech")
+    assert "ollama" not in "".join(file.text for file in configure("llama-cpp", complete(), model="org/mine"))
     assert "Qwen2.5-0.5B" in configure("vllm", complete({"hardware": "cpu"}))[0].text
 
 

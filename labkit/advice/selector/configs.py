@@ -28,7 +28,15 @@ GPU_MODELS = {
     "250b": "Qwen/Qwen3-235B-A22B-Instruct-2507",
     "700b": "deepseek-ai/DeepSeek-V3.1",
 }
-"""A suitable model for each size."""
+LONG_MODELS = {
+    "9b": "mistralai/Ministral-3-8B-Instruct-2512",
+    "15b": "mistralai/Ministral-3-14B-Instruct-2512",
+    "34b": "Qwen/Qwen3-30B-A3B-Instruct-2507",
+    "80b": "Qwen/Qwen3-Next-80B-A3B-Instruct",
+}
+"""A suitable model for each size, and for requests of 128k tokens if it accepts fewer."""
+HOSTED = ("hosted-api", "managed-endpoint")
+"""Stacks that compute elsewhere, whatever hardware is here."""
 
 
 class Setting(Frozen):
@@ -55,8 +63,8 @@ def configure(stack: str, answers: Mapping[str, str], *, model: str | None = Non
 
     UsageError: a model name that needs quoting in a command.
     """
-    served = check_model(model) or _suitable_model(answers)
-    values = {"model": served, "engine": engine_settings(answers), "second": _second(answers)}
+    served = check_model(model) or _suitable_model(stack, answers)
+    values = {"model": served, "own_model": bool(model), "engine": engine_settings(answers), "second": _second(answers)}
     files = _render(stack, tuple[ConfigFile, ...], answers, gguf=_gguf(model, answers), **values)
     listed = ("".join(f"{entry.name}{file.separator}{entry.value}\n" for entry in file.settings) for file in files)
     return tuple(file.model_copy(update={"text": file.text or text}) for file, text in zip(files, listed, strict=True))
@@ -91,9 +99,14 @@ def _templates() -> Environment:
     return environment
 
 
-def _suitable_model(answers: Mapping[str, str]) -> str:
-    special = {"pooling": EMBEDDING_MODEL, "speech": SPEECH_MODEL}.get(answers["kind"])
-    return special or (CPU_MODEL if answers["hardware"] in NO_GPU else GPU_MODELS[answers["size"]])
+def _suitable_model(stack: str, answers: Mapping[str, str]) -> str:
+    special = {"pooling": EMBEDDING_MODEL, "speech": SPEECH_MODEL, "other": "YOUR/MODEL"}
+    if name := special.get(answers["kind"]):
+        return name
+    size = answers["size"]
+    if answers["context"] == "128k":
+        return LONG_MODELS.get(size, GPU_MODELS[size])
+    return CPU_MODEL if answers["hardware"] in NO_GPU and stack not in HOSTED else GPU_MODELS[size]
 
 
 def _gguf(model: str | None, answers: Mapping[str, str]) -> str:
@@ -144,7 +157,7 @@ def _facts(answers: Mapping[str, str]) -> dict[str, Any]:
         "other_models": other_models,
         "own_models_on_gpu": has_gpu and (hardware != "one" or kind == "other" or shared_gpu),
         "own_num_gpus": 0.25 if shared_gpu else 1,
-        "replicas": 2 if many and answers["traffic"] != "rare" else 1,
+        "replicas": 2 if many and answers["traffic"] != "rare" and (several_gpus or not has_gpu) else 1,
         "several_gpus": several_gpus,
         "shared_gpu": shared_gpu,
         "share": 0.12 if kind == "pooling" else 0.8 if kind == "rag" and not other_models else 0.45,
