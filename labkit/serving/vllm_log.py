@@ -4,7 +4,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +22,8 @@ HINTS = (
     "max seq len", "max_model_len", "type to store", "attention block size", "concurrency", "ALLOC_FAILED",
     "MemoryAllocation", "137", "OOMKilled", "/dev/shm", "oom-kill", "calloc",
 )  # fmt: skip
+# Of docker compose, of kubectl logs --prefix, and of Ray Serve.
+SERVICE = re.compile(r"([\w.-]+) +\| |\[pod/([^/]+)/|\((ServeReplica:\S+ pid=\d+)")
 CELL = "text-align:left;vertical-align:top;white-space:normal;padding:.3em .6em"
 
 
@@ -110,11 +112,16 @@ def read(
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
+    services, failed = set[str](), ""
     for record in records(io.StringIO(log) if isinstance(log, str) else log):
         last = record[-1].number
         for number, kind, match, source in _statements(record):
             engine.worker = source
+            if service := SERVICE.match(record[0].text):
+                services.add(next(filter(None, service.groups())))
             if engine.starts_again(kind):
+                for line in (line for lines in kept.values() for line in lines if line.fix):
+                    failed = f"start {starts + 1} failed, line {line.number:,}: {line.meaning}"
                 engine, kept, first = Engine(architecture, tensor_parallel, worker=source), {}, number
                 starts += 1
             engine.kinds.add((kind, source.engine, source.label))
@@ -129,12 +136,18 @@ def read(
                 MemoryLine(number, kind, text, means.meaning, means.recomputed, means.agrees, means.fix, source.label)
             )
     result = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
+    mixed = len(services) > 1
+    if mixed:  # settings of one engine would be applied to the sizes of another
+        result = tuple(replace(line, agrees=None) for line in result)
     notes = [
+        *([f"the lines of {', '.join(sorted(services))} are mixed: pass the log of one"] if mixed else []),
+        *([failed] if failed else []),
         *([f"the log has {starts + 1} starts; this is the last one, from line {first:,}"] if starts else []),
         *([f"{left_out:,} earlier lines are omitted: the last {KEPT} of a kind are shown"] if left_out else []),
         *engine.notes(),
     ]
-    return MemoryLog(result, min(engine.sizes.values(), default=None), starts + 1 if result else 0, last, tuple(notes))
+    kv_tokens = None if mixed else min(engine.sizes.values(), default=None)
+    return MemoryLog(result, kv_tokens, starts + 1 if result else 0, last, tuple(notes))
 
 
 def read_text(file: Path | str) -> str:

@@ -264,6 +264,20 @@ def test_a_share_leaves_room_for_what_the_budget_leaves_out() -> None:
     assert "gpu_memory_utilization" not in read(budget.format("0.48").replace("15.2", "39.55")).lines[0].fix
 
 
+def test_mixed_services_and_an_earlier_failure_are_told() -> None:
+    """Two services' lines are compared with nothing; a failure before the last start is named."""
+    lines = [f"{name} | INFO 11-28 10:00:00 [x.py:1] {text}" for name in ("chat-1", "small-1") for text in START]
+    reading = read("\n".join(lines))
+    assert "chat-1, small-1 are mixed" in reading.notes[0]
+    assert (reading.kv_tokens, reading.agrees) == (None, None)
+    assert "are mixed" not in " ".join(read("\n".join(lines[: len(START)])).notes)
+    again = read("\n".join([*START, FAILED["nothing_left"], *START]))
+    assert "start 1 failed, line 3: " in " ".join(again.notes)
+
+
+START = ("Initializing a V1 LLM engine (v0.9.2) with config: model='m'", "GPU KV cache size: 45,952 tokens")
+
+
 def test_a_long_prefix_hides_no_line() -> None:
     """Lines of a pod with a long name begin where they do, also after a message that may be wrapped."""
     prefix = f"[pod/{'chat-' * 22}0/kserve-container] 2026-11-28T10:00:00.123456789Z INFO 11-28 10:00:00 [core.py:65] "

@@ -8,6 +8,7 @@ import yaml
 
 from labkit.advice import fractions as auditor
 from labkit.advice.fractions.serve_config import to_deployments
+from labkit.errors import UsageError
 from tests.unit.refusals import not_refused
 from tests.unit.test_fraction_cases import CASES
 
@@ -127,6 +128,30 @@ def test_what_changes_an_engines_memory_leaves_it_undecided() -> None:
     ]
     audit = auditor.audit(*auditor.parse({"gpu": GPUS | {"count": 4}, "deployments": scaled}))
     assert [replica.name for replica in audit.replicas if not replica.gpus] == ["chat#3"]
+
+
+def test_a_serve_config_beside_other_documents_is_read(tmp_path: Path) -> None:
+    """Of a RayService with its Secret the former is read; two of them, or none, are refused with the count. GPUs of
+    other makers and MIG slices count as KubeRay counts them; a length of -1 is vLLM's own choice."""
+    app = {"import_path": "a:b", "deployments": [{"name": "m", "ray_actor_options": {"num_gpus": 1}}]}
+    groups = [
+        {
+            "replicas": 2,
+            "rayStartParams": None,
+            "template": {"spec": {"containers": [{"resources": {"limits": limits}}]}},
+        }
+        for limits in ({"amd.com/gpu": "4"}, {"nvidia.com/mig-3g.40gb": 1, "cpu": 8})
+    ]
+    spec = {"serveConfigV2": yaml.safe_dump({"applications": [app]}), "rayClusterConfig": {"workerGroupSpecs": groups}}
+    service = {"kind": "RayService", "spec": spec}
+    assert to_deployments(service, Path())[0]["gpu"] == [{"count": 4, "nodes": 2}, {"count": 1, "nodes": 2}]
+    file = tmp_path / "service.yaml"
+    file.write_text(f"# of KubeRay\n---\n{yaml.safe_dump(service)}---\n{yaml.safe_dump({'kind': 'Secret'})}")
+    assert [one.name for one in auditor.read(file, gpu={"memory_gib": 80})[0]] == ["m"]
+    file.write_text(f"{yaml.safe_dump(service)}---\n{yaml.safe_dump(service)}")
+    with pytest.raises(UsageError, match="2 documents, of which 2 are Serve configs"):
+        auditor.read(file)
+    assert "max_model_len" not in llm(engine_kwargs={"max_model_len": -1})
 
 
 def test_deployments_without_a_gpu_are_named() -> None:

@@ -1,5 +1,6 @@
 """Read the deployments and GPUs of an audit from Python data or YAML, and write them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from labkit.advice.fractions.cluster import (
     memory_gib_of,
 )
 from labkit.errors import LabkitError, UsageError, require, shortened
-from labkit.files import GPU_BLOCK_SIZE, position, read_yaml
+from labkit.files import GPU_BLOCK_SIZE, parse_yaml, position, read_yaml
 from labkit.models import EMBEDDED, Architecture, architecture, resolve
 from labkit.models.examples import example_models
 from labkit.theory import kv_size
@@ -202,7 +203,22 @@ def read(
     """Read deployments and GPUs from a YAML file (see `parse`); model paths in it are relative to its folder."""
     require(path.exists(), f"there is no file {path}", fix="name a YAML file of deployments")
     fix = "correct that line, or name a YAML file of deployments (labkit fractions --help shows one)"
-    return parse(read_yaml(path, Any, remedy=fix), gpu=gpu, default=default, folder=path.parent)
+    return parse(_content(path, fix), gpu=gpu, default=default, folder=path.parent)
+
+
+def _content(path: Path, fix: str) -> Any:
+    """Return the content of a YAML file; of several documents, such as a RayService and a Secret, the Serve config."""
+    from labkit.advice.fractions.serve_config import is_serve_config
+
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() and path.stat().st_size < 1e6 else ""
+    parts = [part for part in re.split(r"(?m)^---\s*$", text) if re.search(r"(?m)^\s*[^#\s]", part)]
+    if len(parts) < 2:
+        return read_yaml(path, Any, remedy=fix)
+    documents = [parse_yaml(part, Any, where=f"{path}, document {n}", remedy=fix) for n, part in enumerate(parts, 1)]
+    configs = [one for one in documents if is_serve_config(one) and one.get("kind") in (None, "RayService")]
+    what = f"{path} has {len(documents)} documents, of which {len(configs)} are Serve configs or RayServices"
+    require(len(configs) == 1, what, fix="name a file with one of them")
+    return configs[0]
 
 
 def parse(

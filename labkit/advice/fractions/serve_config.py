@@ -4,6 +4,7 @@ Source: Ray 2.60, serve/schema.py, serve/config.py (AutoscalingConfig), llm/_int
 KubeRay's RayService. Numbers that a config leaves to its code are named, never assumed.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ NOT_COMPUTED = (
     "speculative_config", "cpu_offload_gb", "kv_cache_memory_bytes", "num_gpu_blocks_override", "enable_lora",
 )  # fmt: skip
 """Arguments of the engine that change its memory or its GPUs, and are not part of this arithmetic."""
+GPU_RESOURCE = re.compile(r"gpu$|^nvidia\.com/mig-\d+g\.\d+gb$")  # as KubeRay counts GPUs
 SIXTEEN_BITS = (None, "auto", "bfloat16", "float16", "half")
 
 Plain = Mapping[str, Any]
@@ -89,7 +91,8 @@ def _worker_groups(content: Plain) -> list[dict[str, Any]]:
     for group in groups:
         try:
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-            count = int(group.get("rayStartParams", {}).get("num-gpus", limits.get("nvidia.com/gpu", 0)))
+            counted = sum(int(number) for key, number in limits.items() if GPU_RESOURCE.search(key))
+            count = int((group.get("rayStartParams") or {}).get("num-gpus", counted))
             nodes = int(group.get(replicas, group.get("replicas", 1))) * int(group.get("numOfHosts", 1))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             continue
@@ -163,7 +166,7 @@ def _llm(config: Plain) -> Iterator[EntryAndReason]:
     entry["engine_share"] = engine.get("gpu_memory_utilization", ENGINE_SHARE)
     entry |= _renamed(group, strategy="strategy") | _renamed(config, accelerator_type="accelerator_type")
     limits = _renamed(engine, **{key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")})
-    entry |= {key: value for key, value in limits.items() if value != "auto"}
+    entry |= {key: value for key, value in limits.items() if value not in ("auto", -1)}
     unsupported = [key for key in NOT_COMPUTED if engine.get(key) not in (None, 0, 1) or engine.get(key) is True]
     unsupported += [] if engine.get("dtype") in SIXTEEN_BITS else ["dtype"]
     unsupported = [f"{key}: {shortened(str(engine[key]))}" for key in unsupported]
