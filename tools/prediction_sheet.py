@@ -20,8 +20,8 @@ HEAD = f"""# Prediction sheet
 Name: {4 * BLANK}
 
 Write your answer, and how sure you are of it, *before* you run the cells below the question. Then enter both in the
-notebook's form. A number is a hit within a factor of 1.25 of the measurement, or inside its interval; a choice, when
-it is the right one. Copy a blank in a question ({BLANK}) from your screen. (`make prediction-sheet` wrote this page
+notebook's form. A number is a hit within a factor of 1.25 of the measurement, or inside its interval. A choice, and the
+rate in lab 01, have to be exactly right. Copy a blank in a question ({BLANK}) from your screen. (`make prediction-sheet` wrote this page
 from the notebooks.)
 """
 COLUMNS = "| question | your answer | how sure |\n|---|---|---|\n"
