@@ -21,8 +21,8 @@ Name: {4 * BLANK}
 
 Write your answer, and how sure you are of it, *before* you run the cells below the question. Then enter both in the
 notebook's form. A number is a hit within a factor of 1.25 of the measurement, or inside its interval. A choice, and the
-rate in lab 01, have to be exactly right. Copy a blank in a question ({BLANK}) from your screen. (`make prediction-sheet` wrote this page
-from the notebooks.)
+rate in lab 01, have to be exactly right. Copy a blank in a question ({BLANK}) from your screen.
+(`make prediction-sheet` wrote this page from the notebooks.)
 """
 COLUMNS = "| question | your answer | how sure |\n|---|---|---|\n"
 BUILTINS = {function.__name__: function for function in (len, list, max, min, round, sorted, sum)}

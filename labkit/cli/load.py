@@ -201,7 +201,7 @@ def _sweep(run: Run, kind: str, levels: Sequence[float], *, slo: "Slo | None", s
         say(f"{kind} {level:g}: {steps[-1].throughput:.3g} requests/s, p50 {steps[-1].summary.e2e_s.p50:.3g} s")
     if steps:
         sweep = judge(kind, steps, slo)  # type: ignore[arg-type]  # check_levels checks the kind
-        if ended and sweep.knee is None:
+        if ended and sweep.why.startswith(("never saturated", "too short")):
             sweep = replace(sweep, why=f"ended before {kind} {level:g}, and no knee until then")
         answer(as_json, sweep.to_dict, lambda: tables.show_sweep(sweep))
     if isinstance(ended, LabkitError):

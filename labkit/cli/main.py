@@ -189,7 +189,8 @@ def _architecture(model: str) -> "Architecture":
     if path.suffix == ".json":
         require(path.exists(), f"there is no file {path}", fix="name a config.json, or the folder that holds it")
         return architecture(path)
-    return architecture(model_folder(model) if model in known_models() else resolve(model, progress=say))
+    modelled = model in known_models() and not path.is_dir()
+    return architecture(model_folder(model) if modelled else resolve(model, progress=say))
 
 
 @app.command(epilog="Example: labkit log vllm.log --model Qwen3-8B/config.json; kubectl logs POD | labkit log -")
@@ -259,6 +260,7 @@ def select(
     if keys:
         questions = selector.catalogue().questions.items()
         rows = [(name, one.question, ", ".join(one.options), one.default) for name, one in questions]
+        rows.append((selector.MODEL, "Which model is served?", "a hub id or a folder", "a suitable one"))
         answer(as_json, lambda: {"keys": [row[0] for row in rows]}, lambda: show_keys("choices", rows))
         return
     known, model = selector.read_state(answers)

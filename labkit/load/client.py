@@ -185,7 +185,10 @@ def _reversed(request: Request) -> Request:
 
     def backwards(text: Any) -> Any:
         if isinstance(text, list):  # content in parts
-            return [{**part, "text": backwards(part["text"])} if "text" in part else part for part in text]
+            return [
+                {**part, "text": backwards(part["text"])} if isinstance(part, dict) and "text" in part else part
+                for part in text
+            ]
         if not isinstance(text, str):
             return text
         turned = " ".join(reversed(text.split(" ")))

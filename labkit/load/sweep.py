@@ -34,8 +34,8 @@ SLO_RULE = (
 OWN_RULES = {
     "rate": (
         f"the last step before the first at which fewer than {share(KEEPS_UP)} of the arriving requests are completed "
-        f"in the same time (and the first step's longest latency), and latency grows by a factor of {QUEUE_GROWS} "
-        "during the step, or requests fail"
+        "in the same time (and the spread of the first step's latencies), and latency grows by a factor of "
+        f"{QUEUE_GROWS} during the step, or requests fail"
     ),
     "concurrency": (
         f"the last step before the first at which throughput rises by less than {STILL_RISES} of the load's growth "
@@ -48,8 +48,8 @@ OWN_RULES = {
 class Step:
     """One load. `throughput` is in requests per second; `good_share` of the requests met the SLO.
 
-    In an open loop requests arrived at `offered` per second for `lasted_s`; `growth` is the median latency of the
-    later half over that of the earlier half."""
+    In an open loop requests arrived at `offered` per second for `lasted_s`; `spread_s` is the longest latency less the
+    shortest, `growth` the median latency of the later half over that of the earlier half."""
 
     level: float
     summary: Summary
@@ -57,6 +57,7 @@ class Step:
     good_share: float | None
     offered: float
     lasted_s: float
+    spread_s: float
     growth: float
 
     @property
@@ -112,6 +113,7 @@ def step(result: LoadResult, level: float, slo: Slo | None) -> Step:
         good_share=good_share,
         offered=_per_second(dues),
         lasted_s=dues[-1] - dues[0] if dues else 0.0,
+        spread_s=max(latencies_s) - min(latencies_s) if latencies_s else 0.0,
         growth=median(latencies_s[half:]) / median(latencies_s[:half]) if half else 1.0,
     )
 
@@ -137,13 +139,13 @@ def judge(kind: Kind, steps: Sequence[Step], slo: Slo | None) -> Sweep:
 def _queues(step: Step, first: Step) -> bool:
     """Whether an open loop's queue grows: completions take longer than arrivals, and latency grows.
 
-    Answers of different lengths stretch the completions as well, by up to the longest latency of the `first` step,
-    which is taken to be without a queue (for the first step itself, by its median)."""
+    Answers of different lengths stretch the completions as well, by up to the spread of latencies in the `first` step,
+    which is taken to be without a queue."""
     if not step.throughput:
         return False
     completing_s = (step.summary.completed - 1) / step.throughput
-    spread_s = first.summary.e2e_s.p50 if step is first else first.summary.e2e_s.max
-    return completing_s > step.lasted_s / KEEPS_UP + spread_s and step.growth > QUEUE_GROWS
+    stretched_s = 0.0 if step is first else first.spread_s
+    return completing_s > step.lasted_s / KEEPS_UP + stretched_s and step.growth > QUEUE_GROWS
 
 
 def _arrivals(step: Step) -> str:

@@ -288,10 +288,10 @@ def _why_no_kv_cache(fields: Fields) -> str:
     if fields.get("is_encoder_decoder") or first(fields, ("decoder_layers", "num_decoder_layers")) is not None:
         return ENCODER_DECODER
     names = "".join(architectures)
-    both_ways = fields.get("is_causal") is False or fields.get("use_bidirectional_attention") is True
-    if both_ways or any(word in names for word in BIDIRECTIONAL):
+    if fields.get("is_causal") is False or any(word in names for word in BIDIRECTIONAL):
         return ENCODER
-    encoder = first(fields, ENCODER_FIELDS) is not None or "ForMaskedLM" in names
+    both_ways = fields.get("use_bidirectional_attention") is True  # PaliGemma generates in spite of it
+    encoder = both_ways or first(fields, ENCODER_FIELDS) is not None or "ForMaskedLM" in names
     if encoder and not fields.get("is_decoder") and not generates:
         return ENCODER
     attends = first(fields, ("num_attention_heads", "num_key_value_heads")) is not None

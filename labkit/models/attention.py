@@ -28,8 +28,10 @@ WINDOW_PATTERNS = (
     "block_types", "attn_logit_softcapping",
 )  # fmt: skip
 SPARSE = ("compress_ratios", "sparse_attention_config", "index_head_dim")
-OTHER_CACHES = ("cross_attention_layers", "index_kpool", "param_sink_number")
-"""Fields of caches that are not described here: keys and values of pictures, pooled indexers, sinks."""
+OTHER_CACHES = ("cross_attention_layers", "param_sink_number")
+REPEATED = ("loop_num", "index_kpool")
+"""Fields of caches that are not described here: keys and values of pictures, sinks; above 1, loops and pooled
+indexers."""
 STATES = ("mamba_d_state", "mamba_d_conv", "ssm_state_size", "linear_num_value_heads", "conv_L_cache", "lru_width")
 
 FIELDS = (
@@ -41,7 +43,7 @@ FIELDS = (
     "use_sliding_window", "max_window_layers", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
     "index_head_dim", "global_head_dim", "attention_k_eq_v", "num_global_key_value_heads", "compress_ratios",
     "mamba_d_ssm", "state_size", "index_topk_freq", "index_topk_pattern", "index_skip_topk_offset", "zero_expert_num",
-    "sparse_attention_config", *OTHER_CACHES, "loop_num", "sliding_windows", *STATES, "rescale_every",
+    "sparse_attention_config", *OTHER_CACHES, *REPEATED, "sliding_windows", *STATES, "rescale_every",
     "attn_logit_softcapping",
 )  # fmt: skip
 """The fields that this module reads."""
@@ -171,8 +173,8 @@ def layer_kinds(fields: Fields) -> list[str]:
             remedy="read the size from the engine's own start-up log",
         )
     other = [name for name in OTHER_CACHES if fields.get(name)]
-    other += ["loop_num"] if (size(fields, "loop_num") or 1) > 1 else []
-    other += ["sliding_windows"] if len(set(fields.get("sliding_windows") or ())) > 1 else []
+    other += [name for name in REPEATED if (size(fields, name) or 1) > 1]
+    other += ["sliding_windows"] if len(_windows(fields)) > 1 else []
     if other:
         raise ConfigError(
             f"it has caches ({', '.join(other)}) whose size is not known here",
@@ -273,9 +275,18 @@ def _windowed(fields: Fields, layers: int) -> list[str]:
 
 def sliding_window(fields: Fields) -> int | None:
     """Return the sliding window in tokens; None without one, or if it is turned off."""
-    if fields.get("use_sliding_window") is False or not first(fields, WINDOW):
+    if fields.get("use_sliding_window") is False or not (_windows(fields) or first(fields, WINDOW)):
         return None
-    return size(fields, *WINDOW)
+    return (
+        required({"sliding_windows": min(_windows(fields))}, "sliding_windows")
+        if _windows(fields)
+        else size(fields, *WINDOW)
+    )
+
+
+def _windows(fields: Fields) -> set[Any]:
+    """Return the windows of a list with an entry per layer; layers with full attention have none."""
+    return {window for window in fields.get("sliding_windows") or () if window}
 
 
 def state_layers(fields: Fields, kinds: Sequence[str]) -> int:

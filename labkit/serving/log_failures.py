@@ -78,9 +78,14 @@ FAILURES = {
         "/dev/shm, through which the workers exchange data, is full: RAM of the container, not GPU memory.",
         "start the container with --ipc=host or --shm-size=16g; in Kubernetes mount an emptyDir with medium Memory",
     ),
+    "locked_memory": (
+        r"ibv_\w+ failed(?: with error|:) Cannot allocate memory",
+        "InfiniBand may not lock enough memory (ulimit -l). GPU memory is not the cause.",
+        "start the container with --ulimit memlock=-1",
+    ),
     "host_memory": (
         r"(?i:out of memory: killed process)|OOMKilled|oom-kill|node running low on memory"
-        r"|DefaultCPUAllocator: can't allocate memory|(?<!failed with error )(?<!failed: )Cannot allocate memory",
+        r"|DefaultCPUAllocator: can't allocate memory|Cannot allocate memory",
         "The machine or the container ran out of RAM; GPU memory is not the cause.",
         "give the container more memory, or lower swap_space, cpu_offload_gb or (on a CPU) the cache",
     ),
@@ -89,11 +94,6 @@ FAILURES = {
         "The process was killed (SIGKILL): by the kernel if RAM ran out, or by a failed liveness probe or a stop.",
         "look for the reason (kubectl describe pod, docker inspect, dmesg): more memory if it is OOMKilled, else a "
         "startupProbe that waits for the model",
-    ),
-    "locked_memory": (
-        r"ibv_\w+ failed(?: with error|:) Cannot allocate memory",
-        "InfiniBand may not lock enough memory (ulimit -l). GPU memory is not the cause.",
-        "start the container with --ulimit memlock=-1",
     ),
     "driver_memory": (
         r"(?:CUDA|HIP) error: out of memory|cudaErrorMemoryAllocation|CU\w{2,9}_STATUS_ALLOC_FAILED"

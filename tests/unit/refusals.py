@@ -12,11 +12,11 @@ def not_refused(
     """The table's inputs that `call` takes, or refuses in other words or without a remedy, with what it said."""
     offenders = []
     for bad, says in table:
-        said = "taken"
         try:
             call(bad)
         except error as refused:
-            said = str(refused) if refused.remedy else f"{refused} (no remedy)"
-        if says not in said or said.endswith("(no remedy)"):
-            offenders.append((bad, said))
+            if says not in str(refused) or not refused.remedy:
+                offenders.append((bad, f"{refused}{'' if refused.remedy else ' (no remedy)'}"))
+        else:
+            offenders.append((bad, "taken"))
     return offenders

@@ -523,12 +523,18 @@ def test_what_lab_01_measures_is_read(tmp_path: Path) -> None:
     assert "concurrency 16" in measured(tmp_path).label
 
 
+SIMULATED_IDLE: dict[str, Any] = {
+    "gpu": "h200", "model": "m", "replicas": 1, "source": "modelled", "error": {}, "load_share": 0.07,
+}  # fmt: skip
+
+
 def test_a_load_is_read_and_a_single_figure_gives_way_to_it(tmp_path: Path) -> None:
     """labkit load's JSON takes precedence over a newer figure without repeats; a single user's speed comes last."""
     load = tmp_path / "load.json"
-    for wrong in ({"rate": 4.0}, {"failed": 30}):  # what was offered, and what a broken server did
+    trace = {"rate": None, "concurrency": None}
+    for wrong in ({"rate": 4.0}, trace, {"concurrency": 1}, {"failed": 30}, {"tensor_parallel": 1, **SIMULATED_IDLE}):
         load.write_text(json.dumps({"completed": 32, "failed": 0, "output_throughput": 123.5, **wrong}))
-        with pytest.raises(UsageError, match=r"an open loop at 4\.0|30 of 62 requests failed"):
+        with pytest.raises(UsageError, match=r"an open loop|a single client|30 requests failed|at 7% of capacity"):
             measured(load)
     load.write_text(json.dumps({"completed": 32, "failed": 0, "output_throughput": 123.5}))
     os.utime(load, (1, 1))

@@ -244,6 +244,7 @@ OTHER_WORDS = {
     "CUDA out of memory occurred when warming up pooler (task='embed') with 256 dummy requests. Please": "warm_up",
     "kernel: Memory cgroup out of memory: Killed process 4021 (python3) total-vm:98765432kB": "host_memory",
     "    Exit Code:    137": "killed",
+    "RuntimeError: fork failed: Cannot allocate memory": "host_memory",
 }
 
 
@@ -266,13 +267,15 @@ def test_a_share_leaves_room_for_what_the_budget_leaves_out() -> None:
 
 def test_mixed_services_and_an_earlier_failure_are_told() -> None:
     """Two services' lines are compared with nothing; a failure before the last start is named."""
-    lines = [f"{name} | INFO 11-28 10:00:00 [x.py:1] {text}" for name in ("chat-1", "small-1") for text in START]
+    lines = [f"{name} | INFO 11-28 10:00:00 [x.py:1] {text}" for text in START for name in ("chat-1", "small-1")]
     reading = read("\n".join(lines))
     assert "chat-1, small-1 are mixed" in reading.notes[0]
     assert (reading.kv_tokens, reading.agrees) == (None, None)
-    assert "are mixed" not in " ".join(read("\n".join(lines[: len(START)])).notes)
+    after = [f"{name} | {text}" for name in ("INFO", "WARNING", "0.52") for text in START]
+    after += [f"(ServeReplica:m pid={pid}) INFO 11-28 10:00:00 [x.py:1] {text}" for pid in (1, 2) for text in START]
+    assert "are mixed" not in " ".join(read("\n".join(after)).notes)
     again = read("\n".join([*START, FAILED["nothing_left"], *START]))
-    assert "start 1 failed, line 3: " in " ".join(again.notes)
+    assert "start 1 ended with an error, line 3: " in " ".join(again.notes)
 
 
 START = ("Initializing a V1 LLM engine (v0.9.2) with config: model='m'", "GPU KV cache size: 45,952 tokens")

@@ -269,7 +269,15 @@ def test_labels_booleans_and_numbers_are_read() -> None:
         ("card", "48GB"): "40gb", ("card", "96 gb"): "80gb", ("card", 192): "180gb", ("card", "141GiB"): "141gb",
     }  # fmt: skip
     assert {(name, value): complete({name: value})[name] for name, value in table} == table
-    refused = [{"size": "1000b"}, {"card": "4gb"}, {"rate": "5"}, {"size": "16gb"}, {"context": "100"}, {"card": "24b"}]
+    refused = [
+        {"size": "1000b"},
+        {"card": "4gb"},
+        {"rate": "5"},
+        {"size": "16gb"},
+        {"context": "100"},
+        {"context": "1024k"},
+        {"card": "24b"},
+    ]
     assert not_refused(complete, [(answers, "must be one of") for answers in refused]) == []
 
 
@@ -296,7 +304,11 @@ def test_a_configuration_asks_for_what_the_answers_have() -> None:
     assert "num_replicas: 2" not in text("own-ray-serve", kind="other", slo="p99", hardware="one")
     assert "num_replicas: 2" in text("own-ray-serve", kind="other", slo="p99", hardware="several")
     assert "replicas: 2" not in text("vllm-kubernetes", rate="high", platform="kubernetes", hardware="one")
-    assert "Qwen3-8B" not in text("vllm", context="128k")
+    assert "Ministral-3-8B" in text("vllm", context="128k")
+    assert "Qwen3-4B" in text("vllm", context="128k", hardware="cpu", size="700b")
+    assert "--rope-scaling yarn" in text("llama-cpp", context="128k", hardware="laptop")
+    pipeline = text("vllm-ray-serve", hardware="one", pattern="pipeline", models="few", slo="p99")
+    assert "num_replicas: 2" not in pipeline
     assert "YOUR/MODEL" in text("hosted-api", kind="other")
     assert "72B" in text("managed-endpoint", size="80b", hardware="laptop")
     assert "MAX_MODEL_LEN" not in text("managed-endpoint", kind="speech")

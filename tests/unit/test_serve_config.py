@@ -108,13 +108,15 @@ def test_what_changes_an_engines_memory_leaves_it_undecided() -> None:
         app = {"name": "llm", "import_path": "ray.serve.llm:build_openai_app", "args": {"llm_configs": models}, **more}
         return {"applications": [app]}
 
-    for engine in (
+    undecided: list[dict[str, Any]] = [
         {"kv_cache_memory_bytes": 2**35}, {"dtype": "float32"}, {"quantization": "fp8"}, {"enable_lora": True},
-        {"speculative_config": {"model": "draft"}},
-    ):  # fmt: skip
+        {"speculative_config": {"model": "draft"}}, {"cpu_offload_gb": 1}, {"max_model_len": -1},
+    ]  # fmt: skip
+    for engine in undecided:
         (reason,) = to_deployments(application(engine), Path())[1].values()
         assert f"{next(iter(engine))}: " in reason
-    for engine in ({"dtype": "bfloat16"}, {"cpu_offload_gb": 0}, {"enable_lora": False}):
+    computed: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"cpu_offload_gb": 0}, {"speculative_config": {}}]
+    for engine in computed:
         assert "not computed here" not in "".join(to_deployments(application(engine), Path())[1].values())
     changed = application({}, deployments=[{"name": "LLMServer:org--m_1", "num_replicas": 4}])
     assert "changes options of org/m.1" in " ".join(to_deployments(changed, Path())[2].unread)

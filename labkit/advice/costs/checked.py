@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from labkit.errors import UsageError
 from labkit.files import Frozen
 
-THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")  # of 1,200 and 1,200,000, and not of 2,95
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,200 and 1,200,000, and neither 2,95 nor 0,125
 
 
 def quantity(low: float, high: float, unit: str, meaning: str, default: float | None = None) -> Any:
@@ -51,7 +51,8 @@ class Checked(Frozen):
             return value
         if isinstance(value, str):
             try:
-                value = float(THOUSANDS.sub("", value).replace("_", "")) if value else None
+                plain = value.replace(",", "") if THOUSANDS.fullmatch(value) else value
+                value = float(plain.replace("_", "")) if plain else None
             except ValueError:
                 return value
         return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -17,6 +17,8 @@ from labkit.records.record import Record, read
 
 UNIT = "tokens/s"
 CAPACITY, MANY_USERS, ONE_USER = 3, 2, 1  # ranks: how well a measurement shows a machine's capacity
+LEAST_BUSY = 0.8
+"""Share of its capacity at which a simulation shows what a machine can do."""
 ONE_AT_A_TIME = ("one_user", "_concurrency_1")  # endings of the names of quantities
 
 
@@ -52,7 +54,9 @@ def _read(file: Path, *, strict: bool) -> list[tuple[Throughput, int]]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(tree, dict) and "output_throughput" in tree:
-            return [(_of_load(tree, file), ONE_USER if tree.get("concurrency") == 1 else CAPACITY)]
+            return [(_of_load(tree, file), CAPACITY)]
+        if strict and isinstance(tree, dict) and "sweep" in tree:
+            raise UsageError(f"{file} is a sweep", remedy="measure one load: labkit load URL --concurrency 64 --json")
         if not isinstance(tree, dict) or "lab" not in tree:
             return []
         throughputs = list(_of_record(read(file)))
@@ -77,11 +81,12 @@ def _of_load(tree: Mapping[str, Any], file: Path) -> Throughput:
     require(valid, f"{file}: output_throughput is {value!r}", fix=fix)
     if "tensor_parallel" in tree:
         return _of_simulation(tree, value, file)
-    rate, sent = tree.get("rate"), tree.get("completed", 0) + tree.get("failed", 0)
-    what = f"{file} is an open loop at {rate} requests/s: it shows the load that was offered, not what a machine can do"
-    require(rate is None, what, fix="measure a closed loop with many clients: labkit load URL --concurrency 64 --json")
-    what = f"{file}: {tree.get('failed')} of {sent} requests failed"
-    require(not tree.get("failed"), what, fix="measure again without failures")
+    fix = "measure a closed loop with many clients: labkit load URL --concurrency 64 --json"
+    # Without both keys the file is from before they were written.
+    closed = tree.get("rate") is None and tree.get("concurrency", 0) is not None
+    require(closed, f"{file} is an open loop: it shows the load that was offered, not what a machine can do", fix=fix)
+    require(tree.get("concurrency") != 1, f"{file} is from a single client, which leaves a machine idle", fix=fix)
+    require(not tree.get("failed"), f"{file}: {tree.get('failed')} requests failed", fix="measure without failures")
     clients = f", {tree['concurrency']} at a time" if tree.get("concurrency") else ""
     label = f"measured by labkit load ({file.name}: {tree.get('completed', '?')} requests{clients})"
     return Throughput(tokens_per_s=value, label=label, measured=True)
@@ -105,12 +110,16 @@ class _Simulation(BaseModel):
     replicas: int = Field(ge=1)
     source: str
     error: _Errors
+    load_share: float | None = None
 
 
 def _of_simulation(tree: Mapping[str, Any], value: float, file: Path) -> Throughput:
     """Read a simulation: not a measurement, with the model's known error as its interval."""
     fix = "pass the output of labkit simulate --json"
     simulation = validated(tree, _Simulation, where=str(file), remedy=fix)
+    busy = simulation.load_share is None or simulation.load_share >= LEAST_BUSY
+    what = f"{file} is a simulation at {simulation.load_share or 0:.0%} of capacity"
+    require(busy, what, fix="simulate a full engine: labkit simulate --concurrency 64 or more")
     error = (simulation.error.capacity or simulation.error.tpot or _Error()).worst
     card, gpus = simulation.gpu, simulation.tensor_parallel * simulation.replicas
     gpu = next((instance.gpu for instance in instances().values() if instance.card == card), card)

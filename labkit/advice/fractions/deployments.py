@@ -206,16 +206,27 @@ def read(
     return parse(_content(path, fix), gpu=gpu, default=default, folder=path.parent)
 
 
+RAY_SERVICE = "RayService"
+
+
+def _kind(document: Any) -> Any:
+    """Return the kind of a Kubernetes object; a plain Serve config is as good as a RayService."""
+    return document.get("kind", RAY_SERVICE) if isinstance(document, Mapping) else None
+
+
 def _content(path: Path, fix: str) -> Any:
     """Return the content of a YAML file; of several documents, such as a RayService and a Secret, the Serve config."""
     from labkit.advice.fractions.serve_config import is_serve_config
 
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() and path.stat().st_size < 1e6 else ""
-    parts = [part for part in re.split(r"(?m)^---\s*$", text) if re.search(r"(?m)^\s*[^#\s]", part)]
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        text = ""  # read_yaml says why
+    parts = [part for part in re.split(r"(?m)^---(?:[ \t].*)?$", text) if re.search(r"(?m)^\s*[^#\s]", part)]
     if len(parts) < 2:
         return read_yaml(path, Any, remedy=fix)
     documents = [parse_yaml(part, Any, where=f"{path}, document {n}", remedy=fix) for n, part in enumerate(parts, 1)]
-    configs = [one for one in documents if is_serve_config(one) and one.get("kind") in (None, "RayService")]
+    configs = [one for one in documents if is_serve_config(one) and _kind(one) == RAY_SERVICE]
     what = f"{path} has {len(documents)} documents, of which {len(configs)} are Serve configs or RayServices"
     require(len(configs) == 1, what, fix="name a file with one of them")
     return configs[0]

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.errors import require, shortened
+from labkit.errors import LabkitError, require, shortened
 from labkit.files import parse_yaml, read_yaml
 
 ENGINE_SHARE = 0.92  # vLLM 0.32's default of gpu_memory_utilization
 AUTO_MAX_REPLICAS = 100  # Serve's default for num_replicas: auto
 CONFIGS = ("llm_config", "prefill_config", "decode_config")  # besides llm_configs, in the builders of ray.serve.llm
+PARALLEL = ("pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size")
 NOT_COMPUTED = (
-    "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size", "quantization",
-    "speculative_config", "cpu_offload_gb", "kv_cache_memory_bytes", "num_gpu_blocks_override", "enable_lora",
+    "quantization", "speculative_config", "cpu_offload_gb", "kv_cache_memory_bytes", "num_gpu_blocks_override",
+    "enable_lora",
 )  # fmt: skip
 """Arguments of the engine that change its memory or its GPUs, and are not part of this arithmetic."""
 GPU_RESOURCE = re.compile(r"gpu$|^nvidia\.com/mig-\d+g\.\d+gb$")  # as KubeRay counts GPUs
@@ -128,7 +129,7 @@ def _llms(application: Plain, folder: Path) -> Iterator[EntryAndReason]:
     for config in _configs(application):
         if isinstance(config, str):  # the path of a file
             config = read_yaml(folder / config, Any, remedy="correct it")
-        yield from _llm(_mapping(config, "an entry of llm_configs"))
+        yield from _llm(_mapping(config, "an entry of llm_configs"), folder)
 
 
 def _configs(application: Plain) -> list[Any]:
@@ -140,7 +141,19 @@ def _configs(application: Plain) -> list[Any]:
     return [*listed, *(args[name] for name in CONFIGS if name in args)]
 
 
-def _llm(config: Plain) -> Iterator[EntryAndReason]:
+def _stored_quantization(folder: Path, source: Any) -> Any:
+    """Return the quantisation method in the config.json of a local model; None without one."""
+    from labkit.models.architecture import read_fields
+
+    file = folder / str(source) / "config.json"
+    try:
+        method = read_fields(file).get("quantization_config") if file.is_file() else None
+    except LabkitError:
+        return None
+    return method.get("quant_method") if isinstance(method, dict) else None
+
+
+def _llm(config: Plain, folder: Path) -> Iterator[EntryAndReason]:
     sections = ("model_loading_config", "engine_kwargs", "deployment_config", "placement_group_config")
     loading, engine, options, group = (_mapping(config.get(section) or {}, section) for section in sections)
     name = shortened(str(loading.get("model_id")))
@@ -167,8 +180,12 @@ def _llm(config: Plain) -> Iterator[EntryAndReason]:
     entry |= _renamed(group, strategy="strategy") | _renamed(config, accelerator_type="accelerator_type")
     limits = _renamed(engine, **{key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")})
     entry |= {key: value for key, value in limits.items() if value not in ("auto", -1)}
-    unsupported = [key for key in NOT_COMPUTED if engine.get(key) not in (None, 0, 1) or engine.get(key) is True]
+    unsupported = [key for key in PARALLEL if engine.get(key, 1) not in (None, 1)]
+    unsupported += [key for key in NOT_COMPUTED if engine.get(key)]
+    if "quantization" in unsupported and engine["quantization"] == _stored_quantization(folder, source):
+        unsupported.remove("quantization")  # the sizes are those of the files
     unsupported += [] if engine.get("dtype") in SIXTEEN_BITS else ["dtype"]
+    unsupported += ["max_model_len"] if engine.get("max_model_len") in ("auto", -1) else []  # what fits, at the start
     unsupported = [f"{key}: {shortened(str(engine[key]))}" for key in unsupported]
     if unsupported or not isinstance(source, str):
         yield entry, f"{' and '.join(unsupported) or 'a model in a bucket'} is not computed here"

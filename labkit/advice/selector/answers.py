@@ -49,7 +49,7 @@ def _rounded(question: Question, text: str) -> str | None:
     unit, own = match[2] or "", options[0].lstrip("0123456789.")
     if (unit and unit[0] != own[0]) or (own == "k" and not unit and value < 1000):  # 16gb is no size of a model
         return None
-    if options[0].endswith("k") and value >= 1000:
+    if own == "k" and not unit:
         value /= 1024  # tokens
     if question.rounds == "up":
         return next((option for option in options if number(option) >= value), None)

@@ -103,10 +103,10 @@ def _suitable_model(stack: str, answers: Mapping[str, str]) -> str:
     special = {"pooling": EMBEDDING_MODEL, "speech": SPEECH_MODEL, "other": "YOUR/MODEL"}
     if name := special.get(answers["kind"]):
         return name
-    size = answers["size"]
-    if answers["context"] == "128k":
-        return LONG_MODELS.get(size, GPU_MODELS[size])
-    return CPU_MODEL if answers["hardware"] in NO_GPU and stack not in HOSTED else GPU_MODELS[size]
+    size, is_long = answers["size"], answers["context"] == "128k"
+    if answers["hardware"] in NO_GPU and stack not in HOSTED:
+        return GPU_MODELS["4b"] if is_long else CPU_MODEL
+    return LONG_MODELS.get(size, GPU_MODELS[size]) if is_long else GPU_MODELS[size]
 
 
 def _gguf(model: str | None, answers: Mapping[str, str]) -> str:
