@@ -17,8 +17,8 @@ from labkit.records.record import Record, read
 
 UNIT = "tokens/s"
 CAPACITY, MANY_USERS, ONE_USER = 3, 2, 1  # ranks: how well a measurement shows a machine's capacity
-LEAST_BUSY = 0.8
-"""Share of its capacity at which a simulation shows what a machine can do."""
+LEAST_BUSY = 0.5
+"""Share of its capacity below which a simulation does not show what a machine can do."""
 ONE_AT_A_TIME = ("one_user", "_concurrency_1")  # endings of the names of quantities
 
 
