@@ -7,7 +7,7 @@ from typing import Any
 
 from labkit.errors import RecordError
 from labkit.experiments import mixed_machines
-from labkit.records.record import Difference, Measured, Record, differences, read_all
+from labkit.records.record import RUN_FILE, Difference, Measured, Record, differences, read_all, read_run
 
 # The record's folder and the learner's guesses do not change what is measured.
 IRRELEVANT = frozenset({"out_dir", "confidence"})
@@ -75,7 +75,7 @@ def compare(dir_a: Path, dir_b: Path) -> Comparison:
         ratios=tuple(pair for a, b in both for pair in _ratio_pairs(a, b)),
         only_in_a=tuple(lab for lab in run_a if lab not in run_b),
         only_in_b=tuple(lab for lab in run_b if lab not in run_a),
-        unfinished=(*_unfinished("a", run_a), *_unfinished("b", run_b)),
+        unfinished=(*_unfinished("a", run_a, dir_a), *_unfinished("b", run_b, dir_b)),
         notes=tuple(_notes(both)),
     )
 
@@ -133,10 +133,14 @@ def within(a: float, b: float, *, tolerance: float) -> bool:
     return max(a / b, b / a) <= (1 + tolerance) * (1 + 1e-9)
 
 
-def _unfinished(run: str, records: Mapping[str, Record]) -> Iterator[str]:
+def _unfinished(run: str, records: Mapping[str, Record], folder: Path) -> Iterator[str]:
     for lab, record in records.items():
         if record.status != "done":
             yield f"{run}: {lab} ({record.status})"
+    planned = read_run(folder).labs if (folder / RUN_FILE).is_file() else ()
+    for outcome in planned:
+        if outcome.name not in records and outcome.status != "skipped":
+            yield f"{run}: {outcome.name} ({outcome.status}, without a record)"
 
 
 def _notes(both: list[tuple[Record, Record]]) -> Iterator[str]:

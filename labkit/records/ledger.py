@@ -129,7 +129,7 @@ def _shown(name: str, value: Scalar) -> str:
     if isinstance(value, (int, float)) and "share" in name.split("_"):
         return f"{number(100 * value)}%"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else value
 
 

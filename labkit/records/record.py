@@ -116,7 +116,7 @@ class LabRun(Frozen):
     @classmethod
     def of(cls, record: Record) -> Self:
         """Return the outcome of a record's lab."""
-        seconds = (record.ended - record.started).total_seconds() if record.ended else None
+        seconds = max(0.0, (record.ended - record.started).total_seconds()) if record.ended else None
         return cls(name=record.lab, status=record.status, seconds=seconds)
 
 
@@ -262,14 +262,40 @@ def read_newest(folder: Path) -> dict[str, Record]:
 def newest(folder: Path) -> dict[str, Record]:
     """Return the newest finished record of each lab, by lab, from at most two folders down.
 
-    Files that are not records are skipped.
+    It has the first guesses and all tries of the lab's records. Files that are not records are skipped.
     """
     by_lab: dict[str, Record] = {}
+    starts: dict[str, list[Record]] = {}
     for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):
         try:
             record = read(file)
         except LabkitError:
             continue
+        starts.setdefault(record.lab, []).append(record)
         if record.status == "done" and (record.lab not in by_lab or by_lab[record.lab].when < record.when):
             by_lab[record.lab] = record
+    for lab, record in by_lab.items():
+        records = sorted(starts[lab], key=lambda start: start.started)
+        learned = {"predictions": tuple(first_predictions(records).values()), "exercises": joined_exercises(records)}
+        by_lab[lab] = record.model_copy(update=learned)
     return dict(sorted(by_lab.items()))
+
+
+def first_predictions(records: Iterable[Record]) -> dict[str, Mapping[str, Any]]:
+    """Return each question with its first guess, if there was one."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        for prediction in record.predictions:
+            name = str(prediction.get("id"))
+            if name not in first or first[name].get("guess") is None:
+                first[name] = prediction
+    return first
+
+
+def joined_exercises(records: Iterable[Record]) -> dict[str, Attempts]:
+    """Return each exercise with all its tries; one that was passed stays passed."""
+    joined: dict[str, Attempts] = {}
+    for record in records:
+        for name, attempts in record.exercises.items():
+            joined[name] = joined[name].joined(attempts) if name in joined else attempts
+    return joined

@@ -109,13 +109,17 @@ class Recorder:
         )
 
     def prediction(self, prediction: Mapping[str, Any]) -> None:
-        """Record a prediction in place of an earlier one with the same "id"."""
+        """Record a prediction in place of an earlier one with the same "id", unless that had another guess: a later one
+        knows the result."""
         data = _plain_dict(prediction, "predictions")
         name = data.get("id")
         if not isinstance(name, str):
             raise UsageError(f"the prediction's id is {name!r}", remedy='give it one: {"id": "speed-up", ...}')
 
         def replaced(record: Record) -> dict[str, Any]:
+            before = next((item for item in record.predictions if item.get("id") == name), {})
+            if before.get("guess") not in (None, data.get("guess")):
+                return {}
             return {"predictions": (*(item for item in record.predictions if item.get("id") != name), data)}
 
         self._change(replaced)

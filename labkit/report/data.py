@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from labkit.errors import RecordError
@@ -26,8 +27,18 @@ class RunData:
 
     @property
     def described(self) -> RunInfo | Record | None:
-        """The source of machine, versions and times: run.json, or else the first record; None if all is broken."""
-        return self.info or next(iter(self.records.values()), None)
+        """The source of machine, versions and times: run.json, or else the newest record; None if all is broken."""
+        return self.info or max(self.records.values(), key=lambda record: record.when, default=None)
+
+    @property
+    def starts(self) -> tuple[datetime, ...]:
+        """When the run and its labs started: of a resumed run, or of a folder of runs, on several days."""
+        return tuple(item.started for item in (self.info, *self.records.values()) if item)
+
+    @property
+    def is_one_run(self) -> bool:
+        """Whether all labs ran in the time that run.json gives: it was not resumed, and it is no folder of runs."""
+        return self.info is not None and min(self.starts) >= self.info.started
 
 
 def load(run_dir: Path) -> RunData:

@@ -71,10 +71,12 @@ def _subtitle(data: RunData) -> str:
     described = data.described
     if described is None:
         return str(data.folder)
-    parts = [f"{described.started:%A, %d %B %Y, %H:%M} UTC"]
+    days = sorted({f"{started:%Y-%m-%d}": f"{started:%A, %d %B %Y}" for started in data.starts}.items())
+    when = f"{described.started:%A, %d %B %Y, %H:%M} UTC" if len(days) < 2 else f"{days[0][1]} to {days[-1][1]}"
+    parts = [when]
     if data.info:
         parts.append(f"profile {data.info.profile}")
-    if described.ended:
+    if described.ended and data.is_one_run:
         parts.append(f"{clock((described.ended - described.started).total_seconds())} min")
     return " · ".join(parts)
 
@@ -268,7 +270,9 @@ def times(data: RunData) -> View:
         }
         for name, seconds in timed.items()
     ]
-    whole = clock((data.info.ended - data.info.started).total_seconds()) if data.info and data.info.ended else ""
+    whole = ""
+    if data.is_one_run and data.info and data.info.ended:
+        whole = clock((data.info.ended - data.info.started).total_seconds())
     return {"rows": rows, "total": clock(sum(timed.values())), "whole": whole}
 
 
@@ -299,7 +303,9 @@ def _failures(data: RunData, claims_error: str) -> Iterator[View]:
             error = lab.error or "it ended early"
             place = {"log": f"logs/{log.name}" if log.exists() else "", "tail": "\n".join(lines[-LOG_LINES:])}
             yield {"lab": _lab_title(lab.name), "error": error, **place}
-    unreadable = {**data.broken, "claims": claims_error}
+    done = [lab.name for lab in data.labs if lab.status == "done"]
+    missing = {name: f"{name}.json is missing" for name in done if name not in {**data.records, **data.broken}}
+    unreadable = {**data.broken, **missing, "claims": claims_error}
     yield from ({"lab": name, "error": text, "tail": "", "log": ""} for name, text in unreadable.items() if text)
 
 
@@ -329,4 +335,4 @@ def _machine(data: RunData) -> Iterator[tuple[str, str]]:
     yield "Seed", str(described.seed)
     if data.info:
         yield "Profile", data.info.profile
-        yield "Commit", data.info.git_commit or "unknown"
+        yield "Commit", ", ".join(filter(None, (data.info.git_commit, *data.info.earlier_commits))) or "unknown"

@@ -8,7 +8,7 @@ import ast
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from labkit.machine import Machine, disk_free_bytes, inspect
 from labkit.machine import versions as installed_versions
 from labkit.models import resolve
 from labkit.records import read
+from labkit.records.comparison import GPU_SHARE
 
 GIB = 2**30
 OUT_DIR = "out_dir"  # not part of a record's parameters: it does not affect measurements
@@ -114,6 +115,9 @@ def make_plan(
     for name in overrides.keys() - {"all"} - {lab.name for lab in selected}:
         fix = f"name {name} too, or leave the parameter out"
         raise UsageError(f"-p {name}.… sets a parameter of a lab that does not run", remedy=fix)
+    everywhere = {name for lab in selected for name in lab.parameters} - {OUT_DIR}
+    for name in overrides.get("all", {}).keys() - everywhere:
+        raise UsageError(f"-p all.{name}: no lab of this run has it", remedy="leave it out (for out_dir: --out DIR)")
     folder = _folder(out_dir, chosen, resume)
     plan = Plan(out_dir=folder, profile=chosen, machine=machine, versions=versions, jobs=())
     plan = replace(plan, jobs=tuple(_job(lab, plan, overrides, resume=resume) for lab in selected))
@@ -180,7 +184,8 @@ def _job(lab: Lab, plan: Plan, overrides: Mapping[str, Mapping[str, Any]], *, re
     parameters = check_parameters(lab, {**defaults, **given})
     parameters.pop(OUT_DIR, None)
     job = Job(lab=lab, notebook=notebook, given=given, parameters=parameters)
-    if resume and _is_done(plan.record_file(job), parameters):
+    chosen = {**overrides.get("all", {}), **overrides.get(lab.name, {})}
+    if resume and _is_done(plan.record_file(job), parameters, ignored={GPU_SHARE} - chosen.keys()):
         return replace(job, done=True)
     ready = readiness(lab, plan.machine, plan.versions)
     if ready.runs == "no":
@@ -189,12 +194,15 @@ def _job(lab: Lab, plan: Plan, overrides: Mapping[str, Mapping[str, Any]], *, re
     return job
 
 
-def _is_done(record_file: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether the record is complete and has these parameters. RecordError if it is corrupt; it is kept."""
+def _is_done(record_file: Path, parameters: Mapping[str, Any], *, ignored: Collection[str]) -> bool:
+    """Whether the record is complete and has these parameters. RecordError if it is corrupt; it is kept.
+
+    `ignored`: the GPU's share, if it follows from the memory that is free at the moment."""
     if not record_file.exists():
         return False
     record = read(record_file)
-    return record.status == "done" and dict(record.parameters) == dict(parameters)
+    both = ({name: given[name] for name in given if name not in ignored} for given in (record.parameters, parameters))
+    return record.status == "done" and next(both) == next(both)
 
 
 def _folder(out_dir: Path | None, profile: Profile, resume: bool) -> Path:

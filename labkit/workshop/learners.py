@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from labkit import teaching
 from labkit.errors import RecordError, require
 from labkit.labs import LABS, find_lab
 from labkit.records import Attempts, Record, Status, read
+from labkit.records.record import first_predictions, joined_exercises
 from labkit.teaching import Calibration, ChoiceExercise, Exercise, exercises
 
 RECORD = re.compile(r"[0-9]{2}[a-z]?_[a-z0-9_]+\.json")
@@ -110,7 +110,7 @@ def read_learner(folder: Path, *, name: str) -> Learner:
         raise RecordError(f"{folder} is not a folder", remedy="pass a learner's folder, such as serving-lab/runs")
     records: list[tuple[Record, datetime]] = []
     broken: list[str] = []
-    for file in _record_files(folder):
+    for file in _record_files(folder, broken):
         try:
             record = read(file)
             # A lab that is still open was last active when its file was written.
@@ -123,13 +123,20 @@ def read_learner(folder: Path, *, name: str) -> Learner:
 def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProgress]:
     """Return progress by lab, in the course's order, from records with their times of last activity.
 
-    Of several copies of one start, only the latest counts.
+    Of several copies of one start, only the most complete counts.
     """
-    starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=itemgetter(1))}
+    starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=_completeness)}
     by_lab: dict[str, list[tuple[Record, datetime]]] = {}
     for key in sorted(starts):
         by_lab.setdefault(key[1], []).append(starts[key])
     return {lab: _lab_progress(by_lab[lab]) for lab in sorted(by_lab)}
+
+
+def _completeness(copy: tuple[Record, datetime]) -> tuple[Any, ...]:
+    """Sort copies of a record; exercises after its end, and copying an open one, do not show in its times."""
+    record, last = copy
+    tries = sum(attempts.tries for attempts in record.exercises.values())
+    return record.ended is not None, tries, len(record.predictions), last
 
 
 def hurdles(learners: Iterable[Learner]) -> list[Hurdle]:
@@ -158,8 +165,11 @@ def _shared(paths: Sequence[tuple[str, ...]]) -> int:
     return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False)))
 
 
-def _record_files(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
+def _record_files(folder: Path, broken: list[str]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        broken.append(f"{error.filename} cannot be read: {error.strerror}")
+
+    for where, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where, name) for name in sorted(files) if RECORD.fullmatch(name))
 
@@ -171,29 +181,10 @@ def _lab_progress(starts: Sequence[tuple[Record, datetime]]) -> LabProgress:
     return LabProgress(
         status="done" if done else records[-1].status,
         starts=len(records),
-        predictions=tuple(_first_predictions(records).values()),
-        exercises=_joined_exercises(records),
+        predictions=tuple(first_predictions(records).values()),
+        exercises=joined_exercises(records),
         last=max(last for _, last in starts),
     )
-
-
-def _first_predictions(records: Iterable[Record]) -> dict[str, Mapping[str, Any]]:
-    """Return each question with its first guess, if there was one."""
-    first: dict[str, Mapping[str, Any]] = {}
-    for record in records:
-        for prediction in record.predictions:
-            name = str(prediction.get("id"))
-            if name not in first or first[name].get("guess") is None:
-                first[name] = prediction
-    return first
-
-
-def _joined_exercises(records: Iterable[Record]) -> dict[str, Attempts]:
-    joined: dict[str, Attempts] = {}
-    for record in records:
-        for name, attempts in record.exercises.items():
-            joined[name] = joined[name].joined(attempts) if name in joined else attempts
-    return joined
 
 
 def _hurdle(name: str, tried: Sequence[Attempts]) -> Hurdle:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from labkit import records
 from labkit.errors import RecordError
 from labkit.experiments import Interval, Ratio, paired_ratio
-from labkit.records import Recorder, compare, differences, plain, read, within, write_atomic
+from labkit.records import LabRun, Recorder, RunInfo, compare, differences, plain, read, within, write_atomic
 from tests.unit.refusals import not_refused
 
 MACHINE: dict[str, Any] = {"cpus": 2, "line": "2 CPUs (a test's), 24 GiB, no GPU"}
@@ -96,6 +96,33 @@ def test_everything_recorded_comes_back(tmp_path: Path) -> None:
     assert found.claims == {"C01": {"value": 2.0, "version": "5.19", "paged": True, **static}}
 
 
+def test_the_first_guess_counts_and_a_passed_exercise_stays_passed(tmp_path: Path) -> None:
+    """A later guess knows the result: within a record, and in the newest record of a folder of starts."""
+    for start, guesses, passed in (("a", (None, 2.0, 8.0), True), ("b", (8.1,), False)):
+        writer = recorder(tmp_path / start)
+        for guess in guesses:
+            writer.prediction({"id": "p", "guess": guess, "measured": 8.0})
+        writer.exercise("01.tpot", passed=passed)
+        writer.save("done")
+    assert read(tmp_path / "a" / "01_lab.json").predictions == ({"id": "p", "guess": 2.0, "measured": 8.0},)
+    (found,) = records.read_newest(tmp_path).values()
+    assert found.started > read(tmp_path / "a" / "01_lab.json").started
+    assert [item["guess"] for item in found.predictions] == [2.0]
+    assert (found.exercises["01.tpot"].passed, found.exercises["01.tpot"].tries) == (True, 2)
+
+
+def test_an_interrupted_run_is_not_complete(tmp_path: Path) -> None:
+    """Two runs of which run.json names a lab without a record do not agree."""
+    for name in ("a", "b"):
+        recorder(tmp_path / name).save("done")
+        described = {"machine": MACHINE, "versions": {}, "seed": 0, "started": datetime.now(UTC), "profile": "cpu"}
+        labs = (LabRun(name="01_lab", status="done"), LabRun(name="02_lab", status="waiting"))
+        RunInfo.model_validate({**described, "labs": labs}).write(tmp_path / name)
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert found.unfinished == tuple(f"{run}: 02_lab (waiting, without a record)" for run in ("a", "b"))
+    assert not found.agrees
+
+
 def test_each_addition_is_on_disk_at_once_and_repeated_replaces_itself(tmp_path: Path) -> None:
     """After every call the file holds what was added and nothing lies beside it; a cell run twice leaves one entry."""
     writer = recorder(tmp_path)
@@ -104,7 +131,7 @@ def test_each_addition_is_on_disk_at_once_and_repeated_replaces_itself(tmp_path:
         lambda value: writer.measure("m", "s", [value]),
         lambda value: writer.ratio(ratio_of(value), tolerance=0.1),
         lambda value: writer.evidence("C07", value),
-        lambda value: writer.prediction({"id": "p", "guess": value}),
+        lambda value: writer.prediction({"id": "p", "guess": 3.0, "measured": value}),
         lambda value: writer.chart("c", {"v": value}, key=True),
     ]
     seen = [read(writer.path)]
@@ -119,7 +146,7 @@ def test_each_addition_is_on_disk_at_once_and_repeated_replaces_itself(tmp_path:
     assert seen[-1].exact == {"a": 2.0}
     assert [(item.name, item.value) for item in seen[-1].measured] == [("m", 2.0), ("speed-up", 2.0)]
     assert seen[-1].claims == {"C07": {"value": 2.0}}
-    assert seen[-1].predictions == ({"id": "p", "guess": 2.0},)
+    assert seen[-1].predictions == ({"id": "p", "guess": 3.0, "measured": 2.0},)
     assert [(chart.spec, chart.key) for chart in seen[-1].charts] == [({"v": 2.0}, True)]
 
 

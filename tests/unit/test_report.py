@@ -274,11 +274,11 @@ CELLS = [
 def test_the_report_tells_where_the_time_went(tmp_path: Path) -> None:
     """Each lab that ended has its time, what was planned and its longest cells: longest first, Jupyter's number, the
     first line that is no import; below are the sum and the whole run. Without a notebook only the cells are missing."""
+    labs = (LabRun(name=FIRST, status="done", seconds=300.0), LabRun(name="77_unknown", status="waiting"))
+    run_info(tmp_path, *labs, ended=datetime.now(UTC) + timedelta(minutes=6))
     recorder(tmp_path).save("done")
     notebook = tmp_path / f"{FIRST}.ipynb"
     notebook.write_text(json.dumps({"cells": CELLS}))
-    labs = (LabRun(name=FIRST, status="done", seconds=300.0), LabRun(name="77_unknown", status="waiting"))
-    run_info(tmp_path, *labs, ended=datetime.now(UTC) + timedelta(minutes=6))
     assert longest_cells(notebook) == [(90.4, 3, "serve()"), (60.0, 1, "time.sleep(60)"), (2.0, 7, "c = 3")]
     found = times(load(tmp_path))
     [row] = found["rows"]
@@ -288,6 +288,8 @@ def test_the_report_tells_where_the_time_went(tmp_path: Path) -> None:
     text = build(tmp_path).read_text(encoding="utf-8")
     assert "serve()" in text
     assert "the whole run: 6:00 min" in text
+    run_info(tmp_path, *labs, ended=datetime.now(UTC))  # resumed: the labs began before it
+    assert times(load(tmp_path))["whole"] == ""
     for content in ("{", "[]", '{"cells": [{}]}', None):
         notebook.write_text(content) if content else notebook.unlink()
         [row] = times(load(tmp_path))["rows"]

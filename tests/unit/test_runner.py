@@ -85,6 +85,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
         ({"settings": ["all.numbr=1"]}, "did you mean number"),
         ({"settings": ["90.number=11"]}, "90_good.number is '11'; it must be a float from 0 to 10 (s)"),
         ({"settings": ["all.seed=x"]}, "an int from 0 to 1000"),
+        ({"settings": ["all.out_dir=/elsewhere"]}, "no lab of this run has it"),
         ({"settings": ["91.number=1"]}, "of a lab that does not run"),
         ({"profile": "cpuu"}, "did you mean cpu"),
         ({"profile": "gpu"}, synthetic.NO_GPU),

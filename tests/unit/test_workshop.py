@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,6 +123,19 @@ def test_different_folders_have_different_names(parts: list[list[str]]) -> None:
     names = learners.names_of([Path("/", *part) for part in parts])
     assert len(set(names)) == len(parts)
     assert all(names)
+
+
+def test_of_copies_of_a_start_the_most_complete_counts(tmp_path: Path) -> None:
+    """An older copy, whatever its file's time, does not hide a finished lab or a passed exercise."""
+    made = Recorder(LAB, tmp_path / "ann" / "runs", {}, machine=synthetic.machine(), versions={}, seed=0)
+    shutil.copytree(tmp_path / "ann" / "runs", tmp_path / "ann" / "z_running")
+    made.save("done")
+    shutil.copytree(tmp_path / "ann" / "runs", tmp_path / "ann" / "z_untried")
+    made.exercise("01.tpot", passed=True)
+    for older in ("z_running", "z_untried"):
+        (tmp_path / "ann" / older / f"{LAB}.json").touch()
+    learner = learners.read_learner(tmp_path / "ann", name="ann")
+    assert (learner.labs_that_are("done"), learner.exercises["01.tpot"].passed) == ([LAB], True)
 
 
 def test_progress_has_its_keys_and_shows_the_same(labkit: Labkit, tmp_path: Path) -> None:
