@@ -247,6 +247,8 @@ class Profile(Frozen):
     all: dict[str, Any] = Field(default_factory=dict)
     labs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     weights: dict[str, int] = Field(default_factory=dict)
+    free_share_in: tuple[str, ...] = ()
+    """The labs, or "all", for which `auto` was replaced by the share of the GPU that was free."""
 
     def parameters(self, lab: Lab, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """Return checked parameters: the profile's `all` and values for the lab, then those of the overrides."""
@@ -277,7 +279,13 @@ class Profile(Frozen):
             lab: {name: share if value == AUTO else value for name, value in values.items()}
             for lab, values in {**self.labs, EVERY_LAB: self.all}.items()
         }
-        return self.model_copy(update={"all": layers.pop(EVERY_LAB), "labs": layers})
+        replaced = [lab for lab, values in {**self.labs, EVERY_LAB: self.all}.items() if AUTO in values.values()]
+        changes = {"all": layers.pop(EVERY_LAB), "labs": layers, "free_share_in": tuple(replaced)}
+        return self.model_copy(update=changes)
+
+    def has_free_share(self, lab: Lab, name: str) -> bool:
+        """Whether the lab's parameter `name` is the share of the GPU that was free when the profile was sized."""
+        return (lab.name if name in self.labs.get(lab.name, {}) else EVERY_LAB) in self.free_share_in
 
 
 def profile_for(machine: Machine) -> str:

@@ -49,7 +49,8 @@ class Step:
     """One load. `throughput` is in requests per second; `good_share` of the requests met the SLO.
 
     In an open loop requests arrived at `offered` per second for `lasted_s`; `spread_s` is the longest latency less the
-    shortest, `growth` the median latency of the later half over that of the earlier half."""
+    shortest (`early_spread_s`: of the earlier half of the requests), `growth` the median latency of the later half over
+    that of the earlier half."""
 
     level: float
     summary: Summary
@@ -58,6 +59,7 @@ class Step:
     offered: float
     lasted_s: float
     spread_s: float
+    early_spread_s: float
     growth: float
 
     @property
@@ -114,6 +116,7 @@ def step(result: LoadResult, level: float, slo: Slo | None) -> Step:
         offered=_per_second(dues),
         lasted_s=dues[-1] - dues[0] if dues else 0.0,
         spread_s=max(latencies_s) - min(latencies_s) if latencies_s else 0.0,
+        early_spread_s=max(latencies_s[:half]) - min(latencies_s[:half]) if half else 0.0,
         growth=median(latencies_s[half:]) / median(latencies_s[:half]) if half else 1.0,
     )
 
@@ -140,11 +143,11 @@ def _queues(step: Step, first: Step) -> bool:
     """Whether an open loop's queue grows: completions take longer than arrivals, and latency grows.
 
     Answers of different lengths stretch the completions as well, by up to the spread of latencies in the `first` step,
-    which is taken to be without a queue."""
+    which is taken to be without a queue (for the first step itself, by that of its earlier half)."""
     if not step.throughput:
         return False
     completing_s = (step.summary.completed - 1) / step.throughput
-    stretched_s = 0.0 if step is first else first.spread_s
+    stretched_s = first.early_spread_s if step is first else first.spread_s
     return completing_s > step.lasted_s / KEEPS_UP + stretched_s and step.growth > QUEUE_GROWS
 
 
@@ -158,7 +161,8 @@ def _arrivals(step: Step) -> str:
 def _by_slo(kind: Kind, steps: Sequence[Step]) -> tuple[float | None, str]:
     for before, step in zip((None, *steps), steps, strict=False):
         meets = (step.good_share or 0.0) >= GOOD_SHARE
-        if meets and not (kind == "rate" and _queues(step, steps[0])):
+        later_keep_up = any(not _queues(later, steps[0]) for later in steps if later.level > step.level)
+        if meets and (kind != "rate" or not _queues(step, steps[0]) or later_keep_up):
             continue
         missed = f"at {kind} {number(step.level)} only {share(step.good_share or 0.0)} of the requests meet the SLO"
         missed = f"{_arrivals(step)}: a longer load would miss the SLO" if meets else missed
@@ -176,11 +180,11 @@ def _by_queue(steps: Sequence[Step]) -> tuple[float | None, str]:
             reason = _arrivals(step)
         else:
             continue
-        if before is None:
-            return None, f"saturated from the first step: {reason}: start lower"
         later = [later for later in steps if later.level > step.level]
         if any(not step.fails and not _queues(step, steps[0]) for step in later):
             return None, f"not clear: {reason}, but a later step keeps up: send more requests for each step"
+        if before is None:
+            return None, f"saturated from the first step: {reason}: start lower"
         return before.level, reason
     last = steps[-1]
     latency_s = last.summary.e2e_s.p50

@@ -173,7 +173,7 @@ def layer_kinds(fields: Fields) -> list[str]:
             remedy="read the size from the engine's own start-up log",
         )
     other = [name for name in OTHER_CACHES if fields.get(name)]
-    other += [name for name in REPEATED if (size(fields, name) or 1) > 1]
+    other += [name for name in REPEATED if (_if_any(fields, name) or 1) > 1]
     other += ["sliding_windows"] if len(_windows(fields)) > 1 else []
     if other:
         raise ConfigError(
@@ -261,6 +261,8 @@ def _windowed(fields: Fields, layers: int) -> list[str]:
         return _fitting("no_rope_layers", [CHUNKED if uses else FULL for uses in roped], layers)
     if not window:
         return [FULL] * layers
+    if per_layer := fields.get("sliding_windows"):
+        return _fitting("sliding_windows", [WINDOWED if one else FULL for one in per_layer], layers)
     pattern = first(fields, ("sliding_window_pattern", "_sliding_window_pattern"))
     if pattern is None and fields.get("attn_logit_softcapping") is not None:
         pattern = 2  # Gemma 2, before its config named the pattern

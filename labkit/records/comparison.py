@@ -137,7 +137,11 @@ def _unfinished(run: str, records: Mapping[str, Record], folder: Path) -> Iterat
     for lab, record in records.items():
         if record.status != "done":
             yield f"{run}: {lab} ({record.status})"
-    planned = read_run(folder).labs if (folder / RUN_FILE).is_file() else ()
+    try:
+        planned = read_run(folder).labs if (folder / RUN_FILE).is_file() else ()
+    except RecordError:
+        yield f"{run}: {RUN_FILE} (cannot be read)"
+        return
     for outcome in planned:
         if outcome.name not in records and outcome.status != "skipped":
             yield f"{run}: {outcome.name} ({outcome.status}, without a record)"

@@ -1,5 +1,6 @@
 """The result record of one lab, <lab>.json, and the description of a whole run, run.json."""
 
+import contextlib
 import math
 import re
 import shlex
@@ -262,23 +263,32 @@ def read_newest(folder: Path) -> dict[str, Record]:
 def newest(folder: Path) -> dict[str, Record]:
     """Return the newest finished record of each lab, by lab, from at most two folders down.
 
-    It has the first guesses and all tries of the lab's records. Files that are not records are skipped.
+    Files that are not records are skipped.
     """
     by_lab: dict[str, Record] = {}
-    starts: dict[str, list[Record]] = {}
-    for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):
-        try:
-            record = read(file)
-        except LabkitError:
-            continue
-        starts.setdefault(record.lab, []).append(record)
+    for record in every(folder):
         if record.status == "done" and (record.lab not in by_lab or by_lab[record.lab].when < record.when):
             by_lab[record.lab] = record
-    for lab, record in by_lab.items():
-        records = sorted(starts[lab], key=lambda start: start.started)
-        learned = {"predictions": tuple(first_predictions(records).values()), "exercises": joined_exercises(records)}
-        by_lab[lab] = record.model_copy(update=learned)
     return dict(sorted(by_lab.items()))
+
+
+def every(folder: Path) -> Iterator[Record]:
+    """Yield all records of a folder of runs, from at most two folders down; files that are not records are skipped."""
+    for file in sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}[0-9]*.json")):
+        with contextlib.suppress(LabkitError):
+            yield read(file)
+
+
+def completeness(record: Record, last: datetime | None = None) -> tuple[Any, ...]:
+    """Sort key for copies of a record. Exercises after its end, and copying an open one, do not show in its times."""
+    tries = sum(attempts.tries for attempts in record.exercises.values())
+    return record.ended is not None, tries, len(record.predictions), last or record.when
+
+
+def distinct_starts(records: Iterable[Record]) -> list[Record]:
+    """Return the most complete copy of each start, the oldest start first."""
+    starts = {(record.started, record.lab): record for record in sorted(records, key=completeness)}
+    return [starts[key] for key in sorted(starts)]
 
 
 def first_predictions(records: Iterable[Record]) -> dict[str, Mapping[str, Any]]:

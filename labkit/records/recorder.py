@@ -120,7 +120,9 @@ class Recorder:
             before = next((item for item in record.predictions if item.get("id") == name), {})
             if before.get("guess") not in (None, data.get("guess")):
                 return {}
-            return {"predictions": (*(item for item in record.predictions if item.get("id") != name), data)}
+            own = {key: before[key] for key in ("guess", "confidence", "source") if key in before}
+            item = data | (own if before.get("guess") is not None else {})
+            return {"predictions": (*(item for item in record.predictions if item.get("id") != name), item)}
 
         self._change(replaced)
 

@@ -1,12 +1,14 @@
 """Read a run's folder for its report. A broken file becomes a message; the rest is still shown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from labkit.errors import RecordError
 from labkit.records import RUN_FILE, LabRun, Record, RunInfo, read, read_newest, read_run
+from labkit.records.comparison import relevant
+from labkit.records.record import distinct_starts, every, first_predictions, joined_exercises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,5 +62,19 @@ def load(run_dir: Path) -> RunData:
         except RecordError as error:
             broken[file.stem] = str(error)
     if info is None and not records and not broken:
-        records = dict(read_newest(run_dir))
+        records = _as_learned(read_newest(run_dir), distinct_starts(every(run_dir)))
     return RunData(folder=run_dir, info=info, records=records, broken=broken)
+
+
+def _as_learned(newest: Mapping[str, Record], starts: Sequence[Record]) -> dict[str, Record]:
+    """Return the newest records with the first guess of each question and all tries of each exercise.
+
+    A guess counts only from a start with the same parameters: its measurement belongs to them."""
+    learned = {}
+    for lab, record in newest.items():
+        mine = [start for start in starts if start.lab == lab]
+        same = [start for start in mine if relevant(start, record) == relevant(record, start)]
+        asked = {prediction.get("id") for prediction in record.predictions}
+        first = tuple(item for name, item in first_predictions(same).items() if name in asked)
+        learned[lab] = record.model_copy(update={"predictions": first, "exercises": joined_exercises(mine)})
+    return learned

@@ -185,7 +185,8 @@ def _job(lab: Lab, plan: Plan, overrides: Mapping[str, Mapping[str, Any]], *, re
     parameters.pop(OUT_DIR, None)
     job = Job(lab=lab, notebook=notebook, given=given, parameters=parameters)
     chosen = {**overrides.get("all", {}), **overrides.get(lab.name, {})}
-    if resume and _is_done(plan.record_file(job), parameters, ignored={GPU_SHARE} - chosen.keys()):
+    varies = GPU_SHARE not in chosen and plan.profile.has_free_share(lab, GPU_SHARE)
+    if resume and _is_done(plan.record_file(job), parameters, ignored=(GPU_SHARE,) if varies else ()):
         return replace(job, done=True)
     ready = readiness(lab, plan.machine, plan.versions)
     if ready.runs == "no":

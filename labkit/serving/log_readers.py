@@ -101,7 +101,7 @@ def _max_model_len(match: re.Match[str], engine: Engine) -> Explanation:
 
 @reads("checkpoint", rf"Checkpoint size: {NUMBER} GiB")
 def _checkpoint(match: re.Match[str], engine: Engine) -> Explanation:
-    return _weights(match[1], "The size of the weights on disk.", engine, size=None, gpus=1, within=0.01)
+    return _weights(match[1], "The size of the weights on disk.", engine, size=None, gpus=1, within=0.01, on_disk=True)
 
 
 @reads("weights", rf"(?:Loading model weights|Model loading) took {NUMBER} Gi?B")
@@ -111,12 +111,14 @@ def _loaded(match: re.Match[str], engine: Engine) -> Explanation:
     return _weights(match[1], meaning, engine, size=size, gpus=engine.tensor_parallel, within=0.02)  # and buffers
 
 
-def _weights(gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: int, within: float) -> Explanation:
+def _weights(
+    gib: str, meaning: str, engine: Engine, *, size: int | None, gpus: int, within: float, on_disk: bool = False
+) -> Explanation:
     """`size`: bytes per number, default the config's; `gpus` share the weights."""
     model = engine.architecture
     if model is None or model.parameters is None:
         return Explanation(meaning)
-    if reason := _not_recomputed(engine, model, on_disk=gpus == 1 and size is None):
+    if reason := _not_recomputed(engine, model, on_disk=on_disk):
         return Explanation(meaning, f"not recomputed: {reason}")
     size = size or model.dtype_bytes
     expected = model.parameters * size / gpus / GIB

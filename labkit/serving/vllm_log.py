@@ -117,14 +117,19 @@ def read(
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
-    services, failed = list[str](), ""
+    services, current, mixed, failed = set[str](), "", False, ""
     for record in records(io.StringIO(log) if isinstance(log, str) else log):
         last = record[-1].number
         for number, kind, match, source in _statements(record):
             engine.worker = source
             if service := SERVICE.match(record[0].text):
                 name = next(filter(None, service.groups()))
-                services += [name] if services[-1:] != [name] else []
+                if name != current and name in services:  # its lines come again after another's
+                    begins = kind in ("arguments", "engine")  # as in a restart
+                    mixed = not begins
+                    services = set() if begins else services
+                services.add(name)
+                current = name
             if engine.starts_again(kind):
                 for line in (
                     line for kind, lines in kept.items() for line in lines if kind not in HARMLESS and line.fix
@@ -144,11 +149,10 @@ def read(
                 MemoryLine(number, kind, text, means.meaning, means.recomputed, means.agrees, means.fix, source.label)
             )
     result = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
-    mixed = len(services) > len(set(services))  # one's lines come again after another's; a restart has a new name
     if mixed:  # settings of one engine would be applied to the sizes of another
         result = tuple(replace(line, agrees=None) for line in result)
     notes = [
-        *([f"the lines of {', '.join(sorted(set(services)))} are mixed: pass the log of one"] if mixed else []),
+        *([f"the lines of {', '.join(sorted(services))} are mixed: pass the log of one"] if mixed else []),
         *([failed] if failed else []),
         *([f"the log has {starts + 1} starts; this is the last one, from line {first:,}"] if starts else []),
         *([f"{left_out:,} earlier lines are omitted: the last {KEPT} of a kind are shown"] if left_out else []),

@@ -18,7 +18,7 @@ from labkit import teaching
 from labkit.errors import RecordError, require
 from labkit.labs import LABS, find_lab
 from labkit.records import Attempts, Record, Status, read
-from labkit.records.record import first_predictions, joined_exercises
+from labkit.records.record import completeness, first_predictions, joined_exercises
 from labkit.teaching import Calibration, ChoiceExercise, Exercise, exercises
 
 RECORD = re.compile(r"[0-9]{2}[a-z]?_[a-z0-9_]+\.json")
@@ -125,18 +125,14 @@ def progress_of(records: Iterable[tuple[Record, datetime]]) -> dict[str, LabProg
 
     Of several copies of one start, only the most complete counts.
     """
-    starts = {(record.started, record.lab): (record, last) for record, last in sorted(records, key=_completeness)}
+    starts = {
+        (record.started, record.lab): (record, last)
+        for record, last in sorted(records, key=lambda copy: completeness(*copy))
+    }
     by_lab: dict[str, list[tuple[Record, datetime]]] = {}
     for key in sorted(starts):
         by_lab.setdefault(key[1], []).append(starts[key])
     return {lab: _lab_progress(by_lab[lab]) for lab in sorted(by_lab)}
-
-
-def _completeness(copy: tuple[Record, datetime]) -> tuple[Any, ...]:
-    """Sort copies of a record; exercises after its end, and copying an open one, do not show in its times."""
-    record, last = copy
-    tries = sum(attempts.tries for attempts in record.exercises.values())
-    return record.ended is not None, tries, len(record.predictions), last
 
 
 def hurdles(learners: Iterable[Learner]) -> list[Hurdle]:

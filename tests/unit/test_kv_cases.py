@@ -126,6 +126,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
                                        8 * 576 * 2, 0),
     "a window per layer": ({"sliding_window": 128, "sliding_windows": [512, None] * 4,
                             "layer_types": ["sliding_attention", "full_attention"] * 4}, 4 * MHA, 4),
+    "a window per layer alone": ({"sliding_windows": [512, None] * 4}, 4 * MHA, 4),
     "PaliGemma": ({"use_bidirectional_attention": True, "architectures": ["PaliGemmaForConditionalGeneration"]},
                   8 * MHA, 0),
     "weights in 4 bits": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, 8 * MHA, 0),

@@ -274,6 +274,8 @@ def test_mixed_services_and_an_earlier_failure_are_told() -> None:
     after = [f"{name} | {text}" for name in ("INFO", "WARNING", "0.52") for text in START]
     after += [f"(ServeReplica:m pid={pid}) INFO 11-28 10:00:00 [x.py:1] {text}" for pid in (1, 2) for text in START]
     assert "are mixed" not in " ".join(read("\n".join(after)).notes)
+    restarted = [f"{name} | {text}" for name in ("chat-1", "small-1", "chat-1") for text in START]
+    assert "are mixed" not in " ".join(read("\n".join(restarted)).notes)
     again = read("\n".join([*START, FAILED["nothing_left"], *START]))
     assert "start 1 ended with an error, line 3: " in " ".join(again.notes)
 

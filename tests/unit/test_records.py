@@ -4,6 +4,7 @@ import enum
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from labkit import records
 from labkit.errors import RecordError
 from labkit.experiments import Interval, Ratio, paired_ratio
 from labkit.records import LabRun, Recorder, RunInfo, compare, differences, plain, read, within, write_atomic
+from labkit.report.data import load
 from tests.unit.refusals import not_refused
 
 MACHINE: dict[str, Any] = {"cpus": 2, "line": "2 CPUs (a test's), 24 GiB, no GPU"}
@@ -98,17 +100,24 @@ def test_everything_recorded_comes_back(tmp_path: Path) -> None:
 
 def test_the_first_guess_counts_and_a_passed_exercise_stays_passed(tmp_path: Path) -> None:
     """A later guess knows the result: within a record, and in the newest record of a folder of starts."""
-    for start, guesses, passed in (("a", (None, 2.0, 8.0), True), ("b", (8.1,), False)):
+    for start, guesses, passed in (("a", (None, 2.0, 8.0), True), ("b", (8.1, 8.1), False)):
         writer = recorder(tmp_path / start)
-        for guess in guesses:
-            writer.prediction({"id": "p", "guess": guess, "measured": 8.0})
+        for n, guess in enumerate(guesses):
+            writer.prediction({"id": "p", "guess": guess, "confidence": (n + 5) / 10, "measured": 8.0})
         writer.exercise("01.tpot", passed=passed)
         writer.save("done")
-    assert read(tmp_path / "a" / "01_lab.json").predictions == ({"id": "p", "guess": 2.0, "measured": 8.0},)
-    (found,) = records.read_newest(tmp_path).values()
+    shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
+    first = {"id": "p", "guess": 2.0, "confidence": 0.6, "measured": 8.0}
+    assert read(tmp_path / "a" / "01_lab.json").predictions == (first,)
+    assert read(tmp_path / "b" / "01_lab.json").predictions == ({**first, "guess": 8.1, "confidence": 0.5},)
+    found = load(tmp_path).records["01_lab"]
     assert found.started > read(tmp_path / "a" / "01_lab.json").started
-    assert [item["guess"] for item in found.predictions] == [2.0]
+    assert found.predictions == (first,)
     assert (found.exercises["01.tpot"].passed, found.exercises["01.tpot"].tries) == (True, 2)
+    other = recorder(tmp_path / "c", concurrency=64)  # its guess belongs to its own measurement
+    other.prediction({"id": "p", "guess": 30.0, "measured": 32.0})
+    other.save("done")
+    assert load(tmp_path).records["01_lab"].predictions == ({"id": "p", "guess": 30.0, "measured": 32.0},)
 
 
 def test_an_interrupted_run_is_not_complete(tmp_path: Path) -> None:
@@ -121,6 +130,8 @@ def test_an_interrupted_run_is_not_complete(tmp_path: Path) -> None:
     found = compare(tmp_path / "a", tmp_path / "b")
     assert found.unfinished == tuple(f"{run}: 02_lab (waiting, without a record)" for run in ("a", "b"))
     assert not found.agrees
+    (tmp_path / "a" / "run.json").write_text("{")
+    assert compare(tmp_path / "a", tmp_path / "b").unfinished[0] == "a: run.json (cannot be read)"
 
 
 def test_each_addition_is_on_disk_at_once_and_repeated_replaces_itself(tmp_path: Path) -> None:

@@ -150,6 +150,12 @@ def test_a_serve_config_beside_other_documents_is_read(tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
     file.write_text(f"# of KubeRay\n---\n{yaml.safe_dump(service)}---\n{yaml.safe_dump({'kind': 'Secret'})}")
     assert [one.name for one in auditor.read(file, gpu={"memory_gib": 80})[0]] == ["m"]
+    for one in (
+        f"%YAML 1.2\n---\n{yaml.safe_dump(service)}",
+        f"\ufeff# one\n---\n{yaml.safe_dump(service)}---\nnull\n",
+    ):
+        file.write_text(one, encoding="utf-8")
+        assert [deployment.name for deployment in auditor.read(file, gpu={"memory_gib": 80})[0]] == ["m"]
     file.write_text(f"{yaml.safe_dump(service)}---\n{yaml.safe_dump(service)}")
     with pytest.raises(UsageError, match="2 documents, of which 2 are Serve configs"):
         auditor.read(file)

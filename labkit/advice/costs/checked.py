@@ -51,7 +51,7 @@ class Checked(Frozen):
             return value
         if isinstance(value, str):
             try:
-                plain = value.replace(",", "") if THOUSANDS.fullmatch(value) else value
+                plain = value.replace(",", "") if THOUSANDS.fullmatch(value.strip()) else value
                 value = float(plain.replace("_", "")) if plain else None
             except ValueError:
                 return value

@@ -22,7 +22,7 @@ from labkit.advice.fractions.cluster import (
     memory_gib_of,
 )
 from labkit.errors import LabkitError, UsageError, require, shortened
-from labkit.files import GPU_BLOCK_SIZE, parse_yaml, position, read_yaml
+from labkit.files import GPU_BLOCK_SIZE, MOST_BYTES, parse_yaml, position, read_yaml
 from labkit.models import EMBEDDED, Architecture, architecture, resolve
 from labkit.models.examples import example_models
 from labkit.theory import kv_size
@@ -207,6 +207,7 @@ def read(
 
 
 RAY_SERVICE = "RayService"
+HAS_CONTENT = re.compile(r"(?m)^(?!\s*(?:#|%|\.\.\.\s*$|null\s*$|~\s*$))\s*\S")
 
 
 def _kind(document: Any) -> Any:
@@ -219,11 +220,13 @@ def _content(path: Path, fix: str) -> Any:
     from labkit.advice.fractions.serve_config import is_serve_config
 
     try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError:
+        small = path.is_file() and path.stat().st_size <= MOST_BYTES
+        text = path.read_text(encoding="utf-8-sig") if small else ""
+    except (OSError, UnicodeDecodeError):
         text = ""  # read_yaml says why
-    parts = [part for part in re.split(r"(?m)^---(?:[ \t].*)?$", text) if re.search(r"(?m)^\s*[^#\s]", part)]
-    if len(parts) < 2:
+    split = re.split(r"(?m)^---(?:[ \t].*)?$", text)
+    parts = [part for part in split if HAS_CONTENT.search(part)]
+    if len(parts) < 2 and len(split) < 3:
         return read_yaml(path, Any, remedy=fix)
     documents = [parse_yaml(part, Any, where=f"{path}, document {n}", remedy=fix) for n, part in enumerate(parts, 1)]
     configs = [one for one in documents if is_serve_config(one) and _kind(one) == RAY_SERVICE]

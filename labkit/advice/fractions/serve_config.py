@@ -145,10 +145,10 @@ def _stored_quantization(folder: Path, source: Any) -> Any:
     """Return the quantisation method in the config.json of a local model; None without one."""
     from labkit.models.architecture import read_fields
 
-    file = folder / str(source) / "config.json"
     try:
+        file = folder / str(source) / "config.json"
         method = read_fields(file).get("quantization_config") if file.is_file() else None
-    except LabkitError:
+    except (LabkitError, OSError):
         return None
     return method.get("quant_method") if isinstance(method, dict) else None
 
@@ -179,7 +179,7 @@ def _llm(config: Plain, folder: Path) -> Iterator[EntryAndReason]:
     entry["engine_share"] = engine.get("gpu_memory_utilization", ENGINE_SHARE)
     entry |= _renamed(group, strategy="strategy") | _renamed(config, accelerator_type="accelerator_type")
     limits = _renamed(engine, **{key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")})
-    entry |= {key: value for key, value in limits.items() if value not in ("auto", -1)}
+    entry |= {key: value for key, value in limits.items() if value != "auto" and (key, value) != ("max_model_len", -1)}
     unsupported = [key for key in PARALLEL if engine.get(key, 1) not in (None, 1)]
     unsupported += [key for key in NOT_COMPUTED if engine.get(key)]
     if "quantization" in unsupported and engine["quantization"] == _stored_quantization(folder, source):
