@@ -277,13 +277,11 @@ def _windowed(fields: Fields, layers: int) -> list[str]:
 
 def sliding_window(fields: Fields) -> int | None:
     """Return the sliding window in tokens; None without one, or if it is turned off."""
-    if fields.get("use_sliding_window") is False or not (_windows(fields) or first(fields, WINDOW)):
+    if fields.get("use_sliding_window") is False:
         return None
-    return (
-        required({"sliding_windows": min(_windows(fields))}, "sliding_windows")
-        if _windows(fields)
-        else size(fields, *WINDOW)
-    )
+    if windows := _windows(fields):
+        return required({"sliding_windows": min(windows)}, "sliding_windows")
+    return size(fields, *WINDOW) if first(fields, WINDOW) else None
 
 
 def _windows(fields: Fields) -> set[Any]:

@@ -41,7 +41,7 @@ def chart(value: float, *, below: str = "2 CPUs (AMD EPYC), 24 GiB, no GPU · sm
 
 
 def differing(before: Any, now: Any) -> list[str]:
-    """What is told of two notebooks."""
+    """The differences that are found between two notebooks."""
     return list(outputs.differences("01_lab", before, now))
 
 

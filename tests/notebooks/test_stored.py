@@ -94,7 +94,7 @@ def test_a_lab_in_order_has_no_faults(tmp_path: Path) -> None:
 
 
 def broken() -> Iterator[tuple[Any, str]]:
-    """Notebooks that each break one rule, and what is told of it."""
+    """Notebooks that each break one rule, and the message about it."""
     for missing in tool.TAGS:
         yield lab(*(tag for tag in tool.TAGS if tag != missing)), f"no cell is tagged {missing}"
     swapped = lab(*tool.TAGS[:5], "run", "predict", *tool.TAGS[7:])

@@ -66,7 +66,7 @@ def test_labs_yaml_goes_with_the_notebooks_and_the_ledger() -> None:
 
 
 def test_a_wrong_list_of_labs_is_refused_by_the_entrys_name(tmp_path: Path) -> None:
-    """A misspelt key, an unknown engine, an empty range or a wrong name is told with the entry."""
+    """A misspelt key, an unknown engine, an empty range and a wrong name are refused by the entry's name."""
     good: dict[str, Any] = {"title": "A", "question": "Q", "minutes": 1, "engine": "none", "parameters": {}}
     file = tmp_path / "labs.yaml"
 

@@ -144,8 +144,8 @@ def test_the_solution_retires_a_version_of_a_server() -> None:
 
 
 def test_other_ways_to_retire_a_version_are_judged_by_what_they_do() -> None:
-    """Looks counted instead of a clock, and looks more often than needed, are as good; of one that fails the first case
-    is told, with what it did to which version."""
+    """Looks counted instead of a clock, and looks more often than needed, are as good; the
+    message about one that fails names the first case and what was done to which version."""
 
     def counted(version: Any, batch_s: float, timeout_s: float) -> Any:
         quiet = 0

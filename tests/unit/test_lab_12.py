@@ -241,7 +241,7 @@ def test_flags_of_the_card_are_left_out_of_the_small_version() -> None:
 
 
 def test_a_request_without_a_key_tells_its_status() -> None:
-    """The client sends no key of its own, and a server that asks for none is told from one that does."""
+    """The client adds no key, so a server that requires one answers 401, and an open one 200."""
     for key, status in (("a key", 401), (None, 200)):
         with serving(api_key=key) as stub:
             assert lab_12.status_without_key(stub.base_url) == status

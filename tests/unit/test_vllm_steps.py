@@ -48,7 +48,7 @@ def test_an_engine_elsewhere_cannot_be_looked_at() -> None:
 
 
 def test_the_log_goes_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM is told of a configuration with the file in it; an older log is gone."""
+    """The logging configuration that vLLM gets contains the file; an older log is gone."""
     monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "")
     file = tmp_path / "logs" / "engine.log"
     file.parent.mkdir()

@@ -64,9 +64,7 @@ def place_replicas(
     """Return each replica with its number and its place. A deployment that Ray refuses gets no GPU."""
     copies = [(deployment, n) for deployment in deployments for n in range(deployment.replicas)]
     # Those above an autoscaler's minimum come later, when load arrives.
-    copies.sort(
-        key=lambda copy: copy[1] >= (copy[0].replicas if copy[0].min_replicas is None else copy[0].min_replicas)
-    )
+    copies.sort(key=lambda copy: copy[0].min_replicas is not None and copy[1] >= copy[0].min_replicas)
     requests = [
         Request(
             bundles=deployment.bundles if deployment.valid else (0.0,),
