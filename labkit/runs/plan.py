@@ -202,8 +202,9 @@ def _is_done(record_file: Path, parameters: Mapping[str, Any], *, ignored: Colle
     if not record_file.exists():
         return False
     record = read(record_file)
-    both = ({name: given[name] for name in given if name not in ignored} for given in (record.parameters, parameters))
-    return record.status == "done" and next(both) == next(both)
+    names = (record.parameters.keys() | parameters.keys()) - set(ignored)
+    same = record.parameters.keys() == parameters.keys()
+    return record.status == "done" and same and all(record.parameters[name] == parameters[name] for name in names)
 
 
 def _folder(out_dir: Path | None, profile: Profile, resume: bool) -> Path:

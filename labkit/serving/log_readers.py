@@ -132,12 +132,11 @@ def _not_recomputed(engine: Engine, model: "Architecture", *, on_disk: bool) -> 
     method = engine.settings.get("quantization")
     in_16_bits = 2 * (model.parameters or 0)
     stored_otherwise = model.served_bytes is not None and abs(model.served_bytes - in_16_bits) > in_16_bits / 100
-    draft = engine.settings.get("speculative_config", "None")
     reasons = {
         f"quantised with {method}": bool(method),
         "split over stages": engine.size("pipeline_parallel_size") not in (None, 1),
         "data-parallel ranks may share experts": not on_disk and engine.size("data_parallel_size") not in (None, 1),
-        "a draft model is loaded too": not on_disk and draft != "None" and "ngram" not in draft,
+        "speculative decoding may load a draft model": not on_disk and "speculative_config" in engine.settings,
         "adapters take memory too": not on_disk and engine.settings.get("enable_lora") == "True",
         "the weights are stored in other types than 16 bits": stored_otherwise,
     }
