@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labkit.errors import UsageError, require
-from labkit.labs import LABS, Lab, check_gpu_memory, readiness
+from labkit.labs import Lab, check_gpu_memory, readiness
 from labkit.runs import on_node
 from labkit.runs.knock import knock
 from labkit.runs.notebook import NotebookEnd, Stop
 from labkit.runs.on_node import Cell, Facts, LabEnd, Order
-from labkit.runs.plan import Job, Plan, make_plan
+from labkit.runs.plan import Job, Plan, make_plan, selected_labs
 from labkit.runs.runner import Progress, RunResult, Step, git_commit, opening_lines, run_labs
 from labkit.serving import ray_serve
 
@@ -50,7 +50,7 @@ def run_on_cluster(
     try:
         nodes = survey(address, say=say)
         facts = strongest(nodes)
-        if any(map(_deploys, LABS.values())):  # the address at which all nodes reach the head
+        if any(map(_deploys, selected_labs(names))):  # the address at which all nodes reach the head
             settings = [f"all.{RAY_ADDRESS}={ray.get_runtime_context().gcs_address}", *settings]
         plan = make_plan(
             names,

@@ -111,7 +111,7 @@ def make_plan(
     versions = installed_versions() if versions is None else versions
     chosen = load_profile(profile or profile_for(machine), machine, labs)
     overrides = parse_overrides(settings, labs)
-    selected = _selected(names, labs)
+    selected = selected_labs(names, labs)
     for name in overrides.keys() - {"all"} - {lab.name for lab in selected}:
         fix = f"name {name} too, or leave the parameter out"
         raise UsageError(f"-p {name}.… sets a parameter of a lab that does not run", remedy=fix)
@@ -161,8 +161,8 @@ def _assigned(statement: ast.stmt) -> tuple[str, Any] | None:
     return None
 
 
-def _selected(names: Sequence[str], labs: Mapping[str, Lab]) -> list[Lab]:
-    """The labs in the course's order, each once; those named must have a notebook."""
+def selected_labs(names: Sequence[str] = (), labs: Mapping[str, Lab] = LABS) -> list[Lab]:
+    """Return the labs of a run (see `make_plan`) in the course's order, each once."""
     folder = notebooks_path()
     with_notebook = [lab for lab in labs.values() if (folder / lab.notebook).is_file()]
     require(bool(with_notebook or names), f"no lab has a notebook in {folder}", fix="run from a complete clone")

@@ -146,7 +146,7 @@ def test_bad_messages_get_their_own_status(desk: str, client: requests.Session) 
         ("/chain", b'{"text": "half', 422, "JSON"),
         ("/chain", b'{"text": "hi", "max_tokens": -1}', 422, "greater than or equal to 1"),
         ("/chain", b" " * (DEFAULT_LIMIT_BYTES + 1), 413, str(DEFAULT_LIMIT_BYTES)),
-        ("/v1/completions", b'{"model": "smollm2-135m", "prompt": "half \\ud800"}', 422, "character"),
+        ("/v1/completions", b'{"model": "smollm2-135m", "prompt": "half \\ud800"}', 422, "surrogate"),
         ("/nowhere", b"{}", 404, "Not Found"),
     ]
     for path, body, status, says in mistakes:
