@@ -13,7 +13,7 @@ import requests
 from labkit.errors import ServerError, UsageError
 from labkit.serving import vllm
 from labkit.serving.process import LOOPBACK
-from tests.engine.conftest import start_patiently
+from tests.engine.conftest import PATIENCE_S
 from tests.unit.standin import survivors
 
 pytestmark = pytest.mark.engine
@@ -60,7 +60,7 @@ def test_killed_in_the_middle(chat_model: Path, engine_settings: vllm.EngineSett
     """When the engine's process is killed, as by the kernel out of memory, the request in flight ends, every process
     of the server is gone, and `check` raises with the end of the log."""
     command = f"vllm serve {chat_model} --max-model-len 2048 --max-num-seqs 4 {engine_settings.flags}"
-    server = start_patiently(command, engine_settings, tmp_path)
+    server = vllm.start(command, folder=tmp_path, env=engine_settings.env, start_timeout_s=PATIENCE_S)
     outcomes: list[str] = []
     try:
         processes = [psutil.Process(pid) for pid in server.process.pids]

@@ -29,7 +29,7 @@ from tests.unit.standin import survivors
 pytestmark = pytest.mark.engine
 
 KEY = "a-key-for-the-test"
-STARTS, START_TIMEOUT_S, STOP_TIMEOUT_S, REPLACED_WITHIN_S = 3, 400, 90, 240
+START_TIMEOUT_S, STOP_TIMEOUT_S, REPLACED_WITHIN_S = 400, 90, 240
 PARCEL = {"text": "My parcel has not arrived yet. Where is it?", "max_tokens": 12}
 
 
@@ -67,25 +67,23 @@ def loose_files() -> set[Path]:
 
 
 def start(log: Path) -> tuple["subprocess.Popen[bytes]", str]:
-    """Starts `labkit serve ray`, again where a busy machine did not let it come up."""
-    for _ in range(STARTS):
-        port = free_port()
-        with log.open("wb") as out:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "labkit", "serve", "ray", "--port", str(port)],
-                stdout=out,
-                stderr=out,
-                env={**os.environ, "LABKIT_API_KEY": KEY},
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while server.poll() is None and time.monotonic() < deadline:
-            if found := re.search(r"^ready: (\S+)/v1", log.read_text(), re.MULTILINE):
-                return server, found[1]
-            time.sleep(0.5)
-        server.send_signal(signal.SIGINT)
-        server.wait(STOP_TIMEOUT_S)
-    raise AssertionError(f"the desk did not start in {STARTS} tries: {log.read_text()[-3000:]}")
+    """Starts `labkit serve ray` and waits until it is ready."""
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "labkit", "serve", "ray", "--port", str(free_port())],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "LABKIT_API_KEY": KEY},
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline:
+        if found := re.search(r"^ready: (\S+)/v1", log.read_text(), re.MULTILINE):
+            return server, found[1]
+        time.sleep(0.5)
+    server.send_signal(signal.SIGINT)
+    server.wait(STOP_TIMEOUT_S)
+    raise AssertionError(f"the desk did not start: {log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")

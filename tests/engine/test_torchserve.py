@@ -36,7 +36,7 @@ from tests.unit.standin import survivors, wait_for
 
 pytestmark = pytest.mark.engine
 
-STARTS, START_TIMEOUT_S, STOP_TIMEOUT_S = 3, 400, 90
+START_TIMEOUT_S, STOP_TIMEOUT_S = 400, 90
 HELLO = "What is the capital of France?"
 CHAT = "chat/1.0/v1/chat/completions"
 
@@ -56,7 +56,7 @@ def server(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         torchserve.archive(handler, folder=folder, model_name=name, settings=settings, handler_settings=inner)
         for handler, name, settings, inner in handlers
     ]
-    found = start_patiently(archives, folder)
+    found = torchserve.start(archives, folder=folder, model_api=True, start_timeout_s=START_TIMEOUT_S)
     processes = [psutil.Process(pid) for pid in found.process.pids]
     names = [process.name() for process in processes]
     yield found
@@ -64,17 +64,6 @@ def server(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert "java" in names, "Java was not seen at all"
     assert len(processes) >= 6, "its workers were not seen at all"
     assert not survivors(processes, within_s=0)
-
-
-def start_patiently(archives: list[torchserve.Archive], folder: Path) -> TorchServe:
-    """Starts it, again if it does not come up: the last failure counts."""
-    for attempt in range(1, STARTS + 1):
-        try:
-            return torchserve.start(archives, folder=folder / str(attempt), model_api=True)
-        except ServerError:
-            if attempt == STARTS:
-                raise
-    raise AssertionError("unreachable")
 
 
 def post(server: TorchServe, path: str, data: Any, *, key: str | None = None, **headers: str) -> requests.Response:
@@ -352,22 +341,18 @@ time.sleep(600)
 
 def test_no_process_survives_its_owners_death(tmp_path: Path) -> None:
     """When the process that started it is killed, so that it cannot clean up, Java and the worker end too."""
-    for attempt in range(STARTS):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        command = [sys.executable, "-c", OWNER, str(folder)]
-        with (folder / "log").open("wb") as log:
-            owner = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ), start_new_session=True)
-        while owner.poll() is None and not (folder / "pids").exists():
-            time.sleep(0.2)
-        if owner.poll() is None:
-            break
-    processes = [psutil.Process(int(pid)) for pid in wait_for(folder / "pids").split()]
+    command = [sys.executable, "-c", OWNER, str(tmp_path)]
+    with (tmp_path / "log").open("wb") as log:
+        owner = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ), start_new_session=True)
+    while owner.poll() is None and not (tmp_path / "pids").exists():
+        time.sleep(0.2)
+    assert owner.poll() is None, (tmp_path / "log").read_text()
+    processes = [psutil.Process(int(pid)) for pid in wait_for(tmp_path / "pids").split()]
     assert "java" in {process.name() for process in processes}
     owner.send_signal(signal.SIGKILL)
     owner.wait(30)
     assert not survivors(processes, within_s=STOP_TIMEOUT_S)
-    assert_nothing_left(folder)
+    assert_nothing_left(tmp_path)
 
 
 def test_labkit_serve_torchserve_and_labkit_load(tmp_path: Path) -> None:
