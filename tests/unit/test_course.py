@@ -123,6 +123,8 @@ def test_a_wrong_value_is_refused_with_what_is_allowed() -> None:
         for name, allowed, values in wrong
         for value in values
     ]
+    halves: dict[str, object] = {"word": "\udcff", "names": ["a", "b\ud800"]}  # no file could store them
+    bad += [({name: value}, f"{name} is {value!r}; it must be Unicode") for name, value in halves.items()]
     assert not_refused(lambda given: labs.check_parameters(KINDS, given), bad) == []
 
 
