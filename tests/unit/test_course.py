@@ -367,15 +367,18 @@ def test_a_block_that_raises_leaves_a_failed_record(tmp_path: Path) -> None:
 
 
 def test_every_chart_carries_the_machine(tmp_path: Path) -> None:
-    """Shown or recorded, a chart has the machine's line below its title, once, and the caption after it."""
+    """Shown or recorded, a chart has the machine's line, with what answered, below its title once, then the caption."""
     from labkit import charts
 
     lab = session.start(FIRST, PARAMETERS, out_dir=tmp_path)
     drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s", caption=lab.machine_line)
     lab.chart(drawn, "captioned", key=True, caption="three repeats")
     lab.chart({"mark": "bar", "description": "a bar", "data": {"values": []}, "title": "Plain"}, "plain")
-    first, second = read(tmp_path / f"{FIRST}.json").charts
+    lab.chart(drawn, "asleep", caption="three repeats", served="a handler that sleeps")
+    first, second, third = read(tmp_path / f"{FIRST}.json").charts
     assert first.spec["title"] == {"text": "A bar", "subtitle": [lab.machine_line, "three repeats"]}
     assert second.spec["title"] == {"text": "Plain", "subtitle": [lab.machine_line]}
+    asleep = lab.machine_line.replace("smollm2-135m", "a handler that sleeps")
+    assert third.spec["title"] == {"text": "A bar", "subtitle": [asleep, "three repeats"]}
     assert (first.key, second.key) == (True, False)
     assert "smollm2-135m" in lab.machine_line
