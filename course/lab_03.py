@@ -74,7 +74,7 @@ solution(
 
 def route(cached_tokens: list[int], in_flight: list[int]) -> int:
     least = min(in_flight)
-    open_to = [n for n, under_way in enumerate(in_flight) if under_way <= least + 8]
+    open_to = [n for n, running in enumerate(in_flight) if running <= least + 8]
     return max(open_to, key=lambda n: (cached_tokens[n], -in_flight[n]))
 
 
@@ -109,8 +109,8 @@ solution(
         "queue length ignored": _most_cached,
         "the caches ignored": _least_loaded,
         "tie not broken by queue length": _first_of_equal,
-        "no lead in requests allowed": lambda cached, under_way: max(
-            (n for n, m in enumerate(under_way) if m == min(under_way)), key=lambda n: cached[n]
+        "no lead in requests allowed": lambda cached, in_flight: max(
+            (n for n, m in enumerate(in_flight) if m == min(in_flight)), key=lambda n: cached[n]
         ),
     },
 )

@@ -330,7 +330,7 @@ def _moment(place: int, moment: charts.Moment) -> dict[str, Any]:
     return draw.layers([rule, name], {"x": "at"}, [{"at": moment.at_s, "text": moment.text}])
 
 
-def in_progress(seen: Load, rate: float) -> float:
+def in_flight(seen: Load, rate: float) -> float:
     """Requests in the queue and in the worker by Little's law: the rate times the median latency (formula)."""
     return rate * statistics.median(answer.latency_s for answer in seen.answers if signature(answer))
 

@@ -117,12 +117,12 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The part of a closed loop in which every client had a request in progress, and the requests that ended in it."""
+    """The part of a closed loop in which every client had a request in flight, and the requests that ended in it."""
 
     seconds: float
     records: tuple[RequestRecord, ...]
-    under_way: float
-    """Requests in progress, on average over the window."""
+    in_flight: float
+    """Requests in flight, on average over the window."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -142,8 +142,8 @@ def window(records: Sequence[RequestRecord], clients: int) -> Window:
         fix="give each client more requests, or read the servers' logs",
     )
     overlaps = (min(record.finished_s, end_s) - max(record.started_s, begin_s) for record in records)
-    under_way = sum(max(0.0, overlap) for overlap in overlaps) / (end_s - begin_s)
-    return Window(seconds=end_s - begin_s, records=inside, under_way=under_way)
+    in_flight = sum(max(0.0, overlap) for overlap in overlaps) / (end_s - begin_s)
+    return Window(seconds=end_s - begin_s, records=inside, in_flight=in_flight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +215,11 @@ def roots(pids: Sequence[int]) -> tuple[int, ...]:
 
 
 def law(windows: Sequence[Window]) -> dict[str, float]:
-    """Return N requests in progress, X requests/s and R seconds from sending to the end of a response (all windows)."""
+    """Return N requests in flight, X requests/s and R seconds from sending to the end of a response (all windows)."""
     seconds = sum(span.seconds for span in windows)
     records = [record for span in windows for record in span.records]
     return {
-        "N": sum(span.under_way * span.seconds for span in windows) / seconds,
+        "N": sum(span.in_flight * span.seconds for span in windows) / seconds,
         "X": len(records) / seconds,
         "R": fmean(record.finished_s - record.started_s for record in records),
     }

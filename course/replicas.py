@@ -55,7 +55,7 @@ class Scaling:
         added = "no replica" if self.most < 2 else f"{self.most - 1} more replica{'s' * (self.most > 2)}"
         return charts.scaling_timeline(
             replicas=self.seen.replicas,
-            under_way=self.seen.under_way(),
+            in_flight=self.seen.in_flight(),
             latencies=[(answer.sent_s, answer.latency_s) for answer in self.seen.answers if answer.ok],
             moments=[charts.Moment(self.step_s, "requests take longer"), charts.Moment(self.end_s, "last answer")],
             title=f"At a constant rate, longer requests add {added}",
@@ -102,7 +102,7 @@ def burst_words(answers: Sequence[Answer], *, room: int) -> str:
     way = "more" if len(answered) > room else "fewer" if len(answered) < room else "exactly as many"
     text = refused[0].text if refused else ""
     counts = f"{len(answers)} at once: {len(answered)} answered, {len(refused)} refused"
-    allowed = f"the limits allow {room} in progress and queued, and {way} were answered"
+    allowed = f"the limits allow {room} in flight and queued, and {way} were answered"
     return f"{counts}; {allowed}\n{spans}\n{text}".strip()
 
 
@@ -152,10 +152,10 @@ class Outage:
         known = {answer.text for answer in answers if answer.finished_s < self.broke_s}
         return min((answer.finished_s for answer in answers if answer.text not in known), default=None)
 
-    def kind(self, *, in_progress: float) -> int:
-        """0 for nothing lost, 1 for about what a replica had in progress, 2 for far more."""
+    def kind(self, *, in_flight: float) -> int:
+        """0 for nothing lost, 1 for about what a replica had in flight, 2 for far more."""
         lost = len(self.failed)
-        return 0 if not lost else 1 if lost <= 3 * in_progress + 2 else 2
+        return 0 if not lost else 1 if lost <= 3 * in_flight + 2 else 2
 
     def after_s(self, at: float | None) -> str:
         """How long after the fault, in words."""
@@ -167,11 +167,11 @@ class Outage:
         return f"{fault}: noticed {self.after_s(self.noticed_s)}, replaced {self.after_s(self.replaced_s)}, {failed}"
 
     def chart(self, title: str) -> charts.Chart:
-        """Replicas by Serve's status, requests under way and latencies, with the time in which nothing was noticed."""
+        """Replicas by Serve's status, requests in flight and latencies, with the time in which nothing was noticed."""
         until = self.noticed_s or self.seen.now_s()
         return charts.scaling_timeline(
             replicas=self.seen.replicas,
-            under_way=self.seen.under_way(),
+            in_flight=self.seen.in_flight(),
             latencies=[(answer.sent_s, answer.latency_s) for answer in self.seen.answers if answer.ok],
             lost=[answer.sent_s for answer in self.failed],
             unnoticed=(self.broke_s, until),

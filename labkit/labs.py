@@ -211,13 +211,18 @@ def check_parameters(lab: Lab | str, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _checked(where: str, parameter: Parameter, value: object) -> object:
+    shown = shortened(repr(value))
     try:
-        return parameter.convert(value)
+        converted = parameter.convert(value)
     except ValueError:  # pydantic's ValidationError is one
         raise UsageError(
-            f"{where} is {shortened(repr(value))}; it must be {parameter.describe()}",
-            remedy=f"change it ({parameter.help})",
+            f"{where} is {shown}; it must be {parameter.describe()}", remedy=f"change it ({parameter.help})"
         ) from None
+    texts = [text for text in (converted if isinstance(converted, list) else [converted]) if isinstance(text, str)]
+    lone = any("\ud800" <= character <= "\udfff" for character in "".join(texts))
+    fix = r"leave out bytes that are not UTF-8, and in JSON \ud800 to \udfff, which are halves of a character"
+    require(not lone, f"{where} is {shown}; it must be Unicode text", fix=fix)
+    return converted
 
 
 # --- profiles ---

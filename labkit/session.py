@@ -76,9 +76,12 @@ class LabSession:
     @property
     def machine_line(self) -> str:
         """Machine, model and engine version in one line: the caption of every chart."""
+        return self._line(str(self.parameters.get("model", "")))
+
+    def _line(self, served: str) -> str:
         version = self.recorder.record.versions.get(self.lab.engine, "")
         engine = "" if self.lab.engine in ("none", "all") else f"{self.lab.engine} {version}".strip()
-        return " · ".join(part for part in (self.machine.line(), str(self.parameters.get("model", "")), engine) if part)
+        return " · ".join(part for part in (self.machine.line(), served, engine) if part)
 
     def show_machine(self) -> None:
         """Show the machine's line and the record's path."""
@@ -174,17 +177,20 @@ class LabSession:
         require(claim_id in self.lab.claims, f"{self.lab.name} does not test claim {claim_id}", fix=fix)
         self.recorder.evidence(claim_id, value, **more)
 
-    def chart(self, chart: Any, name: str, *, key: bool = False, caption: str = "", modelled: str = "") -> None:
+    def chart(
+        self, chart: Any, name: str, *, key: bool = False, caption: str = "", modelled: str = "", served: str = ""
+    ) -> None:
         """Show an Altair chart (or a Vega-Lite specification) and record it under `name`, data included.
 
         The line below its title is the machine's, or `modelled`, the label of the modelled card that its values come
-        from; then `caption`. `key`: the report shows it unfolded. A recorded run with the same parameters adds its
-        values to the same bars or points.
+        from; then `caption`. `served`: what answered if not the lab's model, such as a handler that sleeps. `key`: the
+        report shows it unfolded. A recorded run with the same parameters adds its values to the same bars or points.
         """
         from labkit import charts
 
-        lines = [modelled or self.machine_line, *([caption] if caption else [])]
-        spec = _captioned(charts.spec(chart), lines, without=self.machine_line if modelled else "")
+        source = modelled or (self._line(served) if served else self.machine_line)
+        lines = [source, *([caption] if caption else [])]
+        spec = _captioned(charts.spec(chart), lines, without=self.machine_line if source != self.machine_line else "")
         self.recorder.chart(name, spec, key=key)
         shown = spec if modelled else beside_recorded(self.recorder.record, name, spec)
         data, metadata = charts.bundle(shown, png=display.in_notebook())

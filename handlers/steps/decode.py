@@ -3,7 +3,7 @@
     POST /predictions/NAME  {"tokens": 4}  ->  for each of 4 steps the number of rows in it: "1 3 3 2"
 
 The same file serves a static batch and, with `continuousBatching: true`, TorchServe's continuous batching: `handle` is
-then called once per step with the rows under way, a row ends when its stopping criterion holds, and a waiting request
+then called once per step with the rows in flight, a row ends when its stopping criterion holds, and a waiting request
 takes its slot before the next call.
 """
 
@@ -31,7 +31,7 @@ class DecodeHandler:
         return [f"{len(tokens)} " * count for count in tokens]
 
     def one_step(self, tokens: list[int], context: Any) -> list[str]:
-        """One token for each row under way; a request keeps its id from call to call."""
+        """One token for each row in flight; a request keeps its id from call to call."""
         ids = list(context.request_ids.values())
         self.left = {id: self.left.get(id, count) - 1 for id, count in zip(ids, tokens, strict=True)}
         time.sleep(self.step_s)

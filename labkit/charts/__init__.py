@@ -12,7 +12,7 @@ _NAMES = {
     "curves": ("LinePoint", "LoadPoint", "Tradeoff", "computed_and_measured", "lines",
                "throughput_latency", "tradeoff"),
     "panels": ("Moment", "StepPanel", "scaling_timeline", "step_panels",
-               "under_way"),
+               "in_flight"),
     "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
     "spans": ("Lane", "anatomy", "batch_grid", "memory_map", "prefix_blocks", "token_streams"),
 }  # fmt: skip

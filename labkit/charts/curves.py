@@ -52,7 +52,7 @@ def throughput_latency(
     *,
     title: str,
     guess: float | None = None,
-    x_title: str = "requests under way at a time",
+    x_title: str = "requests in flight",
 ) -> Chart:
     """Draw throughput above E2E latency, against the load (log axis); `guess` in tok/s."""
     require(bool(points), f"the chart {title!r} has no points", fix=PASS_POINTS)

@@ -87,7 +87,7 @@ class Moment:
 def scaling_timeline(
     *,
     replicas: Points,
-    under_way: Points,
+    in_flight: Points,
     latencies: Points,
     moments: Sequence[Moment] = (),
     lost: Sequence[float] = (),
@@ -102,7 +102,7 @@ def scaling_timeline(
     """
     has_data = bool(replicas) and bool(latencies)
     require(has_data, f"the chart {title!r} has nothing to show", fix="pass replicas and latencies")
-    end = max(at for points in (replicas, under_way, latencies) for at, _ in points)
+    end = max(at for points in (replicas, in_flight, latencies) for at, _ in points)
     x = draw.quantity("at", SINCE, (0, end * 1.02), tickCount=8)
     bare_x = {**x, "title": None, "axis": {**x["axis"], "labels": False, "ticks": False}}
     top = max(value for _, value in latencies) * 1.1
@@ -124,17 +124,17 @@ def scaling_timeline(
         )
         for drawn, marks, axis in (
             (_steps(_until(replicas, end), ["replicas", "running"], BLUE), rules + names, bare_x),
-            (_steps(_until(_thinned(under_way, end), end), ["requests", "under way"], GREEN), rules, bare_x),
+            (_steps(_until(_thinned(in_flight, end), end), ["requests", "in flight"], GREEN), rules, bare_x),
             (dots, rules, x),
         )
     ]
     running = ", ".join(f"{value:g} from {at:.1f} s" for at, value in _corners(replicas)[:-1] or replicas[:1])
-    most = max((value for _, value in under_way), default=0)
+    most = max((value for _, value in in_flight), default=0)
     waits = [value for _, value in latencies]
     failed = f"; {len(lost)} requests lost" if lost else ""
     failed += f"; not noticed from {unnoticed[0]:.1f} to {unnoticed[1]:.1f} s" if unnoticed else ""
     text = (
-        f"Three curves over time. Replicas running: {running}. At most {most:g} requests under way. "
+        f"Three curves over time. Replicas running: {running}. At most {most:g} requests in flight. "
         f"Latency from {min(waits):.2f} to {max(waits):.2f} s{_moments_words(moments)}{failed}."
     )
     return finish(draw.column(parts, spacing=16), title=title, description=text, caption=caption)
@@ -179,7 +179,7 @@ def _moments_words(moments: Iterable[Moment]) -> str:
 SAMPLES = 80  # times at which requests in flight are counted
 
 
-def under_way(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None) -> Chart:
+def in_flight(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None) -> Chart:
     """Draw the requests that were due and had not ended over time, a line per load. UsageError without requests."""
     rows: list[LinePoint] = []
     for name, records in loads.items():

@@ -157,6 +157,9 @@ def kv(
     kv_dtype: Annotated[
         str, typer.Option(metavar="D", help="Data type of the cache: auto (the model's), bfloat16, fp8 ...")
     ] = "auto",
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of a step; it matters to layers with a window.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compute the size of a model's KV cache on a GPU."""
@@ -176,6 +179,7 @@ def kv(
         max_model_len=max_model_len,
         tensor_parallel=tensor_parallel,
         kv_dtype_bytes=None if kv_dtype == "auto" else type_bytes(kv_dtype),
+        max_num_batched_tokens=max_num_batched_tokens,
     )
     answer(as_json, cache.to_json, lambda: typer.echo("\n".join(cache.lines)))
 

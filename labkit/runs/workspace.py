@@ -1,7 +1,7 @@
 """Copies of the notebooks for the learner: without outputs, with the parameters for this machine.
 
-`make lab` writes them to workspace/, which git ignores. Notebooks that a learner has edited or run are never
-overwritten; they report at start if a newer version exists.
+`make lab` writes them to workspace/, which git ignores, with the files that they link to. What a learner has edited or
+run is never overwritten; a notebook reports at start if a newer version exists.
 """
 
 import argparse
@@ -20,23 +20,29 @@ from typing import Any
 import nbformat
 
 from labkit.errors import LabkitError
-from labkit.files import notebooks_path, root
+from labkit.files import notebooks_path, root, write_atomic
 from labkit.labs import LABS, Profile, load_profile, profile_for
 from labkit.machine import Machine, inspect
 
 KEY = "serving_lab"
+NOT_A_NOTEBOOK = (OSError, ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError)
+COPIES = ".copies.json"  # the linked files' hashes as laid out, by name
 LINKED = re.compile(r"\]\((\.\./|(?=widgets/))([^)#]+)")  # a link to a file that is not a lab
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The workspace after `lay_out`: notebooks that were written, and the learner's own that were kept."""
+    """The workspace after `lay_out`: notebooks that were written, and the learner's own files that were kept.
+
+    `unreadable`: kept files that are not notebooks, in the place of a lab.
+    """
 
     folder: Path
     profile: str
     written: tuple[str, ...]
     kept: tuple[str, ...]
     outdated: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -46,6 +52,9 @@ class Layout:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
         if self.outdated:
             lines.append(f"newer versions exist of: {', '.join(self.outdated)} (rename your copy and start again)")
+        if self.unreadable:
+            again = "rename or delete them and start again to get the labs"
+            lines.append(f"kept, although they are not notebooks: {', '.join(self.unreadable)} ({again})")
         return "\n".join(lines)
 
 
@@ -58,23 +67,36 @@ def workspace_path() -> Path:
 def lay_out(folder: Path, profile: Profile) -> Layout:
     """Copy the course's notebooks into `folder` with the profile's parameters.
 
-    A notebook that a learner has edited or run is kept; an untouched copy is replaced."""
+    A notebook that a learner has edited or run is kept, as is an edited file that a notebook links to; untouched copies
+    are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    written, kept, outdated = [], [], []
+    copies = _Copies(folder)
+    written, kept, outdated, unreadable = [], [], [], []
     for source in course_notebooks():
         notebook = nbformat.read(source, as_version=4)
         version, target = digest(notebook), folder / source.name
-        learners_version = _learners_version(target)
+        try:
+            learners_version = _learners_version(target)
+        except NOT_A_NOTEBOOK:
+            unreadable.append(source.name)
+            continue
         if learners_version is None:
-            _bring_linked(notebook, folder)
+            copies.bring_linked(notebook)
             _prepare(notebook, source.stem, profile, version)
             nbformat.write(notebook, target)
             written.append(source.name)
         else:
             kept.append(source.name)
             outdated += [source.name] if learners_version != version else []
-    names = {"written": tuple(written), "kept": tuple(kept), "outdated": tuple(outdated)}
-    return Layout(folder=folder, profile=profile.name, **names)
+    copies.save()
+    return Layout(
+        folder=folder,
+        profile=profile.name,
+        written=tuple(written),
+        kept=(*kept, *copies.kept),
+        outdated=(*outdated, *copies.outdated),
+        unreadable=tuple(unreadable),
+    )
 
 
 def course_notebooks() -> list[Path]:
@@ -106,7 +128,7 @@ def newer_version(notebook: Path) -> str:
         laid_out = nbformat.read(notebook, as_version=4).metadata.get(KEY)
         source = next(path for path in course_notebooks() if path.name == notebook.name)
         current = digest(nbformat.read(source, as_version=4))
-    except (OSError, ValueError, StopIteration, LabkitError):
+    except (*NOT_A_NOTEBOOK, StopIteration, LabkitError):
         return ""
     if laid_out is None or laid_out.get("version") == current:
         return ""
@@ -121,26 +143,54 @@ def opened_notebook() -> Path | None:
 
 
 def _learners_version(target: Path) -> str | None:
-    """The version of a learner's notebook that was edited or run; None if it may be overwritten."""
+    """The version of a learner's notebook that was edited or run; None if it may be overwritten. `NOT_A_NOTEBOOK`: the
+    file is something else."""
     if not target.exists():
         return None
-    try:
-        notebook = nbformat.read(target, as_version=4)
-    except (OSError, ValueError):
-        return ""  # unreadable: keep it
+    notebook = nbformat.read(target, as_version=4)
     laid_out = notebook.metadata.get(KEY, {})
     ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     return str(laid_out.get("version", "")) if ran or laid_out.get("laid_out") != digest(notebook) else None
 
 
-def _bring_linked(notebook: Any, folder: Path) -> None:
-    """Copy what the text links to into `folder`, since JupyterLab opens nothing outside it; link to the copies."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            for up, name in LINKED.findall(cell.source):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(notebooks_path() / up / name, folder / name)
-            cell.source = LINKED.sub(r"](\2", cell.source)
+class _Copies:
+    """The files that notebooks link to, copied into the workspace, since JupyterLab opens nothing outside it.
+
+    `kept`: those that the learner has edited; `outdated`: those of them that the course has changed since.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept, self.outdated = dict[str, None](), dict[str, None]()
+        try:
+            self.laid_out = dict(json.loads((folder / COPIES).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self.laid_out = {}  # copies that differ from the course's are then the learner's
+
+    def bring_linked(self, notebook: Any) -> None:
+        """Copy what the text links to, unless the learner has edited the copy; link to the copies."""
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                for up, name in LINKED.findall(cell.source):
+                    self._bring(notebooks_path() / up / name, name)
+                cell.source = LINKED.sub(r"](\2", cell.source)
+
+    def _bring(self, source: Path, name: str) -> None:
+        target, current, laid_out = self.folder / name, _hash(source), self.laid_out.get(name)
+        if target.exists() and _hash(target) not in (current, laid_out):
+            self.kept[name] = None
+            self.outdated |= {name: None} if laid_out not in (None, current) else {}
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+        self.laid_out[name] = current
+
+    def save(self) -> None:
+        write_atomic(self.folder / COPIES, json.dumps(self.laid_out, indent=1) + "\n")
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:

@@ -12,7 +12,7 @@ from labkit.files import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
 from labkit.models import Architecture
 from labkit.models.architecture import DTYPE_BYTES
 from labkit.serving.log_lines import Worker
-from labkit.theory.kv_size import IN_FLIGHT_TOKENS, KvPlan, describe, kv_heads_per_rank
+from labkit.theory.kv_size import KvPlan, describe, kv_heads_per_rank
 
 GIB = 2**30
 HALF_A_DIGIT = 0.005  # GiB
@@ -146,7 +146,7 @@ class Engine:
                 max_model_len=max_model_len,
                 tensor_parallel=self.tensor_parallel,
                 kv_dtype_bytes=self.kv_dtype_bytes,
-                in_flight_tokens=self.size("max_num_batched_tokens") or IN_FLIGHT_TOKENS,
+                max_num_batched_tokens=self.size("max_num_batched_tokens") or None,
             )
         except LabkitError:  # less than a block
             return None

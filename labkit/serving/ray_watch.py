@@ -102,7 +102,7 @@ class Observation:
             self.replicas.append((self.now_s(), count))
             await asyncio.sleep(INTERVAL_S)
 
-    def under_way(self) -> list[tuple[float, int]]:
+    def in_flight(self) -> list[tuple[float, int]]:
         """(time, requests in flight) after each change."""
         sent = [(answer.sent_s, 1) for answer in self.answers]
         changes = sorted(sent + [(answer.finished_s, -1) for answer in self.answers])

@@ -17,9 +17,11 @@ from labkit.theory.kv_pool import Pool, heads_per_rank, layer_bytes, number_byte
 CPU_BLOCK_MULTIPLE = 32  # vLLM's cpu_attn.py, get_supported_kernel_block_sizes
 GPU_BLOCK_MULTIPLE = 16  # vLLM's flash_attn.py; some kernels need more
 MOST = 10**19  # bytes or tokens: far above any cache
-IN_FLIGHT_TOKENS = 8192
-"""Tokens in flight, for which layers with a window reserve blocks: max_num_batched_tokens of `vllm serve` on a GPU of
-70 GiB or more. vLLM counts it once for each step that it runs ahead."""
+STEPS_IN_FLIGHT = 2
+"""Steps for whose tokens layers with a window reserve blocks: vLLM's max_concurrent_batches with async scheduling, its
+default on a GPU."""
+BATCHED_TOKENS = 4096
+"""max_num_batched_tokens if it is not known: between the defaults of small and large cards."""
 
 
 def check_block_size(block_size: int, *, gpu: bool) -> None:
@@ -152,9 +154,10 @@ def describe(
     max_model_len: int | None = None,
     tensor_parallel: int = 1,
     kv_dtype_bytes: int | None = None,
-    in_flight_tokens: int = IN_FLIGHT_TOKENS,
+    max_num_batched_tokens: int | None = None,
 ) -> KvPlan:
     """Return the plan for `memory_bytes` of KV cache on each GPU. `max_model_len`: tokens (default: the model's limit).
+    `max_num_batched_tokens`: of a step, with as many steps in flight as on a GPU; it matters to layers with a window.
 
     UsageError: a number below 1, heads that cannot be split, memory below one block, a model without a KV cache.
     """
@@ -162,9 +165,12 @@ def describe(
     length = max_model_len
     if length is None:
         length = architecture.default_length or architecture.max_positions
-    for name, value in (("max_model_len", length), ("memory_bytes", memory_bytes)):
+    per_step = BATCHED_TOKENS if max_num_batched_tokens is None else max_num_batched_tokens
+    sizes = {"max_model_len": length, "memory_bytes": memory_bytes, "max_num_batched_tokens": per_step}
+    for name, value in sizes.items():
         whole(name, value, at_least=1)
         require(value <= MOST, f"{name} has {len(str(value))} digits", fix=f"pass at most {MOST:,}")
+    in_flight_tokens = STEPS_IN_FLIGHT * per_step
     split: dict[str, Any] = {"tensor_parallel": tensor_parallel, "kv_dtype_bytes": kv_dtype_bytes}
     pool = pool_of(architecture, block_size=block_size, **split)
     per_block = pool.bytes_per_block
@@ -270,9 +276,10 @@ def _notes(architecture: Architecture, pool: Pool, *, length: int, usable: int, 
     notes = {
         f"{state} of {architecture.layers} layers keep a fixed state for each sequence, which takes blocks too: it is "
         "not counted here, so fewer tokens fit, and the concurrency is not known": state > 0,
-        f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight. With async scheduling, "
-        "vLLM's default on a GPU, there are twice as many, and its figures are lower; with a smaller "
-        "max_num_batched_tokens they are higher": windowed,
+        f"layers with a window also reserve blocks for {in_flight_tokens:,} tokens in flight: {STEPS_IN_FLIGHT} steps "
+        f"(async scheduling, the default on a GPU) of max_num_batched_tokens, {in_flight_tokens // STEPS_IN_FLIGHT:,}. "
+        "vllm serve's default is 2,048 on an A100 or below 70 GiB, 8,192 above, and 16,384 from 160 GiB: pass yours as "
+        "--max-num-batched-tokens": windowed,
         "vLLM takes blocks of 64 tokens for this model; in 8 bits a token's vector takes 656 bytes on Hopper "
         "(fp8_ds_mla) and 576 on Blackwell": any(layers.number_bytes for layers in architecture.storing_layers),
         "on a CPU vLLM keeps all tokens in the layers with a window too, and fewer sequences fit": len(pool.groups) > 1,

@@ -153,7 +153,11 @@ def read_room(folder: Path) -> Room:
     broken: list[str] = []
     for file in files:
         try:
-            checks[file.stem] = RoomCheck.model_validate_json(file.read_bytes())
+            check = RoomCheck.model_validate_json(file.read_bytes())
+            if check.checks:
+                checks[file.stem] = check
+            else:  # says nothing about the machine
+                broken.append(f"{file} has an empty list of checks\n  To fix it: {AGAIN}")
         except OSError as error:
             broken.append(f"{file} cannot be read: {error.strerror or error}\n  To fix it: {AGAIN}")
         except ValidationError as error:

@@ -17,7 +17,7 @@ from tests.unit import synthetic
 pytestmark = pytest.mark.browser
 
 LAB = "01_first_deployment"
-QUESTION = "Output tokens a second with 16 requests under way, divided by those with one: how many times as many?"
+QUESTION = "Output tokens a second with 16 requests in flight, divided by those with one: how many times as many?"
 ANSWER = "more blocks and fewer sequences, but not fewer batched tokens"
 A4_CSS_PX = 690  # the width of A4 between the report's margins, at 96 dots an inch
 LINES = "e => e.getClientRects().length ? e.getBoundingClientRect().width : null"

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from labkit.models import Architecture, architecture
 from labkit.models.attention import KvLayers
@@ -28,7 +29,7 @@ def wrong_sizes(seed: int) -> list[str]:
 
     chance = random.Random(seed)
     model = random_model(chance)
-    block_size, in_flight, length = 16 * chance.randint(1, 8), chance.randint(1, 9000), chance.randint(1, 40_000)
+    block_size, per_step, length = 16 * chance.randint(1, 8), chance.randint(1, 9000), chance.randint(1, 40_000)
     specs: dict[str, Any] = {}
     for layers in model.storing_layers:
         kind = {"block_size": block_size, "num_kv_heads": layers.kv_heads, "head_size": layers.key_size}
@@ -50,7 +51,7 @@ def wrong_sizes(seed: int) -> list[str]:
         parallel_config=SimpleNamespace(decode_context_parallel_size=1),
         model_config=SimpleNamespace(max_model_len=length),
         speculative_config=None,
-        max_in_flight_tokens=in_flight,
+        max_in_flight_tokens=in_flight_on_a_gpu(per_step),
     )
     groups = theirs.get_kv_cache_groups(config, specs)
     block = bytes_per_block(model, block_size=block_size)
@@ -58,10 +59,24 @@ def wrong_sizes(seed: int) -> list[str]:
     planned = theirs.get_kv_cache_config_from_groups(config, groups, memory)
     tokens, concurrency = theirs.get_kv_cache_capacity(config, planned)
     longest = theirs._estimate_max_model_len_from_groups(config, groups, memory - block)
-    plan = describe(model, memory_bytes=memory, block_size=block_size, max_model_len=length, in_flight_tokens=in_flight)
+    plan = describe(
+        model, memory_bytes=memory, block_size=block_size, max_model_len=length, max_num_batched_tokens=per_step
+    )
     said = (plan.blocks, plan.logged_tokens, plan.max_concurrency, plan.longest_tokens)
     right = (planned.num_blocks, tokens, concurrency, longest)
     return [] if said == right else [f"seed {seed}: vLLM {right}, ours {said} for {model.storing_layers}"]
+
+
+def in_flight_on_a_gpu(per_step: int) -> int:
+    """vLLM's max_in_flight_tokens for steps of `per_step` tokens, without the CPU platform's changes to the config."""
+    from vllm.config import SchedulerConfig, VllmConfig
+    from vllm.platforms import current_platform
+
+    scheduler = SchedulerConfig(
+        max_num_batched_tokens=per_step, max_num_seqs=1, max_model_len=2048, is_encoder_decoder=False
+    )
+    with patch.object(type(current_platform), "check_and_update_config"):
+        return int(VllmConfig(scheduler_config=scheduler).max_in_flight_tokens)
 
 
 def random_model(chance: random.Random) -> Architecture:

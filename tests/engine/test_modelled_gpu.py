@@ -277,18 +277,18 @@ def test_the_same_traffic_gives_the_same_records() -> None:
 @settings(max_examples=25)
 @given(sizes=loads, concurrency=st.integers(1, 5), both=st.booleans())
 def test_a_closed_loop_keeps_its_concurrency(pair: Engines, sizes: Sizes, concurrency: int, both: bool) -> None:
-    """Whenever a request starts, exactly as many are under way as were asked for, or all that are left."""
+    """Whenever a request starts, exactly as many are in flight as were asked for, or all that are left."""
     load = made(sizes)
     records = modelled.drive(pair if both else pair[0], load, concurrency=concurrency).result.records
     assert [record.outcome for record in records] == [Outcome.OK] * len(load)
     for record in records:
-        under_way = sum(one.started_s <= record.started_s < one.finished_s for one in records)
+        in_flight = sum(one.started_s <= record.started_s < one.finished_s for one in records)
         ended = sum(one.finished_s <= record.started_s for one in records)
-        assert under_way == min(concurrency, len(load) - ended)
+        assert in_flight == min(concurrency, len(load) - ended)
 
 
 def test_a_load_that_is_stopped_leaves_the_engine_empty(pair: Engines) -> None:
-    """After `until_s` nothing starts; what is under way is CANCELLED with the tokens it has; the next load finds an
+    """After `until_s` nothing starts; what is in flight is CANCELLED with the tokens it has; the next load finds an
     engine like new."""
     load = traffic.at_rate(traffic.fixed(20, input_tokens=100, output_tokens=40), 30.0, arrival="constant")
     whole = modelled.drive(pair[0], load)

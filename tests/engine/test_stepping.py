@@ -44,13 +44,13 @@ whole = all_at_once()
 turned, steps = by_turns()
 left_early = vllm_steps.generate(engines["on"], prompts, wanted)
 next(left_early), next(left_early)
-under_way = engines["on"].llm_engine.get_num_unfinished_requests()
+in_flight = engines["on"].llm_engine.get_num_unfinished_requests()
 left_early.close()
 left = [engines["on"].llm_engine.get_num_unfinished_requests(), engines["on"].llm_engine.has_unfinished_requests()]
 again, _ = by_turns()
 for llm in engines.values():
     serving.close(llm)
-left = [under_way, *left]
+left = [in_flight, *left]
 print("FOUND", json.dumps({"whole": whole, "turned": turned, "again": again, "steps": steps, "left": left}))
 """
 
@@ -84,6 +84,6 @@ def test_each_engine_takes_one_step_for_each_token_and_the_first_token_comes_wit
 
 
 def test_a_run_closed_early_leaves_no_request_in_the_engine(scene: dict[str, Any]) -> None:
-    """What was under way is gone, and the next run has the same answers as ever."""
+    """What was in flight is gone, and the next run has the same answers as ever."""
     assert scene["left"] == [3, 0, False]
     assert scene["again"] == scene["whole"]

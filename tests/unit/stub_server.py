@@ -16,7 +16,7 @@ from aiohttp import web
 MODEL = "stub"
 METRICS = """\
 # TYPE vllm:num_requests_running gauge
-vllm:num_requests_running{{engine="0",model_name="stub"}} {under_way}
+vllm:num_requests_running{{engine="0",model_name="stub"}} {in_flight}
 # TYPE vllm:prompt_tokens_total counter
 vllm:prompt_tokens_total{{engine="0",model_name="stub"}} {prompt_tokens}
 # TYPE vllm:generation_tokens_total counter
@@ -60,8 +60,8 @@ class Stub:
     tokens: int = 0
     prompt_tokens: int = 0
     hung_up: int = 0  # requests whose client went away before the answer was complete
-    under_way: int = 0
-    most_under_way: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.behaviour.slots or 1_000_000)
@@ -103,8 +103,8 @@ class Stub:
         self.urls.append(str(request.rel_url))
         self.credentials.append(request.headers.get("Authorization", ""))
         self.bodies.append(body)
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             async with self.slots:
                 return await self._reply(request, body)
@@ -112,7 +112,7 @@ class Stub:
             self.hung_up += 1
             raise
         finally:
-            self.under_way -= 1
+            self.in_flight -= 1
 
     async def _reply(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         behaviour = self.behaviour

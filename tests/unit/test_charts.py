@@ -64,7 +64,7 @@ PARTS = {"one": [("weights", 14.0), ("free", 26)], "two": [("weights", 14.0), ("
 MOMENTS = [charts.Moment(0.4, "2.0 is there"), charts.Moment(0.9, "1.0 is deleted")]
 LOAD: dict[str, Any] = {
     "replicas": [(0.0, 1), (5.0, 1), (9.0, 2), (12.0, 3), (20.0, 1)],
-    "under_way": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
+    "in_flight": [(0.5, 1), (0.6, 0), (4.0, 7), (15.0, 0)],
     "latencies": [(0.5, 0.1), (4.0, 3.0), (8.0, 1.2)],
 }
 CHARTS: dict[str, Callable[[], Any]] = {
@@ -117,7 +117,7 @@ DESCRIPTIONS = {
     "blocks": ["second: 2 blocks found, 0 new, 1 not full"],
     "batches": ["Static batches take 28 steps and compute 19 tokens of padding; continuous batching takes 28"],
     "scaling": [
-        *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests under way", "2 requests lost"),
+        *("1 from 0.0 s, 2 from 9.0 s, 3 from 12.0 s", "At most 7 requests in flight", "2 requests lost"),
         "Latency from 0.10 to 3.00 s; 2.0 is there at 0.4 s",
         "not noticed from 0.4 to 0.9 s",
     ],

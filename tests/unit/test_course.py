@@ -123,6 +123,8 @@ def test_a_wrong_value_is_refused_with_what_is_allowed() -> None:
         for name, allowed, values in wrong
         for value in values
     ]
+    halves: dict[str, object] = {"word": "\udcff", "names": ["a", "b\ud800"]}  # no file could store them
+    bad += [({name: value}, f"{name} is {value!r}; it must be Unicode") for name, value in halves.items()]
     assert not_refused(lambda given: labs.check_parameters(KINDS, given), bad) == []
 
 
@@ -365,15 +367,18 @@ def test_a_block_that_raises_leaves_a_failed_record(tmp_path: Path) -> None:
 
 
 def test_every_chart_carries_the_machine(tmp_path: Path) -> None:
-    """Shown or recorded, a chart has the machine's line below its title, once, and the caption after it."""
+    """Shown or recorded, a chart has the machine's line, with what answered, below its title once, then the caption."""
     from labkit import charts
 
     lab = session.start(FIRST, PARAMETERS, out_dir=tmp_path)
     drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s", caption=lab.machine_line)
     lab.chart(drawn, "captioned", key=True, caption="three repeats")
     lab.chart({"mark": "bar", "description": "a bar", "data": {"values": []}, "title": "Plain"}, "plain")
-    first, second = read(tmp_path / f"{FIRST}.json").charts
+    lab.chart(drawn, "asleep", caption="three repeats", served="a handler that sleeps")
+    first, second, third = read(tmp_path / f"{FIRST}.json").charts
     assert first.spec["title"] == {"text": "A bar", "subtitle": [lab.machine_line, "three repeats"]}
     assert second.spec["title"] == {"text": "Plain", "subtitle": [lab.machine_line]}
+    asleep = lab.machine_line.replace("smollm2-135m", "a handler that sleeps")
+    assert third.spec["title"] == {"text": "A bar", "subtitle": [asleep, "three repeats"]}
     assert (first.key, second.key) == (True, False)
     assert "smollm2-135m" in lab.machine_line

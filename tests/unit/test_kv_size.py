@@ -91,18 +91,18 @@ def test_a_sequence_holds_whole_blocks(length: int, block: int, window: int | No
 
 
 def test_windows_in_all_layers_and_in_some() -> None:
-    """A window of 4,096 in all layers limits a sequence to its blocks. With full attention in 4 of 32 layers the pool's
-    block is that of 4 layers, and a sequence takes from it for 1 full and 7 windowed groups."""
-    room = {"memory_bytes": 16 * GIB, "block_size": 16, "in_flight_tokens": 1}
+    """A window of 4,096 and two steps of 8 tokens in all layers limit a sequence to their blocks. With full attention
+    in 4 of 32 layers the pool's block is that of 4 layers; a sequence takes blocks for 1 full and 7 windowed groups."""
+    room = {"memory_bytes": 16 * GIB, "block_size": 16, "max_num_batched_tokens": 8}
     plan = describe(MISTRAL_V01, **room)
-    assert (plan.blocks_per_sequence, plan.max_concurrency) == (4096 // 16 + 1, plan.blocks / 257)
+    assert (plan.blocks_per_sequence, plan.max_concurrency) == ((4096 + 16) // 16 + 1, plan.blocks / 258)
     assert any("window of 4,096" in line for line in plan.lines)
     (alike,) = MISTRAL_V01.storing_layers
     some = (replace(alike, count=4, window=None), replace(alike, count=28))
     mixed = describe(replace(MISTRAL_V01, kv_layers=some), **room)
     assert (mixed.bytes_per_token, mixed.bytes_per_block) == (4 * 4096, 4 * 4096 * 16)
     assert mixed.window_bytes_per_sequence == 28 * 4096 * 4096
-    assert mixed.blocks_per_sequence == 32768 // 16 + 7 * 257
+    assert mixed.blocks_per_sequence == 32768 // 16 + 7 * 258
     assert mixed.tokens == mixed.logged_tokens == int(mixed.blocks / mixed.blocks_per_sequence * 32768)
 
 
@@ -145,7 +145,7 @@ def test_notes_name_what_the_numbers_omit() -> None:
 def test_bad_input_names_the_number() -> None:
     """Each wrong number is a usage error with its value."""
     room = {"memory_bytes": GIB, "block_size": 16}
-    names = ("memory_bytes", "max_model_len", "tensor_parallel", "kv_dtype_bytes")
+    names = ("memory_bytes", "max_model_len", "tensor_parallel", "kv_dtype_bytes", "max_num_batched_tokens")
     zero = [({name: 0}, f"{name} is 0") for name in names]
     more = [({"memory_bytes": 1000}, "memory_bytes is 1,000; one block takes 368,640"), ({"block_size": -1}, "is -1")]
     assert not_refused(lambda change: describe(SMOLLM2, **{**room, **change}), [*zero, *more]) == []

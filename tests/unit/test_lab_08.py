@@ -67,11 +67,11 @@ def test_only_requests_between_ready_and_default_say_where_unnamed_ones_go() -> 
     assert not_refused(lambda arguments: lab_08.default_versions(*arguments), none) == []
 
 
-def test_in_progress_is_littles_law_without_the_lost_ones() -> None:
+def test_in_flight_is_littles_law_without_the_lost_ones() -> None:
     """The rate times the median latency of requests that were answered."""
     waits_s = (0.1, 0.2, 0.3)
     seen = load(*(answer(200, "1.0", latency_s=wait_s) for wait_s in waits_s), answer(0, latency_s=4.0))
-    assert lab_08.in_progress(seen, 50) == pytest.approx(10)
+    assert lab_08.in_flight(seen, 50) == pytest.approx(10)
 
 
 def test_lost_requests_are_large_crosses(capfd: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def loop(clients: int, service_s: list[float]) -> list[RequestRecord]:
 
 @given(clients=st.integers(1, 8), service_s=st.floats(0.1, 5.0), each=st.integers(4, 12))
 def test_a_loop_obeys_littles_law(clients: int, service_s: float, each: int) -> None:
-    """Of a loop with equal service times the window has all clients under way and N = X R, exactly; the exercise's
+    """Of a loop with equal service times the window has all clients in flight and N = X R, exactly; the exercise's
     answer is what was counted. Over the whole load, ramp-up and drain included, the law does not give the clients."""
     records = loop(clients, [service_s] * (clients * each))
     figures = lab_09.law([lab_09.window(records, clients)])

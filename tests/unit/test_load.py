@@ -93,7 +93,7 @@ def test_closed_loop_keeps_its_concurrency() -> None:
     for concurrency in (1, 3, 20):
         with serving(first_token_delay_s=0.3) as stub:
             run(stub, concurrency=concurrency)
-            assert stub.most_under_way == min(concurrency, len(ASKED))
+            assert stub.most_in_flight == min(concurrency, len(ASKED))
 
 
 def test_open_loop_sends_on_schedule() -> None:
@@ -107,7 +107,7 @@ def test_open_loop_sends_on_schedule() -> None:
     for options, due_s in schedules:
         with serving(first_token_delay_s=0.5) as stub:
             result = run(stub, rate=100.0, **options)
-            assert stub.most_under_way == len(ASKED)
+            assert stub.most_in_flight == len(ASKED)
         assert [record.scheduled_s for record in result.records] == pytest.approx(due_s)
         assert all(record.waited_s >= 0 for record in result.records)
         assert result.seed == options.get("seed", CHAT.parameters["seed"])
@@ -254,13 +254,13 @@ async def test_cancelling_closes_connections_and_leaves_no_task() -> None:
         with serving(hang=True) as stub:
             before = asyncio.all_tasks()
             task = asyncio.create_task(load.run(stub.base_url, MODEL, CHAT, **options))
-            while stub.under_way < most:
+            while stub.in_flight < most:
                 await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert asyncio.all_tasks() == before
-            while stub.hung_up < most or stub.under_way:  # at worst until the test's time limit
+            while stub.hung_up < most or stub.in_flight:  # at worst until the test's time limit
                 await asyncio.sleep(0.01)
 
 
@@ -306,7 +306,7 @@ def test_ctrl_c_stops_a_blocking_load() -> None:
         command = [sys.executable, "-c", INTERRUPTED, stub.base_url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as client:
             try:
-                assert wait_until(lambda: stub.under_way == 4)
+                assert wait_until(lambda: stub.in_flight == 4)
                 client.send_signal(signal.SIGINT)
                 printed, _ = client.communicate(timeout=120)
             finally:

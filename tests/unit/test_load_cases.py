@@ -290,7 +290,7 @@ def test_turns_follow_each_other() -> None:
     with serving(token_delay_s=0.05) as stub:
         result = load.run_blocking(stub.base_url, MODEL, talks, concurrency=3, api="chat", warmup=1)
         assert all(record.ok for record in result.records)
-        assert stub.most_under_way == 3
+        assert stub.most_in_flight == 3
     for first in (0, 3, 6):
         for earlier, later in pairwise(result.records[first : first + 3]):
             assert earlier.finished_s < later.scheduled_s <= later.started_s
@@ -363,7 +363,7 @@ def test_a_load_can_rise() -> None:
     many = workloads.chat(24, max_tokens=2)
     with serving(first_token_delay_s=0.05) as stub:
         result = load.run_blocking(stub.base_url, MODEL, many, concurrency=6, ramp_from=1)
-        assert stub.most_under_way == 6
+        assert stub.most_in_flight == 6
     starts = sorted(record.started_s for record in result.records)
     assert starts[5] >= 0.05
     assert any("whole ramp" in warning for warning in result.warnings)

@@ -72,15 +72,15 @@ async def test_asking_keeps_its_rate_until_it_is_done(url: str) -> None:
 
 async def test_a_closed_loop_makes_exactly_its_calls() -> None:
     """Every call is made once, with at most one in flight per client."""
-    under_way, most, seen = 0, 0, []
+    in_flight, most, seen = 0, 0, []
 
     async def call(number: int) -> None:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
         await asyncio.sleep(0.01)
         seen.append(number)
-        under_way -= 1
+        in_flight -= 1
 
     rate = await calls_per_second(call, clients=4, calls=10)
     assert sorted(seen) == list(range(10))
@@ -89,11 +89,11 @@ async def test_a_closed_loop_makes_exactly_its_calls() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 10)), max_size=30))
-def test_under_way_counts_what_was_sent_and_not_answered(spans: list[tuple[float, float]]) -> None:
+def test_in_flight_counts_what_was_sent_and_not_answered(spans: list[tuple[float, float]]) -> None:
     """The count ends at 0, is never negative, and at each time equals the requests in flight."""
     seen = Observation()
     seen.answers = [Answer(at, at + length, 200) for at, length in spans]
-    counts = seen.under_way()
+    counts = seen.in_flight()
     assert [count for _, count in counts[-1:]] == ([0] if spans else [])
     assert all(count >= 0 for _, count in counts)
     for n, (at, count) in enumerate(counts):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from itertools import product
@@ -16,8 +17,8 @@ from labkit.advice import selector
 from labkit.advice.selector import catalogue, complete, configure, read_state, select
 from labkit.advice.selector.catalogue import Entry, Exclusion, Rule
 from labkit.advice.selector.choose import exclusions, first, points
-from labkit.advice.selector.configs import GPU_MODELS
-from labkit.advice.selector.fit import FITS, cards_needed, fit, number
+from labkit.advice.selector.configs import GPU_MODELS, LONG_MODELS
+from labkit.advice.selector.fit import FITS, LARGEST_CARD_GB, SMALLEST_MODEL_B, cards_needed, fit, number
 from labkit.files import data_path, read_yaml
 from labkit.records.ledger import load_claims
 from tests.unit.refusals import not_refused
@@ -128,9 +129,44 @@ def test_a_model_gets_the_cards_that_hold_it() -> None:
         answers = complete({"size": size, "card": card, "hardware": "several"})
         assert cards_needed(answers) == cards, (size, card)
         assert fit(answers) == ("one" if cards == 1 else "cards" if cards <= 8 else "machines")
+    one_card = [("9b", "24gb"), ("15b", "24gb"), ("34b", "24gb"), ("34b", "80gb"), ("80b", "80gb"), ("250b", "141gb")]
+    # 13B on 32 GB: 28.6 in 29.4; 16B on 32: 35.2; 32B on 80: 70.4 in 73.6; 35B on 128: 77 in 117.8; 81B on 141: 178.2
+    fits = [fit(complete({"size": size, "card": card})) for size, card in one_card]
+    assert fits == ["one", "some", "none", "some", "some", "none"]
     assert fit(complete({"size": "700b", "hardware": "cpu"})) == "one"
     assert list(GPU_MODELS) == OPTIONS["size"]
     assert [number(option) for option in OPTIONS["context"]] == [8, 32, 128]
+
+
+def test_bounds_of_the_options_are_those_of_their_labels() -> None:
+    """A label's first figure is its smallest model, and its last one its largest card."""
+    sizes, cards = (
+        {option: [int(figure) for figure in re.findall(r"\d+", label)] for option, label in question.options.items()}
+        for question in (KNOWN.questions["size"], KNOWN.questions["card"])
+    )
+    assert {option: figures[0] for option, figures in sizes.items()} | {"4b": 1} == SMALLEST_MODEL_B
+    assert {option: figures[-1] for option, figures in cards.items()} | {"180gb": 288} == LARGEST_CARD_GB
+
+
+@settings(max_examples=50, deadline=None)
+@given(ANSWERS)
+def test_vllm_is_not_ranked_for_a_model_that_no_single_card_holds(answers: dict[str, str]) -> None:
+    """On one card vLLM's stacks are excluded, with the memory in numbers, exactly if no model of the size fits; the
+    suitable model of a configuration for one card fits it."""
+    answers |= {"hardware": "one"}
+    if answers["kind"] == "other":
+        answers["kind"] = "llm"
+    selection = select(answers)
+    for ranked in selection.ranking:
+        texts = [reason.text for reason in ranked.excluded if reason.rule == "none-fits-the-card"]
+        assert bool(texts) == (fit(answers) == "none" and ranked.stack.engine == "vLLM")
+        assert all(f"{2 * SMALLEST_MODEL_B[answers['size']]} to " in text for text in texts)
+    if fit(answers) == "none":
+        assert selection.winner.stack.engine != "vLLM"
+        assert {"size", "hardware"} & {flip.question for flip in selection.flips} or answers["kind"] != "llm"
+    command = configure("vllm", {**answers, "kind": "llm"})[0].text
+    served = [size for size, name in (*GPU_MODELS.items(), *LONG_MODELS.items()) if f"serve {name} " in command]
+    assert all(cards_needed({**answers, "size": size}) == 1 for size in served)
 
 
 # --- one selection

@@ -1,6 +1,7 @@
 """Ray Serve configs and RayServices as files of deployments, with the open ends that they leave to code."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,37 @@ def test_an_llm_configs_numbers() -> None:
     assert (staged["num_gpus"], "model" in staged) == ([1] * 4, False)
     on_cpus = {"model_loading_config": {"model_id": "m"}, "placement_group_config": {"bundles": [{"CPU": 1}]}}
     assert entries(args={"llm_configs": [on_cpus]}) == {}
+
+
+@pytest.mark.filterwarnings("ignore:The `dict` method")
+def test_data_parallel_groups_have_as_many_replicas_as_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the builders for groups the replicas are those of Ray's DPServer, packed and of unknown memory; in
+    llm_configs, whose builder does not start them, the ranks are an open end."""
+    server = pytest.importorskip("ray.llm._internal.serve.serving_patterns.data_parallel.dp_server")
+    # The class above it needs a running cluster for the rest of the options.
+    monkeypatch.setattr(server.LLMServer, "get_deployment_options", lambda config: dict(config.deployment_config))
+    deployments: list[dict[str, Any]] = [
+        {}, {"num_replicas": 2}, {"num_replicas": "auto"}, {"autoscaling_config": {"min_replicas": 2}},
+        {"autoscaling_config": {"min_replicas": 0, "max_replicas": 3}},
+    ]  # fmt: skip
+    for options in deployments:
+        engine = {"data_parallel_size": 4, "tensor_parallel_size": 2}
+        config = {"model_loading_config": {"model_id": "m"}, "engine_kwargs": engine, "deployment_config": options}
+        config["placement_group_config"] = {"bundle_per_worker": {"GPU": 1}, "strategy": "SPREAD"}
+        theirs = server.DPServer.get_deployment_options(
+            SimpleNamespace(engine_kwargs=engine, deployment_config=options)
+        )
+        scaling = theirs.get("autoscaling_config")
+        most, least = (scaling["max_replicas"], scaling["min_replicas"]) if scaling else (theirs["num_replicas"], None)
+        entry = entries(import_path="ray.serve.llm:build_dp_openai_app", args={"llm_config": config})["m"]
+        assert (entry["replicas"], entry.get("min_replicas")) == (most, least)
+        assert (entry["num_gpus"], entry.keys() & {"strategy", "model"}) == ([1, 1], set())
+        in_list = {"applications": [{"args": {"llm_configs": [config]}}]}
+        assert "data_parallel_size 4 in llm_configs" in to_deployments(in_list, Path())[2].unread[0]
+    config["deployment_config"] = {"num_replicas": 2}
+    app = {"applications": [{"args": {"llm_config": config}}]}
+    found = [auditor.audit(*auditor.parse(app, gpu={"memory_gib": 80, "count": count})).fails for count in (15, 16)]
+    assert found == [True, False]
 
 
 def test_other_forms(tmp_path: Path) -> None:
@@ -187,6 +219,7 @@ def test_bad_configs_are_refused_by_name() -> None:
         ([{"deployments": [{**plain, "placement_group_bundles": 3}]}], "x: bundles are 3"),
         ([{"args": {"llm_configs": 3}}], "llm_configs is 3"),
         ([{"args": {"llm_configs": [{"engine_kwargs": {"tensor_parallel_size": 0}}]}}], "tensor_parallel_size is 0"),
+        ([{"args": {"llm_config": {"engine_kwargs": {"data_parallel_size": "2"}}}}], "data_parallel_size is '2'"),
         ([{"args": {"llm_configs": ["none.yaml"]}}], "none.yaml cannot be read"),
     ]
     bad = [({"applications": given}, says) for given, says in applications]

@@ -298,12 +298,14 @@ def test_a_room_is_what_its_machines_wrote(tmp_path: Path) -> None:
     }.items():
         assert room.write_check(check, tmp_path, name=name) == tmp_path / f"{name}.json"
     (tmp_path / "pc4.json").write_text("{}")
+    (tmp_path / "pc5.json").write_text(json.dumps(a_check().to_json() | {"checks": []}))
     whole = room.read_room(tmp_path)
     first, second, third = whole.machines
     assert (whole.ok, first.ok, second.ok, third.ok) == (False, True, False, False)
     assert (second.check.problems[0].topic, second.check.problems[0].fix) == ("disk", "free some")
     assert third.differs == (f"commit {'b' * 10}+, most have {'a' * 10}", "vllm 0.31.0, most have 0.32.0")
-    assert [("pc4.json is not a workshop check" in line) for line in whole.broken] == [True]
+    assert "pc4.json is not a workshop check" in whole.broken[0]
+    assert "pc5.json has an empty list of checks" in whole.broken[1]
 
 
 def test_a_check_needs_a_folder_to_be_written_to(tmp_path: Path) -> None:

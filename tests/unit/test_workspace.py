@@ -1,6 +1,7 @@
 """The learner's copies of the notebooks: clean, of the right sizes, and never overwritten once they are a learner's."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,64 @@ def test_every_link_leads_to_a_file_of_the_workspace(tmp_path: Path, gpu_profile
 
 
 def test_what_a_learner_did_is_kept(tmp_path: Path, gpu_profile: Profile) -> None:
-    """An edited cell, an output, even a file that is broken: the next layout leaves it byte by byte as it is."""
+    """An edited cell or an output: the next layout leaves the notebook byte by byte as it is."""
     workspace.lay_out(tmp_path, gpu_profile)
-    edited, ran, untouched = (read(tmp_path) for _ in range(3))
+    edited, ran = (read(tmp_path) for _ in range(2))
     edited.cells[-1].source += "\nmy note"
     cell = next(cell for cell in ran.cells if cell.cell_type == "code")
     cell.execution_count, cell.outputs = 1, [nbformat.v4.new_output("stream", text="hello")]
     path = tmp_path / f"{NAME}.ipynb"
-    for text in (nbformat.writes(edited), nbformat.writes(ran), nbformat.writes(untouched)[:-9]):
+    for text in (nbformat.writes(edited), nbformat.writes(ran)):
         path.write_text(text, encoding="utf-8")
         assert workspace.lay_out(tmp_path, gpu_profile).kept == (path.name,)
         assert path.read_text(encoding="utf-8") == text
+
+
+NOT_NOTEBOOKS = (
+    "", "[]", "{}", '{"nbformat": 4}', '{"cells": 3, "metadata": 3, "nbformat": 4}', "\xff",
+    '{"cells": [{}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", NOT_NOTEBOOKS)
+def test_a_file_that_is_not_a_notebook_is_kept_and_named(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is in a lab's place, the command lays out the others and says what to do about it."""
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path))
+    path = tmp_path / f"{NAME}.ipynb"
+    path.write_text(broken, encoding="latin-1")
+    assert workspace.main(["--profile", "cpu"]) == 0
+    assert f"not notebooks: {path.name} (rename or delete" in capsys.readouterr().err
+    assert path.read_text(encoding="latin-1") == broken
+    assert (tmp_path / "00_start_here.ipynb").is_file()
+    assert workspace.newer_version(path) == ""
+
+
+def test_linked_files_that_a_learner_edited_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_profile: Profile
+) -> None:
+    """An edited guide, rule file or form is kept and named, also in a workspace without hashes; a copy as laid out
+    follows the course, and an edited one whose original has changed counts as outdated."""
+    course = tmp_path / "course"
+    shutil.copytree(notebooks_path(), course / "notebooks")
+    for folder in ("data", "docs", "handlers", "applications", "course"):
+        shutil.copytree(notebooks_path().parent / folder, course / folder)
+    monkeypatch.setattr("labkit.runs.workspace.notebooks_path", lambda: course / "notebooks")
+    mine = tmp_path / "mine"
+    assert workspace.lay_out(mine, gpu_profile).kept == ()
+    names = ("data/selector/rules.yaml", "docs/ray-serve.md", "widgets/selector.ipynb")
+    for name in names[:2]:
+        (mine / name).write_text(f"mine: {name}")
+    assert set(workspace.lay_out(mine, gpu_profile).kept) == set(names[:2])
+    for original in (course / names[0], course / "docs" / "gpu.md", course / "notebooks" / names[2]):
+        original.write_text(original.read_text() + "\n")
+    laid = workspace.lay_out(mine, gpu_profile)
+    assert (set(laid.kept), laid.outdated) == (set(names[:2]), names[:1])
+    assert [(mine / name).read_text() for name in names[:2]] == [f"mine: {name}" for name in names[:2]]
+    assert (mine / names[2]).read_bytes() == (course / "notebooks" / names[2]).read_bytes()
+    (mine / workspace.COPIES).write_text("[")
+    assert set(workspace.lay_out(mine, gpu_profile).kept) == set(names[:2])
 
 
 def test_a_notebook_says_that_a_newer_version_exists(

@@ -49,7 +49,7 @@ def to_deployments(content: Plain, folder: Path) -> tuple[dict[str, Any], dict[s
     for application in _mappings(_serve_config(content), "applications", "applications"):
         before = len(entries)
         changed = {str(one.get("name")) for one in _mappings(application, "deployments", "deployments")}
-        for entry, reason in (*_llms(application, folder), *_deployments(application, open_ends)):
+        for entry, reason in (*_llms(application, folder, open_ends), *_deployments(application, open_ends)):
             name = entry["name"]
             if any(one.partition(":")[2] == name.replace("/", "--").replace(".", "_") for one in changed):
                 open_ends.unread.append(f"`deployments:` changes options of {name}, which are not read here")
@@ -124,21 +124,23 @@ def _deployments(application: Plain, open_ends: OpenEnds) -> Iterator[EntryAndRe
         yield entry, "a Serve config does not contain the weights of a deployment"
 
 
-def _llms(application: Plain, folder: Path) -> Iterator[EntryAndReason]:
+def _llms(application: Plain, folder: Path, open_ends: OpenEnds) -> Iterator[EntryAndReason]:
     """Yield the deployments that the builders of ray.serve.llm create from LLMConfigs."""
-    for config in _configs(application):
+    for config, in_groups in _configs(application):
         if isinstance(config, str):  # the path of a file
             config = read_yaml(folder / config, Any, remedy="correct it")
-        yield from _llm(_mapping(config, "an entry of llm_configs"), folder)
+        config = _mapping(config, "an entry of llm_configs")
+        yield from _llm(config, folder, in_groups=in_groups, open_ends=open_ends)
 
 
-def _configs(application: Plain) -> list[Any]:
+def _configs(application: Plain) -> list[tuple[Any, bool]]:
+    """Return the LLMConfigs, and whether their builder starts a replica for each data-parallel rank."""
     args = application.get("args")
     if not isinstance(args, Mapping):
         return []
     listed = args.get("llm_configs", [])
     require(isinstance(listed, list), f"llm_configs is {shortened(repr(listed))}", fix="write a list of LLMConfigs")
-    return [*listed, *(args[name] for name in CONFIGS if name in args)]
+    return [*((config, False) for config in listed), *((args[name], True) for name in CONFIGS if name in args)]
 
 
 def _stored_quantization(folder: Path, source: Any) -> Any:
@@ -153,7 +155,7 @@ def _stored_quantization(folder: Path, source: Any) -> Any:
     return method.get("quant_method") if isinstance(method, dict) else None
 
 
-def _llm(config: Plain, folder: Path) -> Iterator[EntryAndReason]:
+def _llm(config: Plain, folder: Path, *, in_groups: bool, open_ends: OpenEnds) -> Iterator[EntryAndReason]:
     sections = ("model_loading_config", "engine_kwargs", "deployment_config", "placement_group_config")
     loading, engine, options, group = (_mapping(config.get(section) or {}, section) for section in sections)
     name = shortened(str(loading.get("model_id")))
@@ -161,12 +163,14 @@ def _llm(config: Plain, folder: Path) -> Iterator[EntryAndReason]:
     accelerator = _mapping(config.get("accelerator_config") or {}, f"{name}: accelerator_config").get("kind", "gpu")
     if accelerator != "gpu" or str(config.get("accelerator_type")).startswith("TPU"):
         return
-    ranks = 1
-    for key in ("tensor_parallel_size", "pipeline_parallel_size"):
-        size = engine.get(key, 1)
-        whole = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= 1024
-        require(whole, f"{name}: {key} is {shortened(repr(size))}", fix="give a whole number from 1")
-        ranks *= size
+    tensor, pipeline, data = (_size(engine, key, name) for key in ("tensor_parallel_size", *PARALLEL[:2]))
+    ranks = tensor * pipeline
+    if data > 1 and not in_groups:
+        only = "only build_dp_openai_app and build_pd_openai_app start a replica for each rank"
+        open_ends.unread.append(
+            f"{name} has data_parallel_size {data} in llm_configs, whose GPUs are not known: {only}"
+        )
+    group_size = data if in_groups else 1
     worker = group.get("bundle_per_worker", config.get("resources_per_bundle"))
     bundles = group.get("bundles", [{"GPU": 1} if worker is None else worker] * ranks)
     num_gpus = _gpus_of(bundles, name)
@@ -175,9 +179,11 @@ def _llm(config: Plain, folder: Path) -> Iterator[EntryAndReason]:
     actor = _mapping(options.get("ray_actor_options") or {}, f"{name}: ray_actor_options").get("num_gpus", 0)
     if isinstance(actor, int | float) and actor:  # the replica's actor shares the first bundle
         num_gpus[0] += actor
-    entry: dict[str, Any] = {"name": name, "num_gpus": num_gpus, "tensor_parallel": ranks, **_replicas(options, name)}
+    entry: dict[str, Any] = {"name": name, "num_gpus": num_gpus, "tensor_parallel": ranks}
+    entry |= _replicas(options, name, group_size=group_size)
     entry["engine_share"] = engine.get("gpu_memory_utilization", ENGINE_SHARE)
-    entry |= _renamed(group, strategy="strategy") | _renamed(config, accelerator_type="accelerator_type")
+    entry |= _renamed(config, accelerator_type="accelerator_type")
+    entry |= _renamed(group, strategy="strategy") if group_size == 1 else {}  # a data-parallel group is packed
     limits = _renamed(engine, **{key: key for key in ("max_model_len", "max_num_seqs", "kv_cache_dtype")})
     entry |= {key: value for key, value in limits.items() if value != "auto" and (key, value) != ("max_model_len", -1)}
     unsupported = [key for key in PARALLEL if engine.get(key, 1) not in (None, 1)]
@@ -193,14 +199,26 @@ def _llm(config: Plain, folder: Path) -> Iterator[EntryAndReason]:
         yield entry | {"model": source}, f"the weights of {shortened(source)} are not on this machine"
 
 
-def _replicas(options: Plain, name: str) -> dict[str, Any]:
-    """Return the largest number of replicas that Serve may start, and the smallest if it scales."""
+def _replicas(options: Plain, name: str, *, group_size: int = 1) -> dict[str, Any]:
+    """Return the largest number of replicas that Serve may start, and the smallest if it scales.
+
+    `group_size`: replicas of a data-parallel group, of which the options state the number (Ray's dp_server.py).
+    """
     scaling = options.get("autoscaling_config")
     if scaling is None and options.get("num_replicas") != "auto":
-        return _renamed(options, replicas="num_replicas")
-    scaling = _mapping(scaling or {}, f"{name}: autoscaling_config")
-    most = scaling.get("max_replicas", AUTO_MAX_REPLICAS if options.get("num_replicas") == "auto" else 1)
-    return {"replicas": most, "min_replicas": scaling.get("min_replicas", 1)}
+        numbers = _renamed(options, replicas="num_replicas") or ({"replicas": 1} if group_size > 1 else {})
+    else:
+        scaling = _mapping(scaling or {}, f"{name}: autoscaling_config")
+        by_default = AUTO_MAX_REPLICAS if options.get("num_replicas") == "auto" or group_size > 1 else 1
+        numbers = {"replicas": scaling.get("max_replicas", by_default), "min_replicas": scaling.get("min_replicas", 1)}
+    return {key: number * group_size if isinstance(number, int) else number for key, number in numbers.items()}
+
+
+def _size(engine: Plain, key: str, name: str) -> int:
+    size = 1 if engine.get(key) is None else engine[key]
+    whole = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= 1024
+    require(whole, f"{name}: {key} is {shortened(repr(size))}", fix="give a whole number from 1")
+    return int(size)
 
 
 def _gpus_of(bundles: Any, name: str) -> list[Any]:

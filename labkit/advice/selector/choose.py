@@ -9,6 +9,7 @@ from typing import Any
 
 from labkit.advice.selector.answers import complete
 from labkit.advice.selector.catalogue import (
+    FIT,
     Branch,
     Catalogue,
     Exclusion,
@@ -20,6 +21,7 @@ from labkit.advice.selector.catalogue import (
     Stack,
     catalogue,
 )
+from labkit.advice.selector.fit import in_words
 from labkit.files import Frozen
 
 MOST_BEHIND = 3  # reasons shown for a stack's distance from the winner
@@ -159,7 +161,7 @@ def _ranked(known: Catalogue, answers: Mapping[str, str], name: str, winner: str
         stack=known.stacks[name],
         score=None if excluded else sum(reason.points for reason in reasons),
         reasons=tuple(sorted(reasons, key=lambda reason: (-abs(reason.points), -reason.points))),
-        excluded=tuple(_reason(exclusion, 0) for exclusion in excluded),
+        excluded=tuple(_why_excluded(exclusion, answers) for exclusion in excluded),
         behind=tuple(behind[:MOST_BEHIND]),
     )
 
@@ -167,6 +169,12 @@ def _ranked(known: Catalogue, answers: Mapping[str, str], name: str, winner: str
 def _reason(entry: Grounded, points_given: int) -> Reason:
     grounds = entry.model_dump(include=set(Grounds.model_fields))
     return Reason(rule=entry.id, text=entry.reason, points=points_given, **grounds)
+
+
+def _why_excluded(entry: Exclusion, answers: Mapping[str, str]) -> Reason:
+    """Return the reason for an exclusion, with the calculated memory if it depends on that."""
+    reason = _reason(entry, 0)
+    return reason.model_copy(update={"text": f"{reason.text} {in_words(answers)}"}) if FIT in entry.when else reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,12 @@ def _suitable_model(stack: str, answers: Mapping[str, str]) -> str:
     size, is_long = answers["size"], answers["context"] == "128k"
     if answers["hardware"] in NO_GPU and stack not in HOSTED:
         return GPU_MODELS["4b"] if is_long else CPU_MODEL
+    if answers["hardware"] == "one" and stack not in HOSTED:
+        sizes = list(GPU_MODELS)[: list(GPU_MODELS).index(size) + 1]
+        fitting = [option for option in sizes if cards_needed({**answers, "size": option}) == 1]
+        if not fitting:
+            return CPU_MODEL
+        size = fitting[-1]
     return LONG_MODELS.get(size, GPU_MODELS[size]) if is_long else GPU_MODELS[size]
 
 
