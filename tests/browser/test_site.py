@@ -158,7 +158,9 @@ def test_the_site_is_small_and_whole(site: Site, record_property: Any) -> None:
     record_property("site_bytes", sum(sizes.values()))
     assert sum(sizes.values()) < MOST_BYTES
     assert [name for name in LABS if not (site.folder / "labs" / f"{name}.html").is_file()] == []
-    shown = re.findall(r'<h2 id="(\w+)">', (site.folder / "runbook.html").read_text(encoding="utf-8"))
+    runbook = (site.folder / "runbook.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<h2 id="(\w+)">', runbook)
+    assert re.findall(r'<h2 id="\w+"><a [^>]+>(\w+) ', runbook) == [LABS[name].number for name in shown]
     assert shown == [name for name in LABS if name not in site.built.without_runbook]
 
 
