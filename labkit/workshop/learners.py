@@ -16,6 +16,7 @@ from typing import Any
 
 from labkit import teaching
 from labkit.errors import RecordError, require
+from labkit.files import CLONE, root
 from labkit.labs import LABS, find_lab
 from labkit.records import Attempts, Record, Status, read
 from labkit.records.record import completeness, first_predictions, joined_exercises
@@ -195,6 +196,7 @@ def _hurdle(name: str, tried: Sequence[Attempts]) -> Hurdle:
 def solutions(labs: Iterable[str] = ()) -> dict[str, list[Exercise]]:
     """Return the exercises by lab; `labs`: names, numbers or prefixes (default: all). UsageError: an unknown lab, or a
     chosen lab without exercises."""
+    require(bool(exercises()), f"the exercises are missing: {root() / 'course'}", fix=CLONE)
     chosen = [find_lab(name) for name in labs]
     by_lab = {
         lab.name: [exercise for key, exercise in exercises().items() if key.startswith(f"{lab.number}.")]

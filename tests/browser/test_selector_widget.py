@@ -89,7 +89,7 @@ def test_a_newcomer_gets_from_question_to_answer(form: Any) -> None:
     expect(answer(form)).to_have_text("vLLM inside Ray Serve")
     form.get_by_role("button", name="Neighbours").click()
     expect(form).to_contain_text("NVIDIA Triton")
-    expect(form).to_contain_text("The article's tree says Ray Serve: a layer of this")
+    expect(form).to_contain_text("The article's tree says Ray Serve, which is part of this")
     form.get_by_role("button", name="What if").click()
     expect(form).to_contain_text("Kind of model: other kinds")
     form.get_by_label("Model").last.fill("org/mine")

@@ -372,6 +372,7 @@ def test_impossible_settings_are_refused_with_the_number_and_a_remedy() -> None:
         ({"hourly_load": "0," * 24}, "a sum of 0"),
         ({"hourly_load": "office", "hours_per_day": 8}, "and so does hours_per_day"),
         ({"api": "own"}, "the API 'own' has no prices"),
+        ({"api_output_usd_per_million": 1}, "the API 'own' has no prices"),
         ({"api": "openaix/gpt-4o"}, "no API model 'openaix/gpt-4o'"),
         ({"api": "openai/gpt-77"}, "has no openai/gpt-77"),
         ({"api": " , "}, "no API to compare with"),
@@ -440,6 +441,14 @@ def test_printed_flips_flip_and_shares_stay_shares() -> None:
     own = {"api_input_usd_per_million": 1, "api_output_usd_per_million": 2}
     cached = costs.settings_from({**own, "api_cached_usd_per_million": 0, "cached_input": 0.9})
     assert not [flip for flip in flips(cached) if flip.setting == "cached input" and float(flip.to) >= 1]
+
+
+def test_own_prices_join_the_named_apis() -> None:
+    """They come first, or where the APIs name them."""
+    own = {"api_input_usd_per_million": 1, "api_output_usd_per_million": 2}
+    for named, expected in (("openai/gpt-5.4-nano", 0), ("openai/gpt-5.4-nano,own", 1)):
+        settings = costs.settings_from({**own, "api": named})
+        assert (len(settings.api), settings.api.index("own")) == (2, expected)
 
 
 def test_a_price_of_0_for_cached_input_is_a_price() -> None:

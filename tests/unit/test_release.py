@@ -63,6 +63,7 @@ def test_the_installed_package_is_not_the_clone(installed: Command) -> None:
     where = "import labkit, labkit.files as f; print(labkit.__version__, labkit.__file__, f.data_path()); import course"
     done = installed("-c", where, program="python")
     assert done.stdout.startswith(f"{labkit.__version__} ")
+    assert installed("--version").stdout == f"{labkit.__version__}\n"
     assert str(root()) not in done.stdout
     assert "No module named 'course'" in done.stderr
 
@@ -90,11 +91,12 @@ def test_the_load_client_measures_a_server(installed: Command) -> None:
 
 
 def test_what_needs_a_clone_says_so(installed: Command) -> None:
-    """`labkit run` asks for a clone, with exit code 2 and no traceback."""
-    done = installed("run")
-    assert done.returncode == 2
-    assert "install labkit from a clone" in done.stderr
-    assert "Traceback" not in done.stderr
+    """`labkit run` and `labkit solutions` ask for a clone, with exit code 2 and no traceback."""
+    for command in ("run", "solutions"):
+        done = installed(command)
+        assert done.returncode == 2
+        assert "install labkit from a clone" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.engine

@@ -169,7 +169,7 @@ def test_slides_keep_notes_and_the_key_stays_away(tmp_path: Path, monkeypatch: p
     (tmp_path / "docs/workshop/quiz-key.md").write_text("# Key\n")
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
     links = Links()
-    assert put_guides(tmp_path / "site", page_templates(), links) == [("docs/workshop/slides.html", "One")]
+    assert put_guides(tmp_path / "site", page_templates(), links) == [("docs/workshop/slides.html", "Slides: One")]
     html = (tmp_path / "site/docs/workshop/slides.html").read_text()
     assert html.count("<section") == 2
     assert '<aside class="note">say it</aside>' in html

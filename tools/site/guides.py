@@ -50,6 +50,7 @@ def put_guides(site: Path, templates: Environment, links: Links) -> list[tuple[s
         text, url = (root() / path).read_text(encoding="utf-8"), url_of(path)
         title, values = title_of(text, path), {"base": base_of(url)}
         if "slides" in path.stem:
+            title = f"Slides: {title}"
             slides = [links.rewrite(slide(part), path) for part in SLIDE.split(text) if part.strip()]
             html = templates.get_template("slides.html.j2").render(**values, title=title, slides=slides)
         else:

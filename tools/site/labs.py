@@ -14,6 +14,8 @@ from tools.site.guides import MARKDOWN
 from tools.site.links import Links, base_of, url_of
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Forms and sliders need a kernel: a page shows neither.
+STORED = "<p><em>A stored run. To predict and move sliders, <a href='../README.html'>install the course</a>.</em></p>"
 RUNBOOK = re.compile(r"^### Runbook\s*\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
 # The first of these forms that an output has is shown. A widget or a live chart needs a kernel; HTML and images do not.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
@@ -37,9 +39,10 @@ def put_labs(site: Path, templates: Environment, links: Links) -> list[str]:
         path, notebook = PurePosixPath("notebooks") / file.name, nbformat.read(file, as_version=4)
         notebook.metadata.pop("widgets", None)
         body, _ = exporter.from_notebook_node(notebook)
-        title = LABS[file.stem].title if file.stem in LABS else file.stem.replace("_", " ")
+        number, _, words = file.stem.partition("_")
+        title = f"{number} {LABS[file.stem].title if file.stem in LABS else words.replace('_', ' ')}"
         html = templates.get_template("page.html.j2").render(
-            base=base_of(url_of(path)), title=f"{file.stem[:2]} {title}", body=links.rewrite(body, path)
+            base=base_of(url_of(path)), title=title, body=STORED + links.rewrite(body, path)
         )
         (site / url_of(path)).write_text(html, encoding="utf-8")
         if table := runbook(notebook):

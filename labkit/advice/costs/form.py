@@ -12,6 +12,7 @@ from typing import Any
 
 from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
+from labkit.advice.costs.explain import explain, gpus_in_words
 from labkit.advice.costs.prices import (
     OWN,
     PURCHASES,
@@ -151,8 +152,6 @@ class CostCalculator(Form[CostResult]):
         self.sums.layout.display = "" if view == SUMS else "none"
         self.sharing.layout.display = "" if view == SHARING else "none"
         if view == SUMS:
-            from labkit.advice.costs.explain import explain
-
             items = "".join(f"<li>{escape(line)}</li>" for line in explain(self.result))
             style = "margin:0;padding-left:24px;font-size:12.5px"
             self.sums.value = f"<ol class='labkit-sums' style='{style}'>{items}</ol>"
@@ -302,7 +301,7 @@ def _row(kind: str, cells: Iterable[str]) -> str:
 
 def _hosting(result: CostResult) -> Iterable[str]:
     fleet, low, high = result.hosted, result.cheapest, result.dearest
-    gpus = f", {fleet.gpus} GPUs" if fleet.gpus else ""
+    gpus = f", {gpus_in_words(fleet.gpus)}" if fleet.gpus else ""
     per_million = "-" if fleet.usd_per_million_tokens is None else show_usd(fleet.usd_per_million_tokens)
     yield f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
     yield f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}"

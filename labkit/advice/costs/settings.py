@@ -290,12 +290,13 @@ def _api_like(model: str) -> tuple[str, ...]:
 
 
 def _with_api(changes: dict[str, Any], start: CostSettings) -> dict[str, Any]:
-    """Unless the APIs are set, let them follow the model, and put own prices first."""
-    if "api" in changes:
-        return changes
-    others = _api_like(str(changes["model"])) if "model" in changes else start.api
-    own = (OWN,) if changes.get("api_input_usd_per_million") not in (None, "") else ()
-    return {**changes, "api": (*own, *(model for model in others if model not in own))}
+    """Unless the APIs are set, let them follow the model. Put own prices first, unless the APIs name them."""
+    usual = _api_like(str(changes["model"])) if "model" in changes else start.api
+    apis = _names(changes.get("api", usual))
+    prices = (changes.get(f"api_{side}_usd_per_million") for side in ("input", "output"))
+    if any(price not in (None, "") for price in prices) and OWN not in apis:
+        apis = (OWN, *apis)
+    return {**changes, "api": apis}
 
 
 def _with_one_traffic(changes: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _article(selection: Selection) -> str:
     contained = selection.article.in_stack(selection.winner.stack)
     return (
         f'What the article says: {selection.article.framework} ("{selection.article.question}"), '
-        f"{'which is a layer of this' if contained else 'which is not part of this'}.\n"
+        f"{'which is part of this' if contained else 'which is not part of this'}.\n"
         f"Without opinions: {catalogue().stacks[selection.without_opinions].title}."
     )
 

@@ -12,7 +12,8 @@ const turn = (by) => (location.hash = `#slide-${Math.min(Math.max(now() + by, 1)
 document.getElementById("before").addEventListener("click", () => turn(-1));
 document.getElementById("after").addEventListener("click", () => turn(1));
 addEventListener("hashchange", show);
-addEventListener("keydown", ({ key }) => {
+addEventListener("keydown", (event) => {
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key; // N also with Shift or Caps Lock
   if (["ArrowRight", "PageDown"].includes(key)) turn(1);
   if (["ArrowLeft", "PageUp"].includes(key)) turn(-1);
   if (key === "n") document.body.classList.toggle("noted");
