@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from labkit.models import Architecture
-from labkit.serving import log_failures, log_readers  # noqa: F401  # fill READERS
+from labkit.serving import log_carriers, log_failures, log_readers  # noqa: F401  # two fill READERS
 from labkit.serving.log_engine import READERS, Engine
 from labkit.serving.log_lines import Line, Worker, open_log, readings, records, worker
 
@@ -112,13 +112,14 @@ def read(
     """Explain the memory lines of a log; recompute them with the model's `architecture`.
 
     A number type in the log overrides the config's. `tensor_parallel`: GPUs that share the model, for a log that does
-    not say. Reads the log once, in bounded memory.
+    not say. A log of lines is read once, in bounded memory.
     """
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
     services, current, mixed, failed = set[str](), "", False, ""
-    for record in records(io.StringIO(log) if isinstance(log, str) else log):
+    notes, entries = log_carriers.entries(io.StringIO(log) if isinstance(log, str) else log)
+    for record in records(entries):
         last = record[-1].number
         for number, kind, match, source in _statements(record):
             engine.worker = source
@@ -151,7 +152,7 @@ def read(
     result = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
     if mixed:  # settings of one engine would be applied to the sizes of another
         result = tuple(replace(line, agrees=None) for line in result)
-    notes = [
+    notes += [
         *([f"the lines of {', '.join(sorted(services))} are mixed: pass the log of one"] if mixed else []),
         *([failed] if failed else []),
         *([f"the log has {starts + 1} starts; this is the last one, from line {first:,}"] if starts else []),

@@ -1,5 +1,6 @@
 """`labkit log` on logs from public reports, in every format that carries logs."""
 
+import csv
 import gzip
 import json
 import random
@@ -102,19 +103,143 @@ WRAPPINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-def test_what_carries_a_log_changes_nothing() -> None:
-    """Prefixes, colours, JSON, line ends and a terminal's width change no line, rank or number."""
+Entry = tuple[str, int, str]  # its time, also in ms since 1970, and the line
+
+
+def exported(form: Callable[[list[Entry]], str], *, newest_first: bool = False) -> Callable[[str], str]:
+    """What a log service exports: entries with times, some of them the same."""
+
+    def carry(log: str) -> str:
+        stamps = [(f"2026-11-28T10:00:{k // 2:02}.{k // 2:03}456Z", 1_795_860_000_000 + k // 2 * 1001)
+                  for k in range(len(log.splitlines()))]  # fmt: skip
+        entries = [(*stamp, line) for stamp, line in zip(stamps, log.splitlines(), strict=True)]
+        return form(entries[::-1] if newest_first else entries)
+
+    return carry
+
+
+def document(entry: Callable[..., Any], *path: Any, indent: int | None = None) -> Callable[[list[Entry]], str]:
+    """JSON with the entries at `path`: keys of objects, and 0 for a list of one."""
+
+    def form(entries: list[Entry]) -> str:
+        tree: Any = [entry(*parts) for parts in entries]
+        for key in reversed(path):
+            tree = [tree] if key == 0 else {"status": "Complete", key: tree, "nextToken": "f/123"}
+        return json.dumps(tree, indent=indent)
+
+    return form
+
+
+def lines(entry: Callable[..., Any]) -> Callable[[list[Entry]], str]:
+    """JSON in lines, or text if the entry is one."""
+
+    def form(entries: list[Entry]) -> str:
+        made = [entry(*parts) for parts in entries]
+        return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in made)
+
+    return form
+
+
+def table(*header: str, make: Callable[..., list[str]]) -> Callable[[list[Entry]], str]:
+    """CSV in the services' form: cells are quoted where they must be."""
+
+    def form(entries: list[Entry]) -> str:
+        file = StringIO()
+        csv.writer(file).writerows([header, *(make(*parts) for parts in entries)])
+        return file.getvalue()
+
+    return form
+
+
+def gcp(iso: str, _ms: int, line: str) -> dict[str, Any]:
+    resource = {"labels": {"container_name": "vllm", "pod_name": "vllm-0"}, "type": "k8s_container"}
+    return {"insertId": "a1", "receiveTimestamp": iso, "resource": resource, "textPayload": line, "timestamp": iso}
+
+
+def aws(_iso: str, ms: int, line: str) -> dict[str, Any]:
+    return {"logStreamName": "vllm/0", "timestamp": ms, "message": line, "ingestionTime": ms + 9, "eventId": "3"}
+
+
+def insights(iso: str, _ms: int, line: str) -> list[dict[str, str]]:
+    named = {"@timestamp": iso[:23].replace("T", " "), "@message": line, "@ptr": "CmEKJgo"}
+    return [{"field": name, "value": value} for name, value in named.items()]
+
+
+def fluent_bit(iso: str, ms: int, line: str) -> dict[str, Any]:
+    record = {"time": iso, "stream": "stderr", "log": f"{line}\n", "kubernetes": {"pod_name": "vllm-0"}}
+    return aws(iso, ms, json.dumps(record))
+
+
+def datadog(iso: str, _ms: int, line: str) -> dict[str, Any]:
+    return {"id": "AQ", "type": "log", "attributes": {"message": line, "timestamp": iso, "tags": ["pod:vllm-0"]}}
+
+
+def elastic(iso: str, _ms: int, line: str) -> dict[str, Any]:
+    return {"_id": "x", "_source": {"@timestamp": iso, "message": line, "event": {"original": line}}}
+
+
+def yaml_entry(iso: str, ms: int, line: str) -> str:
+    return f"---\n{yaml.safe_dump(gcp(iso, ms, line), width=10**6)}".rstrip()
+
+
+EXPORTS: dict[str, Callable[[str], str]] = {
+    "gcloud json": exported(document(gcp, indent=2), newest_first=True),
+    "gcloud json, cut off": lambda log: EXPORTS["gcloud json, oldest first"](log)[:-9],
+    "gcloud json, oldest first": exported(document(gcp, indent=2)),
+    "gcloud json in one line": exported(document(gcp), newest_first=True),
+    "gcloud jsonl": exported(lines(gcp), newest_first=True),
+    "gcloud yaml": exported(lines(yaml_entry), newest_first=True),
+    "gcloud jsonPayload": exported(lines(lambda iso, _ms, line: {"jsonPayload": {"message": line}, "timestamp": iso})),
+    "jq": exported(lambda entries: "\n".join(json.dumps(gcp(*parts), indent=2) for parts in entries)),
+    "aws filter-log-events": exported(document(aws, "events", indent=4)),
+    "aws filter-log-events in one line": exported(document(aws, "events")),
+    "aws logs tail": exported(lines(lambda iso, _ms, line: f"{iso[:-1]}+00:00 vllm/vllm/0a1b {line}")),
+    "aws container insights": exported(document(fluent_bit, "events")),
+    "logs insights": exported(document(insights, "results", indent=4), newest_first=True),
+    "logs insights csv": exported(
+        table("@timestamp", "@message", make=lambda iso, _ms, line: [iso[:23].replace("T", " "), line]),
+        newest_first=True,
+    ),
+    "azure": exported(document(lambda iso, _ms, line: [iso, "vllm", line], "tables", 0, "rows")),
+    "azure cli": exported(
+        document(lambda iso, _ms, line: {"LogEntry": line, "TimeGenerated": iso}, indent=2), newest_first=True
+    ),
+    "azure csv": exported(
+        table("TimeGenerated [UTC]", "LogMessage", make=lambda iso, _ms, line: [iso, line]), newest_first=True
+    ),
+    "datadog": exported(document(datadog, "data"), newest_first=True),
+    "datadog csv": exported(
+        table("Date", "Host", "Service", "Content", make=lambda iso, _ms, line: [iso, "h", "vllm", line]),
+        newest_first=True,
+    ),
+    "loki": exported(
+        document(lambda _iso, ms, line: [f"{ms}000000", line], "data", "result", 0, "values"), newest_first=True
+    ),
+    "logcli": exported(lines(lambda iso, _ms, line: f'{iso} {{app="vllm", pod="vllm-0"}} {line}'), newest_first=True),
+    "logcli jsonl": exported(
+        lines(lambda iso, _ms, line: {"labels": {"app": "vllm"}, "line": line, "timestamp": iso}), newest_first=True
+    ),
+    "grafana": exported(
+        document(lambda iso, ms, line: {"line": line, "timestamp": f"{ms}000000", "date": iso}, indent=2),
+        newest_first=True,
+    ),
+    "grafana text": exported(lines(lambda iso, ms, line: f"{ms}000000\t{iso}\t{line}"), newest_first=True),
+    "elastic": exported(document(elastic, "hits", "hits")),
+    "kubectl --timestamps --prefix": exported(lines(lambda iso, _ms, line: f"[pod/vllm-0/vllm] {iso} {line}")),
+}
+
+
+@pytest.mark.parametrize("carrier", WRAPPINGS | EXPORTS)
+def test_what_carries_a_log_changes_nothing(carrier: str) -> None:
+    """Prefixes, colours, JSON, CSV, the order of entries, line ends and a terminal's width change no line or rank."""
 
     def seen(log: str) -> object:
         reading = read(log, architecture=model_of(case))
         return reading.kv_tokens, [(line.kind, line.text, line.agrees, line.rank) for line in reading.lines]
 
-    wrong = []
     for case in CASES:
         text = (FOLDER / case["file"]).read_text()
-        plain, carried = seen(text), {name: seen(carry(text)) for name, carry in WRAPPINGS.items()}
-        wrong += [(case["id"], name, found, plain) for name, found in carried.items() if found != plain]
-    assert wrong == []
+        assert seen((WRAPPINGS | EXPORTS)[carrier](text)) == seen(text), case["id"]
 
 
 def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
