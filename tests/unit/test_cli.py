@@ -89,7 +89,7 @@ WRONG = {
     "kv {tmp}/none.json --json": "there is no file",
     "kv {tmp}/config.json --block-size x": "valid integer",
     "log {tmp}/none.log --json": "there is no log file",
-    "log {tmp}/config.json --json": "no vLLM memory line found in 1 lines",
+    "log {tmp}/config.json --json": "no line about memory and no error of vLLM in 1 lines",
     "log {tmp}/config.json --tensor-parallel 0": "greater than or equal to 1",
     "log {tmp}/config.json --model {tmp}/broken.yaml": "broken.yaml",
     "fractions {tmp}/nothing.yaml --json": "there is no file",

@@ -361,6 +361,41 @@ FAILED = {
     "killed": "vllm-1 exited with code 137",
     "locked_memory": "NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory",
     "driver_memory": "ncclUnhandledCudaError: Call to CUDA function failed. Last error: Cuda failure 2 'out of memory'",
+    "gated_model": "OSError: You are trying to access a gated repo.",
+    "unknown_model": "OSError: some/model is not a local folder and is not a valid model identifier listed on",
+    "hub_unreachable": "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find",
+    "no_model_class": "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig   Value error, "
+    "Model architectures ['NewForCausalLM'] are not supported for now. Supported architectures: dict_keys(['A'])",
+    "retired_model_class": "ValueError: Model architecture OldForCausalLM was supported in vLLM until v0.10.2, and is",
+    "unknown_architecture": "ValueError: The checkpoint you are trying to load has model type `new_model` but "
+    "Transformers does not recognize this architecture. This could be because",
+    "remote_code": "ValueError: The repository m contains custom code which must be executed to correctly",
+    "tokenizer": "OSError: Can't load tokenizer for 'm'. If you were trying to load it from",
+    "no_bfloat16": "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your "
+    "Tesla T4 GPU has compute capability 7.5. You can use float16 instead",
+    "quantization_beyond_gpu": "ValueError: The quantization method fp8 is not supported for the current GPU. Minimum "
+    "capability: 75. Current capability: 70.",
+    "quantization_beyond_platform": "ValueError: gguf quantization is currently not supported in cpu.",
+    "quantization_mismatch": "ValueError: Quantization method specified in the model config (awq) does not match the "
+    "quantization method specified in the `quantization` argument (gptq).",
+    "quantization_dtype": "ValueError: torch.bfloat16 is not supported for quantization method awq. Supported dtypes: "
+    "[torch.float16]",
+    "old_driver": "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update",
+    "no_kernel_image": "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device",
+    "no_gpu": "RuntimeError: Failed to infer device type, please set the environment variable",
+    "illegal_access": "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+    "too_few_gpus": "ValueError: World size (4) is larger than the number of available GPUs (2) in this node. If this",
+    "not_divisible": "ValueError: Total number of attention heads (14) must be divisible by tensor parallel size (4).",
+    "bus_error": "Bus error (core dumped)",
+    "nccl_timeout": "[rank0]:[E1218 ProcessGroupNCCL.cpp:629] [Rank 0] Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=1, OpType=BROADCAST) ran for 600081 milliseconds before timing out.",
+    "nccl": "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
+    "step_timeout": "TimeoutError: RPC call to sample_tokens timed out.",
+    "start_timeout": "TimeoutError: Timed out waiting for engine core processes to start. This is often caused by slow "
+    "weight loading for large models. Waited 600s (configured by VLLM_ENGINE_READY_TIMEOUT_S).",
+    "port_in_use": "OSError: [Errno 98] Address already in use",
+    "disk_full": "OSError: [Errno 28] No space left on device",
+    "engine_ended": "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
 }  # fmt: skip
 
 
@@ -370,6 +405,13 @@ OTHER_WORDS = {
     "kernel: Memory cgroup out of memory: Killed process 4021 (python3) total-vm:98765432kB": "host_memory",
     "    Exit Code:    137": "killed",
     "RuntimeError: fork failed: Cannot allocate memory": "host_memory",
+    "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}": "killed",
+    "[Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use": "port_in_use",
+    "RuntimeError: Quantization scheme is not supported for the current GPU. Min capability: 89. Current capability: "
+    "80.": "quantization_beyond_gpu",
+    "AssertionError: 14336 is not divisible by 3": "not_divisible",
+    "ERROR: Unexpected bus error. This might be caused by insufficient shared memory (shm).": "shared_memory",
+    "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.": "engine_ended",
 }
 
 
@@ -423,6 +465,32 @@ def test_every_failure_is_explained_with_what_to_change() -> None:
         assert [line.kind for line in reading.lines] == [kind]
         assert reading.lines[0].fix
         assert reading.agrees is None
+
+
+UNKNOWN = "(EngineCore pid=7) ERROR 11-28 10:00:0{} [core.py:700] ValueError: the flux is {}"
+
+
+def test_an_unknown_error_is_shown_as_such() -> None:
+    """The first one, where no failure is explained; its consequences are left out, and errors before the server went
+    on serving."""
+    end = FAILED["engine_ended"]
+    wrapped = "RuntimeError: Worker failed with error 'the flux is low', please check the stack trace above"
+    (line,) = read("\n".join([UNKNOWN.format(1, "low"), UNKNOWN.format(2, "high"), wrapped, end])).lines
+    assert (line.kind, line.text, line.number) == ("unknown_error", "ValueError: the flux is low", 1)
+    assert "(ValueError) that is not known here" in line.meaning
+    assert [line.kind for line in read("\n".join([UNKNOWN.format(1, "low"), FAILED["nccl"], end])).lines] == ["nccl"]
+    assert [line.kind for line in read(f"{UNKNOWN.format(1, 'low')}\n{SERVING}").lines] == ["statistics"]
+    later = read("\n".join([UNKNOWN.format(1, "low"), SERVING, UNKNOWN.format(3, "no"), end])).of("unknown_error")
+    assert [line.number for line in later] == [3]
+    again = read("\n".join([UNKNOWN.format(1, "low"), end, START[0], UNKNOWN.format(2, "low"), end, *START]))
+    assert "start 1 ended with an error" in " ".join(again.notes)
+
+
+def test_what_starts_without_a_fault_has_no_failure() -> None:
+    """Warnings of a start that goes on name no failure."""
+    retried = "WARNING 11-28 10:00:00 [parallel.py:746] Address already in use. Retrying with a new port."
+    chatter = "NCCL WARN Call to bind failed : Address already in use"
+    assert read(f"{retried}\n{chatter}\nINFO 11-28 10:00:00 [x.py:1] vLLM is using nccl==2.27.5").lines == ()
 
 
 def test_a_negative_figure_is_a_failure_and_a_quoted_line_is_nothing() -> None:
