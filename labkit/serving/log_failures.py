@@ -161,7 +161,7 @@ FAILURES = {
         "choose a checkpoint with another quantization, or another GPU",
     ),
     "quantization_beyond_platform": (
-        r"(\w+) quantization is currently not supported in (\w+)",
+        r"\b(\w{1,40}) quantization is currently not supported in (\w{1,40})",
         "No start: {0} does not run on {1}.",
         "choose a checkpoint with another quantization",
     ),
@@ -172,7 +172,7 @@ FAILURES = {
         "leave --quantization out",
     ),
     "quantization_dtype": (
-        r"(\S+) is not supported for quantization method (\w+)\. Supported dtypes: (\[[^\]]*\])",
+        r"(?<!\S)(\S{1,40}) is not supported for quantization method (\w{1,40})\. Supported dtypes: (\[[^\]]*\])",
         "No start: {1} does not compute in {0}.",
         "pass --dtype with one of {2}",
     ),
