@@ -50,7 +50,12 @@ def load(
         list[str] | None, typer.Option(metavar="KEY=SECONDS", help="Bound for the knee: ttft_s, tpot_s or e2e_s.")
     ] = None,
     requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Requests, or conversations. Default: 32, 8, or all of a file's.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Requests, or conversations. Default: 32, 8, or all of a file's, and 4 per client, which a sweep over "
+            "concurrency always sends.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of prompts and arrival times.")] = 0,
     warmup: Annotated[int, typer.Option(metavar="N", help="Requests sent first, unmeasured.")] = 1,
@@ -85,6 +90,7 @@ def load(
     ladder = None if sweep is None else _ladder(sweep)
     bounds = _slo(slo or (), sweep)
     from labkit.cli import tables
+    from labkit.experiments import REQUESTS_PER_CLIENT, few_requests
     from labkit.files import parse_settings
     from labkit.load import run_blocking
     from labkit.load.address import parse
@@ -96,12 +102,15 @@ def load(
     kept: list[LoadResult] = []
     leave_out = {"stream_options": no_stream_options, "ignore_eos": no_ignore_eos}
 
-    def run(fresh_seed: int, least: int, driven: Mapping[str, Any] | None) -> "LoadResult":
+    def run(fresh_seed: int, driven: Mapping[str, Any] | None) -> "LoadResult":
+        clients = (driven or {}).get("concurrency") or 0
+        least = min(REQUESTS_PER_CLIENT * clients, MOST_REQUESTS) if requests is None or sweep else 0
         traffic = build(workload, n=count and max(count, least), seed=fresh_seed, **settings)
-        for note in traffic.notes:
-            say(note)
         if driven is None:
             driven = {} if traffic.due_s else {"concurrency": 1}
+        for note in (*traffic.notes, few_requests(traffic.chains, concurrency=driven.get("concurrency"))):
+            if note:
+                say(note)
         with tables.counting("requests") as progress:
             return run_blocking(
                 url,
@@ -125,7 +134,7 @@ def load(
         _sweep(run, *ladder, slo=bounds, seed=seed, as_json=as_json)
         return
     try:
-        result = run(seed, 0, None if default else driven)
+        result = run(seed, None if default else driven)
     except KeyboardInterrupt:
         for result in kept:
             _show(result, as_json)
@@ -193,7 +202,7 @@ def _sweep(run: Run, kind: str, levels: Sequence[float], *, slo: "Slo | None", s
     for index, level in enumerate(levels):
         driven = {kind: level if kind == "rate" else int(level)}
         try:
-            result = run(seed + index, 4 * int(level) if kind == "concurrency" else 0, driven)
+            result = run(seed + index, driven)
             steps.append(step(result, level, slo))
         except (KeyboardInterrupt, LabkitError) as error:
             ended = error

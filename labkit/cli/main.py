@@ -224,7 +224,7 @@ def log(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain the memory lines of a vLLM log."""
+    """Explain the memory lines of a vLLM log, and failures."""
     from labkit.serving import vllm_log
     from labkit.serving.log_lines import open_log
 
@@ -232,7 +232,11 @@ def log(
     with open_log(file) as stream:
         report = vllm_log.read(stream, architecture=config, tensor_parallel=tensor_parallel)
     fix = "pass the log of `vllm serve` from its start (INFO lines included)"
-    require(bool(report.lines), f"no vLLM memory line found in {report.lines_read:,} lines of {file}", fix=fix)
+    require(
+        bool(report.lines),
+        f"no line about memory and no error of vLLM in {report.lines_read:,} lines of {file}",
+        fix=fix,
+    )
     answer(as_json, report.to_json, lambda: typer.echo(str(report)))
 
 

@@ -8,6 +8,9 @@ from labkit.errors import require
 CLIENT_LIMIT_SHARE = 0.8
 """Share of one core above which a single-threaded client probably limited the result."""
 
+REQUESTS_PER_CLIENT = 4
+"""Enough for a closed loop to be at its full concurrency most of the time."""
+
 
 def samples_needed(percentile: float) -> int:
     """Return how many samples a percentile needs so that on average one is beyond it: 100 for the p99."""
@@ -35,6 +38,16 @@ def client_bound(client_cpu_share: float) -> str | None:
     return (
         f"Client-bound: the load generator kept one core {client_cpu_share:.0%} busy (limit {CLIENT_LIMIT_SHARE:.0%}), "
         "so these latencies include its own queue. To fix it: use a lower rate or concurrency, or several processes."
+    )
+
+
+def few_requests(requests: int, *, concurrency: int | None) -> str | None:
+    """A closed loop with fewer requests (or conversations) than clients has idle clients from the start."""
+    if concurrency is None or requests >= concurrency:
+        return None
+    return (
+        f"Too few requests: concurrency is {concurrency}, but {requests} requests (or conversations) keep at most "
+        f"{requests} in flight. To fix it: send {REQUESTS_PER_CLIENT * concurrency} or more, or lower the concurrency."
     )
 
 

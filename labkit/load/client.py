@@ -14,6 +14,7 @@ import msgspec
 
 from labkit import errors
 from labkit.errors import require
+from labkit.experiments import few_requests
 from labkit.load.address import PATHS, Address, Api, parse
 from labkit.load.answers import Answer, error_text
 from labkit.load.blocking import blocking
@@ -296,6 +297,7 @@ async def run(
                 rate=rate,
                 workload=workload.name,
                 seed=seed,
+                warnings=tuple(filter(None, [few_requests(workload.chains, concurrency=concurrency)])),
                 warmup_records=tuple(exchange.record(zero, address) for exchange in before),
                 model=model,
                 api=api,

@@ -19,6 +19,8 @@ OPEN_S = 0.5
 FEW_TOKENS = 8
 FASTEST_TOKEN_S = 1e-4
 """No engine generates a single answer faster than 10,000 tokens/s."""
+FAST_TOKEN_S = 1e-3
+"""A client may read an answer that took less than this per token, waiting included, in one piece."""
 
 
 class Outcome(StrEnum):
@@ -130,7 +132,8 @@ class LoadResult:
     arrival: str | None = None
 
     def with_warnings(self, *, planned: int, ramp_from: float | None = None) -> "LoadResult":
-        return replace(self, warnings=tuple(find_warnings(self, planned=planned, ramp_from=ramp_from)))
+        """Return a copy that adds the reasons to doubt it to `warnings`."""
+        return replace(self, warnings=(*self.warnings, *find_warnings(self, planned=planned, ramp_from=ramp_from)))
 
     @property
     def client_cpu_share(self) -> float:
@@ -141,12 +144,23 @@ class LoadResult:
 AnswerCheck = tuple[Callable[[RequestRecord], bool], str]
 
 
-def _came_whole(record: RequestRecord) -> bool:
-    """Several tokens in one chunk, or chunks faster than any server generates tokens."""
-    times, tokens = record.chunk_times_s, record.output_tokens or 0
-    if len(times) == 1:
-        return tokens > 1
-    return len(times) > 1 and tokens >= FEW_TOKENS and times[-1] - times[0] < (tokens - 1) * FASTEST_TOKEN_S
+def _judged(record: RequestRecord) -> bool:
+    """Whether the answer is long and slow enough to show whether its tokens arrived one by one."""
+    tokens = record.output_tokens or len(record.chunk_times_s)
+    return bool(record.chunk_times_s) and tokens >= FEW_TOKENS and (record.e2e_s or 0.0) > tokens * FAST_TOKEN_S
+
+
+def _in_clumps(record: RequestRecord) -> bool:
+    """Whether the answer arrived at once, or most of its chunks with FEW_TOKENS or more at the same instant: faster
+    than any engine generates them. A single chunk of many tokens is no clump: engines send several per step."""
+    clumps: list[list[float]] = []
+    for time in record.chunk_times_s:
+        if clumps and time - clumps[-1][0] < len(clumps[-1]) * FASTEST_TOKEN_S:
+            clumps[-1].append(time)
+        else:
+            clumps.append([time])
+    large = sum(len(clump) for clump in clumps if len(clump) >= FEW_TOKENS)
+    return len(clumps) == 1 or large > len(record.chunk_times_s) / 2
 
 
 TOKEN_CHECKS: tuple[AnswerCheck, ...] = (
@@ -160,16 +174,18 @@ TOKEN_CHECKS: tuple[AnswerCheck, ...] = (
     ),
 )
 STREAM_CHECKS: tuple[AnswerCheck, ...] = (
-    (
-        _came_whole,
-        "arrived all at once: the server or a proxy does not stream; ITL and TPOT are meaningless, and TTFT is the "
-        "time of the whole answer",
-    ),
     (lambda record: not record.chunk_times_s, "have no visible token, and so no TTFT"),
     (
         lambda record: bool(record.chunk_times_s) and record.answer_token_s is None,
         "ended inside their reasoning, before the first token of the answer",
     ),
+)
+
+
+CLUMPED = (
+    f"most answers arrived in clumps of {FEW_TOKENS} tokens or more: the server or a proxy holds tokens back, so TTFT "
+    "is the time of a whole clump (up to the whole answer), and ITL and TPOT are meaningless. To fix it: turn off "
+    "response buffering and compression on the way (nginx: proxy_buffering off, gzip off), or load the server itself"
 )
 
 
@@ -184,6 +200,9 @@ def find_warnings(result: LoadResult, *, planned: int, ramp_from: float | None =
     for applies, problem in TOKEN_CHECKS + (STREAM_CHECKS if result.stream else ()):
         if count := sum(map(applies, done)):
             yield f"{count} of {len(done)} answers {problem}"
+    judged = [record for record in done if result.stream and _judged(record)]
+    if sum(map(_in_clumps, judged)) > len(judged) / 2:  # a paused client makes clumps of a few answers
+        yield CLUMPED
     yield from _outliers(done)
     if busy := client_bound(result.client_cpu_share):
         yield busy

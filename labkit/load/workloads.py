@@ -136,6 +136,11 @@ class Workload:
     notes: tuple[str, ...] = ()
 
     @property
+    def chains(self) -> int:
+        """Conversations, and requests outside of any: what concurrency and rate count."""
+        return sum(not isinstance(request, Turn) for request in self.requests)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the requests."""
         return hashlib.sha256(msgspec.json.encode(self.requests)).hexdigest()

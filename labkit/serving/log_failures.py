@@ -1,4 +1,7 @@
-"""Explain failed starts and out-of-memory errors, and what to change."""
+"""Explain failures of starts and runs, and what to change.
+
+The wording is that of vLLM 0.32, torch, transformers and huggingface_hub. Other errors are shown as unknown.
+"""
 
 import re
 
@@ -90,7 +93,7 @@ FAILURES = {
         "give the container more memory, or lower swap_space, cpu_offload_gb or (on a CPU) the cache",
     ),
     "killed": (
-        r"(?i:\bexit(?:ed)?(?: with)? (?:status|code)[: ]+137\b)",
+        r"(?i:\bexit(?:ed)?(?: with)? (?:status|code)[: ]+(?:137|-9)\b)|core proc\(s\): \{[^}]*: -9\b",
         "The process was killed (SIGKILL): by the kernel if RAM ran out, or by a failed liveness probe or a stop.",
         "look for the reason (kubectl describe pod, docker inspect, dmesg): more memory if it is OOMKilled, else a "
         "startupProbe that waits for the model",
@@ -101,7 +104,158 @@ FAILURES = {
         "The driver, cuBLAS or NCCL found no free GPU memory. gpu_memory_utilization does not cover their memory.",
         f"{OTHERS}; enforce_eager omits the CUDA graphs",
     ),
+    # --- not memory: the model
+    "gated_model": (
+        r"Cannot access gated repo|You are trying to access a gated repo|Access to model \S+ is restricted",
+        "No start: the model's owner grants access on request, and this token has none.",
+        "accept the terms on the model's page, and set HF_TOKEN to a token of that account",
+    ),
+    "unknown_model": (
+        r"is not a local folder and is not a valid model identifier|Repository Not Found for url",
+        "No start: the hub has no such model, or hides a private one from this token; there is no such folder either.",
+        "correct the name or the path; for a private model set HF_TOKEN",
+    ),
+    "hub_unreachable": (
+        r"We couldn't connect to '?([^\s']+)'? to load th",
+        "No start: {0} did not answer, and the files are not in the cache.",
+        "check network and proxy (HTTPS_PROXY, HF_ENDPOINT), or serve a local folder",
+    ),
+    "no_model_class": (
+        r"Model architectures (\[[^\]]*\]) are not supported for now",
+        "No start: this version of vLLM has no code for {0}.",
+        "install a version whose list of supported models has it",
+    ),
+    "retired_model_class": (
+        r"Model architecture (\w+) was supported in vLLM until v([\w.]+?),",
+        "No start: vLLM has dropped {0}.",
+        "install vLLM {1}",
+    ),
+    "unknown_architecture": (
+        r"has model type `([\w.-]+)` but Transformers does not recognize this architecture",
+        "No start: this version of transformers does not know {0}.",
+        "upgrade vLLM and transformers, or correct model_type in config.json",
+    ),
+    "remote_code": (
+        r"contains custom code which must be executed|requires you to execute the (?:configuration|tokenizer) file"
+        r"|Failed to load the model config\. If the model is a custom model",
+        "No start: the model brings Python code, which runs only with consent.",
+        "read that code, then pass --trust-remote-code",
+    ),
+    "tokenizer": (
+        r"Failed to load the tokenizer\.|Can't load tokenizer for",
+        "No start: the tokenizer's files are missing, or its class is unknown to this version of transformers.",
+        "pass --tokenizer with a model or folder that has them, upgrade transformers, or, if the model brings its own "
+        "class, pass --trust-remote-code",
+    ),
+    # --- the GPU
+    "no_bfloat16": (
+        r"Bfloat16 is only supported on GPUs with compute capability of at least ([\d.]+)\. "
+        r"Your (.*?) GPU (?:has compute capability ([\d.]+)|does not)",
+        "No start: bfloat16 needs compute capability {0}, which {1} does not have.",
+        "pass --dtype half",
+    ),
+    "quantization_beyond_gpu": (
+        r"([Qq]uantization (?:method \w+|scheme)) is not supported for the current GPU\. "
+        r"\w+ capability: (\d+)\. Current capability: (\d+)",
+        "No start: {0} needs compute capability {1} (75 means 7.5), and this GPU has {2}.",
+        "choose a checkpoint with another quantization, or another GPU",
+    ),
+    "quantization_beyond_platform": (
+        r"\b(\w{1,40}) quantization is currently not supported in (\w{1,40})",
+        "No start: {0} does not run on {1}.",
+        "choose a checkpoint with another quantization",
+    ),
+    "quantization_mismatch": (
+        r"Quantization method specified in the model config \((\S+)\) does not match the quantization method specified "
+        r"in the `quantization` argument \((\S+)\)",
+        "No start: the checkpoint is {0}, and --quantization says {1}.",
+        "leave --quantization out",
+    ),
+    "quantization_dtype": (
+        r"(?<!\S)(\S{1,40}) is not supported for quantization method (\w{1,40})\. Supported dtypes: (\[[^\]]*\])",
+        "No start: {1} does not compute in {0}.",
+        "pass --dtype with one of {2}",
+    ),
+    "old_driver": (
+        r"NVIDIA driver on your system is too old \(found version (\d+)\)|CUDA driver version is insufficient",
+        "The NVIDIA driver is older than the CUDA version that PyTorch was built for.",
+        "update the driver, or install a vLLM that was built for an older CUDA",
+    ),
+    "no_kernel_image": (
+        r"no kernel image is available for execution on the device",
+        "vLLM or PyTorch was built without kernels for this GPU's compute capability.",
+        "install a build for this GPU: a newer one for a new GPU, an older one for an old GPU",
+    ),
+    "no_gpu": (
+        r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver on your system",
+        "No start: no GPU is visible to this process.",
+        "check nvidia-smi and CUDA_VISIBLE_DEVICES, and start a container with --gpus all; without a GPU install "
+        "vLLM's CPU build",
+    ),
+    "illegal_access": (
+        r"CUDA error: (an illegal memory access was encountered|device-side assert triggered)",
+        "A kernel failed ({0}). The GPU has not run out of memory, and the line may name a later operation.",
+        "set CUDA_LAUNCH_BLOCKING=1 to find the kernel; upgrade vLLM, or try enforce_eager",
+    ),
+    # --- several GPUs and processes
+    "too_few_gpus": (
+        r"World size \((\d{1,9})\) is larger than the number of available GPUs \((\d{1,9})\)",
+        "No start: the settings ask for {0} GPUs, and this node has {1}.",
+        "set tensor_parallel_size x pipeline_parallel_size to {1} or less, or use several nodes",
+    ),
+    "not_divisible": (
+        r"(?:Total number of attention heads \(|AssertionError: )(\d{1,12})"
+        r"(?:\) must be divisible by tensor parallel size \(| is not divisible by )(\d{1,12})",
+        "No start: {0} attention heads, or rows of a weight, cannot be divided over {1} GPUs.",
+        "choose a tensor_parallel_size that divides {0}",
+    ),
+    "bus_error": (
+        r"\b(?:[Bb]us error|SIGBUS)\b",
+        "A process ended with SIGBUS: as a rule /dev/shm, through which the workers exchange data, is full.",
+        "start the container with --ipc=host or --shm-size=16g; in Kubernetes mount an emptyDir with medium Memory",
+    ),
+    "nccl_timeout": (
+        r"Watchdog caught collective operation timeout",
+        "A GPU waited for the others in vain: a worker ended or hangs, or the connection is down.",
+        "look for the first error of another rank; set NCCL_DEBUG=INFO",
+    ),
+    "nccl": (
+        r"NCCL error(?::| in:)|nccl(?:UnhandledSystem|System|Internal|Remote)Error",
+        "The GPUs cannot exchange data through NCCL.",
+        "set NCCL_DEBUG=INFO and read its first warning; check the network interface (NCCL_SOCKET_IFNAME), /dev/shm, "
+        "and with NCCL_P2P_DISABLE=1 the direct connection of the GPUs",
+    ),
+    "step_timeout": (
+        r"RPC call to \w+ timed out",
+        "A worker did not finish a step in time.",
+        "look for a worker's error before this line; if a step may take so long, raise "
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS",
+    ),
+    "start_timeout": (
+        r"Timed out waiting for engine core processes to start\..*Waited (\d{1,9})s",
+        "No start: the engine was not ready after {0} s, as with large weights on slow storage.",
+        "raise VLLM_ENGINE_READY_TIMEOUT_S, or put the weights on faster storage",
+    ),
+    # --- the machine
+    "port_in_use": (
+        r"\[Errno \d+\] (?:error while attempting to bind on address .*)?[Aa]ddress already in use",
+        "No start: another process listens on this port.",
+        "pass another --port, or end that process (ss -ltnp shows it)",
+    ),
+    "disk_full": (
+        r"\[Errno 28\]|No space left on device",
+        "A disk is full.",
+        "free space, or set HF_HOME to a folder on a larger disk",
+    ),
+    # --- errors whose cause is elsewhere
+    "engine_ended": (
+        r"Engine core initialization failed\.|EngineCore encountered an issue|EngineCore encountered a fatal error"
+        r"|WorkerProc initialization failed|Worker proc \S+ died unexpectedly|Worker failed with error",
+        "The engine ended. This is a consequence; the cause is in an earlier line.",
+        "look for the first error above, also in the workers' lines",
+    ),
 }
+CONSEQUENCE, UNKNOWN = "engine_ended", "unknown_error"
 
 
 LEAST_SHARE = 0.05
@@ -205,3 +359,11 @@ def _out_of_memory(match: re.Match[str], engine: Engine) -> Explanation:
     return Explanation(
         f"Out of GPU memory {phase}: {match[1]} more were asked for{',' if free else ''}{free}.", fix=fix
     )
+
+
+@reads(
+    UNKNOWN, r"(?<![\w.`(])((?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): \S.*"
+)  # the last reader: it takes any error
+def _unknown(match: re.Match[str], _engine: Engine) -> Explanation:
+    fix = "read the traceback before this line, and search for its message among vLLM's issues"
+    return Explanation(f"An error ({match[1]}) that is not known here.", fix=fix)

@@ -1,19 +1,18 @@
-"""Restore a log's original lines from journald, Kubernetes, Ray, a terminal and other carriers."""
+"""Restore a log's original lines from what journald, Kubernetes, Ray, a terminal and others add or cut."""
 
 import contextlib
 import gzip
 import io
-import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from labkit.errors import UsageError
+from labkit.serving.log_carriers import Entry
 
-LONGEST_LINE = 65_536  # characters; the rest of a longer line is skipped
 NARROWEST, LONGEST_WORD = 40, 25  # columns of a terminal; characters that an editor moves to the next line
 WINDOW = 60  # most lines of a wrapped message: vLLM's longest has about 4,000 characters
 # Colours; rsyslog writes the escape as #033, and a paste into a web page drops it.
@@ -72,10 +71,10 @@ def open_log(file: Path | str) -> Iterator[TextIO]:
         raise UsageError(f"{file} cannot be read: {error}", remedy=remedy) from None
 
 
-def records(stream: TextIO) -> Iterator[list[Line]]:
+def records(entries: Iterable[Entry]) -> Iterator[list[Line]]:
     """Group the log's lines: one that begins, and those that may continue it. Memory is bounded."""
     record: list[Line] = []
-    for line in _lines(stream):
+    for line in _lines(entries):
         if record and (line.begins or len(record) > WINDOW):
             yield record
             record = []
@@ -107,32 +106,17 @@ def worker(prefix: str) -> Worker:
     return Worker(processes[-1] if processes else "", None, engine)
 
 
-def _lines(stream: TextIO) -> Iterator[Line]:
+def _lines(entries: Iterable[Entry]) -> Iterator[Line]:
     number = 0
-    while raw := stream.readline(LONGEST_LINE):
-        number += 1
-        rest = raw
-        while rest and not rest.endswith("\n"):  # the end of a line that is too long to keep
-            rest = stream.readline(LONGEST_LINE)
-        text = COLOUR.sub("", raw)
-        for part in _unpacked(text.rstrip("\r\n")) or text.splitlines():
+    for number, texts in entries:
+        if isinstance(texts, str):
+            parts = COLOUR.sub("", texts).splitlines()
+        else:  # fields, of which a short one may name the process
+            texts = [COLOUR.sub("", text) for text in texts]
+            names = (text for text in texts if len(text) < 40 and (RANK.search(text) or ENGINE.search(text)))
+            process = next(names, "")
+            parts = [f"INFO {process} {line}" for text in texts for line in text.splitlines()]
+        for part in parts:
             if part.strip():
                 yield Line(number, part, BEGINS.match(part) is not None)
     yield Line(number, "", begins=True)  # carries the number of lines
-
-
-def _unpacked(text: str) -> list[str]:
-    """Return the lines in a JSON line's fields, each after the process name; [] if it is not JSON."""
-    start = text.find('{"')
-    if start < 0 or not text.endswith("}"):
-        return []
-    try:
-        values = json.loads(text[start:]).values()
-        # journald writes a message with colours as a list of bytes
-        fields = [bytes(value).decode(errors="replace") if isinstance(value, list) else value for value in values]
-    except (ValueError, TypeError):
-        return []
-    fields = [COLOUR.sub("", field) for field in fields if isinstance(field, str)]
-    names = (field for field in fields if len(field) < 40 and (RANK.search(field) or ENGINE.search(field)))
-    process = next(names, "")
-    return [f"INFO {process} {line}" for field in fields for line in field.splitlines()]

@@ -1,26 +1,30 @@
-"""Read the lines about memory in a log of vLLM 0.5 to 0.32: explain them, recompute them, and suggest changes."""
+"""Read a log of vLLM 0.5 to 0.32: explain and recompute the lines about memory, explain failures, suggest changes."""
 
 import io
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from labkit.models import Architecture
-from labkit.serving import log_failures, log_readers  # noqa: F401  # fill READERS
+from labkit.serving import log_carriers, log_readers  # noqa: F401  # log_readers fills READERS
 from labkit.serving.log_engine import READERS, Engine
+from labkit.serving.log_failures import CONSEQUENCE, UNKNOWN
 from labkit.serving.log_lines import Line, Worker, open_log, readings, records, worker
 
 KEPT = 100  # the last lines of a kind: a server writes statistics for months
-# Every line about memory contains one of these; searching for them first is ten times as fast.
+# Every line that is explained contains one of these; searching for them first is ten times as fast.
 HINTS = (
     "KV cache", "GiB", "weights took", "memory", "blocks", "args: ", "LLM engine", "asting torch", "max model len",
     "max seq len", "max_model_len", "type to store", "attention block size", "concurrency", "ALLOC_FAILED",
-    "MemoryAllocation", "137", "OOMKilled", "/dev/shm", "oom-kill", "calloc",
+    "MemoryAllocation", "137", "OOMKilled", "/dev/shm", "oom-kill", "calloc", "Error", "Exception", "Errno", "NCCL",
+    "gated repo", "Not Found for url", "is restricted", "custom code", "CUDA GPUs", "NVIDIA driver", "driver version",
+    "kernel image", "CUDA error", "No space left", "us error", "SIGBUS", "Watchdog", "EngineCore enc", "died unexp",
+    "core proc", "not a local folder", "already in use",
 )  # fmt: skip
 HARMLESS = ("preempted", "swap_space")
 """Kinds with a remedy that end no start."""
@@ -112,13 +116,14 @@ def read(
     """Explain the memory lines of a log; recompute them with the model's `architecture`.
 
     A number type in the log overrides the config's. `tensor_parallel`: GPUs that share the model, for a log that does
-    not say. Reads the log once, in bounded memory.
+    not say. A log of lines is read once, in bounded memory.
     """
     engine = Engine(architecture, tensor_parallel)
     kept: dict[str, deque[MemoryLine]] = {}
     starts, first, last, left_out = 0, 1, 0, 0
     services, current, mixed, failed = set[str](), "", False, ""
-    for record in records(io.StringIO(log) if isinstance(log, str) else log):
+    notes, entries = log_carriers.entries(io.StringIO(log) if isinstance(log, str) else log)
+    for record in records(entries):
         last = record[-1].number
         for number, kind, match, source in _statements(record):
             engine.worker = source
@@ -131,9 +136,7 @@ def read(
                 services.add(name)
                 current = name
             if engine.starts_again(kind):
-                for line in (
-                    line for kind, lines in kept.items() for line in lines if kind not in HARMLESS and line.fix
-                ):
+                for line in (line for line in _causes(kept) if line.kind not in HARMLESS and line.fix):
                     failed = f"start {starts + 1} ended with an error, line {line.number:,}: {line.meaning}"
                 engine, kept, first = Engine(architecture, tensor_parallel, worker=source), {}, number
                 starts += 1
@@ -148,10 +151,10 @@ def read(
             lines.append(
                 MemoryLine(number, kind, text, means.meaning, means.recomputed, means.agrees, means.fix, source.label)
             )
-    result = tuple(sorted((line for lines in kept.values() for line in lines), key=lambda line: line.number))
+    result = _causes(kept)
     if mixed:  # settings of one engine would be applied to the sizes of another
         result = tuple(replace(line, agrees=None) for line in result)
-    notes = [
+    notes += [
         *([f"the lines of {', '.join(sorted(services))} are mixed: pass the log of one"] if mixed else []),
         *([failed] if failed else []),
         *([f"the log has {starts + 1} starts; this is the last one, from line {first:,}"] if starts else []),
@@ -160,6 +163,17 @@ def read(
     ]
     kv_tokens = None if mixed else min(engine.sizes.values(), default=None)
     return MemoryLog(result, kv_tokens, starts + 1 if result else 0, last, tuple(notes))
+
+
+def _causes(kept: Mapping[str, Iterable[MemoryLine]]) -> tuple[MemoryLine, ...]:
+    """Return the lines in order, without what follows from a failure that is explained. Of errors that are not, the
+    first one counts after which the engine served no request."""
+    lines = sorted(chain.from_iterable(kept.values()), key=lambda line: line.number)
+    served = max((line.number for line in lines if line.kind == "statistics"), default=0)
+    unknown = [line for line in lines if line.kind == UNKNOWN and line.number > served][:1]
+    explained = any(line.fix and line.kind not in (*HARMLESS, CONSEQUENCE, UNKNOWN) for line in lines)
+    shown = [] if explained else unknown or [line for line in lines if line.kind == CONSEQUENCE]
+    return tuple(line for line in lines if line.kind not in (CONSEQUENCE, UNKNOWN) or line in shown)
 
 
 def read_text(file: Path | str) -> str:
@@ -183,10 +197,13 @@ def _statements(record: list[Line]) -> Iterator[tuple[int, str, re.Match[str], W
             matches = [match for text in readings(record, at) if (match := pattern.search(text))]
             matches = [match for match in matches if match.start() < len(line.text)]
             if matches:
-                match = max(matches, key=lambda match: len(match[0].replace(" ", "")))
+                # An unknown error takes no line that may hold the start of a known one.
+                match = (
+                    matches[0] if kind == UNKNOWN else max(matches, key=lambda match: len(match[0].replace(" ", "")))
+                )
                 prefix = match.string[: match.start()]
                 before = ends[at - 1] if at else 0
-                parsed = before + len(match.string[: match.end()].replace(" ", ""))
+                parsed = 0 if kind == UNKNOWN else before + len(match.string[: match.end()].replace(" ", ""))
                 if not re.search("['\"]", prefix):  # else it is quoted in a request's prompt or an error
                     yield line.number, kind, match, worker(f"{record[0].text} {prefix}" if at else prefix)
                 break

@@ -147,13 +147,14 @@ SHAPES: dict[str, Shape] = {
         (*HI * 20, event(STOP), DONE), tokens=UNKNOWN, text="Hello world" * 20, warning="instead of 8"
     ),
     "all in one chunk": Shape(
-        (FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE), warning="all at once"
+        (FIRST_S, event(delta("Hello world", "stop")), event(usage(8)), DONE), tokens=8, warning="in clumps"
     ),
+    "a short answer in one chunk": Shape((FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE)),
     "a burst": Shape(
         (FIRST_S, b"".join([*(event(delta(str(k))) for k in range(8)), event(STOP), event(usage(8)), DONE])),
         tokens=8,
         text="01234567",
-        warning="all at once",
+        warning="in clumps",
     ),
     "usage of one chunk": Shape((*HI * 3, *used(1)), tokens=1, text="Hello world" * 4, warning="fewer tokens"),
     "no text": Shape(

@@ -89,7 +89,7 @@ WRONG = {
     "kv {tmp}/none.json --json": "there is no file",
     "kv {tmp}/config.json --block-size x": "valid integer",
     "log {tmp}/none.log --json": "there is no log file",
-    "log {tmp}/config.json --json": "no vLLM memory line found in 1 lines",
+    "log {tmp}/config.json --json": "no line about memory and no error of vLLM in 1 lines",
     "log {tmp}/config.json --tensor-parallel 0": "greater than or equal to 1",
     "log {tmp}/config.json --model {tmp}/broken.yaml": "broken.yaml",
     "fractions {tmp}/nothing.yaml --json": "there is no file",
@@ -226,6 +226,27 @@ def test_load_has_its_keys(labkit: Labkit) -> None:
     assert {"client_cpu_share", "warnings"} <= set(found)
     for quantity in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         assert {"mean", "p50", "p90", "p99"} <= set(found[quantity])
+
+
+def test_load_reaches_its_concurrency_or_says_so_before_it_starts(labkit: Labkit, tmp_path: Path) -> None:
+    """Without --requests there are four per client; with fewer requests than clients a warning names both."""
+    file = tmp_path / "few.jsonl"
+    file.write_text('{"prompt": "hello", "max_tokens": 2}\n' * 3)
+    with serving() as stub:
+        called = ("load", stub.base_url, "--model", MODEL)
+        filled, few = (
+            labkit(*called, "--concurrency", 10, "--json"),
+            labkit(*called, "--requests", 3, "--concurrency", 4),
+        )
+        file_options = ("--workload", "file", "--set", f"path={file}", "--sweep", "concurrency=1,2,4")
+        swept = labkit(*called, *file_options, "--json")
+    assert filled.json["completed"] == 40
+    assert not any("Too few requests" in warning for warning in filled.json["warnings"])
+    assert "concurrency is 4, but 3 requests" in few.stderr
+    assert "warning: Too few requests" in " ".join(few.stdout.split())
+    steps = [" ".join(step["warnings"]) for step in swept.json["steps"]]
+    assert ["but 3 requests" in warnings for warnings in steps] == [False, False, True]
+    assert "concurrency is 4, but 3 requests" in swept.stderr
 
 
 def test_load_uses_the_same_prompts_for_the_same_seed(labkit: Labkit) -> None:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labkit import load
@@ -330,6 +330,65 @@ def test_client_cpu_share() -> None:
     for share, warned in ((0.79, []), (0.81, [True])):
         warnings = find_warnings(LoadResult((), 10.0, share * 10.0, 1, None, "chat", 0), planned=0)
         assert ["81%" in warning for warning in warnings] == warned
+
+
+def clumped(records: list[load.RequestRecord]) -> bool:
+    result = LoadResult(tuple(records), 10.0, 0.0, 1, None, "chat", 0)
+    return any("in clumps" in warning for warning in find_warnings(result, planned=len(records)))
+
+
+@given(
+    tokens=st.integers(1, 300),
+    token_s=st.floats(0.002, 0.2),
+    first_s=st.floats(0.002, 5.0),
+    per_chunk=st.integers(1, 20),
+    held=st.integers(1, 200),
+    segment_s=st.sampled_from([0.0, 5e-5]),
+)
+@example(tokens=2, token_s=0.2, first_s=5.0, per_chunk=1, held=200, segment_s=0.0)
+@example(tokens=64, token_s=0.02, first_s=0.5, per_chunk=1, held=16, segment_s=5e-5)
+@example(tokens=100, token_s=0.02, first_s=0.1, per_chunk=10, held=1, segment_s=0.0)
+def test_clumps_are_noticed_and_chunks_of_many_tokens_are_not(
+    tokens: int, token_s: float, first_s: float, per_chunk: int, held: int, segment_s: float
+) -> None:
+    """An engine sends the first token and then chunks of `per_chunk`; a proxy passes `held` chunks on at a time. The
+    warning comes where most chunks wait in the proxy with seven others or more, and never without a proxy."""
+    sent = [first_s, *(first_s + token_s * k for k in range(per_chunk, tokens + per_chunk - 1, per_chunk))]
+    clumps = [sent[at : at + held] for at in range(0, len(sent), held)]
+    arrived = [clump[-1] + k * segment_s for clump in clumps for k in range(len(clump))]
+
+    def record(times: list[float]) -> load.RequestRecord:
+        return load.RequestRecord(0, 0.0, 0.0, tuple(times), times[-1], 5, tokens, Outcome.OK)
+
+    in_clumps = sum(len(clump) for clump in clumps if len(clump) >= 8) > len(sent) / 2
+    whole = len(clumps) == 1 and (len(sent) > 1 or tokens == 1)
+    assert clumped([record(arrived)]) == (tokens >= 8 and (in_clumps or whole))
+    assert not clumped([record(sent)])
+    assert not clumped([record(arrived), record(sent)])  # as after one pause of the client
+    at_once = [0.0005 * tokens] * tokens  # by a server that needs no time
+    assert not clumped([record(at_once)])
+
+
+def test_a_buffering_proxy_is_noticed() -> None:
+    """Chunks that a proxy collects before it passes them on end in one warning; without it there is none."""
+    chunks = [f'data: {{"choices": [{{"text": "{k}"}}]}}\n\n'.encode() for k in range(32)]
+    end = b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 32}}\n\ndata: [DONE]\n\n'
+    asked = Workload("one", (Request("count", 32),))
+    for size, warned in ((16, 1), (1, 0)):
+        held = [b"".join(chunks[at : at + size]) for at in range(0, 32, size)]
+        with serving(raw=(*(piece for clump in held for piece in (0.004 * size, clump)), end)) as stub:
+            result = run(stub, asked, concurrency=1)
+        assert sum("in clumps" in warning for warning in result.warnings) == warned
+        assert "proxy_buffering off" in " ".join(result.warnings) or not warned
+
+
+def test_more_clients_than_requests() -> None:
+    """The result says how many were in flight at most, and how many requests reach the concurrency."""
+    with serving() as stub:
+        few, enough = run(stub, concurrency=20), run(stub, concurrency=8)
+    assert "concurrency is 20, but 8 requests" in few.warnings[0]
+    assert "send 80 or more" in few.warnings[0]
+    assert not any("Too few requests" in warning for warning in enough.warnings)
 
 
 @given(

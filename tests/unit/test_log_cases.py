@@ -1,5 +1,6 @@
 """`labkit log` on logs from public reports, in every format that carries logs."""
 
+import csv
 import gzip
 import json
 import random
@@ -102,19 +103,143 @@ WRAPPINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-def test_what_carries_a_log_changes_nothing() -> None:
-    """Prefixes, colours, JSON, line ends and a terminal's width change no line, rank or number."""
+Entry = tuple[str, int, str]  # its time, also in ms since 1970, and the line
+
+
+def exported(form: Callable[[list[Entry]], str], *, newest_first: bool = False) -> Callable[[str], str]:
+    """What a log service exports: entries with times, some of them the same."""
+
+    def carry(log: str) -> str:
+        stamps = [(f"2026-11-28T10:00:{k // 2:02}.{k // 2:03}456Z", 1_795_860_000_000 + k // 2 * 1001)
+                  for k in range(len(log.splitlines()))]  # fmt: skip
+        entries = [(*stamp, line) for stamp, line in zip(stamps, log.splitlines(), strict=True)]
+        return form(entries[::-1] if newest_first else entries)
+
+    return carry
+
+
+def document(entry: Callable[..., Any], *path: Any, indent: int | None = None) -> Callable[[list[Entry]], str]:
+    """JSON with the entries at `path`: keys of objects, and 0 for a list of one."""
+
+    def form(entries: list[Entry]) -> str:
+        tree: Any = [entry(*parts) for parts in entries]
+        for key in reversed(path):
+            tree = [tree] if key == 0 else {"status": "Complete", key: tree, "nextToken": "f/123"}
+        return json.dumps(tree, indent=indent)
+
+    return form
+
+
+def lines(entry: Callable[..., Any]) -> Callable[[list[Entry]], str]:
+    """JSON in lines, or text if the entry is one."""
+
+    def form(entries: list[Entry]) -> str:
+        made = [entry(*parts) for parts in entries]
+        return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in made)
+
+    return form
+
+
+def table(*header: str, make: Callable[..., list[str]]) -> Callable[[list[Entry]], str]:
+    """CSV in the services' form: cells are quoted where they must be."""
+
+    def form(entries: list[Entry]) -> str:
+        file = StringIO()
+        csv.writer(file).writerows([header, *(make(*parts) for parts in entries)])
+        return file.getvalue()
+
+    return form
+
+
+def gcp(iso: str, _ms: int, line: str) -> dict[str, Any]:
+    resource = {"labels": {"container_name": "vllm", "pod_name": "vllm-0"}, "type": "k8s_container"}
+    return {"insertId": "a1", "receiveTimestamp": iso, "resource": resource, "textPayload": line, "timestamp": iso}
+
+
+def aws(_iso: str, ms: int, line: str) -> dict[str, Any]:
+    return {"logStreamName": "vllm/0", "timestamp": ms, "message": line, "ingestionTime": ms + 9, "eventId": "3"}
+
+
+def insights(iso: str, _ms: int, line: str) -> list[dict[str, str]]:
+    named = {"@timestamp": iso[:23].replace("T", " "), "@message": line, "@ptr": "CmEKJgo"}
+    return [{"field": name, "value": value} for name, value in named.items()]
+
+
+def fluent_bit(iso: str, ms: int, line: str) -> dict[str, Any]:
+    record = {"time": iso, "stream": "stderr", "log": f"{line}\n", "kubernetes": {"pod_name": "vllm-0"}}
+    return aws(iso, ms, json.dumps(record))
+
+
+def datadog(iso: str, _ms: int, line: str) -> dict[str, Any]:
+    return {"id": "AQ", "type": "log", "attributes": {"message": line, "timestamp": iso, "tags": ["pod:vllm-0"]}}
+
+
+def elastic(iso: str, _ms: int, line: str) -> dict[str, Any]:
+    return {"_id": "x", "_source": {"@timestamp": iso, "message": line, "event": {"original": line}}}
+
+
+def yaml_entry(iso: str, ms: int, line: str) -> str:
+    return f"---\n{yaml.safe_dump(gcp(iso, ms, line), width=10**6)}".rstrip()
+
+
+EXPORTS: dict[str, Callable[[str], str]] = {
+    "gcloud json": exported(document(gcp, indent=2), newest_first=True),
+    "gcloud json, cut off": lambda log: EXPORTS["gcloud json, oldest first"](log)[:-9],
+    "gcloud json, oldest first": exported(document(gcp, indent=2)),
+    "gcloud json in one line": exported(document(gcp), newest_first=True),
+    "gcloud jsonl": exported(lines(gcp), newest_first=True),
+    "gcloud yaml": exported(lines(yaml_entry), newest_first=True),
+    "gcloud jsonPayload": exported(lines(lambda iso, _ms, line: {"jsonPayload": {"message": line}, "timestamp": iso})),
+    "jq": exported(lambda entries: "\n".join(json.dumps(gcp(*parts), indent=2) for parts in entries)),
+    "aws filter-log-events": exported(document(aws, "events", indent=4)),
+    "aws filter-log-events in one line": exported(document(aws, "events")),
+    "aws logs tail": exported(lines(lambda iso, _ms, line: f"{iso[:-1]}+00:00 vllm/vllm/0a1b {line}")),
+    "aws container insights": exported(document(fluent_bit, "events")),
+    "logs insights": exported(document(insights, "results", indent=4), newest_first=True),
+    "logs insights csv": exported(
+        table("@timestamp", "@message", make=lambda iso, _ms, line: [iso[:23].replace("T", " "), line]),
+        newest_first=True,
+    ),
+    "azure": exported(document(lambda iso, _ms, line: [iso, "vllm", line], "tables", 0, "rows")),
+    "azure cli": exported(
+        document(lambda iso, _ms, line: {"LogEntry": line, "TimeGenerated": iso}, indent=2), newest_first=True
+    ),
+    "azure csv": exported(
+        table("TimeGenerated [UTC]", "LogMessage", make=lambda iso, _ms, line: [iso, line]), newest_first=True
+    ),
+    "datadog": exported(document(datadog, "data"), newest_first=True),
+    "datadog csv": exported(
+        table("Date", "Host", "Service", "Content", make=lambda iso, _ms, line: [iso, "h", "vllm", line]),
+        newest_first=True,
+    ),
+    "loki": exported(
+        document(lambda _iso, ms, line: [f"{ms}000000", line], "data", "result", 0, "values"), newest_first=True
+    ),
+    "logcli": exported(lines(lambda iso, _ms, line: f'{iso} {{app="vllm", pod="vllm-0"}} {line}'), newest_first=True),
+    "logcli jsonl": exported(
+        lines(lambda iso, _ms, line: {"labels": {"app": "vllm"}, "line": line, "timestamp": iso}), newest_first=True
+    ),
+    "grafana": exported(
+        document(lambda iso, ms, line: {"line": line, "timestamp": f"{ms}000000", "date": iso}, indent=2),
+        newest_first=True,
+    ),
+    "grafana text": exported(lines(lambda iso, ms, line: f"{ms}000000\t{iso}\t{line}"), newest_first=True),
+    "elastic": exported(document(elastic, "hits", "hits")),
+    "kubectl --timestamps --prefix": exported(lines(lambda iso, _ms, line: f"[pod/vllm-0/vllm] {iso} {line}")),
+}
+
+
+@pytest.mark.parametrize("carrier", WRAPPINGS | EXPORTS)
+def test_what_carries_a_log_changes_nothing(carrier: str) -> None:
+    """Prefixes, colours, JSON, CSV, the order of entries, line ends and a terminal's width change no line or rank."""
 
     def seen(log: str) -> object:
         reading = read(log, architecture=model_of(case))
         return reading.kv_tokens, [(line.kind, line.text, line.agrees, line.rank) for line in reading.lines]
 
-    wrong = []
     for case in CASES:
         text = (FOLDER / case["file"]).read_text()
-        plain, carried = seen(text), {name: seen(carry(text)) for name, carry in WRAPPINGS.items()}
-        wrong += [(case["id"], name, found, plain) for name, found in carried.items() if found != plain]
-    assert wrong == []
+        assert seen((WRAPPINGS | EXPORTS)[carrier](text)) == seen(text), case["id"]
 
 
 def test_bytes_of_any_kind_are_read(tmp_path: Path) -> None:
@@ -236,6 +361,41 @@ FAILED = {
     "killed": "vllm-1 exited with code 137",
     "locked_memory": "NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory",
     "driver_memory": "ncclUnhandledCudaError: Call to CUDA function failed. Last error: Cuda failure 2 'out of memory'",
+    "gated_model": "OSError: You are trying to access a gated repo.",
+    "unknown_model": "OSError: some/model is not a local folder and is not a valid model identifier listed on",
+    "hub_unreachable": "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find",
+    "no_model_class": "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig   Value error, "
+    "Model architectures ['NewForCausalLM'] are not supported for now. Supported architectures: dict_keys(['A'])",
+    "retired_model_class": "ValueError: Model architecture OldForCausalLM was supported in vLLM until v0.10.2, and is",
+    "unknown_architecture": "ValueError: The checkpoint you are trying to load has model type `new_model` but "
+    "Transformers does not recognize this architecture. This could be because",
+    "remote_code": "ValueError: The repository m contains custom code which must be executed to correctly",
+    "tokenizer": "OSError: Can't load tokenizer for 'm'. If you were trying to load it from",
+    "no_bfloat16": "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your "
+    "Tesla T4 GPU has compute capability 7.5. You can use float16 instead",
+    "quantization_beyond_gpu": "ValueError: The quantization method fp8 is not supported for the current GPU. Minimum "
+    "capability: 75. Current capability: 70.",
+    "quantization_beyond_platform": "ValueError: gguf quantization is currently not supported in cpu.",
+    "quantization_mismatch": "ValueError: Quantization method specified in the model config (awq) does not match the "
+    "quantization method specified in the `quantization` argument (gptq).",
+    "quantization_dtype": "ValueError: torch.bfloat16 is not supported for quantization method awq. Supported dtypes: "
+    "[torch.float16]",
+    "old_driver": "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update",
+    "no_kernel_image": "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device",
+    "no_gpu": "RuntimeError: Failed to infer device type, please set the environment variable",
+    "illegal_access": "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+    "too_few_gpus": "ValueError: World size (4) is larger than the number of available GPUs (2) in this node. If this",
+    "not_divisible": "ValueError: Total number of attention heads (14) must be divisible by tensor parallel size (4).",
+    "bus_error": "Bus error (core dumped)",
+    "nccl_timeout": "[rank0]:[E1218 ProcessGroupNCCL.cpp:629] [Rank 0] Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=1, OpType=BROADCAST) ran for 600081 milliseconds before timing out.",
+    "nccl": "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
+    "step_timeout": "TimeoutError: RPC call to sample_tokens timed out.",
+    "start_timeout": "TimeoutError: Timed out waiting for engine core processes to start. This is often caused by slow "
+    "weight loading for large models. Waited 600s (configured by VLLM_ENGINE_READY_TIMEOUT_S).",
+    "port_in_use": "OSError: [Errno 98] Address already in use",
+    "disk_full": "OSError: [Errno 28] No space left on device",
+    "engine_ended": "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
 }  # fmt: skip
 
 
@@ -245,6 +405,13 @@ OTHER_WORDS = {
     "kernel: Memory cgroup out of memory: Killed process 4021 (python3) total-vm:98765432kB": "host_memory",
     "    Exit Code:    137": "killed",
     "RuntimeError: fork failed: Cannot allocate memory": "host_memory",
+    "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}": "killed",
+    "[Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use": "port_in_use",
+    "RuntimeError: Quantization scheme is not supported for the current GPU. Min capability: 89. Current capability: "
+    "80.": "quantization_beyond_gpu",
+    "AssertionError: 14336 is not divisible by 3": "not_divisible",
+    "ERROR: Unexpected bus error. This might be caused by insufficient shared memory (shm).": "shared_memory",
+    "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.": "engine_ended",
 }
 
 
@@ -298,6 +465,32 @@ def test_every_failure_is_explained_with_what_to_change() -> None:
         assert [line.kind for line in reading.lines] == [kind]
         assert reading.lines[0].fix
         assert reading.agrees is None
+
+
+UNKNOWN = "(EngineCore pid=7) ERROR 11-28 10:00:0{} [core.py:700] ValueError: the flux is {}"
+
+
+def test_an_unknown_error_is_shown_as_such() -> None:
+    """The first one, where no failure is explained; its consequences are left out, and errors before the server went
+    on serving."""
+    end = FAILED["engine_ended"]
+    wrapped = "RuntimeError: Worker failed with error 'the flux is low', please check the stack trace above"
+    (line,) = read("\n".join([UNKNOWN.format(1, "low"), UNKNOWN.format(2, "high"), wrapped, end])).lines
+    assert (line.kind, line.text, line.number) == ("unknown_error", "ValueError: the flux is low", 1)
+    assert "(ValueError) that is not known here" in line.meaning
+    assert [line.kind for line in read("\n".join([UNKNOWN.format(1, "low"), FAILED["nccl"], end])).lines] == ["nccl"]
+    assert [line.kind for line in read(f"{UNKNOWN.format(1, 'low')}\n{SERVING}").lines] == ["statistics"]
+    later = read("\n".join([UNKNOWN.format(1, "low"), SERVING, UNKNOWN.format(3, "no"), end])).of("unknown_error")
+    assert [line.number for line in later] == [3]
+    again = read("\n".join([UNKNOWN.format(1, "low"), end, START[0], UNKNOWN.format(2, "low"), end, *START]))
+    assert "start 1 ended with an error" in " ".join(again.notes)
+
+
+def test_what_starts_without_a_fault_has_no_failure() -> None:
+    """Warnings of a start that goes on name no failure."""
+    retried = "WARNING 11-28 10:00:00 [parallel.py:746] Address already in use. Retrying with a new port."
+    chatter = "NCCL WARN Call to bind failed : Address already in use"
+    assert read(f"{retried}\n{chatter}\nINFO 11-28 10:00:00 [x.py:1] vLLM is using nccl==2.27.5").lines == ()
 
 
 def test_a_negative_figure_is_a_failure_and_a_quoted_line_is_nothing() -> None:
