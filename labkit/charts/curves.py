@@ -97,7 +97,6 @@ def lines(
     unit: str = "",
     log_x: bool = False,
     log_y: bool = False,
-    caption: str | None = None,
 ) -> Chart:
     """Draw curves with their intervals as bands. `log_y`: no point may be 0."""
     require(bool(rows), f"the chart {title!r} has no points", fix=PASS_POINTS)
@@ -110,7 +109,7 @@ def lines(
         heights = [point.y for point in points]
         parts.append(f"{name}: {ends}, range {span(min(heights), max(heights), unit)}")
     text = f"{y_title} against {x_title}. {'; '.join(parts)}."
-    return finish(drawn, title=title, description=text, caption=caption)
+    return finish(drawn, title=title, description=text)
 
 
 def _curves(
@@ -175,7 +174,6 @@ def computed_and_measured(
     x_title: str,
     y_title: str,
     unit: str = "",
-    caption: str | None = None,
 ) -> Chart:
     """Draw computed values as dashed lines and measurements as points with intervals; a series keeps its colour.
 
@@ -195,7 +193,7 @@ def computed_and_measured(
     whole = draw.layers([draw.layers([dashed, points], {"x": x, "y": y})], width=WIDTH, height=280)
     parts = "; ".join(f"{p.series} at {number(p.x)}: {amount(p.y, unit)}" for p in measured)
     text = f"{y_title} against {x_title}, points over computed dashed lines. Measured: {parts}."
-    return finish(whole, title=title, description=text, caption=caption)
+    return finish(whole, title=title, description=text)
 
 
 def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
@@ -231,7 +229,6 @@ def tradeoff(
     x_title: str,
     y_title: str,
     slo_s: float | None = None,
-    caption: str | None = None,
 ) -> Chart:
     """Draw a point for each setting; the SLO is a rule on the horizontal axis."""
     require(bool(points), f"the chart {title!r} has no points", fix="pass at least one Tradeoff")
@@ -258,7 +255,7 @@ def tradeoff(
     drawn = draw.layers([draw.layers(marks, None, rows)], axes)
     whole = draw.layers([*draw.upright(references, domain), drawn], width=WIDTH, height=300)
     parts = "; ".join(f"{p.label}: {amount(p.x_s, 's')}, {amount(p.y_s, 's')}" for p in points)
-    return finish(whole, title=title, description=f"{y_title} against {x_title}. {parts}.", caption=caption)
+    return finish(whole, title=title, description=f"{y_title} against {x_title}. {parts}.")
 
 
 def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import unescape
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
@@ -18,15 +18,12 @@ from labkit import charts
 from labkit.charts.bars import Bar
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels
 from labkit.charts.panels import MOST, StepPanel, _thinned
-from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 from labkit.theory.kv_allocation import Extent, Holding, MemorySnapshot, Policy, TokenSequence, allocate
-from labkit.vega import INK, MIME, WIDTH, config, live_bundle, palette
+from labkit.vega import INK, MIME, WIDTH, config, live_bundle
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
-
-CAPTION = "2 CPUs (a model), 24 GiB, no GPU"
 
 
 def record(
@@ -87,14 +84,6 @@ CHARTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def caption() -> Iterator[None]:
-    """Set the machine's line under every chart, and remove it afterwards."""
-    set_caption(CAPTION)
-    yield
-    set_caption("")
-
-
 def rows(part: Any) -> list[dict[str, Any]]:
     """All data of a chart or a part of one."""
     inside = part.items() if isinstance(part, dict) else enumerate(part if isinstance(part, list) else ())
@@ -102,11 +91,10 @@ def rows(part: Any) -> list[dict[str, Any]]:
 
 
 def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]) -> None:
-    """Charts are valid, small, readable and offline; they name the machine; equal data give equal charts."""
+    """Charts are valid, small, readable and offline; equal data give equal charts."""
     for draw in CHARTS.values():
         chart = draw()
         assert_draws_and_says_what_it_is(chart, capfd)
-        assert chart["title"]["subtitle"] == CAPTION
         assert chart == draw()
 
 
@@ -187,17 +175,6 @@ def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
     live, metadata = live_bundle(CHARTS["anatomy"]())  # a widget's callback cannot wait for a PNG
     assert struct.unpack(">16xII", base64.b64decode(live["image/png"])[:24]) == (1, 1), "width and height"
     assert metadata["image/png"]["alt"] == live[MIME]["description"]
-
-
-def test_enable_takes_over_altairs_display() -> None:
-    """After `enable` Altair charts use the course's renderer and colours; the course's charts have the caption."""
-    alt = pytest.importorskip("altair")
-    with alt.renderers.enable("default"), alt.theme.enable("default"):  # Altair's own comes back afterwards
-        charts.enable(caption="one GPU")
-        own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
-        data, _ = own._repr_mimebundle_()
-    assert data[MIME]["config"]["range"]["category"] == palette()
-    assert charts.spec(CHARTS["anatomy"]())["title"]["subtitle"] == "one GPU"
 
 
 def test_text_has_contrast() -> None:

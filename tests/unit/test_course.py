@@ -365,11 +365,11 @@ def test_a_block_that_raises_leaves_a_failed_record(tmp_path: Path) -> None:
 
 
 def test_every_chart_carries_the_machine(tmp_path: Path) -> None:
-    """Shown or recorded, a chart has the machine's line below its title, once, and the caption after it."""
+    """Shown or recorded, a chart has the machine's line below its title, and the caption after it."""
     from labkit import charts
 
     lab = session.start(FIRST, PARAMETERS, out_dir=tmp_path)
-    drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s", caption=lab.machine_line)
+    drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s")
     lab.chart(drawn, "captioned", key=True, caption="three repeats")
     lab.chart({"mark": "bar", "description": "a bar", "data": {"values": []}, "title": "Plain"}, "plain")
     first, second = read(tmp_path / f"{FIRST}.json").charts
