@@ -69,7 +69,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
         [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, formula=("by hand", 4.5), **T
     ),
     "stacked": lambda: charts.stacked_bars(PARTS, unit="GiB", rest="free", **T),
-    "loads": lambda: charts.throughput_latency(LOADS, guess=120, **T),
+    "loads": lambda: charts.throughput_latency(LOADS, **T),
     "lines": lambda: charts.lines([LinePoint(x, x * x, low=x, high=x * x + 1) for x in range(5)], **AXES),
     "computed": lambda: charts.computed_and_measured(COMPUTED, MEASURED, unit="x", **AXES),
     "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
@@ -98,7 +98,7 @@ def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]
         assert chart == draw()
 
 
-LABELS = {"bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"], "loads": ["your guess: 120 tok/s"]}
+LABELS = {"bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"]}
 DESCRIPTIONS = {
     "streams": ["chunks of long: 2"],
     "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
@@ -156,7 +156,7 @@ def test_awkward_numbers_are_drawn() -> None:
     for value in (0.0, -3.0, 1e-9, 1e12):
         bars = charts.bars_with_intervals([Bar("a", value)], unit="s", guess=1, **T)
         line = charts.lines([LinePoint(0, value), LinePoint(1, 1)], **AXES)
-        loads = charts.throughput_latency([LoadPoint(1, 1, 1, 1)], guess=value, **T)
+        loads = charts.throughput_latency([LoadPoint(1, value, 1, 1)], **T)
         assert "NaN" not in charts.svg(bars) + charts.svg(line) + charts.svg(loads)
 
 
