@@ -4,7 +4,7 @@ calculator = show_calculator(state)     # `state`: exported by another calculato
 calculator.result, calculator.state     # the answer and the question, in Python
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import partial
 from html import escape
@@ -44,9 +44,13 @@ VIEWS = {
     SUMS: "The calculation, line by line",
     SHARING: "This question as text, for a colleague, a batch run or the command line",
 }
+CHARTS: Mapping[str, Callable[[CostResult], Spec]] = {
+    "Break-even": break_even_chart,
+    "Busy share": utilisation_chart,
+    "What matters": sensitivity_chart,
+}
 WIDTH, HEIGHT = 480, 205
 PICTURE = "345px"
-SHARE = 0.25
 HOW_TO_SHARE = (
     "<p style='line-height:1.4;margin:2px 0'>Copy the question for the lab's parameter <code>state</code> or for "
     "<code>labkit cost --set 'state=...'</code>. Or paste another one here.</p>"
@@ -164,18 +168,12 @@ class CostCalculator(Form[CostResult]):
     def _chart(self) -> Spec | None:
         """Return the view's chart in the form's size, without a title: the chosen button is one."""
         view, size = self.view.value, {"width": WIDTH, "height": HEIGHT}
-        if view == "Break-even":
-            chart = break_even_chart(self.result)
-        elif view == "Busy share":
-            chart = utilisation_chart(self.result)
-        elif view == "What matters" and self.result.against.usd_per_day:
-            from labkit.advice.costs.sensitivity import sensitivity
-
-            chart = sensitivity_chart(self.result, sensitivity(self.settings, share=SHARE), share=SHARE)
-            size = {"width": WIDTH - 60, "height": HEIGHT + 30}
-        else:
+        is_swings = view == "What matters"
+        if view not in CHARTS or (is_swings and not self.result.against.usd_per_day):
             return None
-        return {name: value for name, value in chart.items() if name != "title"} | size
+        if is_swings:
+            size = {"width": WIDTH - 60, "height": HEIGHT + 30}
+        return {name: value for name, value in CHARTS[view](self.result).items() if name != "title"} | size
 
     def _changed(self, name: str, change: dict[str, Any]) -> None:
         self.ask(lambda: calculate(self._with_field(name, change["new"])))
