@@ -13,11 +13,10 @@ from typing import Any
 from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.prices import (
-    OWN,
     PURCHASES,
     dated_models,
-    instances,
     known_models,
+    machine_choices,
     millions,
     model_name,
     rounded,
@@ -227,7 +226,7 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
         "hourly_load": [*LOADS, OWN_LOAD],
         "purchase": [(purchase.replace("_", " "), purchase) for purchase in PURCHASES],
         "model": list(dict.fromkeys([*modelled_models(), settings.model])),
-        "instance": _machines(settings),
+        "instance": [(words, name) for name, words in machine_choices(settings.prices_on).items()],
         "against": [(model_name(model), model) for model in models],
     }
     kind, options = widgets.FloatText, {}
@@ -247,16 +246,6 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
         meaning = str(NUMBERS[name].description)
         tip = f"{meaning[:1].upper()}{meaning[1:]} ({NUMBERS[name].title})"
     return labelled(kind, field.label, tip, style=STYLE, layout=LAYOUT, **options)
-
-
-def _machines(settings: CostSettings) -> list[tuple[str, str]]:
-    choices = []
-    for name, instance in instances().items():
-        price = instance.price(settings.prices_on)
-        gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
-        words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
-        choices.append((f"{name if name != OWN else 'your own machine'}: {words}", name))
-    return choices
 
 
 # JupyterLab's own colours, legible in light and dark themes; black on white elsewhere.
