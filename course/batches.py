@@ -202,7 +202,7 @@ def chats_title(runs: Mapping[str, Served]) -> str:
     return f"Continuous batching: {tokens:.1f} times the tokens/s, short answers {wait:.1f} times as fast"
 
 
-def chats_chart(runs: Mapping[str, Served], *, title: str, caption: str | None = None) -> charts.Chart:
+def chats_chart(runs: Mapping[str, Served], *, title: str) -> charts.Chart:
     """A dot for each chat: its answer's length against the time until it is complete."""
     rows = [
         {"tokens": tokens, "s": round(seconds, 3), "run": name}
@@ -218,4 +218,4 @@ def chats_chart(runs: Mapping[str, Served], *, title: str, caption: str | None =
     }
     panel = draw.layers([draw.mark("point", size=45, opacity=0.8)], axes, rows, width=WIDTH, height=280)
     rates = "; ".join(f"{name}: {run.tokens_per_s:,.0f} tokens/s" for name, run in runs.items())
-    return finish(panel, title=title, description=f"{title}. {rates}.", caption=caption)
+    return finish(panel, title=title, description=f"{title}. {rates}.")

@@ -1,27 +1,38 @@
-"""The capstone's briefs: what three teams ask for, with the traffic of their day."""
+"""The capstone's briefs (data/briefs.yaml): what three teams ask for, with the traffic of their day."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+
+from pydantic import Field
 
 from labkit.advice.costs.settings import LOADS
+from labkit.files import Frozen, data_path, read_yaml
 from labkit.load.metrics import Slo
 from labkit.modelled import Traffic, traces
 from labkit.modelled.traces import Lengths
 
 
-@dataclass(frozen=True, kw_only=True)
-class Brief:
-    """A brief's requirements. `traffic`: options of `traces.generated`. `load`: the day's curve (costs.settings.LOADS).
+class Options(Frozen):
+    """Options of `traces.generated`."""
+
+    kind: str
+    inputs: Lengths | None = None
+    outputs: Lengths | None = None
+    templates: int | None = None
+    template_tokens: int | None = None
+    burstiness: float | None = None
+
+
+class Brief(Frozen):
+    """A brief's requirements. `lengths`: the `traffic` in words. `load`: the day's curve (costs.settings.LOADS).
 
     `answers`: the brief in the selector's terms. `ruled_out`: machines on which it may not run, and why. `most_busy`:
     the largest share of the capacity that may be used at the peak."""
 
     title: str
     story: str
-    answers: Mapping[str, str]
-    traffic: Mapping[str, Any]
+    answers: dict[str, str]
+    traffic: Options
     lengths: str
     load: str
     peak_per_s: float
@@ -30,7 +41,7 @@ class Brief:
     usd_per_month: float
     least_billions: float
     least_replicas: int = 1
-    ruled_out: Mapping[str, str] = field(default_factory=dict)
+    ruled_out: dict[str, str] = Field(default_factory=dict)
     most_busy: float = 1.0
     limits: str = ""
 
@@ -41,7 +52,7 @@ class Brief:
 
     def requests(self, rate: float, n: int, *, seed: int) -> Traffic:
         """`n` requests of the brief's kind at `rate` per second."""
-        return traces.generated(n, rate=rate, seed=seed, **self.traffic).requests
+        return traces.generated(n, rate=rate, seed=seed, **dict(self.traffic)).requests
 
     def mean_tokens(self, *, seed: int) -> tuple[int, int]:
         """Mean input and output tokens of a request."""
@@ -83,67 +94,4 @@ class Brief:
         return "\n".join([f"**{self.title}.** {self.story}", "", "| | |", "|---|---|", *lines])
 
 
-_COMMON = {"hardware": "cluster", "card": "80gb", "size": "9b", "slo": "p99", "rate": "medium", "prefixes": "yes"}
-_MARKET = {"runpod-rtx-4090": "a marketplace of other people's hosts"}
-BRIEFS = {
-    "rag": Brief(
-        title="Questions about the company's documents",
-        story="Employees of all sites ask; a search adds passages to each prompt. No document may leave the company.",
-        answers={**_COMMON, "kind": "rag", "host": "must", "context": "32k"},
-        traffic={
-            "kind": "conversation",
-            "inputs": Lengths(median=3000, p90=5500, longest=12_000),
-            "templates": 60,
-            "template_tokens": 2048,
-        },
-        lengths="prompts of 3,000 tokens (median; 60 sets of passages of 2,048 tokens, asked for by Zipf's law: "
-        "assumed); answers and gaps as in Azure's conversation trace of 2023",
-        load="day",
-        peak_per_s=20.0,
-        slo=Slo(ttft_s=1.0, tpot_s=0.025),
-        share=0.95,
-        usd_per_month=7000,
-        least_billions=7,
-        least_replicas=2,
-        ruled_out=_MARKET,
-    ),
-    "chat": Brief(
-        title="An internal chat",
-        story="Nine to five, in bursts. Nothing confidential is typed; an hour without it costs nothing.",
-        answers={**_COMMON, "kind": "llm", "host": "may", "traffic": "burst", "priority": "cost"},
-        traffic={"kind": "conversation", "burstiness": 13.0},
-        lengths="lengths as in Azure's conversation trace of 2023 (median 1,020 and 129 tokens), gaps as bursty as in "
-        "its code trace (squared coefficient of variation 13)",
-        load="office",
-        peak_per_s=16.0,
-        slo=Slo(ttft_s=1.0, tpot_s=0.04),
-        share=0.95,
-        usd_per_month=2000,
-        least_billions=7,
-    ),
-    "vision": Brief(
-        title="Claims with photographs",
-        story="An application sends two photographs and a form with each request, and writes a short assessment.",
-        answers={**_COMMON, "kind": "llm", "host": "cloud"},
-        traffic={
-            "kind": "conversation",
-            "inputs": Lengths(median=2400, p90=4200, longest=10_000),
-            "outputs": Lengths(median=80, p90=220, longest=600),
-            "templates": 1,
-            "template_tokens": 256,
-        },
-        lengths="two images of 1,000 tokens and about 400 of text (assumed; Qwen2.5-VL has a token for 28 x 28 pixels, "
-        "which is 999 for 1,024 x 768); answers of 80 tokens (median, assumed)",
-        load="day",
-        peak_per_s=14.0,
-        slo=Slo(ttft_s=1.5, tpot_s=0.04),
-        share=0.95,
-        usd_per_month=5000,
-        least_billions=7,
-        least_replicas=2,
-        ruled_out=_MARKET,
-        most_busy=0.6,
-        limits="The modelled GPU refuses multimodal input: the images are text tokens here, and the time and memory of "
-        "the vision encoder are in no number. Leave 40% of the capacity free at the peak for it",
-    ),
-}
+BRIEFS = read_yaml(data_path("briefs.yaml"), dict[str, Brief])

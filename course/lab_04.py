@@ -283,14 +283,14 @@ def figures(played: Played) -> dict[str, float]:
     return {f"{name} (ms)": round(1000 * value, 1) for name, value in figures_s.items()}
 
 
-def picture(budget: int, played: Played, *, caption: str) -> tuple[charts.Chart, str]:
+def picture(budget: int, played: Played) -> tuple[charts.Chart, str]:
     """Return a chart of the steps around the first long prompt and a line of figures, for the slider."""
     lanes, gap = played.lanes(after_s=1.1 * played.ttfts_s(LONG)[0]), words.amount(max(played.gaps_s), "s")
     chunks = len(played.chunks())
     steps = f"{chunks} chunks" if chunks > 1 else "one chunk"
     title = f"Budget {budget:,}: {steps}, and answers pause for up to {gap}"
     panel = f"{len(played.of(STREAM))} answers, {len(lanes) - 2} shown"
-    chart = charts.token_streams({panel: lanes}, title=title, x_title="modelled seconds", caption=caption)
+    chart = charts.token_streams({panel: lanes}, title=title, x_title="modelled seconds")
     waits = ", ".join(f"TTFT, {group} {words.amount(max(played.ttfts_s(group)), 's')}" for group in (LONG, NEWCOMER))
     return chart, f"Budget {budget:,}: longest gap {gap}, {waits}, {steps}"
 

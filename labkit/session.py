@@ -18,7 +18,7 @@ from labkit.records import Measured, Recorder, ledger_page
 from labkit.records.ledger import Row, ledger
 from labkit.records.reference import beside_recorded, reference_beside
 from labkit.teaching import CheckResult, Prediction, Reveal, listen, predict, reveal
-from labkit.vega import titled
+from labkit.vega import captioned
 
 OUT_DIR = "out_dir"
 VERDICT_HEADS = ("", "The article says", "Sources say", "Measured here", "Because")
@@ -59,6 +59,8 @@ class LabSession:
     As a context manager it marks the record as failed when the block raises; a batch run always does so.
     """
 
+    predict = staticmethod(predict)
+
     def __init__(self, lab: Lab, parameters: Mapping[str, Any], out_dir: Path, *, machine: Machine) -> None:
         self.lab, self.parameters, self.out_dir, self.machine = lab, dict(parameters), out_dir, machine
         self.seed = int(parameters.get("seed", 0))
@@ -88,19 +90,6 @@ class LabSession:
         path = str(self.recorder.path)
         html = f"<p><b>{escape(self.machine_line)}</b><br>Record: <code>{escape(path)}</code></p>"
         display.show({"text/plain": f"{self.machine_line}\nRecord: {path}", "text/html": html})
-
-    def predict(
-        self,
-        id: str,
-        question: str,
-        *,
-        unit: str | None = None,
-        options: Sequence[str] | None = None,
-        guess: float | str | None = None,
-        confidence: float | None = None,
-    ) -> Prediction:
-        """Ask before anything runs (see `teaching.predict`). `guess` and `confidence` are the lab's parameters."""
-        return predict(id, question, unit=unit, options=options, guess=guess, confidence=confidence)
 
     def reveal(
         self,
@@ -180,7 +169,7 @@ class LabSession:
     def chart(
         self, chart: Any, name: str, *, key: bool = False, caption: str = "", modelled: str = "", served: str = ""
     ) -> None:
-        """Show an Altair chart (or a Vega-Lite specification) and record it under `name`, data included.
+        """Show a chart (of `labkit.charts`, Altair or Vega-Lite 5) and record it under `name`, data included.
 
         The line below its title is the machine's, or `modelled`, the label of the modelled card that its values come
         from; then `caption`. `served`: what answered if not the lab's model, such as a handler that sleeps. `key`: the
@@ -189,8 +178,7 @@ class LabSession:
         from labkit import charts
 
         source = modelled or (self._line(served) if served else self.machine_line)
-        lines = [source, *([caption] if caption else [])]
-        spec = _captioned(charts.spec(chart), lines, without=self.machine_line if source != self.machine_line else "")
+        spec = captioned(charts.spec(chart), source, *([caption] if caption else []))
         self.recorder.chart(name, spec, key=key)
         shown = spec if modelled else beside_recorded(self.recorder.record, name, spec)
         data, metadata = charts.bundle(shown, png=display.in_notebook())
@@ -227,13 +215,6 @@ class LabSession:
         self.recorder.save("done")
         path = str(self.recorder.path)
         display.show({"text/plain": f"Record: {path}", "text/html": f"<p>Record: <code>{escape(path)}</code></p>"})
-
-
-def _captioned(spec: dict[str, Any], lines: list[str], *, without: str = "") -> dict[str, Any]:
-    """Return the specification with `lines` in its subtitle, each once, and `without` that line."""
-    title = titled(spec)
-    below = [line for line in title["subtitle"] if line != without]
-    return {**spec, "title": {**title, "subtitle": below + [line for line in lines if line not in below]}}
 
 
 def _verdict_cells(row: Row) -> tuple[str, ...]:

@@ -18,13 +18,10 @@ EMPTY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR42mNgAAIAAAU
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 INK, GREY, FAINT = "#262626", "#8c8c8c", "#e3e3e3"
+PALETTE = [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK]
+"""The colours of series, in order. Yellow is left out: it cannot be seen on white."""
 WIDTH = 640
 FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
-
-
-def palette() -> list[str]:
-    """Return the colours of series, in order. Yellow is left out: it cannot be seen on white."""
-    return [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK]
 
 
 def config() -> Spec:
@@ -49,17 +46,18 @@ def config() -> Spec:
         "axis": {**axis, **lines},
         "legend": {**legend, **symbol, "orient": "top", "labelColor": INK, "titleColor": INK, "offset": 12},
         "title": {**title, "offset": 14, "subtitlePadding": 6, "frame": "bounds"},
-        "range": {"category": palette()},
+        "range": {"category": PALETTE},
         "text": {"fontSize": 13, "color": INK},
     }
 
 
-def titled(spec: Mapping[str, Any]) -> Spec:
-    """Return a specification's title as an object, with its subtitle as a list of lines."""
+def captioned(spec: Mapping[str, Any], *lines: str) -> Spec:
+    """Return a specification with `lines` below its title."""
     title = spec.get("title") or ""
-    title = dict(title) if isinstance(title, dict) else {"text": title}
-    lines = title.get("subtitle") or []
-    return {**title, "subtitle": list(lines) if isinstance(lines, list) else [lines]}
+    title = title if isinstance(title, dict) else {"text": title}
+    above = title.get("subtitle") or []
+    above = above if isinstance(above, list) else [above]
+    return {**spec, "title": {**title, "subtitle": [*above, *lines]}}
 
 
 def describe(drawn: Spec) -> str:

@@ -13,7 +13,7 @@ _NAMES = {
                "throughput_latency", "tradeoff"),
     "panels": ("Moment", "StepPanel", "scaling_timeline", "step_panels",
                "in_flight"),
-    "render": ("Chart", "bundle", "enable", "finish", "set_caption", "spec", "svg"),
+    "render": ("Chart", "bundle", "finish", "spec", "svg"),
     "spans": ("Lane", "anatomy", "batch_grid", "memory_map", "prefix_blocks", "token_streams"),
 }  # fmt: skip
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

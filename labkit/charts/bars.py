@@ -38,7 +38,6 @@ def bars_with_intervals(
     article: float | None = None,
     formula: tuple[str, float] | None = None,
     axis_title: str | None = None,
-    caption: str | None = None,
 ) -> Chart:
     """Draw a bar with interval and value for each row; guess, article and `formula` (name, value) are rules."""
     require(bool(rows), f"the chart {title!r} has no rows", fix="pass at least one Bar")
@@ -72,16 +71,14 @@ def bars_with_intervals(
     ]
     bars = "; ".join([f"{row['label']} {row['text']}" for row in data] + [rule.row["text"] for rule in references])
     panel = draw.layers(drawn, width=WIDTH, height=ROW * len(rows))
-    return finish(panel, title=title, description=f"Bars, {title}: {bars}.", caption=caption)
+    return finish(panel, title=title, description=f"Bars, {title}: {bars}.")
 
 
 def _with_interval(value: float, low: float | None, high: float | None, unit: str) -> str:
     return amount(value, unit) if low is None or high is None else f"{amount(value, unit)}  ({span(low, high, unit)})"
 
 
-def stacked_bars(
-    rows: Mapping[str, Sequence[Part]], *, title: str, unit: str, rest: str = "", caption: str | None = None
-) -> Chart:
+def stacked_bars(rows: Mapping[str, Sequence[Part]], *, title: str, unit: str, rest: str = "") -> Chart:
     """Draw a bar for each row, its parts in the given order; kinds may repeat. The kind called `rest` is pale.
 
     UsageError without rows or with a negative part.
@@ -113,7 +110,7 @@ def stacked_bars(
     text = "; ".join(
         f"{row}: " + ", ".join(f"{kind} {amount(value, unit)}" for kind, value in parts) for row, parts in rows.items()
     )
-    return finish(drawn, title=title, description=f"Bars, {title}: {text}.", caption=caption)
+    return finish(drawn, title=title, description=f"Bars, {title}: {text}.")
 
 
 Waits = tuple[Sequence[float], Sequence[float]]
@@ -123,7 +120,6 @@ DOT_ROW = 46
 
 def dots(
     rows: Mapping[str, Waits], *, title: str, x_title: str, unit: str, slo: float | None = None,
-    caption: str | None = None,
 ) -> Chart:  # fmt: skip
     """Draw a row of dots for each name, one per value, hollow if still running; the SLO is a labelled rule.
 
@@ -153,4 +149,4 @@ def dots(
         + (f", {len(running)} hollow" if running else "")
         for name, (seen, running) in rows.items()
     )  # fmt: skip
-    return finish(panel, title=title, description=f"Dots, {x_title}. {spans}.", caption=caption)
+    return finish(panel, title=title, description=f"Dots, {x_title}. {spans}.")

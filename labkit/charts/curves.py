@@ -28,7 +28,6 @@ class LoadPoint:
     latency_p99_s: float
     throughput_low: float | None = None
     throughput_high: float | None = None
-    series: str = "measured"
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,16 @@ class LinePoint:
 
 
 def throughput_latency(
-    points: Sequence[LoadPoint],
-    *,
-    title: str,
-    guess: float | None = None,
-    x_title: str = "requests in flight",
+    points: Sequence[LoadPoint], *, title: str, x_title: str = "requests in flight"
 ) -> Chart:
-    """Draw throughput above E2E latency, against the load (log axis); `guess` in tok/s."""
+    """Draw throughput above E2E latency, against the load (log axis)."""
     require(bool(points), f"the chart {title!r} has no points", fix=PASS_POINTS)
-    rates = [LinePoint(p.concurrency, p.throughput, p.series, p.throughput_low, p.throughput_high) for p in points]
+    rates = [LinePoint(p.concurrency, p.throughput, low=p.throughput_low, high=p.throughput_high) for p in points]
     x = _log_x({p.concurrency for p in points}, x_title)
     y_title = f"throughput ({TOKENS})"
-    upper = _curves(rates, {**x, "title": None}, y_title=y_title, unit=TOKENS, guess=guess)
+    upper = _curves(rates, {**x, "title": None}, y_title=y_title, unit=TOKENS)
     rows = [
-        {"x": p.concurrency, "s": seconds, "quantile": name, "series": p.series, "text": amount(seconds, "s")}
+        {"x": p.concurrency, "s": seconds, "quantile": name, "text": amount(seconds, "s")}
         for p in points
         for name, seconds in (("p50", p.latency_p50_s), ("p99", p.latency_p99_s))
     ]
@@ -72,15 +67,14 @@ def throughput_latency(
     encoding = {
         "x": x,
         "y": draw.quantity("s", "E2E (s)", domain, log=is_log, tickCount=5),
-        "color": _by_series(points),
-        "tooltip": _tooltip("series", "x", "quantile", "text"),
+        "tooltip": _tooltip("x", "quantile", "text"),
     }
     dash = draw.series("quantile", ["p50", "p99"], [[1, 0], [6, 4]], symbolSize=900)
-    marks = [draw.mark("line", {"strokeDash": dash}, **LINE), draw.mark("point", **POINT)]
+    marks = [draw.mark("line", {"strokeDash": dash}, color=BLUE, **LINE), draw.mark("point", color=BLUE, **POINT)]
     parts = [{**upper, "height": 210}, draw.layers(marks, encoding, rows, width=WIDTH, height=210)]
-    whole = draw.column(parts, spacing=28, strokeDash="independent", color="shared")
+    whole = draw.column(parts, spacing=28, strokeDash="independent")
     loads = "; ".join(
-        f"{p.series} at {number(p.concurrency)}: {amount(p.throughput, TOKENS)},"
+        f"measured at {number(p.concurrency)}: {amount(p.throughput, TOKENS)},"
         f" E2E p50 {amount(p.latency_p50_s, 's')}, p99 {amount(p.latency_p99_s, 's')}"
         for p in points
     )
@@ -97,7 +91,6 @@ def lines(
     unit: str = "",
     log_x: bool = False,
     log_y: bool = False,
-    caption: str | None = None,
 ) -> Chart:
     """Draw curves with their intervals as bands. `log_y`: no point may be 0."""
     require(bool(rows), f"the chart {title!r} has no points", fix=PASS_POINTS)
@@ -110,20 +103,11 @@ def lines(
         heights = [point.y for point in points]
         parts.append(f"{name}: {ends}, range {span(min(heights), max(heights), unit)}")
     text = f"{y_title} against {x_title}. {'; '.join(parts)}."
-    return finish(drawn, title=title, description=text, caption=caption)
+    return finish(drawn, title=title, description=text)
 
 
-def _curves(
-    points: Sequence[LinePoint],
-    x: Spec,
-    *,
-    y_title: str,
-    unit: str,
-    guess: float | None = None,
-    log_y: bool = False,
-) -> Spec:
-    rules = draw.rules(unit, guess=guess)
-    top, bottom = max([point.top for point in points] + [rule.value for rule in rules]), min(p.y for p in points)
+def _curves(points: Sequence[LinePoint], x: Spec, *, y_title: str, unit: str, log_y: bool = False) -> Spec:
+    top, bottom = max(point.top for point in points), min(point.y for point in points)
     domain = (bottom / 1.5, top * 1.5) if log_y else (min(0.0, bottom), top * 1.1)
     steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]  # the default is every digit
     ticks = {"values": [at for at in steps if domain[0] <= at <= domain[1]], "format": "~g"} if log_y else {}
@@ -132,8 +116,7 @@ def _curves(
     drawn = [draw.mark("line", tooltip, **LINE), {"name": MEASURED, **draw.mark("point", tooltip, **POINT)}]
     if any(point.low is not None for point in points):
         drawn.insert(0, draw.mark("area", {"y": "low", "y2": "high"}, opacity=0.2))
-    inner = draw.layers(drawn, axes, _rows(points, unit))
-    return draw.layers([inner, *map(draw.level, rules)], width=WIDTH, height=300)
+    return draw.layers([draw.layers(drawn, axes, _rows(points, unit))], width=WIDTH, height=300)
 
 
 def _rows(points: Sequence[LinePoint], unit: str) -> list[Spec]:
@@ -147,11 +130,11 @@ def _log_x(values: set[float], title: str) -> Spec:
     return {**x, "scale": {**x["scale"], "base": 2}}
 
 
-def _names(points: Sequence[LinePoint | LoadPoint]) -> list[str]:
+def _names(points: Sequence[LinePoint]) -> list[str]:
     return list(dict.fromkeys(point.series for point in points))
 
 
-def _by_series(points: Sequence[LinePoint | LoadPoint], **legend: str) -> Spec:
+def _by_series(points: Sequence[LinePoint], **legend: str) -> Spec:
     """The colour of each series, with a legend if there are several."""
     names = _names(points)
     colour = draw.series("series", names, **legend)
@@ -175,7 +158,6 @@ def computed_and_measured(
     x_title: str,
     y_title: str,
     unit: str = "",
-    caption: str | None = None,
 ) -> Chart:
     """Draw computed values as dashed lines and measurements as points with intervals; a series keeps its colour.
 
@@ -195,7 +177,7 @@ def computed_and_measured(
     whole = draw.layers([draw.layers([dashed, points], {"x": x, "y": y})], width=WIDTH, height=280)
     parts = "; ".join(f"{p.series} at {number(p.x)}: {amount(p.y, unit)}" for p in measured)
     text = f"{y_title} against {x_title}, points over computed dashed lines. Measured: {parts}."
-    return finish(whole, title=title, description=text, caption=caption)
+    return finish(whole, title=title, description=text)
 
 
 def _points(points: Sequence[LinePoint], colour: Spec, unit: str) -> Spec:
@@ -231,7 +213,6 @@ def tradeoff(
     x_title: str,
     y_title: str,
     slo_s: float | None = None,
-    caption: str | None = None,
 ) -> Chart:
     """Draw a point for each setting; the SLO is a rule on the horizontal axis."""
     require(bool(points), f"the chart {title!r} has no points", fix="pass at least one Tradeoff")
@@ -258,7 +239,7 @@ def tradeoff(
     drawn = draw.layers([draw.layers(marks, None, rows)], axes)
     whole = draw.layers([*draw.upright(references, domain), drawn], width=WIDTH, height=300)
     parts = "; ".join(f"{p.label}: {amount(p.x_s, 's')}, {amount(p.y_s, 's')}" for p in points)
-    return finish(whole, title=title, description=f"{y_title} against {x_title}. {parts}.", caption=caption)
+    return finish(whole, title=title, description=f"{y_title} against {x_title}. {parts}.")
 
 
 def label_levels(points: Sequence[Tradeoff], *, right: float) -> list[int]:

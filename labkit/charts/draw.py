@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.vega import BLACK, WIDTH, Spec
+from labkit.vega import BLACK, Spec
 from labkit.words import amount
 
 Rows = Iterable[Mapping[str, Any]]
@@ -151,9 +151,3 @@ def upright(references: Sequence[ReferenceLine], domain: tuple[float, float]) ->
         label = mark("text", {"text": "text"}, y=top + ROW / 2, baseline="middle", **side)
         drawn.append(layers([line, label], {"x": "at"}, [rule.row]))
     return drawn
-
-
-def level(rule: ReferenceLine) -> Spec:
-    """Draw a rule on a vertical value axis, with its label above it."""
-    line = mark("rule", {"y": "at"}, x=0, x2=WIDTH, **rule.look)
-    return layers([line, words({"y": "at"}, baseline="bottom", dy=-4, x=8, align="left")], None, [rule.row])

@@ -1,8 +1,6 @@
 """A slider over one setting: each move runs an experiment and redraws its chart in place.
 
-    explore([512, 2048, 8192], run=drive_with_budget, draw=picture, name="max_num_batched_tokens")
-
-`run` takes the setting and returns a result; `draw` takes both and returns a chart and a line of text.
+Explorer([512, 2048, 8192], run=drive_with_budget, draw=picture, name="max_num_batched_tokens")
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from labkit.charts.render import bundle, spec
 from labkit.display import LEAVE_ARROWS
-from labkit.errors import UsageError
-from labkit.vega import live_bundle
+from labkit.errors import require
+from labkit.vega import captioned, live_bundle
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -20,10 +18,14 @@ STYLE = "<style>.labkit-running .jp-OutputArea {opacity: 0.35}</style>"
 
 
 class Explorer(Generic[Value, Result]):
-    """The slider, its chart and its line of text. `value` and `result`: the setting shown and its run's result.
+    """A slider over `values` that shows `draw(value, run(value))`: a chart and a line of text.
 
-    The first run happens at construction. During a run the front end keeps only the slider's newest position, so
-    holding an arrow key costs two runs, not one for each repeat.
+    `start`: the value of the first run, at construction (default: the first). `caption`: the line below every title,
+    such as the modelled card. `value` and `result`: the setting shown and its run's result. UsageError without values,
+    or for a `start` that is not one of them.
+
+    During a run the front end keeps only the slider's newest position, so holding an arrow key costs two runs, not one
+    for each repeat.
     """
 
     def __init__(
@@ -33,14 +35,20 @@ class Explorer(Generic[Value, Result]):
         draw: Callable[[Value, Result], tuple[Any, str]],
         *,
         name: str,
-        start: Value,
+        start: Value | None = None,
+        caption: str = "",
     ) -> None:
         import ipywidgets as widgets
 
+        require(len(values) > 0, f"the slider {name} has no values", fix="pass at least one")
+        first = values[0] if start is None else start
+        known = ", ".join(map(_words, values))
+        require(first in values, f"{name} cannot start at {first}", fix=f"choose one of {known}")
         self._run, self._draw, self._name = run, draw, name
+        self._below = [caption] if caption else []
         self.slider = widgets.SelectionSlider(
             options=[(_words(value), value) for value in values],
-            value=start,
+            value=first,
             description=name,
             continuous_update=False,
             style={"description_width": "initial"},
@@ -49,7 +57,7 @@ class Explorer(Generic[Value, Result]):
         self.line = widgets.HTML()
         self.picture = widgets.Output()
         self.box = widgets.VBox([widgets.HTML(LEAVE_ARROWS + STYLE), self.slider, self.line, self.picture])
-        self._show(start)
+        self._show(first)
         self.slider.observe(self._moved, names="value")
 
     def _moved(self, change: dict[str, Any]) -> None:
@@ -64,9 +72,10 @@ class Explorer(Generic[Value, Result]):
 
     def _show(self, value: Value) -> None:
         result = self._run(value)
-        self.chart, self.text = self._draw(value, result)
+        chart, self.text = self._draw(value, result)
+        self.chart = captioned(spec(chart), *self._below)
         self.value, self.result = value, result
-        data, metadata = live_bundle(spec(self.chart))
+        data, metadata = live_bundle(self.chart)
         # Assign instead of clear and display: outputs cannot pile up, and the chart does not flicker.
         self.picture.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
         self.line.value = _status(self.text)
@@ -77,27 +86,6 @@ class Explorer(Generic[Value, Result]):
         shown = dict(self.box._repr_mimebundle_(**options))
         shown |= {"image/png": data["image/png"], "text/plain": f"{data['text/plain']}\n{self.text}"}
         return shown, {"image/png": metadata["image/png"]}
-
-
-def explore(
-    values: Sequence[Value],
-    run: Callable[[Value], Result],
-    draw: Callable[[Value, Result], tuple[Any, str]],
-    *,
-    name: str,
-    start: Value | None = None,
-) -> Explorer[Value, Result]:
-    """Return a slider over `values` that shows `draw(value, run(value))`: an Altair chart and a line of text.
-
-    `start`: the value of the first run (default: the first). UsageError without values, or for a `start` that is not
-    one of them.
-    """
-    if not values:
-        raise UsageError(f"the slider {name} has no values", remedy="pass at least one")
-    first = values[0] if start is None else start
-    if first not in values:
-        raise UsageError(f"{name} cannot start at {first}", remedy=f"choose one of {', '.join(map(_words, values))}")
-    return Explorer(values, run, draw, name=name, start=first)
 
 
 def _words(value: object) -> str:

@@ -29,7 +29,7 @@ class StepPanel:
     top: float | None = None
 
 
-def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None = None) -> Chart:
+def step_panels(panels: Sequence[StepPanel], *, title: str) -> Chart:
     """Draw panels over the same steps. A series has the same colour and dash in each."""
     has_values = bool(panels) and all(panel.series and all(panel.series.values()) for panel in panels)
     require(has_values, f"the chart {title!r} has no values", fix="pass one value per step for each series")
@@ -62,7 +62,7 @@ def step_panels(panels: Sequence[StepPanel], *, title: str, caption: str | None 
         for panel, name, values in curves
     )
     drawn = draw.column(parts, spacing=12, color="shared", strokeDash="shared")
-    return finish(drawn, title=title, description=f"Curves over {steps} steps. {text}.", caption=caption)
+    return finish(drawn, title=title, description=f"Curves over {steps} steps. {text}.")
 
 
 def _corners(points: Points) -> Points:
@@ -93,7 +93,6 @@ def scaling_timeline(
     lost: Sequence[float] = (),
     unnoticed: tuple[float, float] | None = None,
     title: str,
-    caption: str | None = None,
 ) -> Chart:
     """Draw replicas as the controller reports them, requests in flight, and each request's latency by send time (s).
 
@@ -137,7 +136,7 @@ def scaling_timeline(
         f"Three curves over time. Replicas running: {running}. At most {most:g} requests in flight. "
         f"Latency from {min(waits):.2f} to {max(waits):.2f} s{_moments_words(moments)}{failed}."
     )
-    return finish(draw.column(parts, spacing=16), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=16), title=title, description=text)
 
 
 def _steps(points: Points, title: list[str], colour: str) -> list[Spec]:
@@ -179,11 +178,11 @@ def _moments_words(moments: Iterable[Moment]) -> str:
 SAMPLES = 80  # times at which requests in flight are counted
 
 
-def in_flight(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str, caption: str | None = None) -> Chart:
+def in_flight(loads: Mapping[str, Sequence["RequestRecord"]], *, title: str) -> Chart:
     """Draw the requests that were due and had not ended over time, a line per load. UsageError without requests."""
     rows: list[LinePoint] = []
     for name, records in loads.items():
         end_s = max((record.finished_s for record in records), default=0.0)
         times_s = [end_s * n / SAMPLES for n in range(SAMPLES + 1)]
         rows += [LinePoint(at, sum(r.scheduled_s <= at < r.finished_s for r in records), name) for at in times_s]
-    return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running", caption=caption)
+    return lines(rows, title=title, x_title=SINCE, y_title="requests waiting or running")

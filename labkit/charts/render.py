@@ -20,8 +20,6 @@ VEGA_LITE = "5.8"  # the oldest version in vl-convert, nearest to JupyterLab's 5
 SCALE = 2
 COLOURS = 256  # fewer would merge the colours of thin lines
 
-_caption = {"text": ""}
-
 
 class Chart(Spec):
     """A Vega-Lite specification that a notebook shows as a picture."""
@@ -30,35 +28,12 @@ class Chart(Spec):
         return bundle(self)
 
 
-def set_caption(text: str) -> None:
-    """Set the line under all later titles: the machine that was measured."""
-    _caption["text"] = text
-
-
-def finish(chart: Spec, *, title: str | None, description: str, caption: str | None = None) -> Chart:
-    """Add title, caption, theme and description (the drawing's aria-label) to a chart.
-
-    Default `caption`: that of `set_caption` or `enable`. UsageError without a description.
-    """
+def finish(chart: Spec, *, title: str, description: str) -> Chart:
+    """Add title, theme and description (the drawing's aria-label) to a chart. UsageError without a description."""
     require(
         bool(description.strip()), f"the chart {title!r} has no description", fix="describe in a sentence what it shows"
     )
-    below = _caption["text"] if caption is None else caption
-    heading = {"title": {"text": title} | ({"subtitle": below} if below else {})} if title else {}
-    return Chart({"$schema": SCHEMA, "config": config(), **heading, "description": description, **chart})
-
-
-def enable(*, caption: str = "") -> None:
-    """Show Altair's charts offline too, in the course's theme.
-
-    `caption`: the line under every title, which names the machine.
-    """
-    import altair as alt
-
-    set_caption(caption)
-    alt.renderers.register("labkit", lambda drawn, **_: bundle(drawn))
-    alt.renderers.enable("labkit")
-    alt.theme.register("labkit", enable=True)(lambda: alt.theme.ThemeConfig({"config": config()}))
+    return Chart({"$schema": SCHEMA, "config": config(), "title": {"text": title}, "description": description, **chart})
 
 
 def spec(chart: Any) -> Spec:

@@ -12,7 +12,7 @@ from labkit.charts.draw import PALE
 from labkit.charts.render import Chart, finish
 from labkit.errors import require
 from labkit.theory.prefix_cache import block_hashes
-from labkit.vega import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, WIDTH, Spec, palette
+from labkit.vega import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, SKY, VERMILLION, WIDTH, Spec
 from labkit.words import amount, number
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def continuous_spans(lengths: Sequence[int], *, batch: int) -> Iterator[Span]:
         heapq.heappush(free, (start + length, slot))
 
 
-def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str | None = None) -> Chart:
+def batch_grid(lengths: Sequence[int], *, batch: int, title: str) -> Chart:
     """Draw both policies for answers of `lengths` tokens on `batch` slots, one step per token. UsageError if empty.
 
     A simulation, not a measurement: all steps are equally long, and prefill is left out.
@@ -147,7 +147,7 @@ def batch_grid(lengths: Sequence[int], *, batch: int, title: str, caption: str |
         f"{len(lengths)} answers on {batch} slots. Static batches take {static_steps} steps and compute {wasted} "
         f"tokens of padding; continuous batching takes {steps} steps and computes none."
     )
-    return finish(draw.column(parts, spacing=22, color="shared"), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=22, color="shared"), title=title, description=text)
 
 
 FOUND, NEW = "found in the cache", "computed now, then cached"
@@ -169,9 +169,7 @@ def pieces(prompts: Mapping[str, Sequence[int]], *, block_size: int) -> Iterator
             yield Span(name, full, len(tokens), PARTIAL, str(len(tokens) - full))
 
 
-def prefix_blocks(
-    prompts: Mapping[str, Sequence[int]], *, block_size: int, title: str, caption: str | None = None
-) -> Chart:
+def prefix_blocks(prompts: Mapping[str, Sequence[int]], *, block_size: int, title: str) -> Chart:
     """Draw a row for each prompt (token ids by name), a box for each block.
 
     Computed by prefix_cache.block_hashes, not measured.
@@ -196,7 +194,7 @@ def prefix_blocks(
         for name in prompts
         for kinds in [[block.kind for block in blocks if block.row == name]]
     )
-    return finish(drawn, title=title, description=f"{title}. {counts}.", caption=caption)
+    return finish(drawn, title=title, description=f"{title}. {counts}.")
 
 
 TOKEN, GAP, PART, QUEUED = "a token", "the longest gap", "a chunk of a prompt", "waiting"
@@ -232,9 +230,7 @@ class Lane:
             yield Span(self.name, *max(self.gaps, key=_length), GAP)
 
 
-def token_streams(
-    panels: Mapping[str, Sequence[Lane]], *, title: str, x_title: str, caption: str | None = None
-) -> Chart:
+def token_streams(panels: Mapping[str, Sequence[Lane]], *, title: str, x_title: str) -> Chart:
     """Draw a panel for each entry on the same time axis: a row for each request, a tick for each token.
 
     UsageError without a panel, or for a request without tokens.
@@ -258,7 +254,7 @@ def token_streams(
         about = {"title": draw.heading(heading), "width": WIDTH, "height": {"step": LANE}}
         parts.append(draw.layers([bars, ticks], {"x": x, "y": y}, **about))
     text = f"Token streams over time. {'. '.join(says)}."
-    return finish(draw.column(parts, spacing=18, color="shared"), title=title, description=text, caption=caption)
+    return finish(draw.column(parts, spacing=18, color="shared"), title=title, description=text)
 
 
 def _length(ends: tuple[float, float]) -> float:
@@ -299,7 +295,7 @@ def memory_map(
     owners = {owner for snapshots in panels.values() for snapshot in snapshots for owner in snapshot.holdings}
     names = [str(owner + 1) for owner in sorted(owners)]
     squares = {"symbolType": "square", "symbolSize": 150}
-    colour = draw.series("owner", names, [palette()[n % len(palette())] for n in range(len(names))])
+    colour = draw.series("owner", names, [PALETTE[n % len(PALETTE)] for n in range(len(names))])
     legend = {"title": "sequence", "columns": len(names), **squares} if len(names) <= MOST_NAMED else None
     opacity = draw.series("kind", [STORED, EMPTY], [1, 0.25], **squares, symbolFillColor=GREY, symbolStrokeWidth=0)
     # Ordinal: Vega-Lite warns of opacity for a nominal field.

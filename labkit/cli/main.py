@@ -51,12 +51,11 @@ def options(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what this machine can run, and what to fix."""
-    from rich.console import Console
-
+    from labkit.cli.tables import show_doctor
     from labkit.workshop.doctor import examine
 
     result = examine()
-    answer(as_json, result.to_json, lambda: result.render(Console()))
+    answer(as_json, result.to_json, lambda: show_doctor(result))
 
 
 @app.command()

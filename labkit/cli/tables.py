@@ -2,28 +2,34 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.display import table
 from labkit.experiments import few_samples
-from labkit.load.metrics import Quantity, Summary
-from labkit.records import Comparison, LabRun, Record
+from labkit.records import Comparison
 from labkit.records.ledger import Row
-from labkit.words import amount, clock, number, share, span
+from labkit.words import number, share
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from labkit.load.metrics import Quantity, Summary
     from labkit.load.sweep import Sweep
     from labkit.modelled.simulate import Simulation
     from labkit.teaching import Calibration
+    from labkit.workshop.doctor import Check, Doctor
     from labkit.workshop.learners import Hurdle, Learner
     from labkit.workshop.room import MachineState, Room, RoomCheck
 
-STYLES = {"supported": "green", "refuted": "bold red", "depends": "yellow",
-          "done": "green", "failed": "bold red", "running": "yellow", "no": "bold red"}  # fmt: skip
-KEY_FIGURES = 5
+COLOURS = {
+    "green": ("supported", "done", "ok", "yes"),
+    "yellow": ("depends", "running", "note", "small"),
+    "bold red": ("refuted", "failed", "problem", "no"),
+}
+STYLES = {word: colour for colour, words in COLOURS.items() for word in words}
 MOST_HURDLES = 12
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 
@@ -37,7 +43,7 @@ def put(content: Any) -> None:
 
 
 def styled(word: str) -> Any:
-    """Return a status or verdict in its colour."""
+    """Return a status, state or verdict in its colour."""
     from rich.text import Text
 
     return Text(word, style=STYLES.get(word, "dim"))
@@ -59,24 +65,16 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 def show_run(run_dir: Path) -> None:
     """Print each lab of a run with its status, time and key figures."""
     from labkit.report.data import load
+    from labkit.report.view import lab_views
 
-    run = load(run_dir)
     rows = table("lab", "status", "time", "key figures")
-    for lab in run.labs:
-        rows.add_row(*_lab_cells(lab, run.records.get(lab.name)))
+    for lab in lab_views(load(run_dir)):
+        figures = (
+            f"{figure['name']}: {figure['value']}" + (f" ({figure['interval']})" if figure["interval"] else "")
+            for figure in lab["figures"]
+        )
+        rows.add_row(lab["title"], styled(lab["status"]), lab["duration"], "\n".join(figures))
     put(rows)
-
-
-def _lab_cells(lab: LabRun, record: Record | None) -> tuple[Any, ...]:
-    from labkit.labs import LABS
-
-    title = LABS[lab.name].heading if lab.name in LABS else lab.name
-    figures = []
-    for item in sorted(record.measured, key=lambda item: item.tolerance is None) if record else ():
-        interval = f" ({span(item.low, item.high, item.unit)})" if len(item.values) > 1 else ""
-        figures.append(f"{item.name.replace('_', ' ')}: {amount(item.value, item.unit)}{interval}")
-    time = "" if lab.seconds is None else clock(lab.seconds)
-    return title, styled(lab.status), time, "\n".join(figures[:KEY_FIGURES])
 
 
 def show_comparison(comparison: Comparison) -> None:
@@ -108,7 +106,7 @@ def show_claims(ledger: Sequence[Row]) -> None:
     put(rows)
 
 
-def show_load(summary: Summary) -> None:
+def show_load(summary: "Summary") -> None:
     """Print a load's figures."""
     tokens_in, tokens_out = (
         "unknown" if n is None else f"{n:,}" for n in (summary.input_tokens, summary.output_tokens)
@@ -192,15 +190,31 @@ def show_keys(values: str, keys: Sequence[tuple[str, str, str, str]]) -> None:
     put(rows)
 
 
+def show_doctor(doctor: "Doctor") -> None:
+    """Print what this machine has, and which labs run on it. States are words; the colours repeat them."""
+    labs = table("lab", "runs here", "why", "what to do", title="The labs")
+    for name, ready in doctor.labs.items():
+        labs.add_row(name, styled(ready.runs), ready.reason, ready.fix)
+    put(_checks(doctor.checks, title="This machine"))
+    put(labs)
+    verdict = "Everything runs here." if doctor.ok else 'Something is missing: see the column "what to do".'
+    put(f"{verdict} (examined in {doctor.took_s:.2f} s)")
+
+
+def _checks(checks: "Iterable[Check]", *, title: str = "") -> "Table":
+    rows = table("what", "state", "found", "what to do", title=title)
+    for check in checks:
+        rows.add_row(check.topic, styled(check.state), check.found, check.fix)
+    return rows
+
+
 # --- for instructors ---
 
 
 def show_check(check: "RoomCheck") -> None:
     """Print every check of a machine, problems first."""
-    from labkit.workshop.doctor import checks_table
-
     order = ("problem", "note", "ok")
-    put(checks_table(sorted(check.checks, key=lambda item: order.index(item.state))))
+    put(_checks(sorted(check.checks, key=lambda item: order.index(item.state))))
     count = len(check.problems)
     verdict = "ready for the workshop" if check.ok else f"not ready: {count} problem{'s' if count > 1 else ''}"
     put(f"{check.machine}: {verdict}")
@@ -208,11 +222,9 @@ def show_check(check: "RoomCheck") -> None:
 
 def show_room(room: "Room") -> None:
     """Print a row for each machine: problems and their fixes, then software that differs from the others."""
-    from labkit.workshop.doctor import styled as state
-
     rows = table("machine", "state", "found", "what to do")
     for machine in sorted(room.machines, key=lambda machine: machine.ok):
-        name, mark = machine.name, state("ok" if machine.ok else "problem")
+        name, mark = machine.name, styled("ok" if machine.ok else "problem")
         for found, fix in _machine_rows(machine):
             rows.add_row(name, mark, found, fix)
             name, mark = "", ""

@@ -10,8 +10,6 @@ from labkit.errors import UsageError, require
 
 T = TypeVar("T")
 Name = TypeVar("Name", bound=Hashable)
-OnMeasurement = Callable[[int, int, str], None]
-"""Called with (measurements done, measurements in all, the arm about to run; "" at the end)."""
 Steps = Generator[None, None, T]
 """Work that pauses (`yield`) after each of its steps and returns its result."""
 
@@ -22,7 +20,6 @@ def interleaved(
     repeats: int,
     seed: int,
     together: Sequence[Sequence[str]] = (),
-    progress: OnMeasurement | None = None,
 ) -> dict[str, list[T]]:
     """Run every arm once per round, in an order shuffled by `seed`; return each arm's results in order of rounds.
 
@@ -38,16 +35,12 @@ def interleaved(
         repeats >= 1, f"repeats is {repeats}; it must be at least 1", fix="set repeats to 3 or more for an interval"
     )
     results: dict[str, list[T]] = {name: [] for name in arms}
-    report = progress or (lambda *_: None)
-    plan = list(_schedule(_units(list(arms), together), repeats=repeats, seed=seed))
-    for done, (round_index, name) in enumerate(plan):
-        report(done, len(plan), name)
+    for round_index, name in _schedule(_units(list(arms), together), repeats=repeats, seed=seed):
         try:
             results[name].append(arms[name](round_index))
         except BaseException as error:  # Ctrl-C too
             error.add_note(f"while measuring arm {name!r}, round {round_index + 1} of {repeats}")
             raise
-    report(len(plan), len(plan), "")
     return results
 
 

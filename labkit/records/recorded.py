@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from labkit.charts.draw import MEASURED
-from labkit.vega import Spec, titled
+from labkit.vega import Spec, captioned
 from labkit.words import number
 
 COLOUR = "#6b4c1e"  # not the colour of any series
@@ -53,8 +53,7 @@ def with_recorded(spec: Mapping[str, Any], recorded: Sequence[Row], *, label: st
     mark = {**shape, "color": COLOUR, "aria": False, **({"yOffset": 9} if is_bar else {})}
     encoding = {"x": axes["x"], "y": axes["y"], "tooltip": [{"field": key} for key in rows[0]]}
     panel["layer"].append({"name": "recorded", "data": {"values": rows}, "mark": mark, "encoding": encoding})
-    title = titled(drawn)
-    drawn["title"] = {**title, "subtitle": [*title["subtitle"], f"\u25c7 {label}"]}
+    drawn = captioned(drawn, f"\u25c7 {label}")
     words = "; ".join(f"{_words(row)} {number(_value(row))}" for row in rows)
     drawn["description"] = f"{drawn.get('description', '')} Diamonds, {label}: {words}.".strip()
     return drawn

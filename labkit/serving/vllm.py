@@ -22,6 +22,7 @@ from labkit.machine.gpu_share import require_share
 from labkit.serving import gate
 from labkit.serving.process import LOOPBACK, Say, ServerProcess, Stoppable, free_port, require_free_port
 
+CPU_CACHE_GIB = 1  # vLLM takes whole GiB on a CPU
 KNOWN_FAILURES = (
     (
         r"larger than the available KV cache memory.*estimated maximum model length is (\d+)",
@@ -41,7 +42,7 @@ KNOWN_FAILURES = (
     (
         r"Available memory on node \d+ \(([\d.]+)/.*is less than requested memory for kv",
         "the requested KV cache is larger than the free memory",
-        "{0} GiB are available: lower VLLM_CPU_KVCACHE_SPACE (kv_cache_gib), or close other programs",
+        "{0} GiB are available: lower VLLM_CPU_KVCACHE_SPACE, or close other programs",
     ),
     (
         # a successful start logs the first words too
@@ -134,12 +135,10 @@ class EngineSettings:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # no Triton on a CPU: known
 
 
-def settings(
-    machine: Machine, *, kv_cache_gib: int = 1, gpu_memory_share: float = 0.9, weight_bytes: int | None = None
-) -> EngineSettings:
+def settings(machine: Machine, *, gpu_memory_share: float = 0.9, weight_bytes: int | None = None) -> EngineSettings:
     """Return the settings for this machine. UsageError if a number is out of range or memory does not suffice.
 
-    On a CPU: `kv_cache_gib` GiB of KV cache (vLLM accepts whole GiB only), one OpenMP thread (spinning threads on few
+    On a CPU: CPU_CACHE_GIB of KV cache, one OpenMP thread (spinning threads on few
     busy cores are 8-10 times slower), no compilation (it takes over a minute), and float32 if the cores have no fast
     bfloat16 (batching would gain nothing). On a GPU: `gpu_memory_share` of its memory, which vLLM allocates at start
     for weights and cache together; `weight_bytes`, if known, must leave room for the cache.
@@ -161,18 +160,13 @@ def settings(
             why=WHY_ON_GPU,
         )
     require(
-        kv_cache_gib == int(kv_cache_gib) and kv_cache_gib >= 1,
-        f"kv_cache_gib is {kv_cache_gib}; vLLM accepts whole GiB on a CPU, 1 or more",
-        fix="pass kv_cache_gib=1",
-    )
-    require(
-        machine.memory_available_bytes >= (kv_cache_gib + 2) * 2**30,
-        f"a KV cache of {kv_cache_gib} GiB and an engine of about 2 GiB do not fit: "
+        machine.memory_available_bytes >= (CPU_CACHE_GIB + 2) * 2**30,
+        f"a KV cache of {CPU_CACHE_GIB} GiB and an engine of about 2 GiB do not fit: "
         f"{machine.memory_available_bytes / 2**30:.1f} GiB of memory are available",
-        fix="close other programs, or lower kv_cache_gib",
+        fix="close other programs",
     )
     cpu = {
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines would both bind to core 0
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # LLM() runs in this process, so that its CPU time can be measured

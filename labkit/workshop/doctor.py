@@ -11,18 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from labkit import models
 from labkit.cuda import CPU_STACK, MODEL_GPU_GIB, engine_needs, hub_folder, model_need
-from labkit.display import table
 from labkit.files import notebooks_path, runs_path
 from labkit.labs import INSTALL, LABS, Lab, Readiness, find_lab, readiness
 from labkit.machine import Machine, disk_free_bytes, for_build, in_words, inspect, java, port_is_free, to_json, versions
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 GIB = 2**30
 # Default ports; labkit itself asks the kernel for free ports.
@@ -36,7 +31,6 @@ MOST_USED_SHARE = 0.2  # of a GPU's memory
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "firefox", "firefox-esr",
             "microsoft-edge", "microsoft-edge-stable", "brave-browser", "epiphany")  # fmt: skip
 TUNNEL = f"ssh -L {JUPYTER_PORT}:127.0.0.1:{JUPYTER_PORT} this-machine, then open JupyterLab's address in its browser"
-STYLES = {"ok": "green", "yes": "green", "note": "yellow", "small": "yellow", "problem": "bold red", "no": "bold red"}
 State = Literal["ok", "note", "problem"]
 
 
@@ -99,30 +93,6 @@ class Doctor:
             "checks": [asdict(check) for check in self.checks],
             "took_s": round(self.took_s, 3),
         }
-
-    def render(self, console: "Console") -> None:
-        """Print the tables. States are words; the colours repeat them."""
-        labs = table("lab", "runs here", "why", "what to do", title="The labs")
-        for name, ready in self.labs.items():
-            labs.add_row(name, styled(ready.runs), ready.reason, ready.fix)
-        verdict = "Everything runs here." if self.ok else 'Something is missing: see the column "what to do".'
-        console.print(checks_table(self.checks, title="This machine"), labs, markup=False)
-        console.print(f"{verdict} (examined in {self.took_s:.2f} s)")
-
-
-def styled(word: str) -> Any:
-    """Return a state in its colour."""
-    from rich.text import Text
-
-    return Text(word, style=STYLES[word])
-
-
-def checks_table(checks: Iterable[Check], *, title: str = "") -> "Table":
-    """Return a table with a row for each check."""
-    rows = table("what", "state", "found", "what to do", title=title)
-    for check in checks:
-        rows.add_row(check.topic, styled(check.state), check.found, check.fix)
-    return rows
 
 
 def examine(

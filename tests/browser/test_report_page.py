@@ -33,7 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made.prediction({"id": f"01.{n}", "question": QUESTION, **unit, "guess": measured, "confidence": 0.5,
                          "measured": measured, "hit": True})  # fmt: skip
     rows = [charts.Bar(f"a label of some length {n}", 1.0 + n, 0.5 + n, 2.0 + n) for n in range(4)]
-    made.chart("wide", charts.spec(charts.bars_with_intervals(rows, title="Wide", unit="s", caption="c")), key=True)
+    made.chart("wide", charts.spec(charts.bars_with_intervals(rows, title="Wide", unit="s")), key=True)
     made.measure("a_quantity_with_a_long_name", "tokens/s", [1.0, 2.0, 3.0])
     made.evidence("C28", **dict.fromkeys(load_claims()["C28"].rule.needs, 0))  # type: ignore[union-attr]
     made.save("done")

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import unescape
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
@@ -18,15 +18,12 @@ from labkit import charts
 from labkit.charts.bars import Bar
 from labkit.charts.curves import LETTER, LinePoint, LoadPoint, Tradeoff, label_levels
 from labkit.charts.panels import MOST, StepPanel, _thinned
-from labkit.charts.render import set_caption
 from labkit.charts.spans import EMPTY, FOUND, PARTIAL, STORED, Lane, patches, pieces
 from labkit.errors import UsageError
 from labkit.load import Outcome, RequestRecord
 from labkit.theory.kv_allocation import Extent, Holding, MemorySnapshot, Policy, TokenSequence, allocate
-from labkit.vega import INK, MIME, WIDTH, config, live_bundle, palette
+from labkit.vega import INK, MIME, WIDTH, config, live_bundle
 from tests.unit.chart_drill import assert_draws_and_says_what_it_is
-
-CAPTION = "2 CPUs (a model), 24 GiB, no GPU"
 
 
 def record(
@@ -72,7 +69,7 @@ CHARTS: dict[str, Callable[[], Any]] = {
         [Bar("one", 3, 2, 4), Bar("two", 5)], unit="tok/s", guess=2, article=4, formula=("by hand", 4.5), **T
     ),
     "stacked": lambda: charts.stacked_bars(PARTS, unit="GiB", rest="free", **T),
-    "loads": lambda: charts.throughput_latency(LOADS, guess=120, **T),
+    "loads": lambda: charts.throughput_latency(LOADS, **T),
     "lines": lambda: charts.lines([LinePoint(x, x * x, low=x, high=x * x + 1) for x in range(5)], **AXES),
     "computed": lambda: charts.computed_and_measured(COMPUTED, MEASURED, unit="x", **AXES),
     "tradeoff": lambda: charts.tradeoff(TRADEOFFS, slo_s=1.0, **AXES),
@@ -87,14 +84,6 @@ CHARTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def caption() -> Iterator[None]:
-    """Set the machine's line under every chart, and remove it afterwards."""
-    set_caption(CAPTION)
-    yield
-    set_caption("")
-
-
 def rows(part: Any) -> list[dict[str, Any]]:
     """All data of a chart or a part of one."""
     inside = part.items() if isinstance(part, dict) else enumerate(part if isinstance(part, list) else ())
@@ -102,15 +91,14 @@ def rows(part: Any) -> list[dict[str, Any]]:
 
 
 def test_every_chart_draws_and_says_what_it_is(capfd: pytest.CaptureFixture[str]) -> None:
-    """Charts are valid, small, readable and offline; they name the machine; equal data give equal charts."""
+    """Charts are valid, small, readable and offline; equal data give equal charts."""
     for draw in CHARTS.values():
         chart = draw()
         assert_draws_and_says_what_it_is(chart, capfd)
-        assert chart["title"]["subtitle"] == CAPTION
         assert chart == draw()
 
 
-LABELS = {"bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"], "loads": ["your guess: 120 tok/s"]}
+LABELS = {"bars": ["your guess: 2 tok/s", "by hand: 4.5 tok/s"]}
 DESCRIPTIONS = {
     "streams": ["chunks of long: 2"],
     "computed": ["series 2 at 64: 3.13x", "computed dashed lines"],
@@ -168,7 +156,7 @@ def test_awkward_numbers_are_drawn() -> None:
     for value in (0.0, -3.0, 1e-9, 1e12):
         bars = charts.bars_with_intervals([Bar("a", value)], unit="s", guess=1, **T)
         line = charts.lines([LinePoint(0, value), LinePoint(1, 1)], **AXES)
-        loads = charts.throughput_latency([LoadPoint(1, 1, 1, 1)], guess=value, **T)
+        loads = charts.throughput_latency([LoadPoint(1, value, 1, 1)], **T)
         assert "NaN" not in charts.svg(bars) + charts.svg(line) + charts.svg(loads)
 
 
@@ -187,17 +175,6 @@ def test_the_bundle_is_for_jupyterlabs_vega_lite_5() -> None:
     live, metadata = live_bundle(CHARTS["anatomy"]())  # a widget's callback cannot wait for a PNG
     assert struct.unpack(">16xII", base64.b64decode(live["image/png"])[:24]) == (1, 1), "width and height"
     assert metadata["image/png"]["alt"] == live[MIME]["description"]
-
-
-def test_enable_takes_over_altairs_display() -> None:
-    """After `enable` Altair charts use the course's renderer and colours; the course's charts have the caption."""
-    alt = pytest.importorskip("altair")
-    with alt.renderers.enable("default"), alt.theme.enable("default"):  # Altair's own comes back afterwards
-        charts.enable(caption="one GPU")
-        own = alt.Chart(alt.Data(values=[{"a": 1}])).mark_point().encode(x="a:Q").properties(description="a point")
-        data, _ = own._repr_mimebundle_()
-    assert data[MIME]["config"]["range"]["category"] == palette()
-    assert charts.spec(CHARTS["anatomy"]())["title"]["subtitle"] == "one GPU"
 
 
 def test_text_has_contrast() -> None:

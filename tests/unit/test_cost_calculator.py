@@ -14,7 +14,6 @@ from labkit.advice.costs.charts import HOSTING, break_even_chart, sensitivity_ch
 from labkit.advice.costs.explain import explain
 from labkit.advice.costs.form import VIEWS, CostCalculator, show_calculator
 from labkit.advice.costs.prices import millions
-from labkit.advice.costs.sensitivity import sensitivity
 from labkit.advice.costs.words import text, to_json
 from labkit.charts.render import svg
 from labkit.vega import MIME
@@ -194,7 +193,7 @@ def test_charts_are_drawn_with_what_they_say() -> None:
     for spec, words in (
         (break_even_chart(result), "break-even 8.699M"),
         (utilisation_chart(result), "40.0% busy"),
-        (sensitivity_chart(result, sensitivity(START), share=0.25), "25% less of it"),
+        (sensitivity_chart(result, share=0.25), "25% less of it"),
     ):
         drawing = svg(spec)
         for text_in_chart in (words, "Claude 3.5 Sonnet (article)", spec["description"][:20]):

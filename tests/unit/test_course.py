@@ -371,7 +371,7 @@ def test_every_chart_carries_the_machine(tmp_path: Path) -> None:
     from labkit import charts
 
     lab = session.start(FIRST, PARAMETERS, out_dir=tmp_path)
-    drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s", caption=lab.machine_line)
+    drawn = charts.bars_with_intervals([charts.Bar("a", 1.0)], title="A bar", unit="s")
     lab.chart(drawn, "captioned", key=True, caption="three repeats")
     lab.chart({"mark": "bar", "description": "a bar", "data": {"values": []}, "title": "Plain"}, "plain")
     lab.chart(drawn, "asleep", caption="three repeats", served="a handler that sleeps")

@@ -1,14 +1,15 @@
 """What doctor says of invented machines."""
 
-import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from labkit import models
+from labkit.cli import tables
 from labkit.cuda import Need
 from labkit.labs import LABS
 from labkit.workshop import doctor
@@ -38,11 +39,12 @@ def check(found: Doctor, topic: str) -> doctor.Check:
     return one
 
 
-def text_of(found: Doctor) -> str:
-    """What `render` prints, without colours."""
-    console = Console(file=io.StringIO(), width=200, no_color=True)
-    with console.capture() as captured:
-        found.render(console)
+def text_of(found: Doctor, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the command prints, without colours and on wide lines."""
+    console = Console(width=200, no_color=True)
+    with monkeypatch.context() as patched, console.capture() as captured:
+        patched.setattr(tables, "put", partial(console.print, markup=False))
+        tables.show_doctor(found)
     return captured.get()
 
 
@@ -96,7 +98,7 @@ def test_what_is_missing_is_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch
     for topic in ("vllm", "ray", "torchserve", "Java", "disk", "model minilm"):
         assert check(found, topic).state == "problem"
     assert {lab.runs for name, lab in found.labs.items() if LABS[name].engine == "vllm"} == {"no"}
-    assert "Something is missing" in text_of(found)
+    assert "Something is missing" in text_of(found, monkeypatch)
 
 
 def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +115,10 @@ def test_whatever_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
         assert (found.ok, on_engines == {"small"}) == ((machine is not small),) * 2
 
 
-def test_the_table_speaks_in_words() -> None:
+def test_the_table_speaks_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without colours every state, lab and reason is still there, and brackets in a reason are not taken for markup."""
     found = examine(machine=replace(BARE, gpu_reason="NVML says: [Not Found]"))
-    text = text_of(found)
+    text = text_of(found, monkeypatch)
     assert check(found, "vllm").found.endswith("(CPU build)")
     words = ("[Not Found]", *found.labs, "ok", "note", "small", "Everything runs here.", "(CPU build)")
     assert [word for word in words if word not in text] == []

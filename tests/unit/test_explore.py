@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from labkit.charts.bars import Bar, bars_with_intervals
-from labkit.charts.explore import Explorer, explore
+from labkit.charts.explore import Explorer
 from labkit.vega import MIME
 from tests.unit.refusals import not_refused
 
@@ -24,7 +24,16 @@ def explorer() -> Explorer[int, int]:
             raise ValueError("<no memory>")
         return budget * 2
 
-    return explore([512, 1024, 4096], run, draw, name="budget", start=1024)
+    return Explorer([512, 1024, 4096], run, draw, name="budget", start=1024)
+
+
+def test_the_caption_is_below_every_title() -> None:
+    """Also after a move; without one there is no line."""
+    explorer = Explorer([1, 2], abs, draw, name="budget", caption="a modelled card")
+    explorer.slider.value = 2
+    assert explorer.chart["title"] == {"text": "Budget 2", "subtitle": ["a modelled card"]}
+    assert explorer.picture.outputs[0]["data"][MIME] == explorer.chart
+    assert Explorer([1], abs, draw, name="budget").chart["title"]["subtitle"] == []
 
 
 def titles(explorer: Explorer[int, int]) -> list[str]:
@@ -69,6 +78,6 @@ def test_a_failing_run_is_reported_and_the_last_picture_stays(explorer: Explorer
 
 def test_the_start_is_one_of_the_values() -> None:
     """By default the first; no values, or a start that is not among them, are refused."""
-    assert explore([3, 4], abs, draw, name="budget").value == 3
+    assert Explorer([3, 4], abs, draw, name="budget").value == 3
     bad = [(([], None), "has no values"), (([512, 1024], 7), "cannot start at 7")]
-    assert not_refused(lambda asked: explore(asked[0], abs, draw, name="budget", start=asked[1]), bad) == []
+    assert not_refused(lambda asked: Explorer(asked[0], abs, draw, name="budget", start=asked[1]), bad) == []

@@ -29,7 +29,7 @@ OWN = reference.references()
 def chart(value: float = 3.0, *, guess: float | None = None) -> dict[str, Any]:
     """A bar chart with two bars."""
     rows = [charts.Bar("one", value), charts.Bar("many", 10.0, 9.0, 11.0)]
-    return spec(charts.bars_with_intervals(rows, title="Speed", unit="tok/s", guess=guess, caption="here"))
+    return spec(charts.bars_with_intervals(rows, title="Speed", unit="tok/s", guess=guess))
 
 
 def curve(y: float = 2.0) -> dict[str, Any]:

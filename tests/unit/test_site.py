@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from labkit.advice import costs, selector
+from labkit.advice.costs.form import CHARTS
 from labkit.advice.costs.settings import SETTINGS
 from labkit.advice.costs.words import to_json
 from labkit.cli.main import app
@@ -100,7 +101,7 @@ def test_the_answers_are_the_command_lines() -> None:
 
 def test_each_view_and_part_is_shown() -> None:
     """The calculator's three charts and sums, the selector's parts, with links to the site's labs."""
-    for view in answers.CHARTS:
+    for view in CHARTS:
         shown = answers.shown("calculator", COST, view)
         assert shown["chart"]["description"]
         assert shown["parts"]["The sums"].count("<li>") > 5

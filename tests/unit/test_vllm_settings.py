@@ -39,8 +39,8 @@ def test_cpu_settings() -> None:
     """Without a GPU: the cache's size and one OpenMP thread by environment, no compilation by flag and argument; the
     model's own bfloat16 where the cores are fast at it, float32 elsewhere."""
     for bf16, dtype in ((True, "auto"), (False, "float32")):
-        found = settings(on(bf16=bf16), kv_cache_gib=3)
-        assert (found.env["VLLM_CPU_KVCACHE_SPACE"], found.env["OMP_NUM_THREADS"]) == ("3", "1")
+        found = settings(on(bf16=bf16))
+        assert (found.env["VLLM_CPU_KVCACHE_SPACE"], found.env["OMP_NUM_THREADS"]) == ("1", "1")
         assert found.flags == f"--enforce-eager --dtype {dtype}"
         assert found.llm["enforce_eager"] is True
         assert found.dtype == found.llm["dtype"] == dtype
@@ -87,7 +87,7 @@ def test_nothing_is_sent_home() -> None:
 
 
 def test_memory_that_cannot_be_is_refused() -> None:
-    """A GPU's share or a cache that is not free, with both numbers; a share outside 0 to 1, no or broken GiB."""
+    """A GPU's share or a cache that is not free, with both numbers; a share outside 0 to 1."""
     taken = on(gpu_gib=24, free_gib=6)
     bad: list[tuple[tuple[Machine, dict[str, Any]], str]] = [
         (
@@ -96,11 +96,10 @@ def test_memory_that_cannot_be_is_refused() -> None:
         ),
         ((taken, {"gpu_memory_share": 0.9}), "at most 0.25"),
         *(((FREE_GPU, {"gpu_memory_share": n}), f"gpu_memory_share is {n}") for n in (0.0, -0.1, 1.01, 90)),
-        ((on(memory_gib=9.5), {"kv_cache_gib": 8}), "do not fit: 9.5 GiB of memory are available"),
-        *(((on(), {"kv_cache_gib": size}), f"kv_cache_gib is {size}") for size in (0, -1, 1.5)),
+        ((on(memory_gib=2.9), {}), "do not fit: 2.9 GiB of memory are available"),
     ]
     assert not_refused(lambda given: settings(given[0], **given[1]), bad) == []
-    assert settings(on(memory_gib=10), kv_cache_gib=8).env["VLLM_CPU_KVCACHE_SPACE"] == "8"
+    assert settings(on(memory_gib=3)).env["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
 @given(free_gib=st.floats(0.5, 23.9))
@@ -117,9 +116,9 @@ def test_remedy_works(free_gib: float) -> None:
 def test_apply_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """`apply` fills the environment and overrides nothing that stands there."""
     monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "7"})
-    settings(on(), kv_cache_gib=2).apply()
+    settings(on()).apply()
     assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
 REFUSED_COMMANDS = {

@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from html import escape
 from typing import Any
@@ -15,7 +15,6 @@ from labkit.errors import UsageError
 
 Given = Mapping[str, Any]
 Reply = dict[str, Any]
-SHARE = 0.25  # by which the chart "What matters" lowers and raises each input
 LAB = re.compile(r"href='(\d\d\w*)\.ipynb'")
 
 
@@ -57,7 +56,7 @@ def shown(page: str, given: Given, view: str = "") -> Reply:
     """Return what the page shows: `answer` and `parts` (HTML by heading), `chart` (Vega-Lite, or None)."""
     if page == "selector":
         return _shown_selection(given)
-    return _shown_cost(given, view or next(iter(CHARTS)))
+    return _shown_cost(given, view)
 
 
 def _plain_cost(given: Given) -> Reply:
@@ -76,42 +75,16 @@ def _plain_selection(given: Given) -> Reply:
     return selector.to_json(selection, config, model=model)
 
 
-def _break_even(result: Any) -> Reply:
-    from labkit.advice.costs.charts import break_even_chart
-
-    return break_even_chart(result)
-
-
-def _busy_share(result: Any) -> Reply:
-    from labkit.advice.costs.charts import utilisation_chart
-
-    return utilisation_chart(result)
-
-
-def _sensitivity(result: Any) -> Reply:
-    from labkit.advice.costs.charts import sensitivity_chart
-    from labkit.advice.costs.sensitivity import sensitivity
-
-    return sensitivity_chart(result, sensitivity(result.settings, share=SHARE), share=SHARE)
-
-
-CHARTS: Mapping[str, Callable[[Any], Reply]] = {
-    "Break-even": _break_even,
-    "Busy share": _busy_share,
-    "What matters": _sensitivity,
-}
-
-
 def _shown_cost(given: Given, view: str) -> Reply:
     from labkit.advice import costs
     from labkit.advice.costs.explain import explain
-    from labkit.advice.costs.form import answer_html
+    from labkit.advice.costs.form import CHARTS, answer_html
 
     result = costs.calculate(costs.settings_from(given))
     notes = filter(None, (result.compared, *result.warnings))
     return {
         "answer": answer_html(result) + _list("ul", notes),
-        "chart": CHARTS[view](result),
+        "chart": CHARTS[view or next(iter(CHARTS))](result),
         "parts": {"The sums": _list("ol", explain(result))},
     }
 

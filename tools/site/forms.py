@@ -1,12 +1,12 @@
 """The fields of the two pages' forms, from the calculator's settings and the selector's questions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date
 
 import pydantic
 
 from labkit.advice.costs.checked import limits
-from labkit.advice.costs.prices import OWN, PURCHASES, dated_models, instances, known_models, model_name, show_usd
+from labkit.advice.costs.prices import PURCHASES, dated_models, known_models, machine_choices, model_name
 from labkit.advice.costs.settings import LOADS, NUMBERS, CostSettings, default
 from labkit.advice.costs.throughput import Throughput, modelled_models
 from labkit.advice.selector import catalogue
@@ -137,16 +137,8 @@ def _choices() -> dict[str, dict[str, str]]:
         "api": {"": "hosted models of that size", **{lists[model]: model_name(model) for model in models}},
         "batch": {"false": "at once", "true": "in a batch"},
         "hourly_load": {name: name for name in LOADS},
-        "instance": dict(_machines()),
+        "instance": machine_choices(date.today()),
         "purchase": {purchase: purchase.replace("_", " ") for purchase in PURCHASES},
         "model": {model: model for model in modelled_models()},
         "throughput_counts": {"output": "output tokens", "total": "input and output tokens"},
     }
-
-
-def _machines() -> Iterator[tuple[str, str]]:
-    for name, instance in instances().items():
-        price = instance.price(date.today())
-        gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
-        words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
-        yield name, f"{'your own machine' if name == OWN else name}: {words}"

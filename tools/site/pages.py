@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment
 
+from labkit.advice.costs.form import CHARTS
 from labkit.errors import LabkitError, require
 from labkit.files import FAST_LOADER, root
 from tools.site import answers, forms
@@ -52,7 +53,7 @@ def put_pages(site: Path, cache: Path, templates: Environment) -> None:
         first = answers.shown(page, forms.given(fields))
         # "<" could end the script element that contains the JSON.
         data = json.dumps({"page": page, "first": first}).replace("<", "\\u003c")
-        views = list(answers.CHARTS) if page == "calculator" else []
+        views = list(CHARTS) if page == "calculator" else []
         html = templates.get_template("form.html.j2").render(
             base="", title=TITLES[page], page=page, fields=fields, first=first, data=data, views=views
         )

@@ -3,14 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.advice.costs.calculate import CostResult
 from labkit.advice.costs.prices import MILLION, millions, show_number, show_usd
 from labkit.vega import BLACK, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SCHEMA, SKY, VERMILLION, WIDTH, Spec, config
-
-if TYPE_CHECKING:
-    from labkit.advice.costs.sensitivity import Swing
 
 HOSTING = "hosting it yourself"
 APIS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY)
@@ -81,10 +78,13 @@ def utilisation_chart(result: CostResult) -> Spec:
     return _finished(layers, title, description)
 
 
-def sensitivity_chart(result: CostResult, swings: "Sequence[Swing]", *, share: float) -> Spec:
+def sensitivity_chart(result: CostResult, *, share: float = 0.25) -> Spec:
     """Cost of hosting over the API's with each input lowered and raised by `share`, the widest bar on top.
 
-    The description names the inputs that move nothing."""
+    The description names the inputs that move nothing. UsageError: the API's bill is 0."""
+    from labkit.advice.costs.sensitivity import sensitivity
+
+    swings = sensitivity(result.settings, share=share)
     api, moving = result.against, [swing for swing in swings if swing.width > 1]
     now = float(result.hosted.usd_per_day / api.usd_per_day) if api.usd_per_day else 0.0
     less, more = f"{share:.0%} less of it", f"{share:.0%} more of it"

@@ -4,7 +4,7 @@ calculator = show_calculator(state)     # `state`: exported by another calculato
 calculator.result, calculator.state     # the answer and the question, in Python
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import partial
 from html import escape
@@ -14,11 +14,10 @@ from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.explain import explain, gpus_in_words
 from labkit.advice.costs.prices import (
-    OWN,
     PURCHASES,
     dated_models,
-    instances,
     known_models,
+    machine_choices,
     millions,
     model_name,
     rounded,
@@ -45,9 +44,13 @@ VIEWS = {
     SUMS: "The calculation, line by line",
     SHARING: "This question as text, for a colleague, a batch run or the command line",
 }
+CHARTS: Mapping[str, Callable[[CostResult], Spec]] = {
+    "Break-even": break_even_chart,
+    "Busy share": utilisation_chart,
+    "What matters": sensitivity_chart,
+}
 WIDTH, HEIGHT = 480, 205
 PICTURE = "345px"
-SHARE = 0.25
 HOW_TO_SHARE = (
     "<p style='line-height:1.4;margin:2px 0'>Copy the question for the lab's parameter <code>state</code> or for "
     "<code>labkit cost --set 'state=...'</code>. Or paste another one here.</p>"
@@ -163,18 +166,12 @@ class CostCalculator(Form[CostResult]):
     def _chart(self) -> Spec | None:
         """Return the view's chart in the form's size, without a title: the chosen button is one."""
         view, size = self.view.value, {"width": WIDTH, "height": HEIGHT}
-        if view == "Break-even":
-            chart = break_even_chart(self.result)
-        elif view == "Busy share":
-            chart = utilisation_chart(self.result)
-        elif view == "What matters" and self.result.against.usd_per_day:
-            from labkit.advice.costs.sensitivity import sensitivity
-
-            chart = sensitivity_chart(self.result, sensitivity(self.settings, share=SHARE), share=SHARE)
-            size = {"width": WIDTH - 60, "height": HEIGHT + 30}
-        else:
+        is_swings = view == "What matters"
+        if view not in CHARTS or (is_swings and not self.result.against.usd_per_day):
             return None
-        return {name: value for name, value in chart.items() if name != "title"} | size
+        if is_swings:
+            size = {"width": WIDTH - 60, "height": HEIGHT + 30}
+        return {name: value for name, value in CHARTS[view](self.result).items() if name != "title"} | size
 
     def _changed(self, name: str, change: dict[str, Any]) -> None:
         self.ask(lambda: calculate(self._with_field(name, change["new"])))
@@ -228,7 +225,7 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
         "hourly_load": [*LOADS, OWN_LOAD],
         "purchase": [(purchase.replace("_", " "), purchase) for purchase in PURCHASES],
         "model": list(dict.fromkeys([*modelled_models(), settings.model])),
-        "instance": _machines(settings),
+        "instance": [(words, name) for name, words in machine_choices(settings.prices_on).items()],
         "against": [(model_name(model), model) for model in models],
     }
     kind, options = widgets.FloatText, {}
@@ -248,16 +245,6 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
         meaning = str(NUMBERS[name].description)
         tip = f"{meaning[:1].upper()}{meaning[1:]} ({NUMBERS[name].title})"
     return labelled(kind, field.label, tip, style=STYLE, layout=LAYOUT, **options)
-
-
-def _machines(settings: CostSettings) -> list[tuple[str, str]]:
-    choices = []
-    for name, instance in instances().items():
-        price = instance.price(settings.prices_on)
-        gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
-        words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
-        choices.append((f"{name if name != OWN else 'your own machine'}: {words}", name))
-    return choices
 
 
 # JupyterLab's own colours, legible in light and dark themes; black on white elsewhere.

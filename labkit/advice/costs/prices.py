@@ -92,6 +92,17 @@ class Instance(Frozen):
         return next((price for price in valid if price.purchase == purchase), None)
 
 
+def machine_choices(on: date) -> dict[str, str]:
+    """Return each machine with its GPUs and its price on a day, for a form's list."""
+    choices = {}
+    for name, instance in instances().items():
+        price = instance.price(on)
+        gpus = f"{instance.gpus} x {instance.gpu}" if instance.gpus else "no GPU"
+        words = f"{gpus}, {show_usd(price.usd_per_hour)}/h" if price else f"{gpus}, enter its price"
+        choices[name] = f"{'your own machine' if name == OWN else name}: {words}"
+    return choices
+
+
 class KnownModel(Frozen):
     """A model in the genai-prices catalogue that the calculator offers. `like`: the modelled model of its size."""
 
