@@ -390,7 +390,7 @@ class Serving:
 
     url = "http://127.0.0.1:8123"
     base_url = f"{url}/v1"
-    api_key = "secret"
+    api_key = "two words"
 
     def __init__(self, command: str, *, dies: bool = False, folder: Path, **options: Any) -> None:
         self.command, self.options, self.dies, self.stopped, self.process = command, options, dies, False, self
@@ -426,7 +426,7 @@ def test_serve_runs_until_it_is_stopped(
     name = config.parent.name
     assert ended.code == (1 if dies else 0)
     assert started[0].command.startswith(f"vllm serve {config.parent} --served-model-name {name}")
-    assert f"LABKIT_API_KEY=secret labkit load http://127.0.0.1:8123 --model {name}" in ended.stderr
+    assert f"LABKIT_API_KEY='two words' labkit load http://127.0.0.1:8123 --model {name}" in ended.stderr
     assert started[0].stopped
     assert ended.stdout == ""
     assert ("out of memory" in ended.stderr) == dies
