@@ -85,8 +85,12 @@ def write_atomic(path: Path, text: str) -> None:
     The text goes to a hidden file in the same folder, is flushed to the disk and then renamed to `path`.
 
     Raises:
-        RecordError: no such folder, no permission, no space. `path` is unchanged and the hidden file is removed.
+        RecordError: no such folder, no permission, no space, not a regular file (a rename would replace a device).
+            `path` is unchanged and the hidden file is removed.
     """
+    if path.exists() and not path.is_file():
+        what = f"{path} cannot be written: it is not a regular file"
+        raise RecordError(what, remedy="name a file, in a folder with write access")
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(hidden, "x", encoding="utf-8", newline="\n") as file:

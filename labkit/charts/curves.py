@@ -46,9 +46,7 @@ class LinePoint:
         return self.y if self.high is None else max(self.y, self.high)
 
 
-def throughput_latency(
-    points: Sequence[LoadPoint], *, title: str, x_title: str = "requests in flight"
-) -> Chart:
+def throughput_latency(points: Sequence[LoadPoint], *, title: str, x_title: str = "requests in flight") -> Chart:
     """Draw throughput above E2E latency, against the load (log axis)."""
     require(bool(points), f"the chart {title!r} has no points", fix=PASS_POINTS)
     rates = [LinePoint(p.concurrency, p.throughput, low=p.throughput_low, high=p.throughput_high) for p in points]

@@ -91,13 +91,12 @@ def load(
     bounds = _slo(slo or (), sweep)
     from labkit.cli import tables
     from labkit.experiments import REQUESTS_PER_CLIENT, few_requests
-    from labkit.files import parse_settings
     from labkit.load import run_blocking
     from labkit.load.address import parse
     from labkit.load.workloads import build
 
     chats = parse(url, api_key=api_key).api == "chat"
-    settings = parse_settings(options or ())
+    settings = workload_options(options or ())
     count = requests or {"conversations": CONVERSATIONS, **dict.fromkeys(RECORDED)}.get(workload, REQUESTS)
     kept: list[LoadResult] = []
     leave_out = {"stream_options": no_stream_options, "ignore_eos": no_ignore_eos}
@@ -144,14 +143,33 @@ def load(
         _none_succeeded(result)
 
 
+def workload_options(settings: Sequence[str]) -> dict[str, Any]:
+    """Parse a workload's --set. UsageError for what has an option of its own."""
+    from labkit.files import parse_settings
+
+    values = parse_settings(settings)
+    for name, option in (("n", "--requests"), ("seed", "--seed")):
+        require(name not in values, f"--set {name} would set what {option} sets", fix=f"pass {option}")
+    return values
+
+
+def check_requests(requests: int | None) -> None:
+    """Check --requests: all are built before the first is sent."""
+    errors.whole("--requests", REQUESTS if requests is None else requests, at_least=1)
+    _at_most("--requests", requests or 0)
+
+
+def _at_most(name: str, number: int) -> None:
+    fix = "run several loads with different seeds"
+    require(number <= MOST_REQUESTS, f"{name} is {number:,}; the maximum is {MOST_REQUESTS:,}", fix=fix)
+
+
 def _check(requests: int | None, warmup: int, timeout_s: float) -> None:
     """Check numbers by their option names, before the workload is built."""
-    errors.whole("--requests", REQUESTS if requests is None else requests, at_least=1)
+    check_requests(requests)
     errors.whole("--warmup", warmup, at_least=0)
     errors.above_zero("--timeout", timeout_s, unit="seconds")
-    for name, number in (("--requests", requests or 0), ("--warmup", warmup)):
-        fix = "run several loads with different seeds"
-        require(number <= MOST_REQUESTS, f"{name} is {number:,}; the maximum is {MOST_REQUESTS:,}", fix=fix)
+    _at_most("--warmup", warmup)
 
 
 def _ladder(sweep: str) -> tuple[str, list[float]]:

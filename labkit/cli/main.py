@@ -351,7 +351,9 @@ def serve(
     gpu: Annotated[str | None, typer.Option(metavar="CARD", help="vllm only: a modelled card, in real time.")] = None,
     tensor_parallel: Annotated[int, typer.Option(metavar="N", help="Modelled cards that share the model.")] = 1,
     port: Annotated[int, typer.Option(metavar="P", help="Port on the loopback interface.")] = 8000,
-    gpu_memory_share: Annotated[float, typer.Option(help="Share of the GPU that vLLM takes.")] = 0.9,
+    gpu_memory_share: Annotated[
+        float | None, typer.Option(help="vllm and ray: share of the GPU that vLLM takes. Default: 0.9.")
+    ] = None,
 ) -> None:
     """Start a server in the foreground."""
     from labkit.cli import serve as servers
@@ -360,6 +362,9 @@ def serve(
 
     names = ("vllm", "ray", "torchserve")
     require(server in names, f"there is no server called {server!r}", fix=did_you_mean(server, names))
+    shared = gpu is None and server != "torchserve"
+    what = "--gpu-memory-share is for vLLM on this machine's GPU, and would have no effect"
+    require(shared or gpu_memory_share is None, what, fix="leave it out")
     if gpu is not None:
         fix = "use `labkit serve vllm --gpu ...`, or leave --gpu out"
         require(server == "vllm", f"--gpu models vLLM, not {server}", fix=fix)
@@ -372,7 +377,7 @@ def serve(
         servers.serve_torchserve(model or CHAT, port=port)
     else:
         start = servers.serve_vllm if server == "vllm" else servers.serve_ray
-        start(model or CHAT, port=port, gpu_memory_share=gpu_memory_share)
+        start(model or CHAT, port=port, gpu_memory_share=0.9 if gpu_memory_share is None else gpu_memory_share)
 
 
 app.command()(simulate.simulate)

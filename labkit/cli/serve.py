@@ -171,7 +171,7 @@ def _stay(url: str, name: str, key: str, check: Callable[[], None]) -> None:
     """Print how to reach the server, and wait until Ctrl-C; `check` raises if the server has died."""
     with stop_on_signals() as stop:
         say(f"ready: {url}/v1 (Ctrl-C stops it). In another terminal:")
-        say(f"  {KEY}={key} labkit load {url} --model {shlex.quote(name)}")
+        say(f"  {KEY}={shlex.quote(key)} labkit load {url} --model {shlex.quote(name)}")
         while not stop.asked.is_set():
             check()
             time.sleep(POLL_S)

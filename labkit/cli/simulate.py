@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labkit.cli.load import check_requests, workload_options
 from labkit.cli.output import Json, answer, say
 from labkit.errors import UsageError, require, whole
 
@@ -66,6 +67,7 @@ def simulate(
         ("--concurrency", concurrency),
     ):
         whole(option, 1 if value is None else value, at_least=1)
+    check_requests(requests)
     _require_used(ctx, workload, rate)
     card = modelled.gpu(gpu, model=model, tensor_parallel=tensor_parallel)
     os.environ.update(card.env)  # before vllm is imported
@@ -117,9 +119,7 @@ def _require_used(ctx: typer.Context, workload: str | None, rate: float | None) 
 
 
 def _traffic(name: str, requests: int | None, seed: int, rate: float | None, settings: Sequence[str]) -> "Traffic":
-    from labkit.files import parse_settings
-
-    options = parse_settings(settings)
+    options = workload_options(settings)
     try:
         if name in TOKEN_WORKLOADS:
             return _token_traffic(name, requests, seed, rate, options)
@@ -154,7 +154,7 @@ def _token_traffic(
         return traffic.conversations(count, rate=rate, seed=seed, **options)
     if name == "generated":
         count = REQUESTS if requests is None else requests
-        trace = traces.generated(count, rate=rate or 1.0, seed=seed, **options)
+        trace = traces.generated(count, rate=1.0 if rate is None else rate, seed=seed, **options)
     else:
         fix = "leave --rate out, or --set speed=2"
         require(rate is None, "a trace has its own arrival times", fix=fix)

@@ -259,7 +259,7 @@ def _line(request: Request) -> dict[str, Any]:
     return {**content, "output_tokens": request.max_tokens, **more}
 
 
-def build(name: str, *, n: int | None, seed: int = 0, **options: Any) -> Workload:
+def build(name: str, /, *, n: int | None, seed: int = 0, **options: Any) -> Workload:
     """Build the workload `name` of WORKLOADS (hyphens allowed); n=None reads a whole file or trace.
 
     UsageError for an unknown name or option, a bad value, or more than MOST_WORDS words of prompts."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from labkit.errors import require
 from labkit.files import Frozen, data_path, read_named
 
+MOST_LINKED = 8
 Evidence = Literal["served", "kernels", "borrowed", "none"]
 
 
@@ -68,6 +69,15 @@ class Card(Frozen):
         """Dense 16-bit FLOP/s, if the sheet has them."""
         tflops = self.bf16_tflops or self.fp16_tflops
         return None if tflops is None else tflops * 1e12
+
+    def require_links(self, tensor_parallel: int) -> None:
+        """UsageError unless NVLink joins that many cards: of one machine only."""
+        given = f"tensor_parallel is {tensor_parallel}"
+        what = f"{given}, and {self.title} has no NVLink: PCIe all-reduces are not modelled"
+        fix = "choose one of the cards with nvlink_gb_per_s in data/gpus.yaml, or one GPU"
+        require(tensor_parallel == 1 or self.nvlink_gb_per_s is not None, what, fix=fix)
+        what = f"{given}: all-reduces between machines of {MOST_LINKED} GPUs are not modelled"
+        require(tensor_parallel <= MOST_LINKED, what, fix=f"choose {MOST_LINKED} GPUs or fewer")
 
 
 @cache

@@ -14,9 +14,9 @@ from labkit.modelled import cards
 from labkit.modelled import settings as modelled_settings
 from labkit.modelled.cards import Card
 from labkit.modelled.evidence import errors_in_words
-from labkit.modelled.shapes import is_dense_16_bit, model_folder, read_config
+from labkit.modelled.shapes import is_dense_16_bit, model_folder
 from labkit.modelled.step_time import StepTime
-from labkit.models.architecture import is_multimodal
+from labkit.models.architecture import architecture, is_multimodal
 
 EXECUTOR = "labkit.modelled.executor.ModelledExecutor"
 SERVER_ENV = {
@@ -138,6 +138,7 @@ def gpu(
     what = f"no kernels were measured on {gpu_card.title}, and the formula is for dense models in 16 bits"
     fix = "choose a card with measured kernels, or a dense model in 16 bits"
     require(source != "kernels" or gpu_card.kernels is not None, what, fix=fix)
+    gpu_card.require_links(tensor_parallel)
     return ModelledGpu(
         card=gpu_card,
         folder=folder,
@@ -155,7 +156,7 @@ OVERHEAD_MS_PER_LAYER = 0.042
 
 def default_overhead_ms(folder: Path, source: modelled_settings.Source) -> float:
     """Return the time that engine and host add to a step: 0 with measured kernels, whose served points need none."""
-    return 0.0 if source == "kernels" else OVERHEAD_MS_PER_LAYER * int(read_config(folder)["num_hidden_layers"])
+    return 0.0 if source == "kernels" else OVERHEAD_MS_PER_LAYER * architecture(folder).layers
 
 
 def batch_defaults(card: Card, *, server: bool) -> tuple[int, int]:

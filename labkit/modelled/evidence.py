@@ -10,6 +10,7 @@ from pathlib import Path
 from labkit.files import data_path
 from labkit.modelled.cards import Card
 from labkit.modelled.shapes import EXPERT_COUNTS, dense_shape, read_config, shape_of
+from labkit.models import architecture
 
 ERRORS = data_path() / "modelled_errors.json"
 
@@ -179,6 +180,8 @@ def _parameters(folder: Path) -> int:
 def _missing(card: Card, folder: Path, kind: str) -> str:
     if card.evidence == "borrowed":
         return f"{card.title}'s efficiencies are borrowed from another card and were not compared with served loads"
+    if any(layers.window is not None for layers in architecture(folder).storing_layers):
+        return "some layers attend to a window, and step times count the whole context"
     if kind == ONE_GPU:
         billions = _parameters(folder) / 1e9
         if not 4 <= billions <= 16:

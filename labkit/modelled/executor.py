@@ -9,6 +9,7 @@ prefix cache, preemption, chunked prefill, counters, the API server. On vLLM's c
 `labkit.modelled.gpu` provides both. This is the only module in labkit that imports vLLM at its top.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -19,13 +20,13 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec, SlidingWindowSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from labkit.errors import UsageError
 from labkit.modelled.settings import WORKSPACE_BYTES, Settings
-from labkit.modelled.shapes import Shape, shape_of
+from labkit.modelled.shapes import BYTES_16_BIT, Shape, read_config, shape_of
 from labkit.modelled.step_time import Step
 from labkit.modelled.tracking import Tracked, Tracker
 from labkit.models import architecture
@@ -44,7 +45,8 @@ LATE_REPORT_S = 10.0
 class ModelledExecutor(Executor):  # type: ignore[misc]
     """One modelled card, or `tensor_parallel_size` of them, with a clock in seconds.
 
-    `steps`: end, duration and Step of each step; on a virtual clock only.
+    `steps`: end, duration and Step of each step; on a virtual clock only. `windows`: of each group of layers that takes
+    blocks of its own, the tokens that it keeps.
     """
 
     def _init_executor(self) -> None:
@@ -63,7 +65,7 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
 
     def _refuse_unsupported(self) -> None:
         model, config = self.model_config, self.vllm_config
-        parallel = config.parallel_config
+        parallel, offload = config.parallel_config, config.offload_config
         refusals = {
             "speculative decoding": config.speculative_config is not None,
             "LoRA adapters": config.lora_config is not None,
@@ -83,6 +85,13 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
             f"a KV cache in {self.cache_config.cache_dtype} (step times are for 16 bits)": (
                 self.cache_config.cache_dtype not in ("auto", "bfloat16", "float16")
             ),
+            f"{model.dtype} (step times are for 16 bits)": (
+                self.settings.card is not None and model.dtype.itemsize != BYTES_16_BIT
+            ),
+            f"weights in {model.quantization}, which config.json does not have": (
+                model.quantization is not None and not read_config(Path(model.model)).get("quantization_config")
+            ),
+            "weights in host memory": offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0,
         }
         if refused := [feature for feature, present in refusals.items() if present]:
             raise UsageError(
@@ -140,6 +149,18 @@ class ModelledExecutor(Executor):  # type: ignore[misc]
                 "`gpu_memory_utilization` when initializing the engine."
             )
         return left
+
+    def _rpc_initialize_from_config(self, configs: list[KVCacheConfig]) -> None:
+        specs = [group.kv_cache_spec for group in configs[0].kv_cache_groups]
+        self.windows = [spec.sliding_window if isinstance(spec, SlidingWindowSpec) else math.inf for spec in specs]
+        # --kv-cache-memory-bytes and --num-gpu-blocks-override may ask for more than the card has.
+        cache = configs[0].kv_cache_tensors[0].size
+        weights = self.shape.weight_bytes / self.parallel_config.tensor_parallel_size
+        if self.settings.card and cache + weights > self.settings.memory_bytes:
+            raise ValueError(
+                f"out of memory: {weights / 2**30:.2f} GiB of weights and {cache / 2**30:.2f} GiB of KV cache do not "
+                f"fit {self.settings.title} with {self.settings.memory_bytes / 2**30:.1f} GiB. Ask for a smaller cache."
+            )
 
     def _rpc_compile_or_warm_up_model(self) -> CompilationTimes:
         return CompilationTimes(0.0, 0.0)

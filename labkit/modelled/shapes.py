@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import ModelError, UsageError
+from labkit.errors import ConfigError, UsageError
 from labkit.files import data_path
 from labkit.models.architecture import architecture, read_fields
 from labkit.models.examples import decoder_parameters
@@ -69,7 +69,7 @@ def known_models() -> list[str]:
 def shape_of(folder: Path) -> Shape:
     """Count the shape of the model in `folder`, built by transformers on the meta device.
 
-    ModelError if transformers does not know the model; UsageError for an unsupported quantisation."""
+    ConfigError if transformers cannot build the model; UsageError for an unsupported quantisation."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,8 +77,8 @@ def shape_of(folder: Path) -> Shape:
         config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except (KeyError, ValueError, OSError) as error:
-        raise ModelError(
+    except Exception as error:  # transformers raises many kinds of errors
+        raise ConfigError(
             f"{folder / 'config.json'} is not a decoder that transformers can build: {error}",
             remedy="name the config.json of a model that generates text",
         ) from error
@@ -102,11 +102,15 @@ def dense_shape(folder: Path) -> Shape | None:
     config = read_config(folder)
     if config.get("model_type") not in DENSE_TYPES or not is_dense_16_bit(folder):
         return None
-    parameters = decoder_parameters({**config, "qkv_bias": config["model_type"] == "qwen2"})
+    attention = _attention(folder)
+    try:
+        parameters = decoder_parameters({**config, "qkv_bias": config["model_type"] == "qwen2"})
+    except (KeyError, TypeError):  # a default of transformers, or a malformed value
+        return None
     matrix = config["vocab_size"] * config["hidden_size"]
     embedding = 0 if config.get("tie_word_embeddings") else matrix
     return Shape(
-        **_attention(folder),
+        **attention,
         parameters=parameters,
         active_parameters=parameters - matrix - embedding,
         head_parameters=matrix,

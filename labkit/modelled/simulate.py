@@ -21,6 +21,7 @@ from labkit.modelled.step_time import Step, StepTime
 from labkit.modelled.traffic import Traffic
 
 KV_POINTS = 60
+RESERVED = {"model", "tensor_parallel_size", "additional_config", "distributed_executor_backend"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def simulate(
     refusal = promise(gpu.card, gpu.folder, tensor_parallel=gpu.tensor_parallel, load_share=0.0).direction_only
     fix = "pass --direction-only for numbers that show a direction, not a size"
     require(not refusal or direction_only, refusal, fix=fix)
-    reserved = sorted({"model", "tensor_parallel_size", "additional_config"} & set(options or {}))
+    reserved = sorted(RESERVED & set(options or {}))
     what = f"vLLM's {', '.join(reserved)} cannot be passed: the modelled card sets it"
     require(not reserved, what, fix="use --model, --tensor-parallel and --gpu")
     arguments = {**gpu.served_llm, **(options or {})}
@@ -164,7 +165,9 @@ def _start(gpu: ModelledGpu, arguments: Mapping[str, Any]) -> Any:
     try:
         return LLM(gpu.model, **arguments)
     except (ValueError, TypeError) as error:
-        reasons = [problem["msg"] for problem in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+        reasons = [str(error)]
+        if isinstance(error, ValidationError):
+            reasons = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
         raise UsageError(f"vLLM refuses: {'; '.join(reasons)}", remedy="change the option that it names") from error
 
 
@@ -191,7 +194,7 @@ def capacity_per_s(executor: Any, config: Any, driven: Drive) -> float:
     scheduler = config.scheduler_config
     running = min(
         scheduler.max_num_seqs,
-        kv_tokens / (inputs + outputs),
+        kv_tokens / sum(min(inputs + outputs, window) for window in executor.windows),
         scheduler.max_num_batched_tokens / (1 + computed / outputs),
     )
     step_s = _full_step_s(executor.step_time, running, inputs, outputs, computed) + executor.settings.overhead_s

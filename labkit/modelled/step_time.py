@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit.errors import UsageError, require
+from labkit.errors import UsageError
 from labkit.modelled.cards import Card
 from labkit.modelled.shapes import BYTES_16_BIT, Shape
 
@@ -91,11 +91,7 @@ class Formula:
                 f"{card.title} has neither measured kernels nor efficiencies: a step time would be a guess",
                 remedy="choose a card with evidence; docs/modelled-gpu.md lists them",
             )
-        pcie = (
-            f"tensor_parallel is {tensor_parallel}, and {card.title} has no NVLink: PCIe all-reduces are not modelled"
-        )
-        fix = "choose one of the cards with nvlink_gb_per_s in data/gpus.yaml, or one GPU"
-        require(tensor_parallel == 1 or card.nvlink_gb_per_s is not None, pcie, fix=fix)
+        card.require_links(tensor_parallel)
         return cls(
             shape=shape,
             flops=card.flops * card.efficiency.mfu,
@@ -131,6 +127,7 @@ class Kernels:
     def __init__(self, card: Card, folder: Path, *, tensor_parallel: int = 1) -> None:
         """UsageError if the package has no data for this model on this card."""
         assert card.kernels is not None
+        card.require_links(tensor_parallel)
         self._engine = _compiled(str(folder), card.kernels.system, card.kernels.version, tensor_parallel)
 
     def seconds(self, step: Step) -> float:

@@ -18,6 +18,7 @@ from labkit.modelled.traffic import FIRST_TOKEN, TOKENS, TokenRequest, Traffic, 
 
 P90_SIGMAS = NormalDist().inv_cdf(0.9)
 """Standard deviations from the median of a normal distribution to its 90th percentile: 1.28."""
+MOST_TEMPLATES = 100_000
 GENERATED_BLOCK_TOKENS = 16
 """Tokens per block of a generated trace: vLLM's block size."""
 
@@ -116,7 +117,12 @@ class Kind:
     burstiness: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "outputs"):
+            fix = "pass Lengths(median=..., p90=..., longest=...) in Python, or choose another kind"
+            require(isinstance(getattr(self, name), Lengths), f"{name} are {getattr(self, name)!r}", fix=fix)
         errors.whole("templates", self.templates, at_least=1)
+        fix = f"pass {MOST_TEMPLATES} or fewer"
+        require(self.templates <= MOST_TEMPLATES, f"templates is {self.templates}", fix=fix)
         errors.whole("template_tokens", self.template_tokens, at_least=0)
         errors.number("zipf", self.zipf)
 

@@ -13,6 +13,8 @@ from labkit.load.workloads import Workload, constant_arrivals_s, poisson_arrival
 
 FIRST_TOKEN, TOKENS = 1000, 40_000
 """Range of token ids in prompts: ordinary words in every modelled vocabulary."""
+MOST_TOKENS = 100_000_000
+"""Most prompt tokens of a load: all are generated before it starts, 36 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,7 @@ def fixed(
     errors.whole("shared_tokens", shared_tokens, at_least=0)
     what = f"shared_tokens is {shared_tokens} of {input_tokens} input tokens"
     require(shared_tokens < input_tokens, what, fix="share fewer than all of them")
+    _require_few(n * input_tokens)
     shared = prompt_tokens(shared_tokens, key=f"shared/{seed}")
     own = input_tokens - shared_tokens
     return [
@@ -80,6 +83,7 @@ def conversations(
         errors.whole(name, value, at_least=1)
     errors.whole("system_tokens", system_tokens, at_least=0)
     errors.number("think_s", think_s)
+    _require_few(n * (system_tokens + turns * user_tokens))
     starts = poisson_arrivals_s(n, rate=rate, seed=seed) if rate is not None else (0.0,) * n
     system = prompt_tokens(system_tokens, key=f"system/{seed}")
     requests: list[TokenRequest] = []
@@ -97,6 +101,11 @@ def conversations(
                 )
             )
     return requests
+
+
+def _require_few(tokens: int) -> None:
+    what = f"the load has {tokens:,} prompt tokens; the maximum is {MOST_TOKENS:,}"
+    require(tokens <= MOST_TOKENS, what, fix="pass fewer or shorter requests")
 
 
 def tokenised(workload: Workload, encode: Callable[[str], Sequence[int]]) -> Traffic:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, JsonValue, Strict, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, AwareDatetime, Field, JsonValue, Strict, StrictBool, StrictInt, StrictStr
 
 from labkit.errors import LabkitError, RecordError, UsageError, require
 from labkit.files import FORMAT, Frozen, position, read_model, write_model
@@ -37,6 +37,19 @@ class Measured(Frozen):
     low: Number
     high: Number
     tolerance: Number | None = None
+
+
+PREDICTION_TYPES = {"low": float | int, "high": float | int, "confidence": float | int, "hit": bool, "unit": str,
+                    "guess": float | int | str, "measured": float | int | str}  # fmt: skip
+
+
+def _checked(prediction: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """ValueError for a value that a report or a calibration could not compute with; null means unknown."""
+    for name, kind in PREDICTION_TYPES.items():
+        value = prediction.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r}")
+    return prediction
 
 
 class Chart(Frozen):
@@ -95,7 +108,7 @@ class Record(_Described):
     measured: tuple[Measured, ...] = ()
     claims: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
     cells: dict[str, int] = Field(default_factory=dict)
-    predictions: tuple[dict[str, JsonValue], ...] = ()
+    predictions: tuple[Annotated[dict[str, JsonValue], AfterValidator(_checked)], ...] = ()
     exercises: dict[str, Attempts] = Field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     warnings: tuple[str, ...] = ()

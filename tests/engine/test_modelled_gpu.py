@@ -118,6 +118,19 @@ def test_a_model_that_does_not_fit_is_refused_with_the_cards_numbers() -> None:
         pass
 
 
+@pytest.mark.parametrize("option", ["kv_cache_memory_bytes", "num_gpu_blocks_override"])
+def test_a_cache_larger_than_the_card_is_refused(option: str) -> None:
+    """An 8B leaves 64.6 GiB of an H100: a cache of 64 GiB starts, and one of 65 does not."""
+    for gib in (64, 65):
+        asked: dict[str, Any] = {option: gib * 2**30 // (1 if option == "kv_cache_memory_bytes" else 16 * 131_072)}
+        if gib == 64:
+            with engine(**asked) as llm:
+                assert blocks(llm) == 64 * 2**30 // (16 * 131_072)
+        else:
+            with pytest.raises(ValueError, match=r"65\.00 GiB of KV cache do not fit.*79\.6 GiB"), engine(**asked):
+                pass
+
+
 def test_a_context_longer_than_the_cache_is_vllms_own_error() -> None:
     """An 8B on an RTX 4090 leaves 5.1 GiB: vLLM says how long max_model_len may be (it keeps one block for itself), and
     with that it starts."""
@@ -149,6 +162,9 @@ LINEAR = {
     "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
 }  # fmt: skip
 CHUNKED = {"num_hidden_layers": 2, "layer_types": ["chunked_attention", "full_attention"]}
+HALF_IN_WINDOWS = {
+    "use_sliding_window": True, "sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"] * 18,
+}  # fmt: skip
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
 
 
@@ -158,6 +174,9 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
         (None, {"enable_lora": True}, "LoRA"),
         (None, {"speculative_config": NGRAM}, "speculative decoding"),
         (None, {"kv_cache_dtype": "fp8"}, "KV cache in fp8"),
+        (None, {"dtype": "float32"}, "float32"),
+        (None, {"quantization": "fp8"}, "weights in fp8, which config.json does not have"),
+        (None, {"cpu_offload_gb": 10}, "weights in host memory"),
         (LINEAR, {}, "state instead of a KV cache"),
         (CHUNKED, {}, "chunked_attention"),
         (MLA, {}, "multi-head latent attention"),
@@ -457,12 +476,36 @@ def test_a_learners_scheduling_rule_is_vllms_scheduler_class() -> None:
 # Answers
 
 
-def test_the_capacity_is_what_an_overloaded_engine_finishes() -> None:
-    """When all requests come at once, their throughput is the capacity that was computed from one step, to 10%."""
-    options = {"max_num_seqs": 32, "max_num_batched_tokens": 1024}
+@pytest.mark.parametrize(
+    ("windows", "options"),
+    [
+        (False, {"max_num_seqs": 32, "max_num_batched_tokens": 1024}),
+        (True, {"gpu_memory_utilization": 0.25, "max_model_len": 4096}),  # the cache is the limit
+    ],
+)
+def test_the_capacity_is_what_an_overloaded_engine_finishes(
+    windows: bool, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """When all requests come at once, their throughput is the capacity that was computed from one step, to 10%. Layers
+    with a window and layers without take blocks of their own from one pool."""
+    model = written(tmp_path, **HALF_IN_WINDOWS) if windows else "llama-3.1-8b"
     load = traffic.fixed(400, input_tokens=300, output_tokens=60)
-    found = simulate(modelled.gpu("h100-sxm"), load, options=options)
+    found = simulate(modelled.gpu("h100-sxm", model=model), load, options=options, direction_only=windows)
     assert found.summary.request_throughput == pytest.approx(found.capacity_per_s, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"distributed_executor_backend": "uni"}, "distributed_executor_backend cannot be passed"),
+        ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization: Input should be less than"),
+    ],
+)
+def test_a_refusal_names_the_option(options: dict[str, Any], says: str) -> None:
+    """Also where vLLM's own message does not; another executor would not be the modelled card."""
+    load = traffic.fixed(1, input_tokens=5, output_tokens=1)
+    with pytest.raises(UsageError, match=says):
+        simulate(modelled.gpu("h100-sxm"), load, options=options)
 
 
 LATENCIES = ["ttft_s", "tpot_s", "itl_s", "e2e_s"]

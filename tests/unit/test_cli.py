@@ -17,7 +17,7 @@ import pytest
 from labkit.cli import main
 from labkit.errors import ServerError, UsageError
 from labkit.experiments import paired_ratio
-from labkit.files import parse_settings
+from labkit.files import data_path, parse_settings
 from labkit.modelled import cards
 from labkit.records import Recorder
 from labkit.serving.process import free_port
@@ -105,6 +105,8 @@ WRONG = {
     f"{LOAD} --sweep rate=1,2,4 --slo speed=1": "ttft_s, tpot_s, e2e_s",
     f"{LOAD} --sweep rate=1,2,4 --slo ttft_s=fast": "ttft_s is 'fast'",
     f"{LOAD} --set nonsense": "KEY=VALUE",
+    f"{LOAD} --set seed=3": "pass --seed",
+    f"{LOAD} --set name=chat": "no option 'name'",
     "serve tgi": "no server called 'tgi'",
     "serve vllm --port 0": "port 0",
     "serve ray --port 0": "port 0",
@@ -112,6 +114,8 @@ WRONG = {
     "serve vllm --tensor-parallel 2": "--tensor-parallel is for modelled cards",
     "serve vllm --gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
     "serve vllm --gpu-memory-share nan": "gpu_memory_share is nan",
+    "serve vllm --gpu h100-sxm --gpu-memory-share 0.5": "would have no effect",
+    "serve torchserve --gpu-memory-share 0.5": "would have no effect",
     "run 00 --ray 127.0.0.1:99999": "not an address of a Ray cluster",
     "run 00 --out {tmp}/loop/run": "Symlink loop",
     "run 00 --out ~nobody-of-that-name/run": "home directory",
@@ -158,6 +162,14 @@ WRONG_SIMULATIONS = {
     "--gpu h100-sxm --workload mooncake": "path",
     "--gpu h100-sxm --concurrency 0": "--concurrency is 0",
     "--gpu h100-sxm --tensor-parallel 0": "--tensor-parallel is 0",
+    "--gpu h100-sxm --tensor-parallel 16": "all-reduces between machines of 8 GPUs",
+    "--gpu l40s --model {fp8} --tensor-parallel 2": "no NVLink",
+    "--gpu h100-sxm --requests 1000000000": "the maximum is 100,000",
+    "--gpu h100-sxm --input-tokens 1000000000": "200,000,000,000 prompt tokens",
+    "--gpu h100-sxm --workload generated --rate 0": "rate is 0",
+    "--gpu h100-sxm --workload generated --set inputs=5": "inputs are 5",
+    "--gpu h100-sxm --workload generated --set templates=100000000000": "100000 or fewer",
+    "--gpu h100-sxm --workload chat --set n=3": "pass --requests",
     "--gpu h100-sxm --replicas 0": "--replicas is 0",
     "--gpu h100-sxm --set turns=2": "--set would have no effect",
     "--gpu h100-sxm --arrival bursty": "--arrival would have no effect",
@@ -165,17 +177,21 @@ WRONG_SIMULATIONS = {
 }
 
 
-def test_simulate_refuses_before_anything_heavy_is_loaded(labkit: Labkit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulate_refuses_before_anything_heavy_is_loaded(
+    labkit: Labkit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """What cannot be is named without an engine, a tokenizer or a model; so is a card of which nothing is known from
     which even a direction could be taken."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    dense = json.loads((data_path("models") / "llama-3.1-8b" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(dense | {"quantization_config": {"quant_method": "fp8"}}))
     for name in ("vllm", "torch", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)
     unknown = {f"--gpu {card.name}": card.title for card in cards.known().values() if card.evidence == "none"}
     assert unknown
     unknown |= {f"{line} --direction-only": title for line, title in unknown.items()}
     for line, says in (WRONG_SIMULATIONS | unknown).items():
-        ended = labkit("simulate", *line.split(), "--json")
+        ended = labkit("simulate", *line.format(fp8=tmp_path).split(), "--json")
         assert (ended.code, ended.stdout, "Traceback" in ended.stderr) == (2, "", False), line
         assert says in " ".join(ended.stderr.split()), line
 
@@ -395,7 +411,7 @@ class Serving:
 
     url = "http://127.0.0.1:8123"
     base_url = f"{url}/v1"
-    api_key = "secret"
+    api_key = "two words"
 
     def __init__(self, command: str, *, dies: bool = False, folder: Path, **options: Any) -> None:
         self.command, self.options, self.dies, self.stopped, self.process = command, options, dies, False, self
@@ -431,7 +447,7 @@ def test_serve_runs_until_it_is_stopped(
     name = config.parent.name
     assert ended.code == (1 if dies else 0)
     assert started[0].command.startswith(f"vllm serve {config.parent} --served-model-name {name}")
-    assert f"LABKIT_API_KEY=secret labkit load http://127.0.0.1:8123 --model {name}" in ended.stderr
+    assert f"LABKIT_API_KEY='two words' labkit load http://127.0.0.1:8123 --model {name}" in ended.stderr
     assert started[0].stopped
     assert ended.stdout == ""
     assert ("out of memory" in ended.stderr) == dies

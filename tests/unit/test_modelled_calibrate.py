@@ -1,6 +1,7 @@
 """Calibration without an engine: the fit recovers known step times, and predictions refuse what they cannot support."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from random import Random
@@ -203,7 +204,7 @@ def predicted_at(rate: float, monkeypatch: pytest.MonkeyPatch, work: Step | None
         times = tuple(due_s + 0.1 + 0.05 * token for token in range(32))
         records.append(RequestRecord(index, due_s, due_s, times, times[-1], 100, 32, Outcome.OK))
     result = LoadResult(tuple(records), 40 / rate + 2, 0.0, None, None, "token ids", None)
-    executor = SimpleNamespace(step_time=None, settings=SimpleNamespace(overhead_s=0.0), steps=[])
+    executor = SimpleNamespace(step_time=None, settings=SimpleNamespace(overhead_s=0.0), windows=[math.inf], steps=[])
 
     def drive(*_: Any, **__: Any) -> Drive:
         executor.steps.append((0.06, 0.06, work or step(8, 100, ())))

@@ -23,6 +23,7 @@ PUBLISHED = {
     "half-b": 0.5e9,
     "fp8": 8.03e9,
     "blocks": 8.03e9,
+    "windows": 8.03e9,
 }
 ROW = Compared(
     kind="dense 8B, one GPU",
@@ -51,14 +52,19 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Model folders by name: those of data/models, a small dense model, and 8Bs in fp8."""
+    """Model folders by name: those of data/models, a small dense model, and 8Bs in fp8 and with a window."""
     root = tmp_path_factory.mktemp("models")
     dense = read_config(model_folder("llama-3.1-8b"))
     fp8 = {"quant_method": "fp8"}
-    made = {"half-b": {}, "fp8": fp8, "blocks": fp8 | {"weight_block_size": [128, 128]}}
-    for name, quantised in made.items():
+    made: dict[str, dict[str, Any]] = {
+        "half-b": {},
+        "fp8": {"quantization_config": fp8},
+        "blocks": {"quantization_config": fp8 | {"weight_block_size": [128, 128]}},
+        "windows": {"model_type": "mistral", "sliding_window": 4096},
+    }
+    for name, change in made.items():
         (root / name).mkdir()
-        (root / name / "config.json").write_text(json.dumps({**dense, "quantization_config": quantised}))
+        (root / name / "config.json").write_text(json.dumps({**dense, **change}))
     return {name: root / name if name in made else model_folder(name) for name in PUBLISHED}
 
 
@@ -135,7 +141,7 @@ def test_beyond_8b_on_one_gpu_a_card_has_its_own_errors_over_all_loads(promised:
 
 
 def test_uncompared_cards_and_sizes_show_a_direction_only(promised: Callable[..., Promise]) -> None:
-    """A card with borrowed efficiencies, and a size other than 8B on one GPU, give a reason."""
+    """Borrowed efficiencies, a size other than 8B on one GPU, and what the formula leaves out give a reason."""
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, ""),
         ({"card": "l4"}, "borrowed from another card"),
@@ -144,6 +150,7 @@ def test_uncompared_cards_and_sizes_show_a_direction_only(promised: Callable[...
         ({"model": "qwen3-32b", "tensor_parallel": 2}, ""),
         ({"card": "a100-40", "tensor_parallel": 2}, "borrowed from another card"),
         ({"model": "blocks"}, "scales by block"),
+        ({"model": "windows"}, "attend to a window"),
     ]
     for options, says in cases:
         missing = promised(0.1, **options).direction_only

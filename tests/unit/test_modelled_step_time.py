@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.errors import ModelError, UsageError
+from labkit.errors import ConfigError, UsageError
 from labkit.modelled import cards
 from labkit.modelled.cards import Card, Efficiency, KernelTables, Sheet
+from labkit.modelled.engine import OVERHEAD_MS_PER_LAYER, gpu
 from labkit.modelled.shapes import Shape, dense_shape, known_models, model_folder, shape_of
 from labkit.modelled.step_time import (
     ALL_REDUCE_S,
@@ -222,8 +223,20 @@ def test_what_a_config_changes(tmp_path: Path) -> None:
     assert shape.read_bytes == shape.weight_bytes == 2 * (LAYERS + HEAD)
     with pytest.raises(UsageError, match="'awq'"):
         shape_of(changed(tmp_path, quantization_config={"quant_method": "awq"}))
-    with pytest.raises(ModelError, match="not a decoder"):
-        shape_of(changed(tmp_path, model_type="abacus"))
+    for unknown in ({"model_type": "abacus"}, {"quantization_config": "fp8"}):
+        with pytest.raises(ConfigError, match="not a decoder"):
+            shape_of(changed(tmp_path, **unknown))
+
+
+def test_other_names_and_defaults_of_a_config_are_read(tmp_path: Path) -> None:
+    """GPT-2's names for its sizes, and a key that transformers fills in, are no KeyError."""
+    gpt2 = {"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
+    (tmp_path / "config.json").write_text(json.dumps(gpt2))
+    assert gpu("h100-sxm", model=tmp_path).overhead_ms == pytest.approx(12 * OVERHEAD_MS_PER_LAYER)
+    config = json.loads((model_folder("llama-3.1-8b") / "config.json").read_text())
+    del config["num_key_value_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert dense_shape(tmp_path) is None
 
 
 def test_models_are_named_by_folder_or_file(tmp_path: Path) -> None:

@@ -281,6 +281,12 @@ def test_what_cannot_be_read_as_a_record_is_named_with_its_position(tmp_path: Pa
         (lambda r: r.update(exakt={}), "exakt: Extra inputs are not permitted"),
         (lambda r: r.update(lab="02_other"), "holds the record of '02_other'"),
         (lambda r: r["claims"].update(C01={"value": [1]}), r"claims\.C01\.value"),
+        (
+            lambda r: r.update(predictions=[{"id": "01.a"}, {"confidence": []}]),
+            r"predictions\[1\]: .*confidence is \[\]",
+        ),
+        (lambda r: r.update(predictions=[{"high": "4"}]), "high is '4'"),
+        (lambda r: r.update(predictions=[{"hit": 1}]), "hit is 1"),
     ]
     contents = [
         (b'{"format": 1,\n "lab": }', "not valid JSON: .* at line 2 column 9"),

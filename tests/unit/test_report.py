@@ -1,6 +1,7 @@
 """The report: whole without any other machine, safe whatever a record holds, honest about what is missing."""
 
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -242,11 +243,19 @@ def test_labs_that_did_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_the_report_goes_where_it_is_asked_to(full: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """By default into the run's folder, else to the named file; built twice it differs in nothing but its time. An
-    output path without a folder is refused by name."""
+    """By default into the run's folder, else to the named file; built twice it differs in nothing but its time. A path
+    without a folder, what is not a regular file and the run's own files are refused, and stay as they are."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     with pytest.raises(RecordError, match="nowhere is not a folder"):
         build(full, elsewhere / "nowhere" / "report.html")
+    os.mkfifo(elsewhere / "pipe")  # as /dev/null: a rename would replace it
+    with pytest.raises(RecordError, match="not a regular file"):
+        build(full, elsewhere / "pipe")
+    assert (elsewhere / "pipe").is_fifo()
+    run, record = full / "run.json", (full / "run.json").read_bytes()
+    with pytest.raises(RecordError, match="could be a record"):
+        build(full, run)
+    assert run.read_bytes() == record
     both = (build(full), build(full, elsewhere / "page.html"))
     assert both == (full / "report.html", elsewhere / "page.html")
     one, two = (re.sub(r"on \d{4}-[^.]*UTC", "", file.read_text()) for file in both)
