@@ -4,7 +4,16 @@ from collections.abc import Iterator
 
 from labkit.advice.costs.calculate import CostResult
 from labkit.advice.costs.machines import BreakEven, Demand, Fleet, MachineCost, engineering_per_day, machine, staircase
-from labkit.advice.costs.prices import MILLION, ApiPrice, exact, find_instance, millions, show_number, show_usd
+from labkit.advice.costs.prices import (
+    MILLION,
+    ApiPrice,
+    exact,
+    find_instance,
+    millions,
+    show_gpus,
+    show_number,
+    show_usd,
+)
 from labkit.advice.costs.settings import CostSettings
 
 
@@ -21,10 +30,6 @@ def explain(result: CostResult) -> tuple[str, ...]:
         lines.append(f"{api.price.name}: {api.price.words} = {show_usd(api.price.usd_per_request)} a request; {day}")
         lines.append(_break_even(result, api.price, api.break_even))
     return tuple(lines)
-
-
-def gpus_in_words(count: int) -> str:
-    return f"{count:,} GPU{'' if count == 1 else 's'}"
 
 
 def _traffic(settings: CostSettings, traffic: Demand) -> Iterator[str]:
@@ -56,8 +61,8 @@ def _machine(settings: CostSettings, single: MachineCost) -> Iterator[str]:
     yield f"throughput = {rate} {kind} tokens/s: {used.label}"
     if used.gpus and single.gpus:
         yield (
-            f"one machine = {rate} tokens/s / {gpus_in_words(used.gpus)} x {single.replicas} whole replicas of "
-            f"{gpus_in_words(settings.replica_gpus)} = {whole} tokens/s"
+            f"one machine = {rate} tokens/s / {show_gpus(used.gpus)} x {single.replicas} whole replicas of "
+            f"{show_gpus(settings.replica_gpus)} = {whole} tokens/s"
         )
     yield (
         f"requests of one machine = {whole} tokens/s / {counted:,} {kind} tokens = "
@@ -74,7 +79,7 @@ def _fleet(settings: CostSettings, traffic: Demand, hosted: Fleet, single: Machi
     yield (
         f"machines = {show_number(traffic.planned_per_s)} / {capacity} requests/s = "
         f"{show_number(traffic.planned_per_s / single.requests_per_s)}, rounded up, at least {settings.min_instances} "
-        f"= {hosted.machines:,} ({hosted.replicas:,} {replicas}, {gpus_in_words(hosted.gpus)})"
+        f"= {hosted.machines:,} ({hosted.replicas:,} {replicas}, {show_gpus(hosted.gpus)})"
     )
     hours = show_number(hosted.machine_hours)
     if settings.hourly_load:

@@ -12,7 +12,6 @@ from typing import Any
 
 from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
-from labkit.advice.costs.explain import explain, gpus_in_words
 from labkit.advice.costs.prices import (
     PURCHASES,
     dated_models,
@@ -21,6 +20,7 @@ from labkit.advice.costs.prices import (
     millions,
     model_name,
     rounded,
+    show_gpus,
     show_usd,
 )
 from labkit.advice.costs.settings import LOADS, NUMBERS, CostSettings, default, settings_from
@@ -50,6 +50,7 @@ CHARTS: Mapping[str, Callable[[CostResult], Spec]] = {
     "What matters": sensitivity_chart,
 }
 WIDTH, HEIGHT = 480, 205
+INK = "var(--jp-content-font-color1, #000)"  # as in cost_form.css
 PICTURE = "345px"
 HOW_TO_SHARE = (
     "<p style='line-height:1.4;margin:2px 0'>Copy the question for the lab's parameter <code>state</code> or for "
@@ -117,7 +118,8 @@ class CostCalculator(Form[CostResult]):
             tooltip="Copy it, or paste another calculator's text and press Tab",
         )
         self.sharing = widgets.VBox([widgets.HTML(HOW_TO_SHARE), self.exported], layout={"height": PICTURE})
-        style = widgets.HTML(LOOK + LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
+        look = f"<style>{data_path('cost_form.css').read_text()}</style>"
+        style = widgets.HTML(look + LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
         shown = [style, self.table, self.view, self.picture, self.sums, self.sharing, self.message]
         columns = [widgets.VBox([self.fields[name] for name in fields]) for fields in tabs.values()]
         left = widgets.Tab(columns, titles=list(tabs), layout={"width": "376px", "flex": "0 0 auto"})
@@ -155,6 +157,8 @@ class CostCalculator(Form[CostResult]):
         self.sums.layout.display = "" if view == SUMS else "none"
         self.sharing.layout.display = "" if view == SHARING else "none"
         if view == SUMS:
+            from labkit.advice.costs.explain import explain
+
             items = "".join(f"<li>{escape(line)}</li>" for line in explain(self.result))
             style = "margin:0;padding-left:24px;font-size:12.5px"
             self.sums.value = f"<ol class='labkit-sums' style='{style}'>{items}</ol>"
@@ -247,21 +251,6 @@ def _widget(name: str, field: _Field, settings: CostSettings) -> Any:
     return labelled(kind, field.label, tip, style=STYLE, layout=LAYOUT, **options)
 
 
-# JupyterLab's own colours, legible in light and dark themes; black on white elsewhere.
-INK, LINE = "var(--jp-content-font-color1, #000)", "var(--jp-border-color2, #bbb)"
-LOOK = f"""<style>
-.labkit-costs table.labkit-answer {{width:100%;border-collapse:collapse;margin:2px 0;font-size:12px;line-height:1.25;
-  color:{INK};border:0}}
-.labkit-costs .labkit-answer th {{text-align:right;font-weight:600;padding:1px 5px;border-bottom:1px solid {LINE};
-  background:transparent;white-space:nowrap}}
-.labkit-costs .labkit-answer td {{text-align:right;padding:1px 5px;white-space:nowrap;background:transparent}}
-.labkit-costs .labkit-answer td:first-child {{text-align:left;white-space:normal;width:40%}}
-.labkit-costs .labkit-mine td {{font-weight:700;border-bottom:1px solid {LINE}}}
-.labkit-costs .labkit-note {{line-height:1.3;font-size:12px;color:{INK};white-space:normal}}
-.labkit-costs .labkit-sums li {{line-height:1.35;white-space:normal;margin-bottom:2px;color:{INK}}}
-</style>"""
-
-
 def answer_html(result: CostResult) -> str:
     """Return which side is cheaper, and a table of hosting and each API: per day, per month, 1M tokens, break-even."""
     heads = ("", "a day", "a month", "1M tokens", "hosting pays from")
@@ -288,7 +277,7 @@ def _row(kind: str, cells: Iterable[str]) -> str:
 
 def _hosting(result: CostResult) -> Iterable[str]:
     fleet, low, high = result.hosted, result.cheapest, result.dearest
-    gpus = f", {gpus_in_words(fleet.gpus)}" if fleet.gpus else ""
+    gpus = f", {show_gpus(fleet.gpus)}" if fleet.gpus else ""
     per_million = "-" if fleet.usd_per_million_tokens is None else show_usd(fleet.usd_per_million_tokens)
     yield f"{fleet.machines:,} x {escape(result.settings.instance)}{gpus}, {float(fleet.utilisation):.0%} busy"
     yield f"{show_usd(fleet.usd_per_day)}{span(low.usd_per_day, high.usd_per_day)}"

@@ -43,6 +43,10 @@ def show_usd(usd: Fraction) -> str:
     return f"${rounded(usd, 2):,}"
 
 
+def show_gpus(count: int) -> str:
+    return f"{count:,} GPU{'' if count == 1 else 's'}"
+
+
 def show_number(value: Fraction | float) -> str:
     """Format whole numbers with commas, others with up to four significant digits."""
     number = exact(value)
