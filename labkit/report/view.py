@@ -29,6 +29,7 @@ SCALE_ENDS = 8  # guesses that are off by more than this factor are drawn as an 
 MARKS = {"done": "good", "failed": "bad", "skipped": "none", "waiting": "none", "running": "mid"}
 VERDICTS = {"supported": "good", "refuted": "bad", "depends": "mid"}
 HITS = {True: "good", False: "bad", None: "none"}
+UNITS, TERMS = {"s", "ms", "mb"}, {"ttft": "TTFT", "vllm": "vLLM"}  # words of a figure's name
 View = dict[str, Any]
 
 
@@ -124,8 +125,10 @@ def _plainly(value: object) -> str:
 
 
 def _figure(item: Measured) -> View:
+    words = item.name.replace("_", " ").split()
+    words = [TERMS.get(word, word) for word in words if word not in UNITS]  # the value has its unit
     return {
-        "name": item.name.replace("_", " "),
+        "name": " ".join(words),
         "value": amount(item.value, item.unit),
         "interval": span(item.low, item.high, item.unit) if len(item.values) > 1 else "",
         "repeats": str(len(item.values)),

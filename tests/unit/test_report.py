@@ -82,6 +82,7 @@ def full(tmp_path: Path) -> Path:
     )  # fmt: skip
     first.save("done")
     second = recorder(tmp_path, SECOND)
+    second.measure("ttft_s_warm", "s", [2.0, 2.0])
     second.ratio(paired_ratio([4.0, 4.2, 4.1], [2.0, 2.0, 2.0], name="gain"), tolerance=0.3)
     second.evidence("C29", article_formula_over_true=0.25, batch_size=4)
     second.warn("the client was the limit")
@@ -115,7 +116,7 @@ def test_every_result_is_told(full: Path) -> None:
     expected = (
         *("What can this machine serve, and how fast?", "tokens per second: 41 tok/s (", "1:03", "gain: 2.05x ("),
         *("2.05 times too low", "C29", "refuted", "the client was the limit", "INFO all well", "0.0.1", "1 of 2"),
-        *("ValueError: no memory (in cell 3: go())", "Test CPU", synthetic.NO_GPU),
+        *("ValueError: no memory (in cell 3: go())", "Test CPU", synthetic.NO_GPU, "TTFT warm: 2 s"),
     )
     assert [text for text in expected if text not in words] == []
 
