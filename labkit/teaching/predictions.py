@@ -289,9 +289,9 @@ def _bundle(result: Reveal) -> dict[str, str]:
 
 
 def _row_html(name: str, value: str, note: str) -> str:
-    if not name:  # where the figure above comes from
-        return f"<tr><td></td><td colspan='2' {LEFT}>{value}</td></tr>"
-    return f"<tr><th scope='row' {NAME}>{name}</th><td {LEFT}><b>{value}</b></td><td {LEFT}>{note}</td></tr>"
+    head, value = (f"<th scope='row' {NAME}>{name}</th>", f"<b>{value}</b>") if name else ("<td></td>", value)
+    cells = f"<td {LEFT}>{value}</td><td {LEFT}>{note}</td>" if note else f"<td colspan='2' {LEFT}>{value}</td>"
+    return f"<tr>{head}{cells}</tr>"
 
 
 def _words(value: float | str | None, unit: str | None) -> str:
