@@ -51,7 +51,8 @@ class Layout:
         if self.kept:
             lines.append(f"kept as you left them: {', '.join(self.kept)}")
         if self.outdated:
-            lines.append(f"newer versions exist of: {', '.join(self.outdated)} (rename your copy and start again)")
+            again = "rename your copy and start again"
+            lines.append(f"the course has another version of: {', '.join(self.outdated)} ({again})")
         if self.unreadable:
             again = "rename or delete them and start again to get the labs"
             lines.append(f"kept, although they are not notebooks: {', '.join(self.unreadable)} ({again})")
@@ -80,8 +81,8 @@ def lay_out(folder: Path, profile: Profile) -> Layout:
         except NOT_A_NOTEBOOK:
             unreadable.append(source.name)
             continue
+        copies.bring_linked(notebook)
         if learners_version is None:
-            copies.bring_linked(notebook)
             _prepare(notebook, source.stem, profile, version)
             nbformat.write(notebook, target)
             written.append(source.name)
@@ -156,7 +157,7 @@ def _learners_version(target: Path) -> str | None:
 class _Copies:
     """The files that notebooks link to, copied into the workspace, since JupyterLab opens nothing outside it.
 
-    `kept`: those that the learner has edited; `outdated`: those of them that the course has changed since.
+    `kept`: those that the learner has edited; `outdated`: those of them that the course has changed since, or may have.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -165,7 +166,7 @@ class _Copies:
         try:
             self.laid_out = dict(json.loads((folder / COPIES).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            self.laid_out = {}  # copies that differ from the course's are then the learner's
+            self.laid_out = {}  # a copy that differs from the course's may be edited, or only old
 
     def bring_linked(self, notebook: Any) -> None:
         """Copy what the text links to, unless the learner has edited the copy; link to the copies."""
@@ -179,7 +180,7 @@ class _Copies:
         target, current, laid_out = self.folder / name, _hash(source), self.laid_out.get(name)
         if target.exists() and _hash(target) not in (current, laid_out):
             self.kept[name] = None
-            self.outdated |= {name: None} if laid_out not in (None, current) else {}
+            self.outdated |= {name: None} if laid_out != current else {}
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
@@ -190,7 +191,8 @@ class _Copies:
 
 
 def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    """Return a hash of a file's bytes; empty for a folder, which no copy is."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
 
 
 def _prepare(notebook: Any, name: str, profile: Profile, version: str) -> None:
@@ -236,6 +238,10 @@ def main(arguments: list[str]) -> int:
     except LabkitError as error:
         print(f"labkit: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        fix = "rename what is in the way, or set LABKIT_WORKSPACE to another folder"
+        print(f"labkit: the workspace cannot be written: {error}\n  To fix it: {fix}", file=sys.stderr)
+        return 1
     print("\n".join([layout.text, *expected_minutes(profile, machine)]), file=sys.stderr)
     return 0
 

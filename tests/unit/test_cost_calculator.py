@@ -85,6 +85,10 @@ def test_another_api_comes_first_and_the_list_does_not_grow(calculator: CostCalc
         calculator.fields["against"].value = model
         assert calculator.result.against.price.id == model
         assert len({api.price.id for api in calculator.result.api}) == len(calculator.result.api) == 3
+    own = {"api_input_usd_per_million": 1, "api_output_usd_per_million": 2, "api": "own,openai/gpt-5.4-nano"}
+    calculator = CostCalculator(costs.settings_from(own, START))
+    calculator.fields["against"].value = "openai/gpt-6-luna"
+    assert calculator.settings.api == ("openai/gpt-6-luna", "own")
 
 
 def test_the_modelled_throughput_follows_the_machine_and_a_typed_one_does_not(calculator: CostCalculator) -> None:

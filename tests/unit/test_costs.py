@@ -444,11 +444,13 @@ def test_printed_flips_flip_and_shares_stay_shares() -> None:
 
 
 def test_own_prices_join_the_named_apis() -> None:
-    """They come first, or where the APIs name them."""
+    """They come first, or where the APIs name them, and stay when the model changes."""
     own = {"api_input_usd_per_million": 1, "api_output_usd_per_million": 2}
     for named, expected in (("openai/gpt-5.4-nano", 0), ("openai/gpt-5.4-nano,own", 1)):
         settings = costs.settings_from({**own, "api": named})
         assert (len(settings.api), settings.api.index("own")) == (2, expected)
+    larger = costs.settings_from({"model": "llama-3.1-70b"}, costs.settings_from(own))
+    assert larger.api == ("own", *costs.settings_from({"model": "llama-3.1-70b"}).api)
 
 
 def test_a_price_of_0_for_cached_input_is_a_price() -> None:

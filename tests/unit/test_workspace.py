@@ -108,8 +108,8 @@ def test_a_file_that_is_not_a_notebook_is_kept_and_named(
 def test_linked_files_that_a_learner_edited_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_profile: Profile
 ) -> None:
-    """An edited guide, rule file or form is kept and named, also in a workspace without hashes; a copy as laid out
-    follows the course, and an edited one whose original has changed counts as outdated."""
+    """An edited guide, rule file or form is kept and named; a copy as laid out follows the course, also beside a lab
+    that was run; an edited copy counts as outdated if its original has changed, or may have: without hashes."""
     course = tmp_path / "course"
     shutil.copytree(notebooks_path(), course / "notebooks")
     for folder in ("data", "docs", "handlers", "applications", "course"):
@@ -123,12 +123,33 @@ def test_linked_files_that_a_learner_edited_are_kept(
     assert set(workspace.lay_out(mine, gpu_profile).kept) == set(names[:2])
     for original in (course / names[0], course / "docs" / "gpu.md", course / "notebooks" / names[2]):
         original.write_text(original.read_text() + "\n")
+    labs = sorted(path.name for path in mine.glob("*.ipynb") if names[2] in path.read_text())
+    for lab in labs:
+        notebook = nbformat.read(mine / lab, as_version=4)
+        notebook.cells[-1].source += "\nmy note"
+        nbformat.write(notebook, mine / lab)
     laid = workspace.lay_out(mine, gpu_profile)
-    assert (set(laid.kept), laid.outdated) == (set(names[:2]), names[:1])
+    assert (sorted(laid.kept), laid.outdated) == (sorted([*labs, *names[:2]]), names[:1])
+    assert labs
     assert [(mine / name).read_text() for name in names[:2]] == [f"mine: {name}" for name in names[:2]]
     assert (mine / names[2]).read_bytes() == (course / "notebooks" / names[2]).read_bytes()
     (mine / workspace.COPIES).write_text("[")
-    assert set(workspace.lay_out(mine, gpu_profile).kept) == set(names[:2])
+    laid = workspace.lay_out(mine, gpu_profile)
+    assert (set(laid.kept) - set(labs), set(laid.outdated)) == (set(names[:2]), set(names[:2]))
+
+
+def test_folders_and_files_in_the_way_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in the place of a linked file is kept; where nothing can be written, the command says so and ends."""
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path))
+    (tmp_path / "docs" / "ray-serve.md").mkdir(parents=True)
+    assert workspace.main(["--profile", "cpu"]) == 0
+    assert "kept as you left them: docs/ray-serve.md" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "docs")
+    (tmp_path / "docs").write_text("")
+    assert workspace.main(["--profile", "cpu"]) == 1
+    assert f"exists: '{tmp_path / 'docs'}'\n  To fix it: rename" in capsys.readouterr().err
 
 
 def test_a_notebook_says_that_a_newer_version_exists(

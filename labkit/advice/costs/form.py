@@ -13,6 +13,7 @@ from typing import Any
 from labkit.advice.costs.calculate import ApiCost, CostResult, calculate, span
 from labkit.advice.costs.charts import break_even_chart, sensitivity_chart, utilisation_chart
 from labkit.advice.costs.prices import (
+    OWN,
     PURCHASES,
     dated_models,
     known_models,
@@ -118,7 +119,7 @@ class CostCalculator(Form[CostResult]):
             tooltip="Copy it, or paste another calculator's text and press Tab",
         )
         self.sharing = widgets.VBox([widgets.HTML(HOW_TO_SHARE), self.exported], layout={"height": PICTURE})
-        look = f"<style>{data_path('cost_form.css').read_text()}</style>"
+        look = f"<style>{data_path('cost_form.css').read_text(encoding='utf-8')}</style>"
         style = widgets.HTML(look + LEAVE_ARROWS, layout={"height": "0", "margin": "0"})
         shown = [style, self.table, self.view, self.picture, self.sums, self.sharing, self.message]
         columns = [widgets.VBox([self.fields[name] for name in fields]) for fields in tabs.values()]
@@ -196,8 +197,9 @@ class CostCalculator(Form[CostResult]):
         if name == "hourly_load" and value == OWN_LOAD:
             return settings
         if name == "against":
-            others = settings.api if value in settings.api else settings.api[1:]
-            return settings.changed(api=(value, *(model for model in others if model != value)))
+            others = (model for model in settings.api if model != OWN)  # prices of your own stay in the table
+            replaced = value if value in settings.api else next(others, None)
+            return settings.changed(api=(value, *(model for model in settings.api if model != replaced)))
         return settings_from({name: value}, settings)
 
     def _with_traffic(self, settings: CostSettings) -> CostSettings:

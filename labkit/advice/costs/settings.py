@@ -291,7 +291,9 @@ def _api_like(model: str) -> tuple[str, ...]:
 
 def _with_api(changes: dict[str, Any], start: CostSettings) -> dict[str, Any]:
     """Unless the APIs are set, let them follow the model. Put own prices first, unless the APIs name them."""
-    usual = _api_like(str(changes["model"])) if "model" in changes else start.api
+    usual = start.api
+    if "model" in changes:
+        usual = (*(model for model in start.api if model == OWN), *_api_like(str(changes["model"])))
     apis = _names(changes.get("api", usual))
     prices = (changes.get(f"api_{side}_usd_per_million") for side in ("input", "output"))
     if any(price not in (None, "") for price in prices) and OWN not in apis:
