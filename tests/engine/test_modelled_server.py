@@ -5,10 +5,8 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import pytest
@@ -40,13 +38,12 @@ class Serving:
 
 
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Serving]:
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """The users' command, ready; Ctrl-C ends it with every process that it had, and with its folder."""
-    port, before = free_port(), set(Path(tempfile.gettempdir()).glob("labkit-serve-*"))
+    port, temporary = free_port(), tmp_path_factory.mktemp("serve")
     command = [sys.executable, "-m", "labkit", "serve", "vllm", "--gpu", "h100-sxm", "--port", str(port)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "LABKIT_API_KEY": KEY}, start_new_session=True
-    )
+    env = {**os.environ, "LABKIT_API_KEY": KEY, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
     assert process.stderr is not None
     said = ""
     for line in process.stderr:  # ends with the process, should it die
@@ -61,7 +58,7 @@ def serving() -> Iterator[Serving]:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert not survivors(family, within_s=10)
-    assert set(Path(tempfile.gettempdir()).glob("labkit-serve-*")) == before
+    assert list(temporary.glob("labkit-serve-*")) == []
 
 
 def test_an_answer_says_that_it_is_filler(serving: Serving) -> None:

@@ -36,9 +36,14 @@ PARCEL = {"text": "My parcel has not arrived yet. Where is it?", "max_tokens": 1
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """The address and process of a running desk. Afterwards Ctrl-C must end it, and leave no process and no file."""
-    before = loose_files()
     log = tmp_path_factory.mktemp("desk") / "log"
-    server, url = start(log)
+    with tempfile.TemporaryDirectory(prefix="desk-") as temporary:  # a short path, for sockets
+        yield from serve(log, Path(temporary))
+
+
+def serve(log: Path, temporary: Path) -> Iterator[tuple[str, int]]:
+    """The desk with a folder of its own for temporary files; see `running`."""
+    server, url = start(log, temporary)
     processes = tree(server.pid)
     yield url, server.pid
     processes += tree(server.pid)
@@ -46,7 +51,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
     assert server.wait(STOP_TIMEOUT_S) == 0, log.read_text()
     assert len(processes) > 5, "Ray's processes were not seen at all"
     assert not survivors(processes, within_s=5)
-    assert loose_files() <= before
+    assert [one for one in temporary.rglob("*") if one.name.startswith("vllm_dist_") or one.is_socket()] == []
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +65,14 @@ def tree(pid: int) -> list[psutil.Process]:
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
-def loose_files() -> set[Path]:
-    """What an engine leaves among everybody's temporary files if nobody takes care: vLLM's files, and sockets."""
-    here = Path(tempfile.gettempdir()).iterdir()
-    return {one for one in here if one.name.startswith("vllm_dist_") or one.is_socket()}
-
-
-def start(log: Path) -> tuple["subprocess.Popen[bytes]", str]:
+def start(log: Path, temporary: Path) -> tuple["subprocess.Popen[bytes]", str]:
     """Starts `labkit serve ray` and waits until it is ready."""
     with log.open("wb") as out:
         server = subprocess.Popen(
             [sys.executable, "-m", "labkit", "serve", "ray", "--port", str(free_port())],
             stdout=out,
             stderr=out,
-            env={**os.environ, "LABKIT_API_KEY": KEY},
+            env={**os.environ, "LABKIT_API_KEY": KEY, "TMPDIR": str(temporary)},
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
