@@ -145,14 +145,19 @@ AnswerCheck = tuple[Callable[[RequestRecord], bool], str]
 
 
 def _judged(record: RequestRecord) -> bool:
-    """Whether the answer is long and slow enough to show whether its tokens arrived one by one."""
-    tokens = record.output_tokens or len(record.chunk_times_s)
-    return bool(record.chunk_times_s) and tokens >= FEW_TOKENS and (record.e2e_s or 0.0) > tokens * FAST_TOKEN_S
+    """Whether the answer is long and slow enough to show whether its tokens arrived one by one.
+
+    Usage may count hidden reasoning: the visible tokens are at most the chunks or the characters."""
+    chunks = len(record.chunk_times_s)
+    tokens = record.output_tokens or chunks
+    long = chunks > 0 and min(tokens, max(chunks, len(record.text))) >= FEW_TOKENS
+    return long and (record.e2e_s or 0.0) > tokens * FAST_TOKEN_S
 
 
 def _in_clumps(record: RequestRecord) -> bool:
     """Whether the answer arrived at once, or most of its chunks with FEW_TOKENS or more at the same instant: faster
-    than any engine generates them. A single chunk of many tokens is no clump: engines send several per step."""
+    than engines generate them, unless speculatively. A single chunk of many tokens is no clump: engines send several
+    per step."""
     clumps: list[list[float]] = []
     for time in record.chunk_times_s:
         if clumps and time - clumps[-1][0] < len(clumps[-1]) * FASTEST_TOKEN_S:
@@ -183,9 +188,10 @@ STREAM_CHECKS: tuple[AnswerCheck, ...] = (
 
 
 CLUMPED = (
-    f"most answers arrived in clumps of {FEW_TOKENS} tokens or more: the server or a proxy holds tokens back, so TTFT "
-    "is the time of a whole clump (up to the whole answer), and ITL and TPOT are meaningless. To fix it: turn off "
-    "response buffering and compression on the way (nginx: proxy_buffering off, gzip off), or load the server itself"
+    f"long answers arrived in clumps of {FEW_TOKENS} tokens or more: the server or a proxy holds tokens back (or the "
+    "server decodes speculatively), so TTFT is the time of a whole clump (up to the whole answer), ITL is meaningless, "
+    "and TPOT is too short. To fix it: turn off response buffering and compression on the way (nginx: proxy_buffering "
+    "off, gzip off), or load the server itself"
 )
 
 
@@ -201,10 +207,13 @@ def find_warnings(result: LoadResult, *, planned: int, ramp_from: float | None =
         if count := sum(map(applies, done)):
             yield f"{count} of {len(done)} answers {problem}"
     judged = [record for record in done if result.stream and _judged(record)]
-    if sum(map(_in_clumps, judged)) > len(judged) / 2:  # a paused client makes clumps of a few answers
-        yield CLUMPED
+    clumped = sum(map(_in_clumps, judged))
+    busy = client_bound(result.client_cpu_share)
+    # A paused client makes clumps of a few answers, a busy one of all.
+    if clumped > len(judged) / 2 and not busy:
+        yield f"{clumped} of {len(judged)} {CLUMPED}"
     yield from _outliers(done)
-    if busy := client_bound(result.client_cpu_share):
+    if busy:
         yield busy
     if (latest_s := max((record.waited_s for record in result.records), default=0.0)) > LATE_S:
         yield f"the client fell behind: a request was sent {latest_s:.2f} s after it was due"

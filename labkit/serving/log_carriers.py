@@ -33,6 +33,7 @@ TIME = re.compile(
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?)|\b(\d\d-\d\d \d\d:\d\d:\d\d)\b|^(1\d{12})\b|^(1\d{18})\b",
     re.MULTILINE,
 )
+WORD = re.compile(r"\S")
 Entry = tuple[int, str | list[str]]
 """The number of a line and its text; or the number of an entry and the texts in it."""
 
@@ -52,15 +53,17 @@ def entries(stream: TextIO) -> tuple[list[str], Iterator[Entry]]:
 
 def _newest_first(sample: Iterable[Entry]) -> bool:
     """Whether times fall more often than they rise from one entry to the next."""
-    last: dict[int | None, str] = {}  # by form
+    first: dict[int | None, str] = {}  # by form
+    last: dict[int | None, str] = {}
     falls = rises = 0
     for _, texts in sample:
         text = texts if isinstance(texts, str) else "\n".join(texts)
         times = {match.lastindex: match[0] for match in reversed(list(TIME.finditer(text)))}
         falls += sum(time < last.get(form, time) for form, time in times.items())
         rises += sum(time > last.get(form, time) for form, time in times.items())
-        last |= times
-    return falls > rises
+        first, last = times | first, last | times
+    # In a log of two machines, one with a slow clock, times fall as often as they rise.
+    return falls > rises and any(last[form] < time for form, time in first.items())
 
 
 def _entries(stream: TextIO) -> Iterator[Entry]:
@@ -120,8 +123,8 @@ def _documents(text: str) -> list[Any] | None:
     """Return the JSON values in the text, one after another; None if anything else is in it."""
     decoder, at, trees = json.JSONDecoder(), 0, []
     with contextlib.suppress(ValueError, RecursionError):
-        while text := text[at:].lstrip():
-            tree, at = decoder.raw_decode(text)
+        while start := WORD.search(text, at):
+            tree, at = decoder.raw_decode(text, start.start())
             trees.append(tree)
         return trees
     return None
@@ -134,7 +137,8 @@ def _unpacked(tree: Any) -> Iterator[list[str]]:
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
-            parts += reversed(part.values())
+            request = "model" in part and not {"messages", "prompt"}.isdisjoint(part)  # its texts are a user's
+            parts += [] if request else reversed(part.values())
         elif isinstance(part, list) and part and all(isinstance(byte, int) and 0 <= byte < 256 for byte in part):
             texts.append(bytes(part).decode(errors="replace"))  # journald's form of a message with colours
         elif isinstance(part, list) and any(isinstance(inner, dict | list) for inner in part):

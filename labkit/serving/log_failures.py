@@ -255,7 +255,9 @@ FAILURES = {
         "look for the first error above, also in the workers' lines",
     ),
 }
-CONSEQUENCE, UNKNOWN = "engine_ended", "unknown_error"
+CONSEQUENCE, UNKNOWN, READY = "engine_ended", "unknown_error", "ready"
+SERVED = (READY, "statistics")
+"""Kinds of lines that a server writes after its start."""
 
 
 LEAST_SHARE = 0.05
@@ -361,9 +363,19 @@ def _out_of_memory(match: re.Match[str], engine: Engine) -> Explanation:
     )
 
 
+@reads(READY, r"Application startup complete")
+def _ready(_match: re.Match[str], _engine: Engine) -> Explanation:
+    return Explanation("The server takes requests.")
+
+
 @reads(
     UNKNOWN, r"(?<![\w.`(])((?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): \S.*"
 )  # the last reader: it takes any error
-def _unknown(match: re.Match[str], _engine: Engine) -> Explanation:
+def _unknown(match: re.Match[str], engine: Engine) -> Explanation:
+    if engine.has(*SERVED):
+        return Explanation(
+            f"An error ({match[1]}) after the start. If the server goes on, it concerns a request; if not, read the "
+            "traceback before this line."
+        )
     fix = "read the traceback before this line, and search for its message among vLLM's issues"
     return Explanation(f"An error ({match[1]}) that is not known here.", fix=fix)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from labkit.models import Architecture
 from labkit.serving import log_carriers, log_readers  # noqa: F401  # log_readers fills READERS
 from labkit.serving.log_engine import READERS, Engine
-from labkit.serving.log_failures import CONSEQUENCE, UNKNOWN
+from labkit.serving.log_failures import CONSEQUENCE, READY, SERVED, UNKNOWN
 from labkit.serving.log_lines import Line, Worker, open_log, readings, records, worker
 
 KEPT = 100  # the last lines of a kind: a server writes statistics for months
@@ -24,7 +24,7 @@ HINTS = (
     "MemoryAllocation", "137", "OOMKilled", "/dev/shm", "oom-kill", "calloc", "Error", "Exception", "Errno", "NCCL",
     "gated repo", "Not Found for url", "is restricted", "custom code", "CUDA GPUs", "NVIDIA driver", "driver version",
     "kernel image", "CUDA error", "No space left", "us error", "SIGBUS", "Watchdog", "EngineCore enc", "died unexp",
-    "core proc", "not a local folder", "already in use",
+    "core proc", "not a local folder", "already in use", "startup complete",
 )  # fmt: skip
 HARMLESS = ("preempted", "swap_space")
 """Kinds with a remedy that end no start."""
@@ -142,6 +142,14 @@ def read(
                 starts += 1
             engine.kinds.add((kind, source.engine, source.label))
             engine.ranks |= set() if source.rank is None else {source.rank}
+            if kind in SERVED and len(services) < 2:  # what failed before did not end this start
+                kept = {
+                    name: lines
+                    for name, lines in kept.items()
+                    if name != UNKNOWN and not lines[0].meaning.startswith("No start")
+                }
+            if kind == READY or (kind == UNKNOWN and kind in kept):
+                continue
             means = READERS[kind][1](match, engine)
             text = means.shown or " ".join(match[0].split())
             lines = kept.setdefault(kind, deque(maxlen=KEPT))
@@ -166,11 +174,9 @@ def read(
 
 
 def _causes(kept: Mapping[str, Iterable[MemoryLine]]) -> tuple[MemoryLine, ...]:
-    """Return the lines in order, without what follows from a failure that is explained. Of errors that are not, the
-    first one counts after which the engine served no request."""
+    """Return the lines in order, without what follows from a failure that is explained."""
     lines = sorted(chain.from_iterable(kept.values()), key=lambda line: line.number)
-    served = max((line.number for line in lines if line.kind == "statistics"), default=0)
-    unknown = [line for line in lines if line.kind == UNKNOWN and line.number > served][:1]
+    unknown = [line for line in lines if line.kind == UNKNOWN]
     explained = any(line.fix and line.kind not in (*HARMLESS, CONSEQUENCE, UNKNOWN) for line in lines)
     shown = [] if explained else unknown or [line for line in lines if line.kind == CONSEQUENCE]
     return tuple(line for line in lines if line.kind not in (CONSEQUENCE, UNKNOWN) or line in shown)

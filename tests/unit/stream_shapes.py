@@ -149,6 +149,7 @@ SHAPES: dict[str, Shape] = {
     "all in one chunk": Shape(
         (FIRST_S, event(delta("Hello world", "stop")), event(usage(8)), DONE), tokens=8, warning="in clumps"
     ),
+    "after hidden reasoning": Shape((FIRST_S, event(delta("42", "stop")), event(usage(8)), DONE), tokens=8, text="42"),
     "a short answer in one chunk": Shape((FIRST_S, event(delta("Hello world", "stop")), event(usage(2)), DONE)),
     "a burst": Shape(
         (FIRST_S, b"".join([*(event(delta(str(k))) for k in range(8)), event(STOP), event(usage(8)), DONE])),

@@ -332,9 +332,9 @@ def test_client_cpu_share() -> None:
         assert ["81%" in warning for warning in warnings] == warned
 
 
-def clumped(records: list[load.RequestRecord]) -> bool:
-    result = LoadResult(tuple(records), 10.0, 0.0, 1, None, "chat", 0)
-    return any("in clumps" in warning for warning in find_warnings(result, planned=len(records)))
+def clumped(records: list[load.RequestRecord], *, client_cpu_s: float = 0.0) -> bool:
+    result = LoadResult(tuple(records), 10.0, client_cpu_s, 1, None, "chat", 0)
+    return any("1 of 1 long answers" in warning for warning in find_warnings(result, planned=len(records)))
 
 
 @given(
@@ -358,12 +358,13 @@ def test_clumps_are_noticed_and_chunks_of_many_tokens_are_not(
     arrived = [clump[-1] + k * segment_s for clump in clumps for k in range(len(clump))]
 
     def record(times: list[float]) -> load.RequestRecord:
-        return load.RequestRecord(0, 0.0, 0.0, tuple(times), times[-1], 5, tokens, Outcome.OK)
+        return load.RequestRecord(0, 0.0, 0.0, tuple(times), times[-1], 5, tokens, Outcome.OK, text="word " * tokens)
 
     in_clumps = sum(len(clump) for clump in clumps if len(clump) >= 8) > len(sent) / 2
     whole = len(clumps) == 1 and (len(sent) > 1 or tokens == 1)
     assert clumped([record(arrived)]) == (tokens >= 8 and (in_clumps or whole))
     assert not clumped([record(sent)])
+    assert not clumped([record(arrived)], client_cpu_s=9.0)  # a client at its limit reads late
     assert not clumped([record(arrived), record(sent)])  # as after one pause of the client
     at_once = [0.0005 * tokens] * tokens  # by a server that needs no time
     assert not clumped([record(at_once)])

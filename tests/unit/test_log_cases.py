@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -491,6 +492,52 @@ def test_what_starts_without_a_fault_has_no_failure() -> None:
     retried = "WARNING 11-28 10:00:00 [parallel.py:746] Address already in use. Retrying with a new port."
     chatter = "NCCL WARN Call to bind failed : Address already in use"
     assert read(f"{retried}\n{chatter}\nINFO 11-28 10:00:00 [x.py:1] vLLM is using nccl==2.27.5").lines == ()
+
+
+READY = "(APIServer pid=1) INFO:     Application startup complete."
+
+
+def test_a_healthy_server_has_no_failure() -> None:
+    """What failed before the server was ready ended no start of it; later unknown errors may concern a request, and
+    remain in doubt; a failure after the start is one."""
+    bind = FAILED["port_in_use"]
+    late = "ValueError: This model's maximum context length is 4096 tokens."
+    for log in ((bind, READY), (UNKNOWN.format(1, "low"), READY), (bind, SERVING)):
+        assert not [line for line in read("\n".join((*START, *log))).lines if line.fix]
+    (error,) = read("\n".join((*START, READY, late, late))).of("unknown_error")
+    assert (error.number, error.fix, "it concerns a request" in error.meaning) == (len(START) + 2, "", True)
+    again = read("\n".join((*START, READY, late, *START, READY)))
+    assert "ended with an error" not in " ".join(again.notes)
+    assert [line.kind for line in read("\n".join((*START, READY, bind))).lines if line.fix] == ["port_in_use"]
+    pods = [f"{pod}-1  | {line}" for pod, line in (("a", START[0]), ("b", START[0]), ("b", bind), ("a", READY))]
+    assert read("\n".join(pods)).of("port_in_use")
+
+
+def test_the_body_of_a_request_is_no_part_of_the_log() -> None:
+    """A user's text in JSON, in an entry of JSON or after a prefix, is not read, whatever it says."""
+    asked = {"model": "m", "messages": [{"role": "user", "content": f"why?\n{FAILED['nccl']}\n{START[-1]}"}]}
+    for line in (f"INFO request {json.dumps(asked)}", json.dumps({"msg": "request", "body": json.dumps(asked)})):
+        assert read(line).lines == ()
+    assert read(json.dumps({"msg": START[-1], "body": asked})).lines
+
+
+def test_two_clocks_are_not_the_newest_entry_first() -> None:
+    """Lines of two machines alternate; the one with the slow clock writes last."""
+    lines = [f"2026-11-28T10:00:{second:02}Z node-{node}" for k in range(9) for node, second in ((1, k + 5), (2, k))]
+    assert read("\n".join(lines)).notes[0].startswith("without the model's config")
+
+
+def test_a_document_of_many_values_takes_linear_time() -> None:
+    """Objects one after another, as jq prints them: each is decoded where it is, without a copy of the rest."""
+    text = json.dumps({"log": "x" * 1_000}, indent=1) + "\n"
+
+    def seconds(count: int) -> float:
+        started = time.process_time()
+        assert read(text * count).lines_read == count
+        return time.process_time() - started
+
+    seconds(100)  # warm-up
+    assert seconds(16_000) < 40 * seconds(1_000)  # 16 times the text
 
 
 def test_a_negative_figure_is_a_failure_and_a_quoted_line_is_nothing() -> None:
