@@ -33,7 +33,7 @@ def test_nobody_clicks(open_notebook: Opener, page: Any) -> None:
 
 
 def test_a_number_is_committed_and_revealed(open_notebook: Opener, page: Any) -> None:
-    """Type a number, move the confidence by key, commit: the form locks; reveal and chart show the guess."""
+    """Type a number, move the confidence by key, commit: the form locks, and the reveal shows the guess."""
     from playwright.sync_api import expect
 
     notebook = open_notebook(NOTEBOOK)
@@ -45,11 +45,9 @@ def test_a_number_is_committed_and_revealed(open_notebook: Opener, page: Any) ->
     expect(asked).to_contain_text("Committed: 480 tok/s (55% sure)")
     expect(asked.get_by_label("Your guess (tok/s)")).to_be_disabled()
     expect(asked.get_by_role("button", name="Committed")).to_be_disabled()
-    notebook.run_cells("reveal(number", "throughput_latency")
+    notebook.run_cells("reveal(number")
     expect(card(page, "How many tokens")).to_contain_text("480 tok/s, 55% sure")
     expect(card(page, "How many tokens")).to_contain_text("2 times too high")
-    chart = page.locator("svg.marks").filter(has_text="throughput (tok/s)")
-    expect(chart.get_by_text("your guess: 480 tok/s").first).to_be_visible()
 
 
 def test_a_choice_is_committed_and_revealed(open_notebook: Opener, page: Any) -> None:
@@ -96,15 +94,12 @@ def test_a_wrong_answer_is_named_and_hints_unfold(open_notebook: Opener, page: A
 
 
 def test_charts_are_drawn_offline(open_notebook: Opener, page: Any, watch: Watch) -> None:
-    """A chart is a drawing, not a picture or an error, with description and machine, and nothing went outside."""
+    """A chart is a drawing, not a picture or an error, with a description, and nothing went outside."""
     from playwright.sync_api import expect
 
     open_notebook(NOTEBOOK).run_all()
-    chart = page.locator(".jp-RenderedVegaCommon5 svg.marks").filter(has_text="throughput (tok/s)")
-    expect(chart).to_be_visible()
-    expect(chart.get_by_text("a machine for tests")).to_be_visible()
+    expect(page.locator(".jp-RenderedVegaCommon5 svg.marks").filter(has_text="throughput (tok/s)")).to_be_visible()
     expect(page.locator(".jp-RenderedVegaCommon5 [aria-label^='Throughput and E2E against']")).to_be_visible()
-    assert chart.get_by_text("your guess: 100 tok/s").count() >= 1
     assert watch.outside == []
 
 
